@@ -1,0 +1,1 @@
+"""Random changes: draw first, then apply a pure function."""

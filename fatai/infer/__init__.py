@@ -1,0 +1,1 @@
+"""From a trained model to predictions, and from several to one."""

@@ -1,0 +1,1 @@
+"""One readable file per re-created system, and its schema."""

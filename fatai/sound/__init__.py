@@ -1,0 +1,1 @@
+"""Sound before any learning: files, waveforms, spectrograms, channels."""
