@@ -1,0 +1,40 @@
+"""Networks that map spectrograms to logits, by name.
+
+Importing this package fills the registry `MODELS`; it needs torch alone, and builders import what else they need.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fatai.models import convblock  # fills MODELS
+from fatai.models.parts import SpectrogramModel, count_parameters
+from fatai.registry import MODELS
+
+__all__ = ["MODELS", "SpectrogramModel", "count_parameters", "create_model"]
+
+
+def create_model(name: str, n_tags: int, in_channels: int = 1, **options: Any) -> SpectrogramModel:
+    """Build a model by name.
+
+    Parameters
+    ----------
+    name
+        One of `MODELS.names()`.
+    n_tags
+        Number of logits.
+    in_channels
+        Channels of the spectrograms, as the front end makes them.
+    options
+        What the model's builder takes, such as `width`; an unknown one is an `OptionError` that lists the known.
+
+    Returns
+    -------
+    A model that maps (batch, channels, mels, frames) to logits (batch, n_tags).
+
+    Examples
+    --------
+    >>> count_parameters(create_model("m1", n_tags=80))
+    6380753
+    """
+    return MODELS.build(name, n_tags, in_channels, **options)

@@ -1,0 +1,194 @@
+"""Blocks, pooling and heads that several model families share.
+
+Conventions: a *spec* is (batch, channels, mels, frames); a *map* is what convolutions make of it, of the same four
+dimensions; *features* are (batch, features), one row per clip; *logits* are (batch, tags), before the sigmoid.
+Nothing here needs anything but torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fatai.errors import OptionError, ShapeError
+
+__all__ = ["ConcatPool", "MultiSampleDropout", "SpectrogramModel", "bn_head", "count_parameters", "kaiming_convs", "scaled"]
+
+
+class SpectrogramModel(nn.Module):
+    """What every fatai model is: spectrograms in, logits out, with an embedding between.
+
+    A subclass sets `min_mels` and `min_frames` and writes `features` (maps to one row per clip) and `classify` (rows to
+    logits). Inputs that are shorter or narrower than the smallest are padded with copies of their last frame or
+    highest bin, which needs no knowledge of what silence is in the units of the spectrogram.
+
+    Parameters
+    ----------
+    n_tags
+        Number of logits.
+    in_channels
+        Channels of the spectrogram.
+
+    Attributes
+    ----------
+    min_mels, min_frames : the smallest input that is used as it is.
+    n_mels : number of mel bins that the model is tied to, None when any number will do.
+    head_names : submodules that belong to the head; what is left is the body.
+    """
+
+    min_mels: int = 1
+    min_frames: int = 1
+    n_mels: int | None = None
+    head_names: tuple[str, ...] = ("head",)
+
+    def __init__(self, n_tags: int, in_channels: int):
+        super().__init__()
+        for name, value in (("n_tags", n_tags), ("in_channels", in_channels)):
+            if not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name}={value!r} is not a number of at least 1")
+        self.n_tags, self.in_channels = n_tags, in_channels
+
+    def forward(self, spec: Tensor) -> Tensor:
+        """Logits (batch, tags) of spectrograms (batch, channels, mels, frames)."""
+        return self.classify(self.features(self.prepared(spec)))
+
+    def embed(self, spec: Tensor) -> Tensor:
+        """Features (batch, features) of spectrograms (batch, channels, mels, frames): what the head sees."""
+        return self.features(self.prepared(spec))
+
+    def features(self, spec: Tensor) -> Tensor:
+        """One row per clip from spectrograms of sufficient size."""
+        raise NotImplementedError
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits from features."""
+        raise NotImplementedError
+
+    def prepared(self, spec: Tensor) -> Tensor:
+        """`spec`, checked, and padded to the smallest size that the model can use.
+
+        Raises
+        ------
+        ShapeError
+            If it is no spectrogram, or has other channels or (where the model is tied to them) other mel bins.
+        """
+        shape = tuple(spec.shape)
+        if spec.ndim != 4 or 0 in shape:
+            raise ShapeError(f"the model got an input of shape {shape}; expected (batch, channels, mels, frames), none of them 0")
+        if shape[1] != self.in_channels:
+            raise ShapeError(
+                f"the model got {shape[1]} channels in an input of shape {shape}; it was built with in_channels={self.in_channels}: "
+                "build it for the channels that your front end makes"
+            )
+        if self.n_mels is not None and shape[2] > self.n_mels:
+            raise ShapeError(f"the model got {shape[2]} mel bins in an input of shape {shape}; it was built with n_mels={self.n_mels}")
+        if self.training and shape[0] == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.modules()):
+            raise ShapeError(f"the model got one clip, shape {shape}; batch norm of its head needs at least 2 in training: raise bs")
+        more_mels, more_frames = max(self.min_mels - shape[2], 0), max(self.min_frames - shape[3], 0)
+        if more_mels or more_frames:
+            return F.pad(spec, (0, more_frames, 0, more_mels), mode="replicate")
+        return spec
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters of the body, then of the head: for learning rates that differ, as a fastai splitter returns them."""
+        head = {id(p) for name in self.head_names for p in self.get_submodule(name).parameters()}
+        return [[p for p in self.parameters() if id(p) not in head], [p for p in self.parameters() if id(p) in head]]
+
+
+class ConcatPool(nn.Module):
+    """Average and maximum over mels and frames, beside each other: maps (batch, c, mels, frames) to (batch, 2 c).
+
+    Parameters
+    ----------
+    order
+        "avg_max" as the 9th place does, or "max_avg" as fastai does.
+    """
+
+    def __init__(self, order: str = "avg_max"):
+        super().__init__()
+        if order not in ("avg_max", "max_avg"):
+            raise OptionError(f"order={order!r}; expected 'avg_max' (9th place) or 'max_avg' (fastai)")
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [x.mean(dim=(2, 3)), x.amax(dim=(2, 3))]
+        return torch.cat(pooled if self.order == "avg_max" else pooled[::-1], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"order={self.order!r}"
+
+
+class MultiSampleDropout(nn.Module):
+    """A linear layer whose logits are averaged over several dropout masks in training; at prediction a plain linear layer.
+
+    Parameters
+    ----------
+    in_features, out_features
+        As in `nn.Linear`.
+    samples
+        Number of masks; the 9th place tried 16.
+    p
+        Share of features that each mask drops.
+
+    Notes
+    -----
+    Source: H. Inoue, "Multi-Sample Dropout for Accelerated Training and Better Generalization", arXiv:1905.09788.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, samples: int = 16, p: float = 0.1):
+        super().__init__()
+        if samples < 1:
+            raise OptionError(f"samples={samples}; expected at least 1 dropout mask")
+        self.samples, self.p = samples, p
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.linear(x)
+        # The mean over masks commutes with the linear map: one matrix product does for all masks.
+        masks = F.dropout(torch.ones(self.samples, *x.shape, dtype=x.dtype, device=x.device), self.p)
+        return self.linear(x * masks.mean(0))
+
+    def extra_repr(self) -> str:
+        return f"samples={self.samples}, p={self.p}"
+
+
+def bn_head(features: int, hidden: int, n_tags: int, *, dropout_samples: int = 0) -> nn.Sequential:
+    """Head of the 9th place: batch norm, linear, PReLU with one slope, batch norm, linear.
+
+    With `dropout_samples` the last layer is a `MultiSampleDropout` (p 0.1) of that many masks.
+    """
+    last = MultiSampleDropout(hidden, n_tags, samples=dropout_samples) if dropout_samples else nn.Linear(hidden, n_tags)
+    return nn.Sequential(nn.BatchNorm1d(features), nn.Linear(features, hidden), nn.PReLU(), nn.BatchNorm1d(hidden), last)
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times `width`, to the nearest multiple of 8 and never below 8; unchanged at width 1.
+
+    Examples
+    --------
+    >>> scaled(64, 0.5), scaled(64, 0.01), scaled(337, 1.0)
+    (32, 8, 337)
+    """
+    if not width > 0:
+        raise OptionError(f"width={width!r}; expected a factor above 0, such as 0.5")
+    return channels if width == 1 else max(8, 8 * round(channels * width / 8))
+
+
+def kaiming_convs(module: nn.Module, *, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
+    """Kaiming-normal weights and zero biases for every 2-D convolution inside `module`."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode=mode, nonlinearity="relu")
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+
+
+def count_parameters(modules: nn.Module | Sequence[nn.Module], *, trainable: bool = False) -> int:
+    """Number of parameters in a module, or in several; only those that train if `trainable`."""
+    several = [modules] if isinstance(modules, nn.Module) else modules
+    return sum(p.numel() for m in several for p in m.parameters() if p.requires_grad or not trainable)
