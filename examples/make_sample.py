@@ -243,7 +243,8 @@ def attribution(parts: dict[str, list[Clip]]) -> list[tuple[str, ...]]:
 
 def read_sources(audio: Path, table: Path) -> tuple[list[Moment], list[Moment]]:
     """The loud moments of all CC0 clips: those for training and those for the test."""
-    train, test = [], []
+    train: list[Moment] = []
+    test: list[Moment] = []
     with table.open(newline="", encoding="utf-8") as f:
         for row in sorted(csv.DictReader(f), key=lambda r: r["filename"]):
             if row["license"] != "CC0":
