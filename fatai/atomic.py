@@ -30,7 +30,7 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     whole = Path(os.path.realpath(path))
     whole.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic only within one file system; the stem is cut for file systems that end names at 255 bytes.
+    # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255 bytes.
     beside = whole.parent / f".{whole.stem[:40]}.{secrets.token_hex(6)}.part{whole.suffix}"
     try:
         yield beside
