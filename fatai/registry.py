@@ -6,6 +6,7 @@ The entries live in the room that implements them; a registry imports that room 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ class Registry:
     def __init__(self, kind: str, home: str = ""):
         self.kind, self.home = kind, home
         self._entries: dict[str, tuple[Callable[..., Any], str]] = {}
+        self._families: dict[str, tuple[Callable[..., Any], str]] = {}
 
     def register(self, name: str, *, source: str) -> Callable[[Builder], Builder]:
         """Decorator that adds a builder under `name`; a taken name is an `OptionError`."""
@@ -67,11 +69,25 @@ class Registry:
 
         return add
 
+    def register_family(self, mark: str, *, source: str) -> Callable[[Builder], Builder]:
+        """Decorator for a builder of every name that holds `mark`, such as "timm:" or "+"; the name is its first argument."""
+
+        def add(builder: Builder) -> Builder:
+            self._families[mark] = (builder, source)
+            return builder
+
+        return add
+
     def _look_up(self, name: str) -> tuple[Callable[..., Any], str]:
         self._fill()
         try:
             return self._entries[name]
         except (KeyError, TypeError):
+            for mark, (builder, source) in self._families.items():
+                if isinstance(name, str) and mark in name:
+                    named = functools.partial(builder, name)
+                    named.__doc__ = builder.__doc__
+                    return named, source
             raise UnknownName(f"no {self.kind} named {name!r}; {did_you_mean(name, self.names())}") from None
 
     def _fill(self) -> None:
@@ -80,10 +96,10 @@ class Registry:
 
     def __contains__(self, name: object) -> bool:
         self._fill()
-        return name in self._entries
+        return name in self._entries or isinstance(name, str) and any(mark in name for mark in self._families)
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """All names, sorted; those of a family are without number and are not listed."""
         self._fill()
         return sorted(self._entries)
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from fatai.atomic import write_atomic
+from fatai.data.labels import parse_labels
 from fatai.errors import DataError, LabelError, SubmissionError
 from fatai.registry import did_you_mean
 from fatai.score.ranking import lwlrap, lwlrap_per_class
@@ -84,7 +85,7 @@ class Predictions:
                                   f"({int(bad.sum())} such values); expected numbers within [0, 1]: take the sigmoid of logits first")
         unknown = set(self.unreadable).difference(self.fnames)
         if unknown:
-            raise SubmissionError(f"unreadable names {_some(sorted(unknown))}, which fnames lacks")
+            raise SubmissionError(f"unreadable names {some(sorted(unknown))}, which fnames lacks")
         probs.setflags(write=False)
         object.__setattr__(self, "probs", probs)
 
@@ -168,7 +169,7 @@ class Predictions:
         lacking = [name for name in self.fnames if name not in known]
         extra = sorted(set(known).difference(self.fnames))
         if (lacking or extra) and not (partial and both):
-            said = [f"the truth lacks {_some(lacking)}" if lacking else "", f"the predictions lack {_some(extra)}" if extra else ""]
+            said = [f"the truth lacks {some(lacking)}" if lacking else "", f"the predictions lack {some(extra)}" if extra else ""]
             remedy = "score the same clips, or only those in both with partial=True" if both else "no clip is in both: is this its truth?"
             raise DataError(f"{'; '.join(filter(None, said))}: {remedy}")
         return Aligned(self.select(both).probs, np.array([known[name] for name in both], dtype=bool).reshape(len(both), len(self.tags)))
@@ -217,7 +218,7 @@ class Predictions:
         fnames, tags = _read_sample(sample)
         extra = sorted(set(self.tags).difference(tags))
         if extra:
-            raise SubmissionError(f"{sample} has no column for the tags {_some(extra)}: predict with the sample's vocabulary")
+            raise SubmissionError(f"{sample} has no column for the tags {some(extra)}: predict with the sample's vocabulary")
         with write_atomic(path) as beside:
             _write_csv(beside, self.select(fnames, tags))
             check_submission(beside, sample)
@@ -295,7 +296,7 @@ def _read_csv(path: str | os.PathLike[str]) -> _Table:
     columns = tuple(cell.strip() for cell in header.cells)
     twice = sorted({c for c in columns if columns.count(c) > 1}) if len(set(columns)) < len(columns) else []
     if twice:
-        raise DataError(f"{path}: line {header.line}: the column {_some(twice)} is there twice")
+        raise DataError(f"{path}: line {header.line}: the column {some(twice)} is there twice")
     return _Table(str(path), columns, rows)
 
 
@@ -395,19 +396,18 @@ def _read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
     if isinstance(truth, pd.DataFrame):
         columns = tuple(str(c) for c in truth.columns)
         # Row numbers as in a CSV of the same frame: the header is line 1.
-        rows = (_Row(line, ["" if cell is None or cell != cell else str(cell) for cell in cells])
-                for line, cells in enumerate(truth.itertuples(index=False, name=None), start=2))
+        rows = (_Row(line, [_as_text(cell) for cell in cells]) for line, cells in enumerate(truth.itertuples(index=False, name=None), start=2))
         table = _Table("the truth table", columns, rows)
     else:
         table = _read_csv(truth)
     if "fname" not in table.columns:
-        raise DataError(f"{table.path}: no column fname; its columns are {_some(table.columns)}")
+        raise DataError(f"{table.path}: no column fname; its columns are {some(table.columns)}")
     by_column = set(tags) <= set(table.columns)
     if not by_column and "labels" not in table.columns:
         lacking = [t for t in tags if t not in table.columns]
-        raise DataError(f"{table.path}: it has neither a column labels nor a column for each tag: it lacks {_some(lacking)}")
+        raise DataError(f"{table.path}: it has neither a column labels nor a column for each tag: it lacks {some(lacking)}")
     if by_column and (extra := set(table.columns).difference(tags, ["fname"])):
-        raise DataError(f"{table.path}: the columns {_some(sorted(extra))} are no tags of the predictions")
+        raise DataError(f"{table.path}: the columns {some(sorted(extra))} are no tags of the predictions")
     name_at = table.columns.index("fname")
     known: dict[str, np.ndarray] = {}
     seen = _Duplicates()
@@ -418,6 +418,13 @@ def _read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
         cells = dict(zip(table.columns, row.cells, strict=True))
         known[row.cells[name_at]] = _flags(cells, tags, row, table.path) if by_column else _parsed(cells["labels"], tags, row, table.path)
     return known
+
+
+def _as_text(cell: Any) -> str:
+    """A cell of a data frame as a CSV has it: nothing for a missing value, labels joined where they are a list."""
+    if isinstance(cell, (list, tuple)):
+        return ",".join(str(label) for label in cell)
+    return "" if cell is None or cell != cell else str(cell)
 
 
 def _flags(cells: dict[str, str], tags: Sequence[str], row: _Row, path: str) -> np.ndarray:
@@ -431,8 +438,6 @@ def _flags(cells: dict[str, str], tags: Sequence[str], row: _Row, path: str) -> 
 
 def _parsed(cell: str, tags: Sequence[str], row: _Row, path: str) -> np.ndarray:
     """Flags from one cell of labels."""
-    from fatai.data.labels import parse_labels
-
     labels = parse_labels(cell)
     for label in labels:
         if label not in tags:
@@ -449,7 +454,7 @@ def _names(given: Any, field: str) -> tuple[str, ...]:
     names = tuple(str(name) for name in given)
     if len(set(names)) < len(names):
         counts = pd.Series(names).value_counts()
-        raise SubmissionError(f"{field} holds {_some(counts.index[counts > 1].tolist())} more than once")
+        raise SubmissionError(f"{field} holds {some(counts.index[counts > 1].tolist())} more than once")
     if not all(names):
         raise SubmissionError(f"{field} holds an empty name, at position {names.index('')}")
     return names
@@ -469,11 +474,11 @@ def _positions(wanted: Sequence[str], held: Sequence[str], kind: str) -> list[in
     index = {name: i for i, name in enumerate(held)}
     lacking = [name for name in wanted if name not in index]
     if lacking:
-        raise SubmissionError(f"the predictions lack the {kind} {_some(lacking)}")
+        raise SubmissionError(f"the predictions lack the {kind} {some(lacking)}")
     return [index[name] for name in wanted]
 
 
-def _some(names: Sequence[str], shown: int = 3) -> str:
+def some(names: Sequence[str], shown: int = 3) -> str:
     """The first few names, and how many more there are."""
     listed = ", ".join(repr(name) for name in names[:shown])
     return f"{listed} and {len(names) - shown} more" if len(names) > shown else listed
