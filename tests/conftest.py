@@ -1,8 +1,10 @@
-"""What every test shares: a quiet, headless, seeded machine."""
+"""What every test shares: a quiet, headless, seeded machine, the bundled sample, and one small finished run."""
 
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import warnings
 
 import numpy as np
 import pytest
@@ -19,3 +21,37 @@ def seeded():
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(2019)
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The folder of the bundled sample."""
+    from fatai.data.fat2019 import fat_sample
+
+    return fat_sample()
+
+
+@pytest.fixture(scope="session")
+def small_dls(sample):
+    """Loaders of the sample's curated part, a quarter held out."""
+    from fatai.data.blocks import FATDataLoaders
+
+    return FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """Seconds instead of minutes: narrow, short, two epochs."""
+    from fatai.recipes.recipe import load_recipe
+
+    return load_recipe("quick").changed(arch="m1", width=0.125, epochs=2, crop_s=0.5, views=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(sample, tiny_recipe, tmp_path_factory):
+    """A finished run of `tiny_recipe` on the sample."""
+    from fatai.recipes.run import run_recipe
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run_recipe(sample, tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny", num_workers=0)
