@@ -15,7 +15,7 @@ _HOMES = {
     "FATDataLoaders": "fatai.data.blocks",
     "Predictions": "fatai.infer.predictions",
     "ensemble": "fatai.infer.ensemble",
-    "fat_learner": "fatai.train.learner",
+    "fat_learner": "fatai.all",  # whole, because views give learners their tta and predict
     "fat_sample": "fatai.data.fat2019",
     "load_audio": "fatai.sound.files",
     "lwlrap": "fatai.score.ranking",

@@ -1,0 +1,34 @@
+"""The notebook door: `from fatai.all import *` brings everything that a user types, and fastai's own vocabulary."""
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    from fastai.basics import *
+    from fastai.callback.all import *
+
+from fatai.data.blocks import *
+from fatai.data.fat2019 import *
+from fatai.data.folds import *
+from fatai.data.labels import *
+from fatai.data.show import *
+from fatai.data.tensors import *
+from fatai.errors import *
+from fatai.infer.ensemble import *
+from fatai.infer.predictions import *
+from fatai.infer.tta import *
+from fatai.models import *
+from fatai.recipes.recipe import *
+from fatai.recipes.run import *
+from fatai.registry import *
+from fatai.score.ranking import *
+from fatai.sound.channels import *
+from fatai.sound.files import *
+from fatai.sound.front_ends import *
+from fatai.sound.waveform import *
+from fatai.train.callbacks import *
+from fatai.train.crossval import *
+from fatai.train.learner import *
+from fatai.train.losses import *
+from fatai.train.metrics import *
+from fatai.train.schedules import *

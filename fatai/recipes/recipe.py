@@ -1,0 +1,292 @@
+"""The schema of a recipe: a complete system as typed, checked settings, read from a TOML file.
+
+A recipe says how clips are read, how folds are made, which model is trained in which stages, and how it listens at the end. A key that the
+schema doesn't know, or a value of the wrong kind, is a `RecipeError` that names the file, the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fatai.data.blocks import ClipSettings
+from fatai.data.fat2019 import CORRUPTED_HOW
+from fatai.data.folds import FOLD_MAKERS
+from fatai.errors import FataiError, RecipeError
+from fatai.registry import CHANNELS, FRONT_ENDS, LOSSES, MODELS, SCHEDULES, VIEWS, did_you_mean
+from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
+from fatai.sound.waveform import SHORT_FILLS
+from fatai.train.learner import NO_DECAY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Recipe", "Stage", "load_recipe", "recipe_names", "recipe_text"]
+
+# A recipe is a page; a file far beyond that is none, and is not parsed.
+_MAX_BYTES = 256 * 1024
+
+
+def _one_of(known: Any, value: str) -> str:
+    if value not in known:
+        raise ValueError(did_you_mean(value, list(known)))
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Clips(_Section):
+    """How a clip is read and cut."""
+
+    crop_s: float = Field(2.0, ge=0.05, le=600)
+    trim_db: float | Literal["none"] = 60.0
+    short_fill: str = "zeros_both"
+    channels: str | None = None
+    corrupted: str = "keep"
+
+    @field_validator("short_fill")
+    @classmethod
+    def _known_fill(cls, value: str) -> str:
+        return _one_of(SHORT_FILLS, value)
+
+    @field_validator("corrupted")
+    @classmethod
+    def _known_corrupted(cls, value: str) -> str:
+        return _one_of(CORRUPTED_HOW, value)
+
+    @field_validator("channels")
+    @classmethod
+    def _known_channels(cls, value: str | None) -> str | None:
+        return value if value is None else _one_of(CHANNELS.names(), value)
+
+
+class Folds(_Section):
+    """How the curated clips are split."""
+
+    how: str = "stratified_argmax"
+    n: int = Field(5, ge=2, le=100)
+    seed: int = Field(2019, ge=0)
+
+    @field_validator("how")
+    @classmethod
+    def _known_how(cls, value: str) -> str:
+        return _one_of(FOLD_MAKERS, value)
+
+
+class Model(_Section):
+    """Which network; `options` are those of its builder."""
+
+    arch: str = "m3"
+    width: float | None = Field(None, gt=0, le=16)
+    options: dict[str, Any] = {}
+
+    @field_validator("arch")
+    @classmethod
+    def _known_arch(cls, value: str) -> str:
+        return value if value.startswith("timm:") else _one_of(MODELS.names(), value)
+
+
+class Stage(_Section):
+    """One fit: how long, how fast, towards what."""
+
+    name: str = "fit"
+    epochs: int = Field(20, ge=1, le=100_000)
+    bs: int = Field(64, ge=1, le=100_000)
+    lr: float = Field(1e-3, gt=0, le=100)
+    schedule: str = "one_cycle"
+    schedule_options: dict[str, Any] = {}
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    wd: float = Field(0.01, ge=0)
+    no_decay: str = "norm_and_bias"
+    loss: str = "bce"
+    loss_options: dict[str, Any] = {}
+    clamp_gradients: float | None = Field(None, gt=0)
+    keep: Literal["best", "last"] = "best"
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, value: str) -> str:
+        return _one_of(["one_cycle", *SCHEDULES.names()], value)
+
+    @field_validator("no_decay")
+    @classmethod
+    def _known_no_decay(cls, value: str) -> str:
+        return _one_of(NO_DECAY, value)
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return value if "+" in value else _one_of(LOSSES.names(), value)
+
+
+class Listen(_Section):
+    """The views at the end."""
+
+    how: str = "even"
+    n: int = Field(8, ge=1, le=10_000)
+
+    @field_validator("how")
+    @classmethod
+    def _known_how(cls, value: str) -> str:
+        return _one_of(VIEWS.names(), value)
+
+
+class Recipe(_Section):
+    """A complete system.
+
+    Attributes
+    ----------
+    front_end
+        `name` of a registered front end, and any field of `FrontEnd` that differs from it; resolved, all of them.
+    stages
+        Fits one after another; each starts from the weights that the one before it kept.
+    seed
+        Fold k starts from seed + k.
+    """
+
+    name: str
+    source: str = ""
+    published: str = ""
+    seed: int = Field(2019, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    front_end: dict[str, Any] = {"name": "ninth"}
+    clips: Clips = Clips()
+    folds: Folds = Folds()
+    model: Model = Model()
+    stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
+    listen: Listen = Listen()
+
+    @field_validator("front_end")
+    @classmethod
+    def _known_front_end(cls, value: dict[str, Any]) -> dict[str, Any]:
+        known = [f.name for f in fields(FrontEnd)]
+        for key in value:
+            if key != "name" and key not in known:
+                raise ValueError(f"has the unknown key {key!r}; {did_you_mean(key, ['name', *known])}")
+        name = value.get("name")
+        if name is not None and name not in FRONT_ENDS:
+            raise ValueError(f"name is {name!r}; {did_you_mean(str(name), FRONT_ENDS.names())}")
+        return value
+
+    @model_validator(mode="after")
+    def _front_end_fits(self) -> Recipe:
+        try:
+            self.settings()
+        except (FataiError, TypeError) as e:
+            raise ValueError(f"front_end: {e}") from e
+        return self
+
+    def settings(self) -> ClipSettings:
+        """How clips are read."""
+        overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.front_end.items() if k != "name"}
+        described = find_front_end(self.front_end.get("name", "ninth"), **overrides)
+        trim_db = None if self.clips.trim_db == "none" else float(self.clips.trim_db)
+        return ClipSettings(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.short_fill)
+
+    def changed(
+        self, *, folds: int | None = None, epochs: int | None = None, bs: int | None = None, lr: float | None = None, width: float | None = None,
+        arch: str | None = None, crop_s: float | None = None, seed: int | None = None, views: int | None = None, precision: str | None = None,
+    ) -> Recipe:
+        """A copy with some settings changed; `epochs`, `bs` and `lr` go to every stage, and None leaves a setting alone."""
+
+        def given(**options: Any) -> dict[str, Any]:
+            return {k: v for k, v in options.items() if v is not None}
+
+        plain = self.model_dump()
+        plain["folds"].update(given(n=folds))
+        plain["model"].update(given(arch=arch, width=width))
+        plain["clips"].update(given(crop_s=crop_s))
+        plain["listen"].update(given(n=views))
+        for stage in plain["stages"]:
+            stage.update(given(epochs=epochs, bs=bs, lr=lr))
+        return _validated({**plain, **given(seed=seed, precision=precision)}, "the changed recipe")
+
+    def resolved(self) -> str:
+        """The whole recipe as TOML, every default and every constant of the front end spelled out."""
+        plain = _without_none(self.model_dump())
+        front_end = _without_none(asdict(self.settings().front_end))
+        plain["front_end"] = {"name": self.front_end.get("name", "ninth"), **{k: v for k, v in front_end.items() if k != "name"}}
+        return tomli_w.dumps(plain)
+
+
+def _without_none(plain: Any) -> Any:
+    """TOML has no null: a key that is not set is left out."""
+    if isinstance(plain, dict):
+        return {k: _without_none(v) for k, v in plain.items() if v is not None}
+    if isinstance(plain, (list, tuple)):
+        return [_without_none(v) for v in plain]
+    return plain
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section that a pydantic location lies in."""
+    section: Any = Recipe
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = {"clips": Clips, "folds": Folds, "model": Model, "stages": Stage, "listen": Listen}.get(part, section)
+    return list(section.model_fields)
+
+
+def _validated(plain: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(plain)
+    except ValidationError as e:
+        faults = []
+        for error in e.errors():
+            key = ".".join(str(part) for part in error["loc"]) or "the recipe"
+            if error["type"] == "extra_forbidden":
+                faults.append(f"unknown key {key}; {did_you_mean(str(error['loc'][-1]), _allowed_keys(error['loc']))}")
+            else:
+                message = error["msg"].removeprefix("Value error, ")
+                value = error.get("input")
+                given = f" is {value!r}" if not isinstance(value, dict) and error["type"] != "missing" else ""
+                faults.append(f"{key}{given}: {message}")
+        raise RecipeError(f"{where}: " + "; ".join(faults)) from None
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with fatai."""
+    return sorted(f.name.removesuffix(".toml") for f in resources.files("fatai.recipes").iterdir() if f.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """The file of a recipe that comes with fatai, or of a path that ends in .toml, as it is written; raises `RecipeError`."""
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {path}; expected a TOML file, or one of: {', '.join(recipe_names())}")
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(f"{path} has {path.stat().st_size} bytes; a recipe has at most {_MAX_BYTES}")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise RecipeError(f"{path} cannot be read as text: {e}") from None
+    if name not in recipe_names():
+        raise RecipeError(f"no recipe named {name!r}; {did_you_mean(name, recipe_names())}; a file of yours must end in .toml")
+    return (resources.files("fatai.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by name, or from a path that ends in .toml.
+
+    Raises
+    ------
+    RecipeError
+        No such recipe, no valid TOML, an unknown key or a value of the wrong kind; the message names file, key and what is allowed.
+    """
+    text = recipe_text(str(name))
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise RecipeError(f"{name} is no valid TOML: {e}") from None
+    return _validated(plain, str(name))

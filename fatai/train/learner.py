@@ -1,0 +1,122 @@
+"""`fat_learner`: data and a model name to a `Learner`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastai.learner import Learner
+from fastcore.foundation import L
+from fastcore.meta import delegates
+from torch import nn
+
+from fatai.data.blocks import ClipSettings, FATDataLoaders
+from fatai.errors import DataError, OptionError
+from fatai.models import create_model
+from fatai.registry import LOSSES, did_you_mean
+from fatai.train.losses import AuxLoss
+from fatai.train.metrics import LwLRAP
+from fatai.train.precision import arithmetic
+
+__all__ = ["FatLearner", "NO_DECAY", "fat_learner", "named_loss"]
+
+# Which parameters weight decay leaves alone.
+NO_DECAY = {
+    "norm_and_bias": "every bias and the weights of normalisation layers (fastai's default)",
+    "bias": "parameters whose name contains 'bias' (the 9th place kernel)",
+    "none": "all parameters decay",
+}
+
+
+class FatLearner(Learner):
+    """A fastai `Learner` that knows its tags and how its clips are read.
+
+    `learn.tags`, `learn.settings`; `learn.predict(path)` answers with tags and probabilities, best first; `learn.tta(...)` with `Predictions`.
+    """
+
+    no_decay: str = "norm_and_bias"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.dls.tags
+
+    @property
+    def settings(self) -> ClipSettings:
+        return self.dls.settings
+
+    def create_opt(self) -> None:
+        """As fastai's, with the parameters that `no_decay` names left undecayed."""
+        self.wd_bn_bias = self.no_decay != "norm_and_bias"
+        super().create_opt()
+        if self.no_decay == "bias":
+            for name, parameter in self.model.named_parameters():
+                if "bias" in name:
+                    self.opt.state[parameter]["do_wd"] = False
+
+
+@delegates(Learner.__init__)
+def fat_learner(
+    dls: FATDataLoaders,
+    arch: str | Callable[..., nn.Module] | nn.Module = "m3",
+    *,
+    width: float | None = None,
+    arch_options: dict[str, Any] | None = None,
+    loss_func: str | nn.Module | Callable = "bce",
+    loss_options: dict[str, Any] | None = None,
+    metrics: Any = None,
+    no_decay: str = "norm_and_bias",
+    precision: str = "auto",
+    cbs: Any = None,
+    **kwargs: Any,
+) -> FatLearner:
+    """A learner that tags sound.
+
+    Parameters
+    ----------
+    dls
+        Loaders of `FATDataLoaders`; they tell the network its channels and tags.
+    arch
+        A name of `MODELS`; or a function of (n_tags, in_channels); or a module from (batch, channels, mels, frames) to logits (batch, tags).
+    width
+        Scales the channels of a named model; None leaves it as published.
+    arch_options, loss_options
+        Further options of the named model and of the named loss.
+    loss_func
+        A name of `LOSSES`, or any loss of (logits, targ).
+    metrics
+        None measures lwlrap over the whole validation set.
+    no_decay
+        A key of `NO_DECAY`: what weight decay leaves alone.
+    precision
+        "auto" takes the fastest arithmetic the device has for training and prediction; "fp32", "bf16" insist.
+
+    Raises
+    ------
+    UnknownName
+        No such arch or loss, with the nearest name.
+    """
+    if no_decay not in NO_DECAY:
+        raise OptionError(f"no_decay is {no_decay!r}; {did_you_mean(no_decay, list(NO_DECAY))}")
+    if not isinstance(dls, FATDataLoaders):
+        raise DataError(f"dls is a {type(dls).__name__}; expected FATDataLoaders: make them with FATDataLoaders.from_path or from_df")
+    in_channels = dls.to_spec.n_channels
+    if isinstance(arch, str):
+        options = {**(arch_options or {}), **({} if width is None else {"width": width})}
+        model = create_model(arch, len(dls.tags), in_channels, **options)
+    elif isinstance(arch, nn.Module):
+        model = arch
+    else:
+        model = arch(n_tags=len(dls.tags), in_channels=in_channels, **(arch_options or {}))
+    loss = named_loss(loss_func, model, **(loss_options or {}))
+    learn = FatLearner(dls, model, loss_func=loss, metrics=LwLRAP() if metrics is None else metrics, **kwargs)
+    learn.no_decay = no_decay
+    for cb in (*arithmetic(precision, learn), *L(cbs)):
+        learn.add_cb(cb)
+    return learn
+
+
+def named_loss(loss: str | Callable, model: nn.Module, **options: Any) -> Callable:
+    """A loss by name, or as given; for a model with auxiliary outputs it takes them all, with the model's weights."""
+    built = LOSSES.build(loss, **options) if isinstance(loss, str) else loss
+    aux_weights = getattr(model, "aux_weights", None)
+    return AuxLoss(built, aux_weights) if aux_weights else built
