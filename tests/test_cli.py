@@ -1,0 +1,125 @@
+"""The real command, as a user types it."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fatai import __version__
+
+COMMANDS = ["run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor"]
+
+
+def fatai_submit(*args, cwd=None):
+    return subprocess.run([sys.executable, "-m", "fatai.cli", *map(str, args)], capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+def test_help_lists_the_commands_within_a_second():
+    started = time.monotonic()
+    shown = fatai_submit("--help")
+    seconds = time.monotonic() - started
+    assert shown.returncode == 0 and all(re.search(rf"\b{c}\b", shown.stdout) for c in COMMANDS)
+    assert seconds < 3, "the aim is one second; three still tell that torch was not imported on a busy machine"
+
+
+def test_importing_fatai_loads_neither_torch_nor_fastai():
+    code = "import sys, fatai; print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'librosa') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_command_itself_loads_neither_torch_nor_fastai():
+    code = "import sys, fatai.cli; print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'librosa') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_in_its_help(command):
+    shown = fatai_submit(command, "--help")
+    assert shown.returncode == 0 and f"Example: fatai-submit {command}" in shown.stdout
+
+
+def test_version():
+    assert fatai_submit("--version").stdout.strip() == f"fatai {__version__}"
+
+
+@pytest.mark.parametrize("args, words", [
+    (["run", "nowhere", "--out", "new"], "there is no folder nowhere"),
+    (["run", "{empty}", "--out", "new"], "no train_curated.csv"),
+    (["run", "{sample}", "--recipe", "nineth", "--out", "new"], "no recipe named 'nineth'; did you mean ninth"),
+    (["run", "{sample}", "--recipe", "nowhere.toml", "--out", "new"], "there is no recipe file nowhere.toml"),
+    (["run", "{sample}", "--arch", "m33", "--out", "new"], "did you mean m3"),
+    (["run", "{sample}", "--folds", "1", "--out", "new"], "folds.n is 1"),
+    (["run", "{sample}", "--recipe", "quick", "--out", "{run}"], "exists already"),
+    (["predict", "{empty}", "{sample}"], "no finished run"),
+    (["predict", "{run}", "nowhere.wav"], "there is no file or folder nowhere.wav"),
+    (["score", "nowhere.csv", "{sample}/truth/test.csv"], "nowhere.csv"),
+    (["score", "{run}/test.csv", "{sample}/train_curated.csv"], "truth"),
+    (["ensemble", "{run}", "{run}/oof.csv", "--out", "e.csv"], "oof.csv|clips|missing|lack"),
+    (["ensemble", "{run}", "--weights", "a", "--out", "e.csv"], "expected numbers"),
+    (["check", "{run}/oof.csv", "--sample", "{sample}/sample_submission.csv"], "does not fit"),
+    (["recipes", "show", "nineth"], "did you mean ninth"),
+])
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(args, words, tiny_run, sample, tmp_path):
+    (tmp_path / "empty").mkdir()
+    filled = [a.format(sample=sample, run=tiny_run.out, empty=tmp_path / "empty") for a in args]
+    ended = fatai_submit(*filled, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert re.search(words, ended.stderr) and "Traceback" not in ended.stderr, ended.stderr
+
+
+def test_an_unknown_option_is_exit_code_2_too():
+    assert fatai_submit("run", "x", "--epoch", "3").returncode == 2
+
+
+def test_run_check_score_predict_and_ensemble_in_a_row(sample, tmp_path):
+    recipe = tmp_path / "my.toml"
+    recipe.write_text(fatai_submit("recipes", "show", "quick").stdout.replace('arch = "m3"', 'arch = "m1"').replace("width = 0.25", "width = 0.125"))
+    ran = fatai_submit("run", sample, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run", "--workers", 0)
+    assert ran.returncode == 0, ran.stderr
+    assert "out of fold: lwlrap" in ran.stdout and "\r" not in ran.stdout + ran.stderr, "no bars where there is no terminal"
+    assert re.search(r"epoch 0 .*lwlrap 0\.\d+", ran.stdout)
+    submission, template = tmp_path / "run" / "submission.csv", sample / "sample_submission.csv"
+    assert "is fine" in fatai_submit("check", submission, "--sample", template).stdout
+    scored = fatai_submit("score", tmp_path / "run" / "test.csv", sample / "truth" / "test.csv", "--per-tag").stdout
+    assert re.match(r"lwlrap 0\.\d{4}\n", scored) and len(scored.splitlines()) == 11
+    tagged = fatai_submit("predict", tmp_path / "run", sample, "--out", tmp_path / "again.csv")
+    assert tagged.returncode == 0 and (tmp_path / "again.csv").read_text().count("\n") == 61
+    blended = fatai_submit("ensemble", tmp_path / "run", tmp_path / "again.csv", "--sample", template, "--out", tmp_path / "blend.csv")
+    assert blended.returncode == 0 and "is fine" in fatai_submit("check", tmp_path / "blend.csv", "--sample", template).stdout
+    one = next((sample / "test").iterdir())
+    assert re.match(rf"{one.name}: \w+ 0\.\d\d, ", fatai_submit("predict", tmp_path / "run", one).stdout)
+
+
+def test_ctrl_c_ends_cleanly(sample, tmp_path):
+    import signal
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fatai.cli", "run", str(sample), "--recipe", "quick", "--epochs", "500", "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and err.strip().endswith("stopped"), err
+
+
+def test_recipes_lists_them_all():
+    from fatai.recipes.recipe import recipe_names
+
+    listed = fatai_submit("recipes").stdout
+    assert all(re.search(rf"^{name} ", listed, re.M) for name in recipe_names())
+
+
+def test_doctor_names_versions_device_and_decoders():
+    found = fatai_submit("doctor")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert all(w in found.stdout for w in ("torch", "fastai", "libsndfile", "device", "cores", "nothing is wrong"))
+
+
+def test_the_console_script_is_installed():
+    assert (Path(sys.executable).parent / "fatai-submit").exists()

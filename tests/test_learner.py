@@ -1,0 +1,136 @@
+"""`fat_learner`: data and a model name to a learner."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fatai.all import (
+    ClampGradients, EpochLines, FATDataLoaders, FollowSchedule, NotFinite, StopOnNaN, fat_learner, lwlrap, quiet_unless_terminal,
+)
+from fatai.errors import DataError, OptionError, UnknownName
+
+
+@pytest.fixture
+def learn(small_dls):
+    return fat_learner(small_dls, "m1", width=0.125)
+
+
+def fit(learn, epochs=1, lr=1e-3, **options):
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs, lr, **options)
+
+
+def test_a_learner_beats_chance_within_seconds(sample):
+    torch.manual_seed(0)
+    dls = FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0)
+    learn = fat_learner(dls, "m1", width=0.25)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(8, 3e-3)
+    preds = learn.tta(n=2)
+    assert preds.score(sample / "train_curated.csv", partial=True) > 0.5, "chance is about 0.3"
+
+
+def test_lwlrap_of_an_epoch_is_that_of_the_whole_validation_set(learn):
+    fit(learn)
+    probs, targ = learn.get_preds()
+    assert learn.recorder.values[-1][2] == pytest.approx(lwlrap(probs.numpy(), targ.numpy()), abs=1e-6)
+
+
+def test_the_network_is_told_its_channels_and_tags_by_the_data(sample):
+    dls = FATDataLoaders.from_path(sample, crop_s=0.5, channels="deltas", bs=4, seed=0, num_workers=0)
+    learn = fat_learner(dls, "m1", width=0.125)
+    assert next(p for p in learn.model.parameters() if p.ndim == 4).shape[1] == 3
+    assert learn.model(dls.one_batch()[0].as_subclass(torch.Tensor)).shape == (4, 10)
+
+
+def test_lr_find_suggests_and_leaves_the_weights_alone(learn):
+    before = learn.model.state_dict()["head.0.weight"].clone() if "head.0.weight" in learn.model.state_dict() else None
+    with learn.no_bar():
+        found = learn.lr_find(num_it=30, show_plot=False)
+    assert 1e-7 < found.valley < 10
+    assert before is None or torch.equal(before, learn.model.state_dict()["head.0.weight"])
+
+
+def test_show_results_draws_true_and_predicted_tags(learn):
+    learn.show_results(max_n=2)
+    titles = [a.get_title() for a in plt.gcf().axes if a.get_title()]
+    assert len(titles) == 2 and all("predicted: " in t for t in titles)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("no_decay, decayed", [
+    ("norm_and_bias", lambda name, p: p.ndim > 1), ("bias", lambda name, p: "bias" not in name), ("none", lambda name, p: True),
+])
+def test_weight_decay_leaves_alone_what_it_is_told_to(small_dls, no_decay, decayed):
+    learn = fat_learner(small_dls, "m1", width=0.125, no_decay=no_decay)
+    learn.create_opt()
+    for name, p in learn.model.named_parameters():
+        if "prelu" in name.lower() or (p.ndim == 1 and p.numel() == 1):
+            continue        # fastai counts PReLU's one slope as neither norm nor bias
+        assert learn.opt.state[p].get("do_wd", True) == decayed(name, p), name
+
+
+def test_gradients_are_clamped_element_by_element(learn):
+    seen = []
+
+    class Look(ClampGradients):
+        order = ClampGradients.order + 1
+
+        def before_step(self):
+            seen.append(max(float(p.grad.abs().max()) for p in self.learn.model.parameters()))
+
+    fit(learn, cbs=[ClampGradients(1e-4), Look(1.0)])
+    assert seen and max(seen) == pytest.approx(1e-4)
+
+
+def test_a_schedule_is_followed_batch_by_batch(learn):
+    follow = FollowSchedule(lambda t: 1e-3 * (1 + t))
+    fit(learn, epochs=2, cbs=follow)
+    n = len(learn.dls.train)
+    assert follow.lrs == pytest.approx([1e-3 * (1 + e + i / n) for e in range(2) for i in range(n)])
+    assert learn.opt.hypers[-1]["lr"] == pytest.approx(follow.lrs[-1])
+
+
+def test_a_loss_that_is_no_number_stops_the_fit_with_a_sentence(learn):
+    with torch.no_grad():
+        next(learn.model.parameters()).fill_(float("nan"))
+    with pytest.raises(NotFinite, match="epoch 0, batch 0: lower the learning rate"):
+        fit(learn, cbs=StopOnNaN())
+
+
+def test_without_a_terminal_an_epoch_is_one_line(learn, capsys):
+    quiet_unless_terminal(learn)
+    learn.fit(2, 1e-4)
+    learn.get_preds()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("train_loss" in line and "lwlrap" in line for line in lines) and lines[1].startswith("epoch 1")
+    assert sum(isinstance(cb, EpochLines) for cb in quiet_unless_terminal(learn).cbs) == 1
+
+
+def test_a_module_or_a_function_serves_as_arch(small_dls):
+    class Net(nn.Module):
+        def __init__(self, n_tags, in_channels):
+            super().__init__()
+            self.out = nn.Linear(in_channels, n_tags)
+
+        def forward(self, spec):
+            return self.out(spec.mean((2, 3)))
+
+    for arch in (Net, Net(10, 1)):
+        fit(fat_learner(small_dls, arch))
+
+
+@pytest.mark.parametrize("options, error, words", [
+    ({"arch": "m9"}, UnknownName, "no model named 'm9'"), ({"loss_func": "bec"}, UnknownName, "did you mean bce"),
+    ({"no_decay": "biases"}, OptionError, "did you mean bias"), ({"arch_options": {"wdth": 1}}, OptionError, "wdth"),
+])
+def test_what_is_unknown_is_named(small_dls, options, error, words):
+    with pytest.raises(error, match=words):
+        fat_learner(small_dls, **{"arch": "m1", **options})
+
+
+def test_other_loaders_are_refused_with_the_remedy():
+    with pytest.raises(DataError, match="FATDataLoaders.from_path"):
+        fat_learner(np.zeros(3), "m1")

@@ -1,0 +1,129 @@
+"""A run folder: what is in it, that it repeats, and that what is asked wrongly is told."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fatai.errors import CheckpointError, DataError
+from fatai.infer.predictions import Predictions, check_submission
+from fatai.recipes.recipe import load_recipe
+from fatai.recipes.run import predict_with_run, run_recipe
+from fatai.score.ranking import lwlrap
+from fatai.train.crossval import fit_folds, load_weights, save_weights
+
+
+def test_a_run_folder_holds_what_it_promises(tiny_run, sample):
+    out = tiny_run.out
+    held = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
+    assert held == {"recipe.toml", "manifest.json", "folds.csv", "oof.csv", "test.csv", "submission.csv",
+                    *(f"fold_{k}/{f}" for k in (0, 1) for f in ("model.safetensors", "history.csv"))}
+    check_submission(out / "submission.csv", sample / "sample_submission.csv")
+    assert load_recipe(out / "recipe.toml").model.arch == "m1"
+
+
+def test_out_of_fold_predictions_cover_each_curated_clip_once(tiny_run, sample):
+    oof = Predictions.from_csv(tiny_run.out / "oof.csv")
+    assert list(oof.fnames) == list(pd.read_csv(sample / "train_curated.csv", dtype=str)["fname"])
+    assert oof.score(sample / "train_curated.csv") == pytest.approx(tiny_run.oof_score)
+
+
+def test_the_test_predictions_are_the_mean_over_the_folds(tiny_run, sample):
+    test = Predictions.from_csv(tiny_run.out / "test.csv")
+    again = predict_with_run(tiny_run.out, sorted((sample / "test").iterdir()))
+    np.testing.assert_allclose(again.select(test.fnames).probs, test.probs, atol=1e-5)
+
+
+def test_history_has_a_row_an_epoch(tiny_run):
+    history = pd.read_csv(tiny_run.out / "fold_0" / "history.csv")
+    assert list(history["epoch"]) == [0, 1] and {"train_loss", "valid_loss", "lwlrap"} <= set(history.columns)
+
+
+def test_the_manifest_says_what_made_the_run(tiny_run):
+    manifest = json.loads((tiny_run.out / "manifest.json").read_text())
+    assert manifest["recipe"] == "quick" and manifest["seed"] == 2019 and len(manifest["data"]["digest"]) == 64
+    assert manifest["versions"]["torch"] == torch.__version__ and manifest["lwlrap"]["oof"] == tiny_run.oof_score
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_run, tiny_recipe, sample, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_recipe(sample, tiny_recipe, tmp_path / "again", num_workers=0, say=lambda line: None)
+    for name in ("oof.csv", "test.csv", "submission.csv", "folds.csv", "recipe.toml", "fold_1/model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tiny_run.out / name).read_bytes(), name
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(tiny_run, tiny_recipe, sample):
+    with pytest.raises(DataError, match="exists already and is not empty"):
+        run_recipe(sample, tiny_recipe, tiny_run.out)
+
+
+@pytest.fixture
+def odd_data(sample, tmp_path):
+    """The sample with a broken curated and a broken test file."""
+    data = tmp_path / "data"
+    shutil.copytree(sample, data, ignore=shutil.ignore_patterns("truth", "train_noisy*"))
+    broken = [sorted((data / part).iterdir())[0] for part in ("train_curated", "test")]
+    for path in broken:
+        path.write_bytes(b"OggS")
+    return data, [b.name for b in broken]
+
+
+def test_broken_files_cost_no_row(odd_data, tiny_recipe, tmp_path):
+    data, (curated, test) = odd_data
+    with pytest.warns(UserWarning) as caught:
+        result = run_recipe(data, tiny_recipe.changed(epochs=1), tmp_path / "run", num_workers=0, say=lambda line: None)
+    told = [str(w.message) for w in caught]
+    assert sum("training files cannot be read" in t and curated in t for t in told) == 1
+    assert any("training prior" in t and test in t for t in told)
+    assert result.unreadable == (curated,) and curated not in result.oof.fnames
+    row = result.test.probs[result.test.fnames.index(test)]
+    assert np.isfinite(row).all() and result.test.unreadable == (test,)
+    check_submission(tmp_path / "run" / "submission.csv", data / "sample_submission.csv")
+
+
+def test_a_single_fold_can_be_trained_without_the_test_part(sample, tiny_recipe, tmp_path):
+    lines = []
+    result = run_recipe(sample, tiny_recipe.changed(epochs=1), tmp_path / "run", only=[1], predict_test=False, num_workers=0, say=lines.append)
+    assert set(result.fold_scores) == {1} and result.test is None and not (tmp_path / "run" / "test.csv").exists()
+    assert len(result.oof.fnames) == 60 and any("fold 1: lwlrap" in line for line in lines)
+
+
+def test_fit_folds_puts_every_prediction_in_its_row():
+    table = pd.DataFrame({"fname": list("abcd")})
+    truth = np.eye(2)[[0, 1, 0, 1]]
+    folded = fit_folds(table, np.array([1, 0, 0, 1]), 2, lambda k, t: truth[t["is_valid"].to_numpy()] * (k + 1),
+                       lambda probs, rows: lwlrap(probs, truth[rows]))
+    assert folded.oof.tolist() == [[2, 0], [0, 1], [1, 0], [0, 2]] and folded.scores == {0: 1.0, 1: 1.0}
+    with pytest.raises(DataError, match="3 fold numbers for 4 clips"):
+        fit_folds(table, np.zeros(3), 2, None, None)
+    with pytest.raises(DataError, match="fold 7 holds no clip"):
+        fit_folds(table, np.array([1, 0, 0, 1]), 2, None, None, only=[7])
+
+
+@pytest.mark.parametrize("harm, words", [
+    (lambda run: (run / "recipe.toml").unlink(), "no finished run"),
+    (lambda run: (run / "fold_0" / "model.safetensors").write_bytes(b"not tensors at all"), "cannot be read as safetensors"),
+    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1), {}), "does not say its tags"),
+    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1),
+                              {"fatai": '{"tags": ["a"], "in_channels": 1, "prior": [0.5]}'}), "does not fit the recipe's model"),
+    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1),
+                              {"fatai": '{"tags": ["a"], "in_channels": 1e9, "prior": [0.5]}'}), "don't go together"),
+])
+def test_a_run_folder_that_does_not_fit_is_refused(tiny_run, tmp_path, sample, harm, words):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.out, run)
+    harm(run)
+    with pytest.raises(CheckpointError, match=words):
+        predict_with_run(run, [next((sample / "test").iterdir())])
+
+
+def test_weights_come_back_as_they_were(tmp_path):
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    save_weights(tmp_path / "w.safetensors", first, {})
+    load_weights(tmp_path / "w.safetensors", second)
+    assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
