@@ -1,0 +1,343 @@
+"""Sound files to float32 tensors and back.
+
+Conventions: a *wave* is a mono float32 tensor, shape (samples,), full scale [-1, 1]. Whatever is wrong with a file becomes an
+`AudioError` that names the file, says what is wrong with it and what to do; an error of the decoder itself never comes through,
+because libsndfile's cannot be printed by the worker processes of a data loader.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from fatai.errors import AudioError, OptionError, ShapeError
+from fatai.sound.waveform import resample
+
+__all__ = ["AUDIO_EXTENSIONS", "AudioInfo", "audio_info", "is_readable", "load_audio", "save_audio"]
+
+AUDIO_EXTENSIONS = frozenset({".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"})
+"""Suffixes, in lower case, of the files that a search of a folder takes for sound; `load_audio` looks at the content only."""
+
+_INT16_STEP = 1 / 32768
+_OGG_TAIL = 1 << 17  # a page is at most 65,307 bytes, so the last whole one always starts within this many bytes of the end
+_UNKNOWN_SIZE = 0xFFFFFFFF  # what a recorder that writes to a pipe puts where it cannot go back to fill in the size
+_NOT_SOUND = {
+    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GIF8": "a GIF picture", b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"\x7fELF": "a program",
+    b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file", b"<!DO": "a web page", b"<htm": "a web page", b"version https://git-lfs": "a Git LFS pointer",
+}
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of a sound file says; `samples` are per channel, `sr` is in Hz."""
+
+    path: Path
+    sr: int
+    channels: int
+    samples: int
+    format: str
+    subtype: str
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.samples / self.sr
+
+
+def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
+    """Rate, channels and length of a sound file, from its header.
+
+    No more is decoded than the last sample of a compressed file, yet a file that was cut short, or holds nothing, is an `AudioError`.
+    """
+    path = Path(path)
+    with _opened(path) as sound:
+        _reach_last_sample(path, sound)
+        return AudioInfo(path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype)
+
+
+def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s: float = 0.0, duration_s: float | None = None) -> Tensor:
+    """Read a sound file, or a section of it, as one channel.
+
+    Parameters
+    ----------
+    path
+        Anything that libsndfile reads: WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF and more.
+    sr
+        Rate of the result in Hz; a file of another rate is resampled with soxr (quality HQ). None keeps the file's own.
+    offset_s, duration_s
+        Section to read, in seconds of the file; only that much is decoded. A section that runs over the end is shorter.
+
+    Returns
+    -------
+    Shape (samples,), float32. Several channels are averaged. 16-bit samples are divided by 32,768, so they lie in [-1, 1);
+    a float file may exceed full scale and is left as it is. A silent file is read like any other.
+
+    Raises
+    ------
+    AudioError
+        If the file is missing, a folder, empty, without samples, cut short, not sound, or has samples that are not finite;
+        if the section starts at or behind the end.
+    OptionError
+        If `sr`, `offset_s` or `duration_s` is out of range.
+    """
+    path = Path(path)
+    _check_section(sr, offset_s, duration_s)
+    with _opened(path) as sound:
+        rate = sound.samplerate
+        wave = _decoded(path, sound, round(offset_s * rate), None if duration_s is None else round(duration_s * rate))
+    return wave if sr is None or sr == rate else resample(wave, rate, sr)
+
+
+def is_readable(path: str | os.PathLike[str]) -> bool:
+    """Whether `load_audio` can read the whole file; decodes it to find out."""
+    try:
+        load_audio(path, sr=None)
+    except AudioError:
+        return False
+    return True
+
+
+def save_audio(path: str | os.PathLike[str], wave: Tensor | np.ndarray, sr: int, *, subtype: str | None = None) -> Path:
+    """Write a wave to a sound file whose format follows the suffix of `path`.
+
+    Parameters
+    ----------
+    wave
+        Shape (samples,) or (channels, samples), full scale [-1, 1]; what exceeds it is clipped unless `subtype` holds floats.
+    sr
+        Rate in Hz.
+    subtype
+        libsndfile's name of the coding; by default PCM_16 where the format has it, otherwise the format's own (Ogg: VORBIS).
+        In PCM_16 a sample is the nearest multiple of 1/32768, so that what was loaded from 16 bits is saved without any change.
+
+    Returns
+    -------
+    The path. The file is written beside its name and then renamed, so a killed process leaves no half of it.
+    """
+    path = Path(path)
+    samples = _samples_to_write(wave)
+    format_ = path.suffix.lstrip(".").upper().replace("AIF", "AIFF").replace("AIFFF", "AIFF").replace("OGA", "OGG").replace("OPUS", "OGG")
+    known = soundfile.available_formats()
+    if format_ not in known:
+        raise AudioError(f"{path}: no sound format belongs to the suffix {path.suffix!r}; use one of .wav, .flac, .ogg")
+    subtypes = soundfile.available_subtypes(format_)
+    if subtype is None:
+        subtype = "OPUS" if path.suffix.lower() == ".opus" else "PCM_16" if "PCM_16" in subtypes else soundfile.default_subtype(format_)
+    if subtype not in subtypes:
+        raise OptionError(f"{format_} files have no subtype {subtype!r}; choose one of {', '.join(subtypes)}")
+    if subtype == "PCM_16":
+        samples = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+    _write_whole(path, samples, sr, format_, subtype)
+    return path
+
+
+def _samples_to_write(wave: Tensor | np.ndarray) -> np.ndarray:
+    """Finite samples, shape (samples, channels), of a wave of shape (samples,) or (channels, samples)."""
+    samples = wave.detach().cpu().numpy() if isinstance(wave, Tensor) else np.asarray(wave)
+    if samples.ndim not in (1, 2) or samples.shape[-1] == 0 or not np.issubdtype(samples.dtype, np.floating):
+        raise ShapeError(f"got a wave of shape {samples.shape} and type {samples.dtype}; expected floats of shape (samples,) or "
+                         "(channels, samples) with at least one sample")
+    if not np.isfinite(samples).all():
+        raise AudioError("the wave has samples that are not finite; replace them first, for instance with torch.nan_to_num")
+    return np.ascontiguousarray(np.atleast_2d(samples).T, dtype=np.float32)
+
+
+def _write_whole(path: Path, samples: np.ndarray, sr: int, format_: str, subtype: str) -> None:
+    problem = ""
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as e:
+        raise AudioError(f"{path}: cannot be written ({e.strerror}); check that the folder exists and may be written to") from None
+    os.close(handle)
+    try:
+        with soundfile.SoundFile(beside, "w", samplerate=int(sr), channels=samples.shape[1], format=format_, subtype=subtype) as sound:
+            # libsndfile's Vorbis encoder keeps one write on the stack and crashes the process on minutes of sound at once.
+            for at in range(0, len(samples), 1 << 16):
+                sound.write(samples[at:at + (1 << 16)])
+        os.chmod(beside, 0o666 & ~_umask())
+        os.replace(beside, path)
+    except (soundfile.SoundFileError, OSError) as e:
+        problem = str(e)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+    if problem:
+        raise AudioError(f"{path}: cannot be written as {format_} {subtype} at {sr} Hz ({problem})")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check_section(sr: int | None, offset_s: float, duration_s: float | None) -> None:
+    if sr is not None and sr <= 0:
+        raise OptionError(f"sr={sr}; expected a rate in Hz above 0, or None for the file's own")
+    if offset_s < 0:
+        raise OptionError(f"offset_s={offset_s}; expected seconds from the start of the file, 0 or more")
+    if duration_s is not None and duration_s <= 0:
+        raise OptionError(f"duration_s={duration_s}; expected seconds above 0, or None for all there is")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """The decoder of a file whose container is whole; any other file is an `AudioError`."""
+    with _bytes_of(path) as file:
+        _check_container(path, file)
+        file.seek(0)
+        sound, problem = None, ""
+        try:
+            sound = soundfile.SoundFile(file)
+        except (soundfile.SoundFileError, RuntimeError, TypeError) as e:
+            problem = str(e)
+        # Raised outside of the except clause: an error that hangs on another one drags it through the workers' pipes.
+        if sound is None:
+            raise AudioError(_why_not_sound(path, file, problem))
+        with sound:
+            if sound.frames <= 0:
+                raise AudioError(f"{path}: the file has a header but no samples; leave it out or record it again")
+            yield sound
+
+
+@contextmanager
+def _bytes_of(path: Path) -> Iterator[BinaryIO]:
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        raise AudioError(f"{path}: there is no such file; check the folder and the name in the table") from None
+    except IsADirectoryError:
+        raise AudioError(f"{path}: this is a folder; give the path of one sound file in it") from None
+    except OSError as e:
+        raise AudioError(f"{path}: the file cannot be opened ({e.strerror}); check its permissions") from None
+    with file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise AudioError(f"{path}: the file is empty (0 bytes); download or copy it again")
+        yield file
+
+
+def _check_container(path: Path, file: BinaryIO) -> None:
+    """Raise if the file ends before its container says so; libsndfile itself reads what there is and keeps silent."""
+    size, start = os.fstat(file.fileno()).st_size, file.read(12)
+    missing = ""
+    if start[:4] == b"RIFF" and start[8:] in (b"WAVE", b""):
+        missing = _missing_from_chunks(file, size, b"data", "<")
+    elif start[:4] == b"FORM" and start[8:] in (b"AIFF", b"AIFC", b""):
+        missing = _missing_from_chunks(file, size, b"SSND", ">")
+    elif start[:4] == b"OggS":
+        missing = _missing_from_ogg(file, size)
+    if missing:
+        raise AudioError(f"{path}: the file is cut short ({missing}); download or copy it again")
+
+
+def _missing_from_chunks(file: BinaryIO, size: int, wanted: bytes, order: str) -> str:
+    """What a RIFF or AIFF file of `size` bytes lacks, reading from its 12th byte; empty if nothing."""
+    at = 12
+    while at + 8 <= size:
+        file.seek(at)
+        name, claimed = struct.unpack(f"{order}4sI", file.read(8))
+        held = size - at - 8
+        if name == wanted:
+            return f"its header promises {claimed:,} bytes of sound, {held:,} are there" if _UNKNOWN_SIZE > claimed > held else ""
+        at += 8 + claimed + claimed % 2
+    return f"it ends inside its header, after {size:,} bytes"
+
+
+def _missing_from_ogg(file: BinaryIO, size: int) -> str:
+    """What an Ogg file of `size` bytes lacks; empty if its last page is whole and marked as the last."""
+    file.seek(max(0, size - _OGG_TAIL))
+    tail = file.read()
+    at = tail.rfind(b"OggS")
+    segments = tail[at + 27:at + 27 + tail[at + 26]] if at + 27 <= len(tail) else b""
+    if at + 27 > len(tail) or len(segments) < tail[at + 26] or at + 27 + len(segments) + sum(segments) > len(tail):
+        return "its last Ogg page is not whole"
+    return "" if tail[at + 5] & 4 else "the last page of its Ogg stream is not there"
+
+
+def _why_not_sound(path: Path, file: BinaryIO, problem: str) -> str:
+    """Sentence on a file that libsndfile refused with `problem`."""
+    file.seek(0)
+    start = file.read(512)
+    for mark, thing in _NOT_SOUND.items():
+        if start.lower().startswith(mark.lower()):
+            return f"{path}: this is {thing}, not sound; put the sound file itself there"
+    if _is_text(start):
+        return f"{path}: this is text ({start[:20]!r}), not sound; put the sound file itself there"
+    if start[:4] in (b"RIFF", b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"RF64", b"riff"):
+        return f"{path}: the header is damaged or of an unknown kind ({problem}); download it again or convert it to WAV"
+    return (f"{path}: the file has no header of a known sound format (it starts with {start[:8]!r}); "
+            "if these are raw samples, save them as WAV with their rate")
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        return start.decode("utf-8").isprintable() or all(c.isprintable() or c in "\t\r\n" for c in start.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
+
+
+def _reach_last_sample(path: Path, sound: soundfile.SoundFile) -> None:
+    """Raise if the last sample that the header announces cannot be decoded."""
+    if sound.format in ("WAV", "WAVEX", "AIFF", "OGG"):
+        return  # the length of these was compared with the file's already
+    _seek(path, sound, sound.frames - 1)
+    _read(path, sound, 1)
+
+
+def _decoded(path: Path, sound: soundfile.SoundFile, offset: int, samples: int | None) -> Tensor:
+    """One float32 channel of `samples` samples of `sound` from `offset`."""
+    left = sound.frames - offset
+    if left <= 0:
+        raise AudioError(f"{path}: it is {sound.frames / sound.samplerate:.3f} s long; "
+                         f"the section was to start at {offset / sound.samplerate:.3f} s: start earlier")
+    if offset:
+        _seek(path, sound, offset)
+    read = _read(path, sound, left if samples is None else min(left, max(1, samples)))
+    # 16-bit samples are read as they are: the conversion below is exact and several times faster than libsndfile's.
+    wave = torch.from_numpy(read)
+    if read.dtype == np.int16:
+        wave = wave.float().mul_(_INT16_STEP)
+    if sound.channels > 1:
+        wave = wave.mean(dim=1)
+    # A sum is finite only if all of its terms are (or if they overflow it, which 1e38 does and no sound should).
+    if read.dtype != np.int16 and not torch.isfinite(wave.sum()):
+        raise AudioError(f"{path}: the file has samples that are not finite numbers; write it again from its source")
+    return wave
+
+
+def _seek(path: Path, sound: soundfile.SoundFile, to: int) -> None:
+    problem = False
+    try:
+        sound.seek(to)
+    except (soundfile.SoundFileError, RuntimeError):
+        problem = True
+    if problem:
+        raise AudioError(_cut_short(path, sound))
+
+
+def _read(path: Path, sound: soundfile.SoundFile, samples: int) -> np.ndarray:
+    """`samples` samples as int16 where the file holds these, as float32 otherwise; shape (samples,) or (samples, channels)."""
+    read = None
+    try:
+        read = sound.read(samples, dtype="int16" if sound.subtype == "PCM_16" else "float32")
+    except (soundfile.SoundFileError, RuntimeError):
+        pass
+    if read is None or len(read) < samples:
+        raise AudioError(_cut_short(path, sound))
+    return read
+
+
+def _cut_short(path: Path, sound: soundfile.SoundFile) -> str:
+    return (f"{path}: the file is cut short or damaged (its header promises {sound.frames:,} samples, not all can be decoded); "
+            "download or copy it again")
