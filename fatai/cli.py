@@ -20,18 +20,19 @@ from fatai.errors import FataiError
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    name="fatai-submit", help="Tag sounds: from a folder of clips to a checked submission.\n\nExample: fatai-submit demo", no_args_is_help=True,
-    add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
+    name="fatai-submit", help="Tag sounds: from a folder of clips to a checked submission.\n\nExample: fatai-submit demo",
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipes_app = typer.Typer(help="List the recipes, or show one.\n\nExample: fatai-submit recipes show ninth", rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 
 # Options that several commands share.
-Data = Annotated[Path, typer.Argument(help="Folder with train_curated.csv, train_curated/, and, if there, train_noisy, test and sample_submission.csv.")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see: fatai-submit recipes), or a file of yours that ends in .toml.")]
+Data = Annotated[Path, typer.Argument(help="Folder with train_curated.csv, train_curated/ maybe train_noisy, test, sample_submission.csv.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see: fatai-submit recipes), or a .toml file of yours.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; must be new or empty.")]
 FoldCount = Annotated[Optional[int], typer.Option("--folds", help="Number of folds instead of the recipe's.")]
-Only = Annotated[Optional[list[int]], typer.Option("--only-fold", help="Train this fold alone (counted from 0); may be given several times.")]
+Only = Annotated[Optional[list[int]], typer.Option("--only-fold", help="Train this fold alone, counted from 0; may be repeated.")]
 Epochs = Annotated[Optional[int], typer.Option(help="Epochs of every stage instead of the recipe's.")]
 BatchSize = Annotated[Optional[int], typer.Option("--bs", help="Clips in a batch instead of the recipe's.")]
 LearningRate = Annotated[Optional[float], typer.Option("--lr", help="Peak learning rate instead of the recipe's.")]
@@ -51,11 +52,15 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False) -> None:
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
     pass
 
 
-def _run(data: Path, recipe: str, out: Path, only: list[int] | None, predict_test: bool, workers: int | None, changes: dict[str, Any]) -> Any:
+def _run(
+    data: Path, recipe: str, out: Path, only: list[int] | None, predict_test: bool, workers: int | None, changes: dict[str, Any],
+) -> Any:
     from fatai.recipes.recipe import load_recipe
     from fatai.recipes.run import run_recipe
 
@@ -67,29 +72,35 @@ def _run(data: Path, recipe: str, out: Path, only: list[int] | None, predict_tes
 
 @app.command()
 def run(
-    data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None, epochs: Epochs = None,
-    bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None, crop_s: CropS = None, views: Views = None,
-    seed: Seed = None, precision: Precision = None, workers: Workers = None,
+    data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
+    epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
+    crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
 ) -> None:
     """Train the folds of a recipe, predict the test part, write a checked submission.
 
     Example: fatai-submit run DATA --recipe ninth --folds 2 --epochs 40 --bs 16 --out runs/ninth
     """
-    changes = dict(folds=folds, epochs=epochs, bs=bs, lr=lr, arch=arch, width=width, crop_s=crop_s, views=views, seed=seed, precision=precision)
+    changes = {
+        "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
+        "precision": precision,
+    }
     _run(data, recipe, out, only_fold, True, workers, changes)
 
 
 @app.command()
 def train(
-    data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None, epochs: Epochs = None,
-    bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None, crop_s: CropS = None, views: Views = None,
-    seed: Seed = None, precision: Precision = None, workers: Workers = None,
+    data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
+    epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
+    crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
 ) -> None:
     """Train the folds of a recipe and predict the clips they hold out; leave the test part for predict.
 
     Example: fatai-submit train DATA --recipe ninth --only-fold 0 --out runs/fold0
     """
-    changes = dict(folds=folds, epochs=epochs, bs=bs, lr=lr, arch=arch, width=width, crop_s=crop_s, views=views, seed=seed, precision=precision)
+    changes = {
+        "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
+        "precision": precision,
+    }
     _run(data, recipe, out, only_fold, False, workers, changes)
 
 
@@ -158,7 +169,7 @@ def ensemble(
     try:
         shares = [float(w) for w in weights.split(",")] if weights else None
     except ValueError:
-        raise OptionError(f"--weights is {weights!r}; expected numbers separated by commas, one for each of the {len(predictions)} inputs") from None
+        raise OptionError(f"--weights is {weights!r}; expected {len(predictions)} numbers, comma separated, one for each input") from None
     blended = blend([p / "test.csv" if p.is_dir() else p for p in predictions], how=how, weights=shares)
     if sample is None:
         blended.to_csv(out)

@@ -13,7 +13,10 @@ from pathlib import Path
 __all__ = ["Examination", "examine"]
 
 # Packages that fatai stands on, and the oldest version that it is tested with; setup.cfg says the same.
-_NEEDS = ("fastai", "torch", "torchvision", "librosa", "soundfile", "soxr", "numpy", "scipy", "pandas", "scikit-learn", "timm", "pydantic", "safetensors")
+_NEEDS = (
+    "fastai", "torch", "torchvision", "librosa", "soundfile", "soxr", "numpy", "scipy", "pandas", "scikit-learn", "timm", "pydantic",
+    "safetensors",
+)
 _OPTIONAL = ("accelerate", "audiomentations", "tensorboard")
 
 

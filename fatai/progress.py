@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 __all__ = ["track"]
@@ -26,7 +26,7 @@ def track(items: Iterable[T], what: str, *, total: int | None = None) -> Iterato
         Number of items, where `items` has no length.
     """
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as rich_track

@@ -144,7 +144,9 @@ def test_a_missing_column_is_named(tones):
 
 
 def test_fewer_clips_than_a_batch_still_train_on_all_of_them(tones):
-    dls = FATDataLoaders.from_df(tones[1], tones[0], fn_col="name", label_col="what", suff=".wav", crop_s=0.5, valid_pct=0, bs=64, num_workers=0)
+    dls = FATDataLoaders.from_df(
+        tones[1], tones[0], fn_col="name", label_col="what", suff=".wav", crop_s=0.5, valid_pct=0, bs=64, num_workers=0,
+    )
     assert len(dls.train) == 1 and dls.one_batch()[1].shape[0] == 6
 
 

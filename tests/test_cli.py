@@ -76,7 +76,8 @@ def test_an_unknown_option_is_exit_code_2_too():
 
 def test_run_check_score_predict_and_ensemble_in_a_row(sample, tmp_path):
     recipe = tmp_path / "my.toml"
-    recipe.write_text(fatai_submit("recipes", "show", "quick").stdout.replace('arch = "m3"', 'arch = "m1"').replace("width = 0.25", "width = 0.125"))
+    shown = fatai_submit("recipes", "show", "quick").stdout
+    recipe.write_text(shown.replace('arch = "m3"', 'arch = "m1"').replace("width = 0.25", "width = 0.125"))
     ran = fatai_submit("run", sample, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run", "--workers", 0)
     assert ran.returncode == 0, ran.stderr
     assert "out of fold: lwlrap" in ran.stdout and "\r" not in ran.stdout + ran.stderr, "no bars where there is no terminal"

@@ -88,7 +88,9 @@ def test_broken_files_cost_no_row(odd_data, tiny_recipe, tmp_path):
 
 def test_a_single_fold_can_be_trained_without_the_test_part(sample, tiny_recipe, tmp_path):
     lines = []
-    result = run_recipe(sample, tiny_recipe.changed(epochs=1), tmp_path / "run", only=[1], predict_test=False, num_workers=0, say=lines.append)
+    result = run_recipe(
+        sample, tiny_recipe.changed(epochs=1), tmp_path / "run", only=[1], predict_test=False, num_workers=0, say=lines.append,
+    )
     assert set(result.fold_scores) == {1} and result.test is None and not (tmp_path / "run" / "test.csv").exists()
     assert len(result.oof.fnames) == 60 and any("fold 1: lwlrap" in line for line in lines)
 

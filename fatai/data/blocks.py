@@ -31,7 +31,9 @@ from fatai.sound.files import AUDIO_EXTENSIONS, audio_info, load_audio
 from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
 from fatai.sound.waveform import fit_length, trim_silence
 
-__all__ = ["AudioBlock", "CentreCrop", "ClipSettings", "FATDataLoaders", "LoadClip", "RandomCrop", "SpectrogramBlock", "WaveToSpec", "readable"]
+__all__ = [
+    "AudioBlock", "CentreCrop", "ClipSettings", "FATDataLoaders", "LoadClip", "RandomCrop", "SpectrogramBlock", "WaveToSpec", "readable",
+]
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ class LoadClip(Transform):
     def encodes(self, path: str):
         return self._wave(self.settings.read(path))
 
-    def encodes(self, path: Path):  # noqa: F811 - fastai dispatches on the annotation
+    def encodes(self, path: Path):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
         return self._wave(self.settings.read(path))
 
-    def encodes(self, samples: np.ndarray):  # noqa: F811
+    def encodes(self, samples: np.ndarray):  # type: ignore[no-redef]  # noqa: F811
         wave = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
         return self._wave(wave if self.settings.trim_db is None else trim_silence(wave, self.settings.trim_db))
 
@@ -146,7 +148,7 @@ class WaveToSpec(Transform):
         super().__init__()
         self.settings = settings
         channels = settings.channels_module()
-        self.n_channels: int = channels.n_channels
+        self.n_channels = int(channels.n_channels)  # type: ignore[arg-type]
         self.module = nn.Sequential(settings.front_end.build(), channels).eval()
 
     def spec(self, wave: Tensor) -> Tensor:
@@ -333,7 +335,9 @@ class FATDataLoaders(DataLoaders):
 
     @classmethod
     @delegates(from_df)
-    def from_path(cls, path: str | Path | FATData, *, noisy: bool = False, corrections: str | Path | None = None, **kwargs: Any) -> FATDataLoaders:
+    def from_path(
+        cls, path: str | Path | FATData, *, noisy: bool = False, corrections: str | Path | None = None, **kwargs: Any,
+    ) -> FATDataLoaders:
         """From a folder in the competition's layout, or what `read_layout` made of it.
 
         Parameters

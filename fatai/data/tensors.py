@@ -104,7 +104,8 @@ class TensorSpec(TensorImageBase):
         picture = values.reshape(-1, *values.shape[-2:])[0].numpy()
         made_by: FrontEnd | None = getattr(self, "front_end", None)
         seconds = picture.shape[1] * (made_by.seconds_per_frame if made_by else 1.0)
-        axis.imshow(picture, origin="lower", aspect="auto", cmap=_COLOURS, interpolation="nearest", extent=(0, seconds, 0, picture.shape[0]))
+        extent = (0, seconds, 0, picture.shape[0])
+        axis.imshow(picture, origin="lower", aspect="auto", cmap=_COLOURS, interpolation="nearest", extent=extent)
         if made_by:
             centres = made_by.frequencies_hz()
             at = np.linspace(0, len(centres) - 1, 5).round().astype(int)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ __all__ = ["Aligned", "Predictions", "check_submission", "submission_problems"]
 MAX_CSV_BYTES = 1 << 30
 _SHOWN = 20  # faults that a message lists before it counts the rest
 
-Table = str | os.PathLike[str] | pd.DataFrame
+Table: TypeAlias = str | os.PathLike[str] | pd.DataFrame
 
 
 class Aligned(NamedTuple):
@@ -396,7 +396,8 @@ def _read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
     if isinstance(truth, pd.DataFrame):
         columns = tuple(str(c) for c in truth.columns)
         # Row numbers as in a CSV of the same frame: the header is line 1.
-        rows = (_Row(line, [_as_text(cell) for cell in cells]) for line, cells in enumerate(truth.itertuples(index=False, name=None), start=2))
+        numbered = enumerate(truth.itertuples(index=False, name=None), start=2)
+        rows = (_Row(line, [_as_text(cell) for cell in cells]) for line, cells in numbered)
         table = _Table("the truth table", columns, rows)
     else:
         table = _read_csv(truth)

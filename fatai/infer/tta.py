@@ -1,8 +1,8 @@
 """Views of a clip to probabilities: what is listened to, and how the answers become one.
 
-A *view* is a stretch of `crop_s` seconds. A kind of view is a function of (wave, settings, generator) that returns (views, samples): each clip
-is read once, all its views are cut from it, and views of several clips share a batch. A clip no longer than a crop has one view, whatever was
-asked for, because all would be the same.
+A *view* is a stretch of `crop_s` seconds. A kind of view is a function of (wave, settings, generator) that returns (views, samples):
+each clip is read once, all its views are cut from it, and views of several clips share a batch. A clip no longer than a crop has one
+view, whatever was asked for, because all would be the same.
 """
 
 from __future__ import annotations

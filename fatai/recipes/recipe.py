@@ -194,8 +194,9 @@ class Recipe(_Section):
         return ClipSettings(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.short_fill)
 
     def changed(
-        self, *, folds: int | None = None, epochs: int | None = None, bs: int | None = None, lr: float | None = None, width: float | None = None,
-        arch: str | None = None, crop_s: float | None = None, seed: int | None = None, views: int | None = None, precision: str | None = None,
+        self, *, folds: int | None = None, epochs: int | None = None, bs: int | None = None, lr: float | None = None,
+        width: float | None = None, arch: str | None = None, crop_s: float | None = None, seed: int | None = None,
+        views: int | None = None, precision: str | None = None,
     ) -> Recipe:
         """A copy with some settings changed; `epochs`, `bs` and `lr` go to every stage, and None leaves a setting alone."""
 

@@ -23,6 +23,7 @@ from fastai.callback import schedule as _  # noqa: F401 - gives learners fit_one
 from fastai.callback.progress import CSVLogger
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
+from torch import nn
 
 from fatai import __version__
 from fatai.atomic import write_text_atomic
@@ -41,7 +42,7 @@ from fatai.score.ranking import lwlrap
 from fatai.train.callbacks import ClampGradients, FollowSchedule, KeepBest, StopOnNaN, quiet_unless_terminal
 from fatai.train.crossval import fit_folds, load_weights, notes_of, save_weights
 from fatai.train.learner import FatLearner, fat_learner, named_loss
-from fatai.train.precision import autocast_for
+from fatai.train.precision import autocast_for, fast_layout
 
 __all__ = ["RunResult", "fit_stage", "predict_with_run", "run_recipe"]
 
@@ -196,7 +197,8 @@ def _training_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[
     table = data.curated
     good, faults = readable([Path(p) for p in table["path"]])
     if faults:
-        warnings.warn(f"{len(faults)} training files cannot be read and are left out:\n" + "\n".join(f"  {f}" for f in faults), stacklevel=3)
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        warnings.warn(f"{len(faults)} training files cannot be read and are left out:\n{listed}", stacklevel=3)
     if good.sum() < recipe.folds.n:
         raise DataError(f"{data.path} has {int(good.sum())} readable curated clips, too few for {recipe.folds.n} folds")
     return table[good].reset_index(drop=True), tuple(table["fname"][~good])
@@ -274,7 +276,7 @@ def predict_with_run(run: str | Path, items: pd.DataFrame | Sequence[str | Path]
     run = Path(run)
     weights = sorted(run.glob(f"fold_*/{_WEIGHTS}"))
     if not (run / "recipe.toml").is_file() or not weights:
-        raise CheckpointError(f"{run} is no finished run; expected a folder with recipe.toml and fold_0/{_WEIGHTS}, as fatai-submit run makes it")
+        raise CheckpointError(f"{run} is no finished run; expected recipe.toml and fold_0/{_WEIGHTS} in it, as fatai-submit run makes them")
     recipe = load_recipe(run / "recipe.toml")
     if isinstance(items, pd.DataFrame):
         names, paths = [str(n) for n in items["fname"]], [str(p) for p in items["path"]]
@@ -286,9 +288,9 @@ def predict_with_run(run: str | Path, items: pd.DataFrame | Sequence[str | Path]
     for path in weights:
         tags, in_channels, prior = _notes(path)
         options = {**recipe.model.options, **({} if recipe.model.width is None else {"width": recipe.model.width})}
-        model = create_model(recipe.model.arch, len(tags), in_channels, **options)
+        model: nn.Module = create_model(recipe.model.arch, len(tags), in_channels, **options)
         load_weights(path, model)
-        model = model.to(device)
+        model = fast_layout(model.to(device), device, recipe.precision)
         answers = predict_clips(
             model, settings, paths, len(tags), views=VIEWS.build(listen.how, n=listen.n), to_spec=WaveToSpec(settings),
             arithmetic=autocast_for(device, recipe.precision), device=device, bs=bs, num_workers=num_workers, seed=recipe.seed,
@@ -304,8 +306,7 @@ def _notes(path: Path) -> tuple[list[str], int, np.ndarray]:
         notes = json.loads(notes_of(path)["fatai"])
         tags, in_channels, prior = [str(t) for t in notes["tags"]], int(notes["in_channels"]), np.array(notes["prior"], dtype=np.float64)
     except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path} does not say its tags, channels and prior ({e}); expected weights that fatai-submit run wrote") from None
+        raise CheckpointError(f"{path} does not say its tags, channels and prior ({e}); expected weights of fatai-submit run") from None
     if not 0 < len(tags) <= 100_000 or not 0 < in_channels <= 64 or prior.shape != (len(tags),):
         raise CheckpointError(f"{path} names {len(tags)} tags, {in_channels} channels and {prior.shape} priors; these don't go together")
     return tags, in_channels, prior
-

@@ -129,4 +129,3 @@ def quiet_unless_terminal(learn: Learner) -> Learner:
         if not any(isinstance(cb, EpochLines) for cb in learn.cbs):
             learn.add_cb(EpochLines())
     return learn
-

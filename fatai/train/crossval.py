@@ -94,7 +94,8 @@ def load_weights(path: str | Path, model: nn.Module) -> None:
     shaped = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     for what, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape of", sorted(shaped))):
         if keys:
-            raise CheckpointError(f"{path} does not fit the recipe's model: it {what} {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}")
+            listed = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+            raise CheckpointError(f"{path} does not fit the recipe's model: it {what} {listed}")
     model.load_state_dict(state)
 
 

@@ -31,7 +31,8 @@ NO_DECAY = {
 class FatLearner(Learner):
     """A fastai `Learner` that knows its tags and how its clips are read.
 
-    `learn.tags`, `learn.settings`; `learn.predict(path)` answers with tags and probabilities, best first; `learn.tta(...)` with `Predictions`.
+    `learn.tags`, `learn.settings`; `learn.predict(path)` answers with tags and probabilities, best first; `learn.tta(...)` with
+    `Predictions`.
     """
 
     no_decay: str = "norm_and_bias"
@@ -76,7 +77,7 @@ def fat_learner(
     dls
         Loaders of `FATDataLoaders`; they tell the network its channels and tags.
     arch
-        A name of `MODELS`; or a function of (n_tags, in_channels); or a module from (batch, channels, mels, frames) to logits (batch, tags).
+        A name of `MODELS`; a function of (n_tags, in_channels); or a module from (batch, channels, mels, frames) to logits (batch, tags).
     width
         Scales the channels of a named model; None leaves it as published.
     arch_options, loss_options
@@ -102,7 +103,7 @@ def fat_learner(
     in_channels = dls.to_spec.n_channels
     if isinstance(arch, str):
         options = {**(arch_options or {}), **({} if width is None else {"width": width})}
-        model = create_model(arch, len(dls.tags), in_channels, **options)
+        model: nn.Module = create_model(arch, len(dls.tags), in_channels, **options)
     elif isinstance(arch, nn.Module):
         model = arch
     else:

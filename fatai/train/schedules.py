@@ -34,8 +34,9 @@ def constant(epochs: int, lr: float) -> Schedule:
 def warmup_cosine(epochs: int, lr: float, *, warmup: float = 0.1, start: float = 0.05, final_lr: float = 1e-7) -> Schedule:
     """Linear warm-up, then a cosine whose counter starts after it: ninth's real run.
 
-    The rate changes once an epoch. Over the first `warmup * epochs` epochs it climbs from `start * lr` in steps of `lr / (warmup * epochs)`; then
-    a cosine with a period of all `epochs` begins, so it stops short of `final_lr`: with 65 epochs at 1e-3, at 3.7e-5.
+    The rate changes once an epoch. Over the first `warmup * epochs` epochs it climbs from `start * lr` in steps of
+    `lr / (warmup * epochs)`; then a cosine with a period of all `epochs` begins, so it stops short of `final_lr`: with 65 epochs at 1e-3,
+    at 3.7e-5.
 
     Examples
     --------
@@ -58,7 +59,8 @@ def warmup_cosine(epochs: int, lr: float, *, warmup: float = 0.1, start: float =
 
 @SCHEDULES.register("warmup_steps", source="FAT2019 36th place repository")
 def warmup_steps(
-    epochs: int, lr: float, *, warmup: float = 0.05, start: float = 0.1, milestones: tuple[float, ...] = (0.3, 0.6, 0.9), factor: float = 0.1
+    epochs: int, lr: float, *, warmup: float = 0.05, start: float = 0.1, milestones: tuple[float, ...] = (0.3, 0.6, 0.9),
+    factor: float = 0.1,
 ) -> Schedule:
     """Linear warm-up from `start * lr` over the first share `warmup`, then times `factor` at each milestone (shares of the whole)."""
     _checked(epochs, lr)

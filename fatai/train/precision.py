@@ -1,0 +1,116 @@
+"""The arithmetic a network runs in: float32, or bfloat16 where the device is faster with it, chosen by the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.learner import Learner
+from fastai.torch_core import to_float
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from fatai.errors import OptionError
+
+__all__ = ["PRECISIONS", "MixedOnCPU", "arithmetic", "autocast_for", "best_dtype", "fast_layout", "inference"]
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def best_dtype(device: torch.device | str) -> torch.dtype:
+    """What "auto" chooses: bfloat16 where the device computes with it, float16 on older GPUs, float32 elsewhere."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else torch.float32
+    return torch.float32
+
+
+def _dtype(device: torch.device, precision: str) -> torch.dtype:
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    if precision == "fp16" and device.type != "cuda":
+        raise OptionError(f"precision is 'fp16' on {device.type}; expected a CUDA device for it, or 'auto', 'bf16' or 'fp32'")
+    return {"auto": best_dtype(device), "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast_for(device: torch.device | str, precision: str = "auto") -> AbstractContextManager:
+    """Context in which a network on `device` runs in the given precision, a name of `PRECISIONS`."""
+    device = torch.device(device)
+    dtype = _dtype(device, precision)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def fast_layout(model: nn.Module, device: torch.device | str, precision: str = "auto") -> nn.Module:
+    """`model`, its convolutions laid out as low-precision kernels want them; the values stay the same."""
+    if _dtype(torch.device(device), precision) != torch.float32:
+        model.to(memory_format=torch.channels_last)
+    return model
+
+
+class MixedOnCPU(Callback):
+    """bfloat16 autocast on a CPU; fastai's own mixed precision is for CUDA alone and does nothing here.
+
+    Autocast covers the network's forward pass and ends even when that raises; the loss is computed in float32.
+    """
+
+    order = MixedPrecision.order
+
+    def __init__(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+
+    def before_batch(self) -> None:
+        self._remove()
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+
+        def enter(*_: Any) -> None:
+            autocast.__enter__()
+
+        def leave(*_: Any) -> None:
+            autocast.__exit__(None, None, None)
+
+        model = self.learn.model
+        self._hooks = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
+
+    def after_pred(self) -> None:
+        self._remove()
+        self.learn.pred = to_float(self.pred)
+
+    def _remove(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+def arithmetic(precision: str, learn: Learner) -> list[Callback]:
+    """Callbacks that make a learner fit in the given precision, a name of `PRECISIONS`.
+
+    fastai's where they work: `ChannelsLast`, and `MixedPrecision` on CUDA.
+    """
+    device = torch.device(learn.dls.device)
+    dtype = _dtype(device, precision)
+    if dtype == torch.float32:
+        return []
+    if device.type == "cuda":
+        return [ChannelsLast(), MixedPrecision(AMPMode.BF16 if dtype == torch.bfloat16 else AMPMode.FP16)]
+    return [ChannelsLast(), MixedOnCPU()]
+
+
+@contextmanager
+def inference(learn: Learner) -> Iterator[None]:
+    """Context in which a learner's network predicts: the precision that it fits in."""
+    mixed = next((cb for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
+    if any(isinstance(cb, MixedOnCPU) for cb in learn.cbs):
+        precision = "bf16"
+    elif mixed is not None:
+        precision = "bf16" if mixed.amp_mode == AMPMode.BF16 else "fp16"
+    else:
+        precision = "fp32"
+    with autocast_for(learn.dls.device, precision):
+        yield
