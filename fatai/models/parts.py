@@ -7,7 +7,8 @@ Nothing here needs anything but torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 from fatai.errors import OptionError, ShapeError
 
-__all__ = ["ConcatPool", "MultiSampleDropout", "SpectrogramModel", "bn_head", "count_parameters", "kaiming_convs", "scaled"]
+__all__ = [
+    "AttentionPool", "CBAM", "ConcatPool", "GRUPool", "MultiSampleDropout", "SpectrogramModel", "TagAttentionPool", "bn_head",
+    "count_parameters", "in_float32", "kaiming_convs", "prior_linear", "scaled",
+]
 
 
 class SpectrogramModel(nn.Module):
@@ -53,8 +57,8 @@ class SpectrogramModel(nn.Module):
         self.n_tags, self.in_channels = n_tags, in_channels
 
     def forward(self, spec: Tensor) -> Tensor:
-        """Logits (batch, tags) of spectrograms (batch, channels, mels, frames)."""
-        return self.classify(self.features(self.prepared(spec)))
+        """Logits (batch, tags) of spectrograms (batch, channels, mels, frames); in float32 within autocast too."""
+        return in_float32(self.classify, self.features(self.prepared(spec)))
 
     def embed(self, spec: Tensor) -> Tensor:
         """Features (batch, features) of spectrograms (batch, channels, mels, frames): what the head sees."""
@@ -122,6 +126,123 @@ class ConcatPool(nn.Module):
         return f"order={self.order!r}"
 
 
+class CBAM(nn.Module):
+    """Convolutional block attention: maps (batch, c, mels, frames) weighted by channel, then by place.
+
+    The channel gate is a two-layer perceptron on the average and on the maximum over places, summed; the spatial gate a
+    convolution over average and maximum across channels; a sigmoid ends both.
+
+    Parameters
+    ----------
+    channels
+        Channels of the maps.
+    form
+        "plain", the 1st place's: no biases, ReLU, [average, maximum]. "normed", the 36th's: biases, ReLU6, [maximum, average], and a
+        batch norm (momentum 0.01, weight 0 at first) in the spatial gate, which therefore starts as one half everywhere.
+    reduction
+        Channels over hidden units of the perceptron.
+    kernel_size
+        Of the spatial gate's convolution; odd.
+
+    Notes
+    -----
+    Source: S. Woo et al., "CBAM: Convolutional Block Attention Module", arXiv:1807.06521.
+    """
+
+    def __init__(self, channels: int, *, form: str = "plain", reduction: int = 16, kernel_size: int = 7):
+        super().__init__()
+        if form not in ("plain", "normed"):
+            raise OptionError(f"form={form!r}; expected 'plain' (1st place) or 'normed' (36th)")
+        if kernel_size % 2 != 1:
+            raise OptionError(f"kernel_size={kernel_size}; expected an odd number, such as 7: the gate must be as large as the maps")
+        self.normed = form == "normed"
+        hidden = max(channels // reduction, 1)
+        self.channel_gate = nn.Sequential(
+            nn.Linear(channels, hidden, bias=self.normed), nn.ReLU6() if self.normed else nn.ReLU(),
+            nn.Linear(hidden, channels, bias=self.normed),
+        )
+        self.spatial_gate = nn.Sequential(nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False))
+        if self.normed:
+            self.spatial_gate.append(nn.BatchNorm2d(1, momentum=0.01))
+            nn.init.zeros_(self.spatial_gate[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_channel = self.channel_gate(x.mean(dim=(2, 3))) + self.channel_gate(x.amax(dim=(2, 3)))
+        x = x * by_channel.sigmoid()[:, :, None, None]
+        pooled = [x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)]
+        return x * self.spatial_gate(torch.cat(pooled[::-1] if self.normed else pooled, dim=1)).sigmoid()
+
+
+class GRUPool(nn.Module):
+    """Final states of a bidirectional GRU over frames: maps (batch, c, mels, frames) or (batch, c, frames) to (batch, 2 hidden).
+
+    Mels are averaged first, and channels layer-normed: the 3rd place's aggregation.
+    """
+
+    def __init__(self, channels: int, hidden: int = 128):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.gru = nn.GRU(channels, hidden, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = (x.mean(dim=2) if x.ndim == 4 else x).transpose(1, 2)
+        _, last = self.gru(self.norm(frames))
+        return last.transpose(0, 1).flatten(1)
+
+
+class AttentionPool(nn.Module):
+    """Weighted mean over time of gated frames: (batch, features, frames) to (batch, features).
+
+    Context gating multiplies each feature by a sigmoid of a linear map of all features of its frame. The weights are a softmax over
+    time of a linear map of the frames before gating, one number a frame.
+
+    Parameters
+    ----------
+    features
+        Features of a frame.
+    gated
+        Whether frames are gated.
+
+    Notes
+    -----
+    Source: A. Miech et al., "Learnable pooling with Context Gating for video classification", arXiv:1706.06905; own code.
+    """
+
+    def __init__(self, features: int, *, gated: bool = True):
+        super().__init__()
+        self.gate = nn.Linear(features, features) if gated else None
+        self.attention = nn.Linear(features, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.transpose(1, 2)
+        weights = self.attention(frames).float().softmax(dim=1).to(x.dtype)
+        gated = frames if self.gate is None else frames * self.gate(frames).sigmoid()
+        return (weights * gated).sum(dim=1)
+
+
+class TagAttentionPool(nn.Module):
+    """Attention over time for each tag, straight to logits: (batch, features, frames) to (batch, tags).
+
+    The probability of a tag is the mean of its probabilities in the frames, weighted by a softmax over time of a linear map of the frames,
+    cut to [-10, 10]. Returned is its logit, computed without leaving the logarithm.
+
+    Notes
+    -----
+    Source: the attention block of PANNs, arXiv:1912.10211, without its batch norm, which it never used; own code.
+    """
+
+    def __init__(self, features: int, n_tags: int):
+        super().__init__()
+        self.att = nn.Conv1d(features, n_tags, 1)
+        self.cla = nn.Conv1d(features, n_tags, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        log_weights = self.att(x).float().clamp(-10, 10).log_softmax(dim=2)
+        logits = self.cla(x).float()
+        present, absent = ((log_weights + F.logsigmoid(sign * logits)).logsumexp(dim=2) for sign in (1, -1))
+        return present - absent
+
+
 class MultiSampleDropout(nn.Module):
     """A linear layer whose logits are averaged over several dropout masks in training; at prediction a plain linear layer.
 
@@ -164,6 +285,28 @@ def bn_head(features: int, hidden: int, n_tags: int, *, dropout_samples: int = 0
     """
     last = MultiSampleDropout(hidden, n_tags, samples=dropout_samples) if dropout_samples else nn.Linear(hidden, n_tags)
     return nn.Sequential(nn.BatchNorm1d(features), nn.Linear(features, hidden), nn.PReLU(), nn.BatchNorm1d(hidden), last)
+
+
+def prior_linear(features: int, n_tags: int) -> nn.Linear:
+    """Linear layer that starts from the belief that one tag in `n_tags` is present: weights N(0, 0.01), biases -ln(n_tags - 1).
+
+    The 36th place's, after focal loss (arXiv:1708.02002).
+    """
+    linear = nn.Linear(features, n_tags)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.constant_(linear.bias, -math.log(max(n_tags - 1, 1)))
+    return linear
+
+
+def in_float32(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """What `head` makes of `features`, in float32 within autocast too.
+
+    The head costs nothing, and bfloat16 logits have so few digits that tags would tie.
+    """
+    if not torch.is_autocast_enabled(features.device.type):
+        return head(features)
+    with torch.autocast(features.device.type, enabled=False):
+        return head(features.float())
 
 
 def scaled(channels: int, width: float) -> int:
