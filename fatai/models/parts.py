@@ -163,8 +163,9 @@ class CBAM(nn.Module):
         )
         self.spatial_gate = nn.Sequential(nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False))
         if self.normed:
-            self.spatial_gate.append(nn.BatchNorm2d(1, momentum=0.01))
-            nn.init.zeros_(self.spatial_gate[1].weight)
+            norm = nn.BatchNorm2d(1, momentum=0.01)
+            nn.init.zeros_(norm.weight)
+            self.spatial_gate.append(norm)
 
     def forward(self, x: Tensor) -> Tensor:
         by_channel = self.channel_gate(x.mean(dim=(2, 3))) + self.channel_gate(x.amax(dim=(2, 3)))

@@ -1,0 +1,218 @@
+"""PANNs, networks that were trained on AudioSet: what all of them share, and the plain ones, `cnn6`, `cnn10`, `cnn14`.
+
+Keys and shapes of the state are those of the published files, so `pretrained="Cnn14_mAP=0.431.pth"` loads one. Their front end
+is left to fatai's own ("panns": 32 kHz, 64 mels from 50 to 14,000 Hz, decibels); the weights know no other input.
+`resnet22`, `resnet38` and `resnet54` are in `panns_resnets`, the MobileNets in `panns_mobilenets`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fatai.errors import OptionError, ShapeError
+from fatai.models.checkpoints import LoadReport, load_pretrained
+from fatai.models.parts import AttentionPool, SpectrogramModel, TagAttentionPool, scaled
+from fatai.registry import MODELS, did_you_mean
+
+__all__ = ["Cnn6", "Cnn10", "Cnn14", "PannsBlock", "PannsModel", "SOURCE"]
+
+SOURCE = "PANNs, arXiv:1912.10211, https://github.com/qiuqiangkong/audioset_tagging_cnn (MIT); own code"
+
+# How maps become logits, and the modules that each way trains anew on other tags.
+HEADS = {
+    "published": ("fc_audioset",),
+    "attention": ("attention_pool", "fc_audioset"),
+    "tag_attention": ("att_block",),
+}
+# Published files hold the front end as weights too; and one network's file may serve a model with another head.
+_SURPLUS = ("spectrogram_extractor.", "logmel_extractor.", "fc_audioset.", "att_block.", "attention_pool.")
+
+
+class PannsModel(SpectrogramModel):
+    """Batch norm per mel bin, a body of convolutions, mean over frequency, and a head over time.
+
+    Parameters
+    ----------
+    width
+        Scales the channels of every layer; published weights need 1.
+    n_mels
+        Mel bins of the input. Published weights were trained on 64; with another number `bn0` starts afresh.
+    head
+        "published": maximum plus mean over time, dropout, `fc1`, ReLU, and from these activations, without a second dropout, the logits.
+        "attention": context gating and attention over time (see `AttentionPool`) in place of `fc1`, dropout, logits.
+        "tag_attention": `fc1` for each segment of time, then attention for each tag (see `TagAttentionPool`), as in the published
+        decision-level networks.
+    pretrained
+        File of published weights, or of this model's own. What it gave is told by the attribute `pretrained`, a `LoadReport`. The
+        classifier is loaded where it has `n_tags` tags and is fresh otherwise. With several input channels a network for one channel
+        is loaded into the first, and the others begin without influence.
+
+    Attributes
+    ----------
+    halvings : how often the body halves frames and mels.
+    embedding : outputs of `fc1` at width 1; what `embed` returns, after the ReLU.
+    row_dropout : share dropped before `fc1`.
+    first_conv : key of the weights that see the input channels.
+
+    Notes
+    -----
+    The published networks mask stripes of the input in training, after `bn0`; here that is an augmentation, before it.
+    """
+
+    halvings: ClassVar[int] = 5
+    embedding: ClassVar[int] = 2048
+    row_dropout: ClassVar[float] = 0.5
+    first_conv: ClassVar[str] = "conv_block1.conv1.weight"
+
+    def __init__(
+        self, n_tags: int, in_channels: int = 1, *, width: float = 1.0, n_mels: int = 64, head: str = "published",
+        pretrained: str | os.PathLike[str] | None = None,
+    ):
+        super().__init__(n_tags, in_channels)
+        self.min_frames = 2**self.halvings
+        if head not in HEADS:
+            raise OptionError(f"head={head!r}; {did_you_mean(head, list(HEADS))}")
+        if n_mels < self.min_frames:
+            raise OptionError(f"n_mels={n_mels}; {type(self).__name__} halves them {self.halvings} times, so at least {self.min_frames}")
+        self.n_mels = self.min_mels = n_mels
+        self.head = head
+        self.head_names = HEADS[head]
+        # Channels differ in scale (a log-mel and its slope), so each has its own statistics for each bin.
+        self.bn0 = nn.BatchNorm2d(in_channels * n_mels)
+        channels, hidden = self.add_body(width), scaled(self.embedding, width)
+        if head == "attention":
+            self.attention_pool = AttentionPool(channels)
+            self.fc_audioset = nn.Linear(channels, n_tags)
+        else:
+            self.fc1 = nn.Linear(channels, hidden)
+            if head == "published":
+                self.fc_audioset = nn.Linear(hidden, n_tags)
+            else:
+                self.att_block = TagAttentionPool(hidden, n_tags)
+        for m in self.modules():
+            if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(m.weight)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+        self.pretrained = None if pretrained is None else self._load(pretrained)
+
+    def _load(self, path: str | os.PathLike[str]) -> LoadReport:
+        fresh = [f"{name}." for name in self.head_names] + ["bn0."] * (self.n_mels != 64)
+        surplus = [*_SURPLUS, *["fc1."] * (self.head == "attention")]
+        return load_pretrained(self, path, fresh=fresh, surplus=surplus, first_channel=("bn0.", self.first_conv))
+
+    def add_body(self, width: float) -> int:
+        """Add the modules of the body and return how many channels its maps have."""
+        raise NotImplementedError
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Maps (batch, channels, frames, mels) of a normalised input (batch, channels, frames, mels), both halved `halvings` times."""
+        raise NotImplementedError
+
+    def prepared(self, spec: Tensor) -> Tensor:
+        """As of every model; mel bins are neither added nor left out, since each has its own batch norm."""
+        if spec.ndim == 4 and spec.shape[2] != self.n_mels:
+            raise ShapeError(
+                f"the model got {spec.shape[2]} mel bins in an input of shape {tuple(spec.shape)}; it was built with n_mels={self.n_mels}: "
+                "take a front end with as many, or build it with n_mels of yours"
+            )
+        return super().prepared(spec)
+
+    def embed(self, spec: Tensor) -> Tensor:
+        """Features (batch, features) of spectrograms (batch, channels, mels, frames): what the head sees, averaged where it sees time."""
+        features = super().embed(spec)
+        return features.mean(dim=2) if features.ndim == 3 else features
+
+    def features(self, spec: Tensor) -> Tensor:
+        """What the classifier sees: (batch, features), with `head="tag_attention"` (batch, features, segments)."""
+        batch, channels, mels, frames = spec.shape
+        x = self.bn0(spec.reshape(batch, channels * mels, frames, 1)).view(spec.shape)
+        rows = self.maps(x.transpose(2, 3)).mean(dim=3)
+        if self.head == "attention":
+            return self.attention_pool(rows)
+        if self.head == "published":
+            pooled = F.dropout(rows.amax(dim=2) + rows.mean(dim=2), self.row_dropout, self.training)
+            return F.relu(self.fc1(pooled))
+        near = F.max_pool1d(rows, 3, stride=1, padding=1) + F.avg_pool1d(rows, 3, stride=1, padding=1)
+        segments = F.relu(self.fc1(F.dropout(near, self.row_dropout, self.training).transpose(1, 2)))
+        return segments.transpose(1, 2)
+
+    def classify(self, features: Tensor) -> Tensor:
+        if self.head == "published":
+            return self.fc_audioset(features)
+        kept = F.dropout(features, 0.5, self.training)
+        return self.fc_audioset(kept) if self.head == "attention" else self.att_block(kept)
+
+
+class PannsBlock(nn.Module):
+    """Convolutions with batch norm and ReLU, averages over squares of `pool` by `pool`, dropout of 0.2.
+
+    Parameters
+    ----------
+    kernel
+        3 for two convolutions of 3x3, 5 for one of 5x5.
+    pool
+        1 leaves the size as it is.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int = 3, pool: int = 2):
+        super().__init__()
+        self.pool = pool
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.twice = kernel == 3
+        if self.twice:
+            self.conv2 = nn.Conv2d(out_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+            self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.twice:
+            x = F.relu(self.bn2(self.conv2(x)))
+        return F.dropout(F.avg_pool2d(x, self.pool) if self.pool > 1 else x, 0.2, self.training)
+
+
+class _Cnn(PannsModel):
+    """Blocks one after the other, of `channels`; those beyond `halvings` keep the size of the maps."""
+
+    channels: ClassVar[Sequence[int]]
+    kernel: ClassVar[int] = 3
+
+    def add_body(self, width: float) -> int:
+        n_in = self.in_channels
+        for k, channels in enumerate(self.channels, 1):
+            n_out = scaled(channels, width)
+            self.add_module(f"conv_block{k}", PannsBlock(n_in, n_out, kernel=self.kernel, pool=2 if k <= self.halvings else 1))
+            n_in = n_out
+        return n_in
+
+    def maps(self, x: Tensor) -> Tensor:
+        for k in range(1, len(self.channels) + 1):
+            x = self.get_submodule(f"conv_block{k}")(x)
+        return x
+
+
+@MODELS.register("cnn6", source=SOURCE)
+class Cnn6(_Cnn):
+    """Four 5x5 convolutions, 64 to 512; 0.343 mean average precision on AudioSet."""
+
+    channels, kernel, halvings, embedding = (64, 128, 256, 512), 5, 4, 512
+
+
+@MODELS.register("cnn10", source=SOURCE)
+class Cnn10(_Cnn):
+    """Four double 3x3 convolutions, 64 to 512; 0.380 mean average precision on AudioSet."""
+
+    channels, halvings, embedding = (64, 128, 256, 512), 4, 512
+
+
+@MODELS.register("cnn14", source=SOURCE)
+class Cnn14(_Cnn):
+    """Six double 3x3 convolutions, 64 to 2048; 0.431 mean average precision on AudioSet."""
+
+    channels = (64, 128, 256, 512, 1024, 2048)
