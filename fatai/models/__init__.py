@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fatai.models import convblock  # fills MODELS
+from fatai.models import convblock, multilevel, panns, panns_mobilenets, panns_resnets, skip_attention  # fill MODELS
 from fatai.models.parts import SpectrogramModel, count_parameters
 from fatai.registry import MODELS
 
