@@ -1,1 +1,3 @@
 """Random changes: draw first, then apply a pure function."""
+
+from . import masks, on_spec
