@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fatai.models import convblock, multilevel, panns, panns_mobilenets, panns_resnets, skip_attention  # fill MODELS
+from fatai.models import (  # they fill MODELS
+    cbam, convblock, mobilenetv3, multilevel, panns, panns_mobilenets, panns_resnets, resnets, skip_attention,
+)
 from fatai.models.parts import SpectrogramModel, count_parameters
 from fatai.registry import MODELS
 

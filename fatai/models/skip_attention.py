@@ -83,7 +83,7 @@ class SkipAttentionNet(SpectrogramModel):
         self.head_names = ("head", "aux_heads")
 
     def forward(self, spec: Tensor) -> Any:
-        """Logits (batch, tags); in training with auxiliary heads a tuple of such, main output first, then the last skip's to the first's."""
+        """Logits (batch, tags); in training with auxiliary heads a tuple of them, main output first, then last skip's to the first's."""
         features, skipped = self._maps_to_rows(self.prepared(spec))
         main = in_float32(self.classify, features)
         if not (self.training and self.aux_heads):
