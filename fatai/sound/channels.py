@@ -6,6 +6,8 @@ from the crop that the network is shown, not from the whole clip.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,11 +41,11 @@ class Repeat(nn.Module):
 
 
 def _savgol(width: int, order: int) -> np.ndarray:
-    """Matrix (width, width): row i gives the `order`-th derivative at the i-th of `width` values, of the polynomial of that degree fitted to them."""
+    """Weights (width,) of the `order`-th derivative of the polynomial of that degree that is fitted to `width` values."""
     at = np.arange(width) - width // 2
     fit = np.linalg.pinv(np.vander(at, order + 1, increasing=True))  # coefficients, lowest power first
     # The highest derivative of a polynomial of degree `order` is the same everywhere: order! times its highest coefficient.
-    return np.tile(fit[order] * float(np.prod(np.arange(1, order + 1))), (width, 1))
+    return fit[order] * math.factorial(order)
 
 
 def delta(spec: Tensor, *, order: int = 1, width: int = 9) -> Tensor:
@@ -64,7 +66,7 @@ def delta(spec: Tensor, *, order: int = 1, width: int = 9) -> Tensor:
     if width < 3 or width % 2 == 0 or not 1 <= order < width:
         raise OptionError(f"width={width}, order={order}; expected an odd width of at least 3, and an order from 1 to below it")
     half, frames = width // 2, spec.shape[-1]
-    kernel = torch.from_numpy(_savgol(width, order)[0]).to(spec)
+    kernel = torch.from_numpy(_savgol(width, order)).to(spec)
     rows = spec.reshape(-1, 1, frames)
     if frames < width:
         rows = F.pad(rows, (half, half), mode="replicate")
@@ -88,7 +90,7 @@ class Deltas(nn.Module):
 
 
 class Ramp(nn.Module):
-    """The spectrogram, a map that rises from -1 at the lowest to +1 at the highest row, and maybe one that rises so from first to last frame."""
+    """The spectrogram, a map that rises from -1 at the lowest to +1 at the highest row, and if `time` one from first to last frame."""
 
     def __init__(self, time: bool = False):
         super().__init__()
@@ -119,7 +121,10 @@ class Image3(nn.Module):
 
 
 class Windows(nn.Module):
-    """Spectrograms of several window lengths, stacked by the front end in their rows, side by side: (batch, windows * bins, frames) to (batch, windows, bins, frames)."""
+    """Spectrograms of several window lengths, one a channel.
+
+    The front end's `windows` stacks them in its rows: (batch, windows * bins, frames) becomes (batch, windows, bins, frames).
+    """
 
     def __init__(self, n_windows: int = 3):
         super().__init__()
@@ -127,7 +132,8 @@ class Windows(nn.Module):
 
     def forward(self, spec: Tensor) -> Tensor:
         if _checked(spec).shape[1] % self.n_channels:
-            raise ShapeError(f"got {spec.shape[1]} rows, which are not {self.n_channels} windows of equal size; give the front end as many `windows`")
+            raise ShapeError(f"got {spec.shape[1]} rows, which are not {self.n_channels} windows of equal size; "
+                             "give the front end as many `windows`")
         return spec.unflatten(1, (self.n_channels, -1))
 
 

@@ -35,7 +35,8 @@ _UNKNOWN_SIZE = 0xFFFFFFFF  # what a recorder that writes to a pipe puts where i
 _NOT_SOUND = {
     b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GIF8": "a GIF picture", b"%PDF": "a PDF document",
     b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"\x7fELF": "a program",
-    b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file", b"<!DO": "a web page", b"<htm": "a web page", b"version https://git-lfs": "a Git LFS pointer",
+    b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file", b"<!DO": "a web page", b"<htm": "a web page",
+    b"version https://git-lfs": "a Git LFS pointer",
 }
 
 
