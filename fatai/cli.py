@@ -19,6 +19,8 @@ from fatai.errors import FataiError
 
 __all__ = ["app", "main"]
 
+_INTERRUPTED = 130  # the shell's code for a command that Ctrl-C ended
+
 app = typer.Typer(
     name="fatai-submit", help="Tag sounds: from a folder of clips to a checked submission.\n\nExample: fatai-submit demo",
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -169,7 +171,7 @@ def ensemble(
     try:
         shares = [float(w) for w in weights.split(",")] if weights else None
     except ValueError:
-        raise OptionError(f"--weights is {weights!r}; expected {len(predictions)} numbers, comma separated, one for each input") from None
+        raise OptionError(f"--weights is {weights!r}; expected numbers like 2,1,1: one for each of the inputs") from None
     blended = blend([p / "test.csv" if p.is_dir() else p for p in predictions], how=how, weights=shares)
     if sample is None:
         blended.to_csv(out)
@@ -287,9 +289,12 @@ def main() -> None:
     except FataiError as e:
         print(f"fatai-submit: {e}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as e:
+        # Typer turns Ctrl-C into an exit of its own.
+        if isinstance(e, SystemExit) and e.code != _INTERRUPTED:
+            raise
         print("fatai-submit: stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(_INTERRUPTED) from None
 
 
 def _plain_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:

@@ -46,7 +46,7 @@ def test_history_has_a_row_an_epoch(tiny_run):
 def test_the_manifest_says_what_made_the_run(tiny_run):
     manifest = json.loads((tiny_run.out / "manifest.json").read_text())
     assert manifest["recipe"] == "quick" and manifest["seed"] == 2019 and len(manifest["data"]["digest"]) == 64
-    assert manifest["versions"]["torch"] == torch.__version__ and manifest["lwlrap"]["oof"] == tiny_run.oof_score
+    assert torch.__version__.startswith(manifest["versions"]["torch"]) and manifest["lwlrap"]["oof"] == tiny_run.oof_score
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny_run, tiny_recipe, sample, tmp_path):
