@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,95 +20,58 @@ from fastai.data.all import (
 )
 from torch import Tensor, nn
 
+from fatai.data.cache import ClipCache, StoredClip
+from fatai.data.clips import ClipSettings
 from fatai.data.fat2019 import FATData, read_layout
-from fatai.data.labels import check_labels, multi_hot, parse_labels, tags_of
-from fatai.data.tensors import TensorSpec, TensorWave
-from fatai.errors import AudioError, DataError, OptionError
-from fatai.registry import CHANNELS, did_you_mean
-from fatai.sound.files import AUDIO_EXTENSIONS, audio_info, load_audio
+from fatai.data.labels import check_labels, multi_hot, tags_of
+from fatai.data.tables import readable, standard_table, training_table
+from fatai.data.tensors import TensorFrames, TensorSpec, TensorWave
+from fatai.errors import DataError
+from fatai.sound.files import AUDIO_EXTENSIONS
 from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
-from fatai.sound.waveform import fit_length, trim_silence
+from fatai.sound.waveform import trim_silence
 
 __all__ = [
-    "AudioBlock", "CentreCrop", "ClipSettings", "FATDataLoaders", "LoadClip", "RandomCrop", "SpectrogramBlock", "WaveToSpec", "readable",
+    "AudioBlock", "CentreCrop", "ClipSettings", "FATDataLoaders", "LoadClip", "RandomCrop", "SpectrogramBlock", "WaveToSpec",
+    "WholeClip", "readable",
 ]
 
 
-@dataclass(frozen=True)
-class ClipSettings:
-    """How a clip becomes what the network sees.
+def _as_wave(wave: Tensor, settings: ClipSettings) -> TensorWave:
+    known = TensorWave(wave)
+    known.sr = settings.sr
+    return known
 
-    Attributes
-    ----------
-    front_end
-        The map from wave to spectrogram; its `sr` is the rate that files are read at.
-    channels
-        A name of `CHANNELS`; None takes the front end's own.
-    crop_s
-        Seconds of a training crop and of a view.
-    trim_db
-        Leading and trailing silence below the peak by this many dB is cut off; None keeps it.
-    short_fill
-        What a clip shorter than a crop is filled with, a name of `SHORT_FILLS`.
-    """
 
-    front_end: FrontEnd = field(default_factory=lambda: find_front_end("ninth"))
-    channels: str | None = None
-    crop_s: float = 2.0
-    trim_db: float | None = 60.0
-    short_fill: str = "zeros_both"
-
-    def __post_init__(self) -> None:
-        if not 0.05 <= self.crop_s <= 600:
-            raise OptionError(f"crop_s is {self.crop_s}; expected seconds between 0.05 and 600")
-        if self.channels is not None and self.channels not in CHANNELS:
-            raise OptionError(f"channels is {self.channels!r}; {did_you_mean(self.channels, CHANNELS.names())}")
-
-    @property
-    def sr(self) -> int:
-        return self.front_end.sr
-
-    @property
-    def crop_samples(self) -> int:
-        return round(self.crop_s * self.sr)
-
-    def read(self, path: str | Path) -> Tensor:
-        """A whole clip, trimmed, shape (samples,); raises `AudioError`."""
-        wave = load_audio(path, self.sr)
-        return wave if self.trim_db is None else trim_silence(wave, self.trim_db)
-
-    def fit(self, wave: Tensor) -> Tensor:
-        """A wave (samples,) filled up to a crop's length if it is shorter; a longer one is returned as it is."""
-        short = wave.shape[-1] < self.crop_samples
-        return fit_length(wave, self.crop_samples, self.short_fill) if short else wave
-
-    def channels_module(self) -> nn.Module:
-        return CHANNELS.build(self.channels or self.front_end.channels)
+def _read(clip: StoredClip, start: int, size: int, settings: ClipSettings) -> TensorWave | TensorFrames:
+    """A stretch of a cached clip; a wave shorter than a crop is filled."""
+    crop = clip.crop(start, size)
+    return _as_wave(settings.fit(crop), settings) if clip.is_wave else TensorFrames(crop)
 
 
 class LoadClip(Transform):
-    """A path, or an array of samples at the settings' rate, to a trimmed `TensorWave` of any length."""
+    """A path, or an array of samples at the settings' rate, to a trimmed `TensorWave` of any length; a cached file to a `StoredClip`."""
 
     input_types = (str, Path, np.ndarray)
 
-    def __init__(self, settings: ClipSettings):
+    def __init__(self, settings: ClipSettings, cache: ClipCache | None = None):
         super().__init__()
-        self.settings = settings
+        self.settings, self.cache = settings, cache
 
-    def _wave(self, wave: Tensor) -> TensorWave:
-        loaded = TensorWave(wave)
-        loaded.sr = self.settings.sr
-        return loaded
+    def _load(self, path: str) -> TensorWave | StoredClip:
+        if self.cache is not None and path in self.cache:
+            return self.cache.clip(path)
+        return _as_wave(self.settings.read(path), self.settings)
 
     def encodes(self, path: str):
-        return self._wave(self.settings.read(path))
+        return self._load(path)
 
     def encodes(self, path: Path):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
-        return self._wave(self.settings.read(path))
+        return self._load(str(path))
 
     def encodes(self, samples: np.ndarray):  # type: ignore[no-redef]  # noqa: F811
         wave = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
-        return self._wave(wave if self.settings.trim_db is None else trim_silence(wave, self.settings.trim_db))
+        return _as_wave(wave if self.settings.trim_db is None else trim_silence(wave, self.settings.trim_db), self.settings)
 
 
 class RandomCrop(Transform):
@@ -122,10 +83,18 @@ class RandomCrop(Transform):
         super().__init__()
         self.settings = settings
 
+    def start(self, spare: int) -> int:
+        """Where a crop starts in a clip that is `spare` samples or frames longer."""
+        return int(torch.randint(spare + 1, ()))
+
     def encodes(self, wave: TensorWave):
         filled, size = self.settings.fit(wave), self.settings.crop_samples
-        start = int(torch.randint(filled.shape[-1] - size + 1, ()))
+        start = self.start(filled.shape[-1] - size)
         return filled[..., start:start + size]
+
+    def encodes(self, clip: StoredClip):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
+        size = min(len(clip), self.settings.crop_samples if clip.is_wave else self.settings.crop_frames)
+        return _read(clip, self.start(len(clip) - size), size, self.settings)
 
 
 class CentreCrop(RandomCrop):
@@ -133,14 +102,25 @@ class CentreCrop(RandomCrop):
 
     order, split_idx = 6, 1
 
-    def encodes(self, wave: TensorWave):
-        filled, size = self.settings.fit(wave), self.settings.crop_samples
-        start = (filled.shape[-1] - size) // 2
-        return filled[..., start:start + size]
+    def start(self, spare: int) -> int:
+        return spare // 2
+
+
+class WholeClip(Transform):
+    """A cached clip that nothing cut is read whole: fastai asks for one item before it says whether that is for training."""
+
+    order = 7
+
+    def __init__(self, settings: ClipSettings):
+        super().__init__()
+        self.settings = settings
+
+    def encodes(self, clip: StoredClip):
+        return _read(clip, 0, len(clip), self.settings)
 
 
 class WaveToSpec(Transform):
-    """A batch of waves (batch, samples) to a `TensorSpec` (batch, channels, mels, frames) on the batch's device."""
+    """A batch of waves (batch, samples), or of cached features, to a `TensorSpec` (batch, channels, mels, frames) on the batch's device."""
 
     order = 0
 
@@ -153,48 +133,41 @@ class WaveToSpec(Transform):
 
     def spec(self, wave: Tensor) -> Tensor:
         """Plain tensors in and out."""
-        device = next(iter(self.module.buffers()), wave).device
-        if device != wave.device:
-            self.module.to(wave.device)
+        return self._applied(self.module, wave)
+
+    def _applied(self, module: nn.Module, batch: Tensor) -> Tensor:
+        device = next(iter(self.module.buffers()), batch).device
+        if device != batch.device:
+            self.module.to(batch.device)
         with torch.no_grad():
-            return self.module(wave)
+            return module(batch)
 
     def encodes(self, wave: TensorWave):
         spec = TensorSpec(self.spec(wave.as_subclass(Tensor)))
         spec.front_end, spec.wave = self.settings.front_end, wave
         return spec
 
+    def encodes(self, frames: TensorFrames):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
+        spec = TensorSpec(self._applied(self.module[1], frames.as_subclass(Tensor)))
+        spec.front_end = self.settings.front_end
+        return spec
 
-def AudioBlock(settings: ClipSettings | None = None) -> TransformBlock:
+
+def AudioBlock(settings: ClipSettings | None = None, cache: ClipCache | None = None) -> TransformBlock:
     """Block of waves: each item a `TensorWave` of `crop_s` seconds, for models and callbacks that start from samples."""
     settings = settings or ClipSettings()
-    return TransformBlock(type_tfms=LoadClip(settings), item_tfms=[RandomCrop(settings), CentreCrop(settings)])
+    return TransformBlock(type_tfms=LoadClip(settings, cache), item_tfms=[RandomCrop(settings), CentreCrop(settings), WholeClip(settings)])
 
 
-def SpectrogramBlock(settings: ClipSettings | None = None) -> TransformBlock:
+def SpectrogramBlock(settings: ClipSettings | None = None, cache: ClipCache | None = None) -> TransformBlock:
     """Block of spectrograms: an `AudioBlock` whose batches pass through the front end on the device."""
     settings = settings or ClipSettings()
-    block = AudioBlock(settings)
+    block = AudioBlock(settings, cache)
     return TransformBlock(type_tfms=block.type_tfms, item_tfms=block.item_tfms, batch_tfms=WaveToSpec(settings))
 
 
-def readable(paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
-    """Which sound files open: a mask (files,), and a sentence for each that does not."""
-
-    def fault(path: Path) -> str:
-        try:
-            audio_info(path)
-        except AudioError as e:
-            return str(e)
-        return ""
-
-    with ThreadPoolExecutor() as pool:
-        faults = list(pool.map(fault, paths, chunksize=64))
-    return np.array([not f for f in faults], dtype=bool), [f for f in faults if f]
-
-
-def _leave_out_unreadable(df: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    good, faults = readable([Path(p) for p in df["path"]])
+def _leave_out(df: pd.DataFrame, good: np.ndarray, faults: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The rows of `df` that are `good`, and the names of the others, after a warning that says why."""
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         warnings.warn(f"{len(faults)} of {len(df)} training files cannot be read and are left out:\n{listed}", stacklevel=3)
@@ -241,6 +214,8 @@ class FATDataLoaders(DataLoaders):
         bs: int = 64,
         num_workers: int | None = None,
         check_files: bool = True,
+        cache: str = "none",
+        cache_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> FATDataLoaders:
         """From a table with a file name and its tags in each row.
@@ -263,6 +238,9 @@ class FATDataLoaders(DataLoaders):
             As in `ClipSettings`, or all of them at once as `settings`.
         check_files
             Whether to open every file first, to leave out what cannot be read.
+        cache, cache_dir
+            "wave" keeps the trimmed clips as 16-bit samples in a folder, "features" what is behind the front end; `fatai.data.cache` says
+            how its crops differ. "none" reads the files every time.
         bs
             Clips in a batch; no more than there are training clips.
         num_workers
@@ -278,19 +256,25 @@ class FATDataLoaders(DataLoaders):
         Unreadable files are left out with one warning that lists them; `dls.unreadable` keeps their names.
         """
         root = Path(path) / folder if folder else Path(path)
-        table = _standard_table(df, root, fn_col, path_col, label_col, valid_col, suff, label_delim)
+        table = standard_table(df, root, fn_col, path_col, label_col, valid_col, suff, label_delim)
         tags = tuple(vocab) if vocab is not None else tags_of(table["labels"])
         check_labels(table, tags)
-        table, unreadable = _leave_out_unreadable(table) if check_files else (table, ())
+        table, unreadable = _leave_out(table, *readable([Path(p) for p in table["path"]])) if check_files else (table, ())
         if settings is None:
             settings = ClipSettings(find_front_end(front_end), channels, crop_s, trim_db, short_fill)
+        stored = None
+        if cache != "none":
+            stored = ClipCache.open_or_build(table["path"], settings, kind=cache, folder=cache_dir)
+            # A file may open well and break off later; only now all of it was read.
+            table, broken = _leave_out(table, stored.lengths > 0, list(stored.faults.values()))
+            unreadable += broken
         valid_pct = 0.0 if valid_col is not None else valid_pct
         splitter = ColSplitter("is_valid", on=True) if valid_col is not None else RandomSplitter(valid_pct, seed)
         if valid_col is None and round(valid_pct * len(table)) == 0:
             splitter = IndexSplitter([])
         block = DataBlock(
-            blocks=(SpectrogramBlock(settings), MultiCategoryBlock(vocab=list(tags))), get_x=ColReader("path"), get_y=ColReader("labels"),
-            splitter=splitter, item_tfms=item_tfms, batch_tfms=batch_tfms,
+            blocks=(SpectrogramBlock(settings, stored), MultiCategoryBlock(vocab=list(tags))), splitter=splitter,
+            get_x=ColReader("path"), get_y=ColReader("labels"), item_tfms=item_tfms, batch_tfms=batch_tfms,
         )
         n_train = len(table) - (int(table["is_valid"].sum()) if valid_col is not None else int(valid_pct * len(table)))
         if n_train < bs:
@@ -368,58 +352,3 @@ class FATDataLoaders(DataLoaders):
 
 def _take(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {n: options.pop(n) for n in names if n in options}
-
-
-def training_table(data: FATData, *, noisy: bool = False, valid_pct: float = 0.2, seed: int | None = None) -> pd.DataFrame:
-    """Curated clips with a random part of them held out, then, if asked, the noisy ones: columns fname, path, labels, is_valid."""
-    columns = ["fname", "path", "labels"]
-    table = data.curated[columns].copy()
-    held_out = np.zeros(len(table), dtype=bool)
-    order = torch.randperm(len(table), generator=None if seed is None else torch.Generator().manual_seed(seed)).numpy()
-    held_out[order[: int(valid_pct * len(table))]] = True
-    table["is_valid"] = held_out
-    if noisy:
-        if data.noisy is None:
-            raise DataError(f"{data.path} has no noisy part; expected train_noisy.csv and train_noisy/, or noisy=False")
-        table = pd.concat([table, data.noisy[columns].assign(is_valid=False)], ignore_index=True)
-    return table
-
-
-def _standard_table(
-    df: pd.DataFrame,
-    root: Path,
-    fn_col: int | str,
-    path_col: int | str | None,
-    label_col: int | str,
-    valid_col: int | str | None,
-    suff: str,
-    label_delim: str | None,
-) -> pd.DataFrame:
-    """Columns fname, path, labels (list of tags) and is_valid, whatever the table calls them."""
-
-    def column(which: int | str, what: str) -> pd.Series:
-        if isinstance(which, int):
-            if which >= df.shape[1]:
-                raise DataError(f"{what} is column number {which}, but the table has {df.shape[1]}: {', '.join(map(str, df.columns))}")
-            return df.iloc[:, which]
-        if which not in df.columns:
-            raise DataError(f"{what} is {which!r}, which is no column; {did_you_mean(which, [str(c) for c in df.columns])}")
-        return df[which]
-
-    names = [str(n) for n in column(fn_col, "fn_col")]
-    cells = column(label_col, "label_col")
-    labels = [parse_labels(cell, label_delim) for cell in cells]
-    table = pd.DataFrame({"fname": [Path(n).name if Path(n).is_absolute() else n for n in names]})
-    table["path"] = [str(root / f"{n}{suff}") for n in names] if path_col is None else [str(p) for p in column(path_col, "path_col")]
-    table["labels"] = labels
-    table["is_valid"] = False if valid_col is None else _truth_of(column(valid_col, "valid_col"))
-    return table
-
-
-def _truth_of(column: pd.Series) -> list[bool]:
-    """Booleans from booleans, 0/1 or the words a CSV holds; a word like "no" must not count as true because it is not empty."""
-    words = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False, "": False}
-    try:
-        return [words[str(v).strip().lower()] for v in column]
-    except KeyError as e:
-        raise DataError(f"valid_col {column.name!r} holds {e.args[0]!r}; expected true or false, yes or no, 1 or 0") from None

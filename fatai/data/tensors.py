@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fatai.sound.front_ends import FrontEnd
 
-__all__ = ["TensorSpec", "TensorWave", "in_notebook", "players"]
+__all__ = ["TensorFrames", "TensorSpec", "TensorWave", "in_notebook", "players"]
 
 # Perceptually uniform and readable for every kind of colour vision.
 _COLOURS = "magma"
@@ -88,6 +88,10 @@ class TensorWave(TensorBase):
     def hear(self) -> Any:
         """A player for a notebook."""
         return _player(self.detach().cpu().as_subclass(Tensor).reshape(-1).numpy(), self.rate)
+
+
+class TensorFrames(TensorBase):
+    """Features that come from a cache, shape (rows, frames) or (batch, rows, frames), before they become the channels of a `TensorSpec`."""
 
 
 class TensorSpec(TensorImageBase):
