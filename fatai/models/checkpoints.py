@@ -7,6 +7,8 @@ to be, and a model is changed only when all of the file has been checked against
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fatai.errors import CheckpointError
+from fatai.models.parts import SpectrogramModel
 
 __all__ = ["LoadReport", "load_pretrained", "read_weights"]
 
@@ -89,14 +92,14 @@ def read_weights(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) ->
     except CheckpointError:
         raise
     except Exception as e:  # a damaged or hostile pickle can end in nearly any exception of the reader
-        reason = str(e).strip().split("\n")[0] or type(e).__name__
-        if "weights_only" in str(e) or "Weights only" in str(e):
-            # Torch's own advice, which goes on with how to run the code in the file, is kept from the reader.
-            found = str(e).partition("WeightsUnpickler error: ")[2].split("\n")[0].strip()
+        code = re.search(r"GLOBAL ([\w.]+)", str(e))
+        if code:
             raise CheckpointError(
-                f"{file} holds more than tensors ({found or 'code'}) and was not loaded, since reading that could run code; "
-                "where you trust its maker, save its state_dict alone, as safetensors or with torch.save"
+                f"{file} holds more than tensors ({code[1]}) and was not loaded, since rebuilding that could run code; where you trust its "
+                "maker, save its state_dict alone, as safetensors or with torch.save"
             ) from None
+        # What torch says of a pickle that it refuses is mostly how to run the code in it.
+        reason = "a pickle of other things" if isinstance(e, pickle.UnpicklingError) else str(e).strip().split("\n")[0] or type(e).__name__
         raise CheckpointError(f"{file} cannot be read as weights ({reason}); expected a file of torch.save or of safetensors") from None
     return _named_tensors(content, file)
 
@@ -127,7 +130,7 @@ def _named_tensors(content: Any, file: Path) -> dict[str, Tensor]:
 
 
 def load_pretrained(
-    model: nn.Module,
+    model: SpectrogramModel,
     path: str | os.PathLike[str],
     *,
     fresh: Collection[str] = (),
@@ -145,9 +148,9 @@ def load_pretrained(
     surplus
         Beginnings of keys that the file may hold without use for the model.
     first_channel
-        Beginnings of the model's keys that depend on its number of input channels. Where the file's tensor is shorter in one
-        dimension, it becomes the first channel's part. Convolutions give the other channels a weight of 0, and other tensors keep their
-        initial values: the model begins by answering to its first channel as the network in the file would, and learns to use the others.
+        Beginnings of the model's keys that depend on its number of input channels. Where the file's tensor is of one channel, it becomes
+        the first channel's part; convolutions give the other channels a weight of 0, and other tensors keep their initial values. So the
+        model begins by answering to its first channel as the network in the file would, and learns to use the others.
     max_bytes
         See `read_weights`.
 
@@ -167,17 +170,17 @@ def load_pretrained(
     partly, kept, missing, misshaped = [], [], [], []
     for key, value in own.items():
         found = given.get(key)
-        if found is not None and found.is_floating_point() != value.is_floating_point():
+        if found is None:
+            (kept if key.startswith(tuple(fresh)) or key.endswith("num_batches_tracked") else missing).append(key)
+        elif found.is_floating_point() != value.is_floating_point():
             raise CheckpointError(f"{file.name} holds {found.dtype} under {key}; the model expects {value.dtype}")
-        if found is not None and found.shape == value.shape:
+        elif found.shape == value.shape:
             new[key] = found
-        elif found is not None and key.startswith(tuple(first_channel)) and (widened := _widened(found, value)) is not None:
+        elif key.startswith(tuple(first_channel)) and (widened := _widened(found, value, model.in_channels)) is not None:
             new[key] = widened
             partly.append(key)
-        elif key.startswith(tuple(fresh)) or key.endswith("num_batches_tracked") and found is None:
+        elif key.startswith(tuple(fresh)):
             kept.append(key)
-        elif found is None:
-            missing.append(key)
         else:
             misshaped.append(f"{key} has shape {tuple(found.shape)}, the model's is {tuple(value.shape)}")
     left_over = sorted(given.keys() - own.keys())
@@ -194,13 +197,11 @@ def load_pretrained(
     return LoadReport(file.name, tuple(new), tuple(partly), tuple(kept), tuple(left_over))
 
 
-def _widened(found: Tensor, own: Tensor) -> Tensor | None:
-    """`found` as the first part of `own` along the one dimension in which it is shorter; None if they differ otherwise."""
-    if found.ndim != own.ndim:
-        return None
-    shorter = [d for d, (a, b) in enumerate(zip(found.shape, own.shape, strict=True)) if a != b]
-    if len(shorter) != 1 or own.shape[shorter[0]] % found.shape[shorter[0]]:
-        return None
-    widened = torch.zeros_like(own) if own.ndim > 1 else own.clone()
-    widened.narrow(shorter[0], 0, found.shape[shorter[0]]).copy_(found)
-    return widened
+def _widened(found: Tensor, own: Tensor, in_channels: int) -> Tensor | None:
+    """`found`, made for one channel, as the first part of `own`; None if the shapes differ by more than the number of channels."""
+    for d in range(own.ndim if found.ndim == own.ndim else 0):
+        if own.shape == (*found.shape[:d], in_channels * found.shape[d], *found.shape[d + 1:]):
+            widened = torch.zeros_like(own) if own.ndim > 1 else own.clone()
+            widened.narrow(d, 0, found.shape[d]).copy_(found)
+            return widened
+    return None

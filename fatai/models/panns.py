@@ -121,7 +121,13 @@ class PannsModel(SpectrogramModel):
                 f"the model got {spec.shape[2]} mel bins in an input of shape {tuple(spec.shape)}; it was built with n_mels={self.n_mels}: "
                 "take a front end with as many, or build it with n_mels of yours"
             )
-        return super().prepared(spec)
+        spec = super().prepared(spec)
+        if self.training and len(spec) == 1 and max(spec.shape[2:]) < 2 * self.min_frames:
+            raise ShapeError(
+                f"the model got one clip, shape {tuple(spec.shape)}, that it halves to a single number a channel; batch norm needs several "
+                f"in training: raise bs, or give it at least {2 * self.min_frames} frames"
+            )
+        return spec
 
     def embed(self, spec: Tensor) -> Tensor:
         """Features (batch, features) of spectrograms (batch, channels, mels, frames): what the head sees, averaged where it sees time."""
