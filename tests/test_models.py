@@ -1,5 +1,8 @@
 """Every model of the registry: sizes, shapes, gradients, arithmetic."""
 
+import copy
+import functools
+
 import pytest
 import torch
 
@@ -8,12 +11,47 @@ from fatai.models import MODELS, count_parameters, create_model
 from fatai.models.convblock import ConvBlock
 from fatai.models.parts import ConcatPool, MultiSampleDropout, scaled
 
-# Parameters at 80 tags, of the systems as published (their fact sheets), not of this code.
+# Parameters at 80 tags and so many input channels, of the systems as published (their fact sheets), not of this code.
 PUBLISHED = [
-    ("m1", {}, 6_380_753),
-    ("m2", {}, 6_720_593),
-    ("m3", {}, 26_129_489),
-    ("m4", {}, 25_667_153),
+    ("m1", 1, {}, 6_380_753),
+    ("m2", 1, {}, 6_720_593),
+    ("m3", 1, {}, 26_129_489),
+    ("m4", 1, {}, 25_667_153),
+    ("resnet18", 3, {}, 11_744_832),
+    ("resnet18_cbam", 1, {}, 11_326_088),
+    ("resnet18_cbam", 1, {"attention": False}, 11_236_208),
+    ("mobilenetv3_large", 1, {}, 4_390_022),
+    ("mobilenetv3_small", 1, {}, 1_934_422),
+    ("cnn2d_multilevel", 2, {"base_depth": 50}, 2_337_426),
+    ("cnn2d_multilevel", 2, {}, 9_248_771),
+    ("cnn2d_multilevel", 2, {"n_blocks": 6}, 21_545_583),
+    ("cnn2d_multilevel", 2, {"n_blocks": 6, "aggregation": "gru"}, 21_237_002),
+    ("cnn1d_multilevel", 1, {"base_depth": 50}, 1_237_746),
+    ("cnn1d_multilevel", 1, {}, 4_798_661),
+    ("cnn1d_multilevel", 1, {"n_blocks": 6}, 11_334_663),
+    ("cnn1d_multilevel", 1, {"n_blocks": 6, "aggregation": "gru"}, 11_026_082),
+    ("skip_attention", 3, {}, 16_793_587),
+    ("skip_attention", 3, {"kernel_size": 3}, 16_793_507),
+    ("aux_skip_attention", 3, {}, 17_326_950),
+    ("rnn_aux_skip_attention", 3, {}, 22_054_246),
+    ("cnn6", 1, {}, 4_608_144),
+    ("cnn10", 1, {}, 4_989_968),
+    ("cnn14", 1, {}, 79_837_712),
+    ("resnet22", 1, {}, 62_759_184),
+    ("resnet38", 1, {}, 72_867_344),
+    ("resnet54", 1, {}, 103_402_256),
+    ("mobilenetv1", 1, {}, 4_338_128),
+    ("mobilenetv2", 1, {}, 3_617_168),
+]
+# Deep relatives of tested models, left to the longer run.
+DEEP = {
+    "resnet101", "resnet152", "xresnet101", "xresnet152", "xresnet34_deep", "xresnet34_deeper", "xresnet50_deep", "xresnet50_deeper",
+}
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in MODELS.names()]
+EVERY_NAME = pytest.mark.parametrize("name", EVERY)
+ONE_OF_A_FAMILY = [
+    "m3", "cnn10", "resnet22", "mobilenetv2", "resnet18", "xresnet18", "resnet18_cbam", "mobilenetv3_large", "cnn2d_multilevel",
+    "cnn1d_multilevel", "rnn_aux_skip_attention",
 ]
 
 
@@ -22,10 +60,44 @@ def small(name, **options):
     return create_model(name, n_tags=4, **({"width": 0.125} | options))
 
 
-@pytest.mark.parametrize(("name", "options", "parameters"), PUBLISHED)
-def test_parameters_are_those_published(name, options, parameters):
+def sounds(n_clips=8, mels=64, frames=96):
+    """Spectrograms that differ from clip to clip: sums of three waves over mels and frames."""
+    rates = torch.rand(n_clips, 3, 2)[..., None, None] / 2
+    mel, frame = torch.arange(mels)[:, None], torch.arange(frames)
+    waves = torch.sin(rates[:, :, 0] * mel + rates[:, :, 1] * frame)
+    return (waves * (0.3 + torch.rand(n_clips, 3, 1, 1))).sum(dim=1, keepdim=True)
+
+
+@functools.cache
+def settled(name):
+    """The model `name` in evaluation, with batch norms that have seen `sounds`; those; its logits; how far bfloat16 rounding moves these.
+
+    Rounding weights and input is the yardstick for other arithmetic: it grows with a model's own sensitivity.
+    """
+    model, spec = small(name), sounds()
+    for m in model.modules():
+        if isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            m.momentum = None
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        model(spec)
+        logits = model.eval()(spec)
+        rounded.load_state_dict(model.state_dict())
+        for p in rounded.parameters():
+            p.copy_(p.bfloat16())
+        moved = rms(rounded.eval()(spec.bfloat16().float()) - logits)
+    assert moved > 0
+    return model, spec, logits, moved
+
+
+def rms(x):
+    return x.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(("name", "in_channels", "options", "parameters"), PUBLISHED)
+def test_parameters_are_those_published(name, in_channels, options, parameters):
     with torch.device("meta"):
-        assert count_parameters(create_model(name, n_tags=80, **options)) == parameters
+        assert count_parameters(create_model(name, 80, in_channels, **options)) == parameters
 
 
 def test_m3_has_its_parameters_where_they_belong():
@@ -41,7 +113,7 @@ def test_m0_has_as_many_parameters_as_a_hand_count():
         assert count_parameters(create_model("m0", n_tags=80)) == convs + head
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@EVERY_NAME
 def test_model_maps_spectrograms_to_logits_and_learns(name):
     model = small(name)
     spec = torch.randn(2, 1, 64, 96)
@@ -53,7 +125,7 @@ def test_model_maps_spectrograms_to_logits_and_learns(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@EVERY_NAME
 def test_model_repeats_itself_in_eval(name):
     model = small(name).eval()
     spec = torch.randn(2, 1, 64, 96)
@@ -63,14 +135,54 @@ def test_model_repeats_itself_in_eval(name):
     torch.testing.assert_close(first[:1], one, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS.names())
-@pytest.mark.parametrize("size", [(64, 1), (64, 33), (64, 257)])
-def test_model_takes_any_number_of_frames(name, size):
+@EVERY_NAME
+def test_model_takes_any_number_of_frames_and_few_mels_where_it_is_not_tied_to_them(name):
+    model = small(name).eval()
     with torch.no_grad():
-        assert small(name).eval()(torch.randn(1, 1, *size)).shape == (1, 4)
+        for size in [(64, 1), (64, 33), (64, 257), (model.n_mels or 1, 1)]:
+            assert model(torch.randn(1, 1, *size)).shape == (1, 4)
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@EVERY_NAME
+def test_smallest_input_trains_or_a_single_clip_is_refused_with_the_remedy(name):
+    model = small(name)
+    model(torch.randn(2, 1, model.min_mels, model.min_frames))
+    try:
+        model(torch.randn(1, 1, model.min_mels, model.min_frames))
+    except ShapeError as e:
+        assert "at least 2 in training" in str(e)
+
+
+@EVERY_NAME
+def test_channels_last_gives_the_same_logits(name):
+    """To a hundredth of what rounding weights and input to bfloat16 does."""
+    model, spec, logits, moved = settled(name)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        again = last(spec.contiguous(memory_format=torch.channels_last))
+    assert (again - logits).abs().max() < 0.01 * moved
+
+
+@EVERY_NAME
+def test_bfloat16_autocast_gives_the_same_logits_in_float32(name):
+    """To four times of what rounding weights and input alone does: the rest is the rounding of every layer's output."""
+    model, spec, logits, moved = settled(name)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(spec)
+    assert half.dtype == torch.float32 and 0 < rms(half - logits) < 4 * moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
+def test_compiled_model_gives_the_same_logits(name):
+    """To a hundredth of what rounding weights and input to bfloat16 does."""
+    model, spec, logits, moved = settled(name)
+    compiled = torch.compile(copy.deepcopy(model))
+    with torch.no_grad():
+        assert (compiled(spec) - logits).abs().max() < 0.01 * moved
+
+
+@EVERY_NAME
 def test_embedding_is_one_row_per_clip(name):
     model = small(name).eval()
     with torch.no_grad():
@@ -78,13 +190,13 @@ def test_embedding_is_one_row_per_clip(name):
     assert embedding.ndim == 2 and len(embedding) == 3
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@EVERY_NAME
 def test_wrong_channels_are_named(name):
     with pytest.raises(ShapeError, match=r"2 channels.*in_channels=3"):
         small(name, in_channels=3)(torch.randn(2, 2, 64, 96))
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@EVERY_NAME
 def test_layer_groups_hold_every_parameter_once(name):
     model = small(name)
     grouped = [id(p) for group in model.layer_groups() for p in group]
