@@ -16,7 +16,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from fatai.errors import OptionError, SubmissionError
-from fatai.infer.predictions import Predictions, Table, some
+from fatai.infer.csv_rows import some
+from fatai.infer.predictions import Predictions
+from fatai.infer.truth import Table
 from fatai.registry import ENSEMBLES, did_you_mean
 from fatai.score.ranking import lwlrap
 
