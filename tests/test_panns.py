@@ -170,7 +170,7 @@ def test_tag_attention_gives_the_output_of_the_published_decision_level_network(
     probs = (torch.softmax(torch.clamp(att, -10, 10), dim=2) * torch.sigmoid(cla)).sum(dim=2)
     assert published.used == set(model.state_dict()) and x.shape == (3, 256, 5)
     with torch.no_grad():
-        torch.testing.assert_close(model(spec).sigmoid(), probs, atol=1e-6, rtol=1e-6)      # its logarithms are float32
+        torch.testing.assert_close(model(spec).sigmoid(), probs, atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(model.embed(spec), x.mean(dim=2), atol=1e-9, rtol=1e-9)
 
 
@@ -254,7 +254,7 @@ def test_attention_pool_is_its_formula_clip_by_clip():
         weights = raw.exp() / raw.exp().sum()
         gated = [f / (1 + (-(pool.gate.weight @ f + pool.gate.bias)).exp()) for f in frames]
         expected = sum(w * g for w, g in zip(weights, gated, strict=True))
-        torch.testing.assert_close(row, expected, atol=1e-6, rtol=1e-6)     # the softmax is float32
+        torch.testing.assert_close(row, expected, atol=1e-9, rtol=1e-9)
 
 
 def test_attention_pool_of_one_frame_is_that_frame_gated_or_not():

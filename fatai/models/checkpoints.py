@@ -167,7 +167,10 @@ def load_pretrained(
     file = Path(path)
     given, own = read_weights(file, max_bytes=max_bytes), model.state_dict()
     new: dict[str, Tensor] = {}
-    partly, kept, missing, misshaped = [], [], [], []
+    partly: list[str] = []
+    kept: list[str] = []
+    missing: list[str] = []
+    misshaped: list[str] = []
     for key, value in own.items():
         found = given.get(key)
         if found is None:

@@ -216,7 +216,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.transpose(1, 2)
-        weights = self.attention(frames).float().softmax(dim=1).to(x.dtype)
+        weights = self.attention(frames).softmax(dim=1)
         gated = frames if self.gate is None else frames * self.gate(frames).sigmoid()
         return (weights * gated).sum(dim=1)
 
@@ -238,8 +238,8 @@ class TagAttentionPool(nn.Module):
         self.cla = nn.Conv1d(features, n_tags, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        log_weights = self.att(x).float().clamp(-10, 10).log_softmax(dim=2)
-        logits = self.cla(x).float()
+        log_weights = self.att(x).clamp(-10, 10).log_softmax(dim=2)
+        logits = self.cla(x)
         present, absent = ((log_weights + F.logsigmoid(sign * logits)).logsumexp(dim=2) for sign in (1, -1))
         return present - absent
 
