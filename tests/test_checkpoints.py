@@ -270,6 +270,16 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
         read_weights(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*TorchScript archive")
+def test_a_program_of_torchscript_is_refused_without_advice_to_run_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"w/{name}", b"3\n")
+    with pytest.raises(CheckpointError, match="it holds other things") as caught:
+        read_weights(tmp_path / "w.pth")
+    assert "weights_only" not in str(caught.value)
+
+
 @pytest.mark.parametrize("safe", [False, True])
 def test_a_file_cut_off_is_refused(tmp_path, safe):
     path = tmp_path / "w"

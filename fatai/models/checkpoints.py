@@ -98,8 +98,9 @@ def read_weights(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) ->
                 f"{file} holds more than tensors ({code[1]}) and was not loaded, since rebuilding that could run code; where you trust its "
                 "maker, save its state_dict alone, as safetensors or with torch.save"
             ) from None
-        # What torch says of a pickle that it refuses is mostly how to run the code in it.
-        reason = "a pickle of other things" if isinstance(e, pickle.UnpicklingError) else str(e).strip().split("\n")[0] or type(e).__name__
+        # What torch says of a file that it refuses is mostly how to run the code in it.
+        refused = isinstance(e, pickle.UnpicklingError) or "weights_only" in str(e)
+        reason = "it holds other things" if refused else str(e).strip().split("\n")[0] or type(e).__name__
         raise CheckpointError(f"{file} cannot be read as weights ({reason}); expected a file of torch.save or of safetensors") from None
     return _named_tensors(content, file)
 
