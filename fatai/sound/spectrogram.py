@@ -233,7 +233,8 @@ class Spectrogram(nn.Module):
         super().__init__()
         self.settings = settings
         self.spectra = nn.ModuleList(
-            ShortTimeSpectra(n_fft, settings.win_length or n_fft, settings.hop_length, settings.power, settings.filters(n_fft))
+            ShortTimeSpectra(n_fft, settings.win_length or n_fft, settings.hop_length, settings.power, settings.filters(n_fft),
+                             range_db=settings.top_db if settings.log == "db" else None)
             for n_fft in settings.transforms
         )
         self.pcen = nn.ModuleList(_pcen(settings) for _ in settings.transforms) if settings.log == "pcen" else None
