@@ -268,7 +268,9 @@ def test_attention_pool_of_one_frame_is_that_frame_gated_or_not():
 
 def test_tag_attention_gives_the_weighted_mean_of_probabilities():
     pool = TagAttentionPool(6, 3)
+    torch.nn.init.normal_(pool.att.weight, std=3.0)
     x = 3 * torch.randn(4, 6, 7)
+    assert (pool.att(x).abs() > 10).any()                               # so the cut matters
     weights = torch.softmax(torch.clamp(pool.att(x), -10, 10), dim=2)
     probs = (weights * torch.sigmoid(pool.cla(x))).sum(dim=2)
     torch.testing.assert_close(pool(x).sigmoid(), probs, atol=1e-6, rtol=1e-5)
