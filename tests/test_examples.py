@@ -1,0 +1,44 @@
+"""Every example and every notebook runs as a reader would run it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(p.name for p in (ROOT / "examples").glob("*.py") if p.name != "make_sample.py")  # which needs the source recordings
+NOTEBOOKS = sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
+
+
+def test_there_are_examples_and_notebooks():
+    assert EXAMPLES and NOTEBOOKS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_runs_without_arguments(name, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, str(ROOT / "examples" / name)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_runs_from_top_to_bottom(name, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "nbs" / name, as_version=4)
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    errors = [o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
+    assert errors == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_kept_without_outputs(name):
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(ROOT / "nbs" / name, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells)
