@@ -132,6 +132,7 @@ class BatchChange(FastaiCallback):
     """
 
     run_valid = False
+    is_random_change = True
 
     def __init__(self, place: str, step: int, generator: torch.Generator | None = None):
         if place not in PLACES:
@@ -357,13 +358,11 @@ class SpecChange(BatchChange):
 
 
 def random_changes(learn: Any) -> list[Any]:
-    """Every random change of a learner that has a switch `active`: callbacks, then transforms of training items."""
-    callbacks = [cb for cb in learn.cbs if isinstance(cb, BatchChange)]
-    transforms = getattr(getattr(learn.dls.train, "after_item", None), "fs", ())
-    return callbacks + [t for t in transforms if getattr(t, "is_random_change", False)]
+    """Every random change of a learner that has a switch `active`: of batches, of mixing, of items."""
+    return [cb for cb in learn.cbs if getattr(cb, "is_random_change", False)]
 
 
 def switch_changes(learn: Any, on: bool) -> None:
-    """Switch all random changes of a learner on or off; loader workers that run already obey from their next item on."""
+    """Switch all random changes of a learner on or off; those of items obey from the next epoch on, the others at once."""
     for change in random_changes(learn):
         change.active = on

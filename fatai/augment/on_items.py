@@ -1,0 +1,72 @@
+"""Changes of whole clips as they are read for training, before they are cropped, in the loader's workers if there are any.
+
+The place for what is slow, such as a shift of pitch, and for what changes a clip's length. The changes are in the loader's item transforms
+while it trains and at no other time, so validation and predictions, also on training clips, never see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastai.callback.core import Callback
+from fasttransform import Transform
+
+from fatai.augment.change import like_tensor, plain
+from fatai.augment.on_wave import WaveChange
+from fatai.data.tensors import TensorWave
+
+__all__ = ["OnItems"]
+
+
+class OnItems(Callback):
+    """Changes of whole clips as they are read for training.
+
+    Parameters
+    ----------
+    changes
+        In this order; their `before_mixing` has no meaning here.
+
+    `active` may be set to False at any time; it counts from the next epoch on, also for workers.
+    """
+
+    is_random_change = True
+
+    def __init__(self, *changes: WaveChange):
+        self.changes, self.active = changes, True
+        self._transform = _ItemChange(changes)
+
+    def before_train(self) -> None:
+        self._take_out()
+        if self.active:
+            self.learn.dls.train.after_item.add(self._transform)
+
+    def after_train(self) -> None:
+        self._take_out()
+
+    def after_cancel_train(self) -> None:
+        self._take_out()
+
+    def before_validate(self) -> None:
+        # An error in training skips the two above: predictions on the training clips must not see changed ones after it either.
+        self._take_out()
+
+    def _take_out(self) -> None:
+        pipeline = self.learn.dls.train.after_item
+        pipeline.fs = pipeline.fs.filter(lambda f: f is not self._transform)
+
+
+class _ItemChange(Transform):
+    """Waves of any length, before RandomCrop (order 6) cuts them."""
+
+    order = 5
+
+    def __init__(self, changes: Sequence[WaveChange]):
+        super().__init__()
+        self.changes = changes
+
+    def encodes(self, wave: TensorWave):
+        changed = plain(wave)
+        for change in self.changes:
+            if change.active:
+                changed = change.change_item(changed, wave.rate)
+        return like_tensor(wave, changed)
