@@ -1,0 +1,58 @@
+"""Scores and truth as the arrays that every measure reads, checked once.
+
+`probs` is (clips, tags), any scores of which higher means more likely, so that logits serve as well as probabilities; `targ` is
+(clips, tags) and holds 0 and 1 only. Both may be numpy arrays, data frames, nested lists or torch tensors on any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fatai.errors import DataError, ShapeError
+
+__all__ = ["Scored", "scored"]
+
+
+class Scored(NamedTuple):
+    """Scores without NaN, and flags of the present tags, both (clips, tags)."""
+
+    scores: np.ndarray
+    present: np.ndarray
+
+
+def scored(probs: Any, targ: Any) -> Scored:
+    """What `probs` and `targ` hold.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes differ or are not (clips, tags).
+    DataError
+        If `probs` holds NaN or `targ` something other than 0 and 1.
+    """
+    scores, present = _as_array(probs), _as_array(targ)
+    if scores.ndim != 2 or scores.shape != present.shape:
+        raise ShapeError(f"probs has shape {scores.shape} and targ {present.shape}; expected both as (clips, tags)")
+    if scores.dtype.kind not in "fiub" or present.dtype.kind not in "fiub":
+        raise DataError(f"probs is of type {scores.dtype} and targ of {present.dtype}; expected numbers")
+    if scores.dtype.kind == "f" and (odd := np.isnan(scores)).any():
+        clip, tag = np.argwhere(odd)[0]
+        raise DataError(f"probs holds NaN at clip {clip}, tag {tag}: a score that is no number has no rank")
+    if present.dtype == bool:
+        return Scored(scores, present)
+    flags = present == 1
+    if not (flags | (present == 0)).all():
+        clip, tag = np.argwhere(~flags & (present != 0))[0]
+        raise DataError(f"targ holds {present[clip, tag]} at clip {clip}, tag {tag}; expected 0 or 1: decide what counts as present, "
+                        "for instance targ > 0.5")
+    return Scored(scores, flags)
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """An array of what may be a tensor on any device, of any dtype; this room works without torch."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
