@@ -59,6 +59,7 @@ def augmented(dls: DataLoaders, augs: Any, n: int = 4) -> tuple[tuple[Any, ...],
 
 def _read(dls: DataLoaders, n: int) -> tuple[Any, ...]:
     loader = dls.train
+    loader.before_iter()  # which tells the transforms that this is training
     return tuple(loader.after_batch(to_device(loader.do_batch([loader.do_item(i) for i in range(n)]), loader.device))[:2])
 
 
