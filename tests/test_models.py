@@ -49,10 +49,6 @@ DEEP = {
 }
 EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in MODELS.names()]
 EVERY_NAME = pytest.mark.parametrize("name", EVERY)
-ONE_OF_A_FAMILY = [
-    "m3", "cnn10", "resnet22", "mobilenetv2", "resnet18", "xresnet18", "resnet18_cbam", "mobilenetv3_large", "cnn2d_multilevel",
-    "cnn1d_multilevel", "rnn_aux_skip_attention",
-]
 
 
 def small(name, **options):
@@ -173,11 +169,12 @@ def test_bfloat16_autocast_gives_the_same_logits_in_float32(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
+@pytest.mark.parametrize("name", [name for name in MODELS.names() if name not in DEEP])
 def test_compiled_model_gives_the_same_logits(name):
-    """To a hundredth of what rounding weights and input to bfloat16 does."""
+    """To a hundredth of what rounding weights and input to bfloat16 does; in one graph, but for the network with an LSTM."""
     model, spec, logits, moved = settled(name)
-    compiled = torch.compile(copy.deepcopy(model))
+    torch.compiler.reset()      # after a few models the compiler would leave the rest as they are
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=not name.startswith("rnn"))
     with torch.no_grad():
         assert (compiled(spec) - logits).abs().max() < 0.01 * moved
 
