@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from fatai.errors import DataError, SubmissionError
 from fatai.infer.csv_rows import CsvTable, Duplicates, read_csv, read_sample, value_faults, width_fault
-from fatai.registry import did_you_mean
 
 __all__ = ["check_submission", "submission_problems"]
 
@@ -48,8 +47,7 @@ def check_submission(path: str | os.PathLike[str], sample: str | os.PathLike[str
 
 def _header_problems(columns: Sequence[str], expected: Sequence[str]) -> list[str]:
     lacking, extra = [c for c in expected if c not in set(columns)], [c for c in columns if c not in set(expected)]
-    problems = [f"the column {c!r} is missing; {did_you_mean(c, extra)}" if extra else f"the column {c!r} is missing" for c in lacking]
-    problems += [f"the column {c!r} is not in the sample" for c in extra]
+    problems = [f"the column {c!r} is missing" for c in lacking] + [f"the column {c!r} is not in the sample" for c in extra]
     if problems:
         return problems
     moved = [(i, given, wanted) for i, (given, wanted) in enumerate(zip(columns, expected, strict=True), start=1) if given != wanted]
