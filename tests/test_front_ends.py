@@ -43,7 +43,8 @@ MELS = {
 }
 DECIBELS = {"ninth": 80.0, "fastai_kernel": 80.0, "first": 80.0, "panns": None, "panns_plan": None}
 NAMES = list(TRANSFORMS)
-CLIPS = ("long", "clip 2", "clip 3", "1 s", "30 ms", "silence", "one sample", "full-scale noise", "full-scale sine")
+CLIPS = ("long", "clip 2", "clip 3", "1 s", "30 ms", "silence", "one sample", "full-scale noise", "full-scale sine",
+         "loud and faint")
 SHAPES_OF_8_S = {"ninth": (64, 512), "fastai_kernel": (128, 509), "panns": (64, 801), "panns_plan": (64, 801), "kaggle_fat": (128, 801),
                  "third_2d": (128, 345), "third_1d": (129, 2757), "first": (128, 512), "baseline": (96, 798)}
 
@@ -61,6 +62,8 @@ def waves(sample):
             "long": torch.cat(clips), "clip 2": clips[1], "clip 3": clips[2], "1 s": clips[0][:sr], "30 ms": clips[0][:int(0.03 * sr)],
             "silence": torch.zeros(sr), "one sample": torch.tensor([0.5]), "full-scale noise": noise,
             "full-scale sine": torch.sin(torch.arange(sr) * (2 * np.pi * 1000 / sr)),
+            # The faint part lies within 80 dB of the loud one, and near the rounding of its transform in float32.
+            "loud and faint": torch.sin(torch.arange(sr) * (2 * np.pi * 100 / sr)) + 1e-4 * noise,
         }
     return found
 

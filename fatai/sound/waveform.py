@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import soxr
 import torch
 import torch.nn.functional as F
@@ -50,10 +51,12 @@ def sound_section(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 204
     """
     if top_db <= 0 or frame_length < 1 or hop_length < 1:
         raise OptionError(f"top_db={top_db}, frame_length={frame_length}, hop_length={hop_length}; expected numbers above 0")
+    if wave.ndim == 0:
+        raise ShapeError("got a single number; expected a wave of shape (..., samples)")
     power = _frame_power(wave.detach(), frame_length, hop_length)
     floor = _SILENCE_AMIN ** 2
-    loud = power.clamp(min=floor) > power.amax().clamp(min=floor) * 10 ** (-top_db / 10)
-    frames = loud.reshape(-1, loud.shape[-1]).any(0).nonzero()
+    loud = np.maximum(power, floor) > max(power.max(initial=0.0), floor) * 10 ** (-top_db / 10)
+    frames = loud.any(0).nonzero()[0]
     if len(frames) == 0:
         return Section(0, 0)
     return Section(int(frames[0]) * hop_length, min(wave.shape[-1], (int(frames[-1]) + 1) * hop_length))
@@ -65,26 +68,24 @@ def trim_silence(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048
     return wave[..., start:stop]
 
 
-def _frame_power(wave: Tensor, frame_length: int, hop_length: int) -> Tensor:
-    """Mean square of centred frames, float64, shape (..., 1 + samples // hop_length).
+def _frame_power(wave: Tensor, frame_length: int, hop_length: int) -> np.ndarray:
+    """Mean square of centred frames, float64, shape (channels, 1 + samples // hop_length).
 
     A frame is put together from blocks that divide both the hop and the reach to either side, so that no sample is squared twice.
     """
     left, right = frame_length // 2, frame_length - frame_length // 2
     block = math.gcd(hop_length, left, right)
     samples = wave.shape[-1]
-    n_frames = 1 + samples // hop_length
     whole = samples - samples % block
-    blocks = wave[..., :whole].reshape(*wave.shape[:-1], whole // block, block)
-    # The norm squares and sums in one pass over memory; square().sum() takes two.
-    sums = torch.linalg.vector_norm(blocks, dim=-1).double().square()
-    rest = wave[..., whole:].double().square().sum(-1, keepdim=True)
-    before, per_hop, per_frame = left // block, hop_length // block, frame_length // block
-    running = F.pad(torch.cat([sums, rest], -1).cumsum(-1), (before + 1, 0))  # entry i: energy of the blocks before block i
-    behind = max(0, (n_frames - 1) * per_hop + per_frame + 1 - running.shape[-1])
-    running = torch.cat([running, running[..., -1:].expand(*running.shape[:-1], behind)], -1)
-    starts = torch.arange(n_frames, device=wave.device) * per_hop
-    return (running[..., starts + per_frame] - running[..., starts]) / frame_length
+    wave = wave.reshape(math.prod(wave.shape[:-1]), samples)
+    # The norm squares and sums in one pass over memory; the few numbers that remain are faster in NumPy.
+    norms = torch.linalg.vector_norm(wave[:, :whole].unflatten(-1, (whole // block, block)), dim=-1)
+    sums = norms.cpu().numpy().astype(np.float64) ** 2
+    rest = (wave[:, whole:].cpu().numpy().astype(np.float64) ** 2).sum(-1, keepdims=True)
+    running = np.concatenate([np.zeros((len(sums), 1)), sums, rest], 1).cumsum(1)  # entry i: energy of the blocks before block i
+    starts = np.arange(1 + samples // hop_length) * (hop_length // block) - left // block
+    ends = np.minimum(starts + frame_length // block, running.shape[1] - 1)
+    return (running[:, ends] - running[:, np.maximum(starts, 0)]) / frame_length
 
 
 def fit_length(wave: Tensor, samples: int, how: str = "zeros_both", *, left: int | None = None, cut: str = "none") -> Tensor:
@@ -151,7 +152,7 @@ def resample(wave: Tensor, sr_from: int, sr_to: int) -> Tensor:
     if sr_from == sr_to:
         return wave
     samples = math.ceil(wave.shape[-1] * sr_to / sr_from)
-    rows = wave.detach().cpu().float().reshape(-1, wave.shape[-1])
+    rows = wave.detach().cpu().float().reshape(math.prod(wave.shape[:-1]), wave.shape[-1])
     done = [torch.from_numpy(cast(Any, soxr.resample)(row.numpy(), sr_from, sr_to, quality="HQ")) for row in rows]
     # soxr may give a sample more or less than asked for.
     done = [fit_length(row, samples, "zeros_right", cut="right") for row in done]
