@@ -1,6 +1,7 @@
 """Where in training a change happens: batches, items, the switch; and what show_augs draws."""
 
 import copy
+import pickle
 import random
 import warnings
 
@@ -24,6 +25,7 @@ from fatai.data.blocks import FATDataLoaders
 from fatai.data.fat2019 import read_layout
 from fatai.errors import DataError, OptionError
 from fatai.registry import AUGMENTATIONS, FRONT_ENDS, LOSSES, MIXERS
+from fatai.train.learner import fat_learner
 
 
 def loaders(sample, **options):
@@ -188,11 +190,12 @@ def test_a_domain_that_is_none_is_named():
         BatchChange("bn1", 0)
 
 
-def test_every_entry_is_a_callback_and_survives_a_copy():
+def test_every_entry_is_a_callback_and_survives_copies_and_pickles():
     for registry in (AUGMENTATIONS, MIXERS):
         for name in registry.names():
             change = registry.build(name)
-            assert isinstance(copy.deepcopy(change), Callback)
+            for twin in (copy.deepcopy(change), pickle.loads(pickle.dumps(change))):
+                assert isinstance(twin, Callback) and twin.order == change.order
 
 
 # Items
@@ -236,6 +239,15 @@ def test_items_are_changed_in_workers_too(sample):
     learn = learner(dls, OnItems(Gain(gain_db=(-120.0, -120.0), p=1.0)), Log())
     fit(learn)
     assert all(w.abs().max() < 2e-6 for w in learn.log.waves[:2])
+
+
+def test_a_fat_learner_takes_them_as_callbacks(dls):
+    learn = fat_learner(dls, "m1", width=0.125, cbs=[MixUpOr(), SpecAugment()])
+    plain_learn = fat_learner(dls, "m1", width=0.125)
+    plain_learn.model.load_state_dict(learn.model.state_dict())
+    for got, expected in zip(learn.get_preds(), plain_learn.get_preds(), strict=True):
+        assert torch.equal(got.as_subclass(Tensor), expected.as_subclass(Tensor))
+    assert torch.isfinite(torch.tensor(fit(learn).recorder.values[-1])).all()
 
 
 # To look at

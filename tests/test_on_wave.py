@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from scipy.signal import lfilter
 
-from fatai.augment import effects
+from fatai.augment import effects, freeverb
 from fatai.augment.on_wave import (
     AddNoise, ChunkShuffle, CropLengths, Cutout, Gain, Overdrive, PitchShift, Reverb, Shift, Speed, TimeStretch, WaveChain, WaveChange,
     rate_of,
@@ -193,21 +194,16 @@ def test_more_reverberance_rings_longer_and_a_smaller_room_answers_sooner():
     assert int(small[1:].nonzero()[0]) + 1 == round(0.1 * 1116)
 
 
-def test_echoes_follow_the_recursion_sample_by_sample():
-    dry = np.random.default_rng(0).standard_normal(50)
-    line, store, expected = [0.0] * 7, 0.0, []
-    for i, x in enumerate(dry):
-        out = line[i % 7]
-        store = out + (store - out) * 0.3
-        line[i % 7] = x + 0.8 * store
-        expected.append(out)
-    np.testing.assert_allclose(effects._echo(dry, 7, 0.8, 0.3), expected, atol=1e-12)
-    line, expected = [0.0] * 5, []
-    for i, x in enumerate(dry):
-        out = line[i % 5]
-        line[i % 5] = x + 0.5 * out
-        expected.append(out - x)
-    np.testing.assert_allclose(effects._diffused(dry, 5), expected, atol=1e-12)
+def test_echoes_have_the_closed_forms_impulse_responses():
+    click = np.zeros(60)
+    click[0] = 1.0
+    # z^-7 / (1 - 0.8 z^-7 0.7 / (1 - 0.3 z^-1)), and (-1 + 1.5 z^-5) / (1 - 0.5 z^-5), as fractions of polynomials for scipy.
+    top, bottom = np.zeros(9), np.zeros(8)
+    top[7], top[8] = 1.0, -0.3
+    bottom[0], bottom[1], bottom[7] = 1.0, -0.3, -0.8 * 0.7
+    np.testing.assert_allclose(freeverb.echo(click, 7, 0.8, 0.3), lfilter(top, bottom, click), atol=1e-12)
+    expected = lfilter([-1, 0, 0, 0, 0, 1.5], [1, 0, 0, 0, 0, -0.5], click)
+    np.testing.assert_allclose(freeverb.diffused(click, 5), expected, atol=1e-12)
 
 
 def test_chunks_are_near_half_a_second_and_all_come_back():

@@ -153,6 +153,8 @@ def reverb(wave: Tensor, sr: int, *, reverberance: float = 50.0, room: float = 1
 
     Source: Freeverb (public domain), with the scales of SoX's effect `reverb`; a mono wave has no use for its stereo depth. Own code.
     """
+    from fatai.augment import freeverb
+
     for name, value in (("reverberance", reverberance), ("room", room), ("damping", damping)):
         if not 0 <= value <= 100:
             raise OptionError(f"{name} is {value}; expected a number from 0 to 100")
@@ -164,36 +166,12 @@ def reverb(wave: Tensor, sr: int, *, reverberance: float = 50.0, room: float = 1
 
     def wet(y: np.ndarray) -> np.ndarray:
         dry = y.astype(np.float64)
-        out = np.sum([_echo(dry, max(1, round(scale * sr / 44100 * d)), feedback, dull) for d in _ECHOES], axis=0)
+        out = np.sum([freeverb.echo(dry, max(1, round(scale * sr / 44100 * d)), feedback, dull) for d in _ECHOES], axis=0)
         for delay in _DIFFUSERS:
-            out = _diffused(out, max(1, round(sr / 44100 * delay)))
+            out = freeverb.diffused(out, max(1, round(sr / 44100 * delay)))
         return dry + _WET * out
 
     return _by_numpy(wave, wet)
-
-
-def _echo(dry: np.ndarray, delay: int, feedback: float, dull: float) -> np.ndarray:
-    """A delay line that feeds its dulled output back, one round of it at a time."""
-    line, out, state = np.zeros(delay), np.empty_like(dry), np.zeros(1)
-    for at in range(0, len(dry), delay):
-        heard = line[:len(dry) - at]
-        out[at:at + delay] = heard
-        dulled, state = lfilter([1 - dull], [1.0, -dull], heard, zi=state)
-        line = np.zeros(delay)
-        line[:len(heard)] = dry[at:at + delay] + feedback * dulled
-    return out
-
-
-def _diffused(sound: np.ndarray, delay: int) -> np.ndarray:
-    """Freeverb's all-pass filter: it smears in time and leaves the spectrum nearly as it was."""
-    line, out = np.zeros(delay), np.empty_like(sound)
-    for at in range(0, len(sound), delay):
-        part = sound[at:at + delay]
-        heard = line[:len(part)]
-        out[at:at + delay] = heard - part
-        line = np.zeros(delay)
-        line[:len(part)] = part + 0.5 * heard
-    return out
 
 
 def shuffle_chunks(wave: Tensor, order: Tensor) -> Tensor:
