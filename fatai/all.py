@@ -8,9 +8,13 @@ with warnings.catch_warnings():
     from fastai.callback.all import *
 
 from fatai.data.blocks import *
+from fatai.data.cache import *
+from fatai.data.download import *
 from fatai.data.fat2019 import *
 from fatai.data.folds import *
 from fatai.data.labels import *
+from fatai.data.sampling import *
+from fatai.data.scan import *
 from fatai.data.show import *
 from fatai.data.tensors import *
 from fatai.errors import *
