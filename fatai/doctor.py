@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 __all__ = ["Examination", "examine"]
 
-# Packages that fatai stands on, and the oldest version that it is tested with; setup.cfg says the same.
-_NEEDS = (
-    "fastai", "torch", "torchvision", "librosa", "soundfile", "soxr", "numpy", "scipy", "pandas", "scikit-learn", "timm", "pydantic",
-    "safetensors",
-)
 _OPTIONAL = ("accelerate", "audiomentations", "tensorboard")
 
 
@@ -28,7 +25,8 @@ class Examination:
     faults: tuple[str, ...]
 
     def to_text(self) -> str:
-        lines = [f"{what:16s} {finding}" for what, finding in self.findings]
+        width = max((len(what) for what, _ in self.findings), default=0)
+        lines = [f"{what:{width}s} {finding}" for what, finding in self.findings]
         verdict = [f"wrong: {fault}" for fault in self.faults] or ["nothing is wrong"]
         return "\n".join([*lines, "", *verdict])
 
@@ -37,11 +35,18 @@ def examine() -> Examination:
     """Look at packages, arithmetic, decoders and the temporary folder; never raises for what it finds wrong."""
     findings = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     faults: list[str] = []
-    for package in _NEEDS:
-        found = _version(package)
-        findings.append((package, found or "not installed"))
+    try:
+        requirements = _requirements()
+    except metadata.PackageNotFoundError:
+        requirements = []
+        faults.append("fatai is not installed, so what it needs is unknown: pip install -e . in its folder")
+    for requirement in requirements:
+        found = _version(requirement.name)
+        findings.append((requirement.name, found or "not installed"))
         if not found:
-            faults.append(f"{package} is not installed: pip install {package}")
+            faults.append(f"{requirement.name} is not installed: pip install '{requirement}'")
+        elif not requirement.specifier.contains(found, prereleases=True):
+            faults.append(f"{requirement.name} is {found}; expected {requirement.specifier}: pip install -U '{requirement}'")
     findings += [(package, _version(package) or "not installed (optional)") for package in _OPTIONAL]
     for look in (_device, _decoders, _reads_back, _workers, _disk):
         try:
@@ -49,6 +54,15 @@ def examine() -> Examination:
         except Exception as e:  # noqa: BLE001 - a doctor reports what fails, whatever it is
             faults.append(f"{look.__name__.strip('_')}: {type(e).__name__}: {e}")
     return Examination(tuple(findings), tuple(faults))
+
+
+def _requirements() -> list[Requirement]:
+    """Packages that fatai stands on, without those of extras and those that this Python does without, as its installation has them."""
+    found = [Requirement(text) for text in metadata.requires("fatai") or ()]
+    wanted = [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    for requirement in wanted:
+        requirement.marker = None  # read above, and noise in a command
+    return wanted
 
 
 def _version(package: str) -> str:
