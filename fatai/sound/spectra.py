@@ -95,8 +95,7 @@ class ShortTimeSpectra(nn.Module):
     def _fill(self, spec: Tensor, spectra: Tensor) -> None:
         """Levels of complex spectra (batch, frames, bins) into `spec` (batch, rows, frames)."""
         if self._narrow and spectra.device.type == "cpu":
-            # Squares of real and imaginary parts stay apart: the filters have each value twice, so the product adds them.
-            parts = torch.view_as_real(spectra).flatten(-2).float().square() if self.power == 2.0 else self._levels(spectra)
+            parts = _squared(torch.view_as_real(spectra).flatten(-2).float()) if self.power == 2.0 else self._levels(spectra)
             row = 0
             for start, stop, filters in self._narrow:
                 band = parts[..., start:stop] @ filters
@@ -112,6 +111,14 @@ class ShortTimeSpectra(nn.Module):
             return torch.view_as_real(spectra).float().square().sum(-1)
         magnitude = spectra.abs().float()
         return magnitude if self.power == 1.0 else magnitude ** self.power
+
+
+def _squared(parts: Tensor) -> Tensor:
+    """Squares of real and imaginary parts, which stay apart: filters that have each value twice add them.
+
+    In place where no gradient needs what was there: new memory takes longer than the squares.
+    """
+    return parts.square() if parts.requires_grad else parts.mul_(parts)
 
 
 def _narrow_bands(filters: Tensor, parts: int) -> Iterator[tuple[int, int, Tensor]]:
