@@ -21,9 +21,14 @@ def seconds_per_look(monkeypatch):
 
 
 @pytest.fixture
-def terminal(monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
+def in_terminal(monkeypatch):
+    """To be called in the test: pytest gives it another standard error than the fixtures."""
+
+    def pretend():
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm")
+
+    return pretend
 
 
 def test_short_work_says_nothing(capsys):
@@ -56,13 +61,16 @@ def test_items_are_taken_one_at_a_time():
     assert next(tracked) == 0 and taken == [0]
 
 
-def test_a_terminal_gets_a_bar(capsys, terminal):
+def test_a_terminal_gets_a_bar(capsys, in_terminal):
+    in_terminal()
     assert list(track(range(5), "reading clips")) == list(range(5))
     out, err = capsys.readouterr()
     assert out == "" and "reading clips" in err
 
 
-def test_a_terminal_gets_an_error_as_it_is(terminal):
+def test_a_terminal_gets_an_error_as_it_is(in_terminal):
+    in_terminal()
+
     def failing():
         yield 1
         raise ValueError("bad clip")
