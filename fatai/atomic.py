@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["write_atomic", "write_text_atomic"]
+__all__ = ["remove_leftovers", "write_atomic", "write_text_atomic"]
 
 
 @contextmanager
@@ -43,3 +44,10 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all; newlines are written as they are on every system."""
     with write_atomic(path) as beside, open(beside, "w", encoding="utf-8", newline="") as f:
         f.write(text)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left beside `path` while they wrote it; nobody else may be writing it now."""
+    whole = Path(os.path.realpath(path))
+    for part in whole.parent.glob(f".{glob.escape(whole.stem[:40])}.*.part{glob.escape(whole.suffix)}"):
+        part.unlink(missing_ok=True)
