@@ -7,12 +7,23 @@ with warnings.catch_warnings():
     from fastai.basics import *
     from fastai.callback.all import *
 
+from fatai.augment.change import *
+from fatai.augment.effects import *
+from fatai.augment.masks import *
+from fatai.augment.mixer import *
+from fatai.augment.mixing import *
+from fatai.augment.mixtures import *
+from fatai.augment.on_items import *
+from fatai.augment.on_spec import *
+from fatai.augment.on_wave import *
+from fatai.augment.show import *
 from fatai.data.blocks import *
 from fatai.data.cache import *
 from fatai.data.download import *
 from fatai.data.fat2019 import *
 from fatai.data.folds import *
 from fatai.data.labels import *
+from fatai.data.normalise import *
 from fatai.data.sampling import *
 from fatai.data.scan import *
 from fatai.data.show import *
@@ -22,6 +33,8 @@ from fatai.infer.ensemble import *
 from fatai.infer.predictions import *
 from fatai.infer.tta import *
 from fatai.models import *
+from fatai.models.catalogue import *
+from fatai.models.checkpoints import *
 from fatai.recipes.recipe import *
 from fatai.recipes.run import *
 from fatai.registry import *
@@ -32,7 +45,10 @@ from fatai.sound.front_ends import *
 from fatai.sound.waveform import *
 from fatai.train.callbacks import *
 from fatai.train.crossval import *
+from fatai.train.history import *
 from fatai.train.learner import *
 from fatai.train.losses import *
 from fatai.train.metrics import *
+from fatai.train.precision import *
 from fatai.train.schedules import *
+from fatai.timing import *

@@ -1,20 +1,41 @@
 """The real command, as a user types it."""
 
+import json
 import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from fatai import __version__
+from fatai.cli import main
+from fatai.recipes.recipe import tomllib
 
-COMMANDS = ["run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor"]
+COMMANDS = [
+    "run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor", "models", "scan", "stats", "download",
+]
 
 
 def fatai_submit(*args, cwd=None):
     return subprocess.run([sys.executable, "-m", "fatai.cli", *map(str, args)], capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+@pytest.fixture
+def main_with(monkeypatch, capsys):
+    """The command's entry point in this process, for tests that would otherwise import torch once each."""
+
+    def ended(*args):
+        monkeypatch.setattr(sys, "argv", ["fatai-submit", *map(str, args)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        with pytest.raises(SystemExit) as caught, warnings.catch_warnings():
+            main()
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(args, caught.value.code, told.out, told.err)
+
+    return ended
 
 
 def test_help_lists_the_commands_within_a_second():
@@ -61,13 +82,23 @@ def test_version():
     (["ensemble", "{run}", "--weights", "a", "--out", "e.csv"], "expected numbers"),
     (["check", "{run}/oof.csv", "--sample", "{sample}/sample_submission.csv"], "does not fit"),
     (["recipes", "show", "nineth"], "did you mean ninth"),
+    (["download", "esc51", "new"], "did you mean esc50"),
+    (["stats", "{sample}", "--front-end", "nineth"], "did you mean ninth"),
+    (["scan", "nowhere"], "nowhere"),
+    (["doctor", "nowhere"], "there is no folder nowhere"),
 ])
-def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(args, words, tiny_run, sample, tmp_path):
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(args, words, main_with, tiny_run, sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     filled = [a.format(sample=sample, run=tiny_run.out, empty=tmp_path / "empty") for a in args]
-    ended = fatai_submit(*filled, cwd=tmp_path)
+    ended = main_with(*filled)
     assert ended.returncode == 2, ended.stderr
     assert re.search(words, ended.stderr) and "Traceback" not in ended.stderr, ended.stderr
+
+
+def test_the_real_command_ends_with_one_sentence_too(tmp_path):
+    ended = fatai_submit("recipes", "show", "nineth", cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "did you mean ninth" in ended.stderr
 
 
 def test_an_unknown_option_is_exit_code_2_too():
@@ -114,6 +145,31 @@ def test_recipes_lists_them_all():
 
     listed = fatai_submit("recipes").stdout
     assert all(re.search(rf"^{name} ", listed, re.M) for name in recipe_names())
+
+
+def test_models_lists_names_parameters_smallest_inputs_and_sources():
+    listed = fatai_submit("models", "--tags", 80).stdout
+    assert re.search(r"^m3 +26,129,489 +16x16 +9th place", listed, re.M)
+    assert re.search(r"^cnn14 +79,837,712 ", listed, re.M)
+
+
+def test_scan_prints_text_or_json(sample):
+    report = json.loads(fatai_submit("scan", sample, "--json").stdout)
+    assert not any(report["findings"].values()) and "cache of waves" in fatai_submit("scan", sample).stdout
+
+
+def test_stats_go_into_a_recipe(sample, tmp_path):
+    ended = fatai_submit("stats", sample, "--recipe", "quick", "--parts", "curated", "--out", tmp_path / "my.toml")
+    assert ended.returncode == 0, ended.stderr
+    shown = fatai_submit("stats", sample, "--front-end", "ninth", "--parts", "curated").stdout
+    numbers = tomllib.loads(shown)
+    measured = tomllib.loads((tmp_path / "my.toml").read_text())["front_end"]
+    assert {k: measured[k] for k in numbers} == numbers and numbers["mean"] != -35.7
+
+
+def test_doctor_with_data_says_where_the_time_goes(sample):
+    told = fatai_submit("doctor", sample, "--recipe", "quick").stdout
+    assert all(w in told for w in ("decode", "front end", "network", "an epoch of 120 clips"))
 
 
 def test_doctor_names_versions_device_and_decoders():

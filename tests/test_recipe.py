@@ -4,6 +4,7 @@ import pytest
 
 from fatai.errors import RecipeError
 from fatai.recipes.recipe import Recipe, load_recipe, recipe_names, recipe_text
+from fatai.sound.front_ends import front_end as find_front_end
 
 
 def write(tmp_path, text):
@@ -67,6 +68,30 @@ def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, text
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, text))
     assert all(w in str(caught.value) for w in words), str(caught.value)
+
+
+@pytest.mark.parametrize("lines, words", [
+    ('mixup = { name = "mixup_of" }', ["stages.0.mixup", "did you mean mixup_or"]),
+    ('mixup = { alpha = 1.0 }', ["stages.0.mixup", "needs a name"]),
+    ('augment = [{ name = "spec_augment", widht = 3 }]', ["stages.0.augment", "no option 'widht'"]),
+    ('sampling = "weighted"', ["stages.0.sampling", "'shuffle' or 'balanced'"]),
+])
+def test_a_stages_changes_are_built_once_to_be_checked(tmp_path, lines, words):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, f'name = "x"\n[[stages]]\n{lines}\n'))
+    assert all(w in str(caught.value) for w in words), str(caught.value)
+
+
+def test_an_unknown_cache_is_named(tmp_path):
+    with pytest.raises(RecipeError, match="clips.cache is 'feature': did you mean features"):
+        load_recipe(write(tmp_path, 'name = "x"\n[clips]\ncache = "feature"\n'))
+
+
+def test_another_front_end_drops_the_old_ones_values_and_statistics_keep_the_rest():
+    ninth = load_recipe("ninth")
+    assert ninth.with_front_end(name="panns").settings().front_end == find_front_end("panns")
+    measured = ninth.with_front_end(mean=-30.0, std=20.0).settings().front_end
+    assert measured == find_front_end("ninth", mean=-30.0, std=20.0)
 
 
 def test_an_unknown_recipe_suggests_the_nearest():

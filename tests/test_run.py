@@ -40,7 +40,8 @@ def test_the_test_predictions_are_the_mean_over_the_folds(tiny_run, sample):
 
 def test_history_has_a_row_an_epoch(tiny_run):
     history = pd.read_csv(tiny_run.out / "fold_0" / "history.csv")
-    assert list(history["epoch"]) == [0, 1] and {"train_loss", "valid_loss", "lwlrap"} <= set(history.columns)
+    assert list(history.columns) == ["stage", "epoch", "train_loss", "valid_loss", "lwlrap", "seconds"]
+    assert list(history["epoch"]) == [0, 1]
 
 
 def test_the_manifest_says_what_made_the_run(tiny_run):
@@ -93,6 +94,26 @@ def test_a_single_fold_can_be_trained_without_the_test_part(sample, tiny_recipe,
     )
     assert set(result.fold_scores) == {1} and result.test is None and not (tmp_path / "run" / "test.csv").exists()
     assert len(result.oof.fnames) == 60 and any("fold 1: lwlrap" in line for line in lines)
+
+
+def test_a_stage_can_mix_mask_and_balance_and_a_run_can_cache(sample, tiny_recipe, tmp_path):
+    plain = tiny_recipe.changed(epochs=1).model_dump()
+    plain["clips"]["cache"] = "features"
+    plain["stages"][0].update(
+        mixup={"name": "mixup", "domain": "log"}, augment=({"name": "spec_augment"},), sampling="balanced",
+        sampling_options={"max_repeats": 2},
+    )
+    second = {**plain["stages"][0], "sampling": "shuffle", "sampling_options": {}, "mixup": None, "augment": (), "name": "plain"}
+    recipe = type(tiny_recipe).model_validate({**plain, "stages": (plain["stages"][0], second)})
+    result = run_recipe(
+        sample, recipe, tmp_path / "run", only=[0], predict_test=False, num_workers=0, say=lambda line: None, cache_dir=tmp_path / "cache",
+    )
+    assert np.isfinite(result.oof.probs).all()
+    assert sum(f.stat().st_size > 0 for f in (tmp_path / "cache").rglob("*.f16")) == 120, "every curated clip is cached once"
+    history = pd.read_csv(tmp_path / "run" / "fold_0" / "history.csv")
+    assert list(history["stage"]) == ["fit", "plain"] and history["lwlrap"].between(0, 1).all()
+    resolved = load_recipe(tmp_path / "run" / "recipe.toml")
+    assert resolved.stages == recipe.stages and resolved.clips == recipe.clips and resolved.settings() == recipe.settings()
 
 
 def test_fit_folds_puts_every_prediction_in_its_row():

@@ -8,7 +8,7 @@ from torch import nn
 
 from fatai.data.blocks import ClipSettings
 from fatai.errors import AudioError, OptionError
-from fatai.infer.tta import TagScores, even_views, predict_clips, random_views
+from fatai.infer.tta import TagScores, _batches, even_views, predict_clips, random_views, whole_view
 from fatai.train.learner import fat_learner
 
 SETTINGS = ClipSettings(crop_s=0.1, trim_db=None)
@@ -38,6 +38,49 @@ def test_random_views_repeat_under_a_seed_and_stay_inside():
 def test_a_clip_no_longer_than_a_crop_has_one_view(views):
     assert len(starts(views, SIZE)) == 1
     assert views(torch.ones(10), SETTINGS, generator()).shape == (1, SIZE)
+
+
+def test_the_whole_clip_is_filled_up_to_the_next_step():
+    views, step = whole_view(step_s=0.1), SIZE
+    for length, filled in ((SIZE // 2, SIZE), (SIZE, SIZE), (2 * SIZE + 1, 3 * SIZE), (3 * step, 3 * step)):
+        assert views(torch.ones(length), SETTINGS, generator()).shape == (1, filled)
+    with pytest.raises(OptionError, match="a clip has one whole"):
+        whole_view(n=2)
+    with pytest.raises(OptionError, match="step_s is 0"):
+        whole_view(step_s=0)
+
+
+def test_whole_clips_share_batches_with_those_of_their_length_and_answer_as_if_alone(clips):
+    batches = []
+
+    class Watched(Loudness):
+        def forward(self, spec):
+            batches.append(len(spec))
+            return super().forward(spec)
+
+    order = [0, 1, 2, 3, 0, 1, 2, 3]
+    views = whole_view(step_s=0.1)
+    together = predict_clips(Watched(), SETTINGS, [clips[i] for i in order], 2, views=views, bs=4)
+    # Lengths in steps: 1, 3, 1, 3. Two lengths, four clips each; three steps leave room for 4 // 3 = 1 clip.
+    assert sorted(batches) == [1, 1, 1, 1, 4]
+    for row, i in zip(together.probs, order):
+        np.testing.assert_allclose(row, predict_clips(Loudness(), SETTINGS, [clips[i]], 2, views=views).probs[0], atol=1e-6)
+
+
+def test_views_that_wait_for_others_of_their_length_are_few(rng):
+    held, most = set(), []
+
+    def items():
+        for i in range(400):
+            held.add(i)
+            most.append(len(held))
+            yield torch.zeros(1, 1000 + 7 * i)
+
+    owners = []
+    for _, batch in _batches(items(), 2, {}):
+        held.difference_update(batch.tolist())
+        owners += batch.tolist()
+    assert sorted(owners) == list(range(400)) and max(most) < 40
 
 
 def test_no_view_at_all_is_refused():

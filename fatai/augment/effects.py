@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 ENGINES = ("librosa", "audiomentations")
-"""Who shifts pitch and stretches time: librosa's phase vocoder, or audiomentations, which is faster and asks for its extra."""
+"""Who shifts pitch and stretches time: librosa's phase vocoder, or audiomentations, which asks for its extra."""
 
 
 def _by_numpy(wave: Tensor, effect: Callable[[np.ndarray], Any]) -> Tensor:

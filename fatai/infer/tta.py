@@ -25,13 +25,14 @@ from fatai.errors import AudioError, DataError, OptionError
 from fatai.infer.predictions import Predictions
 from fatai.progress import track
 from fatai.registry import VIEWS
-from fatai.sound.waveform import trim_silence
+from fatai.sound.waveform import fit_length, trim_silence
 from fatai.train.learner import FatLearner
 from fatai.train.precision import inference
 
-__all__ = ["TagScore", "TagScores", "even_views", "predict_clips", "random_views"]
+__all__ = ["TagScore", "TagScores", "even_views", "predict_clips", "random_views", "whole_view"]
 
 Views = Callable[[Tensor, ClipSettings, torch.Generator], Tensor]
+_WAITING = 8  # batches' worth of samples that wait for others of their length
 
 
 def _cut(wave: Tensor, starts: Iterable[int], size: int) -> Tensor:
@@ -72,6 +73,27 @@ def even_views(n: int = 8) -> Views:
     return views
 
 
+@VIEWS.register("whole", source="common practice of full-length evaluation: PANNs, FAT2019 3rd place")
+def whole_view(n: int = 1, *, step_s: float = 0.5) -> Views:
+    """The whole clip, filled up to the next multiple of `step_s` seconds; `n` has to be 1.
+
+    Clips of the same filled length share a batch, and what a clip is filled up to depends on itself alone: so its answer doesn't change
+    with its neighbours, and no more than `step_s` of it is filling.
+    """
+    _checked(n)
+    if n != 1:
+        raise OptionError(f"n is {n}; expected 1: a clip has one whole")
+    if not step_s > 0:
+        raise OptionError(f"step_s is {step_s}; expected seconds above 0")
+
+    def views(wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> Tensor:
+        filled = settings.fit(wave)
+        step = max(1, round(step_s * settings.sr))
+        return fit_length(filled, -(-filled.shape[-1] // step) * step, settings.short_fill)[None]
+
+    return views
+
+
 class _Views(Dataset):
     """Item i: all views of clip i, shape (views, samples), or the sentence that says why it cannot be read."""
 
@@ -104,21 +126,35 @@ class ClipAnswers(NamedTuple):
 
 
 def _batches(items: Iterable[Tensor | str], bs: int, faults: dict[int, str]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pack views of consecutive clips into batches of `bs`: pairs of waves (bs, samples) and the clip each view belongs to."""
-    waves: list[Tensor] = []
-    owners: list[int] = []
+    """Pack views of equal length into batches: pairs of waves (views, samples) and the clip each view belongs to.
+
+    A batch has at most `bs` views, fewer of long ones: no more samples than `bs` of the shortest so far. Views wait for others of their
+    length; when more than a few batches wait, the fullest goes.
+    """
+    waiting: dict[int, list[tuple[Tensor, int]]] = {}
+    shortest = held = 0
+
+    def batch(samples: int) -> tuple[Tensor, Tensor]:
+        nonlocal held
+        views = waiting.pop(samples)
+        held -= samples * len(views)
+        return torch.stack([view for view, _ in views]), torch.tensor([owner for _, owner in views])
+
     for i, views in enumerate(items):
         if isinstance(views, str):
             faults[i] = views
             continue
         for view in views:
-            if waves and view.shape != waves[0].shape or len(waves) == bs:
-                yield torch.stack(waves), torch.tensor(owners)
-                waves, owners = [], []
-            waves.append(view)
-            owners.append(i)
-    if waves:
-        yield torch.stack(waves), torch.tensor(owners)
+            samples = len(view)
+            shortest = min(shortest or samples, samples)
+            waiting.setdefault(samples, []).append((view, i))
+            held += samples
+            if len(waiting[samples]) >= max(1, bs * shortest // samples):
+                yield batch(samples)
+            elif held > _WAITING * bs * shortest:
+                yield batch(max(waiting, key=lambda s: s * len(waiting[s])))
+    for samples in sorted(waiting):
+        yield batch(samples)
 
 
 def predict_clips(

@@ -15,11 +15,14 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fatai.data.blocks import ClipSettings
+from fatai.data.cache import CACHE_KINDS
+from fatai.data.clips import ClipSettings
 from fatai.data.fat2019 import CORRUPTED_HOW
 from fatai.data.folds import FOLD_MAKERS
 from fatai.errors import FataiError, RecipeError
-from fatai.registry import CHANNELS, FRONT_ENDS, LOSSES, MODELS, SCHEDULES, VIEWS, did_you_mean
+from fatai.registry import (
+    AUGMENTATIONS, CHANNELS, FRONT_ENDS, LOSSES, MIXERS, MODELS, SCHEDULES, VIEWS, Registry, did_you_mean,
+)
 from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
 from fatai.sound.waveform import SHORT_FILLS
 from fatai.train.learner import NO_DECAY
@@ -41,6 +44,27 @@ def _one_of(known: Any, value: str) -> str:
     return value
 
 
+def _buildable(registry: Registry, named: dict[str, Any]) -> dict[str, Any]:
+    """A table of `name` and options, of which the registry makes something."""
+    if not isinstance(named.get("name"), str):
+        raise ValueError(f"needs a name; known: {', '.join(registry.names())}")
+    try:
+        registry.build(named["name"], **_options(named))
+    except (FataiError, TypeError) as e:
+        raise ValueError(str(e)) from e
+    return named
+
+
+def _options(named: dict[str, Any]) -> dict[str, Any]:
+    """All but the name; a TOML array is a tuple."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in named.items() if k != "name"}
+
+
+def built(registry: Registry, named: dict[str, Any]) -> Any:
+    """What a table of `name` and options in a recipe means."""
+    return registry.build(named["name"], **_options(named))
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,6 +77,7 @@ class Clips(_Section):
     short_fill: str = "zeros_both"
     channels: str | None = None
     corrupted: str = "keep"
+    cache: str = "none"
 
     @field_validator("short_fill")
     @classmethod
@@ -63,6 +88,11 @@ class Clips(_Section):
     @classmethod
     def _known_corrupted(cls, value: str) -> str:
         return _one_of(CORRUPTED_HOW, value)
+
+    @field_validator("cache")
+    @classmethod
+    def _known_cache(cls, value: str) -> str:
+        return _one_of(("none", *CACHE_KINDS), value)
 
     @field_validator("channels")
     @classmethod
@@ -97,7 +127,11 @@ class Model(_Section):
 
 
 class Stage(_Section):
-    """One fit: how long, how fast, towards what."""
+    """One fit: how long, how fast, towards what, from which batches.
+
+    `mixup` is the `name` of a mixer with its options; `augment` are names of augmentations with theirs, in their order. `sampling`
+    "balanced" draws all tags alike, as `fatai.data.sampling.Balanced`.
+    """
 
     name: str = "fit"
     epochs: int = Field(20, ge=1, le=100_000)
@@ -112,6 +146,20 @@ class Stage(_Section):
     loss_options: dict[str, Any] = {}
     clamp_gradients: float | None = Field(None, gt=0)
     keep: Literal["best", "last"] = "best"
+    mixup: dict[str, Any] | None = None
+    augment: tuple[dict[str, Any], ...] = ()
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    sampling_options: dict[str, Any] = {}
+
+    @field_validator("mixup")
+    @classmethod
+    def _known_mixer(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return value if value is None else _buildable(MIXERS, value)
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentations(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        return tuple(_buildable(AUGMENTATIONS, change) for change in value)
 
     @field_validator("schedule")
     @classmethod
@@ -193,6 +241,12 @@ class Recipe(_Section):
         trim_db = None if self.clips.trim_db == "none" else float(self.clips.trim_db)
         return ClipSettings(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.short_fill)
 
+    def with_front_end(self, **values: Any) -> Recipe:
+        """A copy whose front end has another `name`, or other values; a new name drops the values of the old one."""
+        old = {} if values.get("name", self.front_end.get("name")) != self.front_end.get("name") else self.front_end
+        plain = {**self.model_dump(), "front_end": {**old, **values}}
+        return _validated(plain, "the changed recipe")
+
     def changed(
         self, *, folds: int | None = None, epochs: int | None = None, bs: int | None = None, lr: float | None = None,
         width: float | None = None, arch: str | None = None, crop_s: float | None = None, seed: int | None = None,
@@ -243,7 +297,10 @@ def _validated(plain: dict[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(plain)
     except ValidationError as e:
         faults = []
-        for error in e.errors():
+        errors = e.errors()
+        for error in errors:
+            if any(other["loc"][:len(error["loc"])] == error["loc"] for other in errors if other is not error):
+                continue  # what is wrong with a section follows from what is wrong in it
             key = ".".join(str(part) for part in error["loc"]) or "the recipe"
             if error["type"] == "extra_forbidden":
                 faults.append(f"unknown key {key}; {did_you_mean(str(error['loc'][-1]), _allowed_keys(error['loc']))}")

@@ -20,10 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback import schedule as _  # noqa: F401 - gives learners fit_one_cycle
-from fastai.callback.progress import CSVLogger
+from fastai.data.core import TfmdDL
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
-from torch import nn
 
 from fatai import __version__
 from fatai.atomic import write_text_atomic
@@ -31,17 +30,18 @@ from fatai.data.blocks import FATDataLoaders, WaveToSpec, readable
 from fatai.data.fat2019 import FATData, read_layout
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
+from fatai.data.sampling import Balanced, SampledDL
 from fatai.errors import CheckpointError, DataError
 from fatai.infer.ensemble import ensemble
 from fatai.infer.predictions import Predictions
 from fatai.infer.tta import predict_clips, with_priors
-from fatai.models import create_model
-from fatai.recipes.recipe import Recipe, Stage, load_recipe
-from fatai.registry import SCHEDULES, VIEWS
+from fatai.recipes.recipe import Recipe, Stage, built, load_recipe
+from fatai.registry import AUGMENTATIONS, MIXERS, SCHEDULES, VIEWS
 from fatai.score.ranking import lwlrap
 from fatai.train.callbacks import ClampGradients, FollowSchedule, KeepBest, StopOnNaN, quiet_unless_terminal
 from fatai.train.crossval import fit_folds, load_weights, notes_of, save_weights
-from fatai.train.learner import FatLearner, fat_learner, named_loss
+from fatai.train.history import History
+from fatai.train.learner import FatLearner, fat_learner, named_loss, named_model
 from fatai.train.precision import autocast_for, fast_layout
 
 __all__ = ["RunResult", "fit_stage", "predict_with_run", "run_recipe"]
@@ -79,7 +79,10 @@ def fit_stage(learn: FatLearner, stage: Stage, *, first: bool = True) -> FatLear
     learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
     learn.opt_func, learn.no_decay, learn.wd, learn.opt = _OPTIMIZERS[stage.optimizer], stage.no_decay, stage.wd, None
     # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
-    cbs: list[Any] = [StopOnNaN(), CSVLogger("history.csv", append=not first)]
+    cbs: list[Any] = [StopOnNaN(), History(learn.path / "history.csv", stage.name, append=not first)]
+    cbs += [built(AUGMENTATIONS, change) for change in stage.augment]
+    if stage.mixup is not None:
+        cbs.append(built(MIXERS, stage.mixup))
     if stage.clamp_gradients is not None:
         cbs.append(ClampGradients(stage.clamp_gradients))
     checkpoints = learn.path / learn.model_dir
@@ -106,6 +109,7 @@ def run_recipe(
     only: Sequence[int] | None = None,
     predict_test: bool = True,
     num_workers: int | None = None,
+    cache_dir: str | Path | None = None,
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> RunResult:
@@ -123,6 +127,8 @@ def run_recipe(
         Folds to train; all if None.
     predict_test
         Whether to predict the test part, where there is one, and to write the submission.
+    cache_dir
+        Where a recipe with `clips.cache` keeps its cache; None is the user's cache folder.
     command
         What the user typed, for the manifest.
     say
@@ -153,14 +159,14 @@ def run_recipe(
         first = recipe.stages[0]
         dls = FATDataLoaders.from_df(
             fold_table, vocab=data.tags, fn_col="fname", path_col="path", label_col="labels", valid_col="is_valid", settings=settings,
-            bs=first.bs, num_workers=num_workers, check_files=False,
+            bs=first.bs, num_workers=num_workers, check_files=False, cache=recipe.clips.cache, cache_dir=cache_dir,
         )
         learn = quiet_unless_terminal(fat_learner(
             dls, recipe.model.arch, width=recipe.model.width, arch_options=recipe.model.options, precision=recipe.precision,
             path=out / f"fold_{fold}",
         ))
         for stage in recipe.stages:
-            _set_batch_size(learn, stage.bs)
+            _set_batches(learn, stage)
             fit_stage(learn, stage, first=stage is first)
         notes = {"tags": list(data.tags), "in_channels": dls.to_spec.n_channels, "prior": [float(p) for p in dls.prior()]}
         save_weights(out / f"fold_{fold}" / _WEIGHTS, learn.model, {"fatai": json.dumps(notes)})
@@ -204,9 +210,17 @@ def _training_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[
     return table[good].reset_index(drop=True), tuple(table["fname"][~good])
 
 
-def _set_batch_size(learn: FatLearner, bs: int) -> None:
+def _set_batches(learn: FatLearner, stage: Stage) -> None:
+    """Loaders that make a stage's batches."""
+    bs = max(1, min(stage.bs, len(learn.dls.train_ds)))
     for dl in learn.dls.loaders:
-        dl.bs = max(1, min(bs, len(learn.dls.train_ds)))
+        dl.bs = bs
+    train = learn.dls.train
+    if stage.sampling == "balanced":
+        targ = multi_hot(learn.dls.files(0)["labels"], learn.dls.tags)
+        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=Balanced(targ, **stage.sampling_options), bs=bs)
+    elif isinstance(train, SampledDL):
+        learn.dls.loaders[0] = train.new(cls=TfmdDL, bs=bs, shuffle=True, drop_last=True, n=None)
 
 
 def _write_test(out: Path, data: FATData, parts: list[Predictions], say: Callable[[str], None]) -> Predictions:
@@ -287,8 +301,8 @@ def predict_with_run(run: str | Path, items: pd.DataFrame | Sequence[str | Path]
     parts = []
     for path in weights:
         tags, in_channels, prior = _notes(path)
-        options = {**recipe.model.options, **({} if recipe.model.width is None else {"width": recipe.model.width})}
-        model: nn.Module = create_model(recipe.model.arch, len(tags), in_channels, **options)
+        network = recipe.model
+        model = named_model(network.arch, len(tags), in_channels, settings.front_end, width=network.width, options=network.options)
         load_weights(path, model)
         model = fast_layout(model.to(device), device, recipe.precision)
         answers = predict_clips(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -13,12 +15,13 @@ from torch import nn
 from fatai.data.blocks import ClipSettings, FATDataLoaders
 from fatai.errors import DataError, OptionError
 from fatai.models import create_model
-from fatai.registry import LOSSES, did_you_mean
+from fatai.registry import AUGMENTATIONS, LOSSES, MIXERS, MODELS, did_you_mean
+from fatai.sound.front_ends import FrontEnd
 from fatai.train.losses import AuxLoss
 from fatai.train.metrics import LwLRAP
 from fatai.train.precision import arithmetic
 
-__all__ = ["FatLearner", "NO_DECAY", "fat_learner", "named_loss"]
+__all__ = ["FatLearner", "NO_DECAY", "fat_learner", "named_loss", "named_model"]
 
 # Which parameters weight decay leaves alone.
 NO_DECAY = {
@@ -67,6 +70,9 @@ def fat_learner(
     metrics: Any = None,
     no_decay: str = "norm_and_bias",
     precision: str = "auto",
+    mixup: str | Callback | None = None,
+    spec_augment: str | Callback | None = None,
+    augment: Sequence[str | Callback] = (),
     cbs: Any = None,
     **kwargs: Any,
 ) -> FatLearner:
@@ -90,6 +96,8 @@ def fat_learner(
         A key of `NO_DECAY`: what weight decay leaves alone.
     precision
         "auto" takes the fastest arithmetic the device has for training and prediction; "fp32", "bf16" insist.
+    mixup, spec_augment, augment
+        How training batches are mixed, masked and changed otherwise: names of `MIXERS` and `AUGMENTATIONS`, or such callbacks.
 
     Raises
     ------
@@ -102,8 +110,7 @@ def fat_learner(
         raise DataError(f"dls is a {type(dls).__name__}; expected FATDataLoaders: make them with FATDataLoaders.from_path or from_df")
     in_channels = dls.to_spec.n_channels
     if isinstance(arch, str):
-        options = {**(arch_options or {}), **({} if width is None else {"width": width})}
-        model: nn.Module = create_model(arch, len(dls.tags), in_channels, **options)
+        model = named_model(arch, len(dls.tags), in_channels, dls.settings.front_end, width=width, options=arch_options)
     elif isinstance(arch, nn.Module):
         model = arch
     else:
@@ -111,9 +118,21 @@ def fat_learner(
     loss = named_loss(loss_func, model, **(loss_options or {}))
     learn = FatLearner(dls, model, loss_func=loss, metrics=LwLRAP() if metrics is None else metrics, **kwargs)
     learn.no_decay = no_decay
-    for cb in (*arithmetic(precision, learn), *L(cbs)):
+    changes = [AUGMENTATIONS.build(a) if isinstance(a, str) else a for a in (spec_augment, *augment) if a is not None]
+    changes += [MIXERS.build(mixup) if isinstance(mixup, str) else mixup] if mixup is not None else []
+    for cb in (*arithmetic(precision, learn), *changes, *L(cbs)):
         learn.add_cb(cb)
     return learn
+
+
+def named_model(
+    arch: str, n_tags: int, in_channels: int, front_end: FrontEnd, *, width: float | None = None, options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A model by name for what a front end makes; networks that are tied to a number of mel bins take the front end's."""
+    options = {**(options or {}), **({} if width is None else {"width": width})}
+    if "n_mels" in inspect.signature(MODELS.builder(arch)).parameters:
+        options.setdefault("n_mels", front_end.bins)
+    return create_model(arch, n_tags, in_channels, **options)
 
 
 def named_loss(loss: str | Callable, model: nn.Module, **options: Any) -> Callable:

@@ -1,0 +1,1 @@
+"""The commands of `fatai-submit`, by what they are for; each only translates words into calls."""

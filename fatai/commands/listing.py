@@ -1,0 +1,54 @@
+"""Commands that tell what there is: recipes and models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer()
+recipes_app = typer.Typer(help="List the recipes, or show one.\n\nExample: fatai-submit recipes show ninth", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """List the recipes."""
+    if context.invoked_subcommand is None:
+        from fatai.recipes.recipe import load_recipe, recipe_names
+
+        for name in recipe_names():
+            recipe = load_recipe(name)
+            typer.echo(f"{name:12s} {recipe.source}" + (f"; {recipe.published}" if recipe.published else ""))
+
+
+@recipes_app.command("show")
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="Name of a recipe, or a .toml file.")],
+    resolved: Annotated[bool, typer.Option("--resolved", help="Spell out every default and every constant of the front end.")] = False,
+) -> None:
+    """Print a recipe; save it, edit it, and run it with --recipe my.toml.
+
+    Example: fatai-submit recipes show ninth > my.toml
+    """
+    from fatai.recipes.recipe import load_recipe, recipe_text
+
+    recipe = load_recipe(name)
+    typer.echo(recipe.resolved() if resolved else recipe_text(name), nl=False)
+
+
+@app.command()
+def models(
+    tags: Annotated[int, typer.Option(help="Tags that the parameters are counted for.")] = 80,
+) -> None:
+    """List the models: parameters, smallest input (mel bins x frames), source.
+
+    Example: fatai-submit models --tags 80
+    """
+    from fatai.models.catalogue import model_table
+
+    for row in model_table(tags):
+        smallest = f"{row.n_mels or row.min_mels}x{row.min_frames}"
+        typer.echo(f"{row.name:24s} {row.parameters:12,d}  {smallest:>8s}  {row.source}")

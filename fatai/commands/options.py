@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+__all__ = [
+    "Arch", "BatchSize", "CropS", "Data", "Epochs", "FoldCount", "LearningRate", "Only", "Out", "Precision",
+    "RecipeName", "Seed", "Views", "Width", "Workers",
+]
+
+Data = Annotated[Path, typer.Argument(
+    metavar="DATA", help="Folder with train_curated.csv, train_curated/, and maybe train_noisy, test and sample_submission.csv.",
+)]
+RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see: fatai-submit recipes), or a .toml file of yours.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; must be new or empty.")]
+FoldCount = Annotated[Optional[int], typer.Option("--folds", help="Number of folds instead of the recipe's.")]
+Only = Annotated[Optional[list[int]], typer.Option("--only-fold", help="Train this fold alone, counted from 0; may be repeated.")]
+Epochs = Annotated[Optional[int], typer.Option(help="Epochs of every stage instead of the recipe's.")]
+BatchSize = Annotated[Optional[int], typer.Option("--bs", help="Clips in a batch instead of the recipe's.")]
+LearningRate = Annotated[Optional[float], typer.Option("--lr", help="Peak learning rate instead of the recipe's.")]
+Arch = Annotated[Optional[str], typer.Option(help="Model instead of the recipe's.")]
+Width = Annotated[Optional[float], typer.Option(help="Scale the model's channels: 0.5 is half as wide.")]
+CropS = Annotated[Optional[float], typer.Option("--crop-s", help="Seconds of a crop instead of the recipe's.")]
+Views = Annotated[Optional[int], typer.Option("--views", help="Test-time views of a clip instead of the recipe's.")]
+Seed = Annotated[Optional[int], typer.Option(help="Seed instead of the recipe's; fold k starts from it + k.")]
+Precision = Annotated[Optional[str], typer.Option(help="auto (what is fastest here), fp32 or bf16.")]
+Workers = Annotated[Optional[int], typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")]

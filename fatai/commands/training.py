@@ -1,0 +1,137 @@
+"""Commands that train and predict."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from fatai.commands.options import (
+    Arch, BatchSize, CropS, Data, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Seed, Views, Width, Workers,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+def _run(
+    data: Path, recipe: str, out: Path, only: list[int] | None, predict_test: bool, workers: int | None, changes: dict[str, Any],
+) -> Any:
+    from fatai.recipes.recipe import load_recipe
+    from fatai.recipes.run import run_recipe
+
+    return run_recipe(
+        data, load_recipe(recipe).changed(**changes), out, only=only or None, predict_test=predict_test, num_workers=workers,
+        command=shlex.join(["fatai-submit", *sys.argv[1:]]),
+    )
+
+
+@app.command()
+def run(
+    data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
+    epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
+    crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
+) -> None:
+    """Train the folds of a recipe, predict the test part, write a checked submission.
+
+    Example: fatai-submit run DATA --recipe ninth --folds 2 --epochs 40 --bs 16 --out runs/ninth
+    """
+    changes = {
+        "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
+        "precision": precision,
+    }
+    _run(data, recipe, out, only_fold, True, workers, changes)
+
+
+@app.command()
+def train(
+    data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
+    epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
+    crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
+) -> None:
+    """Train the folds of a recipe and predict the clips they hold out; leave the test part for predict.
+
+    Example: fatai-submit train DATA --recipe ninth --only-fold 0 --out runs/fold0
+    """
+    changes = {
+        "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
+        "precision": precision,
+    }
+    _run(data, recipe, out, only_fold, False, workers, changes)
+
+
+@app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run or train made.")],
+    sounds: Annotated[list[Path], typer.Argument(help="A data folder (its test part is predicted), folders of sounds, or sound files.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")] = None,
+    top: Annotated[int, typer.Option(help="Tags printed for each clip.")] = 3,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
+) -> None:
+    """Tag sounds with every fold of a run, averaged.
+
+    Example: fatai-submit predict runs/ninth my_sounds/ --out tags.csv
+    """
+    from fatai.recipes.run import predict_with_run
+
+    predictions = predict_with_run(run_folder, _sound_table(sounds), num_workers=workers)
+    if out is not None:
+        predictions.to_csv(out)
+        typer.echo(f"{out}: {len(predictions.fnames)} clips, {len(predictions.tags)} tags")
+        return
+    for fname, best in predictions.top(top).groupby("fname", sort=False):
+        typer.echo(f"{fname}: " + ", ".join(f"{tag} {prob:.2f}" for tag, prob in zip(best["tag"], best["prob"])))
+
+
+def _sound_table(sounds: list[Path]) -> Any:
+    """Names and paths: of the test part of a data folder, of the sounds below a folder, or of files."""
+    import pandas as pd
+
+    from fatai.data.fat2019 import read_layout
+    from fatai.errors import DataError
+    from fatai.sound.files import AUDIO_EXTENSIONS
+
+    if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
+        return read_layout(sounds[0]).test
+    rows: list[tuple[str, Path]] = []
+    for sound in sounds:
+        if sound.is_dir():
+            below = sorted(f for f in sound.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS and f.is_file())
+            if not below:
+                raise DataError(f"there are no sound files below {sound}; expected .wav, .flac, .ogg, .mp3 or the like")
+            rows += [(str(f.relative_to(sound)), f) for f in below]
+        elif sound.is_file():
+            rows.append((sound.name, sound))
+        else:
+            raise DataError(f"there is no file or folder {sound}")
+    return pd.DataFrame(rows, columns=["fname", "path"]).drop_duplicates("fname")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; a run of an earlier demo there is replaced.")] = Path("runs/demo"),
+    epochs: Epochs = None,
+) -> None:
+    """Train on the bundled sounds, predict their test part and score it: two folds, a few minutes on a laptop.
+
+    Example: fatai-submit demo --out runs/demo
+    """
+    import shutil
+
+    from fatai.data.fat2019 import fat_sample
+    from fatai.errors import DataError
+
+    if (out / "recipe.toml").is_file():
+        shutil.rmtree(out)
+    elif out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} holds something that is no run; choose another --out")
+    data = fat_sample()
+    result = _run(data, "quick", out, None, True, None, {"epochs": epochs})
+    for fold, value in result.fold_scores.items():
+        typer.echo(f"fold {fold} lwlrap {value:.4f}")
+    typer.echo(f"out-of-fold lwlrap {result.oof_score:.4f}")
+    typer.echo(f"test lwlrap {result.test.score(data / 'truth' / 'test.csv'):.4f}")
