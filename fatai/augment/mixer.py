@@ -159,8 +159,9 @@ class Mixer(BatchChange):
         done = self.change(own, plain(targ), None if other_batch is batch else (other, plain(other_targ)), levels=levels)
         if done.x is own:
             return x
+        # Weights that NoisyWeights has told the loss are no longer in the batch, but in that of the partners.
         self.learn.yb = (
-            like_tensor(targ, done.targ), *(self._shared(plain(a), plain(b), done) for a, b in zip(rest, other_rest, strict=True)),
+            like_tensor(targ, done.targ), *(self._shared(plain(a), plain(b), done) for a, b in zip(rest, other_rest)),
         )
         self._share_in_loss(other_rest if other_batch is not batch else (), len(x), done)
         return done.x if channels is None else channels(done.x[:, 0])

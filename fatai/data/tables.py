@@ -1,6 +1,7 @@
 """Tables of training clips, and which of their files open.
 
-A *standard table* has the columns fname, path, labels (a list of tags) and is_valid, whatever the user's table calls them.
+A *standard table* has the columns fname, path, labels (a list of tags) and is_valid, whatever the user's table calls them; the columns
+weight (how much a clip counts in training) and noisy (whether its labels are doubtful) go along if there are such.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def training_table(data: FATData, *, noisy: bool = False, valid_pct: float = 0.2
     held_out[order[: int(valid_pct * len(table))]] = True
     table["is_valid"] = held_out
     if noisy:
+        table["noisy"] = False
         if data.noisy is None:
             raise DataError(f"{data.path} has no noisy part; expected train_noisy.csv and train_noisy/, or noisy=False")
-        table = pd.concat([table, data.noisy[columns].assign(is_valid=False)], ignore_index=True)
+        table = pd.concat([table, data.noisy[columns].assign(is_valid=False, noisy=True)], ignore_index=True)
     return table
 
 
@@ -62,7 +64,7 @@ def standard_table(
     suff: str,
     label_delim: str | None,
 ) -> pd.DataFrame:
-    """Columns fname, path, labels (list of tags) and is_valid, whatever the table calls them."""
+    """Columns fname, path, labels (list of tags) and is_valid, whatever the table calls them; weight and noisy if there are such."""
 
     def column(which: int | str, what: str) -> pd.Series:
         if isinstance(which, int):
@@ -79,14 +81,26 @@ def standard_table(
     table = pd.DataFrame({"fname": [Path(n).name if Path(n).is_absolute() else n for n in names]})
     table["path"] = [str(root / f"{n}{suff}") for n in names] if path_col is None else [str(p) for p in column(path_col, "path_col")]
     table["labels"] = labels
-    table["is_valid"] = False if valid_col is None else _truth_of(column(valid_col, "valid_col"))
+    table["is_valid"] = False if valid_col is None else _truth_of(column(valid_col, "valid_col"), "valid_col")
+    if "noisy" in df.columns:
+        table["noisy"] = _truth_of(df["noisy"], "the column")
+    if "weight" in df.columns:
+        table["weight"] = _numbers_of(df["weight"])
     return table
 
 
-def _truth_of(column: pd.Series) -> list[bool]:
+def _numbers_of(column: pd.Series) -> list[float]:
+    try:
+        return [float(v) for v in column]
+    except (TypeError, ValueError) as e:
+        raise DataError(f"the column {column.name!r} holds what is no number ({e}); expected how much each clip counts, such as 1 or 0.5"
+                        ) from None
+
+
+def _truth_of(column: pd.Series, what: str) -> list[bool]:
     """Booleans from booleans, 0/1 or the words a CSV holds; a word like "no" must not count as true because it is not empty."""
     words = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False, "": False}
     try:
         return [words[str(v).strip().lower()] for v in column]
     except KeyError as e:
-        raise DataError(f"valid_col {column.name!r} holds {e.args[0]!r}; expected true or false, yes or no, 1 or 0") from None
+        raise DataError(f"{what} {column.name!r} holds {e.args[0]!r}; expected true or false, yes or no, 1 or 0") from None

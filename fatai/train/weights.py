@@ -1,0 +1,149 @@
+"""`NoisyWeights`: how much each training clip counts, and which ones are noisy, told to the loss batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.callback.core import Callback
+from fastcore.basics import GetAttr
+from torch import Tensor
+
+from fatai.errors import DataError, OptionError, ShapeError
+
+__all__ = ["NoisyWeights"]
+
+
+class NoisyWeights(Callback):
+    """Weights and noisy marks of training clips, looked up by the clip and told to the loss (`loss.w`, `loss.noisy`) in each batch.
+
+    They travel with the clips, so any order of a sampler and any number of workers is fine, and the mixers of `fatai.augment` mix them along
+    with the labels. Only while an epoch trains: validation, predictions, and all that is done outside of a fit know nothing of them.
+
+    Parameters
+    ----------
+    weights
+        File name to weight, as a dict or a Series: a number from 0 up, or one number for each tag, in the tags' order. Clips that it
+        doesn't name count 1. A single number is the weight of every noisy clip, where the others count 1. None takes the column `weight`
+        of the loaders' table if it has one. A new value, `learn.noisy_weights.weights = 0.75`, counts from the next epoch on.
+    noisy
+        File names of noisy clips. None takes the column `noisy` of the table, which `FATDataLoaders.from_path(noisy=True)` fills.
+
+    Raises
+    ------
+    OptionError, ShapeError
+        When the fit begins: weights below 0 or of no training clip, rows of weights that are not as long as the tags, or a loss that
+        doesn't read `w`, which all of `LOSSES` do.
+    """
+
+    # Before all random changes and mixers, which mix what the loss was told.
+    order = -8
+
+    def __init__(
+        self, weights: float | Mapping[str, Any] | pd.Series | None = None, noisy: Collection[str] | None = None,
+    ):
+        self.weights, self.noisy = weights, noisy
+        self._clips: Any = None
+
+    def before_fit(self) -> None:
+        self._take_out()
+        if not hasattr(self.learn.loss_func, "w"):
+            raise OptionError(f"the loss {type(self.learn.loss_func).__name__} takes no weights; take one of LOSSES, such as 'bce'")
+        self.of_clips()
+
+    def of_clips(self) -> tuple[Tensor, Tensor]:
+        """Weights, shape (clips,) or (clips, tags), and noisy marks, shape (clips,), of the training clips in their data set's order."""
+        table = getattr(self.learn.dls.train.dataset, "items", None)
+        if not isinstance(table, pd.DataFrame) or "fname" not in table.columns:
+            raise DataError("the training clips have no file names to look weights up by; make the loaders with FATDataLoaders")
+        noisy = _marks(table, self.noisy)
+        if self.weights is None:
+            return _checked(_column(table), table), noisy
+        if isinstance(self.weights, (int, float)):
+            return _checked(torch.where(noisy > 0, float(self.weights), 1.0), table), noisy
+        return _checked(_looked_up(table, self.weights, len(self.learn.dls.tags)), table), noisy
+
+    def before_train(self) -> None:
+        self._take_out()
+        loader = self.learn.dls.train
+        self._clips, loader.dataset = loader.dataset, _Weighed(loader.dataset, *self.of_clips())
+
+    def before_batch(self) -> None:
+        self._tell(None, None)
+        if self._clips is not None and len(self.learn.yb) == 3:
+            targ, w, noisy = self.learn.yb
+            self.learn.yb = (targ,)
+            self._tell(w, noisy)
+
+    def after_batch(self) -> None:
+        self._tell(None, None)
+
+    def after_train(self) -> None:
+        self._take_out()
+
+    def after_cancel_train(self) -> None:
+        self._take_out()
+
+    def before_validate(self) -> None:
+        # An error in training skips the two above; what is predicted after it must not find weights.
+        self._take_out()
+
+    def _tell(self, w: Tensor | None, noisy: Tensor | None) -> None:
+        self.learn.loss_func.w, self.learn.loss_func.noisy = w, noisy
+
+    def _take_out(self) -> None:
+        if self._clips is not None:
+            self.learn.dls.train.dataset, self._clips = self._clips, None
+
+
+class _Weighed(GetAttr):
+    """A data set whose items have their weight and their mark behind the label; in all else the data set that it holds."""
+
+    _default = "clips"
+
+    def __init__(self, clips: Any, w: Tensor, noisy: Tensor):
+        self.clips, self.w, self.noisy = clips, w, noisy
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, i: int) -> tuple[Any, ...]:
+        return (*self.clips[i], self.w[i], self.noisy[i])
+
+
+def _marks(table: pd.DataFrame, names: Collection[str] | None) -> Tensor:
+    if names is None:
+        marks = table["noisy"].to_numpy(dtype=np.float32) if "noisy" in table.columns else np.zeros(len(table), dtype=np.float32)
+    else:
+        marks = table["fname"].isin({str(n) for n in names}).to_numpy(dtype=np.float32)
+        if len(names) and not marks.any():
+            raise OptionError(f"none of the {len(names)} noisy names is a training clip; names look like {table['fname'].iloc[0]!r}")
+    return torch.from_numpy(marks.copy())
+
+
+def _column(table: pd.DataFrame) -> Tensor:
+    weights = table["weight"].to_numpy(dtype=np.float32) if "weight" in table.columns else np.ones(len(table), dtype=np.float32)
+    return torch.from_numpy(weights.copy())
+
+
+def _looked_up(table: pd.DataFrame, weights: Mapping[str, Any] | pd.Series, n_tags: int) -> Tensor:
+    known = dict(weights.items())
+    rows = [np.asarray(known[n], dtype=np.float32) if n in known else np.ones((), dtype=np.float32) for n in table["fname"]]
+    if known and not table["fname"].isin(known).any():
+        raise OptionError(f"none of the {len(known)} names with weights is a training clip; names look like {table['fname'].iloc[0]!r}")
+    per_tag = any(row.ndim for row in rows)
+    for name, row in zip(table["fname"], rows):
+        if row.shape not in ((), (n_tags,)):
+            raise ShapeError(f"the weight of {name} has shape {row.shape}; expected one number, or one for each of the {n_tags} tags")
+    return torch.from_numpy(np.stack([np.broadcast_to(row, (n_tags,) if per_tag else ()) for row in rows]))
+
+
+def _checked(w: Tensor, table: pd.DataFrame) -> Tensor:
+    odd = ~((w >= 0) & w.isfinite())
+    if odd.any():
+        clip = int(odd.flatten(1).any(1).nonzero()[0]) if w.ndim > 1 else int(odd.nonzero()[0])
+        raise OptionError(f"the weight of {table['fname'].iloc[clip]} is {w[clip].tolist()}; expected numbers from 0 up")
+    return w
