@@ -38,7 +38,9 @@ from fatai.models.checkpoints import *
 from fatai.recipes.recipe import *
 from fatai.recipes.run import *
 from fatai.registry import *
+from fatai.score.bootstrap import *
 from fatai.score.ranking import *
+from fatai.score.retrieval import *
 from fatai.sound.channels import *
 from fatai.sound.files import *
 from fatai.sound.front_ends import *

@@ -267,3 +267,39 @@ def test_a_submission_is_checked_before_it_takes_its_name(file, tmp_path, monkey
     with pytest.raises(SubmissionError, match="the row of 'a.wav' is missing"):
         Predictions(["a.wav", "b.wav"], ["Bark", "Meow"], np.zeros((2, 2))).to_submission(out, sample=file(SAMPLE))
     assert out.read_text() == "old" and {f.name for f in tmp_path.iterdir()} == {"submission.csv", "table.csv"}
+
+
+# How sure a score is.
+
+
+def test_scores_per_tag_worst_first_with_the_number_of_clips(preds, file):
+    # Of clip b, Oboe ranks second behind Bark, Meow third; of two present tags, precision 1/2 and 2/3.
+    table = preds.per_tag(file(LABELS))
+    assert table["tag"].tolist() == ["Oboe", "Meow", "Bark"] and table["clips"].tolist() == [1, 1, 1]
+    np.testing.assert_allclose(table["lwlrap"], [1 / 2, 2 / 3, 1])
+    np.testing.assert_allclose(table["weight"], [1 / 3] * 3)
+    # In its column, each tag's clip comes first.
+    np.testing.assert_allclose(table[["ap", "auc"]], np.ones((3, 2)))
+
+
+def test_a_tag_that_no_clip_has_comes_last_without_a_score(preds):
+    table = preds.per_tag(pd.DataFrame({"fname": ["a.wav", "b.wav"], "labels": ["Meow", "Meow"]}))
+    assert table["tag"].tolist() == ["Meow", "Bark", "Oboe"] and table["clips"].tolist() == [2, 0, 0]
+    assert table["lwlrap"].isna().tolist() == [False, True, True]
+
+
+def test_the_interval_of_the_score(preds, file):
+    found = preds.interval(file(LABELS), draws=200, level=0.9)
+    assert found.value == pytest.approx(13 / 18) and found.level == 0.9
+    # Two clips: drawn both, or one of them twice.
+    assert (found.low, found.high) == (pytest.approx(7 / 12), 1)
+    assert preds.interval(file(LABELS), "auc").value == 1
+
+
+def test_compared_by_name(preds, file):
+    other = Predictions(["b.wav", "a.wav"], ["Oboe", "Bark", "Meow"], [[0.9, 0.1, 0.8], [0.3, 0.2, 0.1]])
+    # The other has clip b right, 1 and 1, and Bark second in clip a: 5/6.
+    found = preds.compare(other, file(LABELS))
+    assert found.value == pytest.approx(13 / 18 - 5 / 6) and str(found).startswith("0.111 worse, 95 % interval -0.417 to 0.500")
+    with pytest.raises(SubmissionError, match="lack the clips 'a.wav'"):
+        preds.compare(other.select(["b.wav"]), file(LABELS))

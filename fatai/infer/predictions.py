@@ -21,7 +21,9 @@ from fatai.errors import DataError, SubmissionError
 from fatai.infer.csv_rows import Duplicates, read_csv, read_sample, some, tag_columns, value_faults, width_fault
 from fatai.infer.submission import check_submission, submission_problems
 from fatai.infer.truth import Table, read_truth
-from fatai.score.ranking import lwlrap, lwlrap_per_class
+from fatai.score.bootstrap import Difference, Interval, Score, score_difference, score_interval
+from fatai.score.ranking import lwlrap
+from fatai.score.retrieval import tag_scores
 
 __all__ = ["Aligned", "Predictions", "check_submission", "submission_problems"]
 
@@ -173,15 +175,27 @@ class Predictions:
         return lwlrap(*self.against(truth, partial=partial))
 
     def per_tag(self, truth: Table, *, partial: bool = False) -> pd.DataFrame:
-        """One row per tag, worst first: `tag`, `lwlrap`, `clips` that have it, and its `weight` in the overall score.
+        """One row per tag, worst lwlrap first, with the columns of `fatai.score.retrieval.tag_scores`.
 
-        Where no clip has the tag, lwlrap is NaN. Arguments and errors are those of `against`.
+        Where no clip has the tag, the scores are NaN. Arguments and errors are those of `against`.
         """
-        probs, targ = self.against(truth, partial=partial)
-        scores, weights = lwlrap_per_class(probs, targ)
-        clips = targ.sum(axis=0)
-        table = pd.DataFrame({"tag": list(self.tags), "lwlrap": np.where(clips > 0, scores, np.nan), "clips": clips, "weight": weights})
+        table = tag_scores(*self.against(truth, partial=partial), self.tags)
         return table.sort_values(["lwlrap", "tag"], ignore_index=True)
+
+    def interval(self, truth: Table, score: Score = "lwlrap", *, partial: bool = False, **options: Any) -> Interval:
+        """A score and how sure it is.
+
+        `score` and `options` are those of `fatai.score.bootstrap.score_interval`, the rest that of `against`.
+        """
+        return score_interval(*self.against(truth, partial=partial), score, **options)
+
+    def compare(self, other: Predictions, truth: Table, score: Score = "lwlrap", *, partial: bool = False, **options: Any) -> Difference:
+        """How much better these are than `other`, of the same clips and tags in any order, and how sure that is.
+
+        `score` and `options` are those of `fatai.score.bootstrap.score_difference`, the rest that of `against`.
+        """
+        ours, theirs = self.against(truth, partial=partial), other.select(self.fnames, self.tags).against(truth, partial=partial)
+        return score_difference(ours.probs, theirs.probs, ours.targ, score, **options)
 
     def top(self, n: int = 3) -> pd.DataFrame:
         """The `n` likeliest tags of each clip, best first: columns `fname`, `rank` (from 1), `tag`, `prob`.
