@@ -122,6 +122,7 @@ def test_front_end_equals_librosa(name, clip, waves):
     spec = plain.build()(wave[None])[0]
     assert spec.dtype == torch.float32 and spec.is_contiguous()
     assert largest(spec, by_librosa(name, wave)) <= (1e-3 if name in DECIBELS else 1e-4)
+    assert plain.build()(wave[None][:0]).shape == (0, *spec.shape)
 
 
 @pytest.mark.parametrize("clip", CLIPS)

@@ -256,7 +256,7 @@ class Spectrogram(nn.Module):
             wave = wave.as_subclass(Tensor).float()
             specs = [self._normalised(self._log(i, spectra(_padded(wave, self.settings, n_fft))))
                      for i, (n_fft, spectra) in enumerate(zip(self.settings.transforms, self.spectra, strict=True))]
-            return self._standardised(specs[0] if len(specs) == 1 else torch.cat(specs, 1))
+            return self._standardised(specs[0] if len(specs) == 1 else torch.cat(specs, 1)).contiguous()
 
     def _log(self, i: int, spec: Tensor) -> Tensor:
         """Of the spectra of the i-th window length."""
@@ -271,12 +271,12 @@ class Spectrogram(nn.Module):
 
     def _normalised(self, spec: Tensor) -> Tensor:
         """By the clip's own values: each window length apart."""
-        if self.settings.normalise not in ("clip", "image"):
-            return spec
-        mean = spec.mean((1, 2), keepdim=True)
-        std = spec.std((1, 2), keepdim=True, correction=0)
-        spec = (spec - mean) / (std + self.settings.eps)
-        return spec if self.settings.normalise == "clip" else _as_image(spec, self.settings.eps)
+        if self.settings.normalise == "image":
+            return _as_image(spec, self.settings.eps)
+        if self.settings.normalise == "clip":
+            mean = spec.mean((1, 2), keepdim=True)
+            return (spec - mean) / (spec.std((1, 2), keepdim=True, correction=0) + self.settings.eps)
+        return spec
 
     def _standardised(self, spec: Tensor) -> Tensor:
         """By the constants of the settings."""
@@ -290,12 +290,14 @@ def _as_column(values: float | Sequence[float]) -> Tensor:
 
 
 def _as_image(spec: Tensor, eps: float) -> Tensor:
-    """Each clip stretched to 0..255 and cut down to whole numbers, as a cast to 8 bits does; 0 where its range is at most `eps`."""
+    """Each clip stretched to 0..255 and cut down to whole numbers, as a cast to 8 bits does; 0 where it is flat.
+
+    Standardising first would change nothing but rounding. It decides what is flat: a range r of at most eps * (std + eps), and as no
+    std exceeds r / 2, that is one of at most eps ** 2.
+    """
     low, high = spec.amin((1, 2), keepdim=True), spec.amax((1, 2), keepdim=True)
-    flat = high - low <= eps
-    # In this order: the peak is 255 * r / r, which rounding may bring under 255, and then truncation under 254, as in the original.
-    levels = (255 * (spec - low) / (high - low).masked_fill(flat, 1.0)).floor()
-    return levels.masked_fill(flat, 0.0)
+    flat = high - low <= eps ** 2
+    return (255 * (spec - low) / (high - low).masked_fill(flat, torch.inf)).floor()
 
 
 def _padded(wave: Tensor, settings: FrontEnd, n_fft: int) -> Tensor:
