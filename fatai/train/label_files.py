@@ -35,10 +35,10 @@ def write_labels(chosen: Chosen, path: str | os.PathLike[str], *, weights: bool 
     """
     labels = chosen.labels
     if len(set(chosen.fnames)) < len(chosen):
-        raise DataError(f"{chosen.method} gives clips as noisy and as corrected ones, which no table of labels can say: train on it directly")
+        raise DataError(f"{chosen.method} gives clips as noisy and as corrected ones, which no table of labels says: train on it directly")
     weighted = weights and not (chosen.weight == 1).all()
     if weighted and chosen.weight.ndim > 1:
-        raise OptionError(f"{chosen.method} weighs each tag of a clip, which no table of labels can say: leave out the tags' weights, or say "
+        raise OptionError(f"{chosen.method} weighs each tag of a clip, which no table of labels says: leave out the tags' weights, or say "
                           "weights=False")
     rows: Iterable[Sequence[str]] = zip(chosen.fnames, map(join_labels, labels))
     if weighted:
@@ -55,7 +55,7 @@ def write_corrections(chosen: Chosen, path: str | os.PathLike[str]) -> None:
     """
     labels = dict(zip(chosen.fnames, chosen.labels))
     if len(labels) < len(chosen):
-        raise DataError(f"{chosen.method} gives clips as noisy and as corrected ones, which no corrections can say: train on it directly")
+        raise DataError(f"{chosen.method} gives clips as noisy and as corrected ones, which corrections cannot say: train on it directly")
     odd = chosen.clips[~chosen.clips["kept"] | chosen.clips["changed"]]
     _write(path, ("fname", "labels"), ((name, join_labels(labels.get(name, [REMOVE]))) for name in odd["fname"]))
 

@@ -125,7 +125,7 @@ def gold(*, keep: float = 0.8, add: float | None = 0.95, least: float = 0.5, cla
         targ = judged.given & (probs >= keep)
         if add is not None:
             targ |= probs >= add
-        stays = targ.any(1)
+        stays = targ.sum(1) > 0
         belief = np.where(targ, probs, 0).max(1, initial=0)
         weight = belief.clip(least, 1)
         if class_weight is not None:

@@ -167,7 +167,7 @@ def third(*, k: int = 5000, cardinality: float | None = None) -> Method:
     def method(judged: Judged) -> Chosen:
         best, score = _top(judged, k, "third")
         targ = np.where(best[:, None], judged.given, _predicted(judged, cardinality, "third"))
-        keep = best | targ.any(1)
+        keep = np.logical_or(best, targ.any(1))
         why = np.select([best, keep], ["as given", "pseudo-labelled"], "without a predicted label")
         return choice("third", judged, keep, why, targ=targ, score=score)
 
@@ -196,7 +196,7 @@ def _replaced(name: str, cardinality: float | None) -> Method:
 
     def method(judged: Judged) -> Chosen:
         predicted = _predicted(judged, cardinality, name)
-        keep = predicted.any(1)
+        keep = predicted.sum(1) > 0
         why = np.select([~keep, (predicted == judged.given).all(1)], ["without a predicted label", "as given"], "relabelled")
         return choice(name, judged, keep, why, targ=predicted)
 
