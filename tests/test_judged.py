@@ -1,6 +1,7 @@
 """Labels and probabilities meet by name; models that trained on a clip don't judge it; choices are split over folds."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from sklearn.model_selection import KFold
 from fatai.errors import DataError, LabelError, OptionError, ShapeError
 from fatai.registry import NOISY
 from fatai.train.judged import judge, out_of_fold_mean
+from fatai.train.weights import NoisyWeights
 
 TAGS = ["Bark", "Meow"]
 TABLE = pd.DataFrame({"fname": ["b.wav", "a.wav"], "labels": ["Meow", ["Bark", "Meow"]]})
@@ -122,7 +124,32 @@ def test_weights_of_a_stage(ten):
         ten.times(-1)
 
 
+def weights_in_training(clips, **options):
+    """What `NoisyWeights` would tell the loss of the clips of a table."""
+    callback = NoisyWeights(**options)
+    callback.learn = SimpleNamespace(dls=SimpleNamespace(train=SimpleNamespace(dataset=SimpleNamespace(items=clips)), tags=TAGS))
+    return [values.tolist() for values in callback.of_clips()]
+
+
+def test_weights_and_marks_reach_training_by_name():
+    clips = pd.DataFrame({"fname": ["curated.wav", "a.wav", "b.wav"]})
+    gold = NOISY.build("gold", keep=0.3, add=None)(judge(TABLE, TAGS, PROBS, NAMES))
+    weights, noisy = weights_in_training(clips, weights=gold.weight_of, noisy=gold.fnames)
+    np.testing.assert_allclose(weights, [1, 0.9, 0.5])
+    assert noisy == [0, 1, 1]
+    of_tags = NOISY.build("gold", keep=0.3, add=None, class_weight=[1, 2])(judge(TABLE, TAGS, PROBS, NAMES))
+    np.testing.assert_allclose(weights_in_training(clips, weights=of_tags.weight_of)[0], [[1, 1], [0.9, 1.8], [0.5, 1]], rtol=1e-6)
+
+
+def test_the_table_carries_weights_and_marks_into_training():
+    fixes = pd.DataFrame({"fname": ["a.wav"], "labels": [["Bark"]]})
+    chosen = NOISY.build("first", corrections=fixes)(judge(TABLE, TAGS)).times(0.5)
+    assert chosen.table["labels"].tolist() == [["Meow"], ["Bark", "Meow"], ["Bark"]]
+    assert weights_in_training(chosen.table) == [[0.5, 0.5, 0.5], [1, 1, 0]]
+
+
 def test_soft_targets_are_no_labels():
     soft = NOISY.build("36th")(judge(TABLE, TAGS))
     with pytest.raises(OptionError, match="36th gives soft targets, which no list of labels can say"):
         soft.labels
+    np.testing.assert_allclose(soft.target_of["b.wav"], [0.2, 0.8], rtol=1e-6)

@@ -110,7 +110,8 @@ def test_more_clips_than_there_are_are_all_kept_with_a_warning():
 def test_an_empty_table_gives_an_empty_choice(name):
     with np.errstate(all="raise"):
         chosen = NOISY.build(name)(judge(TABLE.head(0), TAGS, np.zeros((0, 3)), []))
-    assert len(chosen) == 0 and chosen.targ.shape == (0, 3) and list(chosen.table.columns) == ["fname", "labels", "source", "weight"]
+    assert len(chosen) == 0 and chosen.targ.shape == (0, 3)
+    assert list(chosen.table.columns) == ["fname", "labels", "source", "noisy", "weight"]
 
 
 @pytest.mark.parametrize(("name", "options", "says"), [

@@ -117,9 +117,24 @@ class Chosen:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The rows as a table of labels: `fname`, `labels` (lists), `source`, and `weight` where clips, not tags, are weighed."""
-        columns: dict[str, Any] = {"fname": list(self.fnames), "labels": pd.Series(self.labels, dtype=object), "source": list(self.source)}
+        """The rows as a table of labels: `fname`, `labels` (lists), `source`, `noisy`, and `weight` where clips, not tags, are weighed.
+
+        Loaders made of it tell weights and marks to `fatai.train.weights.NoisyWeights`.
+        """
+        columns: dict[str, Any] = {
+            "fname": list(self.fnames), "labels": pd.Series(self.labels, dtype=object), "source": list(self.source), "noisy": self.noisy,
+        }
         return pd.DataFrame({**columns, "weight": self.weight} if self.weight.ndim == 1 else columns)
+
+    @property
+    def weight_of(self) -> dict[str, Any]:
+        """Clip to weight, a number or one for each tag: what `fatai.train.weights.NoisyWeights` takes."""
+        return dict(zip(self.fnames, self.weight))
+
+    @property
+    def target_of(self) -> dict[str, np.ndarray]:
+        """Clip to its row of `targ`, for targets that no list of labels can say; of a clip with two rows the corrected one."""
+        return dict(zip(self.fnames, self.targ))
 
     def times(self, factor: float) -> Chosen:
         """The same with every weight times `factor`, for a stage that trusts noisy clips less."""

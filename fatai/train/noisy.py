@@ -35,12 +35,12 @@ from fatai.data.labels import warn_unused
 from fatai.data.sampling import MIXTURES
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.registry import NOISY, did_you_mean
-from fatai.train.judged import Chosen, Judged, Method, check_unseen, choice, judge, out_of_fold_mean
+from fatai.train.judged import Chosen, Judged, Method, choice, judge, out_of_fold_mean
 from fatai.train.label_files import write_corrections, write_labels
 from fatai.train.relabel import agreement, best_first, cardinality_threshold, mean_log_loss
 
 __all__ = [
-    "Chosen", "Judged", "agreement", "cardinality_threshold", "check_unseen", "choose_noisy", "judge", "mean_log_loss", "out_of_fold_mean",
+    "Chosen", "Judged", "agreement", "cardinality_threshold", "choose_noisy", "judge", "mean_log_loss", "out_of_fold_mean",
     "second_head", "write_corrections", "write_labels",
 ]
 
