@@ -84,6 +84,13 @@ def tag_scores(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.D
                          "ap": in_order.average_precision(), "auc": auc, "d_prime": math.sqrt(2) * ndtri(auc)})
 
 
+def checked_average(average: Average) -> Average:
+    """`average`, or an `OptionError` if it is none."""
+    if average not in ("macro", "micro"):
+        raise OptionError(f"average is {average!r}; expected 'macro' (mean over tags) or 'micro' (all tags as one)")
+    return average
+
+
 def d_prime_of(auc: float) -> float:
     """d-prime of two normal distributions of equal spread whose area under the ROC curve is `auc`."""
     return float(math.sqrt(2) * ndtri(auc))
@@ -101,9 +108,7 @@ class Sorted:
     """
 
     def __init__(self, both: Scored, average: Average = "macro"):
-        if average not in ("macro", "micro"):
-            raise OptionError(f"average is {average!r}; expected 'macro' (mean over tags) or 'micro' (all tags as one)")
-        scores, present = (x.T if average == "macro" else x.reshape(1, -1) for x in both)  # (rows, n)
+        scores, present = (x.T if checked_average(average) == "macro" else x.reshape(1, -1) for x in both)  # (rows, n)
         self.n_clips, (n_rows, n) = len(both.scores), scores.shape
         order = np.argsort(scores, axis=1)[:, ::-1]
         self.clips = order if average == "macro" else order // both.scores.shape[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from fastai.learner import Learner, Metric
 
 from fatai.errors import OptionError
 from fatai.score.ranking import lwlrap
+from fatai.score.retrieval import Average, checked_average, d_prime, mean_ap, roc_auc
 
-__all__ = ["LwLRAP", "RankingMetric"]
+__all__ = ["DPrime", "LwLRAP", "MeanAP", "RankingMetric", "RocAUC"]
 
 
 class RankingMetric(Metric):
@@ -21,13 +22,14 @@ class RankingMetric(Metric):
     Parameters
     ----------
     func
-        Such as those of `fatai.score.ranking`; a higher value must be better.
+        Such as those of `fatai.score.ranking` and `fatai.score.retrieval`; a higher value must be better.
     name
         Column in the table of epochs.
 
     Notes
     -----
-    In distributed runs every process gathers the clips of all before it scores, so all agree.
+    In distributed runs every process gathers the clips of all before it scores, so all agree; clips that fastai repeats to give every
+    process as many are counted once.
     """
 
     def __init__(self, func: Callable[[np.ndarray, np.ndarray], float], name: str):
@@ -43,16 +45,15 @@ class RankingMetric(Metric):
     def accumulate(self, learn: Learner) -> None:
         activation = getattr(learn.loss_func, "activation", torch.sigmoid)
         # In float32, as ranking ties would be decided by rounding otherwise.
-        probs = activation(learn.to_detach(learn.pred, gather=False).float())
+        probs = activation(learn.to_detach(learn.pred.float()))
         self.probs.append(probs.as_subclass(torch.Tensor))
-        self.targs.append(learn.to_detach(learn.y, gather=False).as_subclass(torch.Tensor))
+        self.targs.append(learn.to_detach(learn.y).as_subclass(torch.Tensor))
 
     @property
     def value(self) -> float | None:
         if not self.probs:
             return None
-        probs, targs = _gathered(torch.cat(self.probs)), _gathered(torch.cat(self.targs))
-        return float(self.func(probs.numpy(), targs.numpy()))
+        return float(self.func(torch.cat(self.probs).numpy(), torch.cat(self.targs).numpy()))
 
     @property
     def name(self) -> str:
@@ -66,10 +67,30 @@ class LwLRAP(RankingMetric):
         super().__init__(lwlrap, "lwlrap")
 
 
-def _gathered(part: torch.Tensor) -> torch.Tensor:
-    """Rows of all processes, which may have different numbers of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return part
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, part)
-    return torch.cat(parts)
+class _OverTags(RankingMetric):
+    """A score of `fatai.score.retrieval`, "macro" (mean over tags) or "micro" (all tags as one)."""
+
+    score: Callable[..., float]
+    word: str
+
+    def __init__(self, average: Average = "macro") -> None:
+        func = partial(type(self).score, average=checked_average(average))
+        super().__init__(func, self.word if average == "macro" else f"{self.word}_{average}")
+
+
+class MeanAP(_OverTags):
+    """Mean average precision over all validation clips, "macro" or "micro"; see `fatai.score.retrieval.mean_ap`."""
+
+    score, word = staticmethod(mean_ap), "map"
+
+
+class RocAUC(_OverTags):
+    """Area under the ROC curve over all validation clips, "macro" or "micro"; see `fatai.score.retrieval.roc_auc`."""
+
+    score, word = staticmethod(roc_auc), "auc"
+
+
+class DPrime(_OverTags):
+    """d-prime over all validation clips, "macro" or "micro"; see `fatai.score.retrieval.d_prime`."""
+
+    score, word = staticmethod(d_prime), "d_prime"
