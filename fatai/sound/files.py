@@ -210,8 +210,9 @@ class _PlainWav:
         self._file.seek(self._start + 2 * self.channels * to)
 
     def read(self, samples: int, dtype: str) -> np.ndarray:
-        read = np.fromfile(self._file, "<i2", samples * self.channels).astype(dtype, copy=False)
-        return read if self.channels == 1 else read.reshape(-1, self.channels)
+        read = np.empty((samples, self.channels)[:1 + (self.channels > 1)], "<i2")
+        held = self._file.readinto(read) // (2 * self.channels)  # type: ignore[attr-defined]
+        return read[:held].astype(dtype, copy=False)
 
 
 _Decoder: TypeAlias = soundfile.SoundFile | _PlainWav

@@ -79,7 +79,7 @@ def _frame_power(wave: Tensor, frame_length: int, hop_length: int) -> np.ndarray
     whole = samples - samples % block
     wave = wave.reshape(math.prod(wave.shape[:-1]), samples)
     # The norm squares and sums in one pass over memory; the few numbers that remain are faster in NumPy.
-    norms = torch.linalg.vector_norm(wave[:, :whole].unflatten(-1, (whole // block, block)), dim=-1)
+    norms = torch.linalg.vector_norm(wave[:, :whole].reshape(len(wave), whole // block, block), dim=-1)
     sums = norms.cpu().numpy().astype(np.float64) ** 2
     rest = (wave[:, whole:].cpu().numpy().astype(np.float64) ** 2).sum(-1, keepdims=True)
     running = np.concatenate([np.zeros((len(sums), 1)), sums, rest], 1).cumsum(1)  # entry i: energy of the blocks before block i
