@@ -101,6 +101,11 @@ def test_of_two_thresholds_equally_close_the_lower_is_taken():
     assert cardinality_threshold(np.array([[0.9, 0.6]]), 1.5) == (0.0, 2.0)
 
 
+def test_a_tag_at_the_threshold_is_not_above_it():
+    judged = judge(TABLE.head(1), TAGS, [[0.5, 0.0, 0.2]], ["d.wav"])
+    assert kept("relabelall_2", judged) == {"d.wav": ["Bark", "Purr"]} and kept("relabelall_3", judged) == {"d.wav": ["Bark", "Purr"]}
+
+
 def test_more_clips_than_there_are_are_all_kept_with_a_warning():
     with pytest.warns(UserWarning, match="scoring_9 asks for the best 9 of 4 clips: all are kept"):
         assert len(kept("scoring_9")) == 4
