@@ -42,7 +42,9 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first = F.relu(self.bn1(self.conv1(x)))
-        second = F.relu(self.bn2(self.conv2(torch.cat([x, first], 1) if self.concat else first)))
+        # Within autocast the first block's input is still float32: beside it, the whole map would become float32 and be copied back.
+        seen = torch.cat([x.to(first.dtype), first], 1) if self.concat else first
+        second = F.relu(self.bn2(self.conv2(seen)))
         return F.avg_pool2d(second, 2) if self.pool else second
 
 

@@ -304,7 +304,8 @@ def in_float32(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
 
     The head costs nothing, and bfloat16 logits have so few digits that tags would tie.
     """
-    if not torch.is_autocast_enabled(features.device.type):
+    device = features.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return head(features)
     with torch.autocast(features.device.type, enabled=False):
         return head(features.float())

@@ -1,0 +1,137 @@
+"""Every model: parameters, GFLOP, and milliseconds per clip of the plain way and of fatai's, in one run.
+
+The plain way is float32 in torch's own layout; fatai's is what `precision="auto"` chooses for the device (channels_last, bfloat16 where the
+device computes with it). Rounds of the two alternate; the median round counts. A training step is forward, loss and backward.
+
+    python -m benchmarks.models [NAMES] [--rounds 5] [--bs 16] [--mels 64] [--frames 256] [--out benchmarks/results/models.md]
+
+Ratios depend on the processor: bfloat16 by AMX tiles is several times as fast as float32, by AVX-512 alone at most twice. The table's head
+says which it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fatai.atomic import write_text_atomic
+from fatai.models import count_parameters, create_model
+from fatai.models.catalogue import PUBLISHED_CHANNELS
+from fatai.registry import MODELS
+from fatai.train.learner import named_loss
+from fatai.train.precision import autocast_for, best_dtype, fast_layout
+
+N_TAGS = 80
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one model: milliseconds per clip, the plain way and fatai's."""
+
+    name: str
+    parameters: int
+    gflop: float
+    train: tuple[float, float]
+    infer: tuple[float, float]
+
+    def row(self) -> str:
+        ratios = [f"{plain:.1f} | {fast:.1f} | {plain / fast:.2f}x" for plain, fast in (self.train, self.infer)]
+        return f"| {self.name} | {self.parameters:,} | {self.gflop:.2f} | {' | '.join(ratios)} |"
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def gflop(name: str, spec: Tensor, in_channels: int) -> float:
+    """Of one clip forward; counted without computing anything."""
+    with torch.device("meta"):
+        model = create_model(name, N_TAGS, in_channels).eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            model(torch.empty(1, *spec.shape[1:]))
+    return counter.get_total_flops() / 1e9
+
+
+def measure(name: str, bs: int, mels: int, frames: int, rounds: int, device: torch.device) -> Measured:
+    in_channels = PUBLISHED_CHANNELS.get(name, 1)
+    spec = torch.randn(bs, in_channels, mels, frames, device=device)
+    targ = torch.zeros(bs, N_TAGS, device=device)
+    torch.manual_seed(0)
+    plain = create_model(name, N_TAGS, in_channels).to(device)
+    fast = create_model(name, N_TAGS, in_channels).to(device)
+    fast.load_state_dict(plain.state_dict())
+    fast_layout(fast, device)
+    ways = ((plain, "fp32"), (fast, "auto"))
+    times: dict[tuple[str, str], list[float]] = {(what, precision): [] for what in ("train", "infer") for _, precision in ways}
+
+    def step(model: nn.Module, precision: str) -> None:
+        with autocast_for(device, precision):
+            logits = model(spec)
+        named_loss("bce", model)(logits, targ).backward()
+
+    def infer(model: nn.Module, precision: str) -> None:
+        with torch.inference_mode(), autocast_for(device, precision):
+            model(spec)
+
+    for k in range(rounds + 1):
+        for model, precision in ways:
+            for what, work in (("train", step), ("infer", infer)):
+                model.train(what == "train")
+                took = seconds(lambda: work(model, precision), device)  # noqa: B023 - called at once
+                if k:  # the first round warms up
+                    times[what, precision].append(took)
+    ms = {key: 1000 * statistics.median(values) / bs for key, values in times.items()}
+    return Measured(
+        name, count_parameters(plain), gflop(name, spec, in_channels), (ms["train", "fp32"], ms["train", "auto"]),
+        (ms["infer", "fp32"], ms["infer", "auto"]),
+    )
+
+
+def head(args: argparse.Namespace, device: torch.device) -> list[str]:
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    units = ", ".join(u for u in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if has.get(u)) or "unknown"
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{has.get('cpu_name') or platform.machine()} ({units})"
+    return [
+        "# Models: the plain way and fatai's", "",
+        f"    python -m benchmarks.models {' '.join(args.names)} --rounds {args.rounds} --bs {args.bs}", "",
+        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}; auto is {best_dtype(device)}; "
+        f"{args.bs} clips of {args.mels} x {args.frames}, median of {args.rounds} alternating rounds, ms per clip.", "",
+        "| model | parameters | GFLOP | train, plain | train, fatai | ratio | infer, plain | infer, fatai | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="models; all registered ones without any")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bs", type=int, default=16)
+    parser.add_argument("--mels", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=256)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/models.md"))
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    lines = head(args, device)
+    print("\n".join(lines))
+    for name in args.names or MODELS.names():
+        lines.append(measure(name, args.bs, args.mels, args.frames, args.rounds, device).row())
+        print(lines[-1], flush=True)
+    write_text_atomic(args.out, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
