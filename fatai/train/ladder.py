@@ -12,7 +12,7 @@ from fatai.errors import DataError, OptionError
 from fatai.registry import NOISY
 from fatai.train.judged import Chosen, Judged
 
-__all__ = ["Advice", "Stage", "gold_stages", "ladder", "loss_advice"]
+__all__ = ["Advice", "NoisyStage", "gold_stages", "ladder", "loss_advice"]
 
 
 def ladder(
@@ -63,7 +63,7 @@ def ladder(
 
 
 @dataclass(frozen=True)
-class Stage:
+class NoisyStage:
     """A stretch of training: how much noisy clips weigh beside curated ones (`Chosen.times`), epochs, and whether more layers learn."""
 
     name: str
@@ -79,7 +79,7 @@ class Stage:
 
 def gold_stages(
     *, epochs: tuple[int, int] = (4, 8), weights: tuple[float, float] = (0.5, 1.0), unfreeze: bool = False,
-) -> tuple[Stage, Stage]:
+) -> tuple[NoisyStage, NoisyStage]:
     """The gold plan's curriculum from the curated checkpoint: stage a, 3-5 epochs with noisy clips at 0.5; stage b, 5-10 at 0.75-1.
 
     `unfreeze` lets more layers learn in stage b. After each, out-of-fold predictions are made anew and `loss_advice` is asked.
@@ -89,7 +89,7 @@ def gold_stages(
     >>> [(stage.name, stage.noisy_weight, stage.epochs) for stage in gold_stages(weights=(0.5, 0.75))]
     [('a', 0.5, 4), ('b', 0.75, 8)]
     """
-    return Stage("a", weights[0], epochs[0]), Stage("b", weights[1], epochs[1], unfreeze)
+    return NoisyStage("a", weights[0], epochs[0]), NoisyStage("b", weights[1], epochs[1], unfreeze)
 
 
 class Advice(NamedTuple):
