@@ -60,7 +60,8 @@ def test_trimming_ends():
 
 
 def test_trimming_options_out_of_range_are_named():
-# ---- length ----------------------------------------------------------------------------------------------------------------------
+    wrong = ((dict(top_db=0), "top_db=0"), (dict(frame_length=0), "frame_length=0"), (dict(hop_length=-1), "hop_length=-1"))
+    for options, message in wrong:
         with pytest.raises(OptionError, match=f"{message}.*expected numbers above 0"):
             trim_silence(torch.ones(10), **options)
     with pytest.raises(ShapeError, match="a single number"):
