@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fatai.all import (
-    ClampGradients, EpochLines, FATDataLoaders, FollowSchedule, NotFinite, StopOnNaN, fat_learner, lwlrap, quiet_unless_terminal,
+    ClampGradients, EpochLines, FATDataLoaders, Flip, FollowSchedule, MixUpOr, NotFinite, SpecAugment, StopOnNaN, fat_learner, lwlrap,
+    quiet_unless_terminal, random_changes,
 )
 from fatai.errors import DataError, OptionError, UnknownName
 
@@ -121,6 +122,25 @@ def test_a_module_or_a_function_serves_as_arch(small_dls):
 
     for arch in (Net, Net(10, 1)):
         fit(fat_learner(small_dls, arch))
+
+
+def test_mixing_and_masking_by_name_or_as_given(small_dls):
+    by_name = fat_learner(small_dls, "m1", width=0.125, mixup="mixup_or", spec_augment="spec_augment", augment=["flip"])
+    given = fat_learner(small_dls, "m1", width=0.125, mixup=MixUpOr(), spec_augment=SpecAugment(), augment=[Flip()])
+    for learn in (by_name, given):
+        kinds = [type(cb) for cb in random_changes(learn)]
+        assert {MixUpOr, SpecAugment, Flip} == set(kinds) and len(kinds) == 3
+        fit(learn)
+    with pytest.raises(UnknownName, match="did you mean mixup_or"):
+        fat_learner(small_dls, "m1", mixup="mixup_orr")
+
+
+def test_a_network_tied_to_mel_bins_takes_the_datas(sample):
+    dls = FATDataLoaders.from_path(sample, front_end="kaggle_fat", crop_s=0.5, bs=4, seed=0, num_workers=0)
+    learn = fat_learner(dls, "cnn6", width=0.125)
+    assert learn.model.n_mels == 128
+    with torch.no_grad():
+        assert learn.model.eval()(dls.one_batch()[0].as_subclass(torch.Tensor)).shape == (4, 10)
 
 
 @pytest.mark.parametrize("options, error, words", [
