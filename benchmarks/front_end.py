@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> str:
     print(table)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     kind = "a folder of ESC-10" if any("esc" in str(s).lower() for s in args.sources) else "the bundled sample"
-    given = " ESC10" if "ESC" in kind else ""
+    given = f"{' ESC10' if 'ESC' in kind else ''} --clips {args.clips} --rounds {args.rounds}"
     write_text_atomic(args.out, f"# From sound file to spectrogram\n\n    python -m benchmarks.front_end{given}\n\nOn {kind}: {table}\n")
     return table
 
