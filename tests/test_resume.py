@@ -167,14 +167,14 @@ def test_a_state_of_a_finished_fit_gives_the_finished_learner(sample, cache, tmp
 
 
 def test_a_state_does_not_hold_other_fits_up(sample, cache, tmp_path):
-    learn = new_learner(sample, cache, 1)
+    learn = new_learner(sample, cache, 1, path=tmp_path)
     state = Resumable(tmp_path / "s.safetensors")
     learn.fit(1, 1e-3, cbs=state)
     before = state.path_of_state.read_bytes()
     assert all(cb.run for cb in learn.cbs)
     learn.get_preds(cbs=state)
     with learn.added_cbs(state):
-        learn.lr_find(num_it=20, show_plot=False)
+        learn.lr_find(num_it=60, show_plot=False)
     assert state.path_of_state.read_bytes() == before
 
 

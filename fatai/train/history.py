@@ -29,9 +29,11 @@ class History(Callback):
     """
 
     order = Recorder.order + 10
+    # An epoch that a killed fit trains again doesn't get a second row.
+    kept_on_resume = ("text",)
 
     def __init__(self, path: str | Path, stage: str = "fit", *, append: bool = False):
-        self.path, self.stage, self.append = Path(path), stage, append
+        self.path, self.stage, self.append, self.text = Path(path), stage, append, ""
 
     def before_fit(self) -> None:
         self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
@@ -39,6 +41,7 @@ class History(Callback):
             return
         if not self.append:
             self.path.unlink(missing_ok=True)
+        self.text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         self.started = time.monotonic()
 
     def after_epoch(self) -> None:
@@ -50,8 +53,12 @@ class History(Callback):
         self.started = time.monotonic()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        earlier = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        if not earlier:
+        if not self.text:
             writer.writerow(row)
         writer.writerow(row.values())
-        write_text_atomic(self.path, earlier + text.getvalue())
+        self.text += text.getvalue()
+        self.resumed()
+
+    def resumed(self) -> None:
+        """Write the rows that are known."""
+        write_text_atomic(self.path, self.text)

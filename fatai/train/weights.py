@@ -18,9 +18,9 @@ __all__ = ["NoisyWeights"]
 
 
 class NoisyWeights(Callback):
-    """Weights and noisy marks of training clips, looked up by the clip and told to the loss (`loss.w`, `loss.noisy`) in each batch.
+    """Weights and noisy marks of training clips, looked up by the clip and told to the loss: `loss.w`, `loss.noisy`.
 
-    They travel with the clips, so any order of a sampler and any number of workers is fine, and the mixers of `fatai.augment` mix them along
+    They travel with the clips, so any order of a sampler and any number of workers is fine; mixers of `fatai.augment` mix them along
     with the labels. Only while an epoch trains: validation, predictions, and all that is done outside of a fit know nothing of them.
 
     Parameters
@@ -42,9 +42,7 @@ class NoisyWeights(Callback):
     # Before all random changes and mixers, which mix what the loss was told.
     order = -8
 
-    def __init__(
-        self, weights: float | Mapping[str, Any] | pd.Series | None = None, noisy: Collection[str] | None = None,
-    ):
+    def __init__(self, weights: float | Mapping[str, Any] | pd.Series | None = None, noisy: Collection[str] | None = None):
         self.weights, self.noisy = weights, noisy
         self._clips: Any = None
 
