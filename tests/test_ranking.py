@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import label_ranking_average_precision_score
 
 from fatai.errors import DataError, ShapeError
-from fatai.score import ranking
 from fatai.score.ranking import lwlrap, lwlrap_per_class
 
 
@@ -98,13 +97,6 @@ def test_more_tags_than_a_byte_counts(rng, tags):
     scores, targ = random_case(rng, clips=4, tags=tags)
     targ[3] = 1
     assert lwlrap(scores, targ) == pytest.approx(sklearn_lwlrap(scores, targ), abs=1e-12)
-
-
-@pytest.mark.parametrize("at_once", [1, 25, 1 << 20])
-def test_the_size_of_the_blocks_does_not_matter(rng, monkeypatch, at_once):
-    scores, targ = random_case(rng)
-    monkeypatch.setattr(ranking, "_AT_ONCE", at_once)
-    assert lwlrap(scores, targ) == pytest.approx(official_lwlrap(scores, targ)[2], abs=1e-12)
 
 
 @settings(deadline=None)

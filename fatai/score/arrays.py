@@ -16,10 +16,11 @@ __all__ = ["Scored", "scored"]
 
 
 class Scored(NamedTuple):
-    """Scores without NaN, and flags of the present tags, both (clips, tags)."""
+    """Scores without NaN and flags of the present tags, both (clips, tags), and where in the flattened tables a tag is present."""
 
     scores: np.ndarray
     present: np.ndarray
+    places: np.ndarray
 
 
 def scored(probs: Any, targ: Any) -> Scored:
@@ -37,17 +38,18 @@ def scored(probs: Any, targ: Any) -> Scored:
         raise ShapeError(f"probs has shape {scores.shape} and targ {present.shape}; expected both as (clips, tags)")
     if scores.dtype.kind not in "fiub" or present.dtype.kind not in "fiub":
         raise DataError(f"probs is of type {scores.dtype} and targ of {present.dtype}; expected numbers")
-    if scores.dtype.kind == "f" and (odd := np.isnan(scores)).any():
-        clip, tag = np.argwhere(odd)[0]
+    # The least of numbers among which one is NaN is NaN.
+    if scores.dtype.kind == "f" and scores.size and np.isnan(scores.min()):
+        clip, tag = np.argwhere(np.isnan(scores))[0]
         raise DataError(f"probs holds NaN at clip {clip}, tag {tag}: a score that is no number has no rank")
-    if present.dtype == bool:
-        return Scored(scores, present)
-    flags = present == 1
-    if not (flags | (present == 0)).all():
-        clip, tag = np.argwhere(~flags & (present != 0))[0]
+    flags = present if present.dtype == bool else present != 0
+    places = np.flatnonzero(flags)
+    odd = np.flatnonzero(present.ravel()[places] != 1)
+    if len(odd):
+        clip, tag = np.divmod(places[odd[0]], present.shape[1])
         raise DataError(f"targ holds {present[clip, tag]} at clip {clip}, tag {tag}; expected 0 or 1: decide what counts as present, "
                         "for instance targ > 0.5")
-    return Scored(scores, flags)
+    return Scored(scores, flags, places)
 
 
 def _as_array(values: Any) -> np.ndarray:

@@ -159,14 +159,14 @@ def _interval(of: Interval | Difference) -> str:
 
 def _counted(score: Score, both: Scored) -> Counted:
     if not isinstance(score, str):
-        return lambda counts: float(score(*(x.repeat(counts.astype(int), axis=0) for x in both)))
+        return lambda counts: float(score(*(x.repeat(counts.astype(int), axis=0) for x in both[:2])))
     if score not in _COUNTED:
         raise OptionError(f"no score named {score!r}; {did_you_mean(score, list(_COUNTED))}, or a function of (probs, targ)")
     return _COUNTED[score](both)
 
 
 def _counted_lwlrap(both: Scored) -> Counted:
-    hits = precision_hits(*both)
+    hits = precision_hits(*both[:2])
     sums, tags = np.bincount(hits.clips, weights=hits.precision, minlength=len(both.scores)), both.present.sum(axis=1).astype(float)
 
     def lwlrap(counts: np.ndarray) -> float:

@@ -22,9 +22,6 @@ from fatai.score.arrays import scored
 
 __all__ = ["LwlrapPerClass", "lwlrap", "lwlrap_per_class"]
 
-# Scores compared at once: they and their flags stay in the cache of most machines.
-_AT_ONCE = 1 << 17
-
 
 class LwlrapPerClass(NamedTuple):
     """Score and weight of each tag; `(scores * weights).sum()` is the overall lwlrap.
@@ -95,27 +92,25 @@ def lwlrap_per_class(probs: Any, targ: Any) -> LwlrapPerClass:
 
 def precision_hits(probs: Any, targ: Any) -> Hits:
     """The pairs of which lwlrap is the mean; parameters and errors are those of `lwlrap`."""
-    scores, present = scored(probs, targ)
-    n_tags = scores.shape[1]
-    places = np.flatnonzero(present)
+    scores, _, places = scored(probs, targ)
+    n_clips, n_tags = scores.shape
     clips, tags = np.divmod(places, max(n_tags, 1))
-    own = scores.ravel()[places]
-    several = _count_rows(present)[clips] > 1
-    precision = np.empty(len(places))
-    step = max(1, min(len(places), _AT_ONCE // max(1, n_tags)))
-    # Rows are copied to the same small block each time: new memory for each costs more than the comparison.
-    row_block, flag_block = np.empty((step, n_tags), scores.dtype), np.empty((step, n_tags), bool)
-    for start in range(0, len(places), step):
-        part = slice(start, start + step)
-        rows = clips[part]
-        at_least = flag_block[:len(rows)]
-        np.take(scores, rows, axis=0, out=row_block[:len(rows)], mode="clip")
-        np.greater_equal(row_block[:len(rows)], own[part, None], out=at_least)  # (pairs, tags); a tie counts against us
-        right = np.ones(len(rows))  # of a clip's only tag itself
-        among = np.flatnonzero(several[part])
-        right[among] = _count_rows(at_least[among] & present[rows[among]])
-        precision[part] = right / _count_rows(at_least)
-    return Hits(clips, tags, precision)
+    per_clip = np.bincount(clips, minlength=n_clips)
+    own, firsts = scores.ravel()[places], np.cumsum(per_clip) - per_clip
+    ranks = np.empty(len(places), dtype=np.int64)
+    # The first present tag of every clip, then the second of those that have one, and so on: most clips are compared where they lie.
+    for k in range(per_clip.max(initial=0)):
+        rows = np.flatnonzero(per_clip > k)
+        among = firsts[rows] + k
+        table = scores if len(rows) == n_clips else scores[rows]
+        ranks[among] = _count_rows(table >= own[among, None])  # a tie counts against us
+    hits = np.ones(len(places))  # of a clip's only tag, itself
+    several = np.flatnonzero(per_clip[clips] > 1)
+    # In a clip, those ranked at or above: clip and rank in one number, so that one sort does for all.
+    begins = clips[several] * (n_tags + 1)
+    in_order = np.sort(begins + ranks[several])
+    hits[several] = np.searchsorted(in_order, begins + ranks[several], side="right") - np.searchsorted(in_order, begins)
+    return Hits(clips, tags, hits / ranks)
 
 
 def _count_rows(flags: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def tag_scores(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.D
     if len(names) != n_tags:
         raise ShapeError(f"there are {len(names)} names of tags; probs has {n_tags} columns")
     clips, in_order = both.present.sum(axis=0), Sorted(both, "macro")
-    lwlrap, weight = lwlrap_per_class(*both)
+    lwlrap, weight = lwlrap_per_class(*both[:2])
     auc = in_order.auc()
     return pd.DataFrame({"tag": names, "clips": clips, "lwlrap": np.where(clips > 0, lwlrap, np.nan), "weight": weight,
                          "ap": in_order.average_precision(), "auc": auc, "d_prime": math.sqrt(2) * ndtri(auc)})
@@ -108,7 +108,7 @@ class Sorted:
     """
 
     def __init__(self, both: Scored, average: Average = "macro"):
-        scores, present = (x.T if checked_average(average) == "macro" else x.reshape(1, -1) for x in both)  # (rows, n)
+        scores, present = (x.T if checked_average(average) == "macro" else x.reshape(1, -1) for x in both[:2])  # (rows, n)
         self.n_clips, (n_rows, n) = len(both.scores), scores.shape
         order = np.argsort(scores, axis=1)[:, ::-1]
         self.clips = order if average == "macro" else order // both.scores.shape[1]
