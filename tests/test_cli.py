@@ -8,14 +8,18 @@ import time
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fatai import __version__
 from fatai.cli import main
+from fatai.data.fat2019 import read_layout
+from fatai.data.labels import read_labels
 from fatai.recipes.recipe import tomllib
 
 COMMANDS = [
-    "run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor", "models", "scan", "stats", "download",
+    "run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor", "models", "scan", "stats", "download", "relabel",
+    "suspects",
 ]
 
 
@@ -85,6 +89,8 @@ def test_version():
     (["download", "esc51", "new"], "did you mean esc50"),
     (["stats", "{sample}", "--front-end", "nineth"], "did you mean ninth"),
     (["scan", "nowhere"], "nowhere"),
+    (["relabel", "{sample}", "--predictions", "{run}/test.csv", "--mode", "scoring_9", "--out", "r.csv"], "lack|no prediction|predict"),
+    (["suspects", "{empty}", "--labels", "{sample}/train_curated.csv"], "oof.csv"),
     (["doctor", "nowhere"], "there is no folder nowhere"),
 ])
 def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(args, words, main_with, tiny_run, sample, tmp_path, monkeypatch):
@@ -165,6 +171,25 @@ def test_stats_go_into_a_recipe(sample, tmp_path):
     numbers = tomllib.loads(shown)
     measured = tomllib.loads((tmp_path / "my.toml").read_text())["front_end"]
     assert {k: measured[k] for k in numbers} == numbers and numbers["mean"] != -35.7
+
+
+def test_suspects_lists_the_odd_labels_of_a_run(main_with, tiny_run, sample, tmp_path):
+    labels = sample / "train_curated.csv"
+    assert main_with("suspects", tiny_run.out, "--labels", labels, "--per-clip", "--out", tmp_path / "s.csv").returncode == 0
+    written = pd.read_csv(tmp_path / "s.csv")
+    assert set(written["kind"]) <= {"wrong", "missing"} and written["fname"].is_unique and len(written) > 0
+    shown = main_with("suspects", tiny_run.out, "--labels", labels, "-n", 3).stdout.splitlines()
+    assert len(shown) == 3 and all("given: " in line for line in shown)
+
+
+def test_relabel_writes_a_table_and_corrections_that_loaders_read(main_with, tiny_run, sample, tmp_path):
+    noisy = tmp_path / "noisy.csv"
+    assert main_with("predict", tiny_run.out, sample / "train_noisy", "--out", noisy).returncode == 0
+    said = main_with("relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "kept.csv")
+    assert said.returncode == 0, said.stderr
+    assert len(read_labels(tmp_path / "kept.csv")) == 20
+    again = main_with("relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "c.csv", "--corrections")
+    assert again.returncode == 0 and len(read_layout(sample, corrections=tmp_path / "c.csv").noisy) == 20
 
 
 def test_doctor_with_data_says_where_the_time_goes(sample):

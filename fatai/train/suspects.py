@@ -70,7 +70,7 @@ def suspects(
     >>> found[["kind", "tag", "fname", "prob", "instead"]].values.tolist()
     [['wrong', 'Bark', 'a.wav', 0.1, 'Meow'], ['missing', 'Meow', 'a.wav', 0.9, '']]
     """
-    p, given = scored(checked_probs(probs, fnames, tags), targ)
+    p, given, _ = scored(checked_probs(probs, fnames, tags), targ)
     check_unseen(fnames, trained_on, out_of_fold=out_of_fold)
     clipped = p.clip(_LEAST, 1 - _LEAST)
     log_odds = np.log(clipped) - np.log1p(-clipped)
