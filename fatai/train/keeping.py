@@ -57,8 +57,13 @@ class KeepBest(TrackerCallback):
     ):
         super().__init__(monitor=monitor, min_delta=min_delta, reset_on_fit=reset_on_fit)
         self.fname, self.load_at_end, self.number = fname, load, 0
+        self.folder = Path()
 
     def before_fit(self) -> None:
+        self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
+        if not self.run:
+            return
+        self.folder = _folder(self.learn)
         columns = list(self.recorder.metric_names[1:])
         if self.monitor not in columns:
             raise OptionError(f"monitor is {self.monitor!r}, no column of the table of epochs; {did_you_mean(self.monitor, columns)}")
@@ -69,28 +74,28 @@ class KeepBest(TrackerCallback):
     @property
     def path_of_best(self) -> Path | None:
         """The file of the best weights so far."""
-        return _file(self.learn, self.fname, self.number) if self.number else None
+        return _file(self.folder, self.fname, self.number) if self.number else None
 
     def after_epoch(self) -> None:
         if not rank_distrib():
-            _remove_others(self.learn, self.fname, self.number)
+            _remove_others(self.folder, self.fname, self.number)
         super().after_epoch()
         if self.new_best:
             self.number += 1
-            _save(self.learn, self.fname, self.number)
+            _save(self.learn, _file(self.folder, self.fname, self.number))
 
     def after_fit(self) -> None:
         if self.run and self.load_at_end:
-            self.load_best()
+            self.load_best(self.learn)
         super().after_fit()
 
-    def load_best(self) -> None:
-        """Put the best weights into the learner's model."""
+    def load_best(self, learn: Learner) -> None:
+        """Put the best weights into a learner's model, at any time."""
         if self.path_of_best is None:
             warnings.warn(f"in no epoch was {self.monitor} a number; the last weights stay", stacklevel=2)
             return
         distrib_barrier()
-        load_weights(self.path_of_best, get_model(self.learn.model))
+        load_weights(self.path_of_best, get_model(learn.model))
 
 
 class Snapshots(Callback):
@@ -115,36 +120,42 @@ class Snapshots(Callback):
         restarts(cycle, cycle, mult)  # refuses what is no cycle
         self.cycle, self.mult, self.fname = cycle, mult, fname
         self.ends: list[int] = []
+        self.folder = Path()
 
     def before_fit(self) -> None:
         self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
         if self.run:
+            self.folder = _folder(self.learn)
             self.ends = restarts(self.learn.n_epoch, self.cycle, self.mult)
             if not self.ends:
                 raise OptionError(f"a fit of {self.learn.n_epoch} epochs ends before the first cycle of {self.cycle}: take a shorter cycle")
 
     def after_epoch(self) -> None:
         if self.learn.epoch + 1 in self.ends:
-            _save(self.learn, self.fname, self.learn.epoch + 1)
+            _save(self.learn, _file(self.folder, self.fname, self.learn.epoch + 1))
 
     @property
     def paths(self) -> list[Path]:
         """Files of the snapshots taken so far."""
-        return [path for path in (_file(self.learn, self.fname, end) for end in self.ends) if path.exists()]
+        return [path for path in (_file(self.folder, self.fname, end) for end in self.ends) if path.exists()]
 
 
-def _file(learn: Learner, fname: str, number: int) -> Path:
-    return Path(learn.path) / learn.model_dir / f"{fname}_{number}.safetensors"
+def _folder(learn: Learner) -> Path:
+    return Path(learn.path) / learn.model_dir
 
 
-def _save(learn: Learner, fname: str, number: int) -> None:
+def _file(folder: Path, fname: str, number: int) -> Path:
+    return folder / f"{fname}_{number}.safetensors"
+
+
+def _save(learn: Learner, path: Path) -> None:
     if not rank_distrib():
-        save_weights(_file(learn, fname, number), get_model(learn.model), {})
+        save_weights(path, get_model(learn.model), {})
 
 
-def _remove_others(learn: Learner, fname: str, number: int) -> None:
+def _remove_others(folder: Path, fname: str, number: int) -> None:
     """Files of bests that were surpassed, or that an earlier fit left."""
-    for path in _file(learn, fname, number).parent.glob("*.safetensors"):
+    for path in folder.glob("*.safetensors"):
         found = re.fullmatch(re.escape(fname) + r"_(\d+)", path.stem)
         if found and int(found[1]) != number:
             path.unlink(missing_ok=True)
