@@ -24,15 +24,7 @@ class Scored(NamedTuple):
 
 
 def scored(probs: Any, targ: Any) -> Scored:
-    """What `probs` and `targ` hold.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes differ or are not (clips, tags).
-    DataError
-        If `probs` holds NaN or `targ` something other than 0 and 1.
-    """
+    """What `probs` and `targ` hold; errors are those that `fatai.score.ranking.lwlrap` lists."""
     scores, present = _as_array(probs), _as_array(targ)
     if scores.ndim != 2 or scores.shape != present.shape:
         raise ShapeError(f"probs has shape {scores.shape} and targ {present.shape}; expected both as (clips, tags)")

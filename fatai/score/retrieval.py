@@ -34,7 +34,7 @@ Average: TypeAlias = Literal["macro", "micro"]
 
 
 def mean_ap(probs: Any, targ: Any, *, average: Average = "macro") -> float:
-    """Mean average precision, in [0, 1]; NaN if no clip has any tag. Errors are those of `fatai.score.arrays.scored`.
+    """Mean average precision, in [0, 1]; NaN if no clip has any tag. Errors are those of `fatai.score.ranking.lwlrap`.
 
     Examples
     --------
