@@ -48,12 +48,15 @@ from fatai.sound.waveform import *
 from fatai.train.callbacks import *
 from fatai.train.crossval import *
 from fatai.train.history import *
+from fatai.train.keeping import *
 from fatai.train.ladder import *
 from fatai.train.learner import *
 from fatai.train.losses import *
 from fatai.train.metrics import *
 from fatai.train.noisy import *
 from fatai.train.precision import *
+from fatai.train.resume import *
 from fatai.train.schedules import *
 from fatai.train.suspects import *
+from fatai.train.weights import *
 from fatai.timing import *
