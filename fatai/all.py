@@ -36,6 +36,8 @@ from fatai.models import *
 from fatai.models.catalogue import *
 from fatai.models.checkpoints import *
 from fatai.recipes.recipe import *
+from fatai.recipes.finished import *
+from fatai.recipes.fold import fit_stage
 from fatai.recipes.run import *
 from fatai.registry import *
 from fatai.score.bootstrap import *

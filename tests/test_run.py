@@ -11,17 +11,21 @@ import torch
 
 from fatai.errors import CheckpointError, DataError
 from fatai.infer.predictions import Predictions, check_submission
+from fatai.recipes.finished import predict_with_run
 from fatai.recipes.recipe import load_recipe
-from fatai.recipes.run import predict_with_run, run_recipe
+from fatai.recipes.run import run_recipe
 from fatai.score.ranking import lwlrap
+from fatai.train.callbacks import StopOnNaN
 from fatai.train.crossval import fit_folds, load_weights, save_weights
+from fatai.train.history import History
+from fatai.train.learner import FatLearner
 
 
 def test_a_run_folder_holds_what_it_promises(tiny_run, sample):
     out = tiny_run.out
     held = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
     assert held == {"recipe.toml", "manifest.json", "folds.csv", "oof.csv", "test.csv", "submission.csv",
-                    *(f"fold_{k}/{f}" for k in (0, 1) for f in ("model.safetensors", "history.csv"))}
+                    *(f"fold_{k}/{f}" for k in (0, 1) for f in ("model.safetensors", "history.csv", "oof.csv", "test.csv", "fold.json"))}
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     assert load_recipe(out / "recipe.toml").model.arch == "m1"
 
@@ -114,6 +118,95 @@ def test_a_stage_can_mix_mask_and_balance_and_a_run_can_cache(sample, tiny_recip
     assert list(history["stage"]) == ["fit", "plain"] and history["lwlrap"].between(0, 1).all()
     resolved = load_recipe(tmp_path / "run" / "recipe.toml")
     assert resolved.stages == recipe.stages and resolved.clips == recipe.clips and resolved.settings() == recipe.settings()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def two_stages(tiny_recipe):
+    """Two epochs plainly, two mixed, of one fold."""
+    plain = tiny_recipe.model_dump()
+    second = {**plain["stages"][0], "name": "mixed", "mixup": {"name": "mixup", "domain": "log"}, "schedule": "warmup_cosine"}
+    return type(tiny_recipe).model_validate({**plain, "stages": (plain["stages"][0], second)})
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, monkeypatch):
+    def run(out, **options):
+        return run_recipe(sample, two_stages, tmp_path / out, only=[1], num_workers=0, say=lambda line: None, **options)
+
+    kills = [("fit", 0), ("fit", 1), ("mixed", 0), ("mixed", 1), ("views", 0)]
+    seen = []
+
+    class Kill(StopOnNaN):
+        def after_loss(self):
+            stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, History))
+            if self.iter == 1:
+                seen.append((stage, self.epoch))
+                if kills and (stage, self.epoch) == kills[0]:
+                    raise Killed("here")
+
+    def no_views(*args, **kwargs):
+        if kills and kills[0][0] == "views":
+            raise Killed
+        return views(*args, **kwargs)
+
+    monkeypatch.setattr("fatai.recipes.fold.StopOnNaN", Kill)
+    views = FatLearner.tta
+    monkeypatch.setattr(FatLearner, "tta", no_views)
+    while kills:
+        with pytest.raises(Killed):
+            run("broken", resume=True)
+        del kills[0]
+    resumed = run("broken", resume=True)
+    assert seen == [("fit", 0), ("fit", 0), ("fit", 1), ("fit", 1), ("mixed", 0), ("mixed", 0), ("mixed", 1), ("mixed", 1)]
+    unbroken = run("unbroken")
+    assert resumed.oof == unbroken.oof and resumed.test == unbroken.test
+    held = {str(f.relative_to(tmp_path / "unbroken")) for f in (tmp_path / "unbroken").rglob("*") if f.is_file()}
+    assert held == {str(f.relative_to(tmp_path / "broken")) for f in (tmp_path / "broken").rglob("*") if f.is_file()}
+    for name in held - {"manifest.json", "fold_1/history.csv"}:
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
+    history = [pd.read_csv(tmp_path / out / "fold_1" / "history.csv").drop(columns="seconds") for out in ("broken", "unbroken")]
+    assert history[0].equals(history[1]) and list(history[0]["epoch"]) == [0, 1, 0, 1]
+
+
+def test_a_finished_run_is_not_trained_again_and_gets_its_test_part(sample, tiny_run, tmp_path, tiny_recipe, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run.out, out)
+    for name in ("test.csv", "submission.csv", "fold_0/test.csv", "fold_1/test.csv"):
+        (out / name).unlink()
+    monkeypatch.setattr(FatLearner, "fit_one_cycle", None)
+    result = run_recipe(sample, tiny_recipe, out, resume=True, num_workers=0, say=lambda line: None)
+    assert result.test == tiny_run.test and result.oof == tiny_run.oof and result.fold_scores == tiny_run.fold_scores
+    assert (out / "submission.csv").read_bytes() == (tiny_run.out / "submission.csv").read_bytes()
+
+
+def test_a_run_of_something_else_is_not_gone_on_with(sample, tiny_run, tiny_recipe, tmp_path):
+    out, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(tiny_run.out, out)
+    with pytest.raises(CheckpointError, match=r"another recipe: stages.0.epochs is 3 and was 2; stages.0.lr is 0.5 and was"):
+        run_recipe(sample, tiny_recipe.changed(epochs=3, lr=0.5), out, resume=True)
+    shutil.copytree(sample, other, ignore=shutil.ignore_patterns("truth"))
+    sorted((other / "test").iterdir())[0].write_bytes(b"OggS")
+    with pytest.raises(CheckpointError, match="a run of other data"):
+        run_recipe(other, tiny_recipe, out, resume=True)
+    (out / "manifest.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="is no manifest of a run"):
+        run_recipe(sample, tiny_recipe, out, resume=True)
+    (out / "manifest.json").unlink()
+    with pytest.raises(DataError, match="exists already and is not empty"):
+        run_recipe(sample, tiny_recipe, out, resume=True)
+
+
+@pytest.mark.parametrize("text, words", [('{"digest": 1', "cannot be read"), ('{"unreadable": {}}', "cannot be read"),
+                                         ('{"digest": "0", "unreadable": {"held_out": [], "test": []}}', "trained on other data")])
+def test_notes_of_a_fold_that_do_not_fit_are_told(sample, tiny_run, tiny_recipe, tmp_path, text, words):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run.out, out)
+    (out / "fold_0" / "fold.json").write_text(text)
+    with pytest.raises(CheckpointError, match=words):
+        run_recipe(sample, tiny_recipe, out, resume=True, num_workers=0)
 
 
 def test_fit_folds_puts_every_prediction_in_its_row():

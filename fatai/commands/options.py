@@ -9,14 +9,14 @@ import typer
 
 __all__ = [
     "Arch", "BatchSize", "CropS", "Data", "Epochs", "FoldCount", "LearningRate", "Only", "Out", "Precision",
-    "RecipeName", "Seed", "Views", "Width", "Workers",
+    "RecipeName", "Resume", "Seed", "Views", "Width", "Workers",
 ]
 
 Data = Annotated[Path, typer.Argument(
     metavar="DATA", help="Folder with train_curated.csv, train_curated/, and maybe train_noisy, test and sample_submission.csv.",
 )]
 RecipeName = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see: fatai-submit recipes), or a .toml file of yours.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run; must be new or empty.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; new or empty, but with --resume.")]
 FoldCount = Annotated[Optional[int], typer.Option("--folds", help="Number of folds instead of the recipe's.")]
 Only = Annotated[Optional[list[int]], typer.Option("--only-fold", help="Train this fold alone, counted from 0; may be repeated.")]
 Epochs = Annotated[Optional[int], typer.Option(help="Epochs of every stage instead of the recipe's.")]
@@ -29,3 +29,4 @@ Views = Annotated[Optional[int], typer.Option("--views", help="Test-time views o
 Seed = Annotated[Optional[int], typer.Option(help="Seed instead of the recipe's; fold k starts from it + k.")]
 Precision = Annotated[Optional[str], typer.Option(help="auto (what is fastest here), fp32 or bf16.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that was begun in --out: same options, same data.")]

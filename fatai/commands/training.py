@@ -10,7 +10,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from fatai.commands.options import (
-    Arch, BatchSize, CropS, Data, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Seed, Views, Width, Workers,
+    Arch, BatchSize, CropS, Data, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Resume, Seed, Views,
+    Width, Workers,
 )
 
 __all__ = ["app"]
@@ -19,14 +20,15 @@ app = typer.Typer()
 
 
 def _run(
-    data: Path, recipe: str, out: Path, only: list[int] | None, predict_test: bool, workers: int | None, changes: dict[str, Any],
+    data: Path, recipe: str, out: Path, only: list[int] | None, predict_test: bool, resume: bool, workers: int | None,
+    changes: dict[str, Any],
 ) -> Any:
     from fatai.recipes.recipe import load_recipe
     from fatai.recipes.run import run_recipe
 
     return run_recipe(
-        data, load_recipe(recipe).changed(**changes), out, only=only or None, predict_test=predict_test, num_workers=workers,
-        command=shlex.join(["fatai-submit", *sys.argv[1:]]),
+        data, load_recipe(recipe).changed(**changes), out, only=only or None, predict_test=predict_test, resume=resume,
+        num_workers=workers, command=shlex.join(["fatai-submit", *sys.argv[1:]]),
     )
 
 
@@ -35,6 +37,7 @@ def run(
     data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
+    resume: Resume = False,
 ) -> None:
     """Train the folds of a recipe, predict the test part, write a checked submission.
 
@@ -44,7 +47,7 @@ def run(
         "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
         "precision": precision,
     }
-    _run(data, recipe, out, only_fold, True, workers, changes)
+    _run(data, recipe, out, only_fold, True, resume, workers, changes)
 
 
 @app.command()
@@ -52,6 +55,7 @@ def train(
     data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
+    resume: Resume = False,
 ) -> None:
     """Train the folds of a recipe and predict the clips they hold out; leave the test part for predict.
 
@@ -61,7 +65,7 @@ def train(
         "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
         "precision": precision,
     }
-    _run(data, recipe, out, only_fold, False, workers, changes)
+    _run(data, recipe, out, only_fold, False, resume, workers, changes)
 
 
 @app.command()
@@ -76,7 +80,7 @@ def predict(
 
     Example: fatai-submit predict runs/ninth my_sounds/ --out tags.csv
     """
-    from fatai.recipes.run import predict_with_run
+    from fatai.recipes.finished import predict_with_run
 
     predictions = predict_with_run(run_folder, _sound_table(sounds), num_workers=workers)
     if out is not None:
@@ -130,7 +134,7 @@ def demo(
     elif out.exists() and any(out.iterdir()):
         raise DataError(f"{out} holds something that is no run; choose another --out")
     data = fat_sample()
-    result = _run(data, "quick", out, None, True, None, {"epochs": epochs})
+    result = _run(data, "quick", out, None, True, False, None, {"epochs": epochs})
     for fold, value in result.fold_scores.items():
         typer.echo(f"fold {fold} lwlrap {value:.4f}")
     typer.echo(f"out-of-fold lwlrap {result.oof_score:.4f}")

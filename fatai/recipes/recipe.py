@@ -6,7 +6,9 @@ schema doesn't know, or a value of the wrong kind, is a `RecipeError` that names
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -272,6 +274,27 @@ class Recipe(_Section):
         front_end = _without_none(asdict(self.settings().front_end))
         plain["front_end"] = {"name": self.front_end.get("name", "ninth"), **{k: v for k, v in front_end.items() if k != "name"}}
         return tomli_w.dumps(plain)
+
+    def digest(self) -> str:
+        """SHA-256 of the resolved recipe."""
+        return hashlib.sha256(self.resolved().encode()).hexdigest()
+
+    def differences(self, other: Recipe) -> list[str]:
+        """What is not as in another recipe, resolved: `stages.0.epochs is 9 and was 3`, keys of this one first."""
+        ours, theirs = ({k: v for k, v in _flat(tomllib.loads(recipe.resolved()))} for recipe in (self, other))
+        return [
+            f"{key} is {ours.get(key, 'not set')} and was {theirs.get(key, 'not set')}"
+            for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)
+        ]
+
+
+def _flat(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested tables with its dotted key."""
+    if not isinstance(plain, (dict, list)) or not plain:
+        yield at, plain
+        return
+    for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
+        yield from _flat(value, f"{at}.{key}" if at else str(key))
 
 
 def _without_none(plain: Any) -> Any:

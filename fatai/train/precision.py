@@ -104,7 +104,7 @@ def arithmetic(precision: str, learn: Learner) -> list[Callback]:
 
 @contextmanager
 def inference(learn: Learner) -> Iterator[None]:
-    """Context in which a learner's network predicts: the precision that it fits in."""
+    """Context in which a learner's network predicts: the precision and the layout that it fits in, whether or not it has been fitted."""
     mixed = next((cb for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
     if any(isinstance(cb, MixedOnCPU) for cb in learn.cbs):
         precision = "bf16"
@@ -112,5 +112,7 @@ def inference(learn: Learner) -> Iterator[None]:
         precision = "bf16" if mixed.amp_mode == AMPMode.BF16 else "fp16"
     else:
         precision = "fp32"
+    if precision != "fp32":
+        fast_layout(learn.model, learn.dls.device, precision)
     with autocast_for(learn.dls.device, precision):
         yield
