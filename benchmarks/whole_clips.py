@@ -22,17 +22,18 @@ from fatai.data.blocks import WaveToSpec
 from fatai.data.clips import ClipSettings
 from fatai.data.fat2019 import fat_sample
 from fatai.errors import AudioError
-from fatai.infer.tta import Views, predict_clips, whole_view
+from fatai.infer.tta import predict_clips
+from fatai.infer.views import Heard, Views, whole_view
 from fatai.models import create_model
 from fatai.sound.files import AUDIO_EXTENSIONS
-from fatai.sound.waveform import fit_length
+from fatai.sound.waveform import Section, fit_length
 
 N_TAGS = 80
 
 
 def padded_to(samples: int) -> Views:
     """A view of the whole clip, filled up to a length that all share."""
-    return lambda wave, settings, generator: fit_length(wave, samples, settings.short_fill)[None]
+    return lambda wave, settings, generator: Heard(fit_length(wave, samples, settings.short_fill), [Section(0, samples)])
 
 
 def readable_waves(folder: Path, n: int, settings: ClipSettings) -> list[np.ndarray]:

@@ -30,8 +30,10 @@ from fatai.data.show import *
 from fatai.data.tensors import *
 from fatai.errors import *
 from fatai.infer.ensemble import *
+from fatai.infer.kept_views import *
 from fatai.infer.predictions import *
 from fatai.infer.tta import *
+from fatai.infer.views import *
 from fatai.models import *
 from fatai.models.catalogue import *
 from fatai.models.checkpoints import *

@@ -8,46 +8,16 @@ from torch import nn
 
 from fatai.data.blocks import ClipSettings
 from fatai.errors import AudioError, OptionError
-from fatai.infer.tta import TagScores, _batches, even_views, predict_clips, random_views, whole_view
+from fatai.infer.kept_views import read_views
+from fatai.infer.tta import TagScores, _batches, build_views, predict_clips
+from fatai.infer.views import Heard, even_views, whole_view
+from fatai.models import create_model
+from fatai.registry import VIEWS
+from fatai.sound.waveform import Section
 from fatai.train.learner import fat_learner
 
 SETTINGS = ClipSettings(crop_s=0.1, trim_db=None)
 SIZE = SETTINGS.crop_samples
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def starts(views, length, seed=0):
-    return views(torch.arange(float(length)), SETTINGS, generator(seed))[:, 0].int().tolist()
-
-
-def test_even_views_run_from_the_first_sample_to_the_last():
-    assert starts(even_views(n=5), SIZE + 100) == [0, 25, 50, 75, 100]
-    assert starts(even_views(n=1), SIZE + 100) == [50], "one alone is the middle"
-
-
-def test_random_views_repeat_under_a_seed_and_stay_inside():
-    drawn = starts(random_views(n=50), SIZE + 3)
-    assert drawn == starts(random_views(n=50), SIZE + 3) and set(drawn) == {0, 1, 2, 3}
-    assert drawn != starts(random_views(n=50), SIZE + 3, seed=1)
-
-
-@pytest.mark.parametrize("views", [even_views(n=8), random_views(n=8)])
-def test_a_clip_no_longer_than_a_crop_has_one_view(views):
-    assert len(starts(views, SIZE)) == 1
-    assert views(torch.ones(10), SETTINGS, generator()).shape == (1, SIZE)
-
-
-def test_the_whole_clip_is_filled_up_to_the_next_step():
-    views, step = whole_view(step_s=0.1), SIZE
-    for length, filled in ((SIZE // 2, SIZE), (SIZE, SIZE), (2 * SIZE + 1, 3 * SIZE), (3 * step, 3 * step)):
-        assert views(torch.ones(length), SETTINGS, generator()).shape == (1, filled)
-    with pytest.raises(OptionError, match="a clip has one whole"):
-        whole_view(n=2)
-    with pytest.raises(OptionError, match="step_s is 0"):
-        whole_view(step_s=0)
 
 
 def test_whole_clips_share_batches_with_those_of_their_length_and_answer_as_if_alone(clips):
@@ -74,18 +44,22 @@ def test_views_that_wait_for_others_of_their_length_are_few(rng):
         for i in range(400):
             held.add(i)
             most.append(len(held))
-            yield torch.zeros(1, 1000 + 7 * i)
+            yield Heard(torch.zeros(1000 + 7 * i), [Section(0, 1000 + 7 * i)])
 
     owners = []
-    for _, batch in _batches(items(), 2, {}):
-        held.difference_update(batch.tolist())
-        owners += batch.tolist()
+    for _, places in _batches(items(), 2, {}):
+        held.difference_update(places[:, 0].tolist())
+        owners += places[:, 0].tolist()
     assert sorted(owners) == list(range(400)) and max(most) < 40
 
 
-def test_no_view_at_all_is_refused():
-    with pytest.raises(OptionError, match="n is 0"):
-        even_views(n=0)
+def test_a_view_that_waits_does_not_keep_its_clip_in_memory():
+    waves = [torch.zeros(100_000) for _ in range(3)]
+    (batch, places), = _batches([Heard(wave, [Section(10, 20)]) for wave in waves], 8, {})
+    assert batch.shape == (3, 10) and places.tolist() == [[i, 0, 10, 20] for i in range(3)]
+    stream = _batches(iter([Heard(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])]), 2, {})
+    waiting = next(stream)[0]
+    assert waiting.untyped_storage().nbytes() == 2 * 10 * 4
 
 
 class Loudness(nn.Module):
@@ -120,10 +94,47 @@ def test_the_answer_is_the_mean_of_the_sigmoids_of_the_views(clips):
     np.testing.assert_allclose(answer(clips).probs[1], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"bs": 1}, {"bs": 2}, {"num_workers": 2}])
-def test_a_clips_answer_depends_neither_on_its_batch_nor_on_workers(clips, options):
-    np.testing.assert_allclose(answer(clips, **options).probs, answer(clips).probs, atol=1e-6)
-    np.testing.assert_allclose(answer(clips[::-1]).probs[::-1], answer(clips).probs, atol=1e-6)
+def logit(p):
+    return np.log(p / (1 - p))
+
+
+def test_the_mean_of_logits_is_the_logit_of_the_answer(clips, tmp_path):
+    wave, front_end = SETTINGS.read(clips[1]), SETTINGS.front_end.build()
+    views = torch.stack([wave[s:s + SIZE] for s in (0, SIZE, 2 * SIZE)])
+    expected = Loudness()(front_end(views)[:, None]).mean(0).detach().numpy()
+    np.testing.assert_allclose(logit(answer(clips, mean="logits").probs[1]), expected, rtol=1e-5)
+    with pytest.raises(OptionError, match="mean is 'logit'; did you mean logits"):
+        answer(clips, mean="logit")
+
+
+@pytest.mark.parametrize("how", VIEWS.names())
+@pytest.mark.parametrize("mean", ["probs", "logits"])
+def test_a_clips_answer_is_the_same_alone_in_any_batch_in_any_order_and_with_workers(clips, how, mean):
+    def answer(clips, **options):
+        return predict_clips(Loudness(), SETTINGS, clips, 2, views=build_views(how), mean=mean, seed=3, **options).probs
+
+    together = answer(clips, bs=3)
+    assert np.unique(together[:, 0].round(4)).size == len(clips), "each clip has an answer of its own"
+    np.testing.assert_allclose(together, np.concatenate([answer([clip]) for clip in clips]), atol=1e-6)
+    for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
+        np.testing.assert_allclose(answer([clips[i] for i in order], bs=2), together[order], atol=1e-6)
+    np.testing.assert_allclose(answer(clips, num_workers=2), together, atol=1e-6)
+
+
+def test_a_network_answers_for_a_clip_the_same_alone_and_among_others(clips):
+    torch.manual_seed(0)
+    model = create_model("m1", 5, width=0.125)
+    for how in VIEWS.names():
+        together = predict_clips(model, SETTINGS, clips, 5, views=build_views(how), bs=4).probs
+        alone = np.concatenate([predict_clips(model, SETTINGS, [clip], 5, views=build_views(how)).probs for clip in clips[::-1]])
+        np.testing.assert_allclose(alone[::-1], together, atol=1e-5)
+
+
+def test_random_views_follow_the_seed(clips):
+    def heard(seed):
+        return predict_clips(Loudness(), SETTINGS, clips, 2, views=build_views("random", 2), seed=seed).probs
+
+    assert (heard(1) == heard(1)).all() and (heard(1)[1] != heard(2)[1]).any()
 
 
 def test_an_unreadable_clip_is_reported_and_the_others_answered(clips):
@@ -149,6 +160,30 @@ def test_tta_answers_for_the_validation_clips_in_their_order(learn):
     preds = learn.tta(n=2)
     assert preds.fnames == tuple(learn.dls.files(1)["fname"]) and preds.tags == learn.tags
     assert ((preds.probs > 0) & (preds.probs < 1)).all()
+
+
+def test_every_views_answer_can_be_kept(learn, sample, tmp_path):
+    clips = sorted((sample / "test").iterdir())[:3]
+    (tmp_path / "broken.wav").write_bytes(b"")
+    clips.insert(1, tmp_path / "broken.wav")
+    kept = tmp_path / "kept" / "views.npz"
+    with pytest.warns(UserWarning, match="broken.wav"):
+        preds = learn.tta(items=clips, how="tiles", step_s=0.25, bs=2, num_workers=0, keep_views=kept)
+    views = read_views(kept)
+    assert views.fnames == preds.fnames and views.tags == preds.tags and set(views.clip) == {0, 2, 3}
+    for i in (0, 2, 3):
+        rows = views.clip == i
+        np.testing.assert_allclose(views.probs[rows].mean(0), preds.probs[i], atol=1e-6)
+        np.testing.assert_allclose(views.start_s[rows], 0.25 * np.arange(rows.sum()), atol=1e-4)
+        np.testing.assert_allclose(views.end_s[rows] - views.start_s[rows], learn.settings.crop_s)
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_an_option_that_a_kind_of_view_does_not_take_is_named(learn):
+    with pytest.raises(OptionError, match="kind of view 'tiles' has no option 'n'"):
+        learn.tta(how="tiles", n=3)
+    with pytest.raises(OptionError, match="'even' has no option 'step_s'"):
+        learn.tta(step_s=0.5)
 
 
 def test_tta_gives_an_unreadable_clip_the_training_prior_and_lists_it(learn, tmp_path, sample):

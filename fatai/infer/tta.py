@@ -1,13 +1,14 @@
-"""Views of a clip to probabilities: what is listened to, and how the answers become one.
+"""Clips to probabilities: the views of each are listened to, and their answers become one.
 
-A *view* is a stretch of `crop_s` seconds. A kind of view is a function of (wave, settings, generator) that returns (views, samples):
-each clip is read once, all its views are cut from it, and views of several clips share a batch. A clip no longer than a crop has one
-view, whatever was asked for, because all would be the same.
+Each clip is read once, all its views are cut from it, and views of several clips share a batch. The answer for a clip depends on its sound
+alone: neither on the clips beside it, nor on its place among them, nor on the number of workers.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,80 +23,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from fatai.data.blocks import ClipSettings, WaveToSpec
 from fatai.errors import AudioError, DataError, OptionError
+from fatai.infer.kept_views import ViewRows, views_file
 from fatai.infer.predictions import Predictions
+from fatai.infer.views import Heard, Views
 from fatai.progress import track
-from fatai.registry import VIEWS
-from fatai.sound.waveform import fit_length, trim_silence
+from fatai.registry import VIEWS, did_you_mean
+from fatai.sound.waveform import trim_silence
 from fatai.train.learner import FatLearner
 from fatai.train.precision import inference
 
-__all__ = ["TagScore", "TagScores", "even_views", "predict_clips", "random_views", "whole_view"]
+__all__ = ["MEANS", "TagScore", "TagScores", "build_views", "predict_clips"]
 
-Views = Callable[[Tensor, ClipSettings, torch.Generator], Tensor]
+MEANS = ("probs", "logits")
+"""What the answers of a clip's views are averaged as: probabilities (most systems), or logits (the gold-only plan)."""
 _WAITING = 8  # batches' worth of samples that wait for others of their length
 
 
-def _cut(wave: Tensor, starts: Iterable[int], size: int) -> Tensor:
-    return torch.stack([wave[s:s + size] for s in starts])
-
-
-def _checked(n: int) -> None:
-    if n < 1:
-        raise OptionError(f"n is {n}; expected at least one view")
-
-
-@VIEWS.register("random", source="FAT2019 9th place kernel: 5 views while training, 25 at the end")
-def random_views(n: int = 25) -> Views:
-    """`n` crops that start anywhere, drawn for each clip from its own seed."""
-    _checked(n)
-
-    def views(wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> Tensor:
-        filled, size = settings.fit(wave), settings.crop_samples
-        last = filled.shape[-1] - size
-        starts = torch.randint(last + 1, (n if last else 1,), generator=generator)
-        return _cut(filled, starts.tolist(), size)
-
-    return views
-
-
-@VIEWS.register("even", source="FAT2019 36th place repository: 8 crops from the first frame to the last")
-def even_views(n: int = 8) -> Views:
-    """`n` crops evenly spaced from the start to the end; one alone is the middle."""
-    _checked(n)
-
-    def views(wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> Tensor:
-        filled, size = settings.fit(wave), settings.crop_samples
-        last = filled.shape[-1] - size
-        if last == 0 or n == 1:
-            return _cut(filled, [last // 2], size)
-        return _cut(filled, [round(last * i / (n - 1)) for i in range(n)], size)
-
-    return views
-
-
-@VIEWS.register("whole", source="common practice of full-length evaluation: PANNs, FAT2019 3rd place")
-def whole_view(n: int = 1, *, step_s: float = 0.5) -> Views:
-    """The whole clip, filled up to the next multiple of `step_s` seconds; `n` has to be 1.
-
-    Clips of the same filled length share a batch, and what a clip is filled up to depends on itself alone: so its answer doesn't change
-    with its neighbours, and no more than `step_s` of it is filling.
-    """
-    _checked(n)
-    if n != 1:
-        raise OptionError(f"n is {n}; expected 1: a clip has one whole")
-    if not step_s > 0:
-        raise OptionError(f"step_s is {step_s}; expected seconds above 0")
-
-    def views(wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> Tensor:
-        filled = settings.fit(wave)
-        step = max(1, round(step_s * settings.sr))
-        return fit_length(filled, -(-filled.shape[-1] // step) * step, settings.short_fill)[None]
-
-    return views
+def build_views(how: str, n: int | None = None, **options: Any) -> Views:
+    """A kind of view by name; without `n` as many as the kind itself chooses. For kinds whose number follows from the clip, give none."""
+    return VIEWS.build(how, **({} if n is None else {"n": n}), **options)
 
 
 class _Views(Dataset):
-    """Item i: all views of clip i, shape (views, samples), or the sentence that says why it cannot be read."""
+    """Item i: what is heard of clip i, or the sentence that says why it cannot be read."""
 
     def __init__(self, clips: Sequence[str | Path | np.ndarray], settings: ClipSettings, views: Views, seed: int):
         self.clips, self.settings, self.views, self.seed = clips, settings, views, seed
@@ -103,7 +53,7 @@ class _Views(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, i: int) -> Tensor | str:
+    def __getitem__(self, i: int) -> Heard | str:
         clip = self.clips[i]
         try:
             if isinstance(clip, np.ndarray):
@@ -113,8 +63,8 @@ class _Views(Dataset):
                 wave = self.settings.read(clip)
         except AudioError as e:
             return str(e)
-        # One generator for each clip: its views don't depend on which clips come before it, nor on the number of workers.
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + i) % 2**63)
+        # Seeded by the sound, not by the place in the list: a clip has the same views in any order and in any company.
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + zlib.crc32(wave.numpy().data)) % 2**63)
         return self.views(wave, self.settings, generator)
 
 
@@ -125,29 +75,31 @@ class ClipAnswers(NamedTuple):
     faults: dict[int, str]
 
 
-def _batches(items: Iterable[Tensor | str], bs: int, faults: dict[int, str]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pack views of equal length into batches: pairs of waves (views, samples) and the clip each view belongs to.
+def _batches(items: Iterable[Heard | str], bs: int, faults: dict[int, str]) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Pack views of equal length into batches: pairs of waves (views, samples) and their places (views, 4).
 
-    A batch has at most `bs` views, fewer of long ones: no more samples than `bs` of the shortest so far. Views wait for others of their
-    length; when more than a few batches wait, the fullest goes.
+    A place is the clip, the number of the view among the clip's, its first sample and the one behind its last. A batch has at most `bs`
+    views, fewer of long ones: no more samples than `bs` of the shortest so far. Views wait for others of their length; when more than a
+    few batches wait, the fullest goes.
     """
-    waiting: dict[int, list[tuple[Tensor, int]]] = {}
+    waiting: dict[int, list[tuple[Tensor, tuple[int, int, int, int]]]] = {}
     shortest = held = 0
 
-    def batch(samples: int) -> tuple[Tensor, Tensor]:
+    def batch(samples: int) -> tuple[Tensor, np.ndarray]:
         nonlocal held
         views = waiting.pop(samples)
         held -= samples * len(views)
-        return torch.stack([view for view, _ in views]), torch.tensor([owner for _, owner in views])
+        return torch.stack([view for view, _ in views]), np.array([place for _, place in views])
 
-    for i, views in enumerate(items):
-        if isinstance(views, str):
-            faults[i] = views
+    for i, heard in enumerate(items):
+        if isinstance(heard, str):
+            faults[i] = heard
             continue
-        for view in views:
-            samples = len(view)
+        for number, (view, (start, stop)) in enumerate(zip(heard.views(), heard.stretches)):
+            samples = stop - start
             shortest = min(shortest or samples, samples)
-            waiting.setdefault(samples, []).append((view, i))
+            # A copy: what waits must not keep the whole of a long clip in memory.
+            waiting.setdefault(samples, []).append((view.clone(), (i, number, start, stop)))
             held += samples
             if len(waiting[samples]) >= max(1, bs * shortest // samples):
                 yield batch(samples)
@@ -171,11 +123,13 @@ def predict_clips(
     bs: int = 64,
     num_workers: int = 0,
     seed: int = 0,
+    mean: str = "probs",
+    keep: ViewRows | None = None,
     what: str = "listening",
 ) -> ClipAnswers:
     """Probabilities of every tag for every clip: the mean over its views.
 
-    Memory holds one batch of views at a time. The answer for a clip depends neither on the others nor on `num_workers`.
+    Memory holds one clip and a few batches of views at a time.
 
     Parameters
     ----------
@@ -187,7 +141,13 @@ def predict_clips(
         Context in which the network runs (mixed precision); float32 if None.
     bs
         Views in a batch.
+    mean
+        "probs": mean of the views' probabilities. "logits": probabilities of the mean of their logits.
+    keep
+        What takes the probabilities of every view, from `views_file`.
     """
+    if mean not in MEANS:
+        raise OptionError(f"mean is {mean!r}; {did_you_mean(mean, MEANS)}")
     device = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     to_spec = to_spec or WaveToSpec(settings)
     loader: DataLoader = DataLoader(_Views(clips, settings, views, seed), batch_size=None, num_workers=num_workers)
@@ -197,14 +157,18 @@ def predict_clips(
     model.eval()
     try:
         with torch.inference_mode(), arithmetic or nullcontext():
-            for waves, owners in _batches(track(loader, what, total=len(clips)), bs, faults):
-                logits = model(to_spec.spec(waves.to(device, non_blocking=True)))
-                probs = activation(logits.float()).double().cpu()
-                sums.index_add_(0, owners, probs)
+            for waves, places in _batches(track(loader, what, total=len(clips)), bs, faults):
+                logits = model(to_spec.spec(waves.to(device, non_blocking=True))).float()
+                probs = activation(logits) if mean == "probs" or keep is not None else logits
+                if keep is not None:
+                    keep.add(places, probs.cpu().numpy())
+                owners = torch.from_numpy(places[:, 0])
+                sums.index_add_(0, owners, (probs if mean == "probs" else logits).double().cpu())
                 counts.index_add_(0, owners, torch.ones(len(owners), dtype=torch.float64))
     finally:
         model.train(was_training)
-    return ClipAnswers((sums / counts[:, None]).numpy(), faults)
+    means = sums / counts[:, None]
+    return ClipAnswers((means if mean == "probs" else activation(means)).numpy(), faults)
 
 
 def _clips_of(learn: FatLearner, ds_idx: int, dl: Any, items: Any) -> tuple[list[str], list[str]]:
@@ -229,13 +193,16 @@ def tta(
     ds_idx: int = 1,
     dl: Any = None,
     *,
-    n: int = 8,
+    n: int | None = None,
     how: str = "even",
     items: Any = None,
     bs: int | None = None,
     num_workers: int | None = None,
     seed: int = 0,
+    mean: str = "probs",
+    keep_views: str | os.PathLike[str] | None = None,
     what: str = "listening",
+    **options: Any,
 ) -> Predictions:
     """Predict clips by the mean over several views of each.
 
@@ -243,10 +210,15 @@ def tta(
     ----------
     ds_idx, dl, items
         Which clips: a part of the data loaders (1 the validation part), another loader, or a list of paths or a table with a column `path`.
-    n, how
-        Number and kind (a name of `VIEWS`) of the views.
+    n, how, options
+        Number and kind (a name of `VIEWS`) of the views, and the kind's own options: `learn.tta(how="tiles", step_s=0.5)`. None is the
+        kind's own number, for "even" 8.
     seed
-        Of random views: the same seed hears the same.
+        Of random views: the same seed hears the same stretches of the same clip.
+    mean
+        "probs": mean of the views' probabilities. "logits": probabilities of the mean of their logits.
+    keep_views
+        An .npz file for the probabilities of every single view; `read_views` reads it.
 
     Returns
     -------
@@ -254,11 +226,14 @@ def tta(
     warned of and listed in `unreadable`.
     """
     names, paths = _clips_of(self, ds_idx, dl, items)
-    answers = predict_clips(
-        self.model, self.settings, paths, len(self.tags), views=VIEWS.build(how, n=n), to_spec=self.dls.to_spec,
-        activation=getattr(self.loss_func, "activation", torch.sigmoid), arithmetic=inference(self), device=self.dls.device,
-        bs=bs or self.dls.bs, num_workers=self.dls.loaders[0].num_workers if num_workers is None else num_workers, seed=seed, what=what,
-    )
+    views = build_views(how, n, **options)
+    with nullcontext() if keep_views is None else views_file(keep_views, names, self.tags, self.settings.sr) as keep:
+        answers = predict_clips(
+            self.model, self.settings, paths, len(self.tags), views=views, to_spec=self.dls.to_spec,
+            activation=getattr(self.loss_func, "activation", torch.sigmoid), arithmetic=inference(self), device=self.dls.device,
+            bs=bs or self.dls.bs, num_workers=self.dls.loaders[0].num_workers if num_workers is None else num_workers, seed=seed,
+            mean=mean, keep=keep, what=what,
+        )
     return with_priors(names, self.tags, answers, self.dls.prior() if answers.faults else None)
 
 
@@ -288,14 +263,16 @@ class TagScores(list):
 
 
 @patch
-def predict(self: FatLearner, item: str | Path | np.ndarray, *, n: int = 8, how: str = "even") -> TagScores:
+def predict(
+    self: FatLearner, item: str | Path | np.ndarray, *, n: int | None = None, how: str = "even", mean: str = "probs", **options: Any,
+) -> TagScores:
     """Tags of one clip with their probabilities, best first.
 
     Parameters
     ----------
     item
         A path, or an array of samples at the learner's rate, shape (samples,).
-    n, how
+    n, how, mean, options
         Views, as in `tta`.
 
     Returns
@@ -308,8 +285,8 @@ def predict(self: FatLearner, item: str | Path | np.ndarray, *, n: int = 8, how:
         If the file cannot be read.
     """
     answers = predict_clips(
-        self.model, self.settings, [item], len(self.tags), views=VIEWS.build(how, n=n), to_spec=self.dls.to_spec,
-        activation=getattr(self.loss_func, "activation", torch.sigmoid), arithmetic=inference(self), device=self.dls.device,
+        self.model, self.settings, [item], len(self.tags), views=build_views(how, n, **options), to_spec=self.dls.to_spec,
+        activation=getattr(self.loss_func, "activation", torch.sigmoid), arithmetic=inference(self), device=self.dls.device, mean=mean,
     )
     if answers.faults:
         raise AudioError(answers.faults[0])
