@@ -74,6 +74,10 @@ def predict(
     sounds: Annotated[list[Path], typer.Argument(help="A data folder (its test part is predicted), folders of sounds, or sound files.")],
     out: Annotated[Optional[Path], typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")] = None,
     top: Annotated[int, typer.Option(help="Tags printed for each clip.")] = 3,
+    tta: Annotated[Optional[str], typer.Option(help="Kind of views instead of the run's: even, random, tiles, whole, padded, ...")] = None,
+    views: Views = None,
+    mean: Annotated[Optional[str], typer.Option(help="What is averaged over a clip's views: probs or logits.")] = None,
+    keep_views: Annotated[Optional[Path], typer.Option("--keep-views", help="Folder for the answers of every single view.")] = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
 ) -> None:
     """Tag sounds with every fold of a run, averaged.
@@ -82,7 +86,9 @@ def predict(
     """
     from fatai.recipes.finished import predict_with_run
 
-    predictions = predict_with_run(run_folder, _sound_table(sounds), num_workers=workers)
+    predictions = predict_with_run(
+        run_folder, _sound_table(sounds), how=tta, n=views, mean=mean, keep_views=keep_views, num_workers=workers,
+    )
     if out is not None:
         predictions.to_csv(out)
         typer.echo(f"{out}: {len(predictions.fnames)} clips, {len(predictions.tags)} tags")

@@ -3,65 +3,124 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from fatai.data.blocks import WaveToSpec
 from fatai.errors import CheckpointError
 from fatai.infer.ensemble import ensemble
+from fatai.infer.kept_views import views_file
 from fatai.infer.predictions import Predictions
-from fatai.infer.tta import predict_clips, with_priors
+from fatai.infer.tta import build_views, predict_clips, with_priors
 from fatai.recipes.fold import WEIGHTS
-from fatai.recipes.recipe import load_recipe
-from fatai.registry import VIEWS
+from fatai.recipes.recipe import Recipe, load_recipe
 from fatai.train.crossval import load_weights, notes_of
 from fatai.train.learner import named_model
 from fatai.train.precision import autocast_for, fast_layout
 
-__all__ = ["predict_with_run"]
+__all__ = ["FinishedRun", "TrainedFold", "predict_with_run"]
 
 
-def predict_with_run(run: str | Path, items: pd.DataFrame | Sequence[str | Path], *, bs: int = 64, num_workers: int = 0) -> Predictions:
+@dataclass(frozen=True, eq=False)
+class TrainedFold:
+    """A fold's network on its device, the tags that it answers for and the share of its training clips that had each."""
+
+    name: str
+    model: nn.Module
+    tags: tuple[str, ...]
+    prior: np.ndarray
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder that holds a recipe and weights; `folds` loads them one after another."""
+
+    folder: Path
+    recipe: Recipe
+    weights: tuple[Path, ...]
+    device: torch.device
+
+    @classmethod
+    def open(cls, run: str | Path) -> FinishedRun:
+        """Raises `CheckpointError` if `run` is no run folder, `RecipeError` if its recipe does not hold."""
+        run = Path(run)
+        weights = tuple(sorted(run.glob(f"fold_*/{WEIGHTS}")))
+        if not (run / "recipe.toml").is_file() or not weights:
+            raise CheckpointError(f"{run} is no finished run; expected recipe.toml and fold_0/{WEIGHTS} in it, as fatai-submit run makes "
+                                  "them")
+        return cls(run, load_recipe(run / "recipe.toml"), weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def folds(self) -> Iterator[TrainedFold]:
+        """Every fold's network; raises `CheckpointError` where weights don't fit the recipe."""
+        network, front_end = self.recipe.model, self.recipe.settings().front_end
+        for path in self.weights:
+            tags, in_channels, prior = _notes(path)
+            model = named_model(network.arch, len(tags), in_channels, front_end, width=network.width, options=network.options)
+            load_weights(path, model)
+            model = fast_layout(model.to(self.device), self.device, self.recipe.precision).eval()
+            yield TrainedFold(path.parent.name, model, tuple(tags), prior)
+
+    def arithmetic(self) -> AbstractContextManager:
+        """Context in which the networks run."""
+        return autocast_for(self.device, self.recipe.precision)
+
+
+def predict_with_run(
+    run: str | Path,
+    items: pd.DataFrame | Sequence[str | Path],
+    *,
+    how: str | None = None,
+    n: int | None = None,
+    mean: str | None = None,
+    keep_views: str | Path | None = None,
+    bs: int = 64,
+    num_workers: int = 0,
+    **options: Any,
+) -> Predictions:
     """Predict clips with every fold of a finished run, averaged.
 
     Parameters
     ----------
     items
         Paths, or a table with columns fname and path.
+    how, n, mean, options
+        Views and their mean, as in `learn.tta`; None takes what the run's recipe says. With another `how` nothing of its number and
+        options is taken over.
+    keep_views
+        A folder that gets the probabilities of every single view, a file fold_K.npz for each fold; `read_views` reads them.
 
     Raises
     ------
     CheckpointError
         If `run` is no run folder, or its weights don't fit its recipe.
     """
-    run = Path(run)
-    weights = sorted(run.glob(f"fold_*/{WEIGHTS}"))
-    if not (run / "recipe.toml").is_file() or not weights:
-        raise CheckpointError(f"{run} is no finished run; expected recipe.toml and fold_0/{WEIGHTS} in it, as fatai-submit run makes them")
-    recipe = load_recipe(run / "recipe.toml")
+    opened = FinishedRun.open(run)
+    recipe, settings = opened.recipe, opened.recipe.settings()
+    if how is None:
+        how, n, options = recipe.listen.how, n or recipe.listen.n, {**recipe.listen.options, **options}
+    views = build_views(how, n, **options)
     if isinstance(items, pd.DataFrame):
         names, paths = [str(n) for n in items["fname"]], [str(p) for p in items["path"]]
     else:
         names, paths = [Path(p).name for p in items], [str(p) for p in items]
-    settings, listen = recipe.settings(), recipe.listen
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts = []
-    for path in weights:
-        tags, in_channels, prior = _notes(path)
-        network = recipe.model
-        model = named_model(network.arch, len(tags), in_channels, settings.front_end, width=network.width, options=network.options)
-        load_weights(path, model)
-        model = fast_layout(model.to(device), device, recipe.precision)
-        answers = predict_clips(
-            model, settings, paths, len(tags), views=VIEWS.build(listen.how, n=listen.n), to_spec=WaveToSpec(settings),
-            arithmetic=autocast_for(device, recipe.precision), device=device, bs=bs, num_workers=num_workers, seed=recipe.seed,
-            what=path.parent.name.replace("_", " "),
-        )
-        parts.append(with_priors(names, tags, answers, prior))
+    for fold in opened.folds():
+        file = None if keep_views is None else Path(keep_views) / f"{fold.name}.npz"
+        with nullcontext() if file is None else views_file(file, names, fold.tags, settings.sr) as keep:
+            answers = predict_clips(
+                fold.model, settings, paths, len(fold.tags), views=views, to_spec=WaveToSpec(settings), arithmetic=opened.arithmetic(),
+                device=opened.device, bs=bs, num_workers=num_workers, seed=recipe.seed, mean=mean or recipe.listen.mean, keep=keep,
+                what=fold.name.replace("_", " "),
+            )
+        parts.append(with_priors(names, fold.tags, answers, fold.prior))
     return ensemble(parts, how="mean")
 
 

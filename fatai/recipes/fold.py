@@ -102,7 +102,7 @@ def train_fold(job: FoldJob, fold: int, table: pd.DataFrame) -> FoldResult:
     else:
         _fit_stages(job, fold, learn)
     recipe = job.recipe
-    listen = {"how": recipe.listen.how, "n": recipe.listen.n, "seed": recipe.seed}
+    listen = {"how": recipe.listen.how, "n": recipe.listen.n, "mean": recipe.listen.mean, "seed": recipe.seed, **recipe.listen.options}
     held_out = learn.tta(items=table[table["is_valid"]], what=f"fold {fold}: held-out clips", **listen)
     held_out.to_csv(folder / "oof.csv")
     test = None

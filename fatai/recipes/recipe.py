@@ -180,15 +180,22 @@ class Stage(_Section):
 
 
 class Listen(_Section):
-    """The views at the end."""
+    """The views at the end, by name, with their options; without `n` as many as their kind chooses."""
 
     how: str = "even"
-    n: int = Field(8, ge=1, le=10_000)
+    n: int | None = Field(None, ge=1, le=10_000)
+    options: dict[str, Any] = {}
+    mean: Literal["probs", "logits"] = "probs"
 
     @field_validator("how")
     @classmethod
     def _known_how(cls, value: str) -> str:
         return _one_of(VIEWS.names(), value)
+
+    @model_validator(mode="after")
+    def _views_can_be_built(self) -> Listen:
+        _buildable(VIEWS, {"name": self.how, **({} if self.n is None else {"n": self.n}), **self.options})
+        return self
 
 
 class Recipe(_Section):
