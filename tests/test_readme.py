@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
@@ -39,6 +40,17 @@ def test_the_three_doors_open(tmp_path, monkeypatch, sample):
     for line in lines:
         dls = eval(line, {"FATDataLoaders": FATDataLoaders, "df": df})
         assert len(dls.files(0)) + len(dls.files(1)) == 12
+
+
+def test_what_is_said_of_training_runs(tmp_path, monkeypatch, sample):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("from fatai.all import *", names)
+    names["dls"] = names["FATDataLoaders"].from_path(sample, front_end="ninth", crop_s=0.5, bs=16, seed=0, num_workers=0)
+    exec(compile(BLOCKS[2], "README.md", "exec"), names)
+    assert (tmp_path / "state.safetensors").exists() and names["learn"].final_record
+    assert names["learn"].show_augs() is not None
+    plt.close("all")
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^\$ fatai-submit (\w+)", README, re.M))))
