@@ -1,5 +1,6 @@
-"""Each way of blending against values worked by hand; rows and columns matched by name; what does not match is named."""
+"""Each fixed blend against values worked by hand; rows and columns matched by name; what does not match is named."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,11 +10,13 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fatai.errors import OptionError, SubmissionError, UnknownName
+from fatai.infer.blends import Blend
 from fatai.infer.ensemble import ensemble
 from fatai.infer.predictions import Predictions
 from fatai.registry import ENSEMBLES
 from fatai.score.ranking import lwlrap
 
+FIXED = [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), Blend)]
 CLIPS, TAGS = ["a", "b"], ["Bark", "Meow", "Oboe"]
 ONE = Predictions(CLIPS, TAGS, [[0.8, 0.2, 0.4], [0.1, 0.5, 0.5]])
 TWO = Predictions(CLIPS, TAGS, [[0.2, 0.8, 0.0], [0.4, 0.5, 0.7]])
@@ -32,7 +35,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("how", ENSEMBLES.names())
+@pytest.mark.parametrize("how", FIXED)
 def test_each_way_worked_by_hand(how):
     blend = ensemble([ONE, TWO], how=how, weights=[1, 1])
     assert (blend.fnames, blend.tags) == (tuple(CLIPS), tuple(TAGS))
@@ -66,14 +69,14 @@ def test_a_single_clip_or_tag_has_no_rank():
     assert ensemble([column], how="rank_clip") == column
 
 
-@pytest.mark.parametrize("how", ENSEMBLES.names())
+@pytest.mark.parametrize("how", FIXED)
 def test_the_order_of_rows_and_columns_does_not_matter(how):
     moved = TWO.select(["b", "a"], ["Oboe", "Bark", "Meow"])
     assert ensemble([ONE, moved], how=how, weights=[2, 1]) == ensemble([ONE, TWO], how=how, weights=[2, 1])
 
 
 @settings(deadline=None, max_examples=40)
-@given(hnp.arrays(np.float64, (3, 4, 3), elements=st.floats(0, 1)), st.sampled_from(ENSEMBLES.names()))
+@given(hnp.arrays(np.float64, (3, 4, 3), elements=st.floats(0, 1)), st.sampled_from(FIXED))
 def test_a_blend_stays_within_0_and_1_and_one_model_thrice_is_itself(stack, how):
     names = list("abcd")
     blend = ensemble([Predictions(names, TAGS, probs) for probs in stack], how=how, weights=[1, 1, 5])
@@ -121,8 +124,18 @@ def test_weights_in_proportion_to_the_score():
     truth = pd.DataFrame({"fname": ["x", "y"], "labels": ["Bark", "Meow"]})
     best = Predictions(["x", "y"], TAGS, [[0.9, 0.1, 0.2], [0.1, 0.9, 0.2]])  # lwlrap 1
     worst = Predictions(["y", "x", "z"], TAGS, [[0.9, 0.1, 0.2], [0.1, 0.9, 0.2], [0, 0, 0]])  # both third of three: 1/3
-    blend = ensemble([ONE, TWO], how="weighted", weights="lwlrap", oof=[best, worst], truth=truth)
-    np.testing.assert_allclose(blend.probs, 0.75 * ONE.probs + 0.25 * TWO.probs, rtol=1e-12)
+    expected = 0.75 * ONE.probs + 0.25 * TWO.probs
+    for options in ({"how": "weighted", "weights": "lwlrap"}, {"how": "lwlrap_weights"}, {"weights": "lwlrap"}):
+        np.testing.assert_allclose(ensemble([ONE, TWO], oof=[best, worst], truth=truth, **options).probs, expected, rtol=1e-12)
+
+
+def test_predictions_are_weighed_by_the_score_that_they_carry():
+    first, second = dataclasses.replace(ONE, held_out=0.9), dataclasses.replace(TWO, held_out=0.3)
+    blend = ensemble([first, second], how="rank_clip", weights="lwlrap")
+    np.testing.assert_allclose(blend.probs, np.array([[1, 0, 0.5], [0, 0.75, 0.75]]) * 0.75 + np.array([[0.5, 1, 0], [0, 0.5, 1]]) * 0.25)
+    assert blend.held_out is None, "nobody has scored the blend"
+    with pytest.raises(OptionError, match="predictions 2 carries no score"):
+        ensemble([first, TWO], weights="lwlrap")
 
 
 @pytest.mark.parametrize(("options", "says"), [
@@ -135,6 +148,17 @@ def test_weights_in_proportion_to_the_score():
     ({"weights": "lwlrap"}, "pass oof="),
     ({"weights": "lwlrap", "oof": [ONE], "truth": "truth.csv"}, "oof holds 1 predictions; expected 2"),
     ({"weights": "lwlrap", "oof": ONE, "truth": "truth.csv"}, "oof is a single Predictions; expected a list"),
+    ({"weights": "lwlrap", "oof": [ONE, TWO]}, "oof is given without truth"),
+    ({"truth": "truth.csv"}, r"predictions 1 has no out-of-fold predictions for the truth to judge \(2 such\)"),
+    ({"how": "cobyla"}, "how='cobyla' is learnt from out-of-fold predictions"),
+    ({"how": "forward", "weights": [1, 2]}, "how='forward' finds what each counts by itself"),
+    ({"how": "cobyla", "of": "mlp"}, "of is 'mlp', which is fitted itself"),
+    ({"how": "cobyla", "maxiter": 0}, "maxiter 0; expected"),
+    ({"how": "forward", "rounds": 0}, "rounds is 0; expected at least one"),
+    ({"how": "logreg", "C": 0}, "C is 0"),
+    ({"how": "mlp", "draws": 0}, "draws is 0; expected a whole number above 0"),
+    ({"how": "mlp", "patience": -1}, "patience is -1"),
+    ({"how": "mlp", "dropout": 1.0}, "dropout is 1.0"),
     ({"how": "gmean", "floor": 0}, "floor is 0; expected a number between 0 and 1"),
     ({"how": "mean", "floor": 0.1}, "floor"),
 ])

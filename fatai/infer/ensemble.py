@@ -1,31 +1,66 @@
-"""Several predictions to one.
+"""Several predictions to one; and how good that one is, found on clips from which nothing of it was learnt.
 
-Conventions: a *stack* is float64, (models, clips, tags), within [0, 1]; weights are (models,), sum to 1, and every blend takes them. An
-entry of `ENSEMBLES` takes its own options and returns the blend, a function of (stack, weights) to (clips, tags).
+Whatever a blend learns, it learns from *out-of-fold* predictions: each clip's come from a model that never saw it. And the score told of a
+blend is *nested*: weights or networks fitted on some folds are scored on another, which they did not see. So a blend that learns much by
+heart shows. What is not nested are the models: those that predicted the fold learnt from were trained on the fold that is scored, whose
+tags so reach the fit in a roundabout way. This is common practice, and small beside what nesting takes away.
 
-lwlrap reads the order of tags within a clip. So `rank_clip`, which throws away all but that order, and `mean`, keep what the score
-sees of one model; `rank_tag` and `minmax_tag` put tags on a common scale across clips, and thereby change it, for better or worse.
+The test predictions of a run are means over its folds' models, its out-of-fold predictions come from one of them at a time: a blend meets
+surer predictions than it was fitted on.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
-from fatai.errors import OptionError, SubmissionError
-from fatai.infer.csv_rows import some
+from fatai.errors import OptionError
+from fatai.infer import stacking  # noqa: F401 - registers its blends
+from fatai.infer.blend_weights import WEIGHT_RULES, LearntWeights, Rule
+from fatai.infer.blends import Blend, Fitted, FixedWeights, Learnt
+from fatai.infer.members import Given, Member, OutOfFold, aligned, members_of, out_of_fold
 from fatai.infer.predictions import Predictions
 from fatai.infer.truth import Table
 from fatai.registry import ENSEMBLES, did_you_mean
 from fatai.score.ranking import lwlrap
 
-__all__ = ["ensemble"]
+__all__ = ["Blended", "blend_and_judge", "ensemble", "nested_predictions"]
 
-Blend = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Given = Predictions | str | os.PathLike[str]
+
+@dataclass(frozen=True)
+class Blended:
+    """A blend and what is known of it.
+
+    Attributes
+    ----------
+    predictions
+        The blend; `predictions.held_out` is its nested out-of-fold lwlrap, None without a truth.
+    members
+        Names of what was blended.
+    weights
+        What each counted, summing to 1; None if the blend has no weights.
+    alone
+        Out-of-fold lwlrap of each member on the clips of `oof`; None without a truth.
+    oof
+        The blend's nested out-of-fold predictions; None without a truth.
+    """
+
+    predictions: Predictions
+    members: tuple[str, ...]
+    weights: tuple[float, ...] | None
+    alone: tuple[float, ...] | None
+    oof: Predictions | None
+
+    def __str__(self) -> str:
+        """A row for each member, then the blend: weight and out-of-fold lwlrap, as far as they are known."""
+        scores = [""] * len(self.members) if self.alone is None else [f"{score:.4f}" for score in self.alone]
+        weights = [""] * len(self.members) if self.weights is None else [f"{weight:.3f}" for weight in self.weights]
+        nested = "" if self.predictions.held_out is None else f"{self.predictions.held_out:.4f}"
+        rows = [("member", "weight", "oof lwlrap"), *zip(self.members, weights, scores), ("blend, nested", "", nested)]
+        wide = max(len(name) for name, *_ in rows)
+        return "\n".join(f"{name:<{wide}}  {weight:>6}  {score:>10}".rstrip() for name, weight, score in rows)
 
 
 def ensemble(
@@ -42,26 +77,30 @@ def ensemble(
     Parameters
     ----------
     predictions
-        `Predictions` or CSV files of them, one or more. The first one's order of rows and columns is kept.
+        `Predictions`, CSV files of them, or run folders (their test.csv), one or more: of models, of folds, of snapshots. The first one's
+        order of rows and columns is kept.
     how
         A name of `ENSEMBLES`; `options` are its own.
     weights
         One number >= 0 for each of `predictions` (only their ratios count); None weighs all alike; "lwlrap" weighs each by the score of
-        its out-of-fold predictions.
-    oof, truth
-        For weights by name: out-of-fold predictions, in the order of `predictions`, and their truth table as in `Predictions.score`;
-        clips that only one of the two has are left out.
+        its out-of-fold predictions. Without those, by the score that the predictions carry as `held_out`, as those of `learn.tta()` on the
+        validation part do, or that a run's manifest names.
+    oof
+        Out-of-fold predictions, in the order of `predictions`; None takes those of the run folders, where all are run folders.
+    truth
+        The tags of the clips in `oof`, a table as in `Predictions.score`; clips that only some of them have are left out.
 
     Returns
     -------
-    Predictions within [0, 1]; a clip that was unreadable to any is unreadable.
+    Predictions within [0, 1]; a clip that was unreadable to any is unreadable. With out-of-fold predictions and their truth, `held_out` is
+    the blend's nested out-of-fold lwlrap.
 
     Raises
     ------
     SubmissionError
         If the clips or tags are not the same, with the names that differ.
     OptionError
-        If the weights do not fit, or `how` is "weighted" and there are none.
+        If the weights do not fit, `how` is "weighted" and there are none, or something is to be learnt and there is nothing to learn from.
     UnknownName
         If there is no such `how`.
 
@@ -72,102 +111,100 @@ def ensemble(
     >>> ensemble([one, two], weights=[3, 1]).probs.tolist()
     [[0.375, 0.375], [0.875, 0.125]]
     """
-    given = _loaded(predictions, "predictions")
+    return blend_and_judge(predictions, how, weights, oof=oof, truth=truth, **options).predictions
+
+
+def blend_and_judge(
+    predictions: Sequence[Given],
+    how: str = "mean",
+    weights: Sequence[float] | str | None = None,
+    *,
+    oof: Sequence[Given] | None = None,
+    truth: Table | None = None,
+    **options: object,
+) -> Blended:
+    """What `ensemble` returns, with the weights found and the scores of members and blend; arguments and errors are the same."""
+    members = members_of(predictions)
+    first = members[0].predictions
+    stack = np.stack([aligned(first, m.predictions, i).probs for i, m in enumerate(members, start=1)])
+    known = _known(members, oof, truth)
+    if isinstance(weights, str) and known is None:
+        weights = _carried(weights, members)
+    plan = _plan(how, weights, options, len(members), known is not None)
+    fitted = _fitted(plan, known)
+    unreadable = tuple(dict.fromkeys(name for m in members for name in m.predictions.unreadable))
+    alone = nested = score = None
+    if known is not None:
+        alone = tuple(lwlrap(probs, known.targ) for probs in known.stack)
+        if len(np.unique(known.folds)) > 1:
+            nested = Predictions(known.fnames, first.tags, _nested(plan, known))
+            score = lwlrap(nested.probs, known.targ)
+    # Weights that sum to 1 up to rounding may carry a mean of ones to 1 + 2e-16.
+    blended = Predictions(first.fnames, first.tags, np.clip(fitted(stack), 0, 1), unreadable, score)
+    found = tuple(float(w) for w in fitted.weights) if isinstance(fitted, FixedWeights) else None
+    return Blended(blended, tuple(m.name for m in members), found, alone, nested)
+
+
+def nested_predictions(known: OutOfFold, how: str = "mean", weights: Sequence[float] | str | None = None, **options: object) -> np.ndarray:
+    """Blended probabilities of clips with known tags, (clips, tags), each fold's from what was fitted on the others alone."""
+    return _nested(_plan(how, weights, options, len(known.stack), True), known)
+
+
+def _known(members: Sequence[Member], oof: Sequence[Given] | None, truth: Table | None) -> OutOfFold | None:
+    """Out-of-fold predictions beside their truth, as far as they were given."""
+    if truth is None:
+        if oof is not None:
+            raise OptionError("oof is given without truth: pass the table of their tags, truth=")
+        return None
+    if oof is not None:
+        given = members_of(oof, "oof", part="oof.csv")
+        if len(given) != len(members):
+            raise OptionError(f"oof holds {len(given)} predictions; expected {len(members)}, one for each of those to blend, in order")
+        parts, folds = [m.predictions for m in given], [m.folds for m in given]
+    else:
+        lacking = [m.name for m in members if m.oof is None]
+        if lacking:
+            raise OptionError(f"{lacking[0]} has no out-of-fold predictions for the truth to judge ({len(lacking)} such); "
+                              "blend run folders that hold an oof.csv, or pass oof=[...]")
+        parts, folds = [m.oof for m in members if m.oof is not None], [m.folds for m in members]
+    return out_of_fold(parts, truth, members[0].predictions.tags, folds)
+
+
+def _plan(how: str, weights: Sequence[float] | str | None, options: dict[str, object], n: int, learns: bool) -> Learnt | FixedWeights:
+    """The blend of `n` with its weights, or how to find them."""
+    blend: Blend | Learnt = ENSEMBLES.build(how, **options)
     if how == "weighted" and weights is None:
         raise OptionError("how='weighted' needs weights: one number for each of the predictions, or 'lwlrap' with oof= and truth=")
-    blend: Blend = ENSEMBLES.build(how, **options)
-    first = given[0]
-    stack = np.stack([_like(first, other, i).probs for i, other in enumerate(given)])
-    probs = blend(stack, _weights(weights, len(given), oof, truth))
-    unreadable = dict.fromkeys(name for each in given for name in each.unreadable)
-    # Weights that sum to 1 up to rounding may carry a mean of ones to 1 + 2e-16.
-    return Predictions(first.fnames, first.tags, np.clip(probs, 0, 1), tuple(unreadable))
+    if isinstance(blend, Learnt):
+        if weights is not None:
+            raise OptionError(f"how={how!r} finds what each counts by itself; leave weights out")
+        if not learns:
+            raise OptionError(f"how={how!r} is learnt from out-of-fold predictions: blend run folders or pass oof=[...], and pass truth=")
+        return blend
+    if isinstance(weights, str):
+        return LearntWeights(blend, _rule(weights))
+    return FixedWeights(blend, _shares(np.ones(n) if weights is None else weights, n))
 
 
-@ENSEMBLES.register("mean", source="plain average of probabilities; ninth's folds, 36th's and 3rd's whole ensembles")
-def mean() -> Blend:
-    """Arithmetic mean of the probabilities."""
-    return _average
+def _rule(name: str) -> Rule:
+    if name not in WEIGHT_RULES:
+        raise OptionError(f"weights is {name!r}; {did_you_mean(name, list(WEIGHT_RULES))}, or a list of numbers")
+    return WEIGHT_RULES[name]
 
 
-@ENSEMBLES.register("weighted", source="fixed weights as of the 4th place; or proportional to the cross-validated score, gold-plan")
-def weighted() -> Blend:
-    """Arithmetic mean with weights that must be given."""
-    return _average
+def _carried(rule: str, members: Sequence[Member]) -> list[float]:
+    """The scores that predictions carry."""
+    _rule(rule)
+    silent = [m.name for m in members if m.predictions.held_out is None]
+    if silent:
+        raise OptionError(f"weights={rule!r} is learnt out of fold, and {silent[0]} carries no score ({len(silent)} such): "
+                          "pass oof=[...] and truth=, or blend run folders, or what learn.tta() makes of the validation part")
+    return [m.predictions.held_out for m in members if m.predictions.held_out is not None]
 
 
-@ENSEMBLES.register("gmean", source="geometric mean; folds and models of the 1st place")
-def gmean(*, floor: float = 2.0**-126) -> Blend:
-    """Geometric mean: a tag must please every model; values below `floor` count as `floor`, so one exact 0 does not settle it alone."""
-    if not 0 < floor < 1:
-        raise OptionError(f"floor is {floor}; expected a number between 0 and 1, such as 1e-7")
-    return lambda stack, weights: np.exp(_average(np.log(np.maximum(stack, floor)), weights))
-
-
-@ENSEMBLES.register("rank_clip", source="ranks within each clip; an option of the 3rd place's blending tool")
-def rank_clip() -> Blend:
-    """Mean of the tags' ranks within each clip, from 0 (last) to 1 (first); ties share the mean of their ranks."""
-    return lambda stack, weights: _average(_ranks(stack, axis=2), weights)
-
-
-@ENSEMBLES.register("rank_tag", source="ranks within each class; gold-plan")
-def rank_tag() -> Blend:
-    """Mean of the clips' ranks within each tag, from 0 (last) to 1 (first); ties share the mean of their ranks."""
-    return lambda stack, weights: _average(_ranks(stack, axis=1), weights)
-
-
-@ENSEMBLES.register("minmax_tag", source="each class rescaled to [0, 1] in each model, then averaged; ninth")
-def minmax_tag() -> Blend:
-    """Mean after each tag of each model is stretched so that its clips span 0 to 1; a tag that is the same in all clips stays as it is."""
-
-    def blend(stack: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        low = stack.min(axis=1, keepdims=True)
-        span = stack.max(axis=1, keepdims=True) - low
-        return _average(np.where(span > 0, (stack - low) / np.where(span > 0, span, 1), stack), weights)
-
-    return blend
-
-
-def _average(stack: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    # One model after the other: a matrix product may add in an order that depends on the machine.
-    return sum((weight * probs for weight, probs in zip(weights, stack, strict=True)), start=np.zeros(stack.shape[1:]))
-
-
-def _ranks(stack: np.ndarray, axis: int) -> np.ndarray:
-    """Ranks along `axis` from 0 to 1; what stands alone has no rank and keeps its value."""
-    n = stack.shape[axis]
-    return (rankdata(stack, axis=axis) - 1) / (n - 1) if n > 1 else stack
-
-
-def _loaded(given: Sequence[Given], what: str) -> list[Predictions]:
-    if isinstance(given, (str, os.PathLike, Predictions)):
-        raise OptionError(f"{what} is a single {type(given).__name__}; expected a list of Predictions or of their CSV files")
-    loaded = [each if isinstance(each, Predictions) else Predictions.from_csv(each) for each in given]
-    if not loaded:
-        raise OptionError(f"{what} is empty; an ensemble needs at least one")
-    return loaded
-
-
-def _like(first: Predictions, other: Predictions, position: int) -> Predictions:
-    """`other` with the rows and columns of `first`, in its order."""
-    differences = []
-    for kind, ours, theirs in (("clips", first.fnames, other.fnames), ("tags", first.tags, other.tags)):
-        lacking, extra = sorted(set(ours).difference(theirs)), sorted(set(theirs).difference(ours))
-        differences += [f"lack the {kind} {some(lacking)}"] if lacking else []
-        differences += [f"have the {kind} {some(extra)} besides"] if extra else []
-    if differences:
-        raise SubmissionError(f"predictions {position + 1} do not match the first: they {' and '.join(differences)}")
-    return other.select(first.fnames, first.tags)
-
-
-def _weights(weights: Sequence[float] | str | None, n: int, oof: Sequence[Given] | None, truth: Table | None) -> np.ndarray:
+def _shares(weights: Sequence[float] | np.ndarray, n: int) -> np.ndarray:
     """Weights that sum to 1."""
-    if weights is None:
-        values = np.ones(n)
-    elif isinstance(weights, str):
-        values = _weights_by_rule(weights, n, oof, truth)
-    else:
-        values = np.asarray(weights, dtype=np.float64)
+    values = np.asarray(weights, dtype=np.float64)
     if values.shape != (n,):
         raise OptionError(f"weights has shape {values.shape}; expected one number for each of the {n} predictions")
     if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
@@ -175,21 +212,18 @@ def _weights(weights: Sequence[float] | str | None, n: int, oof: Sequence[Given]
     return values / values.sum()
 
 
-def _weights_by_rule(rule: str, n: int, oof: Sequence[Given] | None, truth: Table | None) -> np.ndarray:
-    if rule not in WEIGHT_RULES:
-        raise OptionError(f"weights is {rule!r}; {did_you_mean(rule, list(WEIGHT_RULES))}, or a list of numbers")
-    if oof is None or truth is None:
-        raise OptionError(f"weights={rule!r} is learnt from out-of-fold predictions: pass oof=[...] (one for each of the {n}) and truth=")
-    loaded = _loaded(oof, "oof")
-    if len(loaded) != n:
-        raise OptionError(f"oof holds {len(loaded)} predictions; expected {n}, one for each of those to blend, in the same order")
-    scored = [each.against(truth, partial=True) for each in loaded]
-    return WEIGHT_RULES[rule]([a.probs for a in scored], [a.targ for a in scored])
+def _fitted(plan: Learnt | FixedWeights, known: OutOfFold | None) -> Fitted:
+    if isinstance(plan, FixedWeights):
+        return plan
+    assert known is not None
+    return plan.fit(known.stack, known.targ)
 
 
-def _by_lwlrap(probs: Sequence[np.ndarray], targ: Sequence[np.ndarray]) -> np.ndarray:
-    """Weights in proportion to each model's score."""
-    return np.array([lwlrap(p, t) for p, t in zip(probs, targ, strict=True)])
-
-
-WEIGHT_RULES: dict[str, Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], np.ndarray]] = {"lwlrap": _by_lwlrap}
+def _nested(plan: Learnt | FixedWeights, known: OutOfFold) -> np.ndarray:
+    probs = np.empty(known.targ.shape)
+    for fold in np.unique(known.folds):
+        held = known.folds == fold
+        fitted = _fitted(plan, known._replace(stack=known.stack[:, ~held], targ=known.targ[~held]))
+        # Ranks within a tag are taken within the fold, as those of a test set are within it.
+        probs[held] = np.clip(fitted(known.stack[:, held]), 0, 1)
+    return probs

@@ -22,8 +22,10 @@ from fatai.infer.csv_rows import Duplicates, read_csv, read_sample, some, tag_co
 from fatai.infer.submission import check_submission, submission_problems
 from fatai.infer.truth import Table, read_truth
 from fatai.score.bootstrap import Difference, Interval, Score, score_difference, score_interval
+from fatai.score.calibration import Calibration
 from fatai.score.ranking import lwlrap
 from fatai.score.retrieval import tag_scores
+from fatai.score.thresholds import Thresholds
 
 __all__ = ["Aligned", "Predictions", "check_submission", "submission_problems"]
 
@@ -49,6 +51,9 @@ class Predictions:
         Shape (clips, tags), finite, within [0, 1]; an array or a tensor. Kept as a read-only float64 copy.
     unreadable
         Those of `fnames` whose sound could not be read, so that their row is a guess. Not part of the CSV.
+    held_out
+        lwlrap of what made them on clips that it was not trained on, if that is known: what `ensemble(..., weights="lwlrap")` weighs by.
+        Not part of the CSV, and not looked at by `==`.
 
     Raises
     ------
@@ -66,6 +71,7 @@ class Predictions:
     tags: tuple[str, ...]
     probs: np.ndarray
     unreadable: tuple[str, ...] = ()
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("fnames", "tags", "unreadable"):
@@ -82,6 +88,8 @@ class Predictions:
         unknown = set(self.unreadable).difference(self.fnames)
         if unknown:
             raise SubmissionError(f"unreadable names {some(sorted(unknown))}, which fnames lacks")
+        if self.held_out is not None and not 0 <= self.held_out <= 1:
+            raise SubmissionError(f"held_out is {self.held_out}; expected an lwlrap, within [0, 1], or None")
         probs.setflags(write=False)
         object.__setattr__(self, "probs", probs)
 
@@ -140,7 +148,33 @@ class Predictions:
         fnames, tags = tuple(fnames), self.tags if tags is None else tuple(tags)
         rows, columns = _positions(fnames, self.fnames, "clips"), _positions(tags, self.tags, "tags")
         kept = set(fnames).intersection(self.unreadable)
-        return Predictions(fnames, tags, self.probs[np.ix_(rows, columns)], tuple(u for u in self.unreadable if u in kept))
+        return Predictions(fnames, tags, self.probs[np.ix_(rows, columns)], tuple(u for u in self.unreadable if u in kept), self.held_out)
+
+    def calibrated(self, calibration: Calibration) -> Predictions:
+        """These, each tag calibrated by its name; rows of unreadable clips, which hold shares of clips, stay as they are.
+
+        `held_out` is given up, since other probabilities score otherwise. A tag that the calibration lacks is a `DataError`.
+        """
+        probs = calibration.select(self.tags).apply(self.probs)
+        guessed = np.isin(np.array(self.fnames, dtype=object), np.array(self.unreadable, dtype=object))
+        probs[guessed] = self.probs[guessed]
+        return Predictions(self.fnames, self.tags, probs, self.unreadable)
+
+    def decide(self, thresholds: Thresholds) -> pd.DataFrame:
+        """Which tags each clip has: columns `fname` and `labels`, the tags that reach their threshold, joined by commas.
+
+        Examples
+        --------
+        >>> preds = Predictions(["a.wav", "b.wav"], ["Bark", "Meow"], [[0.9, 0.6], [0.4, 0.3]])
+        >>> preds.decide(Thresholds(("Bark", "Meow"), (0.5, 0.5)))["labels"].tolist()
+        ['Bark,Meow', '']
+        """
+        lacking = sorted(set(self.tags).difference(thresholds.tags))
+        if lacking:
+            raise DataError(f"there is no threshold for the tags {some(lacking)}")
+        at = dict(zip(thresholds.tags, thresholds.values, strict=True))
+        there = Thresholds(self.tags, tuple(at[tag] for tag in self.tags)).apply(self.probs)
+        return pd.DataFrame({"fname": list(self.fnames), "labels": [",".join(np.array(self.tags)[row]) for row in there]})
 
     def against(self, truth: Table, *, partial: bool = False) -> Aligned:
         """These predictions and the truth, row by row, for any score.
