@@ -37,6 +37,7 @@ from fatai.infer.views import *
 from fatai.models import *
 from fatai.models.catalogue import *
 from fatai.models.checkpoints import *
+from fatai.recipes.preview import *
 from fatai.recipes.recipe import *
 from fatai.recipes.finished import *
 from fatai.recipes.fold import fit_stage
@@ -48,6 +49,7 @@ from fatai.score.retrieval import *
 from fatai.sound.channels import *
 from fatai.sound.files import *
 from fatai.sound.front_ends import *
+from fatai.sound.streams import *
 from fatai.sound.waveform import *
 from fatai.train.callbacks import *
 from fatai.train.crossval import *
@@ -56,6 +58,7 @@ from fatai.train.keeping import *
 from fatai.train.ladder import *
 from fatai.train.learner import *
 from fatai.train.losses import *
+from fatai.train.lr_search import *
 from fatai.train.metrics import *
 from fatai.train.noisy import *
 from fatai.train.precision import *

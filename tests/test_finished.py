@@ -28,7 +28,7 @@ def test_a_run_listens_as_its_recipe_says(tiny_run, clips):
     np.testing.assert_allclose(predict_with_run(tiny_run.out, clips).probs, by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5)
 
 
-@pytest.mark.parametrize(("how", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": (2,)})])
+@pytest.mark.parametrize(("how", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})])
 def test_another_kind_of_view_can_be_asked_for(tiny_run, clips, how, options):
     got = predict_with_run(tiny_run.out, clips, how=how, **options)
     np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views(how, **options)), atol=1e-5)

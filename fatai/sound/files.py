@@ -63,7 +63,7 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     No more is decoded than the last sample of a compressed file, yet a file that was cut short, or holds nothing, is an `AudioError`.
     """
     path = Path(path)
-    with _opened(path) as sound:
+    with opened_sound(path) as sound:
         _reach_last_sample(path, sound)
         return AudioInfo(path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype)
 
@@ -95,7 +95,7 @@ def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s
     """
     path = Path(path)
     _check_section(sr, offset_s, duration_s)
-    with _opened(path, plain_wav=True) as sound:
+    with opened_sound(path, plain_wav=True) as sound:
         rate = sound.samplerate
         wave = _decoded(path, sound, round(offset_s * rate), None if duration_s is None else round(duration_s * rate))
     return wave if sr is None or sr == rate else resample(wave, rate, sr)
@@ -219,7 +219,7 @@ _Decoder: TypeAlias = soundfile.SoundFile | _PlainWav
 
 
 @contextmanager
-def _opened(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
+def opened_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
     """The decoder of a file whose container is whole; any other file is an `AudioError`."""
     with _bytes_of(path) as file:
         if plain_wav and (plain := _PlainWav.of(file)):
@@ -329,7 +329,7 @@ def _reach_last_sample(path: Path, sound: _Decoder) -> None:
     if sound.format in ("WAV", "WAVEX", "AIFF", "OGG"):
         return  # the length of these was compared with the file's already
     _seek(path, sound, sound.frames - 1)
-    _read(path, sound, 1)
+    read_samples(path, sound, 1)
 
 
 def _decoded(path: Path, sound: _Decoder, offset: int, samples: int | None) -> Tensor:
@@ -340,12 +340,16 @@ def _decoded(path: Path, sound: _Decoder, offset: int, samples: int | None) -> T
                          f"the section was to start at {offset / sound.samplerate:.3f} s: start earlier")
     if offset:
         _seek(path, sound, offset)
-    read = _read(path, sound, left if samples is None else min(left, max(1, samples)))
+    return one_channel(path, read_samples(path, sound, left if samples is None else min(left, max(1, samples))))
+
+
+def one_channel(path: Path | str, read: np.ndarray) -> Tensor:
+    """float32 samples of one channel of what was read, shape (samples,) or (samples, channels); `path` is named if they are not finite."""
     # 16-bit samples are read as they are: the conversion below is exact and several times faster than libsndfile's.
     wave = torch.from_numpy(read)
     if read.dtype == np.int16:
         wave = wave.float().mul_(_INT16_STEP)
-    if sound.channels > 1:
+    if wave.ndim > 1:
         wave = wave.mean(dim=1)
     # A sum is finite only if all of its terms are (or if they overflow it, which 1e38 does and no sound should).
     if read.dtype != np.int16 and not torch.isfinite(wave.sum()):
@@ -363,7 +367,7 @@ def _seek(path: Path, sound: _Decoder, to: int) -> None:
         raise AudioError(_cut_short(path, sound))
 
 
-def _read(path: Path, sound: _Decoder, samples: int) -> np.ndarray:
+def read_samples(path: Path, sound: _Decoder, samples: int) -> np.ndarray:
     """`samples` samples as int16 where the file holds these, as float32 otherwise; shape (samples,) or (samples, channels)."""
     read = None
     try:
