@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,13 +14,13 @@ __all__ = ["PAD_MODES", "ShortTimeSpectra", "pad_ends"]
 PAD_MODES = ("constant", "reflect", "edge")
 """What `pad_ends` can put beyond the ends of a wave: zeros, the wave mirrored at its outermost samples, these samples repeated."""
 
-_GROUP = 16  # mel filters multiplied at once; of 4, 8, 16 and 32 the fastest
-_CHUNK_CPU = 1 << 20  # samples of frames held at once
-_CHUNK_GPU = 1 << 27
+_CHUNK_CPU = 1 << 20  # bytes of frames held at once: few calls, yet no more than caches hold
+_CHUNK_GPU = 1 << 29
 _LARGEST_BLOCK = 24 << 20  # bytes
 # Rounding in float32 adds about (1.2e-7 * norm of the frame) ** 2 to the power of every bin. A bin above this share of the norm squared
 # is thereby changed by less than 0.0006 dB (measured on 400 recordings).
 _SAFE_SHARE = 3e-5
+_FLOOR_SHARE = 0.5  # a level computed as less than this share of the floor is below the floor, however it was rounded
 
 
 class ShortTimeSpectra(nn.Module):
@@ -36,29 +37,28 @@ class ShortTimeSpectra(nn.Module):
         1 for magnitude, 2 for power.
     filters
         Shape (rows, n_fft // 2 + 1), 0 or more; None keeps the bins of the transform.
-    range_db
-        Levels may be wrong that lie further than this below the peak of their clip. On a CPU that saves most of the float64 for bands
-        of power: only frames with bands that are within this range and yet faint next to the rest of the frame need it.
+    least, range_db
+        Levels may be wrong that are below `least`, or further than `range_db` below the peak of their clip. On a CPU either saves
+        most of the float64 for bands of power: only frames with bands above both and yet faint next to the rest of the frame need it.
     """
 
     window: Tensor
     filters: Tensor
-    _faint: Tensor
 
     def __init__(self, n_fft: int, win_length: int, hop_length: int, power: float, filters: Tensor | None = None,
-                 *, range_db: float | None = None):
+                 *, least: float = 0.0, range_db: float | None = None):
         super().__init__()
         # The C library gives freed memory back to the system above a limit that follows the largest block ever freed; to fetch it
         # again for every clip takes as long as half of the work. This block is never touched, so it costs nothing.
         torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
-        self.n_fft, self.win_length, self.hop_length, self.power, self.range_db = n_fft, win_length, hop_length, power, range_db
+        self.n_fft, self.win_length, self.hop_length, self.power = n_fft, win_length, hop_length, power
+        self.least, self.range_db = least, range_db
         self.register_buffer("window", self._exact_window(None).float(), persistent=False)
         self.register_buffer("filters", torch.empty(0) if filters is None else filters.float(), persistent=False)
-        self.rows = n_fft // 2 + 1 if filters is None else len(filters)
+        self._bands = None if filters is None or power not in (1.0, 2.0) else _Bands.of(self.filters)
+        self._windows = self.window.numpy(), self._exact_window(None).numpy()
         # The powers of one half of the bins add up to half of n_fft times the norm squared.
-        faint = torch.zeros(0) if filters is None else filters.float().amax(1) * (_SAFE_SHARE * 2 / n_fft)
-        self.register_buffer("_faint", faint, persistent=False)
-        self._narrow = [] if filters is None else list(_narrow_bands(self.filters))
+        self._faint = self.filters.amax(-1).numpy() * np.float32(_SAFE_SHARE * 2 / n_fft) if self._bands else np.empty(0, np.float32)
 
     def _exact_window(self, device: torch.device | None) -> Tensor:
         """Periodic Hann window in the middle of the transform, in float64 but for Apple's GPUs, which have none."""
@@ -69,49 +69,70 @@ class ShortTimeSpectra(nn.Module):
         return F.pad(window, (left, self.n_fft - self.win_length - left))
 
     def forward(self, wave: Tensor) -> Tensor:
-        on_cpu = wave.device.type == "cpu"
-        quick = on_cpu and self.range_db is not None and self.power == 2.0 and len(self._narrow) > 0
-        window = self.window if quick else self._exact_window(wave.device)
-        frames = wave.unfold(-1, self.n_fft, self.hop_length)
-        limit = max(1, (_CHUNK_CPU if on_cpu else _CHUNK_GPU) // self.n_fft)  # frames at once
-        # One clip at a time where that costs nothing, so that its neighbours do not even change how it is rounded.
-        clips = 1 if on_cpu else max(1, limit // frames.shape[1])
-        spec = []
-        for some in frames.split(clips):
-            parts = [self._levels(torch.fft.rfft(piece * window)) for piece in some.split(limit, 1)]
-            levels, energies = (x[0] if len(x) == 1 else torch.cat(x, 1) for x in zip(*parts, strict=True))
-            if quick:
-                self._correct(levels, energies, some)
-            spec.append(levels)
-        return (spec[0] if len(spec) == 1 else torch.cat(spec)).transpose(1, 2)
+        if wave.device.type != "cpu" or self._bands is None or (wave.requires_grad and torch.is_grad_enabled()):
+            return self._by_torch(wave)
+        spec = torch.empty(len(wave), len(self.filters), 1 + (wave.shape[-1] - self.n_fft) // self.hop_length)
+        for clip, levels in zip(wave.detach().contiguous().numpy(), spec.numpy(), strict=True):
+            self._by_loops(clip, levels, self._bands)
+        return spec
 
-    def _levels(self, spectra: Tensor) -> tuple[Tensor, Tensor]:
-        """Of complex spectra (batch, frames, bins) the levels (batch, frames, rows), and the summed levels (batch, frames) of all bins."""
+    def _by_torch(self, wave: Tensor) -> Tensor:
+        """On any device, and with a gradient."""
+        window, frames = self._exact_window(wave.device), wave.unfold(-1, self.n_fft, self.hop_length)
+        limit = max(1, (_CHUNK_CPU if wave.device.type == "cpu" else _CHUNK_GPU) // (4 * self.n_fft))  # frames at once
+        spec = [torch.cat([self._levels(torch.fft.rfft(piece * window)) for piece in some.split(limit, 1)], 1)
+                for some in frames.split(max(1, limit // frames.shape[1]))]
+        return torch.cat(spec).transpose(1, 2)
+
+    def _levels(self, spectra: Tensor) -> Tensor:
+        """Of complex spectra (batch, frames, bins) the levels (batch, frames, rows)."""
         levels = _power(spectra)
         if self.power != 2.0:
             # The root's gradient at 0 is not finite, that of the absolute value is.
             levels = spectra.abs().float() if spectra.requires_grad else levels.sqrt_()
             levels = levels if self.power == 1.0 else levels ** self.power
-        sums = levels.sum(-1)
-        if self._narrow and spectra.device.type == "cpu":
-            levels = torch.cat([levels[..., start:stop] @ filters for start, stop, filters in self._narrow], -1)
-        elif self._narrow:
-            levels = levels @ self.filters.T
-        return levels, sums
+        return levels @ self.filters.T if len(self.filters) else levels
 
-    def _correct(self, levels: Tensor, energies: Tensor, frames: Tensor) -> None:
-        """Once more in float64, into `levels`, the frames whose bands are within the range but hardly above the rounding of float32.
+    def _by_loops(self, wave: np.ndarray, levels: np.ndarray, bands: _Bands) -> None:
+        """Of one clip (samples,) in ordinary memory, into `levels` (rows, frames)."""
+        from fatai.sound import loops
 
-        Shapes (1, frames, rows), (1, frames) and (1, frames, n_fft).
-        """
-        assert self.range_db is not None
-        floor = levels.amax((1, 2), keepdim=True) * 10 ** (-self.range_db / 10)
-        # How far inside of both limits: the minimum of two differences is quicker than two comparisons.
-        inside = torch.minimum(levels - floor, energies[..., None] * self._faint - levels)
-        doubtful = (inside.amax(-1) > 0).any(0).nonzero()[:, 0]
-        if len(doubtful):
-            for t in doubtful.split(max(1, _CHUNK_CPU // self.n_fft)):
-                levels[:, t] = self._levels(torch.fft.rfft(frames[:, t] * self._exact_window(frames.device)))[0]
+        frames, sums = np.arange(levels.shape[1]), np.empty(levels.shape[1], np.float32)
+        quick, exact = self._windows
+        if self.power == 1.0 or (self.least == 0 and self.range_db is None):
+            return self._fill(wave, frames, exact, bands, levels, sums)
+        self._fill(wave, frames, quick, bands, levels, sums)
+        floor = self.least if self.range_db is None else max(self.least, float(levels.max()) * 10 ** (-self.range_db / 10))
+        self._fill(wave, loops.doubtful_frames(levels, sums, self._faint, _FLOOR_SHARE * floor), exact, bands, levels, sums)
+
+    def _fill(self, wave: np.ndarray, frames: np.ndarray, window: np.ndarray, bands: _Bands, levels: np.ndarray, sums: np.ndarray) -> None:
+        """The given `frames` of `levels` (rows, all frames), and their `sums`; in float64 if the window is."""
+        from fatai.sound import loops
+
+        limit = max(1, _CHUNK_CPU // window.nbytes)
+        held = torch.empty(min(limit, len(frames)), self.n_fft, dtype=torch.float64 if window.dtype == np.float64 else torch.float32)
+        for start in range(0, len(frames), limit):
+            some = frames[start:start + limit]
+            windowed = held[:len(some)]
+            loops.windowed(wave, some * self.hop_length, window, windowed.numpy())
+            parts = torch.view_as_real(torch.fft.rfft(windowed)).flatten(1).numpy()
+            loops.band_levels(parts, self.power == 1.0, *bands, some, levels, sums)
+
+
+class _Bands(NamedTuple):
+    """Filters without their zeros: the first bin of each, where its weights end among those of all, and these weights."""
+
+    first: np.ndarray
+    ends: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, filters: Tensor) -> _Bands:
+        """Of filters (rows, bins)."""
+        rows = filters.numpy()
+        used = [row.nonzero()[0] if row.any() else np.zeros(1, np.int64) for row in rows]
+        weights = [row[bins[0]:bins[-1] + 1] for row, bins in zip(rows, used, strict=True)]
+        return cls(np.array([bins[0] for bins in used]), np.cumsum([len(w) for w in weights]), np.concatenate(weights))
 
 
 def _power(spectra: Tensor) -> Tensor:
@@ -119,17 +140,6 @@ def _power(spectra: Tensor) -> Tensor:
     parts = torch.view_as_real(spectra).flatten(-2).float()
     parts = parts.square() if parts.requires_grad else parts.mul_(parts)
     return parts[..., ::2] + parts[..., 1::2]
-
-
-def _narrow_bands(filters: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Neighbouring filters, cut to the bins that any of them uses: the first and the last + 1 of these, and a matrix (bins, filters).
-
-    A filter is a narrow band: some neighbours at a time touch a small part of what the whole matrix does.
-    """
-    for some in filters.split(_GROUP):
-        used = (some > 0).any(0).nonzero().flatten()
-        start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-        yield start, stop, some[:, start:stop].T.contiguous()
 
 
 def pad_ends(wave: Tensor, reach: int, mode: str) -> Tensor:

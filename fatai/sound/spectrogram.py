@@ -234,6 +234,7 @@ class Spectrogram(nn.Module):
         self.settings = settings
         self.spectra = nn.ModuleList(
             ShortTimeSpectra(n_fft, settings.win_length or n_fft, settings.hop_length, settings.power, settings.filters(n_fft),
+                             least=settings.amin if settings.log == "db" else 0.0,
                              range_db=settings.top_db if settings.log == "db" else None)
             for n_fft in settings.transforms
         )
