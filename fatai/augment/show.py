@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from fatai.augment.change import BatchChange, like_tensor, plain, random_changes
 from fatai.augment.on_items import OnItems
 from fatai.errors import DataError
 
-__all__ = ["augmented", "show_augs"]
+__all__ = ["augmented", "show_augs", "show_each"]
 
 
 def augmented(dls: DataLoaders, augs: Any, n: int = 4) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -95,12 +95,71 @@ def show_augs(dls: DataLoaders, augs: Any, n: int = 4, *, figsize: tuple[float, 
     batches = augmented(dls, augs, n)
     axes = np.array(subplots(2, n, figsize=figsize or (3.4 * n, 5.8))[1]).reshape(2, n)
     for row, (x, targ) in zip(axes, batches):
-        for i, axis in enumerate(row):
-            if i < len(x):
-                x[i].show(ctx=axis, title=_words(targ[i], dls.vocab))
-            else:
-                axis.set_axis_off()
+        _draw_row(row, x, targ, dls.vocab)
     axes[0, 0].figure.tight_layout()
+    return axes
+
+
+def _always(change: Any) -> Any:
+    """A copy that changes every clip."""
+    twin = copy.copy(change)
+    twin.p = 1.0
+    return twin
+
+
+def _draw_row(row: np.ndarray, x: Any, targ: torch.Tensor, tags: Sequence[str]) -> None:
+    """A batch on axes; mixtures of pairs fill fewer than there are."""
+    for i, axis in enumerate(row):
+        if i < len(x):
+            x[i].show(ctx=axis, title=_words(targ[i], tags))
+        else:
+            axis.set_axis_off()
+
+
+def _name_row(row: np.ndarray, name: str, *, last: bool) -> None:
+    """The row's name at its left; the words on an axis only where no neighbour says them."""
+    row[0].set_ylabel(f"{name}\n{row[0].get_ylabel()}")
+    for axis in row[1:]:
+        axis.set_ylabel("")
+    if not last:
+        for axis in row:
+            axis.set_xlabel("")
+
+
+def show_each(dls: DataLoaders, changes: Mapping[str, Any], n: int = 4, *, seed: int = 0) -> np.ndarray:
+    """Draw `n` training clips as they are read, and below them once more for each change or group of changes.
+
+    Parameters
+    ----------
+    dls, n
+        As in `augmented`.
+    changes
+        The name of each row, and what one gives a learner as callbacks for it; at least one. A change alone in its row is shown on every
+        clip, and its probability told; several together act as in training.
+    seed
+        Every row shows the same crops, and a change draws the same again; torch's own generator goes on as if nothing had been drawn.
+
+    Returns
+    -------
+    The axes, shape (1 + rows, n). All share one scale of colours.
+    """
+    rows: dict[str, tuple[Any, ...]] = {}
+    for name, of_row in changes.items():
+        group = L(of_row)
+        if len(group) == 1 and getattr(group[0], "p", 1) < 1:
+            name, group = f"{name} (p {group[0].p:g})", [_always(group[0])]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            rows["as read"], rows[name] = augmented(dls, group, n)
+    figure, axes = subplots(len(rows), n, figsize=(3.1 * n + 0.6, 2.5 * len(rows)), layout="constrained")
+    axes = np.array(axes).reshape(len(rows), n)
+    clean = plain(rows["as read"][0]).float()
+    for i, (name, (x, targ)) in enumerate(rows.items()):
+        _draw_row(axes[i], x, targ, dls.vocab)
+        _name_row(axes[i], name, last=i == len(rows) - 1)
+    for image in (image for axis in axes.flat for image in axis.images):
+        image.set_clim(float(clean.min()), float(clean.max()))
+    figure.colorbar(axes[0, 0].images[0], ax=axes, label="value, as the network sees it", pad=0.01, shrink=min(1, 3 / len(rows)), anchor=(0, 1))
     return axes
 
 
