@@ -1,5 +1,7 @@
 """A finished run predicts clips with the views of its recipe, or with others."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from fatai.infer.kept_views import read_views
 from fatai.infer.tta import build_views, predict_clips
 from fatai.recipes.finished import FinishedRun, predict_with_run
 from fatai.recipes.recipe import Recipe, load_recipe
+from fatai.score.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +75,17 @@ def test_a_recipe_whose_views_cannot_be_built_is_refused(tmp_path, listen, said)
     (tmp_path / "r.toml").write_text(f'name = "r"\n[listen]\n{listen}\n')
     with pytest.raises(RecipeError, match=said):
         load_recipe(tmp_path / "r.toml")
+
+
+def test_a_runs_calibration_is_applied_where_it_is_asked_for(tiny_run, clips, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.out, run)
+    plain = predict_with_run(run, clips)
+    with pytest.raises(CheckpointError, match="calibration.json: no such file; expected a calibration, as fatai-submit calibrate"):
+        predict_with_run(run, clips, calibrated=True)
+    tags = plain.tags[::-1]
+    held = Calibration(tags, slope=tuple(0.5 + i for i in range(len(tags))), shift=(0.25,) * len(tags))
+    held.to_json(run / "calibration.json")
+    assert predict_with_run(run, clips) == plain
+    expected = held.apply(plain.probs[:, ::-1])[:, ::-1]
+    np.testing.assert_allclose(predict_with_run(run, clips, calibrated=True).probs, expected, atol=1e-6)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from fatai.commands.options import (
-    Arch, BatchSize, CropS, Data, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Resume, Seed, Views,
+    Arch, BatchSize, Corrections, CropS, Data, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Resume, Seed, Views,
     Width, Workers,
 )
 
@@ -21,14 +21,14 @@ app = typer.Typer()
 
 def _run(
     data: Path, recipe: str, out: Path, only: list[int] | None, predict_test: bool, resume: bool, workers: int | None,
-    changes: dict[str, Any],
+    changes: dict[str, Any], corrections: Path | None = None,
 ) -> Any:
     from fatai.recipes.recipe import load_recipe
     from fatai.recipes.run import run_recipe
 
     return run_recipe(
         data, load_recipe(recipe).changed(**changes), out, only=only or None, predict_test=predict_test, resume=resume,
-        num_workers=workers, command=shlex.join(["fatai-submit", *sys.argv[1:]]),
+        corrections=corrections, num_workers=workers, command=shlex.join(["fatai-submit", *sys.argv[1:]]),
     )
 
 
@@ -37,7 +37,7 @@ def run(
     data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
-    resume: Resume = False,
+    resume: Resume = False, corrections: Corrections = None,
 ) -> None:
     """Train the folds of a recipe, predict the test part, write a checked submission.
 
@@ -47,7 +47,7 @@ def run(
         "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
         "precision": precision,
     }
-    _run(data, recipe, out, only_fold, True, resume, workers, changes)
+    _run(data, recipe, out, only_fold, True, resume, workers, changes, corrections)
 
 
 @app.command()
@@ -55,7 +55,7 @@ def train(
     data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
-    resume: Resume = False,
+    resume: Resume = False, corrections: Corrections = None,
 ) -> None:
     """Train the folds of a recipe and predict the clips they hold out; leave the test part for predict.
 
@@ -65,7 +65,7 @@ def train(
         "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
         "precision": precision,
     }
-    _run(data, recipe, out, only_fold, False, resume, workers, changes)
+    _run(data, recipe, out, only_fold, False, resume, workers, changes, corrections)
 
 
 @app.command()
@@ -78,6 +78,7 @@ def predict(
     views: Views = None,
     mean: Annotated[Optional[str], typer.Option(help="What is averaged over a clip's views: probs or logits.")] = None,
     keep_views: Annotated[Optional[Path], typer.Option("--keep-views", help="Folder for the answers of every single view.")] = None,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply what fatai-submit calibrate found.")] = False,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
 ) -> None:
     """Tag sounds with every fold of a run, averaged.
@@ -87,7 +88,8 @@ def predict(
     from fatai.recipes.finished import predict_with_run
 
     predictions = predict_with_run(
-        run_folder, _sound_table(sounds), how=tta, n=views, mean=mean, keep_views=keep_views, num_workers=workers,
+        run_folder, _sound_table(sounds), how=tta, n=views, mean=mean, keep_views=keep_views, calibrated=calibrated,
+        num_workers=workers,
     )
     if out is not None:
         predictions.to_csv(out)

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fatai.data.blocks import ClipSettings, WaveToSpec
+from fatai.data.labels import multi_hot
 from fatai.errors import AudioError, DataError, OptionError
 from fatai.infer.kept_views import ViewRows, views_file
 from fatai.infer.predictions import Predictions
 from fatai.infer.views import Heard, Views
 from fatai.progress import track
 from fatai.registry import VIEWS, did_you_mean
+from fatai.score.ranking import lwlrap
 from fatai.sound.waveform import trim_silence
 from fatai.train.learner import FatLearner
 from fatai.train.precision import inference
@@ -223,7 +226,8 @@ def tta(
     Returns
     -------
     `Predictions` in the clips' order, every clip with a row: one that cannot be read has the share of training clips with each tag; it is
-    warned of and listed in `unreadable`.
+    warned of and listed in `unreadable`. Those of the validation part carry their lwlrap as `held_out`, with which `ensemble` weighs them.
+    Calibrated if the learner has a `calibration`.
     """
     names, paths = _clips_of(self, ds_idx, dl, items)
     views = build_views(how, n, **options)
@@ -234,7 +238,13 @@ def tta(
             bs=bs or self.dls.bs, num_workers=self.dls.loaders[0].num_workers if num_workers is None else num_workers, seed=seed,
             mean=mean, keep=keep, what=what,
         )
-    return with_priors(names, self.tags, answers, self.dls.prior() if answers.faults else None)
+    predicted = with_priors(names, self.tags, answers, self.dls.prior() if answers.faults else None)
+    if self.calibration is not None:
+        predicted = predicted.calibrated(self.calibration)
+    if dl is None and items is None and ds_idx == 1:
+        score = lwlrap(predicted.probs, multi_hot(self.dls.files(1)["labels"], self.tags))
+        return replace(predicted, held_out=None if np.isnan(score) else score)
+    return predicted
 
 
 def with_priors(names: Sequence[str], tags: Sequence[str], answers: ClipAnswers, prior: np.ndarray | None) -> Predictions:
@@ -290,5 +300,6 @@ def predict(
     )
     if answers.faults:
         raise AudioError(answers.faults[0])
-    order = np.argsort(-answers.probs[0], kind="stable")
-    return TagScores(TagScore(self.tags[i], float(answers.probs[0, i])) for i in order)
+    probs = answers.probs if self.calibration is None else self.calibration.select(self.tags).apply(answers.probs)
+    order = np.argsort(-probs[0], kind="stable")
+    return TagScores(TagScore(self.tags[i], float(probs[0, i])) for i in order)

@@ -21,9 +21,10 @@ from fatai.infer.kept_views import views_file
 from fatai.infer.predictions import Predictions
 from fatai.infer.tta import build_views, predict_clips, with_priors
 from fatai.recipes.fold import WEIGHTS
+from fatai.recipes.network import recipe_network
 from fatai.recipes.recipe import Recipe, load_recipe
+from fatai.score.calibration import CALIBRATION, Calibration
 from fatai.train.crossval import load_weights, notes_of
-from fatai.train.learner import named_model
 from fatai.train.precision import autocast_for, fast_layout
 
 __all__ = ["FinishedRun", "TrainedFold", "predict_with_run"]
@@ -60,10 +61,9 @@ class FinishedRun:
 
     def folds(self) -> Iterator[TrainedFold]:
         """Every fold's network; raises `CheckpointError` where weights don't fit the recipe."""
-        network, front_end = self.recipe.model, self.recipe.settings().front_end
         for path in self.weights:
             tags, in_channels, prior = _notes(path)
-            model = named_model(network.arch, len(tags), in_channels, front_end, width=network.width, options=network.options)
+            model = recipe_network(self.recipe, len(tags), in_channels)
             load_weights(path, model)
             model = fast_layout(model.to(self.device), self.device, self.recipe.precision).eval()
             yield TrainedFold(path.parent.name, model, tuple(tags), prior)
@@ -81,6 +81,7 @@ def predict_with_run(
     n: int | None = None,
     mean: str | None = None,
     keep_views: str | Path | None = None,
+    calibrated: bool = False,
     bs: int = 64,
     num_workers: int = 0,
     **options: Any,
@@ -96,11 +97,13 @@ def predict_with_run(
         options is taken over.
     keep_views
         A folder that gets the probabilities of every single view, a file fold_K.npz for each fold; `read_views` reads them.
+    calibrated
+        Whether the run's calibration.json is applied to the mean of the folds.
 
     Raises
     ------
     CheckpointError
-        If `run` is no run folder, or its weights don't fit its recipe.
+        If `run` is no run folder, its weights don't fit its recipe, or it has no calibration that was asked for.
     """
     opened = FinishedRun.open(run)
     recipe, settings = opened.recipe, opened.recipe.settings()
@@ -111,6 +114,8 @@ def predict_with_run(
         names, paths = [str(n) for n in items["fname"]], [str(p) for p in items["path"]]
     else:
         names, paths = [Path(p).name for p in items], [str(p) for p in items]
+    # Read first: without it, the clips need not be listened to.
+    calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
     parts = []
     for fold in opened.folds():
         file = None if keep_views is None else Path(keep_views) / f"{fold.name}.npz"
@@ -121,7 +126,8 @@ def predict_with_run(
                 what=fold.name.replace("_", " "),
             )
         parts.append(with_priors(names, fold.tags, answers, fold.prior))
-    return ensemble(parts, how="mean")
+    predicted = ensemble(parts, how="mean")
+    return predicted if calibration is None else predicted.calibrated(calibration)
 
 
 def _notes(path: Path) -> tuple[list[str], int, np.ndarray]:

@@ -33,7 +33,10 @@ from fatai.registry import did_you_mean
 from fatai.score.arrays import scored
 from fatai.score.thresholds import Thresholds
 
-__all__ = ["Calibration", "cross_calibrated"]
+__all__ = ["CALIBRATION", "Calibration", "cross_calibrated"]
+
+CALIBRATION = "calibration.json"
+"""Name of the file in a run folder."""
 
 _FLOOR = 1e-7  # probabilities are kept so far from 0 and 1 that their logit is finite
 _LEAST_SLOPE, _GREATEST_SLOPE = 1e-2, 1e2

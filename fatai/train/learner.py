@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastai.callback.core import Callback
@@ -16,6 +17,7 @@ from fatai.data.blocks import ClipSettings, FATDataLoaders
 from fatai.errors import DataError, OptionError
 from fatai.models import create_model
 from fatai.registry import AUGMENTATIONS, LOSSES, MIXERS, MODELS, did_you_mean
+from fatai.score.calibration import Calibration
 from fatai.sound.front_ends import FrontEnd
 from fatai.train.losses import AuxLoss
 from fatai.train.metrics import LwLRAP
@@ -35,10 +37,11 @@ class FatLearner(Learner):
     """A fastai `Learner` that knows its tags and how its clips are read.
 
     `learn.tags`, `learn.settings`; `learn.predict(path)` answers with tags and probabilities, best first; `learn.tta(...)` with
-    `Predictions`.
+    `Predictions`. Both answer calibrated where `learn.calibration` is set.
     """
 
     no_decay: str = "norm_and_bias"
+    calibration: Calibration | None = None
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -98,12 +101,16 @@ def fat_learner(
         "auto" takes the fastest arithmetic the device has for training and prediction; "fp32", "bf16" insist.
     mixup, spec_augment, augment
         How training batches are mixed, masked and changed otherwise: names of `MIXERS` and `AUGMENTATIONS`, or such callbacks.
+    path
+        Where the learner writes, below `models/` for instance; the current folder, not that of the data.
 
     Raises
     ------
     UnknownName
         No such arch or loss, with the nearest name.
     """
+    # fastai's default is the folder of the data, which may be read-only or not one's own.
+    kwargs.setdefault("path", Path())
     if no_decay not in NO_DECAY:
         raise OptionError(f"no_decay is {no_decay!r}; {did_you_mean(no_decay, list(NO_DECAY))}")
     if not isinstance(dls, FATDataLoaders):
