@@ -29,7 +29,11 @@ from fatai.data.scan import *
 from fatai.data.show import *
 from fatai.data.tensors import *
 from fatai.errors import *
+from fatai.infer.blends import *
+from fatai.infer.calibrate import *
 from fatai.infer.ensemble import *
+from fatai.infer.guard import *
+from fatai.infer.members import *
 from fatai.infer.kept_views import *
 from fatai.infer.predictions import *
 from fatai.infer.tta import *
@@ -44,8 +48,11 @@ from fatai.recipes.fold import fit_stage
 from fatai.recipes.run import *
 from fatai.registry import *
 from fatai.score.bootstrap import *
+from fatai.score.calibration import *
 from fatai.score.ranking import *
+from fatai.score.reliability import *
 from fatai.score.retrieval import *
+from fatai.score.thresholds import *
 from fatai.sound.channels import *
 from fatai.sound.files import *
 from fatai.sound.front_ends import *
