@@ -32,10 +32,14 @@ from fatai.errors import *
 from fatai.infer.blends import *
 from fatai.infer.calibrate import *
 from fatai.infer.ensemble import *
+from fatai.infer.event_files import *
+from fatai.infer.event_journal import *
+from fatai.infer.events import *
 from fatai.infer.guard import *
 from fatai.infer.members import *
 from fatai.infer.kept_views import *
 from fatai.infer.predictions import *
+from fatai.infer.tagger import *
 from fatai.infer.tta import *
 from fatai.infer.views import *
 from fatai.models import *
@@ -46,6 +50,7 @@ from fatai.recipes.recipe import *
 from fatai.recipes.finished import *
 from fatai.recipes.fold import fit_stage
 from fatai.recipes.run import *
+from fatai.recipes.tagger import *
 from fatai.registry import *
 from fatai.score.bootstrap import *
 from fatai.score.calibration import *

@@ -19,7 +19,7 @@ from fatai.recipes.recipe import tomllib
 
 COMMANDS = [
     "run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor", "models", "scan", "stats", "download", "relabel",
-    "suspects", "calibrate",
+    "suspects", "tag", "calibrate",
 ]
 
 

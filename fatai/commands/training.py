@@ -103,24 +103,12 @@ def _sound_table(sounds: list[Path]) -> Any:
     """Names and paths: of the test part of a data folder, of the sounds below a folder, or of files."""
     import pandas as pd
 
+    from fatai.commands.sounds import sound_files
     from fatai.data.fat2019 import read_layout
-    from fatai.errors import DataError
-    from fatai.sound.files import AUDIO_EXTENSIONS
 
     if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
         return read_layout(sounds[0]).test
-    rows: list[tuple[str, Path]] = []
-    for sound in sounds:
-        if sound.is_dir():
-            below = sorted(f for f in sound.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS and f.is_file())
-            if not below:
-                raise DataError(f"there are no sound files below {sound}; expected .wav, .flac, .ogg, .mp3 or the like")
-            rows += [(str(f.relative_to(sound)), f) for f in below]
-        elif sound.is_file():
-            rows.append((sound.name, sound))
-        else:
-            raise DataError(f"there is no file or folder {sound}")
-    return pd.DataFrame(rows, columns=["fname", "path"]).drop_duplicates("fname")
+    return pd.DataFrame(sound_files(sounds), columns=["fname", "path"]).drop_duplicates("fname")
 
 
 @app.command()

@@ -1,0 +1,74 @@
+"""The command that tags recordings of any length."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def tag(
+    sounds: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sound files of any length, or folders of them.")],
+    model: Annotated[Path, typer.Option("--model", metavar="RUN", help="Folder that run, train or demo made.")],
+    out: Annotated[Optional[Path], typer.Option(
+        "--out", help="File to write; for audacity and raven with several sounds a folder. Without it the events are printed.",
+    )] = None,
+    format_: Annotated[str, typer.Option("--format", help="csv, json, audacity (label tracks) or raven (selection tables).")] = "csv",
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability from which a tag counts as heard.")] = 0.5,
+    top: Annotated[Optional[int], typer.Option(min=1, help="No more than so many tags at a time, the likeliest.")] = None,
+    step_s: Annotated[Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")] = None,
+) -> None:
+    """List what is heard in recordings, from when to when.
+
+    A file of events is complete or not there. If the command is stopped, the same one goes on where it stopped.
+
+    Example: fatai-submit tag forest.flac --model runs/demo --format audacity --out forest.txt
+    """
+    from fatai.commands.sounds import sound_files
+    from fatai.errors import DataError
+    from fatai.infer.event_files import EVENT_FORMATS, write_events
+    from fatai.infer.event_journal import read_journal
+    from fatai.recipes.tagger import Tagger
+    from fatai.registry import did_you_mean
+
+    if format_ not in EVENT_FORMATS:
+        raise typer.BadParameter(did_you_mean(format_, EVENT_FORMATS), param_hint="--format")
+    paths = list(dict.fromkeys(path for _, path in sound_files(sounds)))
+    one_file = format_ in ("csv", "json") or len(paths) == 1 and paths[0] in sounds
+    if out is not None and out.exists() and out.is_dir() == one_file:
+        raise DataError(f"{out} is {'a folder' if one_file else 'a file'}; give --out the name of a {'file' if one_file else 'folder'}")
+    tagger = Tagger(model, step_s=step_s)
+    if out is None:
+        for path in paths:
+            for event in tagger.tag(path, threshold=threshold, top=top):
+                typer.echo(f"{path}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
+        return
+    journal = out.with_name(f"{out.name}.journal")
+    files = tagger.tag_files(paths, journal, threshold=threshold, top=top)
+    _tell_of_faults(list(files.faults.values()), len(paths))
+    root = None if one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    wanted = {str(path) for path in paths}
+    results = (result for result in read_journal(journal) if result.file in wanted)
+    write_events(out, results, format_, high_hz=tagger.settings.front_end.top_hz, root=root)
+    if not files.faults:
+        journal.unlink()
+    typer.echo(f"{out}: events of {len(paths) - len(files.faults)} sounds")
+
+
+def _tell_of_faults(faults: list[str], of: int) -> None:
+    """One sound that cannot be read is an error, some of several are a warning."""
+    from fatai.errors import AudioError
+
+    listed = "\n".join(f"  {fault}" for fault in faults)
+    if faults and len(faults) == of:
+        raise AudioError(faults[0] if of == 1 else f"none of the {of} sounds can be read:\n{listed}")
+    if faults:
+        warnings.warn(f"{len(faults)} of {of} sounds cannot be read and are left out; the same command tries them again:\n{listed}")
