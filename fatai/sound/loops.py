@@ -25,11 +25,18 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @_compiled
 def windowed(wave: np.ndarray, starts: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover - compiled
-    """Stretches of a wave (samples,) from `starts` (frames,) on, times the window, into `out` (frames, length of the window)."""
+    """Stretches of a wave (samples,) from `starts` (frames,) on, times the window, into `out` (frames, length of the window).
+
+    Beyond the ends of the wave are zeros: a stretch may start before it, or end behind it.
+    """
     for i in range(len(starts)):
-        stretch, row = wave[starts[i]:starts[i] + len(window)], out[i]
-        for k in range(len(window)):
-            row[k] = stretch[k] * window[k]
+        left = min(max(0, -starts[i]), len(window))
+        right = max(left, min(len(window), len(wave) - starts[i]))
+        out[i, :left] = 0
+        out[i, right:] = 0
+        stretch, weights, row = wave[starts[i] + left:starts[i] + right], window[left:right], out[i, left:right]
+        for k in range(len(row)):
+            row[k] = stretch[k] * weights[k]
 
 
 @_compiled

@@ -24,7 +24,7 @@ _FLOOR_SHARE = 0.5  # a level computed as less than this share of the floor is b
 
 
 class ShortTimeSpectra(nn.Module):
-    """|STFT| ** power, in bands or as it is: waves (batch, samples), of at least `n_fft` samples, to (batch, rows, frames).
+    """|STFT| ** power, in bands or as it is: waves (batch, samples), and zeros beyond their ends, to (batch, rows, frames).
 
     Transforms are in float64, where the device can: in float32 the rounding of what is loud in a frame lies some 140 dB below it,
     spread over all bins, which is an error of 0.01 dB and more in the faintest bands of real clips.
@@ -32,7 +32,7 @@ class ShortTimeSpectra(nn.Module):
     Parameters
     ----------
     n_fft, win_length, hop_length
-        In samples; a window shorter than the transform lies in its middle. The first transform starts with the first sample.
+        In samples; a window shorter than the transform lies in its middle.
     power
         1 for magnitude, 2 for power.
     filters
@@ -68,12 +68,14 @@ class ShortTimeSpectra(nn.Module):
         left = (self.n_fft - self.win_length) // 2
         return F.pad(window, (left, self.n_fft - self.win_length - left))
 
-    def forward(self, wave: Tensor) -> Tensor:
+    def forward(self, wave: Tensor, before: int = 0, behind: int = 0) -> Tensor:
+        """The first transform starts `before` samples in front of the wave; the last ends at most `behind` it, unless it is the first."""
         if wave.device.type != "cpu" or self._bands is None or (wave.requires_grad and torch.is_grad_enabled()):
-            return self._by_torch(wave)
-        spec = torch.empty(len(wave), len(self.filters), 1 + (wave.shape[-1] - self.n_fft) // self.hop_length)
+            return self._by_torch(F.pad(wave, (before, max(behind, self.n_fft - before - wave.shape[-1]))))
+        frames = 1 + max(0, before + wave.shape[-1] + behind - self.n_fft) // self.hop_length
+        starts, spec = np.arange(frames) * self.hop_length - before, torch.empty(len(wave), len(self.filters), frames)
         for clip, levels in zip(wave.detach().contiguous().numpy(), spec.numpy(), strict=True):
-            self._by_loops(clip, levels, self._bands)
+            self._by_loops(_Clip(clip, starts, levels, np.empty(frames, np.float32)), self._bands)
         return spec
 
     def _by_torch(self, wave: Tensor) -> Tensor:
@@ -93,30 +95,38 @@ class ShortTimeSpectra(nn.Module):
             levels = levels if self.power == 1.0 else levels ** self.power
         return levels @ self.filters.T if len(self.filters) else levels
 
-    def _by_loops(self, wave: np.ndarray, levels: np.ndarray, bands: _Bands) -> None:
-        """Of one clip (samples,) in ordinary memory, into `levels` (rows, frames)."""
+    def _by_loops(self, clip: _Clip, bands: _Bands) -> None:
+        """Fill in the levels of a clip: for powers in float32, and again in float64 where that is not enough."""
         from fatai.sound import loops
 
-        frames, sums = np.arange(levels.shape[1]), np.empty(levels.shape[1], np.float32)
-        quick, exact = self._windows
+        frames, (quick, exact) = np.arange(len(clip.starts)), self._windows
         if self.power == 1.0 or (self.least == 0 and self.range_db is None):
-            return self._fill(wave, frames, exact, bands, levels, sums)
-        self._fill(wave, frames, quick, bands, levels, sums)
-        floor = self.least if self.range_db is None else max(self.least, float(levels.max()) * 10 ** (-self.range_db / 10))
-        self._fill(wave, loops.doubtful_frames(levels, sums, self._faint, _FLOOR_SHARE * floor), exact, bands, levels, sums)
+            return self._fill(clip, frames, exact, bands)
+        self._fill(clip, frames, quick, bands)
+        floor = self.least if self.range_db is None else max(self.least, float(clip.levels.max()) * 10 ** (-self.range_db / 10))
+        self._fill(clip, loops.doubtful_frames(clip.levels, clip.sums, self._faint, _FLOOR_SHARE * floor), exact, bands)
 
-    def _fill(self, wave: np.ndarray, frames: np.ndarray, window: np.ndarray, bands: _Bands, levels: np.ndarray, sums: np.ndarray) -> None:
-        """The given `frames` of `levels` (rows, all frames), and their `sums`; in float64 if the window is."""
+    def _fill(self, clip: _Clip, frames: np.ndarray, window: np.ndarray, bands: _Bands) -> None:
+        """Fill in the given frames of a clip, in float64 if the window is."""
         from fatai.sound import loops
 
         limit = max(1, _CHUNK_CPU // window.nbytes)
         held = torch.empty(min(limit, len(frames)), self.n_fft, dtype=torch.float64 if window.dtype == np.float64 else torch.float32)
-        for start in range(0, len(frames), limit):
-            some = frames[start:start + limit]
-            windowed = held[:len(some)]
-            loops.windowed(wave, some * self.hop_length, window, windowed.numpy())
-            parts = torch.view_as_real(torch.fft.rfft(windowed)).flatten(1).numpy()
-            loops.band_levels(parts, self.power == 1.0, *bands, some, levels, sums)
+        for first in range(0, len(frames), limit):
+            some = frames[first:first + limit]
+            stretches = held[:len(some)]
+            loops.windowed(clip.wave, clip.starts[some], window, stretches.numpy())
+            parts = torch.fft.rfft(stretches).numpy().view(window.dtype)
+            loops.band_levels(parts, self.power == 1.0, *bands, some, clip.levels, clip.sums)
+
+
+class _Clip(NamedTuple):
+    """A wave (samples,), where its transforms start (frames,), and what is made of them: levels (rows, frames), and sums (frames,)."""
+
+    wave: np.ndarray
+    starts: np.ndarray
+    levels: np.ndarray
+    sums: np.ndarray
 
 
 class _Bands(NamedTuple):

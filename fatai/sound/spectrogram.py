@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.errors import FrontEndError, OptionError, ShapeError
@@ -255,7 +254,7 @@ class Spectrogram(nn.Module):
                              "expected floats of shape (batch, samples) with at least one sample: one clip is wave[None]")
         with torch.autocast(wave.device.type, enabled=False):
             wave = wave.as_subclass(Tensor).float()
-            specs = [self._normalised(self._log(i, spectra(_padded(wave, self.settings, n_fft))))
+            specs = [self._normalised(self._log(i, spectra(*_continued(wave, self.settings, n_fft))))
                      for i, (n_fft, spectra) in enumerate(zip(self.settings.transforms, self.spectra, strict=True))]
             return self._standardised(specs[0] if len(specs) == 1 else torch.cat(specs, 1)).contiguous()
 
@@ -301,15 +300,14 @@ def _as_image(spec: Tensor, eps: float) -> Tensor:
     return (255 * (spec - low) / (high - low).masked_fill(flat, torch.inf)).floor()
 
 
-def _padded(wave: Tensor, settings: FrontEnd, n_fft: int) -> Tensor:
-    """The wave with what lies beyond its ends, of at least one transform's length."""
+def _continued(wave: Tensor, settings: FrontEnd, n_fft: int) -> tuple[Tensor, int, int]:
+    """The wave with what lies beyond its ends, but for zeros, and how many of these the transforms may reach before and behind it."""
     if settings.center:
-        return pad_ends(wave, n_fft // 2, settings.pad_mode)
-    if settings.framing == "window":
-        win_length = settings.win_length or n_fft
-        left = (n_fft - win_length) // 2
-        wave = F.pad(wave, (left, n_fft - win_length - left))
-    return F.pad(wave, (0, max(0, n_fft - wave.shape[-1])))
+        reach = n_fft // 2
+        return (wave, reach, reach) if settings.pad_mode == "constant" else (pad_ends(wave, reach, settings.pad_mode), 0, 0)
+    # The first window starts with the wave; the transform, in whose middle it lies, may start before.
+    unused = n_fft - settings.frame_length
+    return wave, unused // 2, unused - unused // 2
 
 
 def _pcen(settings: FrontEnd) -> PCEN:
