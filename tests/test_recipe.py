@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, text
     ('mixup = { name = "mixup_of" }', ["stages.0.mixup", "did you mean mixup_or"]),
     ('mixup = { alpha = 1.0 }', ["stages.0.mixup", "needs a name"]),
     ('augment = [{ name = "spec_augment", widht = 3 }]', ["stages.0.augment", "no option 'widht'"]),
-    ('sampling = "weighted"', ["stages.0.sampling", "'shuffle' or 'balanced'"]),
+    ('sampling = "weighted"', ["stages.0.sampling", "'shuffle', 'balanced' or 'mixture'"]),
 ])
 def test_a_stages_changes_are_built_once_to_be_checked(tmp_path, lines, words):
     with pytest.raises(RecipeError) as caught:

@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, mo
             raise Killed
         return views(*args, **kwargs)
 
-    monkeypatch.setattr("fatai.recipes.fold.StopOnNaN", Kill)
+    monkeypatch.setattr("fatai.recipes.stage.StopOnNaN", Kill)
     views = FatLearner.tta
     monkeypatch.setattr(FatLearner, "tta", no_views)
     while kills:

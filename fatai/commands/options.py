@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 __all__ = [
-    "Arch", "BatchSize", "CropS", "Data", "Epochs", "FoldCount", "LearningRate", "Only", "Out", "Precision",
+    "Arch", "BatchSize", "Corrections", "CropS", "Data", "Epochs", "FoldCount", "LearningRate", "Only", "Out", "Precision",
     "RecipeName", "Resume", "Seed", "Views", "Width", "Workers",
 ]
 
@@ -30,3 +30,6 @@ Seed = Annotated[Optional[int], typer.Option(help="Seed instead of the recipe's;
 Precision = Annotated[Optional[str], typer.Option(help="auto (what is fastest here), fp32 or bf16.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that was begun in --out: same options, same data.")]
+Corrections = Annotated[Optional[Path], typer.Option(
+    "--corrections", help="CSV of fname and labels (or the word remove) that correct curated and noisy clips.",
+)]

@@ -341,8 +341,11 @@ class FATDataLoaders(DataLoaders):
         return multi_hot(self.files(0)["labels"], self.tags).mean(0)
 
     def files(self, ds_idx: int = 1) -> pd.DataFrame:
-        """File name, path and tags of the clips of a part, in the order of its data set: 0 training, 1 validation."""
-        return self.loaders[ds_idx].dataset.items[["fname", "path", "labels"]].reset_index(drop=True)
+        """File name, path and tags of the clips of a part, in the order of its data set: 0 training, 1 validation.
+
+        Where the loaders were made of a table with them, also noisy, weight and source.
+        """
+        return self.loaders[ds_idx].dataset.items.drop(columns="is_valid").reset_index(drop=True)
 
     @property
     def to_spec(self) -> WaveToSpec:

@@ -64,7 +64,7 @@ def standard_table(
     suff: str,
     label_delim: str | None,
 ) -> pd.DataFrame:
-    """Columns fname, path, labels (list of tags) and is_valid, whatever the table calls them; weight and noisy if there are such."""
+    """Columns fname, path, labels (lists of tags) and is_valid, whatever the table calls them; weight, noisy, source if there are such."""
 
     def column(which: int | str, what: str) -> pd.Series:
         if isinstance(which, int):
@@ -86,6 +86,8 @@ def standard_table(
         table["noisy"] = _truth_of(df["noisy"], "the column")
     if "weight" in df.columns:
         table["weight"] = _numbers_of(df["weight"])
+    if "source" in df.columns:
+        table["source"] = [str(s) for s in df["source"]]
     return table
 
 

@@ -1,47 +1,43 @@
-"""One fold of a recipe: trained stage after stage, resumed where a killed run left it, its predictions kept beside the weights."""
+"""One fold of a recipe: trained round after round, resumed where a killed run left it, its predictions kept beside the weights.
+
+A *round* is the stages that a fold fits on the same clips: a new one begins where noisy clips are chosen, which all folds' models judge
+together, where noisy clips are no longer trained on, and where a stage begins with fresh weights.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastai.callback import schedule as _  # noqa: F401 - gives learners fit_one_cycle
-from fastai.data.core import TfmdDL
-from fastai.optimizer import Adam
+from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
 from fatai.atomic import write_text_atomic
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.fat2019 import FATData
 from fatai.data.labels import multi_hot
-from fatai.data.sampling import Balanced, SampledDL
 from fatai.errors import CheckpointError
 from fatai.infer import tta as _tta  # noqa: F401 - gives learners tta
 from fatai.infer.predictions import Predictions
-from fatai.recipes.recipe import Recipe, Stage, built
-from fatai.registry import AUGMENTATIONS, MIXERS
-from fatai.train.callbacks import ClampGradients, KeepBest, StopOnNaN, quiet_unless_terminal, scheduled
+from fatai.recipes.network import has_two_heads, recipe_network
+from fatai.recipes.recipe import Recipe
+from fatai.recipes.stage import fit_stage
+from fatai.train.callbacks import quiet_unless_terminal
 from fatai.train.crossval import load_weights, save_weights
-from fatai.train.history import History
-from fatai.train.learner import FatLearner, fat_learner, named_loss
+from fatai.train.judged import Chosen
+from fatai.train.learner import FatLearner, fat_learner
+from fatai.train.noisy import second_head
 from fatai.train.resume import Resumable
+from fatai.train.weights import NoisyWeights
 
-__all__ = ["WEIGHTS", "FoldJob", "FoldResult", "fit_stage", "fold_learner", "train_fold"]
+__all__ = ["WEIGHTS", "FoldJob", "FoldResult", "fold_learner", "train_fold"]
 
 WEIGHTS = "model.safetensors"
-# The arithmetic of torch's Adam, which the published systems use; fastai's own defaults are sqr_mom 0.99 and eps 1e-5.
-_OPTIMIZERS = {
-    "adam": partial(Adam, decouple_wd=False, sqr_mom=0.999, eps=1e-8),
-    "adamw": partial(Adam, decouple_wd=True, sqr_mom=0.999, eps=1e-8),
-}
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,10 @@ class FoldJob:
     ----------
     digest
         Of the data; a state of other data is not gone on from.
+    noisy
+        The noisy clips that can be read: fname, path, labels; None where there are none.
     predict_test
-        Whether the fold predicts the test part.
+        Whether the last round predicts the test part.
     say
         What takes a line of progress.
     """
@@ -62,6 +60,7 @@ class FoldJob:
     recipe: Recipe
     out: Path
     digest: str
+    noisy: pd.DataFrame | None = None
     predict_test: bool = True
     num_workers: int | None = None
     cache_dir: str | Path | None = None
@@ -70,48 +69,76 @@ class FoldJob:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """Predictions of a trained fold: for the clips that it held out, and for the test part if it was asked."""
+    """Predictions of a fold: after the last round of held-out clips and, if asked, of the test part; before it, of noisy clips."""
 
-    held_out: Predictions
-    test: Predictions | None
+    held_out: Predictions | None = None
+    test: Predictions | None = None
+    noisy: Predictions | None = None
 
 
-def train_fold(job: FoldJob, fold: int, table: pd.DataFrame) -> FoldResult:
-    """Train a fold and predict, or do what of it is not done yet.
+def train_fold(job: FoldJob, fold: int, table: pd.DataFrame, number: int = 0, chosen: Chosen | None = None) -> FoldResult:
+    """Train a round of a fold and predict, or do what of it is not done yet.
 
     Parameters
     ----------
     table
         One row a clip: fname, path, labels, is_valid.
+    number
+        Of the round.
+    chosen
+        The noisy clips of the round; None trains on curated ones alone.
 
     Raises
     ------
     CheckpointError
         If the fold's folder holds a state of another run.
     """
-    folder = job.out / f"fold_{fold}"
-    done = _done(job, folder)
+    folder, rounds = job.out / f"fold_{fold}", job.recipe.rounds()
+    last = number == len(rounds) - 1
+    done = _done(job, folder) if last else _round_done(job, folder, number)
     if done is not None:
-        job.say(f"fold {fold}: done before")
+        if last:
+            job.say(f"fold {fold}: done before")
         return done
-    held = int(table["is_valid"].sum())
-    job.say(f"fold {fold}: training on {len(table) - held} clips, held out {held}")
-    learn = fold_learner(job, fold, table)
-    if (folder / WEIGHTS).exists():
-        load_weights(folder / WEIGHTS, learn.model)
+    part = "" if len(rounds) == 1 else f"round {number + 1} of {len(rounds)}, "
+    held, more = int(table["is_valid"].sum()), "" if chosen is None else f" and {len(chosen)} noisy ones"
+    job.say(f"fold {fold}: {part}training on {len(table) - held} clips{more}, held out {held}")
+    learn = fold_learner(job, fold, table, chosen)
+    weights = folder / (WEIGHTS if last else _round_weights(number))
+    if weights.exists():
+        load_weights(weights, learn.model)
     else:
-        _fit_stages(job, fold, learn)
-    recipe = job.recipe
-    listen = {"how": recipe.listen.how, "n": recipe.listen.n, "mean": recipe.listen.mean, "seed": recipe.seed, **recipe.listen.options}
-    held_out = learn.tta(items=table[table["is_valid"]], what=f"fold {fold}: held-out clips", **listen)
-    held_out.to_csv(folder / "oof.csv")
+        _fit_round(job, fold, learn, number, chosen)
+        _save(learn, weights)
+    _remove_states(learn, number)
+    if not last:
+        return FoldResult(noisy=_judge_noisy(job, fold, learn, number) if job.recipe.judges_after(number) else None)
+    return _predict(job, fold, learn, table)
+
+
+def _predict(job: FoldJob, fold: int, learn: FatLearner, table: pd.DataFrame) -> FoldResult:
+    held_out = _listen(job, learn, table[table["is_valid"]], f"fold {fold}: held-out clips")
+    held_out.to_csv(learn.path / "oof.csv")
     test = None
     if job.predict_test and len(job.data.test):
-        test = learn.tta(items=job.data.test, what=f"fold {fold}: test clips", **listen)
-        test.to_csv(folder / "test.csv")
+        test = _listen(job, learn, job.data.test, f"fold {fold}: test clips")
+        test.to_csv(learn.path / "test.csv")
     unreadable = {"held_out": held_out.unreadable, "test": test.unreadable if test else ()}
-    write_text_atomic(folder / "fold.json", json.dumps({"digest": job.digest, "unreadable": unreadable}, indent=2) + "\n")
+    write_text_atomic(learn.path / "fold.json", json.dumps({"digest": job.digest, "unreadable": unreadable}, indent=2) + "\n")
     return FoldResult(held_out, test)
+
+
+def _judge_noisy(job: FoldJob, fold: int, learn: FatLearner, number: int) -> Predictions | None:
+    if job.noisy is None:
+        return None
+    judged = _listen(job, learn, job.noisy, f"fold {fold}: noisy clips")
+    judged.to_csv(learn.path / _judgements(number))
+    return judged
+
+
+def _listen(job: FoldJob, learn: FatLearner, items: pd.DataFrame, what: str) -> Predictions:
+    listen = job.recipe.listen
+    return learn.tta(items=items, what=what, how=listen.how, n=listen.n, mean=listen.mean, seed=job.recipe.seed, **listen.options)
 
 
 def _done(job: FoldJob, folder: Path) -> FoldResult | None:
@@ -131,77 +158,94 @@ def _done(job: FoldJob, folder: Path) -> FoldResult | None:
     return FoldResult(read[0], read[1] if len(read) > 1 else None)
 
 
-def fold_learner(job: FoldJob, fold: int, table: pd.DataFrame) -> FatLearner:
-    """The learner of a fold as it stands before the first stage."""
+def _round_done(job: FoldJob, folder: Path, number: int) -> FoldResult | None:
+    """What an earlier round gave; None if something is still to do."""
+    if job.recipe.judges_after(number) and job.noisy is not None:
+        path = folder / _judgements(number)
+        return FoldResult(noisy=Predictions.from_csv(path)) if path.exists() else None
+    later = [_round_weights(k) for k in range(number, len(job.recipe.rounds()) - 1)]
+    return FoldResult() if any((folder / name).exists() for name in (*later, WEIGHTS)) else None
+
+
+def _round_weights(number: int) -> str:
+    return f"round_{number}.safetensors"
+
+
+def _judgements(number: int) -> str:
+    return f"noisy_{number}.csv"
+
+
+def fold_learner(job: FoldJob, fold: int, table: pd.DataFrame, chosen: Chosen | None = None) -> FatLearner:
+    """The learner of a fold with newly drawn weights, for curated clips and the chosen noisy ones."""
     recipe = job.recipe
     # Before the loaders: they draw their shuffle's seed when they are made.
     set_seed(recipe.seed + fold, reproducible=True)
     dls = FATDataLoaders.from_df(
-        table, vocab=job.data.tags, fn_col="fname", path_col="path", label_col="labels", valid_col="is_valid", settings=recipe.settings(),
-        bs=recipe.stages[0].bs, num_workers=job.num_workers, check_files=False, cache=recipe.clips.cache, cache_dir=job.cache_dir,
+        table if chosen is None else _with_noisy(job, table, chosen), vocab=job.data.tags, fn_col="fname", path_col="path",
+        label_col="labels", valid_col="is_valid", settings=recipe.settings(), bs=recipe.stages[0].bs, num_workers=job.num_workers,
+        check_files=False, cache=recipe.clips.cache, cache_dir=job.cache_dir,
     )
-    return quiet_unless_terminal(fat_learner(
-        dls, recipe.model.arch, width=recipe.model.width, arch_options=recipe.model.options, precision=recipe.precision,
-        path=job.out / f"fold_{fold}",
-    ))
+    network = recipe_network(recipe, len(dls.tags), dls.to_spec.n_channels)
+    return quiet_unless_terminal(fat_learner(dls, network, precision=recipe.precision, path=job.out / f"fold_{fold}"))
 
 
-def _fit_stages(job: FoldJob, fold: int, learn: FatLearner) -> None:
-    """All stages that are not done yet; then the weights, and nothing else of them, stay."""
-    stages, folder = job.recipe.stages, learn.path
-    states = [folder / f"state_{number}.safetensors" for number in range(len(stages))]
+def _with_noisy(job: FoldJob, table: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:
+    """Curated clips, then the chosen noisy ones; of soft targets the labels are what is above one half."""
+    assert job.noisy is not None
+    paths = dict(zip(job.noisy["fname"], job.noisy["path"]))
+    n_tags = len(job.data.tags)
+    labels = [[job.data.tags[k] for k in np.flatnonzero(row[:n_tags] > 0.5)] for row in chosen.targ]
+    rows = pd.DataFrame({
+        "fname": list(chosen.fnames), "path": [paths[name] for name in chosen.fnames], "labels": pd.Series(labels, dtype=object),
+        "is_valid": False, "noisy": chosen.noisy, "source": list(chosen.source),
+    })
+    return pd.concat([table.assign(noisy=False, source="curated"), rows], ignore_index=True)
+
+
+def _told_of_noisy(job: FoldJob, learn: FatLearner, chosen: Chosen | None) -> list[Callback]:
+    """What tells the loss of weights, marks and targets of noisy clips."""
+    if chosen is None and not has_two_heads(job.recipe):
+        return []
+    weights, targets = (dict(chosen.weight_of), dict(chosen.target_of)) if chosen is not None else ({}, {})
+    if has_two_heads(job.recipe):
+        own = learn.dls.files(0)
+        own = own[~own["fname"].isin(targets)]
+        rows = zip(own["fname"], *second_head(multi_hot(own["labels"], learn.tags), noisy=False))
+        for fname, targ, weight in rows:
+            targets[fname], weights[fname] = targ, weight
+    elif chosen is not None and not chosen.soft:
+        targets = {}
+    return [NoisyWeights(weights, targets=targets)]
+
+
+def _fit_round(job: FoldJob, fold: int, learn: FatLearner, number: int, chosen: Chosen | None) -> None:
+    """All stages of a round that are not done yet."""
+    stages = job.recipe.stages
+    states = {k: learn.path / _state(k) for k in job.recipe.rounds()[number]}
     # A state holds all that came before it.
-    begun = max((number for number, state in enumerate(states) if state.exists()), default=0)
-    for number, stage in list(enumerate(stages))[begun:]:
-        notes = {"recipe": job.recipe.digest(), "data": job.digest, "fold": fold, "stage": number}
-        fit_stage(learn, stage, number=number, cbs=[Resumable(states[number], notes)])
+    begun = max((k for k, state in states.items() if state.exists()), default=job.recipe.rounds()[number].start)
+    if number and not stages[job.recipe.rounds()[number].start].fresh:
+        load_weights(learn.path / _round_weights(number - 1), learn.model)
+    for k, state in states.items():
+        if k < begun:
+            continue
+        weighted = _told_of_noisy(job, learn, chosen)
+        notes = {"recipe": job.recipe.digest(), "data": job.digest, "fold": fold, "stage": k}
+        shares = dict(chosen.shares) if chosen is not None and chosen.shares else None
+        fit_stage(learn, stages[k], number=k, cbs=[Resumable(state, notes), *weighted], shares=shares)
+
+
+def _state(stage: int) -> str:
+    return f"state_{stage}.safetensors"
+
+
+def _save(learn: FatLearner, path: Path) -> None:
     notes = {"tags": list(learn.tags), "in_channels": learn.dls.to_spec.n_channels, "prior": [float(p) for p in learn.dls.prior()]}
-    save_weights(folder / WEIGHTS, learn.model, {"fatai": json.dumps(notes)})
-    for state in states:
-        state.unlink(missing_ok=True)
-    shutil.rmtree(folder / learn.model_dir, ignore_errors=True)
+    save_weights(path, learn.model, {"fatai": json.dumps(notes)})
 
 
-def fit_stage(learn: FatLearner, stage: Stage, *, number: int = 0, cbs: Any = ()) -> FatLearner:
-    """Fit a learner as a stage of a recipe says; its `path` takes history.csv and, below `models/`, the best weights.
-
-    Parameters
-    ----------
-    number
-        Which stage it is: with 0, history.csv begins anew.
-    cbs
-        Further callbacks of this fit.
-    """
-    learn.path.mkdir(parents=True, exist_ok=True)
-    _set_batches(learn, stage)
-    learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
-    learn.opt_func, learn.no_decay, learn.wd, learn.opt = _OPTIMIZERS[stage.optimizer], stage.no_decay, stage.wd, None
-    # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
-    cbs = [*cbs, StopOnNaN(), History(learn.path / "history.csv", stage.name, append=number > 0)]
-    cbs += [built(AUGMENTATIONS, change) for change in stage.augment]
-    if stage.mixup is not None:
-        cbs.append(built(MIXERS, stage.mixup))
-    if stage.clamp_gradients is not None:
-        cbs.append(ClampGradients(stage.clamp_gradients))
-    if stage.keep == "best" and len(learn.dls.valid_ds):
-        cbs.append(KeepBest(monitor="lwlrap", fname=f"best_of_stage_{number}"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
-        if stage.schedule == "one_cycle":
-            learn.fit_one_cycle(stage.epochs, stage.lr, cbs=cbs, **stage.schedule_options)
-        else:
-            learn.fit(stage.epochs, stage.lr, cbs=[*cbs, scheduled(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)])
-    return learn
-
-
-def _set_batches(learn: FatLearner, stage: Stage) -> None:
-    """Loaders that make a stage's batches."""
-    bs = max(1, min(stage.bs, len(learn.dls.train_ds)))
-    for dl in learn.dls.loaders:
-        dl.bs = bs
-    train = learn.dls.train
-    if stage.sampling == "balanced":
-        targ: np.ndarray = multi_hot(learn.dls.files(0)["labels"], learn.dls.tags)
-        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=Balanced(targ, **stage.sampling_options), bs=bs)
-    elif isinstance(train, SampledDL):
-        learn.dls.loaders[0] = train.new(cls=TfmdDL, bs=bs, shuffle=True, drop_last=True, n=None)
+def _remove_states(learn: FatLearner, number: int) -> None:
+    """The weights are kept; states and the best of stages have done their work, and so have the weights of the round before."""
+    for leftover in (*learn.path.glob("state_*.safetensors"), *(learn.path / _round_weights(k) for k in range(number))):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(learn.path / learn.model_dir, ignore_errors=True)

@@ -23,7 +23,7 @@ from fatai.data.fat2019 import CORRUPTED_HOW
 from fatai.data.folds import FOLD_MAKERS
 from fatai.errors import FataiError, RecipeError
 from fatai.registry import (
-    AUGMENTATIONS, CHANNELS, FRONT_ENDS, LOSSES, MIXERS, MODELS, SCHEDULES, VIEWS, Registry, did_you_mean,
+    AUGMENTATIONS, CHANNELS, FRONT_ENDS, LOSSES, MIXERS, MODELS, NOISY, SCHEDULES, VIEWS, Registry, did_you_mean,
 )
 from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
 from fatai.sound.waveform import SHORT_FILLS
@@ -34,7 +34,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Recipe", "Stage", "load_recipe", "recipe_names", "recipe_text"]
+__all__ = ["KEPT", "Recipe", "Stage", "load_recipe", "recipe_names", "recipe_text"]
+
+KEPT = "kept"
+"""As the name of a stage's noisy method: the clips that were chosen before."""
 
 # A recipe is a page; a file far beyond that is none, and is not parsed.
 _MAX_BYTES = 256 * 1024
@@ -129,10 +132,25 @@ class Model(_Section):
 
 
 class Stage(_Section):
-    """One fit: how long, how fast, towards what, from which batches.
+    """One fit: how long, how fast, towards what, from which clips and batches.
 
-    `mixup` is the `name` of a mixer with its options; `augment` are names of augmentations with theirs, in their order. `sampling`
-    "balanced" draws all tags alike, as `fatai.data.sampling.Balanced`.
+    Attributes
+    ----------
+    mixup, augment
+        The `name` of a mixer with its options; names of augmentations with theirs, in their order.
+    sampling
+        "balanced" draws all tags alike, as `fatai.data.sampling.Balanced`; "mixture" draws from the sources (curated, noisy, corrected)
+        with the shares in `sampling_options`, or with those of the noisy method.
+    noisy
+        The `name` of a method of `NOISY` with its options: the clips that it chooses join the curated ones in this stage. What the models
+        of the stage before think of each noisy clip is the mean over the folds that never trained on it. "kept" takes the last choice
+        again.
+    noisy_weight
+        Times the weights of the method.
+    noisy_share
+        Which chosen clips a fold gets: "all", "own" (its share) or "others" (all but its share), as in `fatai.data.folds.noisy_shares`.
+    fresh
+        Whether to begin with new weights instead of those of the stage before.
     """
 
     name: str = "fit"
@@ -150,8 +168,17 @@ class Stage(_Section):
     keep: Literal["best", "last"] = "best"
     mixup: dict[str, Any] | None = None
     augment: tuple[dict[str, Any], ...] = ()
-    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    sampling: Literal["shuffle", "balanced", "mixture"] = "shuffle"
     sampling_options: dict[str, Any] = {}
+    noisy: dict[str, Any] | None = None
+    noisy_weight: float = Field(1.0, ge=0, le=1000)
+    noisy_share: Literal["all", "own", "others"] = "all"
+    fresh: bool = False
+
+    @field_validator("noisy")
+    @classmethod
+    def _known_method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return value if value is None or value == {"name": KEPT} else _buildable(NOISY, value)
 
     @field_validator("mixup")
     @classmethod
@@ -234,6 +261,27 @@ class Recipe(_Section):
         if name is not None and name not in FRONT_ENDS:
             raise ValueError(f"name is {name!r}; {did_you_mean(str(name), FRONT_ENDS.names())}")
         return value
+
+    @model_validator(mode="after")
+    def _a_choice_precedes_kept(self) -> Recipe:
+        chosen = False
+        for stage in self.stages:
+            if stage.noisy == {"name": KEPT} and not chosen:
+                raise ValueError(f"stage {stage.name!r} keeps noisy clips, but no stage before it chose any")
+            chosen = chosen or stage.noisy is not None
+        return self
+
+    def judges_after(self, number: int) -> bool:
+        """Whether the models of a round judge the noisy clips, because the next one chooses among them."""
+        rounds = self.rounds()
+        following = self.stages[rounds[number + 1].start].noisy if number + 1 < len(rounds) else None
+        return following is not None and following["name"] != KEPT
+
+    def rounds(self) -> list[range]:
+        """Numbers of the stages that a fold fits on the same clips, beginning with the same weights or fresh ones."""
+        stages = self.stages
+        begins = [i for i, stage in enumerate(stages) if i == 0 or stage.fresh or stage.noisy or stages[i - 1].noisy]
+        return [range(a, b) for a, b in zip(begins, [*begins[1:], len(self.stages)])]
 
     @model_validator(mode="after")
     def _front_end_fits(self) -> Recipe:

@@ -20,9 +20,10 @@ from fatai.data.labels import multi_hot
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.infer.ensemble import ensemble
 from fatai.infer.predictions import Predictions
-from fatai.recipes.fold import FoldJob, fold_learner, train_fold
+from fatai.recipes.fold import FoldJob, fold_learner
 from fatai.recipes.manifest import data_digest, read_manifest, write_manifest
 from fatai.recipes.recipe import Recipe, load_recipe
+from fatai.recipes.rounds import Rounds
 from fatai.score.ranking import lwlrap
 from fatai.train.crossval import fit_folds
 from fatai.train.learner import FatLearner
@@ -51,6 +52,7 @@ def run_recipe(
     only: Sequence[int] | None = None,
     predict_test: bool = True,
     resume: bool = False,
+    corrections: str | Path | None = None,
     num_workers: int | None = None,
     cache_dir: str | Path | None = None,
     command: str = "",
@@ -74,6 +76,8 @@ def run_recipe(
         Whether to predict the test part, where there is one, and to write the submission.
     resume
         Go on with the run in `out`, if one was begun there: with the same recipe and data.
+    corrections
+        A CSV of hand corrections (`fname`, and `labels` or "remove"), applied to the curated and the noisy part when `data` is a folder.
     cache_dir
         Where a recipe with `clips.cache` keeps its cache; None is the user's cache folder.
     command
@@ -90,7 +94,7 @@ def run_recipe(
     """
     started = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    data = data if isinstance(data, FATData) else read_layout(data, corrupted=recipe.clips.corrupted)
+    data = data if isinstance(data, FATData) else read_layout(data, corrections, corrupted=recipe.clips.corrupted)
     digest = data_digest(data)
     out = Path(out)
     begun = resume and _begun(out, recipe, digest)
@@ -105,24 +109,30 @@ def run_recipe(
         # The last of the three: a folder with a manifest has the other two.
         write_manifest(out, data, recipe, digest, command)
     say(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
-    job = FoldJob(data, recipe, out, digest, predict_test=predict_test, num_workers=num_workers, cache_dir=cache_dir, say=say)
-    test_parts: list[Predictions] = []
+    noisy, odd_noisy = _noisy_table(data, recipe)
+    job = FoldJob(
+        data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers, cache_dir=cache_dir, say=say,
+    )
+    rounds = Rounds(job, only=sorted(set(folds.tolist())) if only is None else sorted(set(only)))
+    parts: list[Predictions] = []
 
     def fit_fold(fold: int, fold_table: pd.DataFrame) -> np.ndarray:
-        predicted = train_fold(job, fold, fold_table)
-        if predicted.test is not None:
-            test_parts.append(predicted.test)
-        say(f"fold {fold}: lwlrap {lwlrap(predicted.held_out.probs, targ[folds == fold]):.4f}")
-        return predicted.held_out.probs
+        result = rounds.last(fold, fold_table)
+        assert result.held_out is not None
+        if result.test is not None:
+            parts.append(result.test)
+        say(f"fold {fold}: lwlrap {lwlrap(result.held_out.probs, targ[folds == fold]):.4f}")
+        return result.held_out.probs
 
+    rounds.until_last(table, folds)
     folded = fit_folds(table, folds, len(data.tags), fit_fold, lambda probs, rows: lwlrap(probs, targ[rows]), only=only)
     trained = ~np.isnan(folded.oof).any(axis=1)
     oof = Predictions(tuple(table["fname"][trained]), data.tags, folded.oof[trained])
     oof.to_csv(out / "oof.csv")
     oof_score = lwlrap(oof.probs, targ[trained])
     say(f"out of fold: lwlrap {oof_score:.4f} over {int(trained.sum())} clips")
-    test = _write_test(out, data, test_parts, say) if test_parts else None
-    result = RunResult(out, folded.scores, oof_score, oof, test, unreadable, time.monotonic() - started)
+    test = _write_test(out, data, parts, say) if parts else None
+    result = RunResult(out, folded.scores, oof_score, oof, test, unreadable + odd_noisy, time.monotonic() - started)
     write_manifest(out, data, recipe, digest, command, _results(result))
     say(f"{out}: done in {result.seconds:.0f} s")
     return result
@@ -169,18 +179,28 @@ def recipe_learner(
 
 def _folded_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str, ...], np.ndarray]:
     """The curated clips that can be read, the names of those that can't, and the fold of each that can."""
-    table = data.curated
+    table, unreadable = _readable_rows(data.curated)
+    if len(table) < recipe.folds.n:
+        raise DataError(f"{data.path} has {len(table)} readable curated clips, too few for {recipe.folds.n} folds")
+    targ = multi_hot(table["labels"], data.tags)
+    return table, unreadable, make_folds(targ, how=recipe.folds.how, n=recipe.folds.n, seed=recipe.folds.seed)
+
+
+def _noisy_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
+    """The noisy clips that can be read, and the names of those that can't; none where the recipe asks for none."""
+    if all(stage.noisy is None for stage in recipe.stages):
+        return None, ()
+    if data.noisy is None:
+        raise DataError(f"the recipe {recipe.name} trains on noisy clips, but {data.path} has none: expected train_noisy.csv")
+    return _readable_rows(data.noisy)
+
+
+def _readable_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     good, faults = readable([Path(p) for p in table["path"]])
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
-        warnings.warn(f"{len(faults)} training files cannot be read and are left out:\n{listed}", stacklevel=3)
-    if good.sum() < recipe.folds.n:
-        raise DataError(f"{data.path} has {int(good.sum())} readable curated clips, too few for {recipe.folds.n} folds")
-    readable_ones = table[good].reset_index(drop=True)
-    folds = make_folds(
-        multi_hot(readable_ones["labels"], data.tags), how=recipe.folds.how, n=recipe.folds.n, seed=recipe.folds.seed,
-    )
-    return readable_ones, tuple(table["fname"][~good]), folds
+        warnings.warn(f"{len(faults)} training files cannot be read and are left out:\n{listed}", stacklevel=4)
+    return table[good].reset_index(drop=True), tuple(table["fname"][~good])
 
 
 def _write_test(out: Path, data: FATData, parts: list[Predictions], say: Callable[[str], None]) -> Predictions:

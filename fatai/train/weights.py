@@ -31,19 +31,25 @@ class NoisyWeights(Callback):
         of the loaders' table if it has one. A new value, `learn.noisy_weights.weights = 0.75`, counts from the next epoch on.
     noisy
         File names of noisy clips. None takes the column `noisy` of the table, which `FATDataLoaders.from_path(noisy=True)` fills.
+    targets
+        File name to row of targets, for those that no list of labels can say: soft ones, or more columns than tags. Where there are any
+        with more columns, every training clip needs its row.
 
     Raises
     ------
     OptionError, ShapeError
-        When the fit begins: weights below 0 or of no training clip, rows of weights that are not as long as the tags, or a loss that
-        doesn't read `w`, which all of `LOSSES` do.
+        When the fit begins: weights below 0 or of no training clip, rows of weights that are not as long as the targets, targets outside
+        [0, 1], or a loss that doesn't read `w`, which all of `LOSSES` do.
     """
 
     # Before all random changes and mixers, which mix what the loss was told.
     order = -8
 
-    def __init__(self, weights: float | Mapping[str, Any] | pd.Series | None = None, noisy: Collection[str] | None = None):
-        self.weights, self.noisy = weights, noisy
+    def __init__(
+        self, weights: float | Mapping[str, Any] | pd.Series | None = None, noisy: Collection[str] | None = None,
+        targets: Mapping[str, np.ndarray] | None = None,
+    ):
+        self.weights, self.noisy, self.targets = weights, noisy, targets
         self._clips: Any = None
 
     def before_fit(self) -> None:
@@ -51,23 +57,43 @@ class NoisyWeights(Callback):
         if not hasattr(self.learn.loss_func, "w"):
             raise OptionError(f"the loss {type(self.learn.loss_func).__name__} takes no weights; take one of LOSSES, such as 'bce'")
         self.of_clips()
+        self._own_targets()
 
     def of_clips(self) -> tuple[Tensor, Tensor]:
         """Weights, shape (clips,) or (clips, tags), and noisy marks, shape (clips,), of the training clips in their data set's order."""
-        table = getattr(self.learn.dls.train.dataset, "items", None)
-        if not isinstance(table, pd.DataFrame) or "fname" not in table.columns:
-            raise DataError("the training clips have no file names to look weights up by; make the loaders with FATDataLoaders")
+        table = self._table()
         noisy = _marks(table, self.noisy)
         if self.weights is None:
             return _checked(_column(table), table), noisy
         if isinstance(self.weights, (int, float)):
             return _checked(torch.where(noisy > 0, float(self.weights), 1.0), table), noisy
-        return _checked(_looked_up(table, self.weights, len(self.learn.dls.tags)), table), noisy
+        width = len(self.learn.dls.tags) if not self.targets else len(next(iter(self.targets.values())))
+        return _checked(_looked_up(table, self.weights, width), table), noisy
+
+    def _table(self) -> pd.DataFrame:
+        table = getattr(self.learn.dls.train.dataset, "items", None)
+        if not isinstance(table, pd.DataFrame) or "fname" not in table.columns:
+            raise DataError("the training clips have no file names to look weights up by; make the loaders with FATDataLoaders")
+        return table
+
+    def _own_targets(self) -> list[Tensor | None] | None:
+        """For each training clip the row that stands for its labels; None where there is none."""
+        if not self.targets:
+            return None
+        names = list(self._table()["fname"])
+        rows = {name: _target(name, row) for name, row in self.targets.items()}
+        widths = {len(row) for row in rows.values()}
+        lacking = [name for name in names if name not in rows]
+        if len(widths) > 1 or (widths != {len(self.learn.dls.tags)} and lacking):
+            without = f" and {lacking[0]} has none" if lacking else ""
+            raise ShapeError(f"targets have {sorted(widths)} columns for {len(self.learn.dls.tags)} tags{without}; expected one number for "
+                             "each tag, or rows of one length for all clips")
+        return [rows.get(name) for name in names]
 
     def before_train(self) -> None:
         self._take_out()
         loader = self.learn.dls.train
-        self._clips, loader.dataset = loader.dataset, _Weighed(loader.dataset, *self.of_clips())
+        self._clips, loader.dataset = loader.dataset, _Weighed(loader.dataset, *self.of_clips(), self._own_targets())
 
     def before_batch(self) -> None:
         self._tell(None, None)
@@ -102,14 +128,23 @@ class _Weighed(GetAttr):
 
     _default = "clips"
 
-    def __init__(self, clips: Any, w: Tensor, noisy: Tensor):
-        self.clips, self.w, self.noisy = clips, w, noisy
+    def __init__(self, clips: Any, w: Tensor, noisy: Tensor, targets: list[Tensor | None] | None):
+        self.clips, self.w, self.noisy, self.targets = clips, w, noisy, targets
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, i: int) -> tuple[Any, ...]:
-        return (*self.clips[i], self.w[i], self.noisy[i])
+        *inputs, targ = self.clips[i]
+        own = None if self.targets is None else self.targets[i]
+        return (*inputs, targ if own is None else own.as_subclass(type(targ)), self.w[i], self.noisy[i])
+
+
+def _target(name: str, row: Any) -> Tensor:
+    target = torch.from_numpy(np.array(row, dtype=np.float32))
+    if target.ndim != 1 or not ((target >= 0) & (target <= 1)).all():
+        raise OptionError(f"the target of {name} is {row}; expected a row of numbers within [0, 1]")
+    return target
 
 
 def _marks(table: pd.DataFrame, names: Collection[str] | None) -> Tensor:

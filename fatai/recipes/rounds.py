@@ -1,0 +1,77 @@
+"""The rounds of a run: every fold trained until noisy clips are to be judged, then a choice that all folds go on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from fatai.atomic import write_text_atomic
+from fatai.recipes.fold import FoldJob, FoldResult, train_fold
+from fatai.recipes.recipe import KEPT, built
+from fatai.registry import NOISY
+from fatai.train.judged import Chosen, Judged, judge, out_of_fold_mean
+
+__all__ = ["Rounds"]
+
+
+class Rounds:
+    """Trains the folds of a run round by round.
+
+    What a choice made of each noisy clip is written to `noisy_<stage>.csv` in the run's folder: fname, kept, changed, score, why.
+
+    Parameters
+    ----------
+    only
+        The folds that take part.
+    """
+
+    def __init__(self, job: FoldJob, only: Sequence[int]):
+        self.job, self.only = job, list(only)
+        self.rounds = job.recipe.rounds()
+        self.chosen: Chosen | None = None  # by the last stage that chose, for all folds
+        self.learnt: dict[int, set[str]] = {fold: set() for fold in self.only}  # noisy clips behind each fold's weights
+        self.judgements: list[np.ndarray] = []
+
+    def until_last(self, table: pd.DataFrame, folds: np.ndarray) -> None:
+        """Train all rounds but the last."""
+        for number in range(len(self.rounds) - 1):
+            parts = self._parts(number)
+            results = [
+                train_fold(self.job, fold, table.assign(is_valid=folds == fold), number, parts.get(fold)) for fold in self.only
+            ]
+            self.judgements = [result.noisy.probs for result in results if result.noisy is not None]
+        self.last_parts = self._parts(len(self.rounds) - 1)
+
+    def last(self, fold: int, table: pd.DataFrame) -> FoldResult:
+        """Train the last round of a fold, whose held-out clips `table` marks."""
+        return train_fold(self.job, fold, table, len(self.rounds) - 1, self.last_parts.get(fold))
+
+    def _parts(self, number: int) -> dict[int, Chosen]:
+        """The noisy clips that each fold trains on in a round; empty for a round of curated clips alone."""
+        stage = self.job.recipe.stages[self.rounds[number].start]
+        if stage.noisy is not None and stage.noisy["name"] != KEPT:
+            self.chosen = built(NOISY, stage.noisy)(self._judged())
+            self.job.say(f"stage {stage.name}: {self.chosen}")
+            told = self.chosen.clips.to_csv(index=False, lineterminator="\n")
+            write_text_atomic(self.job.out / f"noisy_{self.rounds[number].start}.csv", told)
+        if stage.fresh:
+            self.learnt = {fold: set() for fold in self.only}
+        if stage.noisy is None:
+            return {}
+        assert self.chosen is not None
+        recipe = self.job.recipe
+        shares = self.chosen.times(stage.noisy_weight).split(how=stage.noisy_share, n=recipe.folds.n, seed=recipe.folds.seed)
+        for fold in self.only:
+            self.learnt[fold] |= set(shares[fold].fnames)
+        return {fold: shares[fold] for fold in self.only}
+
+    def _judged(self) -> Judged:
+        noisy, tags = self.job.noisy, self.job.data.tags
+        assert noisy is not None
+        if not self.judgements:
+            return judge(noisy, tags)
+        names = list(noisy["fname"])
+        probs = out_of_fold_mean(np.stack(self.judgements), names, [self.learnt[fold] for fold in self.only])
+        return judge(noisy, tags, probs, names, out_of_fold=True)

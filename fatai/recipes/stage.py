@@ -1,0 +1,100 @@
+"""One stage of a recipe: a learner's batches, loss, optimiser, schedule and callbacks, and the fit."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastai.callback import schedule as _  # noqa: F401 - gives learners fit_one_cycle
+from fastai.callback.core import Callback
+from fastai.data.core import TfmdDL
+from fastai.optimizer import Adam
+
+from fatai.data.labels import multi_hot
+from fatai.data.sampling import Balanced, Mixture, SampledDL
+from fatai.errors import OptionError
+from fatai.recipes.recipe import Stage, built
+from fatai.registry import AUGMENTATIONS, MIXERS
+from fatai.train.callbacks import ClampGradients, KeepBest, StopOnNaN, scheduled
+from fatai.train.history import History
+from fatai.train.learner import FatLearner, named_loss
+
+__all__ = ["fit_stage", "prepare_stage", "stage_changes"]
+
+# The arithmetic of torch's Adam, which the published systems use; fastai's own defaults are sqr_mom 0.99 and eps 1e-5.
+_OPTIMIZERS = {
+    "adam": partial(Adam, decouple_wd=False, sqr_mom=0.999, eps=1e-8),
+    "adamw": partial(Adam, decouple_wd=True, sqr_mom=0.999, eps=1e-8),
+}
+
+
+def stage_changes(stage: Stage) -> list[tuple[str, Any]]:
+    """The random changes of a stage with their names: what it augments with, then its mixer."""
+    changes = [(change["name"], built(AUGMENTATIONS, change)) for change in stage.augment]
+    return changes if stage.mixup is None else [*changes, (stage.mixup["name"], built(MIXERS, stage.mixup))]
+
+
+def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] | None = None) -> list[Callback]:
+    """Give a learner the batches, loss and optimiser of a stage, and return its callbacks that write nothing.
+
+    Parameters
+    ----------
+    shares
+        How often "mixture" draws from each source, where the stage doesn't say.
+    """
+    _set_batches(learn, stage, shares)
+    learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
+    learn.opt_func, learn.no_decay, learn.wd, learn.opt = _OPTIMIZERS[stage.optimizer], stage.no_decay, stage.wd, None
+    cbs = [change for name, change in stage_changes(stage)]
+    return cbs if stage.clamp_gradients is None else [*cbs, ClampGradients(stage.clamp_gradients)]
+
+
+def fit_stage(
+    learn: FatLearner, stage: Stage, *, number: int = 0, cbs: Any = (), shares: dict[str, float] | None = None,
+) -> FatLearner:
+    """Fit a learner as a stage of a recipe says; its `path` takes history.csv and, below `models/`, the best weights.
+
+    Parameters
+    ----------
+    number
+        Which stage it is: with 0, history.csv begins anew.
+    cbs
+        Further callbacks of this fit.
+    shares
+        As in `prepare_stage`.
+    """
+    learn.path.mkdir(parents=True, exist_ok=True)
+    # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
+    cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), StopOnNaN()]
+    cbs.append(History(learn.path / "history.csv", stage.name, append=number > 0))
+    if stage.keep == "best" and len(learn.dls.valid_ds):
+        cbs.append(KeepBest(monitor="lwlrap", fname=f"best_of_stage_{number}"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
+        if stage.schedule == "one_cycle":
+            learn.fit_one_cycle(stage.epochs, stage.lr, cbs=cbs, **stage.schedule_options)
+        else:
+            learn.fit(stage.epochs, stage.lr, cbs=[*cbs, scheduled(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)])
+    return learn
+
+
+def _set_batches(learn: FatLearner, stage: Stage, shares: dict[str, float] | None) -> None:
+    """Loaders that make a stage's batches."""
+    bs = max(1, min(stage.bs, len(learn.dls.train_ds)))
+    for dl in learn.dls.loaders:
+        dl.bs = bs
+    train, table = learn.dls.train, learn.dls.files(0)
+    if stage.sampling == "balanced":
+        targ: np.ndarray = multi_hot(table["labels"], learn.dls.tags)
+        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=Balanced(targ, **stage.sampling_options), bs=bs)
+    elif stage.sampling == "mixture":
+        options = dict(stage.sampling_options)
+        given = options.pop("shares", shares)
+        if given is None:
+            raise OptionError(f"stage {stage.name} draws from a mixture, but nobody says its shares: give sampling_options.shares")
+        sources = table["source"] if "source" in table.columns else ["curated"] * len(table)
+        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=Mixture(list(sources), given, **{"n": len(table), **options}), bs=bs)
+    elif isinstance(train, SampledDL):
+        learn.dls.loaders[0] = train.new(cls=TfmdDL, bs=bs, shuffle=True, drop_last=True, n=None)
