@@ -143,6 +143,14 @@ def test_rank_temperature_worked_step_by_step(known):
         assert losses[0] == min(losses)
 
 
+def test_weights_that_sum_to_more_than_1_by_rounding_do_no_harm():
+    rng = np.random.default_rng(0)
+    for n in range(2, 30):
+        weights = rng.random(n)
+        ones = FixedWeights(ENSEMBLES.build("mean"), weights / weights.sum())(np.ones((n, 1, 1)))
+        assert ones <= 1 and ones == pytest.approx(1)
+
+
 def test_logistic_stacking_is_scikit_learns_on_standardised_logits(known):
     stack, targ = known
     answer = ENSEMBLES.build("logreg").fit(stack[:, :150], targ[:150])(stack[:, 150:])

@@ -48,10 +48,11 @@ class Blend:
         return self.finish(self.before(stack), weights)
 
     def finish(self, ready: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """The answer from what `before` has made already."""
+        """The answer, within [0, 1], from what `before` has made already."""
         # One model after the other: a matrix product may add in an order that depends on the machine.
         mean = sum((weight * probs for weight, probs in zip(weights, ready, strict=True)), start=np.zeros(ready.shape[1:]))
-        return self.after(mean)
+        # Weights that sum to 1 up to rounding may carry a mean of ones to 1 + 2e-16.
+        return np.clip(self.after(mean), 0, 1)
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,7 @@ def blend_and_judge(
         if len(np.unique(known.folds)) > 1:
             nested = Predictions(known.fnames, first.tags, _nested(plan, known))
             score = lwlrap(nested.probs, known.targ)
-    # Weights that sum to 1 up to rounding may carry a mean of ones to 1 + 2e-16.
-    blended = Predictions(first.fnames, first.tags, np.clip(fitted(stack), 0, 1), unreadable, score)
+    blended = Predictions(first.fnames, first.tags, fitted(stack), unreadable, score)
     found = tuple(float(w) for w in fitted.weights) if isinstance(fitted, FixedWeights) else None
     return Blended(blended, tuple(m.name for m in members), found, alone, nested)
 
@@ -225,5 +224,5 @@ def _nested(plan: Learnt | FixedWeights, known: OutOfFold) -> np.ndarray:
         held = known.folds == fold
         fitted = _fitted(plan, known._replace(stack=known.stack[:, ~held], targ=known.targ[~held]))
         # Ranks within a tag are taken within the fold, as those of a test set are within it.
-        probs[held] = np.clip(fitted(known.stack[:, held]), 0, 1)
+        probs[held] = fitted(known.stack[:, held])
     return probs
