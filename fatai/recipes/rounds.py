@@ -62,7 +62,9 @@ class Rounds:
             return {}
         assert self.chosen is not None
         recipe = self.job.recipe
-        shares = self.chosen.times(stage.noisy_weight).split(how=stage.noisy_share, n=recipe.folds.n, seed=recipe.folds.seed)
+        # Fewer clips than folds cannot be shared out.
+        how = stage.noisy_share if len(set(self.chosen.fnames)) >= recipe.folds.n else "all"
+        shares = self.chosen.times(stage.noisy_weight).split(how=how, n=recipe.folds.n, seed=recipe.folds.seed)
         for fold in self.only:
             self.learnt[fold] |= set(shares[fold].fnames)
         return {fold: shares[fold] for fold in self.only}

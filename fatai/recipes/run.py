@@ -100,7 +100,7 @@ def run_recipe(
     begun = resume and _begun(out, recipe, digest)
     if not begun:
         _new_folder(out)
-    table, unreadable, folds = _folded_table(data, recipe)
+    table, unreadable, folds = folded_table(data, recipe)
     targ = multi_hot(table["labels"], data.tags)
     if not begun:
         split = pd.DataFrame({"fname": table["fname"], "fold": folds})
@@ -109,7 +109,7 @@ def run_recipe(
         # The last of the three: a folder with a manifest has the other two.
         write_manifest(out, data, recipe, digest, command)
     say(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
-    noisy, odd_noisy = _noisy_table(data, recipe)
+    noisy, odd_noisy = noisy_table(data, recipe)
     job = FoldJob(
         data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers, cache_dir=cache_dir, say=say,
     )
@@ -170,14 +170,14 @@ def recipe_learner(
     """The learner of one fold of a recipe before its first stage, to look at or to fit by hand; writes nothing."""
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     data = data if isinstance(data, FATData) else read_layout(data, corrupted=recipe.clips.corrupted)
-    table, _, folds = _folded_table(data, recipe)
+    table, _, folds = folded_table(data, recipe)
     if fold not in folds:
         raise OptionError(f"fold is {fold}; {recipe.name} has the folds 0 to {recipe.folds.n - 1}")
     job = FoldJob(data, recipe, Path(path), data_digest(data), num_workers=num_workers, cache_dir=cache_dir)
     return fold_learner(job, fold, table.assign(is_valid=folds == fold))
 
 
-def _folded_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str, ...], np.ndarray]:
+def folded_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str, ...], np.ndarray]:
     """The curated clips that can be read, the names of those that can't, and the fold of each that can."""
     table, unreadable = _readable_rows(data.curated)
     if len(table) < recipe.folds.n:
@@ -186,7 +186,7 @@ def _folded_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[st
     return table, unreadable, make_folds(targ, how=recipe.folds.how, n=recipe.folds.n, seed=recipe.folds.seed)
 
 
-def _noisy_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
+def noisy_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
     """The noisy clips that can be read, and the names of those that can't; none where the recipe asks for none."""
     if all(stage.noisy is None for stage in recipe.stages):
         return None, ()

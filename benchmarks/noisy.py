@@ -1,0 +1,230 @@
+"""What noisy clips are worth: every protocol with one small model and budget, two folds, several seeds.
+
+    python -m benchmarks.noisy DATA [--seeds 0 1 2] [--steps 600] [--work FOLDER] [--out benchmarks/results/noisy.md]
+
+DATA is a folder in the competition's layout with truth/test.csv and truth/train_noisy.csv, of which only scores are made. The models of the
+curated part judge the noisy clips for all protocols; every stage that follows has the same number of optimiser steps, begins anew unless
+its protocol goes on from the curated weights, and counts with its last epoch, so nothing is chosen by a score. Every finished row is a line
+of FOLDER/rows.jsonl, and rows that are there are not trained again: several processes may share the work, each with seeds of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+import warnings
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.augmentation import spread
+from benchmarks.rounds import report
+from fatai.data.fat2019 import FATData, fat_sample, read_layout
+from fatai.data.labels import multi_hot, read_labels
+from fatai.infer.ensemble import ensemble
+from fatai.models import count_parameters
+from fatai.recipes.fold import WEIGHTS, FoldJob, train_fold
+from fatai.recipes.network import recipe_network
+from fatai.recipes.recipe import Recipe, load_recipe
+from fatai.recipes.rounds import Rounds
+from fatai.recipes.run import folded_table, noisy_table
+from fatai.score.ranking import lwlrap
+from fatai.train.judged import Chosen
+
+WIDTH, CROP_S, BS, LR, VIEWS, FOLDS = 0.125, 1.0, 16, 3e-3, 4, 2
+GOES_ON = {"lr": 1e-3}
+
+# Stages behind the curated one; the counts of clips are the published shares of 19,815 noisy clips, times 640.
+PROTOCOLS: dict[str, list[dict[str, Any]]] = {
+    "curated only": [],
+    "curated, then curated": [{"fresh": False, **GOES_ON}],
+    "all as given": [{"noisy": {"name": "as_given"}}],
+    "ninth": [{"noisy": {"name": "ninth", "n": 160, "per_tag": 20}}],
+    "ninth, then curated": [{"noisy": {"name": "ninth", "n": 160, "per_tag": 20}}, {"fresh": False, **GOES_ON}],
+    "3rd: scoring, a half": [{"noisy": {"name": "scoring", "k": 320}}],
+    "3rd: scoring, a quarter": [{"noisy": {"name": "scoring", "k": 160}}],
+    "3rd: fullmatch": [{"noisy": {"name": "fullmatch"}}],
+    "3rd: relabelall": [{"noisy": {"name": "relabelall"}}],
+    "3rd: relabelall-replacenan": [{"noisy": {"name": "relabelall-replacenan"}}],
+    "3rd: relabelall-merge": [{"noisy": {"name": "relabelall-merge"}}],
+    "3rd: ladder, then pseudo-labels": [
+        {"noisy": {"name": "scoring", "k": 100}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 200}, "noisy_share": "own"},
+        {"noisy": {"name": "third", "k": 320}},
+    ],
+    "gold plan": [
+        {"noisy": {"name": "gold"}, "noisy_weight": 0.5, "noisy_share": "own", "fresh": False, **GOES_ON},
+        {"noisy": {"name": "gold"}, "fresh": False, **GOES_ON},
+    ],
+    "36th: soft labels": [{"noisy": {"name": "36th"}}],
+    "1st: Lsoft, a fifth noisy": [{"noisy": {"name": "first"}, "sampling": "mixture", "loss": "split"}],
+    "4th: second head": [{"noisy": {"name": "fourth"}}],
+    "4th: sharpened pseudo-labels": [{"noisy": {"name": "fourth_pseudo", "weight": 1.0}}],
+    "all as given, GCE": [{"noisy": {"name": "as_given"}, "loss": "gce"}],
+}
+
+
+def recipe_of(stages: list[dict[str, Any]], seed: int, steps: int, n_curated: int) -> Recipe:
+    """The curated stage and what follows; epochs are set anew when the clips of a stage are known."""
+    plain = load_recipe("quick").changed(width=WIDTH, crop_s=CROP_S, views=VIEWS, folds=FOLDS, bs=BS, lr=LR, seed=100 * seed).model_dump()
+    plain["clips"]["cache"] = "wave"
+    plain["folds"]["seed"] = seed
+    curated = {**plain["stages"][0], "keep": "last", "epochs": round(steps * BS / n_curated)}
+    later = [{**curated, "fresh": True, "name": f"stage_{k}", **stage} for k, stage in enumerate(stages, start=1)]
+    return Recipe.model_validate({**plain, "stages": (curated, *later)})
+
+
+class Budget(Rounds):
+    """Rounds whose stages all have the same number of steps, however many clips were chosen."""
+
+    def __init__(self, job: FoldJob, steps: int, n_curated: int):
+        super().__init__(job, only=range(FOLDS))
+        self.steps, self.n_curated = steps, n_curated
+        self.choices: list[Chosen] = []
+
+    def _parts(self, number: int) -> dict[int, Chosen]:
+        parts = super()._parts(number)
+        if parts and self.chosen is not None:
+            self.choices.append(self.chosen)
+        clips = self.n_curated + (len(parts[0]) if parts else 0)
+        stage = self.rounds[number].start
+        # The job's recipe is frozen, like everything that is hashed for resuming; here nothing is resumed inside a stage.
+        stages = list(self.job.recipe.stages)
+        stages[stage] = stages[stage].model_copy(update={"epochs": max(1, round(self.steps * BS / clips))})
+        object.__setattr__(self.job, "recipe", self.job.recipe.model_copy(update={"stages": tuple(stages)}))
+        return parts
+
+
+def row(data: FATData, way: str, seed: int, steps: int, work: Path) -> dict[str, Any]:
+    """Scores of one protocol with one seed, over all folds."""
+    started = time.monotonic()
+    plain = recipe_of([], seed, steps, len(data.curated) // FOLDS)
+    table, _, folds = folded_table(data, plain)
+    n_curated = len(table) // FOLDS
+    recipe = recipe_of(PROTOCOLS[way], seed, steps, n_curated)
+    out = work / f"{way.replace(':', '').replace(' ', '_')}_{seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    noisy, _ = noisy_table(data, recipe_of([{"noisy": {"name": "as_given"}}], seed, steps, n_curated))
+    job = FoldJob(data, recipe, out, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
+    _take_judges(data, table, folds, seed, steps, n_curated, work, out, noisy)
+    rounds = Budget(job, steps, n_curated)
+    rounds.until_last(table, folds)
+    results = [rounds.last(k, table.assign(is_valid=folds == k)) for k in range(FOLDS)]
+    targ = multi_hot(table["labels"], data.tags)
+    oof = np.zeros(targ.shape)
+    for k, result in enumerate(results):
+        oof[folds == k] = result.held_out.probs
+    test = ensemble([result.test for result in results], how="mean")
+    shutil.rmtree(out)
+    return {
+        "way": way, "seed": seed, "steps": steps, "data": data.path.name, "oof": lwlrap(oof, targ),
+        "test": test.score(data.path / "truth" / "test.csv"), "seconds": round(time.monotonic() - started, 1),
+        **(labels_kept(data, rounds.choices[-1]) if rounds.choices else {}),
+    }
+
+
+def _take_judges(
+    data: FATData, table: pd.DataFrame, folds: np.ndarray, seed: int, steps: int, n_curated: int, work: Path, out: Path, noisy: Any,
+) -> None:
+    """Copy the curated models and what they think of noisy clips into a new run; train them if no protocol did before."""
+    recipe = recipe_of([{"noisy": {"name": "ninth"}}], seed, steps, n_curated)
+    judges = work / f"judges_{seed}"
+    job = FoldJob(data, recipe, judges, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
+    for k in range(FOLDS):
+        train_fold(job, k, table.assign(is_valid=folds == k))
+        mine, theirs = judges / f"fold_{k}", out / f"fold_{k}"
+        theirs.mkdir(parents=True)
+        shutil.copy(mine / "noisy_0.csv", theirs)
+        shutil.copy(mine / "round_0.safetensors", theirs / "round_0.safetensors")
+        if out.name.startswith("curated_only"):
+            shutil.copy(mine / "round_0.safetensors", theirs / WEIGHTS)
+
+
+def labels_kept(data: FATData, chosen: Chosen) -> dict[str, Any]:
+    """How many clips a method kept; how many of the labels that it trains on are true, and how many of the true ones it trains on."""
+    truth = read_labels(data.path / "truth" / "train_noisy.csv").set_index("fname")["labels"]
+    known = set(data.noisy["fname"])
+    true = {(fname, tag) for fname, tags in truth.items() if fname in known for tag in tags}
+    n_tags = len(data.tags)
+    kept = {(fname, data.tags[k % n_tags]) for fname, targ in zip(chosen.fnames, chosen.targ) for k in np.flatnonzero(targ > 0.5)}
+    return {"clips": len(set(chosen.fnames)), "precision": len(kept & true) / max(1, len(kept)), "recall": len(kept & true) / len(true)}
+
+
+def known_rows(file: Path, data: FATData, steps: int) -> dict[tuple[str, int], dict[str, Any]]:
+    rows = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if (found["steps"], found["data"]) == (steps, data.path.name):
+            rows[found["way"], found["seed"]] = found
+    return rows
+
+
+def written(rows: dict[tuple[str, int], dict[str, Any]], seeds: list[int], data: FATData, steps: int) -> str:
+    ways = [way for way in PROTOCOLS if all((way, seed) in rows for seed in seeds)]
+
+    def values(way: str, key: str) -> list[float]:
+        return [rows[way, seed][key] for seed in seeds]
+
+    def gains(way: str) -> list[float]:
+        return [a - b for a, b in zip(values(way, "test"), values("curated only", "test"), strict=True)]
+
+    model = recipe_network(recipe_of([], 0, steps, 1), len(data.tags), 1)
+    lines = [
+        f"{data.path.name}: {len(data.curated)} curated and {len(data.noisy)} noisy clips, {FOLDS} folds, {len(seeds)} seeds. m3 at width "
+        f"{WIDTH} ({count_parameters(model):,} parameters), crops of {CROP_S:g} s, batches of {BS}, one-cycle to {LR:g} ({GOES_ON['lr']:g} "
+        f"where a stage goes on from the weights before it), about {steps} optimiser steps in every stage, {VIEWS} views. "
+        f"Mean ± standard deviation over seeds; gains in test lwlrap against curated only, seed by seed. Precision: which share of the "
+        f"labels trained on is true; recall: which of the true labels are trained on. "
+        f"{sum(r['seconds'] for r in rows.values()) / 60:.0f} minutes of {torch.get_num_threads()} thread(s) in all.",
+        "", "| protocol | OOF lwlrap | test lwlrap | gain | clips | precision | recall |", "|---|---|---|---|---|---|---|",
+    ]
+    for way in ways:
+        cells = [spread(values(way, "oof")), spread(values(way, "test"))]
+        cells.append("" if way == "curated only" else spread(gains(way), signed=True))
+        for key, form in (("clips", ".0f"), ("precision", ".2f"), ("recall", ".2f")):
+            cells.append("" if way.startswith("curated") else f"{statistics.mean(values(way, key)):{form}}")
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    better = [way for way in ways if not way.startswith("curated") and statistics.mean(gains(way)) >= 0.02]
+    lines += ["", f"{len(better)} protocols beat curated only by at least 0.02 in the mean{': ' + '; '.join(better) if better else ''}."]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?", default=fat_sample())
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--work", type=Path, default=Path("runs/noisy"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "noisy.md")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    data = read_layout(args.data)
+    args.work.mkdir(parents=True, exist_ok=True)
+    file = args.work / "rows.jsonl"
+    for seed in args.seeds:
+        for way in PROTOCOLS:
+            if (way, seed) in known_rows(file, data, args.steps):
+                continue
+            with redirect_stdout(StringIO()):
+                done = row(data, way, seed, args.steps, args.work)
+            with file.open("a") as f:
+                f.write(json.dumps(done) + "\n")
+            print(f"seed {seed}, {way}: OOF {done['oof']:.4f}, test {done['test']:.4f}, {done['seconds']:.0f} s", flush=True)
+    rows = {key: r for key, r in known_rows(file, data, args.steps).items() if key[1] in args.seeds}
+    command = f"python -m benchmarks.noisy {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}"
+    report("Noisy clips", command, written(rows, args.seeds, data, args.steps), args.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
