@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -55,3 +57,20 @@ def tiny_run(sample, tiny_recipe, tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return run_recipe(sample, tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny", num_workers=0)
+
+
+@pytest.fixture
+def main_with(monkeypatch, capsys):
+    """The command's entry point in this process, for tests that would otherwise import torch once each."""
+
+    from fatai.cli import main
+
+    def ended(*args):
+        monkeypatch.setattr(sys, "argv", ["fatai-submit", *map(str, args)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        with pytest.raises(SystemExit) as caught, warnings.catch_warnings():
+            main()
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(args, caught.value.code, told.out, told.err)
+
+    return ended

@@ -5,14 +5,12 @@ import re
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from fatai import __version__
-from fatai.cli import main
 from fatai.data.fat2019 import read_layout
 from fatai.data.labels import read_labels
 from fatai.recipes.recipe import tomllib
@@ -25,21 +23,6 @@ COMMANDS = [
 
 def fatai_submit(*args, cwd=None):
     return subprocess.run([sys.executable, "-m", "fatai.cli", *map(str, args)], capture_output=True, text=True, timeout=300, cwd=cwd)
-
-
-@pytest.fixture
-def main_with(monkeypatch, capsys):
-    """The command's entry point in this process, for tests that would otherwise import torch once each."""
-
-    def ended(*args):
-        monkeypatch.setattr(sys, "argv", ["fatai-submit", *map(str, args)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        with pytest.raises(SystemExit) as caught, warnings.catch_warnings():
-            main()
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess(args, caught.value.code, told.out, told.err)
-
-    return ended
 
 
 def test_help_lists_the_commands_within_a_second():

@@ -1,16 +1,12 @@
 """The commands that blend, check and calibrate, on run folders with known scores."""
 
 import json
-import subprocess
-import sys
-import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit
 
-from fatai.cli import main
 from fatai.errors import DataError, OptionError
 from fatai.infer.calibrate import calibrate_run
 from fatai.infer.ensemble import blend_and_judge
@@ -42,19 +38,6 @@ def data(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    def ended(*args):
-        monkeypatch.setattr(sys, "argv", ["fatai-submit", *map(str, args)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        with pytest.raises(SystemExit) as caught, warnings.catch_warnings():
-            main()
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess(args, caught.value.code, told.out, told.err)
-
-    return ended
-
-
 def truth_of(data):
     return pd.read_csv(data / "truth.csv")
 
@@ -63,17 +46,17 @@ def held_out(data, run):
     return Predictions.from_csv(data / run / "oof.csv").against(data / "truth.csv")
 
 
-def test_an_ensemble_tells_each_members_score_and_its_own_nested(data, command):
+def test_an_ensemble_tells_each_members_score_and_its_own_nested(data, main_with):
     runs = [data / "run0", data / "run1"]
-    ended = command("ensemble", *runs, "--how", "forward", "--of", "rank_clip", "--truth", data / "truth.csv", "--out", data / "b.csv",
-                    "--sample", data / "sample.csv")
+    ended = main_with("ensemble", *runs, "--how", "forward", "--of", "rank_clip", "--truth", data / "truth.csv", "--out", data / "b.csv",
+                      "--sample", data / "sample.csv")
     assert ended.returncode == 0, ended.stderr
     by_hand = blend_and_judge(runs, "forward", truth=data / "truth.csv", of="rank_clip")
     rows = [line.split() for line in ended.stdout.splitlines()]
     assert rows[2] == [str(runs[1]), f"{by_hand.weights[1]:.3f}", f"{lwlrap(*held_out(data, 'run1')):.4f}"]
     assert rows[3] == ["blend,", "nested", f"{by_hand.predictions.held_out:.4f}"]
     assert Predictions.from_csv(data / "b.csv").fnames == ("y.wav", "x.wav")
-    assert command("ensemble", *runs, "--weights", "lwlrap", "--truth", data / "truth.csv", "--out", data / "b.csv").returncode == 0
+    assert main_with("ensemble", *runs, "--weights", "lwlrap", "--truth", data / "truth.csv", "--out", data / "b.csv").returncode == 0
     expected = np.average([Predictions.from_csv(r / "test.csv").probs for r in runs], axis=0,
                           weights=[lwlrap(*held_out(data, r.name)) for r in runs])
     np.testing.assert_allclose(Predictions.from_csv(data / "b.csv").probs, expected)
@@ -90,19 +73,19 @@ def test_an_ensemble_tells_each_members_score_and_its_own_nested(data, command):
     (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--thresholds", "f2"], "expected f1, or a precision"),
     (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--plot", "{d}/plot.wav"], "plot.wav cannot be drawn"),
 ])
-def test_what_a_user_can_mend_is_one_sentence(args, words, data, command):
-    ended = command(*(a.format(d=data) for a in args))
+def test_what_a_user_can_mend_is_one_sentence(args, words, data, main_with):
+    ended = main_with(*(a.format(d=data) for a in args))
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
     assert pd.Series([ended.stderr]).str.contains(words, regex=True).all(), ended.stderr
 
 
-def test_check_warns_estimates_and_still_says_that_the_submission_fits(data, command):
+def test_check_warns_estimates_and_still_says_that_the_submission_fits(data, main_with):
     asked = ["--sample", data / "sample.csv", "--oof", data / "run1", "--truth", data / "truth.csv"]
-    good = command("check", data / "run0" / "test.csv", *asked)
+    good = main_with("check", data / "run0" / "test.csv", *asked)
     assert good.returncode == 0 and "is fine" in good.stdout and good.stderr == ""
     assert str(score_interval(*held_out(data, "run1"))) in good.stdout
     Predictions(["x.wav", "y.wav"], TAGS, [[0.5, 0.5, 0.1], [0.5, 0.4, 0.2]]).to_csv(data / "odd.csv")
-    odd = command("check", data / "odd.csv", "--sample", data / "sample.csv")
+    odd = main_with("check", data / "odd.csv", "--sample", data / "sample.csv")
     assert odd.returncode == 0 and "is fine" in odd.stdout and "lwlrap" not in odd.stdout
     assert odd.stderr.splitlines() == [
         "warning: 1 of 3 tags are the same in every clip: 'Bark'; were they trained on?",
@@ -111,9 +94,9 @@ def test_check_warns_estimates_and_still_says_that_the_submission_fits(data, com
 
 
 @pytest.mark.parametrize("how", ["platt", "temperature"])
-def test_calibrate_keeps_a_calibration_in_the_run_and_tells_the_cross_fitted_error(how, data, command):
+def test_calibrate_keeps_a_calibration_in_the_run_and_tells_the_cross_fitted_error(how, data, main_with):
     asked = ["--truth", data / "truth.csv", "--how", how, "--thresholds", "f1", "--plot", data / "r.png"]
-    ended = command("calibrate", data / "run1", *asked)
+    ended = main_with("calibrate", data / "run1", *asked)
     assert ended.returncode == 0, ended.stderr
     probs, targ = held_out(data, "run1")
     crossed = cross_calibrated(probs, targ, np.arange(300) % 3, how=how)
