@@ -25,6 +25,7 @@ def tag(
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability from which a tag counts as heard.")] = 0.5,
     top: Annotated[Optional[int], typer.Option(min=1, help="No more than so many tags at a time, the likeliest.")] = None,
     step_s: Annotated[Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")] = None,
+    silence_db: Annotated[float, typer.Option("--silence-db", max=0, help="A window with no sample above this level is silence.")] = -60.0,
 ) -> None:
     """List what is heard in recordings, from when to when.
 
@@ -45,7 +46,7 @@ def tag(
     one_file = format_ in ("csv", "json") or len(paths) == 1 and paths[0] in sounds
     if out is not None and out.exists() and out.is_dir() == one_file:
         raise DataError(f"{out} is {'a folder' if one_file else 'a file'}; give --out the name of a {'file' if one_file else 'folder'}")
-    tagger = Tagger(model, step_s=step_s)
+    tagger = Tagger(model, step_s=step_s, silence_db=silence_db)
     if out is None:
         for path in paths:
             for event in tagger.tag(path, threshold=threshold, top=top):
@@ -60,7 +61,8 @@ def tag(
     write_events(out, results, format_, high_hz=tagger.settings.front_end.top_hz, root=root)
     if not files.faults:
         journal.unlink()
-    typer.echo(f"{out}: events of {len(paths) - len(files.faults)} sounds")
+    tagged = len(paths) - len(files.faults)
+    typer.echo(f"{out}: events of {tagged} sound{'s' if tagged > 1 else ''}")
 
 
 def _tell_of_faults(faults: list[str], of: int) -> None:

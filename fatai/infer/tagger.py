@@ -41,7 +41,9 @@ class WindowTagger:
     step_s
         Seconds from one window to the next, and so the finest that events are told apart in time; None is half a window.
     silence_db
-        A window whose loudest sample stays below this level (dB of full scale) is silence: no tag is heard, no network asked.
+        A window whose loudest sample stays below this level (dB of full scale) is silence: no tag is heard, no network asked. Networks
+        that learnt from trimmed clips never heard a background alone, and take it for what they saw padded; raise this above the peaks
+        of a recording's background to be spared their guesses.
     bs
         Windows in a batch.
     precision
@@ -57,8 +59,8 @@ class WindowTagger:
         settings: ClipSettings,
         *,
         step_s: float | None = None,
-        silence_db: float = -80.0,
-        bs: int = 32,
+        silence_db: float = -60.0,
+        bs: int = 16,
         precision: str = "fp32",
         activation: Callable[[Tensor], Tensor] = torch.sigmoid,
     ):
