@@ -137,6 +137,8 @@ GOOD = {"format": "fatai calibration 1", "tags": ["Bark"], "slope": [1.0], "shif
     ({"tags": []}, "has 0 tags"),
     ({"slope": [0]}, "slope holds 0.0; expected numbers above 0"),
     ({"slope": [1, 2]}, "slope holds 2 numbers"),
+    ({"slope": [10**400]}, "too large"),
+    ({"thresholds": [10**400]}, "too large"),
     ({"slope": [True]}, "slope is no list of numbers"),
     ({"shift": [math.nan]}, "shift holds a value that is not finite"),
     ({"shift": ["__import__('os')"]}, "shift is no list of numbers"),

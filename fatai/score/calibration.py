@@ -172,7 +172,7 @@ class Calibration:
         try:
             held = json.loads(file.read_text(encoding="utf-8"))
             return cls(**_checked(held))
-        except (ValueError, RecursionError, DataError) as e:
+        except (ValueError, OverflowError, RecursionError) as e:
             raise CheckpointError(f"{path} is no calibration: {e}") from None
 
 

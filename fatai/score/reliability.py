@@ -116,9 +116,9 @@ def plot_reliability(curves: Mapping[str, Reliability], ax: Axes | None = None) 
     if not 0 < len(curves) <= len(_STYLES):
         raise OptionError(f"there are {len(curves)} curves; expected 1 to {len(_STYLES)}, which can be told apart")
     if ax is None:
-        from matplotlib.figure import Figure
+        import matplotlib.pyplot as plt
 
-        ax = Figure(figsize=(5, 5), layout="constrained").add_subplot()
+        _, ax = plt.subplots(figsize=(5, 5), layout="constrained")
     ax.plot([0, 1], [0, 1], color="#999999", linewidth=1, label="perfect")
     for (name, curve), (colour, marker, line) in zip(curves.items(), _STYLES):
         ax.plot(curve.prob, curve.share, color=colour, marker=marker, linestyle=line, label=f"{name}: error {curve.error:.4f}")
