@@ -10,6 +10,7 @@ import pytest
 import scipy.signal
 import torch
 from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
 
 from fatai.sound import loops
 from fatai.sound.spectra import ShortTimeSpectra
@@ -76,6 +77,27 @@ def test_only_frames_of_doubtful_levels_are_found():
     assert loops.doubtful_frames(levels, sums, faint, 0.6).tolist() == [2, 3]
     assert loops.doubtful_frames(levels, sums, faint, 0.4).tolist() == [1, 2, 3]
     assert loops.doubtful_frames(levels, sums, faint, 9.0).tolist() == []
+
+
+@given(hnp.arrays(np.float32, (3, 17), elements=st.floats(0, 2.0 ** 99, width=32)), st.sampled_from([10.0, 20.0]), st.floats(1e-30, 1))
+@settings(deadline=None, max_examples=60)
+def test_decibels_are_those_of_the_logarithm(levels, scale, floor):
+    expected = scale * np.log10(np.maximum(levels.astype(np.float64), np.float32(floor)))
+    loops.decibels(levels, scale, floor)
+    np.testing.assert_allclose(levels, expected, rtol=3e-7, atol=3e-6)
+
+
+def test_decibels_of_every_mantissa():
+    levels = np.ldexp(np.arange(1 << 23, 1 << 24, 61, dtype=np.float32), -23)[None]
+    expected = 10 * np.log10(levels.astype(np.float64))
+    loops.decibels(levels, 10.0, 1e-10)
+    assert np.abs(levels - expected).max() <= 1e-6
+
+
+def test_levels_that_are_not_finite_have_no_finite_decibels():
+    levels = np.array([[np.inf, np.nan, 1.0, 0.0]], np.float32)
+    loops.decibels(levels, 10.0, 1e-10)
+    assert levels.tolist() == [[np.inf, np.inf, 0.0, pytest.approx(-100)]]
 
 
 def test_values_that_are_not_finite_stay_where_they_are():

@@ -12,11 +12,12 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["band_levels", "doubtful_frames", "windowed"]
+__all__ = ["band_levels", "decibels", "doubtful_frames", "windowed"]
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}  # sums in any order, but inf and NaN as they are
+    # Sums in any order, but inf and NaN as they are; no exceptions.
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
@@ -59,24 +60,31 @@ def band_levels(
     levels, sums
         Written to: shape (rows, all frames), the weighted sums; shape (all frames,), the sums over all bins.
     """
-    row = np.empty(parts.shape[1] // 2, np.float32)
-    for i in range(len(parts)):
-        total = np.float32(0)
-        for k in range(len(row)):
-            level = np.float32(parts[i, 2 * k] * parts[i, 2 * k] + parts[i, 2 * k + 1] * parts[i, 2 * k + 1])
-            if root:
-                level = np.sqrt(level)
-            row[k] = level
-            total += level
-        sums[at[i]] = total
-        start = 0
+    # Four frames at a time: a narrow band is a few additions that wait for one another, so those of other frames fit in between.
+    rows, last = np.empty((4, parts.shape[1] // 2), np.float32), len(parts) - 1
+    for i in range(0, len(parts), 4):
+        for j in range(4):
+            frame, row, total = parts[min(i + j, last)], rows[j], np.float32(0)
+            for k in range(len(row)):
+                level = np.float32(frame[2 * k] * frame[2 * k] + frame[2 * k + 1] * frame[2 * k + 1])
+                if root:
+                    level = np.sqrt(level)
+                row[k] = level
+                total += level
+            sums[at[min(i + j, last)]] = total
+        at_0, at_1, at_2, at_3 = at[i], at[min(i + 1, last)], at[min(i + 2, last)], at[min(i + 3, last)]
+        end = 0
         for band in range(len(first)):
-            band_weights = weights[start:ends[band]]
-            bins = row[first[band]:first[band] + len(band_weights)]
-            start, level = ends[band], np.float32(0)
+            start, end = end, ends[band]
+            bins, band_weights = slice(first[band], first[band] + end - start), weights[start:end]
+            row_0, row_1, row_2, row_3 = rows[0, bins], rows[1, bins], rows[2, bins], rows[3, bins]
+            sum_0 = sum_1 = sum_2 = sum_3 = np.float32(0)
             for k in range(len(band_weights)):
-                level += bins[k] * band_weights[k]
-            levels[band, at[i]] = level
+                sum_0 += row_0[k] * band_weights[k]
+                sum_1 += row_1[k] * band_weights[k]
+                sum_2 += row_2[k] * band_weights[k]
+                sum_3 += row_3[k] * band_weights[k]
+            levels[band, at_0], levels[band, at_1], levels[band, at_2], levels[band, at_3] = sum_0, sum_1, sum_2, sum_3
 
 
 @_compiled
@@ -88,3 +96,27 @@ def doubtful_frames(levels: np.ndarray, sums: np.ndarray, faint: np.ndarray, flo
         for i in range(len(row)):
             found[i] |= (row[i] > floor) & (row[i] < sums[i] * faint[band])
     return found.nonzero()[0]
+
+
+@_compiled
+def decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # pragma: no cover - compiled
+    """Turn `levels` (rows, frames) into scale * log10(max(level, floor)); what is not finite becomes inf.
+
+    For the logarithm of m * 2 ** e, with m between the roots of 1/2 and of 2, a few terms of e * ln 2 + 2 artanh((m - 1) / (m + 1))
+    are enough, and many of these are computed at once: it takes a third of the time of torch's.
+    """
+    factor, least, exponents = np.float32(scale / np.log(10.0)), np.float32(max(floor, 1.2e-38)), np.empty(levels.shape[1], np.float32)
+    for band in range(len(levels)):
+        row = levels[band]
+        for i in range(len(row)):
+            row[i] = least if row[i] < least else row[i]
+        bits = row.view(np.int32)
+        for i in range(len(row)):
+            exponent = (bits[i] - 0x3F3504F3) >> 23  # the bits of the root of 1/2
+            exponents[i] = exponent if exponent < 128 else np.inf
+            bits[i] -= exponent << 23
+        for i in range(len(row)):
+            s = (row[i] - np.float32(1)) / (row[i] + np.float32(1))
+            square = s * s
+            series = s * (np.float32(2) + square * (np.float32(2 / 3) + square * (np.float32(2 / 5) + square * np.float32(2 / 7))))
+            row[i] = factor * (exponents[i] * np.float32(np.log(2)) + series)

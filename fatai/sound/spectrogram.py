@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,7 +253,8 @@ class Spectrogram(nn.Module):
         if wave.ndim != 2 or wave.shape[1] == 0 or not wave.is_floating_point():
             raise ShapeError(f"got a wave of shape {tuple(wave.shape)} and type {wave.dtype}; "
                              "expected floats of shape (batch, samples) with at least one sample: one clip is wave[None]")
-        with torch.autocast(wave.device.type, enabled=False):
+        device = wave.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             wave = wave.as_subclass(Tensor).float()
             specs = [self._normalised(self._log(i, spectra(*_continued(wave, self.settings, n_fft))))
                      for i, (n_fft, spectra) in enumerate(zip(self.settings.transforms, self.spectra, strict=True))]
@@ -263,11 +265,23 @@ class Spectrogram(nn.Module):
         s = self.settings
         if s.log == "db":
             # |X| ** power in dB is 20 / power times its logarithm; the floor is that of a power.
+            if spec.device.type == "cpu" and spec.is_contiguous() and not spec.requires_grad:
+                return self._decibels(spec)
             spec = (20 / s.power) * spec.clamp(min=s.amin ** (s.power / 2)).log10()
             return spec if s.top_db is None else spec.maximum(spec.amax((1, 2), keepdim=True) - s.top_db)
         if s.log == "ln":
             return (spec + s.log_offset).log()
         return spec if self.pcen is None else self.pcen[i](spec)
+
+    def _decibels(self, spec: Tensor) -> Tensor:
+        """In place, in ordinary memory."""
+        from fatai.sound import loops
+
+        s = self.settings
+        least, scale = s.amin ** (s.power / 2), 20 / s.power
+        for clip in spec.numpy():
+            loops.decibels(clip, scale, least if s.top_db is None else max(least, float(clip.max()) * 10 ** (-s.top_db / scale)))
+        return spec
 
     def _normalised(self, spec: Tensor) -> Tensor:
         """By the clip's own values: each window length apart."""

@@ -75,17 +75,17 @@ def _frame_power(wave: Tensor, frame_length: int, hop_length: int) -> np.ndarray
     """
     left, right = frame_length // 2, frame_length - frame_length // 2
     block = math.gcd(hop_length, left, right)
-    samples = wave.shape[-1]
-    whole = samples - samples % block
+    samples, before, step = wave.shape[-1], 1 + left // block, hop_length // block
+    blocks = samples // block
     wave = wave.reshape(math.prod(wave.shape[:-1]), samples)
     # The norm squares and sums in one pass over memory; the few numbers that remain are faster in NumPy.
-    norms = torch.linalg.vector_norm(wave[:, :whole].reshape(len(wave), whole // block, block), dim=-1)
-    sums = norms.cpu().numpy().astype(np.float64) ** 2
-    rest = (wave[:, whole:].cpu().numpy().astype(np.float64) ** 2).sum(-1, keepdims=True)
-    running = np.concatenate([np.zeros((len(sums), 1)), sums, rest], 1).cumsum(1)  # entry i: energy of the blocks before block i
-    starts = np.arange(1 + samples // hop_length) * (hop_length // block) - left // block
-    ends = np.minimum(starts + frame_length // block, running.shape[1] - 1)
-    return (running[:, ends] - running[:, np.maximum(starts, 0)]) / frame_length
+    norms = torch.linalg.vector_norm(wave[:, :blocks * block].view(len(wave), blocks, block), dim=-1)
+    energies = np.zeros((len(wave), before + blocks + 1 + right // block))  # with zeros beyond the ends
+    np.square(norms.cpu().numpy(), out=energies[:, before:before + blocks], dtype=np.float64)
+    energies[:, before + blocks] = wave[:, blocks * block:].square().sum(-1).cpu()
+    running = energies.cumsum(1)  # entry i: energy of the blocks before block i - before + 1
+    frames = 1 + samples // hop_length
+    return (running[:, frame_length // block::step][:, :frames] - running[:, ::step][:, :frames]) / frame_length
 
 
 def fit_length(wave: Tensor, samples: int, how: str = "zeros_both", *, left: int | None = None, cut: str = "none") -> Tensor:
