@@ -1,14 +1,18 @@
 """What a learner says with a calibration, and what its validation predictions carry."""
 
+import math
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from fatai.data.labels import multi_hot
+from fatai.data.labels import multi_hot, read_labels
 from fatai.errors import DataError
 from fatai.infer.ensemble import ensemble
 from fatai.infer.predictions import Predictions
 from fatai.infer.tta import predict_clips  # noqa: F401 - gives learners tta and predict
+from fatai.recipes.tagger import Tagger
 from fatai.score.calibration import Calibration
 from fatai.score.ranking import lwlrap
 from fatai.score.thresholds import Thresholds
@@ -70,3 +74,37 @@ def test_tags_are_decided_by_their_thresholds():
     assert both["labels"].tolist() == ["Bark,Meow"] * 2
     with pytest.raises(DataError, match="no threshold for the tags 'Meow'"):
         PREDS.decide(Thresholds(("Bark",), (0.5,)))
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A run with a calibration: temperatures of 2; all tags but the first two have thresholds that nothing reaches."""
+    folder, tags = tmp_path / "run", tiny_run.oof.tags
+    shutil.copytree(tiny_run.out, folder)
+    thresholds = Thresholds(tags, (0.0, 0.3, *[math.inf] * (len(tags) - 2)))
+    Calibration(tags, (0.5,) * len(tags), (0.0,) * len(tags), thresholds=thresholds).to_json(folder / "calibration.json")
+    return folder
+
+
+def test_a_tagger_calibrates_what_it_hears_and_leaves_silence_alone(run):
+    wave = np.zeros(4 * 44100, dtype=np.float32)
+    wave[:44100] = np.random.default_rng(0).normal(0, 0.1, 44100)
+    plain, calibrated = ([step.probs for step in Tagger(run, calibrated=c, step_s=0.5).steps(wave)] for c in (False, True))
+    np.testing.assert_allclose(calibrated[0], Calibration.from_json(run / "calibration.json").apply(plain[0][None])[0], atol=1e-6)
+    assert (calibrated[-1] == 0).all() and (plain[-1] == 0).all()
+
+
+def test_commands_apply_the_thresholds_of_a_run(run, main_with, sample, tmp_path):
+    clip = sorted((sample / "test").iterdir())[0]
+    tags = Calibration.from_json(run / "calibration.json").tags
+    heard = main_with("tag", clip, "--model", run, "--calibrated").stdout
+    assert tags[0] in heard and not any(tag in heard for tag in tags[2:])
+    done = main_with("predict", run, clip, "--labels", tmp_path / "labels.csv", "--out", tmp_path / "probs.csv")
+    assert done.returncode == 0, done.stderr
+    probs = Predictions.from_csv(tmp_path / "probs.csv").probs[0]
+    assert tuple(read_labels(tmp_path / "labels.csv")["labels"][0]) == (tags[:2] if probs[1] >= 0.3 else tags[:1])
+    assert main_with("predict", run, clip, "--calibrated", "--out", tmp_path / "again.csv").returncode == 0
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "probs.csv").read_bytes()
+    Calibration(tags, (1.0,) * len(tags), (0.0,) * len(tags)).to_json(run / "calibration.json")
+    refused = main_with("predict", run, clip, "--labels", tmp_path / "more.csv")
+    assert refused.returncode == 2 and "holds no thresholds; find them with fatai-submit calibrate" in refused.stderr

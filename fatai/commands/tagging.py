@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from fatai.score.calibration import Calibration
 
 __all__ = ["app"]
 
@@ -22,10 +25,13 @@ def tag(
         "--out", help="File to write; for audacity and raven with several sounds a folder. Without it the events are printed.",
     )] = None,
     format_: Annotated[str, typer.Option("--format", help="csv, json, audacity (label tracks) or raven (selection tables).")] = "csv",
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability from which a tag counts as heard.")] = 0.5,
+    threshold: Annotated[Optional[float], typer.Option(
+        min=0, max=1, help="Probability from which a tag counts as heard: 0.5, or with --calibrated the run's thresholds, if it has any.",
+    )] = None,
     top: Annotated[Optional[int], typer.Option(min=1, help="No more than so many tags at a time, the likeliest.")] = None,
     step_s: Annotated[Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")] = None,
     silence_db: Annotated[float, typer.Option("--silence-db", max=0, help="A window with no sample above this level is silence.")] = -60.0,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply what fatai-submit calibrate found.")] = False,
 ) -> None:
     """List what is heard in recordings, from when to when.
 
@@ -46,14 +52,15 @@ def tag(
     one_file = format_ in ("csv", "json") or len(paths) == 1 and paths[0] in sounds
     if out is not None and out.exists() and out.is_dir() == one_file:
         raise DataError(f"{out} is {'a folder' if one_file else 'a file'}; give --out the name of a {'file' if one_file else 'folder'}")
-    tagger = Tagger(model, step_s=step_s, silence_db=silence_db)
+    tagger = Tagger(model, calibrated=calibrated, step_s=step_s, silence_db=silence_db)
+    heard_from = _threshold(threshold, tagger.calibration)
     if out is None:
         for path in paths:
-            for event in tagger.tag(path, threshold=threshold, top=top):
+            for event in tagger.tag(path, threshold=heard_from, top=top):
                 typer.echo(f"{path}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
         return
     journal = out.with_name(f"{out.name}.journal")
-    files = tagger.tag_files(paths, journal, threshold=threshold, top=top)
+    files = tagger.tag_files(paths, journal, threshold=heard_from, top=top)
     _tell_of_faults(list(files.faults.values()), len(paths))
     root = None if one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     wanted = {str(path) for path in paths}
@@ -63,6 +70,14 @@ def tag(
         journal.unlink()
     tagged = len(paths) - len(files.faults)
     typer.echo(f"{out}: events of {tagged} sound{'s' if tagged > 1 else ''}")
+
+
+def _threshold(asked: float | None, calibration: Calibration | None) -> float | dict[str, float]:
+    """What a user asks for goes before what a run has learnt."""
+    if asked is None and calibration is not None and calibration.thresholds is not None:
+        # "Never" is infinity there.
+        return {tag: min(value, 1.0) for tag, value in zip(calibration.tags, calibration.thresholds.values, strict=True)}
+    return 0.5 if asked is None else asked
 
 
 def _tell_of_faults(faults: list[str], of: int) -> None:

@@ -79,21 +79,30 @@ def predict(
     mean: Annotated[Optional[str], typer.Option(help="What is averaged over a clip's views: probs or logits.")] = None,
     keep_views: Annotated[Optional[Path], typer.Option("--keep-views", help="Folder for the answers of every single view.")] = None,
     calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply what fatai-submit calibrate found.")] = False,
+    labels: Annotated[Optional[Path], typer.Option(
+        "--labels", help="CSV for fname and labels: the tags that reach the thresholds of fatai-submit calibrate --thresholds.",
+    )] = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
 ) -> None:
     """Tag sounds with every fold of a run, averaged.
 
     Example: fatai-submit predict runs/ninth my_sounds/ --out tags.csv
     """
-    from fatai.recipes.finished import predict_with_run
+    from fatai.atomic import write_text_atomic
+    from fatai.recipes.finished import predict_with_run, thresholds_of_run
 
+    thresholds = None if labels is None else thresholds_of_run(run_folder)
     predictions = predict_with_run(
-        run_folder, _sound_table(sounds), how=tta, n=views, mean=mean, keep_views=keep_views, calibrated=calibrated,
-        num_workers=workers,
+        run_folder, _sound_table(sounds), how=tta, n=views, mean=mean, keep_views=keep_views,
+        calibrated=calibrated or thresholds is not None, num_workers=workers,
     )
+    if labels is not None and thresholds is not None:
+        write_text_atomic(labels, predictions.decide(thresholds).to_csv(index=False, lineterminator="\n"))
+        typer.echo(f"{labels}: labels of {len(predictions)} clips")
     if out is not None:
         predictions.to_csv(out)
         typer.echo(f"{out}: {len(predictions.fnames)} clips, {len(predictions.tags)} tags")
+    if out is not None or labels is not None:
         return
     for fname, best in predictions.top(top).groupby("fname", sort=False):
         typer.echo(f"{fname}: " + ", ".join(f"{tag} {prob:.2f}" for tag, prob in zip(best["tag"], best["prob"])))

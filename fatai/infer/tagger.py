@@ -20,6 +20,7 @@ from fatai.data.clips import ClipSettings
 from fatai.errors import OptionError
 from fatai.infer.event_journal import TaggedFiles, tag_all
 from fatai.infer.events import Step, StepMeans, TagEvent, merged, threshold_of
+from fatai.score.calibration import Calibration
 from fatai.sound.streams import Sound, stream_audio
 from fatai.sound.waveform import peak_db
 from fatai.train.precision import autocast_for
@@ -48,6 +49,8 @@ class WindowTagger:
         Windows in a batch.
     precision
         A name of `fatai.train.precision.PRECISIONS`.
+    calibration
+        What the probabilities of a window are calibrated by; silence is left at 0.
     activation
         Logits to probabilities.
     """
@@ -62,6 +65,7 @@ class WindowTagger:
         silence_db: float = -60.0,
         bs: int = 16,
         precision: str = "fp32",
+        calibration: Calibration | None = None,
         activation: Callable[[Tensor], Tensor] = torch.sigmoid,
     ):
         if not networks:
@@ -73,6 +77,7 @@ class WindowTagger:
             raise OptionError(f"bs is {bs}; expected at least one window in a batch")
         self.networks, self.tags, self.settings = [network.eval() for network in networks], tuple(tags), settings
         self.step_s, self.silence_db, self.bs, self.precision, self.activation = step_s, silence_db, bs, precision, activation
+        self.calibration = None if calibration is None else calibration.select(self.tags)
         self.device = next((p.device for p in networks[0].parameters()), torch.device("cpu"))
         self._to_spec = WaveToSpec(settings)
 
@@ -140,7 +145,7 @@ class WindowTagger:
 
     def _identity(self) -> dict[str, Any]:
         """What decides the events besides their thresholds."""
-        digest = hashlib.sha256(repr((self.tags, self.settings)).encode())
+        digest = hashlib.sha256(repr((self.tags, self.settings, self.calibration)).encode())
         for network in self.networks:
             for name, tensor in network.state_dict().items():
                 digest.update(name.encode())
@@ -186,5 +191,6 @@ class WindowTagger:
             with torch.inference_mode(), autocast_for(self.device, self.precision):
                 spec = self._to_spec.spec(wave[heard].to(self.device))
                 each = [self.activation(network(spec).float()).double().cpu() for network in self.networks]
-            probs[heard.numpy()] = torch.stack(each).mean(0).numpy()
+            said = torch.stack(each).mean(0).numpy()
+            probs[heard.numpy()] = said if self.calibration is None else self.calibration.apply(said)
         return list(starts), list(ends), probs

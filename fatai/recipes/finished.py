@@ -24,10 +24,11 @@ from fatai.recipes.fold import WEIGHTS
 from fatai.recipes.network import recipe_network
 from fatai.recipes.recipe import Recipe, load_recipe
 from fatai.score.calibration import CALIBRATION, Calibration
+from fatai.score.thresholds import Thresholds
 from fatai.train.crossval import load_weights, notes_of
 from fatai.train.precision import autocast_for, fast_layout
 
-__all__ = ["FinishedRun", "TrainedFold", "predict_with_run"]
+__all__ = ["FinishedRun", "TrainedFold", "predict_with_run", "thresholds_of_run"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +129,14 @@ def predict_with_run(
         parts.append(with_priors(names, fold.tags, answers, fold.prior))
     predicted = ensemble(parts, how="mean")
     return predicted if calibration is None else predicted.calibrated(calibration)
+
+
+def thresholds_of_run(run: str | Path) -> Thresholds:
+    """The thresholds that belong to a run's calibrated probabilities; raises `CheckpointError` if it has none."""
+    thresholds = Calibration.from_json(Path(run) / CALIBRATION).thresholds
+    if thresholds is None:
+        raise CheckpointError(f"{run}/{CALIBRATION} holds no thresholds; find them with fatai-submit calibrate --thresholds f1")
+    return thresholds
 
 
 def _notes(path: Path) -> tuple[list[str], int, np.ndarray]:

@@ -10,28 +10,33 @@ from fastcore.meta import delegates
 from fatai.errors import CheckpointError
 from fatai.infer.tagger import WindowTagger
 from fatai.recipes.finished import FinishedRun
+from fatai.score.calibration import CALIBRATION, Calibration
 
 __all__ = ["Tagger"]
 
 
-@delegates(WindowTagger.__init__, but=["precision", "activation"])
+@delegates(WindowTagger.__init__, but=["precision", "calibration", "activation"])
 class Tagger(WindowTagger):
     """Tags sound of any length with every fold of a finished run, averaged.
 
-    `Tagger("runs/demo").tag("forest.flac")` lists what is heard, from when to when. Options are those of `WindowTagger`.
+    `Tagger("runs/demo").tag("forest.flac")` lists what is heard, from when to when. Options are those of `WindowTagger`; with `calibrated`
+    the run's calibration.json is applied.
 
     Raises
     ------
     CheckpointError
-        If `run` is no run folder, its weights don't fit its recipe, or its folds don't know the same tags.
+        If `run` is no run folder, its weights don't fit its recipe, its folds don't know the same tags, or it has no calibration that was
+        asked for.
     """
 
-    def __init__(self, run: str | Path, **options: Any):
+    def __init__(self, run: str | Path, *, calibrated: bool = False, **options: Any):
         opened = FinishedRun.open(run)
+        calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
         folds = list(opened.folds())
         for fold in folds:
             if fold.tags != folds[0].tags:
                 raise CheckpointError(f"{run}: {fold.name} has other tags than {folds[0].name}; expected folds of one run")
         super().__init__(
-            [fold.model for fold in folds], folds[0].tags, opened.recipe.settings(), precision=opened.recipe.precision, **options,
+            [fold.model for fold in folds], folds[0].tags, opened.recipe.settings(), precision=opened.recipe.precision,
+            calibration=calibration, **options,
         )
