@@ -53,13 +53,13 @@ def sound_section(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 204
         raise OptionError(f"top_db={top_db}, frame_length={frame_length}, hop_length={hop_length}; expected numbers above 0")
     if wave.ndim == 0:
         raise ShapeError("got a single number; expected a wave of shape (..., samples)")
-    power = _frame_power(wave.detach(), frame_length, hop_length)
-    floor = _SILENCE_AMIN ** 2
-    loud = np.maximum(power, floor) > max(power.max(initial=0.0), floor) * 10 ** (-top_db / 10)
-    frames = loud.any(0).nonzero()[0]
+    samples, floor = wave.shape[-1], _SILENCE_AMIN ** 2
+    channels = wave.detach().cpu().numpy().reshape(math.prod(wave.shape[:-1]), samples)
+    power = _frame_power(channels, frame_length, hop_length).max(0, initial=floor)
+    frames = (power > power.max() * 10 ** (-top_db / 10)).nonzero()[0] if len(channels) else ()
     if len(frames) == 0:
         return Section(0, 0)
-    return Section(int(frames[0]) * hop_length, min(wave.shape[-1], (int(frames[-1]) + 1) * hop_length))
+    return Section(int(frames[0]) * hop_length, min(samples, (int(frames[-1]) + 1) * hop_length))
 
 
 def trim_silence(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048, hop_length: int = 512) -> Tensor:
@@ -68,7 +68,7 @@ def trim_silence(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048
     return wave[..., start:stop]
 
 
-def _frame_power(wave: Tensor, frame_length: int, hop_length: int) -> np.ndarray:
+def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.ndarray:
     """Mean square of centred frames, float64, shape (channels, 1 + samples // hop_length).
 
     A frame is put together from blocks that divide both the hop and the reach to either side, so that no sample is squared twice.
@@ -76,13 +76,11 @@ def _frame_power(wave: Tensor, frame_length: int, hop_length: int) -> np.ndarray
     left, right = frame_length // 2, frame_length - frame_length // 2
     block = math.gcd(hop_length, left, right)
     samples, before, step = wave.shape[-1], 1 + left // block, hop_length // block
-    blocks = samples // block
-    wave = wave.reshape(math.prod(wave.shape[:-1]), samples)
-    # The norm squares and sums in one pass over memory; the few numbers that remain are faster in NumPy.
-    norms = torch.linalg.vector_norm(wave[:, :blocks * block].view(len(wave), blocks, block), dim=-1)
-    energies = np.zeros((len(wave), before + blocks + 1 + right // block))  # with zeros beyond the ends
-    np.square(norms.cpu().numpy(), out=energies[:, before:before + blocks], dtype=np.float64)
-    energies[:, before + blocks] = wave[:, blocks * block:].square().sum(-1).cpu()
+    whole = samples - samples % block
+    energies = np.zeros((len(wave), before + whole // block + 1 + right // block))  # with zeros beyond the ends
+    blocks = wave[:, :whole].reshape(len(wave), whole // block, block)
+    energies[:, before:before + whole // block] = np.einsum("cbs,cbs->cb", blocks, blocks)
+    energies[:, before + whole // block] = np.square(wave[:, whole:]).sum(-1)
     running = energies.cumsum(1)  # entry i: energy of the blocks before block i - before + 1
     frames = 1 + samples // hop_length
     return (running[:, frame_length // block::step][:, :frames] - running[:, ::step][:, :frames]) / frame_length
