@@ -53,23 +53,23 @@ def generate(path: Path, *, seconds: int, every_s: float = 10.0, noise_db: float
     waves = {fname: settings.read(sample / "test" / fname).numpy() for fname in truth["fname"]}
     tags = dict(zip(truth["fname"], truth["labels"]))
     placed: list[Placed] = []
-    clips: list[tuple[int, np.ndarray]] = []
+    clips: list[tuple[int, np.ndarray, float]] = []  # first sample, wave, gain
     fnames, at = sorted(waves), 1.0
     while True:
         fname, loud = fnames[rng.integers(len(fnames))], len(clips) % 2 == 0
         wave = waves[fname]
         if at + len(wave) / SR + 1 > seconds:
             break
-        clips.append((round(at * SR), wave / np.abs(wave).max() * 10 ** (PEAKS_DB[not loud] / 20)))
+        clips.append((round(at * SR), wave, 10 ** (PEAKS_DB[not loud] / 20) / np.abs(wave).max()))
         placed += [Placed(at, at + len(wave) / SR, tag, loud, fname) for tag in tags[fname]]
         at += max(every_s, len(wave) / SR + 3) + rng.uniform(0, 1)
     with sf.SoundFile(path, "w", SR, 1, "PCM_16", format="FLAC") as file:
         for first in range(0, seconds * SR, BLOCK_S * SR):
             block = 10 ** (noise_db / 20) * rng.standard_normal(min(BLOCK_S * SR, seconds * SR - first))
-            for start, wave in clips:
+            for start, wave, gain in clips:
                 a, b = max(start, first), min(start + len(wave), first + len(block))
                 if a < b:
-                    block[a - first:b - first] += wave[a - start:b - start]
+                    block[a - first:b - first] += gain * wave[a - start:b - start]
             file.write(block.clip(-1, 1))
     return placed
 
@@ -141,6 +141,10 @@ def main() -> None:
         "during a clip with their tag.", "",
         "| noise, dB | `silence_db` | `step_s` | threshold | loud: begins | loud: heard | loud: alone | quiet: begins | precision |",
         "|---|---|---|---|---|---|---|---|---|", *table, "",
+        "What limits it: the networks learnt ten tags from a hundred trimmed clips and never heard a background alone, which looks to them",
+        "like the filling around short clips: dogs and sneezes. So they also bark where it is quiet, such an event runs into the one that",
+        "was placed, and then it begins too early. A `silence_db` above the background's peaks (some 12 dB above its mean square) mends",
+        "that; most that are missed are missed alone, too. Precision counts every event in a clip that is not the clip's own tag.", "",
     ]
     print("\n".join(lines))
     write_text_atomic(args.out, "\n".join(lines))
