@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["band_levels", "decibels", "doubtful_frames", "windowed"]
+__all__ = ["band_levels", "decibels", "doubtful_frames", "stretched", "windowed"]
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,3 +120,13 @@ def decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # pragma:
             square = s * s
             series = s * (np.float32(2) + square * (np.float32(2 / 3) + square * (np.float32(2 / 5) + square * np.float32(2 / 7))))
             row[i] = factor * (exponents[i] * np.float32(np.log(2)) + series)
+
+
+@_compiled
+def stretched(levels: np.ndarray, low: np.float32, high: np.float32, flat: float) -> None:  # pragma: no cover - compiled
+    """Stretch `levels` (rows, frames) from low..high to 0..255 and cut them down to whole numbers; all 0 if that range is at most flat."""
+    width = high - low if high - low > flat else np.float32(np.inf)
+    for band in range(len(levels)):
+        row = levels[band]
+        for i in range(len(row)):
+            row[i] = np.floor(np.float32(255) * (row[i] - low) / width)

@@ -265,7 +265,7 @@ class Spectrogram(nn.Module):
         s = self.settings
         if s.log == "db":
             # |X| ** power in dB is 20 / power times its logarithm; the floor is that of a power.
-            if spec.device.type == "cpu" and spec.is_contiguous() and not spec.requires_grad:
+            if _in_memory(spec):
                 return self._decibels(spec)
             spec = (20 / s.power) * spec.clamp(min=s.amin ** (s.power / 2)).log10()
             return spec if s.top_db is None else spec.maximum(spec.amax((1, 2), keepdim=True) - s.top_db)
@@ -309,9 +309,20 @@ def _as_image(spec: Tensor, eps: float) -> Tensor:
     Standardising first would change nothing but rounding. It decides what is flat: a range r of at most eps * (std + eps), and as no
     std exceeds r / 2, that is one of at most eps ** 2.
     """
+    if _in_memory(spec):
+        from fatai.sound import loops
+
+        for clip in spec.numpy():
+            loops.stretched(clip, clip.min(), clip.max(), eps ** 2)
+        return spec
     low, high = spec.amin((1, 2), keepdim=True), spec.amax((1, 2), keepdim=True)
     flat = high - low <= eps ** 2
     return (255 * (spec - low) / (high - low).masked_fill(flat, torch.inf)).floor()
+
+
+def _in_memory(spec: Tensor) -> bool:
+    """Whether compiled loops may change it in place."""
+    return spec.device.type == "cpu" and spec.is_contiguous() and not spec.requires_grad
 
 
 def _continued(wave: Tensor, settings: FrontEnd, n_fft: int) -> tuple[Tensor, int, int]:

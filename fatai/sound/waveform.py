@@ -56,9 +56,9 @@ def sound_section(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 204
     samples, floor = wave.shape[-1], _SILENCE_AMIN ** 2
     channels = wave.detach().cpu().numpy().reshape(math.prod(wave.shape[:-1]), samples)
     power = _frame_power(channels, frame_length, hop_length).max(0, initial=floor)
-    frames = (power > power.max() * 10 ** (-top_db / 10)).nonzero()[0] if len(channels) else ()
-    if len(frames) == 0:
+    if len(channels) == 0:
         return Section(0, 0)
+    frames = np.flatnonzero(power > power.max() * 10 ** (-top_db / 10))
     return Section(int(frames[0]) * hop_length, min(samples, (int(frames[-1]) + 1) * hop_length))
 
 
