@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import torch
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
@@ -111,6 +112,11 @@ def test_cobyla_beats_equal_weights_and_leaves_out_what_only_harms(known):
 def test_what_each_axis_keeps_of_the_order_within_clips(probs, scores):
     for of, score in scores.items():
         assert lwlrap(ENSEMBLES.build(of)(np.array([probs]), np.ones(1)), np.eye(2)) == score, of
+
+
+def test_where_cobyla_ends_below_its_start_the_start_is_kept(monkeypatch, known):
+    monkeypatch.setattr(scipy.optimize, "minimize", lambda loss, start, **options: scipy.optimize.OptimizeResult(x=np.array([0, 0, 1.0])))
+    np.testing.assert_array_equal(ENSEMBLES.build("cobyla").fit(*known).weights, [1 / 3] * 3)
 
 
 def test_weights_are_found_for_the_order_within_clips_that_the_blend_makes():
@@ -281,6 +287,9 @@ def test_the_runs_folds_are_kept_where_they_agree_and_made_anew_where_not(write_
     np.testing.assert_array_equal(both.folds, halves())
     with_third = out_of_fold([m.oof for m in members], truth, TAGS, [m.folds for m in members])
     assert np.bincount(with_third.folds).tolist() == [40] * 5
+    moved = {name: (fold + 1) % 2 if name == "007.wav" else fold for name, fold in members[0].folds.items()}
+    apart = out_of_fold([m.oof for m in members[:2]], truth, TAGS, [members[0].folds, moved])
+    assert np.bincount(apart.folds).tolist() == [40] * 5
     one_fold = out_of_fold([m.oof for m in members[:1]], truth, TAGS, [{name: 0 for name in members[0].folds}])
     assert np.bincount(one_fold.folds).tolist() == [40] * 5
 

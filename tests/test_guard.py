@@ -59,10 +59,19 @@ def test_tags_with_other_distributions_in_the_test_clips_are_named_the_farthest_
     found = shifted_tags(made(probs), made(other[:, ::-1], TAGS[::-1]))
     assert [tag for tag, _ in found] == ["tag1", "tag7"]
     assert found[0][1] == pytest.approx(ks_2samp(probs[:, 1], other[:, 1]).statistic)
+    assert shifted_tags(made(probs), made(other), least=found[1][1] + 1e-9) == found[:1], "sure, but small"
     (said,) = suspicions(made(probs), made(other))
     assert said.startswith("2 of 10 tags are distributed otherwise") and "'tag1' (by 0." in said
     with pytest.raises(SubmissionError, match="lack the tags 'tag9'"):
         shifted_tags(made(probs), made(other[:, :9], TAGS[:9]))
+
+
+def test_the_chance_is_that_over_all_tags(probs, rng):
+    other = probs.copy()
+    other[:, 4] = expit(rng.normal(-1.5, 2, 300))
+    chance = ks_2samp(probs[:, 4], other[:, 4]).pvalue
+    for times, found in ((11, ["tag4"]), (9, [])):
+        assert [tag for tag, _ in shifted_tags(made(probs), made(other), least=0.01, sure=times * chance)] == found
 
 
 def test_a_shift_of_few_clips_is_not_told():
