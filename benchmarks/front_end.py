@@ -2,7 +2,8 @@
 
 The plain way is librosa's, clip by clip: load, effects.trim, melspectrogram, power_to_db. fatai's reads, trims and transforms the same
 clips one at a time with the same settings, and also normalises them, which the plain way does not. Every clip's decibels of both ways are
-compared first; then rounds of one way and the other alternate, and the median round counts.
+compared first; then rounds of one way and the other alternate, and the median round counts. Files of another rate than the front end's
+(for panns) are resampled by the same library in both ways, which is about half of fatai's time.
 
     python -m benchmarks.front_end [FOLDER OR FILES] [--rounds 7] [--clips 40] [--out benchmarks/results/front_end.md]
 
@@ -96,6 +97,12 @@ def measure(name: str, files: list[Path], rounds: int) -> tuple[float, float, fl
     return plain_ms, ours_ms, difference
 
 
+def load() -> str:
+    """How busy the machine is: what else runs on it takes caches away from both ways."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    return f"Load of the machine: {busy:.1f} on {os.cpu_count()} cores, the benchmark included."
+
+
 def main(argv: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description="Milliseconds per clip, from file to spectrogram, on one core.")
     parser.add_argument("sources", nargs="*", type=Path, help="folders or sound files; by default the bundled sample")
@@ -112,7 +119,7 @@ def main(argv: list[str] | None = None) -> str:
             plain_ms, ours_ms, difference = measure(name, files, args.rounds)
             lines.append(f"| {name} | {plain_ms:.2f} | {ours_ms:.2f} | {plain_ms / ours_ms:.2f} | {difference:.5f} |")
     about = (f"{len(files)} WAV files of {length:.1f} s on average, 44.1 kHz; median of {args.rounds} alternating rounds, one core of "
-             f"{platform.machine()}; torch {torch.__version__}, librosa {librosa.__version__}.")
+             f"{platform.machine()}; torch {torch.__version__}, librosa {librosa.__version__}. {load()}")
     table = "\n".join([about, "", *lines])
     print(table)
     args.out.parent.mkdir(parents=True, exist_ok=True)
