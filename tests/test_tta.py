@@ -162,6 +162,22 @@ def test_tta_answers_for_the_validation_clips_in_their_order(learn):
     assert ((preds.probs > 0) & (preds.probs < 1)).all()
 
 
+def test_a_learner_listens_with_the_workers_of_its_loaders(learn, monkeypatch):
+    from fatai.infer import tta
+
+    taken = []
+
+    class Watched(tta.DataLoader):
+        def __init__(self, *args, num_workers, **kwargs):
+            taken.append(num_workers)
+            super().__init__(*args, num_workers=num_workers, **kwargs)
+
+    monkeypatch.setattr(tta, "DataLoader", Watched)
+    learn.tta(n=1)
+    learn.tta(n=1, num_workers=1)
+    assert taken == [0, 1] == [learn.dls.train.fake_l.num_workers, 1]
+
+
 def test_every_views_answer_can_be_kept(learn, sample, tmp_path):
     clips = sorted((sample / "test").iterdir())[:3]
     (tmp_path / "broken.wav").write_bytes(b"")

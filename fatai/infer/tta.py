@@ -235,7 +235,7 @@ def tta(
         answers = predict_clips(
             self.model, self.settings, paths, len(self.tags), views=views, to_spec=self.dls.to_spec,
             activation=getattr(self.loss_func, "activation", torch.sigmoid), arithmetic=inference(self), device=self.dls.device,
-            bs=bs or self.dls.bs, num_workers=self.dls.loaders[0].num_workers if num_workers is None else num_workers, seed=seed,
+            bs=bs or self.dls.bs, num_workers=self.dls.loaders[0].fake_l.num_workers if num_workers is None else num_workers, seed=seed,
             mean=mean, keep=keep, what=what,
         )
     predicted = with_priors(names, self.tags, answers, self.dls.prior() if answers.faults else None)
