@@ -9,7 +9,7 @@ import torch
 from fatai.errors import OptionError, ShapeError, UnknownName
 from fatai.models import MODELS, count_parameters, create_model
 from fatai.models.convblock import ConvBlock
-from fatai.models.parts import ConcatPool, MultiSampleDropout, scaled
+from fatai.models.parts import ConcatPool, MultiSampleDropout, laid_out_like, scaled
 
 # Parameters at 80 tags and so many input channels, of the systems as published (their fact sheets), not of this code.
 PUBLISHED = [
@@ -251,3 +251,13 @@ def test_widths_are_whole_octets():
     assert [scaled(c, 0.3) for c in (64, 128, 50)] == [16, 40, 16] and scaled(50, 1) == 50
     with pytest.raises(OptionError, match="width=0"):
         scaled(64, 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_joined_with_low_precision_maps_takes_their_layout(channels):
+    spec = torch.randn(2, channels, 4, 6)
+    other = torch.randn(2, 5, 4, 6).bfloat16().to(memory_format=torch.channels_last)
+    laid = laid_out_like(spec, other)
+    joined = torch.cat([laid, other], 1)
+    assert torch.equal(laid, spec.bfloat16()) and joined.is_contiguous(memory_format=torch.channels_last)
+    assert laid_out_like(spec, torch.randn(2, 5, 4, 6)) is spec

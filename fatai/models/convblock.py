@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.errors import OptionError
-from fatai.models.parts import ConcatPool, SpectrogramModel, bn_head, kaiming_convs, scaled
+from fatai.models.parts import ConcatPool, SpectrogramModel, bn_head, kaiming_convs, laid_out_like, scaled
 from fatai.registry import MODELS
 
 __all__ = ["ConvBlock", "ConvBlockNet", "m0", "m1", "m2", "m3", "m4"]
@@ -41,10 +41,10 @@ class ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        first = F.relu(self.bn1(self.conv1(x)))
-        # Within autocast the first block's input is still float32: beside it, the whole map would become float32 and be copied back.
-        seen = torch.cat([x.to(first.dtype), first], 1) if self.concat else first
-        second = F.relu(self.bn2(self.conv2(seen)))
+        # In place: neither batch norm nor ReLU needs what lies between them to go back.
+        first = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        seen = torch.cat([laid_out_like(x, first), first], 1) if self.concat else first
+        second = F.relu(self.bn2(self.conv2(seen)), inplace=True)
         return F.avg_pool2d(second, 2) if self.pool else second
 
 

@@ -19,7 +19,7 @@ from fatai.errors import OptionError, ShapeError
 
 __all__ = [
     "AttentionPool", "CBAM", "ConcatPool", "GRUPool", "MultiSampleDropout", "SpectrogramModel", "TagAttentionPool", "bn_head",
-    "count_parameters", "in_float32", "kaiming_convs", "prior_linear", "scaled",
+    "count_parameters", "in_float32", "kaiming_convs", "laid_out_like", "prior_linear", "scaled",
 ]
 
 
@@ -309,6 +309,20 @@ def in_float32(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
         return head(features)
     with torch.autocast(features.device.type, enabled=False):
         return head(features.float())
+
+
+def laid_out_like(maps: Tensor, other: Tensor) -> Tensor:
+    """`maps` in the precision and memory layout of `other`, so that both can be joined without another pass over either.
+
+    Within autocast a network's input is still float32, and of one channel, where both layouts are the same bytes: beside such maps
+    `torch.cat` would make a float32 map in the first layout, which the next convolution copies twice.
+    """
+    maps = maps.to(other.dtype)
+    if other.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
+        return maps
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    n, channels, height, width = maps.shape
+    return maps.as_strided((n, channels, height, width), (channels * height * width, 1, channels * width, channels))
 
 
 def scaled(channels: int, width: float) -> int:
