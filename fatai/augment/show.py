@@ -159,7 +159,9 @@ def show_each(dls: DataLoaders, changes: Mapping[str, Any], n: int = 4, *, seed:
         _name_row(axes[i], name, last=i == len(rows) - 1)
     for image in (image for axis in axes.flat for image in axis.images):
         image.set_clim(float(clean.min()), float(clean.max()))
-    figure.colorbar(axes[0, 0].images[0], ax=axes, label="value, as the network sees it", pad=0.01, shrink=min(1, 3 / len(rows)), anchor=(0, 1))
+    figure.colorbar(
+        axes[0, 0].images[0], ax=axes, label="value, as the network sees it", pad=0.01, shrink=min(1, 3 / len(rows)), anchor=(0, 1),
+    )
     return axes
 
 
