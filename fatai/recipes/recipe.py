@@ -15,217 +15,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fatai.data.cache import CACHE_KINDS
 from fatai.data.clips import ClipSettings
-from fatai.data.fat2019 import CORRUPTED_HOW
-from fatai.data.folds import FOLD_MAKERS
 from fatai.errors import FataiError, RecipeError
-from fatai.registry import (
-    AUGMENTATIONS, CHANNELS, FRONT_ENDS, LOSSES, MIXERS, MODELS, NOISY, SCHEDULES, VIEWS, Registry, did_you_mean,
-)
+from fatai.recipes.sections import KEPT, Clips, Folds, Listen, Model, Section, Stage
+from fatai.registry import FRONT_ENDS, did_you_mean
 from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
-from fatai.sound.waveform import SHORT_FILLS
-from fatai.train.learner import NO_DECAY
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["KEPT", "Recipe", "Stage", "load_recipe", "recipe_names", "recipe_text"]
-
-KEPT = "kept"
-"""As the name of a stage's noisy method: the clips that were chosen before."""
+__all__ = ["Recipe", "load_recipe", "recipe_names", "recipe_text"]
 
 # A recipe is a page; a file far beyond that is none, and is not parsed.
 _MAX_BYTES = 256 * 1024
 
 
-def _one_of(known: Any, value: str) -> str:
-    if value not in known:
-        raise ValueError(did_you_mean(value, list(known)))
-    return value
-
-
-def _buildable(registry: Registry, named: dict[str, Any]) -> dict[str, Any]:
-    """A table of `name` and options, of which the registry makes something."""
-    if not isinstance(named.get("name"), str):
-        raise ValueError(f"needs a name; known: {', '.join(registry.names())}")
-    try:
-        registry.build(named["name"], **_options(named))
-    except (FataiError, TypeError) as e:
-        raise ValueError(str(e)) from e
-    return named
-
-
-def _options(named: dict[str, Any]) -> dict[str, Any]:
-    """All but the name; a TOML array is a tuple."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in named.items() if k != "name"}
-
-
-def built(registry: Registry, named: dict[str, Any]) -> Any:
-    """What a table of `name` and options in a recipe means."""
-    return registry.build(named["name"], **_options(named))
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Clips(_Section):
-    """How a clip is read and cut."""
-
-    crop_s: float = Field(2.0, ge=0.05, le=600)
-    trim_db: float | Literal["none"] = 60.0
-    short_fill: str = "zeros_both"
-    channels: str | None = None
-    corrupted: str = "keep"
-    cache: str = "none"
-
-    @field_validator("short_fill")
-    @classmethod
-    def _known_fill(cls, value: str) -> str:
-        return _one_of(SHORT_FILLS, value)
-
-    @field_validator("corrupted")
-    @classmethod
-    def _known_corrupted(cls, value: str) -> str:
-        return _one_of(CORRUPTED_HOW, value)
-
-    @field_validator("cache")
-    @classmethod
-    def _known_cache(cls, value: str) -> str:
-        return _one_of(("none", *CACHE_KINDS), value)
-
-    @field_validator("channels")
-    @classmethod
-    def _known_channels(cls, value: str | None) -> str | None:
-        return value if value is None else _one_of(CHANNELS.names(), value)
-
-
-class Folds(_Section):
-    """How the curated clips are split."""
-
-    how: str = "stratified_argmax"
-    n: int = Field(5, ge=2, le=100)
-    seed: int = Field(2019, ge=0)
-
-    @field_validator("how")
-    @classmethod
-    def _known_how(cls, value: str) -> str:
-        return _one_of(FOLD_MAKERS, value)
-
-
-class Model(_Section):
-    """Which network; `options` are those of its builder."""
-
-    arch: str = "m3"
-    width: float | None = Field(None, gt=0, le=16)
-    options: dict[str, Any] = {}
-
-    @field_validator("arch")
-    @classmethod
-    def _known_arch(cls, value: str) -> str:
-        return value if value.startswith("timm:") else _one_of(MODELS.names(), value)
-
-
-class Stage(_Section):
-    """One fit: how long, how fast, towards what, from which clips and batches.
-
-    Attributes
-    ----------
-    mixup, augment
-        The `name` of a mixer with its options; names of augmentations with theirs, in their order.
-    sampling
-        "balanced" draws all tags alike, as `fatai.data.sampling.Balanced`; "mixture" draws from the sources (curated, noisy, corrected)
-        with the shares in `sampling_options`, or with those of the noisy method.
-    noisy
-        The `name` of a method of `NOISY` with its options: the clips that it chooses join the curated ones in this stage. What the models
-        of the stage before think of each noisy clip is the mean over the folds that never trained on it. "kept" takes the last choice
-        again.
-    noisy_weight
-        Times the weights of the method.
-    noisy_share
-        Which chosen clips a fold gets: "all", "own" (its share) or "others" (all but its share), as in `fatai.data.folds.noisy_shares`.
-    fresh
-        Whether to begin with new weights instead of those of the stage before.
-    """
-
-    name: str = "fit"
-    epochs: int = Field(20, ge=1, le=100_000)
-    bs: int = Field(64, ge=1, le=100_000)
-    lr: float = Field(1e-3, gt=0, le=100)
-    schedule: str = "one_cycle"
-    schedule_options: dict[str, Any] = {}
-    optimizer: Literal["adam", "adamw"] = "adamw"
-    wd: float = Field(0.01, ge=0)
-    no_decay: str = "norm_and_bias"
-    loss: str = "bce"
-    loss_options: dict[str, Any] = {}
-    clamp_gradients: float | None = Field(None, gt=0)
-    keep: Literal["best", "last"] = "best"
-    mixup: dict[str, Any] | None = None
-    augment: tuple[dict[str, Any], ...] = ()
-    sampling: Literal["shuffle", "balanced", "mixture"] = "shuffle"
-    sampling_options: dict[str, Any] = {}
-    noisy: dict[str, Any] | None = None
-    noisy_weight: float = Field(1.0, ge=0, le=1000)
-    noisy_share: Literal["all", "own", "others"] = "all"
-    fresh: bool = False
-
-    @field_validator("noisy")
-    @classmethod
-    def _known_method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return value if value is None or value == {"name": KEPT} else _buildable(NOISY, value)
-
-    @field_validator("mixup")
-    @classmethod
-    def _known_mixer(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return value if value is None else _buildable(MIXERS, value)
-
-    @field_validator("augment")
-    @classmethod
-    def _known_augmentations(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        return tuple(_buildable(AUGMENTATIONS, change) for change in value)
-
-    @field_validator("schedule")
-    @classmethod
-    def _known_schedule(cls, value: str) -> str:
-        return _one_of(["one_cycle", *SCHEDULES.names()], value)
-
-    @field_validator("no_decay")
-    @classmethod
-    def _known_no_decay(cls, value: str) -> str:
-        return _one_of(NO_DECAY, value)
-
-    @field_validator("loss")
-    @classmethod
-    def _known_loss(cls, value: str) -> str:
-        return value if "+" in value else _one_of(LOSSES.names(), value)
-
-
-class Listen(_Section):
-    """The views at the end, by name, with their options; without `n` as many as their kind chooses."""
-
-    how: str = "even"
-    n: int | None = Field(None, ge=1, le=10_000)
-    options: dict[str, Any] = {}
-    mean: Literal["probs", "logits"] = "probs"
-
-    @field_validator("how")
-    @classmethod
-    def _known_how(cls, value: str) -> str:
-        return _one_of(VIEWS.names(), value)
-
-    @model_validator(mode="after")
-    def _views_can_be_built(self) -> Listen:
-        _buildable(VIEWS, {"name": self.how, **({} if self.n is None else {"n": self.n}), **self.options})
-        return self
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A complete system.
 
     Attributes

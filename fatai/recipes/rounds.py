@@ -9,7 +9,7 @@ import pandas as pd
 
 from fatai.atomic import write_text_atomic
 from fatai.recipes.fold import FoldJob, FoldResult, train_fold
-from fatai.recipes.recipe import KEPT, built
+from fatai.recipes.sections import KEPT, built
 from fatai.registry import NOISY
 from fatai.train.judged import Chosen, Judged, judge, out_of_fold_mean
 

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from fastai.callback import schedule as _  # noqa: F401 - gives learners fit_one_cycle
 from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import TfmdDL
-from fastai.optimizer import Adam
+from fastai.optimizer import SGD, Adam, OptimWrapper
 
 from fatai.data.labels import multi_hot
 from fatai.data.sampling import Balanced, Mixture, SampledDL
 from fatai.errors import OptionError
-from fatai.recipes.recipe import Stage, built
+from fatai.recipes.sections import Stage, built
 from fatai.registry import AUGMENTATIONS, MIXERS
-from fatai.train.callbacks import ClampGradients, KeepBest, StopOnNaN, scheduled
+from fatai.train.callbacks import ChangesOff, ClampGradients, KeepBest, StopAtRate, StopOnNaN, scheduled
 from fatai.train.history import History
 from fatai.train.learner import FatLearner, named_loss
 
 __all__ = ["fit_stage", "prepare_stage", "stage_changes"]
 
 # The arithmetic of torch's Adam, which the published systems use; fastai's own defaults are sqr_mom 0.99 and eps 1e-5.
-_OPTIMIZERS = {
-    "adam": partial(Adam, decouple_wd=False, sqr_mom=0.999, eps=1e-8),
-    "adamw": partial(Adam, decouple_wd=True, sqr_mom=0.999, eps=1e-8),
+_OPTIMIZERS: dict[str, Callable[[Stage], Any]] = {
+    "adam": lambda stage: partial(Adam, decouple_wd=False, sqr_mom=0.999, eps=1e-8),
+    "adamw": lambda stage: partial(Adam, decouple_wd=True, sqr_mom=0.999, eps=1e-8),
+    "amsgrad": lambda stage: partial(OptimWrapper, opt=torch.optim.Adam, amsgrad=True),
+    "sgd": lambda stage: partial(SGD, mom=stage.momentum, decouple_wd=False),
 }
 
 
@@ -46,9 +52,21 @@ def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] |
     """
     _set_batches(learn, stage, shares)
     learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
-    learn.opt_func, learn.no_decay, learn.wd, learn.opt = _OPTIMIZERS[stage.optimizer], stage.no_decay, stage.wd, None
+    learn.opt_func, learn.no_decay, learn.wd, learn.opt = _OPTIMIZERS[stage.optimizer](stage), stage.no_decay, stage.wd, None
     cbs = [change for name, change in stage_changes(stage)]
-    return cbs if stage.clamp_gradients is None else [*cbs, ClampGradients(stage.clamp_gradients)]
+    if stage.changes_off is not None:
+        cbs.append(ChangesOff(stage.changes_off))
+    if stage.accumulate > 1:
+        cbs.append(GradientAccumulation(stage.accumulate * learn.dls.train.bs))
+    if stage.clip_norm is not None:
+        cbs.append(GradientClip(stage.clip_norm))
+    if stage.clamp_gradients is not None:
+        cbs.append(ClampGradients(stage.clamp_gradients))
+    if stage.stop_after is not None and len(learn.dls.valid_ds):
+        cbs.append(EarlyStoppingCallback(monitor="lwlrap", patience=stage.stop_after))
+    if stage.stop_at_rate is not None:
+        cbs.append(StopAtRate(stage.stop_at_rate))
+    return cbs
 
 
 def fit_stage(
