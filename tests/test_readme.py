@@ -53,7 +53,7 @@ def test_what_is_said_of_training_runs(tmp_path, monkeypatch, sample):
     plt.close("all")
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^\$ fatai-submit (\w+)", README, re.M))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^\$ fatai-submit ([\w-]+)", README, re.M))))
 def test_every_command_that_the_readme_names_exists(command):
     from typer.main import get_command
 
