@@ -168,3 +168,13 @@ def test_a_forked_worker_computes_the_same():
     worker.start()
     assert answers.get(timeout=60) == here
     worker.join()
+
+
+def test_a_module_whose_buffers_move_to_shared_memory_keeps_its_window(rng):
+    # Loader workers that are not forked are sent it so.
+    wave = torch.from_numpy(rng.standard_normal((2, 9000)).astype(np.float32))
+    spectra = ShortTimeSpectra(1024, 1024, 512, 2.0, mel_like(16, 513), least=1e-10)
+    before = spectra(wave)
+    spectra.share_memory()
+    overwritten = [torch.full((1024,), torch.nan) for _ in range(200)]
+    assert torch.equal(spectra(wave), before) and len(overwritten) == 200

@@ -56,7 +56,8 @@ class ShortTimeSpectra(nn.Module):
         self.register_buffer("window", self._exact_window(None).float(), persistent=False)
         self.register_buffer("filters", torch.empty(0) if filters is None else filters.float(), persistent=False)
         self._bands = None if filters is None or power not in (1.0, 2.0) else _Bands.of(self.filters)
-        self._windows = self.window.numpy(), self._exact_window(None).numpy()
+        # A copy: the buffer's own memory is given up when it moves, as to a loader's workers.
+        self._windows = self.window.numpy().copy(), self._exact_window(None).numpy()
         # The powers of one half of the bins add up to half of n_fft times the norm squared.
         self._faint = self.filters.amax(-1).numpy() * np.float32(_SAFE_SHARE * 2 / n_fft) if self._bands else np.empty(0, np.float32)
 
