@@ -39,6 +39,7 @@ from fatai.infer.guard import *
 from fatai.infer.members import *
 from fatai.infer.kept_views import *
 from fatai.infer.predictions import *
+from fatai.infer.pretrained import *
 from fatai.infer.tagger import *
 from fatai.infer.tta import *
 from fatai.infer.views import *

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fatai.errors import CheckpointError, FataiError
 from fatai.models import create_model
-from fatai.models.checkpoints import load_pretrained, read_weights
+from fatai.models.checkpoints import load_checkpoint, read_weights
 
 CHANNELS = (8, 16, 32, 64, 128, 256)        # an eighth of the published ones
 FRONT_END = {
@@ -198,14 +198,14 @@ def test_many_faults_are_counted_and_the_model_stays_as_it_was(tmp_path):
     lacking = sum(not key.endswith("tracked") for key in before) - 1
     path = saved(tmp_path / "w.pth", {"blocks.0.conv1.weight": torch.full((8, 1, 3, 3), 5.0)})
     with pytest.raises(CheckpointError, match=rf"it lacks blocks.0.conv1.bias; .* and {lacking - 4} more"):
-        load_pretrained(model, path)
+        load_checkpoint(model, path)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_any_model_can_be_loaded_with_a_fresh_head(tmp_path):
     old, new = create_model("m1", 5, width=0.125), create_model("m1", 3, width=0.125)
     torch.save(old.state_dict(), tmp_path / "w.pth")
-    report = load_pretrained(new, tmp_path / "w.pth", fresh=["head.4."])
+    report = load_checkpoint(new, tmp_path / "w.pth", fresh=["head.4."])
     assert report.fresh == ("head.4.weight", "head.4.bias")
     assert torch.equal(new.head[1].weight, old.head[1].weight)
 

@@ -226,7 +226,7 @@ def test_fit_folds_puts_every_prediction_in_its_row():
     (lambda run: (run / "fold_0" / "model.safetensors").write_bytes(b"not tensors at all"), "cannot be read as safetensors"),
     (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1), {}), "does not say its tags"),
     (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1),
-                              {"fatai": '{"tags": ["a"], "in_channels": 1, "prior": [0.5]}'}), "does not fit the recipe's model"),
+                              {"fatai": '{"tags": ["a"], "in_channels": 1, "prior": [0.5]}'}), "does not fit its model"),
     (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1),
                               {"fatai": '{"tags": ["a"], "in_channels": 1e9, "prior": [0.5]}'}), "don't go together"),
 ])

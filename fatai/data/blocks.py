@@ -347,6 +347,12 @@ class FATDataLoaders(DataLoaders):
         """
         return self.loaders[ds_idx].dataset.items.drop(columns="is_valid").reset_index(drop=True)
 
+    def new_empty(self) -> FATDataLoaders:
+        """The same without clips: what `learn.export` keeps of them."""
+        empty = super().new_empty()
+        empty.settings, empty.tags, empty.unreadable = self.settings, self.tags, self.unreadable
+        return empty
+
     @property
     def to_spec(self) -> WaveToSpec:
         """The transform from waves to spectrograms."""

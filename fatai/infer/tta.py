@@ -179,6 +179,11 @@ def _clips_of(learn: FatLearner, ds_idx: int, dl: Any, items: Any) -> tuple[list
     if items is None:
         source = learn.dls.loaders[ds_idx] if dl is None else dl
         items = source.dataset.items
+    return names_and_paths(items)
+
+
+def names_and_paths(items: Any) -> tuple[list[str], list[str]]:
+    """Of a table with a column `path` and maybe `fname`, of a list of paths, or of one path."""
     if isinstance(items, pd.DataFrame):
         if "path" not in items.columns:
             raise DataError(f"the table has no column 'path', only {', '.join(map(str, items.columns))}; give it one, or a list of paths")

@@ -10,7 +10,7 @@ from typing import Any
 from fatai.models import (  # they fill MODELS
     cbam, convblock, mobilenetv3, multilevel, panns, panns_mobilenets, panns_resnets, resnets, skip_attention,
 )
-from fatai.models.parts import SpectrogramModel, count_parameters
+from fatai.models.parts import BuiltAs, SpectrogramModel, count_parameters
 from fatai.registry import MODELS
 
 __all__ = ["MODELS", "SpectrogramModel", "count_parameters", "create_model"]
@@ -39,4 +39,6 @@ def create_model(name: str, n_tags: int, in_channels: int = 1, **options: Any) -
     >>> count_parameters(create_model("m1", n_tags=80))
     6380753
     """
-    return MODELS.build(name, n_tags, in_channels, **options)
+    model = MODELS.build(name, n_tags, in_channels, **options)
+    model.built_as = BuiltAs(name, options)
+    return model

@@ -22,7 +22,7 @@ from torch import Tensor
 from fatai.errors import CheckpointError
 from fatai.models.parts import SpectrogramModel
 
-__all__ = ["LoadReport", "load_pretrained", "read_weights"]
+__all__ = ["LoadReport", "load_checkpoint", "read_weights"]
 
 # The largest published network that fatai builds takes 0.42 GB.
 MAX_BYTES = 2**32
@@ -130,7 +130,7 @@ def _named_tensors(content: Any, file: Path) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
 
 
-def load_pretrained(
+def load_checkpoint(
     model: SpectrogramModel,
     path: str | os.PathLike[str],
     *,

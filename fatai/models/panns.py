@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.errors import OptionError, ShapeError
-from fatai.models.checkpoints import LoadReport, load_pretrained
+from fatai.models.checkpoints import LoadReport, load_checkpoint
 from fatai.models.parts import AttentionPool, SpectrogramModel, TagAttentionPool, scaled
 from fatai.registry import MODELS, did_you_mean
 
@@ -104,7 +104,7 @@ class PannsModel(SpectrogramModel):
     def _load(self, path: str | os.PathLike[str]) -> LoadReport:
         fresh = [f"{name}." for name in self.head_names] + ["bn0."] * (self.n_mels != 64)
         surplus = [*_SURPLUS, *["fc1."] * (self.head == "attention")]
-        return load_pretrained(self, path, fresh=fresh, surplus=surplus, first_channel=("bn0.", self.first_conv))
+        return load_checkpoint(self, path, fresh=fresh, surplus=surplus, first_channel=("bn0.", self.first_conv))
 
     def add_body(self, width: float) -> int:
         """Add the modules of the body and return how many channels its maps have."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,16 @@ from torch import Tensor, nn
 from fatai.errors import OptionError, ShapeError
 
 __all__ = [
-    "AttentionPool", "CBAM", "ConcatPool", "GRUPool", "MultiSampleDropout", "SpectrogramModel", "TagAttentionPool", "bn_head",
+    "AttentionPool", "BuiltAs", "CBAM", "ConcatPool", "GRUPool", "MultiSampleDropout", "SpectrogramModel", "TagAttentionPool", "bn_head",
     "count_parameters", "in_float32", "kaiming_convs", "laid_out_like", "prior_linear", "scaled",
 ]
+
+
+class BuiltAs(NamedTuple):
+    """The name and the options that `create_model` built a network with."""
+
+    arch: str
+    options: dict[str, Any]
 
 
 class SpectrogramModel(nn.Module):
@@ -42,12 +49,14 @@ class SpectrogramModel(nn.Module):
     min_mels, min_frames : the smallest input that is used as it is.
     n_mels : number of mel bins that the model is tied to, None when any number will do.
     head_names : submodules that belong to the head; what is left is the body.
+    built_as : what `create_model` was asked for; None of a network that was built otherwise.
     """
 
     min_mels: int = 1
     min_frames: int = 1
     n_mels: int | None = None
     head_names: tuple[str, ...] = ("head",)
+    built_as: BuiltAs | None = None
 
     def __init__(self, n_tags: int, in_channels: int):
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from fatai.errors import CheckpointError
 from fatai.infer.ensemble import ensemble
 from fatai.infer.kept_views import views_file
 from fatai.infer.predictions import Predictions
-from fatai.infer.tta import build_views, predict_clips, with_priors
+from fatai.infer.pretrained import Pretrained, is_model_folder, load_pretrained
+from fatai.infer.tta import build_views, names_and_paths, predict_clips, with_priors
 from fatai.recipes.fold import WEIGHTS
 from fatai.recipes.network import recipe_network
 from fatai.recipes.recipe import Recipe, load_recipe
@@ -87,34 +88,36 @@ def predict_with_run(
     num_workers: int = 0,
     **options: Any,
 ) -> Predictions:
-    """Predict clips with every fold of a finished run, averaged.
+    """Predict clips with every fold of a finished run, averaged, or with a model folder.
 
     Parameters
     ----------
     items
         Paths, or a table with columns fname and path.
     how, n, mean, options
-        Views and their mean, as in `learn.tta`; None takes what the run's recipe says. With another `how` nothing of its number and
-        options is taken over.
+        Views and their mean, as in `learn.tta`; None takes what the run's recipe says, or of a model folder 8 even ones. With another
+        `how` nothing of its number and options is taken over.
     keep_views
-        A folder that gets the probabilities of every single view, a file fold_K.npz for each fold; `read_views` reads them.
+        A folder that gets the probabilities of every single view, a file fold_K.npz for each fold, or model.npz; `read_views` reads them.
     calibrated
-        Whether the run's calibration.json is applied to the mean of the folds.
+        Whether the run's calibration.json, or that of the model folder, is applied to the mean of the folds.
 
     Raises
     ------
     CheckpointError
-        If `run` is no run folder, its weights don't fit its recipe, or it has no calibration that was asked for.
+        If `run` is neither a run nor a model folder, its weights don't fit it, or it has no calibration that was asked for.
     """
+    if is_model_folder(run):
+        return model_folder(run, calibrated).tta(
+            items, how=how or "even", n=n, mean=mean or "probs", bs=bs, num_workers=num_workers,
+            keep_views=None if keep_views is None else Path(keep_views) / "model.npz", **options,
+        )
     opened = FinishedRun.open(run)
     recipe, settings = opened.recipe, opened.recipe.settings()
     if how is None:
         how, n, options = recipe.listen.how, n or recipe.listen.n, {**recipe.listen.options, **options}
     views = build_views(how, n, **options)
-    if isinstance(items, pd.DataFrame):
-        names, paths = [str(n) for n in items["fname"]], [str(p) for p in items["path"]]
-    else:
-        names, paths = [Path(p).name for p in items], [str(p) for p in items]
+    names, paths = names_and_paths(items)
     # Read first: without it, the clips need not be listened to.
     calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
     parts = []
@@ -131,9 +134,21 @@ def predict_with_run(
     return predicted if calibration is None else predicted.calibrated(calibration)
 
 
+def model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
+    """A model folder, with its calibration or without; raises `CheckpointError` if that is asked for and not there."""
+    held = load_pretrained(folder)
+    if calibrated and held.calibration is None:
+        raise CheckpointError(f"{folder} holds no calibration; expected a model that was calibrated before it was saved")
+    return held if calibrated else replace(held, calibration=None)
+
+
 def thresholds_of_run(run: str | Path) -> Thresholds:
-    """The thresholds that belong to a run's calibrated probabilities; raises `CheckpointError` if it has none."""
-    thresholds = Calibration.from_json(Path(run) / CALIBRATION).thresholds
+    """The thresholds that belong to a run's or model folder's calibrated probabilities; raises `CheckpointError` if it has none."""
+    if is_model_folder(run):
+        held = model_folder(run, True).calibration
+        thresholds = None if held is None else held.thresholds
+    else:
+        thresholds = Calibration.from_json(Path(run) / CALIBRATION).thresholds
     if thresholds is None:
         raise CheckpointError(f"{run}/{CALIBRATION} holds no thresholds; find them with fatai-submit calibrate --thresholds f1")
     return thresholds

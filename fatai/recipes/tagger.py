@@ -8,8 +8,9 @@ from typing import Any
 from fastcore.meta import delegates
 
 from fatai.errors import CheckpointError
+from fatai.infer.pretrained import is_model_folder
 from fatai.infer.tagger import WindowTagger
-from fatai.recipes.finished import FinishedRun
+from fatai.recipes.finished import FinishedRun, model_folder
 from fatai.score.calibration import CALIBRATION, Calibration
 
 __all__ = ["Tagger"]
@@ -17,19 +18,23 @@ __all__ = ["Tagger"]
 
 @delegates(WindowTagger.__init__, but=["precision", "calibration", "activation"])
 class Tagger(WindowTagger):
-    """Tags sound of any length with every fold of a finished run, averaged.
+    """Tags sound of any length with every fold of a finished run, averaged, or with a model folder.
 
     `Tagger("runs/demo").tag("forest.flac")` lists what is heard, from when to when. Options are those of `WindowTagger`; with `calibrated`
-    the run's calibration.json is applied.
+    the calibration of the run or of the model folder is applied.
 
     Raises
     ------
     CheckpointError
-        If `run` is no run folder, its weights don't fit its recipe, its folds don't know the same tags, or it has no calibration that was
-        asked for.
+        If `run` is neither a run nor a model folder, its weights don't fit, its folds don't know the same tags, or it has no
+        calibration that was asked for.
     """
 
     def __init__(self, run: str | Path, *, calibrated: bool = False, **options: Any):
+        if is_model_folder(run):
+            held = model_folder(run, calibrated)
+            super().__init__([held.model], held.tags, held.settings, calibration=held.calibration, **options)
+            return
         opened = FinishedRun.open(run)
         calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
         folds = list(opened.folds())

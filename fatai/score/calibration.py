@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +149,19 @@ class Calibration:
         chosen = None if self.thresholds is None else Thresholds(tuple(tags), of(self.thresholds.values))
         return Calibration(tuple(tags), of(self.slope), of(self.shift), of(self.low), of(self.high), chosen)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Lists, numbers and text, as JSON holds them; a threshold that nothing reaches is None."""
+        lists = {name: list(getattr(self, name)) for name in ("tags", "slope", "shift", "low", "high")}
+        return {"format": _FORMAT, **lists, "thresholds": None if self.thresholds is None else self.thresholds.to_list()}
+
+    @classmethod
+    def from_plain(cls, held: Any) -> Calibration:
+        """What `to_plain` made, with every value checked; raises `DataError`."""
+        return cls(**_checked(held))
+
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, whole or not at all; a threshold that nothing reaches is null."""
-        held = asdict(self)
-        held["thresholds"] = None if self.thresholds is None else self.thresholds.to_list()
-        write_text_atomic(path, json.dumps({"format": _FORMAT, **held}, allow_nan=False, indent=1) + "\n")
+        write_text_atomic(path, json.dumps(self.to_plain(), allow_nan=False, indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -170,8 +178,7 @@ class Calibration:
         if file.stat().st_size > _MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: {file.stat().st_size} bytes; a calibration of more than {_MAX_JSON_BYTES} is not read")
         try:
-            held = json.loads(file.read_text(encoding="utf-8"))
-            return cls(**_checked(held))
+            return cls.from_plain(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, OverflowError, RecursionError) as e:
             raise CheckpointError(f"{path} is no calibration: {e}") from None
 

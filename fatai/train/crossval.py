@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 from fatai.atomic import write_atomic
 from fatai.errors import CheckpointError, DataError
 
-__all__ = ["Folded", "fit_folds", "load_weights", "save_weights"]
+__all__ = ["Folded", "check_weights", "fit_folds", "load_weights", "save_weights"]
 
 
 @dataclass(frozen=True)
@@ -82,27 +83,40 @@ def save_weights(path: str | Path, model: nn.Module, notes: dict[str, str]) -> N
         save_file(plain, str(beside), metadata=notes)
 
 
-def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Read weights of `save_weights` into a model of the same shape; raises `CheckpointError` that names what does not fit."""
-    try:
-        with safe_open(str(path), framework="pt") as f:
-            state: dict[str, Any] = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({e}); expected the model.safetensors of a run") from None
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shaped = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    for what, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape of", sorted(shaped))):
+def check_weights(path: str | Path, model: nn.Module) -> None:
+    """Compare the names and shapes in a file of weights with a model's, which may be on the device "meta"; no tensor is read.
+
+    Raises `CheckpointError` if the file is no safetensors file, or names what does not fit.
+    """
+    own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    with _opened(path) as f:
+        held = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+    missing, extra = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
+    shaped = sorted(k for k in own.keys() & held.keys() if own[k] != held[k])
+    for what, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape of", shaped)):
         if keys:
             listed = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
-            raise CheckpointError(f"{path} does not fit the recipe's model: it {what} {listed}")
+            raise CheckpointError(f"{path} does not fit its model: it {what} {listed}")
+
+
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Read weights of `save_weights` into a model of the same shape; raises `CheckpointError` that names what does not fit."""
+    check_weights(path, model)
+    with _opened(path) as f:
+        state = {k: f.get_tensor(k) for k in f.keys()}
     model.load_state_dict(state)
 
 
 def notes_of(path: str | Path) -> dict[str, str]:
     """The text beside the weights."""
+    with _opened(path) as f:
+        return dict(f.metadata() or {})
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt") as f:
-            return dict(f.metadata() or {})
+            yield f
     except (SafetensorError, OSError) as e:
         raise CheckpointError(f"{path} cannot be read as safetensors ({e}); expected the model.safetensors of a run") from None
