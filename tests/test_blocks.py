@@ -1,5 +1,6 @@
 """From tables of files to batches of spectrograms."""
 
+import shutil
 import warnings
 
 import numpy as np
@@ -178,3 +179,18 @@ def test_an_audio_block_stops_at_the_wave():
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(OptionError, match="crop_s is|channels is 'tow'"):
         ClipSettings(**bad)
+
+
+def test_corrections_reach_every_door(sample, tmp_path):
+    for tag, name in (("Bark", "a"), ("Bark", "b"), ("Rain", "c")):
+        (tmp_path / "sounds" / tag).mkdir(parents=True, exist_ok=True)
+        shutil.copy(sorted((sample / "test").iterdir())[0], tmp_path / "sounds" / tag / f"{name}.ogg")
+    fixes = tmp_path / "fixes.csv"
+    fixes.write_text("fname,labels\nBark/a.ogg,remove\nBark/b.ogg,\"Bark,Rain\"\nRain/z.ogg,Rain\n")
+    with pytest.warns(UserWarning, match="1 of 3 corrections .* fit no clip and do nothing: Rain/z.ogg"):
+        dls = FATDataLoaders.from_folder(tmp_path / "sounds", corrections=fixes, valid_pct=0, crop_s=0.5, bs=2, num_workers=0)
+    assert dict(zip(dls.files(0)["fname"], dls.files(0)["labels"])) == {"Bark/b.ogg": ["Bark", "Rain"], "Rain/c.ogg": ["Rain"]}
+    df = pd.DataFrame({"fname": ["Bark/a.ogg", "Rain/c.ogg"], "labels": ["Bark", "Rain"]})
+    fixes.write_text("fname,labels\nBark/a.ogg,Raine\n")
+    with pytest.raises(LabelError, match="fixes.csv, row 1 .*did you mean Rain"):
+        FATDataLoaders.from_df(df, tmp_path / "sounds", corrections=fixes, vocab=["Bark", "Rain"], num_workers=0)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fatai.data.cache import ClipCache, StoredClip
 from fatai.data.clips import ClipSettings
 from fatai.data.fat2019 import FATData, read_layout
-from fatai.data.labels import check_labels, multi_hot, tags_of
+from fatai.data.labels import apply_corrections, check_labels, multi_hot, read_corrections, tags_of, warn_unused
 from fatai.data.tables import readable, standard_table, training_table
 from fatai.data.tensors import TensorFrames, TensorSpec, TensorWave
 from fatai.errors import DataError
@@ -203,6 +203,7 @@ class FATDataLoaders(DataLoaders):
         label_delim: str | None = None,
         valid_col: int | str | None = None,
         vocab: Sequence[str] | None = None,
+        corrections: str | Path | None = None,
         front_end: str | FrontEnd = "ninth",
         channels: str | None = None,
         crop_s: float = 2.0,
@@ -234,6 +235,8 @@ class FATDataLoaders(DataLoaders):
             Another separator of tags.
         vocab
             The tags and their order; None takes the sorted tags of `df`.
+        corrections
+            A CSV of (fname, labels or "remove") that is applied first.
         front_end, channels, crop_s, trim_db, short_fill
             As in `ClipSettings`, or all of them at once as `settings`.
         check_files
@@ -257,6 +260,10 @@ class FATDataLoaders(DataLoaders):
         """
         root = Path(path) / folder if folder else Path(path)
         table = standard_table(df, root, fn_col, path_col, label_col, valid_col, suff, label_delim)
+        if corrections is not None:
+            fixes = read_corrections(corrections, tags=vocab)
+            warn_unused(fixes, table["fname"], corrections)
+            table = apply_corrections(table, fixes)
         tags = tuple(vocab) if vocab is not None else tags_of(table["labels"])
         check_labels(table, tags)
         table, unreadable = _leave_out(table, *readable([Path(p) for p in table["path"]])) if check_files else (table, ())
