@@ -2,8 +2,9 @@
 
     python -m benchmarks.inference [RUN] [DATA] [--rounds 3] [--out benchmarks/results/inference.md]
 
-RUN is a folder of a finished run (by default that of `make demo`), DATA the data it was trained on, with truth/test.csv, of which only scores are made. Rounds of all kinds
-alternate and the median counts; files are read, trimmed and predicted anew each time, by all folds one after another.
+RUN is a folder of a finished run (by default that of `make demo`), DATA the data it was trained on, with truth/test.csv, of which only
+scores are made. Rounds of all kinds alternate and the median counts; files are read, trimmed and predicted anew each time, by all folds
+one after another.
 """
 
 from __future__ import annotations
