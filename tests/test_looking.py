@@ -127,6 +127,8 @@ def test_all_clips_share_one_scale_of_colours(small_dls):
 
 def test_a_preview_learner_is_ready_for_the_first_stage(sample, recipe, tmp_path):
     learn = preview_learner(sample, load_recipe(recipe), 1, num_workers=0, cache_dir=tmp_path / "cache")
+    other = preview_learner(sample, load_recipe(recipe), 0, num_workers=0, cache_dir=tmp_path / "cache")
+    assert set(learn.dls.files(0)["fname"]) == set(other.dls.files(1)["fname"]), "what one fold trains on, the other holds out"
     assert learn.dls.train.bs == 8 and len(learn.dls.train_ds) == 60
     assert learn.wd == 0.5 and type(learn.loss_func).__name__ == "Focal"
     names = {type(cb).__name__ for cb in learn.cbs}
@@ -202,4 +204,5 @@ def test_lr_find_prints_a_line_a_suggestion_and_repeats(sample, tmp_path):
     assert [line.split()[0] for line in lines[:2]] == ["valley", "steep"] and all(1e-7 < float(li.split()[1]) < 10 for li in lines[:2])
     assert lines[2:] == [f"{tmp_path / 'lr.png'}: losses of 24 batches"] and plt.imread(tmp_path / "lr.png").shape[0] > 400
     assert submit(*args).splitlines() == lines[:2], "the same seed, the same answer"
-    assert submit(*args, "--fold", 1).splitlines() != lines[:2]
+    with pytest.raises(OptionError, match="fold is 2; quick has the folds 0 to 1"):
+        submit(*args, "--fold", 2)
