@@ -37,6 +37,7 @@ from fatai.infer.event_journal import *
 from fatai.infer.events import *
 from fatai.infer.guard import *
 from fatai.infer.members import *
+from fatai.infer.onnx_export import *
 from fatai.infer.kept_views import *
 from fatai.infer.predictions import *
 from fatai.infer.pretrained import *

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fatai import __version__
-from fatai.commands import doubting, examining, judging, listing, looking, tagging, training
+from fatai.commands import doubting, examining, exporting, judging, listing, looking, tagging, training
 from fatai.errors import FataiError
 
 __all__ = ["app", "main"]
@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (training, tagging, judging, looking, examining, doubting, listing):
+for commands in (training, tagging, exporting, judging, looking, examining, doubting, listing):
     app.add_typer(commands.app)
 
 

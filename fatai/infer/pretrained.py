@@ -101,6 +101,11 @@ class Pretrained:
         """A tagger of sound of any length; `options` are those of `WindowTagger`."""
         return WindowTagger([self.model], self.tags, self.settings, precision=self.precision, calibration=self.calibration, **options)
 
+    def save(self, folder: str | os.PathLike[str], *, reference: str | os.PathLike[str] | None = None) -> Path:
+        """Write a model folder; see `save_model_folder`."""
+        return save_model_folder(folder, self.model, self.tags, self.settings, self.prior, calibration=self.calibration,
+                                 training=self.training, reference=reference)
+
 
 def is_model_folder(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder looks like one of `save_pretrained`."""
@@ -185,7 +190,7 @@ def save_model_folder(
     config = ModelConfig.of(**values)
     (root / CONFIG).unlink(missing_ok=True)  # a folder without it is none: a save that is killed leaves nothing that looks whole
     save_weights(root / WEIGHTS, model, {})
-    sound = _made_sound(settings) if reference is None else load_audio(reference, settings.sr, duration_s=_LONGEST_S)
+    sound = made_sound(settings) if reference is None else load_audio(reference, settings.sr, duration_s=_LONGEST_S)
     save_audio(root / REFERENCE, sound, settings.sr, subtype="PCM_16")
     # Computed by a network that was made of the files, which thereby are known to hold all of it.
     again = _network(config)
@@ -313,7 +318,7 @@ def _refuse_other_content(root: Path) -> None:
         raise CheckpointError(f"{root / linked[0]} is a link, which would be written through; choose a new or empty folder")
 
 
-def _made_sound(settings: ClipSettings) -> Tensor:
+def made_sound(settings: ClipSettings) -> Tensor:
     """A rising tone under bursts of noise, (samples,): something in every band, loud and quiet."""
     samples = max(2, min(settings.crop_samples, round(_LONGEST_S * settings.sr)))
     t = torch.arange(samples, dtype=torch.float64) / samples

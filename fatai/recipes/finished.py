@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fatai.data.blocks import WaveToSpec
-from fatai.errors import CheckpointError
+from fatai.errors import CheckpointError, OptionError
 from fatai.infer.ensemble import ensemble
 from fatai.infer.kept_views import views_file
 from fatai.infer.predictions import Predictions
@@ -29,7 +29,7 @@ from fatai.score.thresholds import Thresholds
 from fatai.train.crossval import load_weights, notes_of
 from fatai.train.precision import autocast_for, fast_layout
 
-__all__ = ["FinishedRun", "TrainedFold", "predict_with_run", "thresholds_of_run"]
+__all__ = ["FinishedRun", "TrainedFold", "predict_with_run", "thresholds_of_run", "trained_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +140,28 @@ def model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
     if calibrated and held.calibration is None:
         raise CheckpointError(f"{folder} holds no calibration; expected a model that was calibrated before it was saved")
     return held if calibrated else replace(held, calibration=None)
+
+
+def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
+    """One fold of a finished run with the run's calibration, if it has one, or the model in a model folder, which has no folds.
+
+    Raises
+    ------
+    OptionError
+        If the fold was not trained.
+    CheckpointError
+        As `predict_with_run`.
+    """
+    if is_model_folder(run):
+        return load_pretrained(run)
+    opened = FinishedRun.open(run)
+    weights = [path for path in opened.weights if path.parent.name == f"fold_{fold}"]
+    if not weights:
+        raise OptionError(f"{run} has no fold {fold}; expected one of {', '.join(path.parent.name[5:] for path in opened.weights)}")
+    held, path = next(replace(opened, weights=tuple(weights)).folds()), opened.folder / CALIBRATION
+    calibration = Calibration.from_json(path) if path.exists() else None
+    training = {"recipe": opened.recipe.model_dump(), "fold": fold}
+    return Pretrained(held.model, held.tags, opened.recipe.settings(), held.prior, calibration, training, {}, opened.recipe.precision)
 
 
 def thresholds_of_run(run: str | Path) -> Thresholds:

@@ -71,7 +71,8 @@ class ShortTimeSpectra(nn.Module):
 
     def forward(self, wave: Tensor, before: int = 0, behind: int = 0) -> Tensor:
         """The first transform starts `before` samples in front of the wave; the last ends at most `behind` it, unless it is the first."""
-        if wave.device.type != "cpu" or self._bands is None or (wave.requires_grad and torch.is_grad_enabled()):
+        traced = torch.compiler.is_compiling()
+        if traced or wave.device.type != "cpu" or self._bands is None or (wave.requires_grad and torch.is_grad_enabled()):
             return self._by_torch(F.pad(wave, (before, max(behind, self.n_fft - before - wave.shape[-1]))))
         frames = 1 + max(0, before + wave.shape[-1] + behind - self.n_fft) // self.hop_length
         starts, spec = np.arange(frames) * self.hop_length - before, torch.empty(len(wave), len(self.filters), frames)
@@ -82,6 +83,8 @@ class ShortTimeSpectra(nn.Module):
     def _by_torch(self, wave: Tensor) -> Tensor:
         """On any device, and with a gradient."""
         window, frames = self._exact_window(wave.device), wave.unfold(-1, self.n_fft, self.hop_length)
+        if torch.compiler.is_compiling():  # a graph is for batches of any size
+            return self._levels(torch.fft.rfft(frames * window)).transpose(1, 2)
         limit = max(1, (_CHUNK_CPU if wave.device.type == "cpu" else _CHUNK_GPU) // (4 * self.n_fft))  # frames at once
         spec = [torch.cat([self._levels(torch.fft.rfft(piece * window)) for piece in some.split(limit, 1)], 1)
                 for some in frames.split(max(1, limit // frames.shape[1]))]

@@ -255,7 +255,7 @@ class Spectrogram(nn.Module):
                              "expected floats of shape (batch, samples) with at least one sample: one clip is wave[None]")
         device = wave.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            wave = wave.as_subclass(Tensor).float()
+            wave = (wave if torch.compiler.is_compiling() else wave.as_subclass(Tensor)).float()
             specs = [self._normalised(self._log(i, spectra(*_continued(wave, self.settings, n_fft))))
                      for i, (n_fft, spectra) in enumerate(zip(self.settings.transforms, self.spectra, strict=True))]
             return self._standardised(specs[0] if len(specs) == 1 else torch.cat(specs, 1)).contiguous()
@@ -321,8 +321,8 @@ def _as_image(spec: Tensor, eps: float) -> Tensor:
 
 
 def _in_memory(spec: Tensor) -> bool:
-    """Whether compiled loops may change it in place."""
-    return spec.device.type == "cpu" and spec.is_contiguous() and not spec.requires_grad
+    """Whether compiled loops may change it in place; they are no part of a traced graph."""
+    return not torch.compiler.is_compiling() and spec.device.type == "cpu" and spec.is_contiguous() and not spec.requires_grad
 
 
 def _continued(wave: Tensor, settings: FrontEnd, n_fft: int) -> tuple[Tensor, int, int]:
