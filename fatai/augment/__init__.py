@@ -1,3 +1,3 @@
 """Random changes: draw first, then apply a pure function."""
 
-from . import masks, on_items, on_spec, on_wave
+from . import filling, masks, on_items, on_spec, on_wave
