@@ -1,6 +1,6 @@
 """Whether clips that look mislabelled are: among noisy clips, and among curated ones with corrupted labels.
 
-    python -m benchmarks.suspects DATA [--seeds 0 1 2] [--steps 600] [--share 0.1] [--out benchmarks/results/suspects.md]
+    python -m benchmarks.suspects DATA [--seeds 0 1 2] [--steps 500] [--share 0.1] [--out benchmarks/results/suspects.md]
 
 DATA is a folder in the competition's layout with truth/train_noisy.csv. Noisy clips are judged by models of the curated part; then a share
 of the curated clips gets another tag, models are trained with it, and each clip is judged by the fold that held it out.
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", default=fat_sample())
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "suspects.md")
     args = parser.parse_args(argv)
