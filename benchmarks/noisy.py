@@ -43,7 +43,8 @@ from fatai.train.judged import Chosen
 WIDTH, CROP_S, BS, LR, VIEWS, FOLDS = 0.125, 1.0, 16, 3e-3, 4, 2
 GOES_ON = {"lr": 1e-3}
 
-# Stages behind the curated one. The 3rd place's replacenan does what its relabelall does, so it isn't here twice. The counts of clips are the published shares of 19,815 noisy clips, times 640.
+# Stages behind the curated one; the counts of clips are the published shares of 19,815 noisy clips, times 640. The 3rd place's replacenan
+# does what its relabelall does and isn't here twice.
 PROTOCOLS: dict[str, list[dict[str, Any]]] = {
     "curated only": [],
     "curated, then curated": [{"fresh": False, **GOES_ON}],
