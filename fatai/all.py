@@ -31,6 +31,8 @@ from fatai.data.tensors import *
 from fatai.errors import *
 from fatai.infer.blends import *
 from fatai.infer.calibrate import *
+from fatai.infer.embedding_tagger import *
+from fatai.infer.embeddings import *
 from fatai.infer.ensemble import *
 from fatai.infer.event_files import *
 from fatai.infer.event_journal import *
@@ -47,6 +49,7 @@ from fatai.infer.views import *
 from fatai.models import *
 from fatai.models.catalogue import *
 from fatai.models.checkpoints import *
+from fatai.recipes.panns_logreg import *
 from fatai.recipes.preview import *
 from fatai.recipes.recipe import *
 from fatai.recipes.finished import *

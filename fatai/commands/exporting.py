@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fatai.commands.options import Data, Views
+
 __all__ = ["app"]
 
 app = typer.Typer()
@@ -34,3 +36,49 @@ def export(
     difference = export_onnx(model, out, tolerance=tolerance)
     typer.echo(f"{out}: wave (batch, {model.settings.crop_samples}) at {model.settings.sr} Hz to probs (batch, {len(model.tags)}); "
                f"onnxruntime differs from torch by at most {difference:.1e}")
+
+
+@app.command()
+def embed(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train or demo made, or a model folder.")],
+    sounds: Annotated[list[Path], typer.Argument(help="Folders of sounds, or sound files.")],
+    out: Annotated[Path, typer.Option("--out", help="embeddings.npy: float32 (clips, features); names go beside it as .csv.")],
+    fold: Annotated[int, typer.Option(min=0, help="Which fold of the run.")] = 0,
+    tta: Annotated[str, typer.Option(help="Kind of views that are averaged: even, random, tiles, whole, padded, ...")] = "even",
+    views: Views = None,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
+) -> None:
+    """Write what a network's head sees of sounds: a row of features for each.
+
+    Example: fatai-submit embed runs/ninth my_sounds/ --out embeddings.npy
+    """
+    import pandas as pd
+
+    from fatai.commands.sounds import sound_files
+    from fatai.errors import OptionError
+    from fatai.recipes.finished import trained_model
+
+    if out.suffix != ".npy":
+        raise OptionError(f"--out is {out}; expected a name that ends in .npy")
+    items = pd.DataFrame(sound_files(sounds), columns=["fname", "path"]).drop_duplicates("fname")
+    embeddings = trained_model(run_folder, fold).embed(items, how=tta, n=views, num_workers=workers)
+    embeddings.save(out)
+    typer.echo(f"{out}: {embeddings.values.shape[0]} clips, {embeddings.values.shape[1]} features; names in {out.with_suffix('.csv')}")
+
+
+@app.command("panns-logreg")
+def panns_logreg(
+    data: Data,
+    weights: Annotated[Path, typer.Option("--weights", help="Published weights of PANNs, such as Cnn14_mAP=0.431.pth.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for embeddings, out-of-fold and test predictions, tagger and submission.")],
+    arch: Annotated[str, typer.Option(help="The network that the weights belong to.")] = "cnn14",
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
+) -> None:
+    """Tag with a frozen network of PANNs and a logistic regression for each tag; ensemble takes the folder as a run.
+
+    Example: fatai-submit panns-logreg DATA --weights Cnn14_mAP=0.431.pth --out runs/panns
+    """
+    from fatai.recipes import panns_logreg as recipe
+
+    recipe.panns_logreg(data, recipe.panns_network(weights, arch), out, n_folds=folds, num_workers=workers, say=typer.echo)

@@ -28,10 +28,11 @@ from fatai.atomic import write_text_atomic
 from fatai.data.blocks import WaveToSpec
 from fatai.data.clips import ClipSettings
 from fatai.errors import AudioError, CheckpointError, FataiError, OptionError
+from fatai.infer.embeddings import Embeddings, embed_clips
 from fatai.infer.kept_views import views_file
 from fatai.infer.model_config import ModelConfig, Network
 from fatai.infer.predictions import Predictions
-from fatai.infer.tagger import WindowTagger
+from fatai.infer.tagger import WindowTagger, weights_digest
 from fatai.infer.tta import build_views, names_and_paths, predict_clips, with_priors
 from fatai.models import create_model
 from fatai.models.two_heads import TwoHeads
@@ -82,6 +83,10 @@ class Pretrained:
     def device(self) -> torch.device:
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
+    def digest(self) -> str:
+        """SHA-256 of the weights and of how clips are read."""
+        return weights_digest([self.model], repr(self.settings))
+
     def tta(
         self, items: Any, *, n: int | None = None, how: str = "even", bs: int = 64, num_workers: int = 0, seed: int = 0,
         mean: str = "probs", keep_views: str | os.PathLike[str] | None = None, what: str = "listening", **options: Any,
@@ -96,6 +101,10 @@ class Pretrained:
             )
         predicted = with_priors(names, self.tags, answers, self.prior)
         return predicted if self.calibration is None else predicted.calibrated(self.calibration)
+
+    def embed(self, items: Any, *, n: int | None = None, how: str = "even", **options: Any) -> Embeddings:
+        """Features of clips, the mean over several views of each; arguments are those of `embed_clips`."""
+        return embed_clips(self.model, self.settings, items, n=n, how=how, arithmetic=autocast_for(self.device, self.precision), **options)
 
     def tagger(self, **options: Any) -> WindowTagger:
         """A tagger of sound of any length; `options` are those of `WindowTagger`."""

@@ -145,12 +145,8 @@ class WindowTagger:
 
     def _identity(self) -> dict[str, Any]:
         """What decides the events besides their thresholds."""
-        digest = hashlib.sha256(repr((self.tags, self.settings, self.calibration)).encode())
-        for network in self.networks:
-            for name, tensor in network.state_dict().items():
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return {"networks": digest.hexdigest()[:16], "step_s": self.step_s, "silence_db": self.silence_db}
+        digest = weights_digest(self.networks, repr((self.tags, self.settings, self.calibration)))
+        return {"networks": digest[:16], "step_s": self.step_s, "silence_db": self.silence_db}
 
     @property
     def _step(self) -> int:
@@ -194,3 +190,13 @@ class WindowTagger:
             said = torch.stack(each).mean(0).numpy()
             probs[heard.numpy()] = said if self.calibration is None else self.calibration.apply(said)
         return list(starts), list(ends), probs
+
+
+def weights_digest(networks: Iterable[nn.Module], told: str) -> str:
+    """SHA-256 of a text and of all weights."""
+    digest = hashlib.sha256(told.encode())
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
