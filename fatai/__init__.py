@@ -18,6 +18,7 @@ _HOMES = {
     "fat_learner": "fatai.all",  # whole, because views give learners their tta and predict
     "fat_sample": "fatai.data.fat2019",
     "load_audio": "fatai.sound.files",
+    "load_pretrained": "fatai.infer.pretrained",
     "lwlrap": "fatai.score.ranking",
     "lwlrap_per_class": "fatai.score.ranking",
 }
