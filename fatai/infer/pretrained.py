@@ -237,7 +237,7 @@ def _told_by(learn: FatLearner) -> dict[str, Any]:
     record = getattr(learn, "final_record", None)
     if record:
         names = ["train_loss", "valid_loss", *(m.name for m in learn.metrics)]
-        told["last_epoch"] = {name: float(value) for name, value in zip(names, record) if np.isfinite(value)}
+        told["last_epoch"] = {name: float(value) for name, value in zip(names, record) if value is not None and np.isfinite(value)}
     return told
 
 
