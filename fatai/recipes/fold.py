@@ -24,6 +24,7 @@ from fatai.data.labels import multi_hot
 from fatai.errors import CheckpointError
 from fatai.infer import tta as _tta  # noqa: F401 - gives learners tta
 from fatai.infer.predictions import Predictions
+from fatai.recipes.best import BestOfStages
 from fatai.recipes.network import has_two_heads, recipe_network
 from fatai.recipes.recipe import Recipe
 from fatai.recipes.stage import fit_stage
@@ -110,7 +111,7 @@ def train_fold(job: FoldJob, fold: int, table: pd.DataFrame, number: int = 0, ch
     else:
         _fit_round(job, fold, learn, number, chosen)
         _save(learn, weights)
-    _remove_states(learn, number)
+    _remove_states(learn, number, rounds[number].stop - 1, last)
     if not last:
         return FoldResult(noisy=_judge_noisy(job, fold, learn, number) if job.recipe.judges_after(number) else None)
     return _predict(job, fold, learn, table)
@@ -232,7 +233,22 @@ def _fit_round(job: FoldJob, fold: int, learn: FatLearner, number: int, chosen: 
         weighted = _told_of_noisy(job, learn, chosen)
         notes = {"recipe": job.recipe.digest(), "data": job.digest, "fold": fold, "stage": k}
         shares = dict(chosen.shares) if chosen is not None and chosen.shares else None
-        fit_stage(learn, stages[k], number=k, cbs=[Resumable(state, notes), *weighted], shares=shares)
+        best = _best_of_stages(job.recipe, learn.path, k)
+        fit_stage(learn, stages[k], number=k, cbs=[Resumable(state, notes), *weighted], shares=shares, best=best)
+
+
+def _best_of_stages(recipe: Recipe, folder: Path, stage: int) -> BestOfStages | None:
+    """What keeps the best weights of a stage whose best are compared with those of others; None where they aren't."""
+    tracked, keep = recipe.tracks_best(stage), recipe.stages[stage].keep
+    if not tracked and keep != "best_of_all":
+        return None
+    before = folder / _best_until(stage - 1) if stage and recipe.tracks_best(stage - 1) else None
+    after = folder / _best_until(stage) if tracked else None
+    return BestOfStages(before, after, load=keep != "last", fname=f"best_of_stage_{stage}")
+
+
+def _best_until(stage: int) -> str:
+    return f"best_until_{stage}.safetensors"
 
 
 def _state(stage: int) -> str:
@@ -244,8 +260,12 @@ def _save(learn: FatLearner, path: Path) -> None:
     save_weights(path, learn.model, {"fatai": json.dumps(notes)})
 
 
-def _remove_states(learn: FatLearner, number: int) -> None:
-    """The weights are kept; states and the best of stages have done their work, and so have the weights of the round before."""
-    for leftover in (*learn.path.glob("state_*.safetensors"), *(learn.path / _round_weights(k) for k in range(number))):
+def _remove_states(learn: FatLearner, number: int, stage: int, last: bool) -> None:
+    """The weights are kept; states and the best of stages have done their work, and so have the weights of the round before.
+
+    What the round `number`, which ended with `stage`, leaves of its best weights is for the next one, if it isn't the `last`.
+    """
+    bests = [learn.path / _best_until(k) for k in range(stage + last)]
+    for leftover in (*learn.path.glob("state_*.safetensors"), *bests, *(learn.path / _round_weights(k) for k in range(number))):
         leftover.unlink(missing_ok=True)
     shutil.rmtree(learn.path / learn.model_dir, ignore_errors=True)

@@ -42,7 +42,8 @@ class Recipe(Section):
     front_end
         `name` of a registered front end, and any field of `FrontEnd` that differs from it; resolved, all of them.
     stages
-        Fits one after another; each starts from the weights that the one before it kept.
+        Fits one after another; each starts from the weights that the one before it kept. In a file, `like = "fit"` takes over all that
+        an earlier stage of that name says, but for what the stage says itself.
     seed
         Fold k starts from seed + k.
     """
@@ -58,6 +59,21 @@ class Recipe(Section):
     model: Model = Model()
     stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
     listen: Listen = Listen()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _likenesses(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return value
+        told: list[Any] = []
+        for k, stage in enumerate(value):
+            if isinstance(stage, dict) and "like" in stage:
+                known = {earlier["name"]: earlier for earlier in told if isinstance(earlier, dict) and "name" in earlier}
+                if stage["like"] not in known:
+                    raise ValueError(f"stage {k} is like {stage['like']!r}; {did_you_mean(str(stage['like']), list(known))}")
+                stage = {**known[stage["like"]], **{key: v for key, v in stage.items() if key != "like"}}
+            told.append(stage)
+        return told
 
     @field_validator("front_end")
     @classmethod
@@ -79,6 +95,15 @@ class Recipe(Section):
                 raise ValueError(f"stage {stage.name!r} keeps noisy clips, but no stage before it chose any")
             chosen = chosen or stage.noisy is not None
         return self
+
+    def tracks_best(self, number: int) -> bool:
+        """Whether a later stage asks for the best weights of a stage and those around it."""
+        for later in self.stages[number + 1:]:
+            if later.fresh or later.keep == "best":
+                return False
+            if later.keep == "best_of_all":
+                return True
+        return False
 
     def judges_after(self, number: int) -> bool:
         """Whether the models of a round judge the noisy clips, because the next one chooses among them."""

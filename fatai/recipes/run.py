@@ -71,7 +71,7 @@ def run_recipe(
     out
         The run folder; without `resume` it must not hold anything yet.
     only
-        Folds to train; all if None.
+        Folds to train; all that the recipe trains if None.
     predict_test
         Whether to predict the test part, where there is one, and to write the submission.
     resume
@@ -113,6 +113,7 @@ def run_recipe(
     job = FoldJob(
         data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers, cache_dir=cache_dir, say=say,
     )
+    only = recipe.folds.only if only is None else only
     rounds = Rounds(job, only=sorted(set(folds.tolist())) if only is None else sorted(set(only)))
     parts: list[Predictions] = []
 
@@ -131,7 +132,7 @@ def run_recipe(
     oof.to_csv(out / "oof.csv")
     oof_score = lwlrap(oof.probs, targ[trained])
     say(f"out of fold: lwlrap {oof_score:.4f} over {int(trained.sum())} clips")
-    test = _write_test(out, data, parts, say) if parts else None
+    test = _write_test(out, data, ensemble(parts, how=recipe.listen.fold_mean), say) if parts else None
     result = RunResult(out, folded.scores, oof_score, oof, test, unreadable + odd_noisy, time.monotonic() - started)
     write_manifest(out, data, recipe, digest, command, _results(result))
     say(f"{out}: done in {result.seconds:.0f} s")
@@ -203,8 +204,7 @@ def _readable_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     return table[good].reset_index(drop=True), tuple(table["fname"][~good])
 
 
-def _write_test(out: Path, data: FATData, parts: list[Predictions], say: Callable[[str], None]) -> Predictions:
-    test = ensemble(parts, how="mean")
+def _write_test(out: Path, data: FATData, test: Predictions, say: Callable[[str], None]) -> Predictions:
     test.to_csv(out / "test.csv")
     if data.sample is not None:
         test.to_submission(out / "submission.csv", sample=data.sample)

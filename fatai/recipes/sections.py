@@ -83,11 +83,18 @@ class Clips(Section):
 
 
 class Folds(Section):
-    """How the curated clips are split."""
+    """How the curated clips are split; `only` names the folds that are trained, counted from 0, where a system trained not all of them."""
 
     how: str = "stratified_argmax"
     n: int = Field(5, ge=2, le=100)
     seed: int = Field(2019, ge=0)
+    only: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _only_folds_there_are(self) -> Folds:
+        if self.only is not None and (not self.only or not all(0 <= fold < self.n for fold in self.only)):
+            raise ValueError(f"only is {list(self.only)}; expected one or more of the folds 0 to {self.n - 1}")
+        return self
 
     @field_validator("how")
     @classmethod
@@ -113,17 +120,25 @@ class Stage(Section):
 
     Attributes
     ----------
-    optimizer, momentum
+    lr_first
+        Learning rate of a network's first layers, where `lr` is that of the last; between them it grows by equal factors from group to
+        group. Networks have the groups body and head, those with fastai's head three.
+    optimizer, momentum, sqr_mom
         "adam" couples weight decay to the gradient, "adamw" doesn't; "amsgrad" is torch's and takes `no_decay = "none"` or no decay;
-        `momentum` is that of "sgd".
+        `momentum` is that of "sgd", `sqr_mom` the second beta of "adam" and "adamw".
     clamp_gradients, clip_norm
         Limits of every element and of the norm of all gradients.
     accumulate
         Batches whose gradients make one step.
     stop_after, stop_at_rate
         End early when lwlrap got no better for so many epochs, or when the learning rate has come down so far.
+    keep
+        Which weights the stage leaves: "best" (of the epoch with the best lwlrap), "last", or "best_of_all": the best epoch of this stage
+        and of the ones before it, as far back as one that keeps "best" or begins with fresh weights.
     mixup, augment
         The `name` of a mixer with its options; names of augmentations with theirs, in their order.
+    items
+        Changes of whole clips as they are read, before they are cropped: names of augmentations of waves with their options.
     changes_off
         In how many last epochs nothing is mixed or changed at random.
     sampling
@@ -145,10 +160,12 @@ class Stage(Section):
     epochs: int = Field(20, ge=1, le=100_000)
     bs: int = Field(64, ge=1, le=100_000)
     lr: float = Field(1e-3, gt=0, le=100)
+    lr_first: float | None = Field(None, gt=0, le=100)
     schedule: str = "one_cycle"
     schedule_options: dict[str, Any] = {}
     optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1)
+    sqr_mom: float = Field(0.999, ge=0, lt=1)
     wd: float = Field(0.01, ge=0)
     no_decay: str = "norm_and_bias"
     loss: str = "bce"
@@ -158,9 +175,10 @@ class Stage(Section):
     accumulate: int = Field(1, ge=1, le=10_000)
     stop_after: int | None = Field(None, ge=1)
     stop_at_rate: float | None = Field(None, gt=0)
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last", "best_of_all"] = "best"
     mixup: dict[str, Any] | None = None
     augment: tuple[dict[str, Any], ...] = ()
+    items: tuple[dict[str, Any], ...] = ()
     changes_off: int | None = Field(None, ge=1)
     sampling: Literal["shuffle", "balanced", "mixture"] = "shuffle"
     sampling_options: dict[str, Any] = {}
@@ -190,6 +208,14 @@ class Stage(Section):
     def _known_augmentations(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         return tuple(_buildable(AUGMENTATIONS, change) for change in value)
 
+    @field_validator("items")
+    @classmethod
+    def _known_changes_of_waves(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for change in value:
+            if not hasattr(built(AUGMENTATIONS, _buildable(AUGMENTATIONS, change)), "change_item"):
+                raise ValueError(f"{change['name']} doesn't change single waves as they are read; it belongs into augment")
+        return value
+
     @field_validator("schedule")
     @classmethod
     def _known_schedule(cls, value: str) -> str:
@@ -207,12 +233,16 @@ class Stage(Section):
 
 
 class Listen(Section):
-    """The views at the end, by name, with their options; without `n` as many as their kind chooses."""
+    """The views at the end, by name, with their options; without `n` as many as their kind chooses.
+
+    `mean` is taken over a clip's views, `fold_mean` over what the folds' models say of test clips: "mean" or "gmean" (geometric).
+    """
 
     how: str = "even"
     n: int | None = Field(None, ge=1, le=10_000)
     options: dict[str, Any] = {}
     mean: Literal["probs", "logits"] = "probs"
+    fold_mean: Literal["mean", "gmean"] = "mean"
 
     @field_validator("how")
     @classmethod

@@ -15,10 +15,14 @@ from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import TfmdDL
 from fastai.optimizer import SGD, Adam, OptimWrapper
+from fastai.torch_core import trainable_params
+from torch import nn
 
+from fatai.augment.on_items import OnItems
 from fatai.data.labels import multi_hot
 from fatai.data.sampling import Balanced, Mixture, SampledDL
 from fatai.errors import OptionError
+from fatai.recipes.best import BestOfStages
 from fatai.recipes.sections import Stage, built
 from fatai.registry import AUGMENTATIONS, MIXERS
 from fatai.train.callbacks import ChangesOff, ClampGradients, KeepBest, StopAtRate, StopOnNaN, scheduled
@@ -29,15 +33,15 @@ __all__ = ["fit_stage", "prepare_stage", "stage_changes"]
 
 # The arithmetic of torch's Adam, which the published systems use; fastai's own defaults are sqr_mom 0.99 and eps 1e-5.
 _OPTIMIZERS: dict[str, Callable[[Stage], Any]] = {
-    "adam": lambda stage: partial(Adam, decouple_wd=False, sqr_mom=0.999, eps=1e-8),
-    "adamw": lambda stage: partial(Adam, decouple_wd=True, sqr_mom=0.999, eps=1e-8),
+    "adam": lambda stage: partial(Adam, decouple_wd=False, sqr_mom=stage.sqr_mom, eps=1e-8),
+    "adamw": lambda stage: partial(Adam, decouple_wd=True, sqr_mom=stage.sqr_mom, eps=1e-8),
     "amsgrad": lambda stage: partial(OptimWrapper, opt=torch.optim.Adam, amsgrad=True),
     "sgd": lambda stage: partial(SGD, mom=stage.momentum, decouple_wd=False),
 }
 
 
 def stage_changes(stage: Stage) -> list[tuple[str, Any]]:
-    """The random changes of a stage with their names: what it augments with, then its mixer."""
+    """The random changes of a stage's batches with their names: what it augments with, then its mixer."""
     changes = [(change["name"], built(AUGMENTATIONS, change)) for change in stage.augment]
     return changes if stage.mixup is None else [*changes, (stage.mixup["name"], built(MIXERS, stage.mixup))]
 
@@ -52,8 +56,12 @@ def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] |
     """
     _set_batches(learn, stage, shares)
     learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
+    _count_tags(learn)
     learn.opt_func, learn.no_decay, learn.wd, learn.opt = _OPTIMIZERS[stage.optimizer](stage), stage.no_decay, stage.wd, None
+    learn.splitter = trainable_params if stage.lr_first is None else _layer_groups
     cbs = [change for name, change in stage_changes(stage)]
+    if stage.items:
+        cbs.append(OnItems(*(built(AUGMENTATIONS, change) for change in stage.items)))
     if stage.changes_off is not None:
         cbs.append(ChangesOff(stage.changes_off))
     if stage.accumulate > 1:
@@ -71,6 +79,7 @@ def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] |
 
 def fit_stage(
     learn: FatLearner, stage: Stage, *, number: int = 0, cbs: Any = (), shares: dict[str, float] | None = None,
+    best: BestOfStages | None = None,
 ) -> FatLearner:
     """Fit a learner as a stage of a recipe says; its `path` takes history.csv and, below `models/`, the best weights.
 
@@ -82,20 +91,40 @@ def fit_stage(
         Further callbacks of this fit.
     shares
         As in `prepare_stage`.
+    best
+        What keeps the best weights instead of the stage's own way, where several stages share them.
     """
     learn.path.mkdir(parents=True, exist_ok=True)
     # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
     cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), StopOnNaN()]
     cbs.append(History(learn.path / "history.csv", stage.name, append=number > 0))
-    if stage.keep == "best" and len(learn.dls.valid_ds):
-        cbs.append(KeepBest(monitor="lwlrap", fname=f"best_of_stage_{number}"))
+    if (best is not None or stage.keep != "last") and len(learn.dls.valid_ds):
+        cbs.append(best or KeepBest(monitor="lwlrap", fname=f"best_of_stage_{number}"))
+    lr = stage.lr if stage.lr_first is None else slice(stage.lr_first, stage.lr)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
         if stage.schedule == "one_cycle":
-            learn.fit_one_cycle(stage.epochs, stage.lr, cbs=cbs, **stage.schedule_options)
+            learn.fit_one_cycle(stage.epochs, lr, cbs=cbs, **stage.schedule_options)
         else:
-            learn.fit(stage.epochs, stage.lr, cbs=[*cbs, scheduled(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)])
+            learn.fit(stage.epochs, lr, cbs=[*cbs, scheduled(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)])
     return learn
+
+
+def _layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    if not hasattr(model, "layer_groups"):
+        raise OptionError(f"lr_first is given, but {type(model).__name__} tells no groups of layers: give it a method layer_groups")
+    return model.layer_groups()  # type: ignore[operator]
+
+
+def _count_tags(learn: FatLearner) -> None:
+    """Tell losses that weigh tags by their number how many curated training clips have each."""
+    asking = [part for part in learn.loss_func.modules() if hasattr(part, "set_counts")]
+    if asking:
+        table = learn.dls.files(0)
+        own = table[~table["noisy"].astype(bool)] if "noisy" in table.columns else table
+        counts = multi_hot(own["labels"], learn.dls.tags).sum(0)
+        for part in asking:
+            part.set_counts(counts)
 
 
 def _set_batches(learn: FatLearner, stage: Stage, shares: dict[str, float] | None) -> None:
