@@ -121,12 +121,17 @@ def test_ctrl_c_ends_cleanly(sample, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "fatai.cli", "run", str(sample), "--recipe", "quick", "--epochs", "500", "--out", str(tmp_path / "run")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Children of a job in the background inherit that it ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    for line in process.stdout:
-        if line.startswith("epoch"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in err and err.strip().endswith("stopped"), err
 
 
