@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
+from fatai.models import count_parameters
 from fatai.models.two_heads import TwoHeads
 from fatai.recipes.recipe import Recipe
+from fatai.sound.front_ends import FrontEnd
 from fatai.train.learner import named_model
 
-__all__ = ["has_two_heads", "recipe_network"]
+__all__ = ["has_two_heads", "recipe_network", "recipe_parameters"]
 
 
 def has_two_heads(recipe: Recipe) -> bool:
@@ -18,8 +21,22 @@ def has_two_heads(recipe: Recipe) -> bool:
 
 def recipe_network(recipe: Recipe, n_tags: int, in_channels: int) -> nn.Module:
     """The network of a recipe with newly drawn weights."""
+    return _network(recipe, n_tags, in_channels, recipe.settings().front_end)
+
+
+def recipe_parameters(recipe: Recipe, n_tags: int) -> int:
+    """How many parameters the network of a recipe has; no weights are made or read."""
+    settings = recipe.settings()
+    options = {k: v for k, v in recipe.model.options.items() if k != "pretrained"}
+    without = recipe.model_copy(update={"model": recipe.model.model_copy(update={"options": options})})
+    in_channels = int(settings.channels_module().n_channels)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        return count_parameters(_network(without, n_tags, in_channels, settings.front_end))
+
+
+def _network(recipe: Recipe, n_tags: int, in_channels: int, front_end: FrontEnd) -> nn.Module:
     network, twice = recipe.model, has_two_heads(recipe)
     model = named_model(
-        network.arch, n_tags * (2 if twice else 1), in_channels, recipe.settings().front_end, width=network.width, options=network.options,
+        network.arch, n_tags * (2 if twice else 1), in_channels, front_end, width=network.width, options=network.options,
     )
     return TwoHeads(model, n_tags) if twice else model

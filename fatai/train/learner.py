@@ -142,7 +142,7 @@ def named_model(
     return create_model(arch, n_tags, in_channels, **options)
 
 
-def named_loss(loss: str | Callable, model: nn.Module, **options: Any) -> Callable:
+def named_loss(loss: str | Callable, model: nn.Module, /, **options: Any) -> Callable:
     """A loss by name, or as given; for a model with auxiliary outputs it takes them all, with the model's weights."""
     built = LOSSES.build(loss, **options) if isinstance(loss, str) else loss
     aux_weights = getattr(model, "aux_weights", None)
