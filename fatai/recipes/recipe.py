@@ -28,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Recipe", "load_recipe", "recipe_names", "recipe_text"]
+__all__ = ["Recipe", "load_recipe", "recipe_names", "recipe_text", "validated"]
 
 # A recipe is a page; a file far beyond that is none, and is not parsed.
 _MAX_BYTES = 256 * 1024
@@ -136,7 +136,7 @@ class Recipe(Section):
         """A copy whose front end has another `name`, or other values; a new name drops the values of the old one."""
         old = {} if values.get("name", self.front_end.get("name")) != self.front_end.get("name") else self.front_end
         plain = {**self.model_dump(), "front_end": {**old, **values}}
-        return _validated(plain, "the changed recipe")
+        return validated(plain, "the changed recipe")
 
     def changed(
         self, *, folds: int | None = None, epochs: int | None = None, bs: int | None = None, lr: float | None = None,
@@ -155,7 +155,7 @@ class Recipe(Section):
         plain["listen"].update(given(n=views))
         for stage in plain["stages"]:
             stage.update(given(epochs=epochs, bs=bs, lr=lr))
-        return _validated({**plain, **given(seed=seed, precision=precision)}, "the changed recipe")
+        return validated({**plain, **given(seed=seed, precision=precision)}, "the changed recipe")
 
     def resolved(self) -> str:
         """The whole recipe as TOML, every default and every constant of the front end spelled out."""
@@ -204,7 +204,8 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _validated(plain: dict[str, Any], where: str) -> Recipe:
+def validated(plain: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain tables; raises `RecipeError` that names `where`, every key that is wrong and what is allowed."""
     try:
         return Recipe.model_validate(plain)
     except ValidationError as e:
@@ -259,4 +260,4 @@ def load_recipe(name: str | Path) -> Recipe:
         plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         raise RecipeError(f"{name} is no valid TOML: {e}") from None
-    return _validated(plain, str(name))
+    return validated(plain, str(name))

@@ -1,0 +1,120 @@
+"""Smaller versions of a recipe, all by one rule, so that small versions of different recipes can be compared.
+
+=================  ===============  =======================================  ==========================
+..                 full             small                                    tiny
+=================  ===============  =======================================  ==========================
+width of networks  as published     a quarter                                a sixteenth
+epochs             as published     40 in all, shared out as published       one in each stage
+an epoch           as published     every training clip once                 every training clip once
+clips in a batch   as published     16 at most                               16 at most
+folds              as published     2 at most                                2 at most
+views of a clip    as published     4 at most; tiles that don't overlap      2 at most; tiles likewise
+seconds of a crop  as published     as published                             4 at most
+=================  ===============  =======================================  ==========================
+
+What follows from it: lengths in epochs (of a warm-up, of a cycle, without changes at the end) shrink as the epochs of their stage do;
+learning rates shrink with the square root of the batch; numbers of noisy clips, which were chosen from 19,815, shrink with the number
+there are. All else stays: sound, losses, changes, shares.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fatai.errors import OptionError
+from fatai.recipes.recipe import Recipe, validated
+from fatai.registry import did_you_mean
+
+__all__ = ["SCALES", "Scale", "scaled"]
+
+_PUBLISHED_NOISY = 19_815
+_IN_EPOCHS = ("warmup_epochs", "every", "cycle")  # options of schedules that are lengths in epochs
+_IN_CLIPS = ("n", "k")  # options of noisy methods that are numbers of clips
+_OVERLAPPING = ("step_frames", "step_s")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One column of the rule: factor of the width, epochs in all (0: one in each stage), clips in a batch, folds, views, seconds."""
+
+    width: float
+    epochs: int
+    bs: int = 16
+    folds: int = 2
+    views: int = 4
+    crop_s: float = math.inf
+
+
+SCALES: dict[str, Scale | None] = {"full": None, "small": Scale(1 / 4, 40), "tiny": Scale(1 / 16, 0, views=2, crop_s=4.0)}
+"""The sizes by name; None leaves a recipe as it is."""
+
+
+def scaled(recipe: Recipe, size: str, n_noisy: int | None = None) -> Recipe:
+    """A recipe in another size.
+
+    Parameters
+    ----------
+    size
+        A name of `SCALES`; the module's text has the rule.
+    n_noisy
+        How many noisy clips there are; None leaves numbers of noisy clips as they are.
+
+    Examples
+    --------
+    >>> from fatai.recipes.recipe import load_recipe
+    >>> small = scaled(load_recipe("fastai_kernel"), "small")
+    >>> small.model.width, [stage.epochs for stage in small.stages], small.stages[0].bs
+    (0.25, [2, 3, 7, 7, 17, 3], 16)
+    """
+    if size not in SCALES:
+        raise OptionError(f"scale is {size!r}; {did_you_mean(size, list(SCALES))}")
+    scale = SCALES[size]
+    if scale is None:
+        return recipe
+    plain = recipe.model_dump()
+    plain["model"]["width"] = (recipe.model.width or 1.0) * scale.width
+    plain["clips"]["crop_s"] = crop_s = min(scale.crop_s, recipe.clips.crop_s)
+    n_folds = min(scale.folds, recipe.folds.n)
+    plain["folds"]["n"] = n_folds
+    if recipe.folds.only is not None:
+        plain["folds"]["only"] = sorted({fold % n_folds for fold in recipe.folds.only})
+    listen = plain["listen"]
+    if listen["how"] == "tiles":
+        listen["options"] = {**{k: v for k, v in listen["options"].items() if k not in _OVERLAPPING}, "step_s": crop_s}
+    elif listen["how"] not in ("whole", "padded"):
+        listen["n"] = min(scale.views, listen["n"] or scale.views)
+    for stage, epochs in zip(plain["stages"], _shared_out([s.epochs for s in recipe.stages], scale.epochs)):
+        _shrink(stage, epochs, scale, n_noisy)
+    return validated(plain, f"{recipe.name} in the size {size}")
+
+
+def _shared_out(epochs: list[int], total: int) -> list[int]:
+    """As many epochs in all, at least one of each stage and never more than were there."""
+    share = total / sum(epochs)
+    return [min(n, max(1, math.floor(n * share + 0.5))) for n in epochs]
+
+
+def _shrink(stage: dict[str, Any], epochs: int, scale: Scale, n_noisy: int | None) -> None:
+    share, bs = epochs / stage["epochs"], min(scale.bs, stage["bs"])
+    slower = math.sqrt(bs / stage["bs"])
+    stage["schedule_options"] = _times(stage["schedule_options"], _IN_EPOCHS, share)
+    if "start_lr" in stage["schedule_options"]:
+        stage["schedule_options"]["start_lr"] *= slower
+    stage.update(epochs=epochs, bs=bs, lr=stage["lr"] * slower)
+    if stage["lr_first"] is not None:
+        stage["lr_first"] *= slower
+    if stage["changes_off"] is not None:
+        stage["changes_off"] = max(1, round(stage["changes_off"] * share)) if epochs > 1 else None
+    stage["sampling_options"] = {k: v for k, v in stage["sampling_options"].items() if k != "n"}
+    if stage["noisy"] is not None and n_noisy is not None:
+        stage["noisy"] = _times(stage["noisy"], _IN_CLIPS, min(1.0, n_noisy / _PUBLISHED_NOISY))
+
+
+def _times(options: dict[str, Any], names: tuple[str, ...], factor: float) -> dict[str, Any]:
+    """Options with some numbers times `factor`; whole ones stay whole, and at least 1."""
+    def smaller(value: Any) -> Any:
+        return max(1, round(value * factor)) if isinstance(value, int) else value * factor
+
+    return {key: smaller(value) if key in names else value for key, value in options.items()}
