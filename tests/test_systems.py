@@ -30,8 +30,8 @@ REFIT = {
     "keep": "best_of_all", "loss_options": {"reduction": "sum"}, "augment": ("mixup",),
 }
 KERNEL_FIT = {
-    "bs": 64, "optimizer": "adamw", "sqr_mom": 0.99, "wd": 0.01, "no_decay": "none", "schedule": "one_cycle", "loss": "bce", "loss_options": {},
-    "augment": ("flip", "lighting"), "keep": "last", "noisy": None, "fresh": False,
+    "bs": 64, "optimizer": "adamw", "sqr_mom": 0.99, "wd": 0.01, "no_decay": "none", "schedule": "one_cycle", "loss": "bce",
+    "loss_options": {}, "augment": ("flip", "lighting"), "keep": "last", "noisy": None, "fresh": False,
 }
 GOLD_FIT = {
     "bs": 32, "lr": 2e-4, "lr_first": 1e-4, "optimizer": "adamw", "sqr_mom": 0.999, "wd": 1e-4, "clip_norm": 5.0, "stop_after": 3,
@@ -44,7 +44,8 @@ GOLD_FIT = {
 # tags where a count is published or follows from published ones.
 SYSTEMS = {
     "ninth_full": {
-        "front_end": (44100, 1920, 690, 64, 20, 22050), "more": {"top_db": 80, "power": 2, "mean": -35.7, "std": 21.6, "normalise": "global"},
+        "front_end": (44100, 1920, 690, 64, 20, 22050),
+        "more": {"top_db": 80, "power": 2, "mean": -35.7, "std": 21.6, "normalise": "global"},
         "crop": (4.0, 256, 60.0, "zeros_both", 1), "corrupted": "drop", "folds": ("stratified_argmax", 5, 2019, None), "seed": 2019,
         "parameters": 26_129_489, "listen": {"how": "random", "n": 25, "options": {}, **MEAN_OF_PROBS},
         "stages": [
@@ -60,7 +61,8 @@ SYSTEMS = {
         "parameters": 11_744_832, "listen": {"how": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
         "stages": [
             {**KERNEL_FIT, "epochs": epochs, "lr": lr, "lr_first": first}
-            for epochs, lr, first in [(5, 0.1, None), (10, 0.01, None), (20, 3e-3, None), (20, 1e-3, None), (50, 3e-3, 1e-3), (10, 1e-3, 1e-4)]
+            for epochs, lr, first in [
+                (5, 0.1, None), (10, 0.01, None), (20, 3e-3, None), (20, 1e-3, None), (50, 3e-3, 1e-3), (10, 1e-3, 1e-4)]
         ],
     },
     "gold_plan": {

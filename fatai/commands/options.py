@@ -8,8 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 __all__ = [
-    "Arch", "BatchSize", "Corrections", "CropS", "Data", "Epochs", "FoldCount", "LearningRate", "Only", "Out", "Precision",
-    "RecipeName", "Resume", "Seed", "Views", "Width", "Workers",
+    "Arch", "BatchSize", "Budget", "Corrections", "CropS", "Data", "DryRun", "Epochs", "FoldCount", "LearningRate",
+    "Only", "Out", "Precision", "RecipeName", "Resume", "Scale", "Seed", "Views", "Width", "Workers",
 ]
 
 Data = Annotated[Path, typer.Argument(
@@ -33,3 +33,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that 
 Corrections = Annotated[Optional[Path], typer.Option(
     "--corrections", help="CSV of fname and labels (or the word remove) that correct curated and noisy clips.",
 )]
+Scale = Annotated[str, typer.Option("--scale", help="full, small or tiny: narrower, shorter, fewer views, by one rule for all recipes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell stages, steps, parameters, expected time and memory, and train nothing.")]
+Budget = Annotated[Optional[str], typer.Option("--budget", help="With --dry-run: does it fit into this time? Such as 9h or 90m.")]

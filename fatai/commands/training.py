@@ -10,8 +10,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from fatai.commands.options import (
-    Arch, BatchSize, Corrections, CropS, Data, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Resume, Seed, Views,
-    Width, Workers,
+    Arch, BatchSize, Budget, Corrections, CropS, Data, DryRun, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Resume,
+    Scale, Seed, Views, Width, Workers,
 )
 
 __all__ = ["app"]
@@ -20,16 +20,28 @@ app = typer.Typer()
 
 
 def _run(
-    data: Path, recipe: str, out: Path, only: list[int] | None, predict_test: bool, resume: bool, workers: int | None,
-    changes: dict[str, Any], corrections: Path | None = None,
+    data: Any, recipe: str, out: Path, only: list[int] | None, predict_test: bool, resume: bool, workers: int | None,
+    changes: dict[str, Any], corrections: Path | None = None, scale: str = "full",
 ) -> Any:
-    from fatai.recipes.recipe import load_recipe
     from fatai.recipes.run import run_recipe
 
+    read, chosen = _chosen(data, recipe, changes, corrections, scale)
     return run_recipe(
-        data, load_recipe(recipe).changed(**changes), out, only=only or None, predict_test=predict_test, resume=resume,
-        corrections=corrections, num_workers=workers, command=shlex.join(["fatai-submit", *sys.argv[1:]]),
+        read, chosen, out, only=only or None, predict_test=predict_test, resume=resume, num_workers=workers,
+        command=shlex.join(["fatai-submit", *sys.argv[1:]]),
     )
+
+
+def _chosen(data: Any, recipe: str, changes: dict[str, Any], corrections: Path | None, scale: str) -> tuple[Any, Any]:
+    """The data as a recipe reads it, and the recipe in the size and with the settings that are asked for."""
+    from fatai.data.fat2019 import read_layout
+    from fatai.recipes.recipe import load_recipe
+    from fatai.recipes.scale import scaled
+
+    loaded = load_recipe(recipe)
+    loaded.changed(**changes)  # what is wrong with them is told before anything is read
+    read = read_layout(data, corrections, corrupted=loaded.clips.corrupted)
+    return read, scaled(loaded, scale, None if read.noisy is None else len(read.noisy)).changed(**changes)
 
 
 @app.command()
@@ -37,7 +49,7 @@ def run(
     data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
-    resume: Resume = False, corrections: Corrections = None,
+    resume: Resume = False, corrections: Corrections = None, scale: Scale = "full", dry_run: DryRun = False, budget: Budget = None,
 ) -> None:
     """Train the folds of a recipe, predict the test part, write a checked submission.
 
@@ -47,7 +59,26 @@ def run(
         "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
         "precision": precision,
     }
-    _run(data, recipe, out, only_fold, True, resume, workers, changes, corrections)
+    if dry_run or budget is not None:
+        _tell_forecast(data, recipe, changes, corrections, scale, only_fold, workers, budget)
+        return
+    _run(data, recipe, out, only_fold, True, resume, workers, changes, corrections, scale)
+
+
+def _tell_forecast(
+    data: Path, recipe: str, changes: dict[str, Any], corrections: Path | None, scale: str, only: list[int] | None, workers: int | None,
+    budget: str | None,
+) -> None:
+    from fatai.recipes.forecast import forecast, seconds_of
+
+    budget_s = None if budget is None else seconds_of(budget)
+    read, chosen = _chosen(data, recipe, changes, corrections, scale)
+    if only:
+        chosen = chosen.changed(only=tuple(only))
+    told = forecast(read, chosen, num_workers=workers)
+    typer.echo(str(told))
+    if budget_s is not None:
+        typer.echo(told.verdict(budget_s))
 
 
 @app.command()
@@ -55,7 +86,7 @@ def train(
     data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
-    resume: Resume = False, corrections: Corrections = None,
+    resume: Resume = False, corrections: Corrections = None, scale: Scale = "full",
 ) -> None:
     """Train the folds of a recipe and predict the clips they hold out; leave the test part for predict.
 
@@ -65,7 +96,7 @@ def train(
         "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
         "precision": precision,
     }
-    _run(data, recipe, out, only_fold, False, resume, workers, changes, corrections)
+    _run(data, recipe, out, only_fold, False, resume, workers, changes, corrections, scale)
 
 
 @app.command()

@@ -36,7 +36,7 @@ from fatai.train.noisy import second_head
 from fatai.train.resume import Resumable
 from fatai.train.weights import NoisyWeights
 
-__all__ = ["WEIGHTS", "FoldJob", "FoldResult", "fold_learner", "train_fold"]
+__all__ = ["WEIGHTS", "FoldJob", "FoldResult", "fold_learner", "told_of_noisy", "train_fold"]
 
 WEIGHTS = "model.safetensors"
 
@@ -203,7 +203,7 @@ def _with_noisy(job: FoldJob, table: pd.DataFrame, chosen: Chosen) -> pd.DataFra
     return pd.concat([table.assign(noisy=False, source="curated"), rows], ignore_index=True)
 
 
-def _told_of_noisy(job: FoldJob, learn: FatLearner, chosen: Chosen | None) -> list[Callback]:
+def told_of_noisy(job: FoldJob, learn: FatLearner, chosen: Chosen | None) -> list[Callback]:
     """What tells the loss of weights, marks and targets of noisy clips."""
     if chosen is None and not has_two_heads(job.recipe):
         return []
@@ -230,7 +230,7 @@ def _fit_round(job: FoldJob, fold: int, learn: FatLearner, number: int, chosen: 
     for k, state in states.items():
         if k < begun:
             continue
-        weighted = _told_of_noisy(job, learn, chosen)
+        weighted = told_of_noisy(job, learn, chosen)
         notes = {"recipe": job.recipe.digest(), "data": job.digest, "fold": fold, "stage": k}
         shares = dict(chosen.shares) if chosen is not None and chosen.shares else None
         best = _best_of_stages(job.recipe, learn.path, k)

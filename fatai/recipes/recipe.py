@@ -141,7 +141,7 @@ class Recipe(Section):
     def changed(
         self, *, folds: int | None = None, epochs: int | None = None, bs: int | None = None, lr: float | None = None,
         width: float | None = None, arch: str | None = None, crop_s: float | None = None, seed: int | None = None,
-        views: int | None = None, precision: str | None = None,
+        views: int | None = None, precision: str | None = None, only: tuple[int, ...] | None = None,
     ) -> Recipe:
         """A copy with some settings changed; `epochs`, `bs` and `lr` go to every stage, and None leaves a setting alone."""
 
@@ -149,7 +149,7 @@ class Recipe(Section):
             return {k: v for k, v in options.items() if v is not None}
 
         plain = self.model_dump()
-        plain["folds"].update(given(n=folds))
+        plain["folds"].update(given(n=folds, only=only))
         plain["model"].update(given(arch=arch, width=width))
         plain["clips"].update(given(crop_s=crop_s))
         plain["listen"].update(given(n=views))
