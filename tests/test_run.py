@@ -42,6 +42,21 @@ def test_the_test_predictions_are_the_mean_over_the_folds(tiny_run, sample):
     np.testing.assert_allclose(again.select(test.fnames).probs, test.probs, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["gmean", "mean"])
+def test_the_folds_answers_become_one_as_the_recipe_says(how, tiny_run, tiny_recipe, sample, tmp_path):
+    plain = tiny_recipe.model_dump()
+    recipe = type(tiny_recipe).model_validate({**plain, "listen": {**plain["listen"], "fold_mean": how}})
+    shutil.copytree(tiny_run.out, tmp_path / "run")
+    (tmp_path / "run" / "recipe.toml").write_text(recipe.resolved())
+    result = run_recipe(sample, recipe, tmp_path / "run", resume=True, num_workers=0, say=lambda line: None)
+    one, two = (Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "test.csv") for k in (0, 1))
+    expected = np.sqrt(one.probs * two.probs) if how == "gmean" else (one.probs + two.probs) / 2
+    np.testing.assert_allclose(result.test.probs, expected, rtol=1e-6)
+    few = sorted((sample / "test").iterdir())[:5]
+    again = predict_with_run(tmp_path / "run", few)
+    np.testing.assert_allclose(again.probs, result.test.select(again.fnames).probs, atol=1e-5)
+
+
 def test_history_has_a_row_an_epoch(tiny_run):
     history = pd.read_csv(tiny_run.out / "fold_0" / "history.csv")
     assert list(history.columns) == ["stage", "epoch", "train_loss", "valid_loss", "lwlrap", "seconds"]

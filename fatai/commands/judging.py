@@ -109,6 +109,21 @@ def score(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
+    truth: Annotated[Path, typer.Option("--truth", help="Labels of the clips: DATA/train_curated.csv, or those of the test part.")],
+    part: Annotated[str, typer.Option(help="What is scored: oof (the clips held out in training) or test.")] = "oof",
+) -> None:
+    """Rank runs by lwlrap on the same clips, with intervals, paired differences from the best, time and parameters.
+
+    Example: fatai-submit compare runs/* --truth DATA/train_curated.csv
+    """
+    from fatai.recipes.compare import compare_runs
+
+    typer.echo(str(compare_runs(runs, truth, part=part)))
+
+
+@app.command()
 def calibrate(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run; its oof.csv is fitted on.")],
     truth: Annotated[Path, typer.Option("--truth", help="Labels of the training clips, such as DATA/train_curated.csv.")],

@@ -130,7 +130,7 @@ def predict_with_run(
                 what=fold.name.replace("_", " "),
             )
         parts.append(with_priors(names, fold.tags, answers, fold.prior))
-    predicted = ensemble(parts, how="mean")
+    predicted = ensemble(parts, how=recipe.listen.fold_mean)
     return predicted if calibration is None else predicted.calibrated(calibration)
 
 
