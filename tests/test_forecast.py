@@ -7,7 +7,7 @@ import pytest
 from fatai.data.fat2019 import read_layout
 from fatai.errors import OptionError
 from fatai.models import count_parameters, create_model
-from fatai.recipes.forecast import Forecast, StageForecast, forecast, seconds_of
+from fatai.recipes.forecast import Forecast, StageForecast, forecast, seconds_of, verdict
 from fatai.recipes.recipe import load_recipe
 from fatai.recipes.scale import scaled
 
@@ -46,8 +46,8 @@ def test_the_table_and_the_verdict_read_well():
         "predicting                                    0:04:00",
         "all folds: at most 4:30:00, 3.0 GiB of memory",
     ]
-    assert told.verdict(9 * 3600) == "fits the budget of 9:00:00: 50% of it"
-    assert told.verdict(3 * 3600) == "does not fit the budget of 3:00:00: 150% of it"
+    assert verdict(told.seconds, 9 * 3600) == "fits the budget of 9:00:00: 50% of it"
+    assert verdict(told.seconds, 3 * 3600) == "does not fit the budget of 3:00:00: 150% of it"
 
 
 @pytest.mark.parametrize("text", ["", "9", "h", "9 h", "-1h", "0s", "1x"])

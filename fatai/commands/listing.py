@@ -15,26 +15,35 @@ app.add_typer(recipes_app, name="recipes")
 
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
-    """List the recipes."""
+    """List the recipes and the ensembles of them."""
     if context.invoked_subcommand is None:
+        from fatai.recipes.lists import ensemble_names, load_ensemble
         from fatai.recipes.recipe import load_recipe, recipe_names
 
         for name in recipe_names():
             recipe = load_recipe(name)
-            typer.echo(f"{name:12s} {recipe.source}" + (f"; {recipe.published}" if recipe.published else ""))
+            typer.echo(f"{name:28s} {recipe.source}" + (f"; {recipe.published}" if recipe.published else ""))
+        for name in ensemble_names():
+            listed = load_ensemble(name)
+            typer.echo(f"{name:28s} {len(listed.members) + len(listed.stackers)} models; {listed.source}; {listed.published}")
 
 
 @recipes_app.command("show")
 def recipes_show(
-    name: Annotated[str, typer.Argument(help="Name of a recipe, or a .toml file.")],
+    name: Annotated[str, typer.Argument(help="Name of a recipe or an ensemble, or a .toml file.")],
     resolved: Annotated[bool, typer.Option("--resolved", help="Spell out every default and every constant of the front end.")] = False,
 ) -> None:
     """Print a recipe; save it, edit it, and run it with --recipe my.toml.
 
     Example: fatai-submit recipes show ninth > my.toml
     """
+    from fatai.recipes.lists import ensemble_text, is_ensemble, load_ensemble
     from fatai.recipes.recipe import load_recipe, recipe_text
 
+    if is_ensemble(name):
+        load_ensemble(name)
+        typer.echo(ensemble_text(name), nl=False)
+        return
     recipe = load_recipe(name)
     typer.echo(recipe.resolved() if resolved else recipe_text(name), nl=False)
 

@@ -9,7 +9,7 @@ import typer
 
 __all__ = [
     "Arch", "BatchSize", "Budget", "Corrections", "CropS", "Data", "DryRun", "Epochs", "FoldCount", "LearningRate",
-    "Only", "Out", "Precision", "RecipeName", "Resume", "Scale", "Seed", "Views", "Width", "Workers",
+    "Only", "Out", "Precision", "RecipeName", "Resume", "Reuse", "Scale", "Seed", "Views", "Width", "Workers",
 ]
 
 Data = Annotated[Path, typer.Argument(
@@ -36,3 +36,6 @@ Corrections = Annotated[Optional[Path], typer.Option(
 Scale = Annotated[str, typer.Option("--scale", help="full, small or tiny: narrower, shorter, fewer views, by one rule for all recipes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell stages, steps, parameters, expected time and memory, and train nothing.")]
 Budget = Annotated[Optional[str], typer.Option("--budget", help="With --dry-run: does it fit into this time? Such as 9h or 90m.")]
+Reuse = Annotated[Optional[list[Path]], typer.Option(
+    "--reuse", help="For ensembles: a finished run that takes the place of a member with the same recipe; may be repeated.",
+)]

@@ -11,7 +11,7 @@ import typer
 
 from fatai.commands.options import (
     Arch, BatchSize, Budget, Corrections, CropS, Data, DryRun, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Resume,
-    Scale, Seed, Views, Width, Workers,
+    Reuse, Scale, Seed, Views, Width, Workers,
 )
 
 __all__ = ["app"]
@@ -50,8 +50,11 @@ def run(
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
     resume: Resume = False, corrections: Corrections = None, scale: Scale = "full", dry_run: DryRun = False, budget: Budget = None,
+    reuse: Reuse = None,
 ) -> None:
     """Train the folds of a recipe, predict the test part, write a checked submission.
+
+    With an ensemble as --recipe, such as ensembles/third_place, train all its runs and blend them.
 
     Example: fatai-submit run DATA --recipe ninth --folds 2 --epochs 40 --bs 16 --out runs/ninth
     """
@@ -59,26 +62,58 @@ def run(
         "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
         "precision": precision,
     }
+    from fatai.recipes.lists import is_ensemble
+
+    listed = is_ensemble(recipe)
     if dry_run or budget is not None:
-        _tell_forecast(data, recipe, changes, corrections, scale, only_fold, workers, budget)
+        _tell_forecast(data, recipe, changes, corrections, scale, only_fold, workers, budget, listed)
+        return
+    if listed:
+        _run_ensemble(data, recipe, out, changes, only_fold, scale, reuse, resume, corrections, workers)
         return
     _run(data, recipe, out, only_fold, True, resume, workers, changes, corrections, scale)
 
 
+def _run_ensemble(
+    data: Path, recipe: str, out: Path, changes: dict[str, Any], only: list[int] | None, scale: str, reuse: list[Path] | None,
+    resume: bool, corrections: Path | None, workers: int | None,
+) -> None:
+    from fatai.recipes.run_list import run_ensemble
+
+    run_ensemble(
+        data, recipe, out, scale=scale, changes={**changes, "only": tuple(only) if only else None}, reuse=reuse or (), resume=resume,
+        corrections=corrections, num_workers=workers, command=shlex.join(["fatai-submit", *sys.argv[1:]]),
+    )
+
+
 def _tell_forecast(
     data: Path, recipe: str, changes: dict[str, Any], corrections: Path | None, scale: str, only: list[int] | None, workers: int | None,
-    budget: str | None,
+    budget: str | None, listed: bool,
 ) -> None:
-    from fatai.recipes.forecast import forecast, seconds_of
+    from fatai.recipes.forecast import forecast, seconds_of, verdict
 
     budget_s = None if budget is None else seconds_of(budget)
-    read, chosen = _chosen(data, recipe, changes, corrections, scale)
-    if only:
-        chosen = chosen.changed(only=tuple(only))
-    told = forecast(read, chosen, num_workers=workers)
-    typer.echo(str(told))
+    changes = {**changes, "only": tuple(only) if only else None}
+    seconds = 0.0
+    for read, chosen in _all_chosen(data, recipe, changes, corrections, scale) if listed else [
+        _chosen(data, recipe, changes, corrections, scale)
+    ]:
+        told = forecast(read, chosen, num_workers=workers)
+        typer.echo(str(told))
+        seconds += told.seconds
     if budget_s is not None:
-        typer.echo(told.verdict(budget_s))
+        typer.echo(verdict(seconds, budget_s))
+
+
+def _all_chosen(data: Path, recipe: str, changes: dict[str, Any], corrections: Path | None, scale: str) -> Any:
+    """As `_chosen`, for every member of an ensemble."""
+    from fatai.data.fat2019 import read_layout
+    from fatai.recipes.lists import load_ensemble
+    from fatai.recipes.run_list import member_recipes
+
+    noisy = read_layout(data, corrections).noisy
+    members = member_recipes(load_ensemble(recipe), scale=scale, changes=changes, n_noisy=None if noisy is None else len(noisy))
+    return ((read_layout(data, corrections, corrupted=chosen.clips.corrupted), chosen) for chosen in members.values())
 
 
 @app.command()

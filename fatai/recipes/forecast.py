@@ -26,7 +26,7 @@ from fatai.recipes.stage import prepare_stage
 from fatai.train.callbacks import EpochLines
 from fatai.train.learner import FatLearner
 
-__all__ = ["Forecast", "StageForecast", "forecast", "seconds_of"]
+__all__ = ["Forecast", "StageForecast", "forecast", "seconds_of", "verdict"]
 
 _VALIDATION = 1 / 3  # of a training step: a forward pass without the backward one, which is twice as much
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
@@ -68,11 +68,6 @@ class Forecast:
     def seconds(self) -> float:
         """Of all folds."""
         return self.folds * (sum(stage.seconds for stage in self.stages) + self.predicting)
-
-    def verdict(self, budget_s: float) -> str:
-        """Whether that fits, in a sentence."""
-        share = self.seconds / budget_s
-        return f"{'fits' if share <= 1 else 'does not fit'} the budget of {_clock(budget_s)}: {share:.0%} of it"
 
     def __str__(self) -> str:
         wide = max(len("predicting"), *(len(stage.name) for stage in self.stages))
@@ -186,6 +181,18 @@ def _peak_memory(learn: FatLearner) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def verdict(seconds: float, budget_s: float) -> str:
+    """Whether something fits into a budget of time, in a sentence.
+
+    Examples
+    --------
+    >>> verdict(5400, 32400)
+    'fits the budget of 9:00:00: 17% of it'
+    """
+    share = seconds / budget_s
+    return f"{'fits' if share <= 1 else 'does not fit'} the budget of {_clock(budget_s)}: {share:.0%} of it"
 
 
 def seconds_of(text: str) -> float:
