@@ -129,6 +129,10 @@ SYSTEMS: dict = {
         }],
     },
 }
+SYSTEMS["panns_logreg"] = {
+    **SYSTEMS["gold_plan"], "parameters": 79_837_712, "listen": {"how": "even", "n": 1, "options": {}, **MEAN_OF_PROBS},
+    "stages": [{"solve": {"C": 2.0, "max_iter": 1000}, "noisy": None, "augment": ()}],
+}
 _FIRST = SYSTEMS["first_place"]
 # Its experiments corrections_002 and 003: no resized crops, mixed a little less often, a third of the draws noisy.
 SYSTEMS["first_place_skip"] = {
@@ -140,7 +144,7 @@ NOT_PUBLISHED = {"quick", "ninth"}  # ninth is ninth_full's fit stage alone, and
 
 
 def test_every_published_system_has_its_table():
-    assert {name for name in recipe_names() if name not in NOT_PUBLISHED} <= {*SYSTEMS, "panns_logreg", "esc10"}
+    assert {name for name in recipe_names() if name not in NOT_PUBLISHED} <= {*SYSTEMS, "esc10"}
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -94,17 +94,21 @@ def forecast(data: FATData, recipe: Recipe, *, predict_test: bool = True, num_wo
         learn = fold_learner(job, trained[0], own)
         _forget_memory(learn)
         measured: dict[str, float] = {}
+        listening = _listening_seconds(learn, recipe, own)
         stages = []
         for stage in recipe.stages:
+            clips, count = _clips_and_steps(stage, len(table) - n_held, n_noisy, recipe.folds.n)
+            if stage.solve is not None:
+                stages.append(StageForecast(stage.name, 1, count, clips, stage.bs, clips * listening))
+                continue
             key = repr((stage.bs, stage.mixup, stage.augment, stage.items, stage.loss))
             if key not in measured:
                 measured[key] = _step_seconds(job, learn, stage, steps)
-            clips, count = _clips_and_steps(stage, len(table) - n_held, n_noisy, recipe.folds.n)
             seconds = stage.epochs * measured[key] * (count + _VALIDATION * n_held / stage.bs)
             stages.append(StageForecast(stage.name, stage.epochs, count, clips, stage.bs, seconds))
         judged = n_noisy * sum(recipe.judges_after(k) for k in range(len(recipe.rounds())))
         listened = n_held + judged + (len(data.test) if predict_test else 0)
-        predicting = listened * _listening_seconds(learn, recipe, own)
+        predicting = listened * listening
         memory = _peak_memory(learn)
     return Forecast(recipe.name, recipe_parameters(recipe, len(data.tags)), len(trained), tuple(stages), predicting, memory,
                     str(learn.dls.device))

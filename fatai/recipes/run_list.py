@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,8 @@ def _blend(listed: EnsembleList, runs: list[Path], data: FATData, scale: str, sa
     weights = list(listed.weights) if isinstance(listed.weights, tuple) else listed.weights
     if not listed.stackers:
         return blend_and_judge(runs, listed.how, weights, truth=truth, **listed.options)
-    return blend_and_judge(tests, listed.how, weights, oof=oofs, truth=truth, **listed.options)
+    blended = blend_and_judge(tests, listed.how, weights, oof=oofs, truth=truth, **listed.options)
+    return replace(blended, members=(*blended.members[:len(runs)], *(stacker.name for stacker in listed.stackers)))
 
 
 def _options(stacker: Stacker, scale: str) -> dict[str, Any]:

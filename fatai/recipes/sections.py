@@ -154,6 +154,9 @@ class Stage(Section):
         Which chosen clips a fold gets: "all", "own" (its share) or "others" (all but its share), as in `fatai.data.folds.noisy_shares`.
     fresh
         Whether to begin with new weights instead of those of the stage before.
+    solve
+        Instead of training: `C` and `max_iter` of logistic regressions on the frozen features, which become the last layer of a network
+        of PANNs. Of the other settings only `bs` counts.
     """
 
     name: str = "fit"
@@ -186,6 +189,7 @@ class Stage(Section):
     noisy_weight: float = Field(1.0, ge=0, le=1000)
     noisy_share: Literal["all", "own", "others"] = "all"
     fresh: bool = False
+    solve: dict[Literal["C", "max_iter"], float] | None = None
 
     @field_validator("noisy")
     @classmethod

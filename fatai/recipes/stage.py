@@ -23,6 +23,7 @@ from fatai.data.labels import multi_hot
 from fatai.data.sampling import Balanced, Mixture, SampledDL
 from fatai.errors import OptionError
 from fatai.recipes.best import BestOfStages
+from fatai.recipes.frozen import solve_last_layer
 from fatai.recipes.sections import Stage, built
 from fatai.registry import AUGMENTATIONS, MIXERS
 from fatai.train.callbacks import ChangesOff, ClampGradients, KeepBest, StopAtRate, StopOnNaN, scheduled
@@ -95,6 +96,10 @@ def fit_stage(
         What keeps the best weights instead of the stage's own way, where several stages share them.
     """
     learn.path.mkdir(parents=True, exist_ok=True)
+    if stage.solve is not None:
+        _set_batches(learn, stage, shares)
+        solve_last_layer(learn, C=stage.solve.get("C", 2.0), max_iter=int(stage.solve.get("max_iter", 1000)))
+        return learn
     # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
     cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), StopOnNaN()]
     cbs.append(History(learn.path / "history.csv", stage.name, append=number > 0))
