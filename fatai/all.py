@@ -9,6 +9,7 @@ with warnings.catch_warnings():
 
 from fatai.augment.change import *
 from fatai.augment.effects import *
+from fatai.augment.filling import *
 from fatai.augment.masks import *
 from fatai.augment.mixer import *
 from fatai.augment.mixing import *
@@ -50,11 +51,16 @@ from fatai.models import *
 from fatai.models.catalogue import *
 from fatai.models.checkpoints import *
 from fatai.recipes.panns_logreg import *
+from fatai.recipes.compare import *
+from fatai.recipes.forecast import *
+from fatai.recipes.lists import *
 from fatai.recipes.preview import *
 from fatai.recipes.recipe import *
 from fatai.recipes.finished import *
 from fatai.recipes.fold import fit_stage
 from fatai.recipes.run import *
+from fatai.recipes.run_list import *
+from fatai.recipes.scale import *
 from fatai.recipes.tagger import *
 from fatai.registry import *
 from fatai.score.bootstrap import *

@@ -1,11 +1,14 @@
 """Every example and every notebook runs as a reader would run it."""
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fatai.recipes.recipe import recipe_names
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(p.name for p in (ROOT / "examples").glob("*.py") if p.name != "make_sample.py")  # which needs the source recordings
@@ -14,6 +17,15 @@ NOTEBOOKS = sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
 
 def test_there_are_examples_and_notebooks():
     assert EXAMPLES and NOTEBOOKS
+
+
+def test_each_published_system_has_an_example_of_15_lines_at_most():
+    systems = {name.removesuffix(".py").removeprefix("system_") for name in EXAMPLES if name.startswith("system_")}
+    assert systems == {name for name in recipe_names() if name not in ("quick", "esc10", "ninth_full", "first_place_skip")}
+    for system in systems:
+        tree = ast.parse((ROOT / "examples" / f"system_{system}.py").read_text(encoding="utf-8"))
+        main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+        assert main.end_lineno - main.body[0].lineno + 1 <= 15, system
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Recipe", "load_recipe", "recipe_names", "recipe_text", "validated"]
+__all__ = ["Recipe", "load_recipe", "recipe_names", "recipe_text"]
 
 # A recipe is a page; a file far beyond that is none, and is not parsed.
 _MAX_BYTES = 256 * 1024
