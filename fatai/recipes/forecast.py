@@ -26,7 +26,7 @@ from fatai.recipes.stage import prepare_stage
 from fatai.train.callbacks import EpochLines
 from fatai.train.learner import FatLearner
 
-__all__ = ["Forecast", "StageForecast", "forecast", "seconds_of", "verdict"]
+__all__ = ["Forecast", "StageForecast", "forecast", "seconds_of"]
 
 _VALIDATION = 1 / 3  # of a training step: a forward pass without the backward one, which is twice as much
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}

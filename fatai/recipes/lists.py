@@ -23,13 +23,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["EnsembleList", "Member", "ensemble_names", "ensemble_text", "is_ensemble", "load_ensemble"]
+__all__ = ["EnsembleList", "ListedRun", "ensemble_names", "ensemble_text", "is_ensemble", "load_ensemble"]
 
 _FOLDER = "ensembles/"
 _SECTIONS = ("clips", "folds", "model", "listen")
 
 
-class Member(Section):
+class ListedRun(Section):
     """One run.
 
     Attributes
@@ -97,12 +97,12 @@ class EnsembleList(Section):
     how: str = "mean"
     options: dict[str, Any] = {}
     weights: tuple[float, ...] | Literal["lwlrap"] | None = None
-    members: tuple[Member, ...] = Field(min_length=1)
+    members: tuple[ListedRun, ...] = Field(min_length=1)
     stackers: tuple[Stacker, ...] = ()
 
     @field_validator("members")
     @classmethod
-    def _different_names(cls, value: tuple[Member, ...]) -> tuple[Member, ...]:
+    def _different_names(cls, value: tuple[ListedRun, ...]) -> tuple[ListedRun, ...]:
         names = [member.name for member in value]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
