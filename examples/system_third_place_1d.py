@@ -1,27 +1,20 @@
-"""The 3rd place of Freesound Audio Tagging 2019 by hand, its 1d network: python examples/system_third_place_1d.py DATA OUT.csv
+"""The 3rd place of Freesound Audio Tagging 2019 by hand, its 1-D network: python examples/system_third_place_1d.py DATA OUT.csv
 
-One learns: a network over time, to which the bins of a short transform are channels; the ranking loss LSEP, mixtures that have the labels
-of both, effects that are switched off for the last epochs, whole clips at the end. Without arguments it takes the bundled sounds, a
-sixteenth of the width and crops of 4 s: 18 s on two busy cores. As published: width 1, 100 epochs, changes off for the last 10, bs 20,
-crop_s 15.
+One learns: all that `system_third_place_2d` does, with a network over time, to which the bins of a short transform are channels. Without
+arguments it takes the bundled sounds, a sixteenth of the width and crops of 4 s: 17 s on two busy cores. As published: width 1, 100 epochs,
+changes off for the last 10, bs 20, crop_s 15.
 """
 
 import sys
 from pathlib import Path
 
-from fatai.all import ChangesOff, ChunkShuffle, FATDataLoaders, MixUpOr, OnItems, fat_learner, fat_sample, quiet_unless_terminal, scheduled
+import system_third_place_2d
+
+from fatai.all import fat_sample
 
 
-def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 2, crop_s: float = 4.0) -> None:
-    dls = FATDataLoaders.from_path(data, front_end="third_1d", crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0)
-    learn = quiet_unless_terminal(fat_learner(
-        dls, "cnn1d_multilevel", width=width, arch_options={"n_blocks": 5, "base_depth": 100}, loss_func="lsep", wd=0.0,
-        mixup=MixUpOr(partner="set"), augment=["to_longest", "third_effects"], cbs=[OnItems(ChunkShuffle()), ChangesOff(1)],
-    ))
-    learn.fit(epochs, 5e-3, cbs=scheduled("linear_one_cycle", epochs, 5e-3))
-    preds = learn.tta(items=sorted((data / "test").iterdir()), how="whole")
-    preds.to_submission(out, sample=data / "sample_submission.csv")
-    print(f"{out}: {len(preds)} clips, held-out lwlrap {learn.tta(how='whole').held_out:.3f}")
+def main(data: Path, out: Path) -> None:
+    system_third_place_2d.main(data, out, front_end="third_1d", arch="cnn1d_multilevel")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ from pathlib import Path
 from fatai.all import ChangesOff, ChunkShuffle, FATDataLoaders, MixUpOr, OnItems, fat_learner, fat_sample, quiet_unless_terminal, scheduled
 
 
-def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 2, crop_s: float = 4.0) -> None:
-    dls = FATDataLoaders.from_path(data, front_end="third_2d", crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0)
+def main(
+    data: Path, out: Path, front_end: str = "third_2d", arch: str = "cnn2d_multilevel", width: float = 1 / 16, epochs: int = 2,
+    crop_s: float = 4.0,
+) -> None:
+    dls = FATDataLoaders.from_path(data, front_end=front_end, crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0)
     learn = quiet_unless_terminal(fat_learner(
-        dls, "cnn2d_multilevel", width=width, arch_options={"n_blocks": 5, "base_depth": 100}, loss_func="lsep", wd=0.0,
+        dls, arch, width=width, arch_options={"n_blocks": 5, "base_depth": 100}, loss_func="lsep", wd=0.0,
         mixup=MixUpOr(partner="set"), augment=["to_longest", "third_effects"], cbs=[OnItems(ChunkShuffle()), ChangesOff(1)],
     ))
     learn.fit(epochs, 5e-3, cbs=scheduled("linear_one_cycle", epochs, 5e-3))

@@ -74,12 +74,25 @@ def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, text
     ('mixup = { name = "mixup_of" }', ["stages.0.mixup", "did you mean mixup_or"]),
     ('mixup = { alpha = 1.0 }', ["stages.0.mixup", "needs a name"]),
     ('augment = [{ name = "spec_augment", widht = 3 }]', ["stages.0.augment", "no option 'widht'"]),
+    ('items = [{ name = "spec_augment" }]', ["stages.0.items", "belongs into augment"]),
+    ('loss = "bce"\nloss_options = { gamma = 2 }', ["the loss 'bce'", "gamma"]),
+    ('epochs = 3\nschedule = "warmup_smooth_cosine"\nschedule_options = { warmup_epochs = 3 }', ["warmup_epochs is 3", "less than the 3"]),
+    ('like = "fti"', ["stage 0 is like 'fti'"]),
     ('sampling = "weighted"', ["stages.0.sampling", "'shuffle', 'balanced' or 'mixture'"]),
 ])
 def test_a_stages_changes_are_built_once_to_be_checked(tmp_path, lines, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, f'name = "x"\n[[stages]]\n{lines}\n'))
     assert all(w in str(caught.value) for w in words), str(caught.value)
+
+
+def test_a_stage_like_another_says_only_what_differs(tmp_path):
+    stages = '[[stages]]\nname = "fit"\nlr = 0.01\nbs = 7\n[[stages]]\nname = "again"\nlike = "fit"\nlr = 0.001\nfresh = true\n'
+    recipe = load_recipe(write(tmp_path, 'name = "x"\n' + stages))
+    assert [(s.name, s.lr, s.bs, s.fresh) for s in recipe.stages] == [("fit", 0.01, 7, False), ("again", 0.001, 7, True)]
+    assert load_recipe(write(tmp_path, recipe.resolved())).stages == recipe.stages
+    with pytest.raises(RecipeError, match="only is .9.; expected one or more of the folds 0 to 4"):
+        load_recipe(write(tmp_path, 'name = "x"\n[folds]\nn = 5\nonly = [9]\n'))
 
 
 def test_an_unknown_cache_is_named(tmp_path):

@@ -109,12 +109,13 @@ def _shrink(stage: dict[str, Any], epochs: int, scale: Scale, n_noisy: int | Non
         stage["changes_off"] = max(1, round(stage["changes_off"] * share)) if epochs > 1 else None
     stage["sampling_options"] = {k: v for k, v in stage["sampling_options"].items() if k != "n"}
     if stage["noisy"] is not None and n_noisy is not None:
-        stage["noisy"] = _times(stage["noisy"], _IN_CLIPS, min(1.0, n_noisy / _PUBLISHED_NOISY))
+        # Fewer clips than folds could not be shared out among them.
+        stage["noisy"] = _times(stage["noisy"], _IN_CLIPS, min(1.0, n_noisy / _PUBLISHED_NOISY), least=scale.folds)
 
 
-def _times(options: dict[str, Any], names: tuple[str, ...], factor: float) -> dict[str, Any]:
-    """Options with some numbers times `factor`; whole ones stay whole, and at least 1."""
+def _times(options: dict[str, Any], names: tuple[str, ...], factor: float, *, least: int = 1) -> dict[str, Any]:
+    """Options with some numbers times `factor`; whole ones stay whole, and at least `least`."""
     def smaller(value: Any) -> Any:
-        return max(1, round(value * factor)) if isinstance(value, int) else value * factor
+        return max(least, round(value * factor)) if isinstance(value, int) else value * factor
 
     return {key: smaller(value) if key in names else value for key, value in options.items()}

@@ -202,6 +202,17 @@ class Stage(Section):
             raise ValueError('amsgrad decays every parameter alike; say wd = 0, no_decay = "none", or take "adam"')
         return self
 
+    @model_validator(mode="after")
+    def _loss_and_rates_can_be_built(self) -> Stage:
+        for registry, name, options, arguments in [
+            (LOSSES, self.loss, self.loss_options, ()), (SCHEDULES, self.schedule, self.schedule_options, (self.epochs, self.lr)),
+        ]:
+            try:
+                registry.build(name, *arguments, **options)
+            except (FataiError, TypeError) as e:
+                raise ValueError(f"the {registry.kind} {name!r}: {e}") from e
+        return self
+
     @field_validator("mixup")
     @classmethod
     def _known_mixer(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
