@@ -74,13 +74,13 @@ def lr_find(
     """
     import matplotlib
 
+    from fatai.recipes.preview import preview_learner
     from fatai.recipes.recipe import load_recipe
-    from fatai.recipes.run import recipe_learner
     from fatai.train.lr_search import find_lr
 
     matplotlib.use("Agg")
     loaded = load_recipe(recipe).changed(bs=bs, arch=arch, width=width, crop_s=crop_s)
-    found = find_lr(recipe_learner(data, loaded, fold, num_workers=workers), steps=steps)
+    found = find_lr(preview_learner(data, loaded, fold, num_workers=workers), steps=steps)
     for how, lr in found.suggestions.items():
         typer.echo(f"{how} {lr:.2e}")
     if out is not None:

@@ -22,7 +22,7 @@ from fatai.recipes.network import recipe_parameters
 from fatai.recipes.recipe import Recipe
 from fatai.recipes.run import folded_table, noisy_table
 from fatai.recipes.sections import KEPT, Stage
-from fatai.recipes.stage import prepare_stage
+from fatai.recipes.stage import curated_alone, prepare_stage
 from fatai.train.callbacks import EpochLines
 from fatai.train.learner import FatLearner
 
@@ -148,10 +148,8 @@ class _Stopwatch(Callback):
 
 
 def _step_seconds(job: FoldJob, learn: FatLearner, stage: Stage, steps: int) -> float:
-    # There are no chosen noisy clips yet to draw from.
-    alone = stage.model_copy(update={"sampling": "shuffle", "sampling_options": {}, "noisy": None, "accumulate": 1})
     watch = _Stopwatch(steps + 1)
-    cbs = [cb for cb in prepare_stage(learn, alone) if hasattr(cb, "active")]
+    cbs = [cb for cb in prepare_stage(learn, curated_alone(stage)) if hasattr(cb, "active")]
     lines = [cb for cb in learn.cbs if isinstance(cb, EpochLines)]
     with learn.removed_cbs(lines), learn.no_bar(), learn.no_logging():
         learn.fit(steps + 1, 1e-9, cbs=[*cbs, *told_of_noisy(job, learn, None), watch])

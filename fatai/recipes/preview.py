@@ -10,7 +10,7 @@ from fastcore.meta import delegates
 from fatai.data.fat2019 import FATData
 from fatai.recipes.recipe import Recipe
 from fatai.recipes.run import recipe_learner
-from fatai.recipes.stage import prepare_stage
+from fatai.recipes.stage import curated_alone, prepare_stage
 from fatai.train.learner import FatLearner
 
 __all__ = ["preview_learner"]
@@ -18,7 +18,7 @@ __all__ = ["preview_learner"]
 
 @delegates(recipe_learner)
 def preview_learner(data: str | Path | FATData, recipe: Recipe, fold: int = 0, **kwargs: Any) -> FatLearner:
-    """As `recipe_learner`, with the batches, loss, optimiser and random changes of the first stage."""
+    """As `recipe_learner`, with the batches of curated clips, loss, optimiser and random changes of the first stage."""
     learn = recipe_learner(data, recipe, fold, **kwargs)
-    learn.add_cbs(prepare_stage(learn, recipe.stages[0]))
+    learn.add_cbs(prepare_stage(learn, curated_alone(recipe.stages[0])))
     return learn

@@ -30,7 +30,7 @@ from fatai.train.callbacks import ChangesOff, ClampGradients, KeepBest, StopAtRa
 from fatai.train.history import History
 from fatai.train.learner import FatLearner, named_loss
 
-__all__ = ["fit_stage", "prepare_stage", "stage_changes"]
+__all__ = ["curated_alone", "fit_stage", "prepare_stage", "stage_changes"]
 
 # The arithmetic of torch's Adam, which the published systems use; fastai's own defaults are sqr_mom 0.99 and eps 1e-5.
 _OPTIMIZERS: dict[str, Callable[[Stage], Any]] = {
@@ -45,6 +45,12 @@ def stage_changes(stage: Stage) -> list[tuple[str, Any]]:
     """The random changes of a stage's batches with their names: what it augments with, then its mixer."""
     changes = [(change["name"], built(AUGMENTATIONS, change)) for change in stage.augment]
     return changes if stage.mixup is None else [*changes, (stage.mixup["name"], built(MIXERS, stage.mixup))]
+
+
+def curated_alone(stage: Stage) -> Stage:
+    """The stage as it would train on curated clips alone, for looks and measurements before any noisy clip is chosen."""
+    drawn = {"sampling": "shuffle", "sampling_options": {}} if stage.sampling == "mixture" else {}
+    return stage.model_copy(update={**drawn, "noisy": None})
 
 
 def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] | None = None) -> list[Callback]:
