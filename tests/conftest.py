@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Small work on a shared machine: threads that wait for each other cost more than they bring. Before torch is imported; commands inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
 import sys
