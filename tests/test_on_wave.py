@@ -18,7 +18,8 @@ from fatai.errors import OptionError, ShapeError
 from fatai.registry import AUGMENTATIONS
 
 SR = 8000
-ON_WAVE = [name for name in AUGMENTATIONS.names() if isinstance(AUGMENTATIONS.build(name), WaveChange)]
+# Loops fill silence, which the waves here don't have.
+ON_WAVE = [name for name in AUGMENTATIONS.names() if isinstance(AUGMENTATIONS.build(name), WaveChange) and name != "loop_fill"]
 
 
 def generator(seed=0):
