@@ -131,6 +131,17 @@ def test_each_clip_is_judged_by_the_fold_that_left_it_out(staged, run, sample, t
     assert set(told["fname"][told["kept"]]) == set(expected.fnames)
 
 
+def test_of_a_part_of_the_folds_only_clips_that_they_left_out_are_judged(staged, run, sample, tmp_path):
+    lines = []
+    recipe = staged({}, {"noisy": {"name": "as_given"}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 10}})
+    run(recipe, only=[0], say=lines.append)
+    names = sorted(read_layout(sample).noisy["fname"])
+    own = noisy_shares(len(names), how="own", n=2, seed=recipe.folds.seed)[0]
+    told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
+    assert set(told["fname"]) == {names[i] for i in np.flatnonzero(~own)} and told["kept"].sum() == 10
+    assert any(line.startswith("36 noisy clips were trained on by every fold") for line in lines)
+
+
 def test_models_that_all_trained_on_a_clip_do_not_judge_it(staged, run):
     recipe = staged({}, {"noisy": {"name": "as_given"}}, {"noisy": {"name": "scoring", "k": 30}})
     with pytest.raises(DataError, match="every model trained on .*how='own' or 'others'"):

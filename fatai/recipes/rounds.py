@@ -74,6 +74,12 @@ class Rounds:
         assert noisy is not None
         if not self.judgements:
             return judge(noisy, tags)
+        stack, learnt = np.stack(self.judgements), [self.learnt[fold] for fold in self.only]
+        known = set.intersection(*learnt) if len(self.only) < self.job.recipe.folds.n else set()
+        judged = ~noisy["fname"].isin(known).to_numpy()
+        if judged.any() and not judged.all():
+            self.job.say(f"{int((~judged).sum())} noisy clips were trained on by every fold that takes part: left out, for want of a judge")
+            noisy, stack = noisy[judged].reset_index(drop=True), stack[:, judged]
         names = list(noisy["fname"])
-        probs = out_of_fold_mean(np.stack(self.judgements), names, [self.learnt[fold] for fold in self.only])
+        probs = out_of_fold_mean(stack, names, learnt)
         return judge(noisy, tags, probs, names, out_of_fold=True)
