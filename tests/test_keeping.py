@@ -7,7 +7,8 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.learner import Learner, Metric
+from fastai.learner import Learner
+from told import Told
 from torch import nn
 
 from fatai.errors import OptionError
@@ -16,22 +17,6 @@ from fatai.train.keeping import KeepBest, Snapshots
 from fatai.train.resume import Resumable
 
 NAN = math.nan
-
-
-class Told(Metric):
-    """A metric whose values are told beforehand."""
-
-    name = "lwlrap"
-
-    def __init__(self, values):
-        self.values = iter(values)
-
-    def accumulate(self, learn):
-        pass
-
-    @property
-    def value(self):
-        return next(self.values)
 
 
 class Remember(Callback):

@@ -8,8 +8,9 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Metric
+from fastai.learner import Learner
 from hypothesis import given, strategies as st
+from told import Told
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ReduceLROnPlateau as TorchPlateau
@@ -122,22 +123,6 @@ def test_options_out_of_range_are_named(build, words):
 
 # In a fit
 
-class Told(Metric):
-    """A metric, or the validation loss, whose values are told beforehand."""
-
-    name = "score"
-
-    def __init__(self, values):
-        self.values = iter(values)
-
-    def accumulate(self, learn):
-        pass
-
-    @property
-    def value(self):
-        return next(self.values)
-
-
 class Rates(Callback):
     """The rates of every batch, of all groups, and the momentum."""
 
@@ -160,7 +145,7 @@ def learner(*, score=None, valid_loss=None, **options):
     learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
     learn.logger = lambda row: None
     if score is not None:
-        learn.metrics = [Told(score)]
+        learn.metrics = [Told(score, "score")]
     if valid_loss is not None:
         learn.recorder.loss = Told(valid_loss)
     return learn

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastai.callback.core import Callback
 from fasttransform import Transform
 
 from fatai.augment.change import like_tensor, plain
 from fatai.augment.on_wave import WaveChange
+from fatai.augment.while_training import WhileTraining
 from fatai.data.tensors import TensorWave
 
 __all__ = ["OnItems"]
 
 
-class OnItems(Callback):
+class OnItems(WhileTraining):
     """Changes of whole clips as they are read for training.
 
     Parameters
@@ -35,22 +35,11 @@ class OnItems(Callback):
         self.changes, self.active = changes, True
         self._transform = _ItemChange(changes)
 
-    def before_train(self) -> None:
-        self._take_out()
+    def put_in(self) -> None:
         if self.active:
             self.learn.dls.train.after_item.add(self._transform)
 
-    def after_train(self) -> None:
-        self._take_out()
-
-    def after_cancel_train(self) -> None:
-        self._take_out()
-
-    def before_validate(self) -> None:
-        # An error in training skips the two above: predictions on the training clips must not see changed ones after it either.
-        self._take_out()
-
-    def _take_out(self) -> None:
+    def take_out(self) -> None:
         pipeline = self.learn.dls.train.after_item
         pipeline.fs = pipeline.fs.filter(lambda f: f is not self._transform)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fatai.data.cache import CACHE_KINDS
 from fatai.data.fat2019 import CORRUPTED_HOW
@@ -20,10 +21,15 @@ KEPT = "kept"
 """As the name of a stage's noisy method: the clips that were chosen before."""
 
 
-def _one_of(known: Any, value: str) -> str:
-    if value not in known:
-        raise ValueError(did_you_mean(value, list(known)))
-    return value
+def _among(known: Collection[str] | Registry, free: Callable[[str], bool] = lambda value: False) -> AfterValidator:
+    """What refuses a name that isn't among the known ones, with the nearest; what is `free` passes."""
+
+    def check(value: str) -> str:
+        if not free(value) and value not in known:
+            raise ValueError(did_you_mean(value, known.names() if isinstance(known, Registry) else list(known)))
+        return value
+
+    return AfterValidator(check)
 
 
 def _buildable(registry: Registry, named: dict[str, Any]) -> dict[str, Any]:
@@ -56,36 +62,16 @@ class Clips(Section):
 
     crop_s: float = Field(2.0, ge=0.05, le=600)
     trim_db: float | Literal["none"] = 60.0
-    short_fill: str = "zeros_both"
-    channels: str | None = None
-    corrupted: str = "keep"
-    cache: str = "none"
-
-    @field_validator("short_fill")
-    @classmethod
-    def _known_fill(cls, value: str) -> str:
-        return _one_of(SHORT_FILLS, value)
-
-    @field_validator("corrupted")
-    @classmethod
-    def _known_corrupted(cls, value: str) -> str:
-        return _one_of(CORRUPTED_HOW, value)
-
-    @field_validator("cache")
-    @classmethod
-    def _known_cache(cls, value: str) -> str:
-        return _one_of(("none", *CACHE_KINDS), value)
-
-    @field_validator("channels")
-    @classmethod
-    def _known_channels(cls, value: str | None) -> str | None:
-        return value if value is None else _one_of(CHANNELS.names(), value)
+    short_fill: Annotated[str, _among(SHORT_FILLS)] = "zeros_both"
+    channels: Annotated[str, _among(CHANNELS)] | None = None
+    corrupted: Annotated[str, _among(CORRUPTED_HOW)] = "keep"
+    cache: Annotated[str, _among(("none", *CACHE_KINDS))] = "none"
 
 
 class Folds(Section):
     """How the curated clips are split; `only` names the folds that are trained, counted from 0, where a system trained not all of them."""
 
-    how: str = "stratified_argmax"
+    how: Annotated[str, _among(FOLD_MAKERS)] = "stratified_argmax"
     n: int = Field(5, ge=2, le=100)
     seed: int = Field(2019, ge=0)
     only: tuple[int, ...] | None = None
@@ -96,23 +82,13 @@ class Folds(Section):
             raise ValueError(f"only is {list(self.only)}; expected one or more of the folds 0 to {self.n - 1}")
         return self
 
-    @field_validator("how")
-    @classmethod
-    def _known_how(cls, value: str) -> str:
-        return _one_of(FOLD_MAKERS, value)
-
 
 class Model(Section):
     """Which network; `options` are those of its builder."""
 
-    arch: str = "m3"
+    arch: Annotated[str, _among(MODELS, free=lambda arch: arch.startswith("timm:"))] = "m3"
     width: float | None = Field(None, gt=0, le=16)
     options: dict[str, Any] = {}
-
-    @field_validator("arch")
-    @classmethod
-    def _known_arch(cls, value: str) -> str:
-        return value if value.startswith("timm:") else _one_of(MODELS.names(), value)
 
 
 class Stage(Section):
@@ -164,14 +140,14 @@ class Stage(Section):
     bs: int = Field(64, ge=1, le=100_000)
     lr: float = Field(1e-3, gt=0, le=100)
     lr_first: float | None = Field(None, gt=0, le=100)
-    schedule: str = "one_cycle"
+    schedule: Annotated[str, _among(SCHEDULES)] = "one_cycle"
     schedule_options: dict[str, Any] = {}
     optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1)
     sqr_mom: float = Field(0.999, ge=0, lt=1)
     wd: float = Field(0.01, ge=0)
-    no_decay: str = "norm_and_bias"
-    loss: str = "bce"
+    no_decay: Annotated[str, _among(NO_DECAY)] = "norm_and_bias"
+    loss: Annotated[str, _among(LOSSES, free=lambda loss: "+" in loss)] = "bce"
     loss_options: dict[str, Any] = {}
     clamp_gradients: float | None = Field(None, gt=0)
     clip_norm: float | None = Field(None, gt=0)
@@ -231,21 +207,6 @@ class Stage(Section):
                 raise ValueError(f"{change['name']} doesn't change single waves as they are read; it belongs into augment")
         return value
 
-    @field_validator("schedule")
-    @classmethod
-    def _known_schedule(cls, value: str) -> str:
-        return _one_of(["one_cycle", *SCHEDULES.names()], value)
-
-    @field_validator("no_decay")
-    @classmethod
-    def _known_no_decay(cls, value: str) -> str:
-        return _one_of(NO_DECAY, value)
-
-    @field_validator("loss")
-    @classmethod
-    def _known_loss(cls, value: str) -> str:
-        return value if "+" in value else _one_of(LOSSES.names(), value)
-
 
 class Listen(Section):
     """The views at the end, by name, with their options; without `n` as many as their kind chooses.
@@ -253,16 +214,11 @@ class Listen(Section):
     `mean` is taken over a clip's views, `fold_mean` over what the folds' models say of test clips: "mean" or "gmean" (geometric).
     """
 
-    how: str = "even"
+    how: Annotated[str, _among(VIEWS)] = "even"
     n: int | None = Field(None, ge=1, le=10_000)
     options: dict[str, Any] = {}
     mean: Literal["probs", "logits"] = "probs"
     fold_mean: Literal["mean", "gmean"] = "mean"
-
-    @field_validator("how")
-    @classmethod
-    def _known_how(cls, value: str) -> str:
-        return _one_of(VIEWS.names(), value)
 
     @model_validator(mode="after")
     def _views_can_be_built(self) -> Listen:

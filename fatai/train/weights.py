@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 from fastcore.basics import GetAttr
 from torch import Tensor
 
+from fatai.augment.while_training import WhileTraining
 from fatai.errors import DataError, OptionError, ShapeError
 
 __all__ = ["NoisyWeights"]
 
 
-class NoisyWeights(Callback):
+class NoisyWeights(WhileTraining):
     """Weights and noisy marks of training clips, looked up by the clip and told to the loss: `loss.w`, `loss.noisy`.
 
     They travel with the clips, so any order of a sampler and any number of workers is fine; mixers of `fatai.augment` mix them along
@@ -53,7 +53,7 @@ class NoisyWeights(Callback):
         self._clips: Any = None
 
     def before_fit(self) -> None:
-        self._take_out()
+        self.take_out()
         if not hasattr(self.learn.loss_func, "w"):
             raise OptionError(f"the loss {type(self.learn.loss_func).__name__} takes no weights; take one of LOSSES, such as 'bce'")
         self.of_clips()
@@ -90,8 +90,7 @@ class NoisyWeights(Callback):
                              "each tag, or rows of one length for all clips")
         return [rows.get(name) for name in names]
 
-    def before_train(self) -> None:
-        self._take_out()
+    def put_in(self) -> None:
         loader = self.learn.dls.train
         self._clips, loader.dataset = loader.dataset, _Weighed(loader.dataset, *self.of_clips(), self._own_targets())
 
@@ -105,20 +104,10 @@ class NoisyWeights(Callback):
     def after_batch(self) -> None:
         self._tell(None, None)
 
-    def after_train(self) -> None:
-        self._take_out()
-
-    def after_cancel_train(self) -> None:
-        self._take_out()
-
-    def before_validate(self) -> None:
-        # An error in training skips the two above; what is predicted after it must not find weights.
-        self._take_out()
-
     def _tell(self, w: Tensor | None, noisy: Tensor | None) -> None:
         self.learn.loss_func.w, self.learn.loss_func.noisy = w, noisy
 
-    def _take_out(self) -> None:
+    def take_out(self) -> None:
         if self._clips is not None:
             self.learn.dls.train.dataset, self._clips = self._clips, None
 
