@@ -9,8 +9,6 @@ FOLDER/rows.jsonl, and rows that are there are not trained again: several proces
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -28,11 +26,12 @@ from fastai.torch_core import set_seed
 
 import fatai.infer.tta  # noqa: F401 - gives learners tta
 from benchmarks.rounds import report
+from benchmarks.trials import parser, read_with_truth, spread, trials
 from fatai.augment.masks import SpecAugment
 from fatai.augment.mixing import LinearMixUp, MixOneOf, MixUpOr
 from fatai.augment.on_wave import AddNoise, Gain, Shift
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.fat2019 import FATData, fat_sample, read_layout
+from fatai.data.fat2019 import FATData
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
 from fatai.data.tables import readable
@@ -87,7 +86,7 @@ def trained(
     return learn.tta(items=table[held_out], **views), learn.tta(items=data.test, **views), epochs * len(dls.train)
 
 
-def row(data: FATData, way: str, seed: int, epochs: int, cache_dir: Path) -> dict[str, Any]:
+def trial(data: FATData, way: str, seed: int, epochs: int, cache_dir: Path) -> dict[str, Any]:
     """Scores of one way with one seed, over all folds."""
     started = time.monotonic()
     good, _ = readable([Path(p) for p in data.curated["path"]])
@@ -99,29 +98,8 @@ def row(data: FATData, way: str, seed: int, epochs: int, cache_dir: Path) -> dic
         held, test, steps = trained(table, folds == fold, data, way, 100 * seed + fold, epochs, cache_dir)
         oof[folds == fold] = held.probs
         of_test.append(test)
-    return {
-        "way": way, "seed": seed, "epochs": epochs, "settings": SETTINGS, "data": data.path.name, "clips": len(table), "steps": steps,
-        "oof": lwlrap(oof, targ), "test": ensemble(of_test, how="mean").score(data.path / "truth" / "test.csv"),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-
-
-def known_rows(file: Path, data: FATData, epochs: int) -> dict[tuple[str, int], dict[str, Any]]:
-    """Rows of this very budget that are done; half a line, which a killed process left, is none."""
-    rows = {}
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if (found["settings"], found["epochs"], found["data"]) == (SETTINGS, epochs, data.path.name):
-            rows[found["way"], found["seed"]] = found
-    return rows
-
-
-def spread(values: list[float], signed: bool = False) -> str:
-    mean = f"{statistics.mean(values):{'+' if signed else ''}.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
+    test = ensemble(of_test, how="mean").score(data.path / "truth" / "test.csv")
+    return {"clips": len(table), "steps": steps, "oof": lwlrap(oof, targ), "test": test, "seconds": round(time.monotonic() - started, 1)}
 
 
 def verdict(gain: dict[str, list[float]], seeds: int) -> str:
@@ -168,28 +146,13 @@ def written(rows: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> st
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?", default=fat_sample())
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=110)
-    parser.add_argument("--work", type=Path, default=Path("runs/augmentation"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "augmentation.md")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "augmentation", "epochs", 110).parse_args(argv)
     warnings.simplefilter("ignore")
-    data = read_layout(args.data)
-    if not (data.path / "truth" / "test.csv").is_file():
-        raise SystemExit(f"{data.path} has no truth/test.csv; expected the true labels of the test part, to score with")
-    args.work.mkdir(parents=True, exist_ok=True)
-    file = args.work / "rows.jsonl"
-    for seed in args.seeds:
-        for way in WAYS:
-            if (way, seed) in known_rows(file, data, args.epochs):
-                continue
-            done = row(data, way, seed, args.epochs, args.work / "cache")
-            with file.open("a") as f:
-                f.write(json.dumps(done) + "\n")
-            print(f"seed {seed}, {way}: OOF {done['oof']:.4f}, test {done['test']:.4f}, {done['seconds']:.0f} s", flush=True)
-    rows = {key: r for key, r in known_rows(file, data, args.epochs).items() if key[0] in WAYS and key[1] in args.seeds}
+    data = read_with_truth(args.data, "test")
+    same = {"epochs": args.epochs, "settings": SETTINGS, "data": data.path.name}
+    rows = trials(
+        args.work / "rows.jsonl", WAYS, args.seeds, same, lambda way, seed: trial(data, way, seed, args.epochs, args.work / "cache"),
+    )
     command = f"python -m benchmarks.augmentation {data.path.name} --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}"
     report("Random changes and losses", command, written(rows, args.seeds), args.out)
 

@@ -10,14 +10,13 @@ of FOLDER/rows.jsonl, and rows that are there are not trained again: several pro
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import statistics
 import sys
 import time
 import warnings
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.augmentation import spread
 from benchmarks.rounds import report
-from fatai.data.fat2019 import FATData, fat_sample, read_layout
+from benchmarks.trials import parser, read_with_truth, spread, trials
+from fatai.data.fat2019 import FATData
 from fatai.data.labels import multi_hot, read_labels
 from fatai.infer.ensemble import ensemble
 from fatai.models import count_parameters
@@ -94,14 +93,13 @@ class Budget(Rounds):
             self.choices.append(self.chosen)
         clips = self.n_curated + (len(parts[0]) if parts else 0)
         stage = self.rounds[number].start
-        # The job's recipe is frozen, like everything that is hashed for resuming; here nothing is resumed inside a stage.
         stages = list(self.job.recipe.stages)
         stages[stage] = stages[stage].model_copy(update={"epochs": max(1, round(self.steps * BS / clips))})
-        object.__setattr__(self.job, "recipe", self.job.recipe.model_copy(update={"stages": tuple(stages)}))
+        self.job = replace(self.job, recipe=self.job.recipe.model_copy(update={"stages": tuple(stages)}))
         return parts
 
 
-def row(data: FATData, way: str, seed: int, steps: int, work: Path) -> dict[str, Any]:
+def trial(data: FATData, way: str, seed: int, steps: int, work: Path) -> dict[str, Any]:
     """Scores of one protocol with one seed, over all folds."""
     started = time.monotonic()
     plain = recipe_of([], seed, steps, len(data.curated) // FOLDS)
@@ -114,8 +112,9 @@ def row(data: FATData, way: str, seed: int, steps: int, work: Path) -> dict[str,
     job = FoldJob(data, recipe, out, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
     _take_judges(data, table, folds, seed, steps, n_curated, work, out, noisy)
     rounds = Budget(job, steps, n_curated)
-    rounds.until_last(table, folds)
-    results = [rounds.last(k, table.assign(is_valid=folds == k)) for k in range(FOLDS)]
+    with redirect_stdout(StringIO()):
+        rounds.until_last(table, folds)
+        results = [rounds.last(k, table.assign(is_valid=folds == k)) for k in range(FOLDS)]
     targ = multi_hot(table["labels"], data.tags)
     oof = np.zeros(targ.shape)
     for k, result in enumerate(results):
@@ -123,8 +122,7 @@ def row(data: FATData, way: str, seed: int, steps: int, work: Path) -> dict[str,
     test = ensemble([result.test for result in results], how="mean")
     shutil.rmtree(out)
     return {
-        "way": way, "seed": seed, "steps": steps, "data": data.path.name, "oof": lwlrap(oof, targ),
-        "test": test.score(data.path / "truth" / "test.csv"), "seconds": round(time.monotonic() - started, 1),
+        "oof": lwlrap(oof, targ), "test": test.score(data.path / "truth" / "test.csv"), "seconds": round(time.monotonic() - started, 1),
         **(labels_kept(data, rounds.choices[-1]) if rounds.choices else {}),
     }
 
@@ -137,7 +135,8 @@ def _take_judges(
     judges = work / f"judges_{seed}"
     job = FoldJob(data, recipe, judges, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
     for k in range(FOLDS):
-        train_fold(job, k, table.assign(is_valid=folds == k))
+        with redirect_stdout(StringIO()):
+            train_fold(job, k, table.assign(is_valid=folds == k))
         mine, theirs = judges / f"fold_{k}", out / f"fold_{k}"
         theirs.mkdir(parents=True)
         shutil.copy(mine / "noisy_0.csv", theirs)
@@ -154,18 +153,6 @@ def labels_kept(data: FATData, chosen: Chosen) -> dict[str, Any]:
     n_tags = len(data.tags)
     kept = {(fname, data.tags[k % n_tags]) for fname, targ in zip(chosen.fnames, chosen.targ) for k in np.flatnonzero(targ > 0.5)}
     return {"clips": len(set(chosen.fnames)), "precision": len(kept & true) / max(1, len(kept)), "recall": len(kept & true) / len(true)}
-
-
-def known_rows(file: Path, data: FATData, steps: int) -> dict[tuple[str, int], dict[str, Any]]:
-    rows = {}
-    for line in file.read_text().splitlines() if file.exists() else ():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if (found["steps"], found["data"]) == (steps, data.path.name):
-            rows[found["way"], found["seed"]] = found
-    return rows
 
 
 def written(rows: dict[tuple[str, int], dict[str, Any]], seeds: list[int], data: FATData, steps: int) -> str:
@@ -199,27 +186,13 @@ def written(rows: dict[tuple[str, int], dict[str, Any]], seeds: list[int], data:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?", default=fat_sample())
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--work", type=Path, default=Path("runs/noisy"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "noisy.md")
-    args = parser.parse_args(argv)
+    args = parser(__doc__, "noisy", "steps", 500).parse_args(argv)
     warnings.simplefilter("ignore")
-    data = read_layout(args.data)
-    args.work.mkdir(parents=True, exist_ok=True)
-    file = args.work / "rows.jsonl"
-    for seed in args.seeds:
-        for way in PROTOCOLS:
-            if (way, seed) in known_rows(file, data, args.steps):
-                continue
-            with redirect_stdout(StringIO()):
-                done = row(data, way, seed, args.steps, args.work)
-            with file.open("a") as f:
-                f.write(json.dumps(done) + "\n")
-            print(f"seed {seed}, {way}: OOF {done['oof']:.4f}, test {done['test']:.4f}, {done['seconds']:.0f} s", flush=True)
-    rows = {key: r for key, r in known_rows(file, data, args.steps).items() if key[1] in args.seeds}
+    data = read_with_truth(args.data, "test", "train_noisy")
+    same = {"steps": args.steps, "data": data.path.name}
+    rows = trials(
+        args.work / "rows.jsonl", PROTOCOLS, args.seeds, same, lambda way, seed: trial(data, way, seed, args.steps, args.work),
+    )
     command = f"python -m benchmarks.noisy {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}"
     report("Noisy clips", command, written(rows, args.seeds, data, args.steps), args.out)
 

@@ -1,0 +1,68 @@
+"""Trials of several ways with several seeds: trained one after another, kept as they finish, told as a mean and a spread."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fatai.data.fat2019 import FATData, fat_sample, read_layout
+
+Row = dict[str, Any]
+
+
+def parser(text: str | None, name: str, budget: str, amount: int) -> argparse.ArgumentParser:
+    """Options DATA, --seeds, the budget of a trial, --work and --out of the benchmark `name`, whose module's text is `text`."""
+    options = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("data", type=Path, nargs="?", default=fat_sample())
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument(f"--{budget}", type=int, default=amount)
+    options.add_argument("--work", type=Path, default=Path("runs") / name)
+    options.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / f"{name}.md")
+    return options
+
+
+def read_with_truth(folder: Path, *parts: str) -> FATData:
+    """A data folder whose truth is there to score with; ends the program if it isn't."""
+    for part in parts:
+        if not (folder / "truth" / f"{part}.csv").is_file():
+            raise SystemExit(f"{folder} has no truth/{part}.csv; expected the true labels, to score with")
+    return read_layout(folder)
+
+
+def trials(
+    file: Path, ways: Iterable[str], seeds: Sequence[int], same: Row, trial: Callable[[str, int], Row],
+) -> dict[tuple[str, int], Row]:
+    """The rows of every way and seed: those of the same settings from `file`, the others tried, and added to it as they finish."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = {key: row for key, row in _known(file, same).items() if key[0] in ways and key[1] in seeds}
+    for seed in seeds:
+        for way in ways:
+            if (way, seed) not in rows:
+                rows[way, seed] = done = {"way": way, "seed": seed, **same, **trial(way, seed)}
+                with file.open("a") as f:
+                    f.write(json.dumps(done) + "\n")
+                print(f"seed {seed}, {way}: OOF {done['oof']:.4f}, test {done['test']:.4f}, {done['seconds']:.0f} s", flush=True)
+    return rows
+
+
+def _known(file: Path, same: Row) -> dict[tuple[str, int], Row]:
+    """Rows of these very settings; half a line, which a killed process left, is none."""
+    rows = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if all(found.get(key) == value for key, value in same.items()):
+            rows[found["way"], found["seed"]] = found
+    return rows
+
+
+def spread(values: list[float], signed: bool = False) -> str:
+    """Mean ± standard deviation."""
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
