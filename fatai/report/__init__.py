@@ -1,0 +1,1 @@
+"""What went well and wrong, to look at and listen to."""
