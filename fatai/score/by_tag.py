@@ -3,8 +3,8 @@
 Conventions are those of `fatai.score.ranking`: `probs` and `targ` are (clips, tags), and a tie counts against us.
 
 *Cost* of a tag: what lwlrap would gain if that tag alone were ranked perfectly, above all others in clips that have it and below all
-others in clips that don't. Both parts concern different clips, so they add up: what is *missed*, and what is a *false alarm*. Costs of several tags
-do not add up: a clip whose two tags are both ranked low is mended by either in part.
+others in clips that don't. Both parts concern different clips, so they add up: what is *missed*, and what is a *false alarm*. Costs of
+several tags do not add up: a clip whose two tags are both ranked low is mended by either in part.
 """
 
 from __future__ import annotations
