@@ -48,10 +48,21 @@ def test_epochs_are_shared_out_and_lengths_shrink_with_them():
         scaled(load_recipe("ninth"), "smal")
 
 
+def test_recipes_see_as_many_clips_whatever_their_stages_are():
+    # 320 curated clips in two folds: 160 to train on, 40 times. Of 640 noisy ones the 36th place takes all, the 9th 161 of 5,000.
+    sizes = {"n_noisy": 640, "n_curated": 320}
+    assert [s.epochs for s in scaled(load_recipe("ninth"), "small", **sizes).stages] == [40]
+    assert [s.epochs for s in scaled(load_recipe("kaggle_fat_36th"), "small", **sizes).stages] == [8], "8 times 800 clips"
+    ninth = scaled(load_recipe("ninth_full"), "small", **sizes)
+    assert ninth.stages[1].noisy["n"] == 161 and [s.epochs for s in ninth.stages] == [8, 8, 8, 8], "8 * (160 + 321 + 160 + 160)"
+    gold = scaled(load_recipe("gold_plan"), "small", **sizes)
+    assert [s.epochs for s in gold.stages] == [10, 2, 4], "10 * 160 + 6 * 800 clips, to each other as 20, 4 and 8 epochs"
+
+
 def runs_to_a_submission(name, sample, out):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = run_recipe(sample, scaled(load_recipe(name), "tiny", n_noisy=72), out, num_workers=0, say=lambda line: None)
+        result = run_recipe(sample, scaled(load_recipe(name), "tiny", 72, 120), out, num_workers=0, say=lambda line: None)
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     assert 0.2 < result.oof_score <= 1 and result.test.probs.shape == (60, 10)
     assert json.loads((out / "manifest.json").read_text())["finished"]

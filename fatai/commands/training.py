@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from fatai.commands.options import (
-    Arch, BatchSize, Budget, Corrections, CropS, Data, DryRun, Epochs, FoldCount, LearningRate, Only, Out, Precision, RecipeName, Resume,
-    Reuse, Scale, Seed, Views, Width, Workers,
+    Arch, BatchSize, Budget, Corrections, CropS, Data, DryRun, Epochs, FoldCount, LearningRate, Only, Out, Precision, Processes, RecipeName,
+    Resume, Reuse, Scale, Seed, Views, Width, Workers,
 )
 
 __all__ = ["app"]
@@ -41,7 +43,7 @@ def _chosen(data: Any, recipe: str, changes: dict[str, Any], corrections: Path |
     loaded = load_recipe(recipe)
     loaded.changed(**changes)  # what is wrong with them is told before anything is read
     read = read_layout(data, corrections, corrupted=loaded.clips.corrupted)
-    return read, scaled(loaded, scale, None if read.noisy is None else len(read.noisy)).changed(**changes)
+    return read, scaled(loaded, scale, None if read.noisy is None else len(read.noisy), len(read.curated)).changed(**changes)
 
 
 @app.command()
@@ -50,7 +52,7 @@ def run(
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
     resume: Resume = False, corrections: Corrections = None, scale: Scale = "full", dry_run: DryRun = False, budget: Budget = None,
-    reuse: Reuse = None,
+    reuse: Reuse = None, processes: Processes = None,
 ) -> None:
     """Train the folds of a recipe, predict the test part, write a checked submission.
 
@@ -68,10 +70,25 @@ def run(
     if dry_run or budget is not None:
         _tell_forecast(data, recipe, changes, corrections, scale, only_fold, workers, budget, listed)
         return
-    if listed:
-        _run_ensemble(data, recipe, out, changes, only_fold, scale, reuse, resume, corrections, workers)
+    with _processes(processes, out) as here:
+        if here and listed:
+            _run_ensemble(data, recipe, out, changes, only_fold, scale, reuse, resume, corrections, workers)
+        elif here:
+            _run(data, recipe, out, only_fold, True, resume, workers, changes, corrections, scale)
+
+
+@contextmanager
+def _processes(n: int | None, out: Path) -> Iterator[bool]:
+    """Whether this process is to do the work; else `n` others have been started, which have done it."""
+    from fatai.recipes.processes import in_company, start_processes
+    from fatai.train.company import was_started_by_torchrun
+
+    if n is not None and n != 1 and not was_started_by_torchrun():
+        start_processes(n, sys.argv[1:], f"the run in {out}")
+        yield False
         return
-    _run(data, recipe, out, only_fold, True, resume, workers, changes, corrections, scale)
+    with in_company(n):
+        yield True
 
 
 def _run_ensemble(
@@ -121,7 +138,7 @@ def train(
     data: Data, recipe: RecipeName = "ninth", out: Out = Path("runs/run"), folds: FoldCount = None, only_fold: Only = None,
     epochs: Epochs = None, bs: BatchSize = None, lr: LearningRate = None, arch: Arch = None, width: Width = None,
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
-    resume: Resume = False, corrections: Corrections = None, scale: Scale = "full",
+    resume: Resume = False, corrections: Corrections = None, scale: Scale = "full", processes: Processes = None,
 ) -> None:
     """Train the folds of a recipe and predict the clips they hold out; leave the test part for predict.
 
@@ -131,7 +148,9 @@ def train(
         "folds": folds, "epochs": epochs, "bs": bs, "lr": lr, "arch": arch, "width": width, "crop_s": crop_s, "views": views, "seed": seed,
         "precision": precision,
     }
-    _run(data, recipe, out, only_fold, False, resume, workers, changes, corrections, scale)
+    with _processes(processes, out) as here:
+        if here:
+            _run(data, recipe, out, only_fold, False, resume, workers, changes, corrections, scale)
 
 
 @app.command()
@@ -183,7 +202,7 @@ def _sound_table(sounds: list[Path]) -> Any:
 
     if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
         return read_layout(sounds[0]).test
-    return pd.DataFrame(sound_files(sounds), columns=["fname", "path"]).drop_duplicates("fname")
+    return pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
 
 
 @app.command()

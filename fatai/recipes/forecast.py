@@ -16,12 +16,13 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 
 from fatai.data.fat2019 import FATData
 from fatai.errors import OptionError
+from fatai.recipes.clips import clips_and_steps
 from fatai.recipes.fold import FoldJob, fold_learner, told_of_noisy
 from fatai.recipes.manifest import data_digest
 from fatai.recipes.network import recipe_parameters
 from fatai.recipes.recipe import Recipe
 from fatai.recipes.run import folded_table, noisy_table
-from fatai.recipes.sections import KEPT, Stage
+from fatai.recipes.sections import Stage
 from fatai.recipes.stage import curated_alone, prepare_stage
 from fatai.train.callbacks import EpochLines
 from fatai.train.learner import FatLearner
@@ -97,7 +98,7 @@ def forecast(data: FATData, recipe: Recipe, *, predict_test: bool = True, num_wo
         listening = _listening_seconds(learn, recipe, own)
         stages = []
         for stage in recipe.stages:
-            clips, count = _clips_and_steps(stage, len(table) - n_held, n_noisy, recipe.folds.n)
+            clips, count = clips_and_steps(stage, len(table) - n_held, n_noisy, recipe.folds.n)
             if stage.solve is not None:
                 stages.append(StageForecast(stage.name, 1, count, clips, stage.bs, clips * listening))
                 continue
@@ -112,20 +113,6 @@ def forecast(data: FATData, recipe: Recipe, *, predict_test: bool = True, num_wo
         memory = _peak_memory(learn)
     return Forecast(recipe.name, recipe_parameters(recipe, len(data.tags)), len(trained), tuple(stages), predicting, memory,
                     str(learn.dls.device))
-
-
-def _clips_and_steps(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> tuple[int, int]:
-    """Clips and steps of an epoch at most."""
-    if stage.noisy is not None:
-        asked = stage.noisy.get("n", stage.noisy.get("k", n_noisy)) if stage.noisy != {"name": KEPT} else n_noisy
-        share = {"all": 1.0, "own": 1 / n_folds, "others": 1 - 1 / n_folds}[stage.noisy_share]
-        # The 3rd place's last step labels what lies beyond its best k itself.
-        n_curated += round(share * (n_noisy if stage.noisy["name"] == "third" else min(n_noisy, asked)))
-    bs = max(1, min(stage.bs, n_curated))
-    if stage.sampling == "shuffle":
-        return n_curated, n_curated // bs
-    drawn = int(stage.sampling_options.get("n", n_curated))
-    return drawn, -(-drawn // bs)
 
 
 class _Stopwatch(Callback):

@@ -19,6 +19,7 @@ from fatai.recipes.manifest import data_digest, read_manifest
 from fatai.recipes.recipe import Recipe, load_recipe
 from fatai.recipes.run import run_recipe
 from fatai.recipes.scale import SCALES, scaled
+from fatai.train.company import join
 
 __all__ = ["EnsembleResult", "member_recipes", "run_ensemble"]
 
@@ -41,9 +42,9 @@ class EnsembleResult:
 
 
 def member_recipes(listed: EnsembleList, *, scale: str = "full", changes: dict[str, Any] | None = None, n_noisy: int | None = None,
-                   ) -> dict[str, Recipe]:
+                   n_curated: int | None = None) -> dict[str, Recipe]:
     """The recipe of every member by its name, in a size of `SCALES` and with the changes that `Recipe.changed` takes."""
-    return {m.name: scaled(m.changed_recipe(), scale, n_noisy).changed(**(changes or {})) for m in listed.members}
+    return {m.name: scaled(m.changed_recipe(), scale, n_noisy, n_curated).changed(**(changes or {})) for m in listed.members}
 
 
 def run_ensemble(
@@ -90,22 +91,28 @@ def run_ensemble(
     started = time.monotonic()
     listed = listed if isinstance(listed, EnsembleList) else load_ensemble(listed)
     out = Path(out)
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    company = join()
+    if company.leads and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already and is not empty; choose another folder, or go on with the ensemble there: --resume")
     read = read_layout(data, corrections)
     if not len(read.test):
         raise DataError(f"{data} has no test part, of which an ensemble would blend predictions; train its recipes one by one")
+    company.wait()
+    tell = say if company.leads else (lambda line: None)
     runs: list[Path] = []
     for name, recipe in member_recipes(
-        listed, scale=scale, changes=changes, n_noisy=None if read.noisy is None else len(read.noisy),
+        listed, scale=scale, changes=changes, n_noisy=None if read.noisy is None else len(read.noisy), n_curated=len(read.curated),
     ).items():
         own = read_layout(data, corrections, corrupted=recipe.clips.corrupted)
         found = _reusable(reuse, recipe, own)
-        say(f"member {len(runs) + 1} of {len(listed.members)}: {name}" + ("" if found is None else f", taken from {found}"))
+        tell(f"member {len(runs) + 1} of {len(listed.members)}: {name}" + ("" if found is None else f", taken from {found}"))
         if found is None:
             run_recipe(own, recipe, out / name, resume=resume, num_workers=num_workers, command=command, say=say)
         runs.append(found or out / name)
-    blended = _blend(listed, runs, read, scale, say)
+    company.wait()
+    blended = _blend(listed, runs, read, scale, tell)
+    if not company.leads:
+        return EnsembleResult(out, tuple(runs), blended, time.monotonic() - started)
     out.mkdir(parents=True, exist_ok=True)
     blended.predictions.to_csv(out / "test.csv")
     if blended.oof is not None:
@@ -143,7 +150,7 @@ def _options(stacker: Stacker, scale: str) -> dict[str, Any]:
         return stacker.options
     base, draws = stacker.options.get("base", 512), stacker.options.get("draws", 32_768)
     return {**stacker.options, "base": max(1, round(base * size.width)), "draws": round(draws * size.width**2),
-            "max_epochs": max(1, size.epochs)}
+            "max_epochs": max(1, size.passes)}
 
 
 def _reusable(runs: Sequence[str | Path], recipe: Recipe, data: FATData) -> Path | None:

@@ -4,7 +4,7 @@
 ..                 full             small                                    tiny
 =================  ===============  =======================================  ==========================
 width of networks  as published     a quarter                                a sixteenth
-epochs             as published     40 in all, shared out as published       one in each stage
+clips seen         as published     as many as in 40 epochs of curated ones  one epoch in each stage
 an epoch           as published     every training clip once                 every training clip once
 clips in a batch   as published     16 at most                               16 at most
 folds              as published     2 at most                                2 at most
@@ -12,9 +12,10 @@ views of a clip    as published     4 at most; tiles that don't overlap      2 a
 seconds of a crop  as published     as published                             4 at most
 =================  ===============  =======================================  ==========================
 
-What follows from it: lengths in epochs (of a warm-up, of a cycle, without changes at the end) shrink as the epochs of their stage do;
-learning rates shrink with the square root of the batch; numbers of noisy clips, which were chosen from 19,815, shrink with the number
-there are. All else stays: sound, losses, changes, shares.
+What follows from it: the epochs of stages are to each other as published, at least one each; a recipe that trains on many noisy clips has
+fewer of them, because each sees more. Lengths in epochs (of a warm-up, of a cycle, without changes at the end) shrink as the epochs of
+their stage do; learning rates shrink with the square root of the batch; numbers of noisy clips, which were chosen from 19,815, shrink with
+the number there are. All else stays: sound, losses, changes, shares.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fatai.errors import OptionError
+from fatai.recipes.clips import most_clips
 from fatai.recipes.recipe import Recipe, validated
+from fatai.recipes.sections import Stage
 from fatai.registry import did_you_mean
 
 __all__ = ["SCALES", "Scale", "scaled"]
@@ -37,10 +40,10 @@ _OVERLAPPING = ("step_frames", "step_s")
 
 @dataclass(frozen=True)
 class Scale:
-    """One column of the rule: factor of the width, epochs in all (0: one in each stage), clips in a batch, folds, views, seconds."""
+    """A column of the rule: factor of widths, passes over curated clips (0: an epoch a stage), clips of a batch, folds, views, seconds."""
 
     width: float
-    epochs: int
+    passes: int
     bs: int = 16
     folds: int = 2
     views: int = 4
@@ -51,7 +54,7 @@ SCALES: dict[str, Scale | None] = {"full": None, "small": Scale(1 / 4, 40), "tin
 """The sizes by name; None leaves a recipe as it is."""
 
 
-def scaled(recipe: Recipe, size: str, n_noisy: int | None = None) -> Recipe:
+def scaled(recipe: Recipe, size: str, n_noisy: int | None = None, n_curated: int | None = None) -> Recipe:
     """A recipe in another size.
 
     Parameters
@@ -60,6 +63,8 @@ def scaled(recipe: Recipe, size: str, n_noisy: int | None = None) -> Recipe:
         A name of `SCALES`; the module's text has the rule.
     n_noisy
         How many noisy clips there are; None leaves numbers of noisy clips as they are.
+    n_curated
+        How many curated clips there are, held-out ones among them; None counts epochs instead of clips, as if all stages saw as many.
 
     Examples
     --------
@@ -85,18 +90,31 @@ def scaled(recipe: Recipe, size: str, n_noisy: int | None = None) -> Recipe:
         listen["options"] = {**{k: v for k, v in listen["options"].items() if k not in _OVERLAPPING}, "step_s": crop_s}
     elif listen["how"] not in ("whole", "padded"):
         listen["n"] = min(scale.views, listen["n"] or scale.views)
-    for stage, epochs in zip(plain["stages"], _shared_out([s.epochs for s in recipe.stages], scale.epochs)):
-        _shrink(stage, epochs, scale, n_noisy)
+    for stage in plain["stages"]:
+        _fewer_noisy(stage, scale, n_noisy)
+    for stage, epochs in zip(plain["stages"], _epochs(plain["stages"], scale, n_folds, n_noisy or 0, n_curated), strict=True):
+        _shrink(stage, epochs, scale)
     return validated(plain, f"{recipe.name} in the size {size}")
 
 
-def _shared_out(epochs: list[int], total: int) -> list[int]:
-    """As many epochs in all, at least one of each stage and never more than were there."""
-    share = total / sum(epochs)
-    return [min(n, max(1, math.floor(n * share + 0.5))) for n in epochs]
+def _epochs(stages: list[dict[str, Any]], scale: Scale, n_folds: int, n_noisy: int, n_curated: int | None) -> list[int]:
+    """Epochs of each stage: at least one, never more than before, and together as many clips as the passes have."""
+    before = [stage["epochs"] for stage in stages]
+    clips, of_a_pass = [1] * len(stages), 1
+    if n_curated is not None:
+        of_a_pass = round(n_curated * (1 - 1 / n_folds))
+        clips = [most_clips(Stage.model_validate(stage), of_a_pass, n_noisy, n_folds) for stage in stages]
+    share = scale.passes * of_a_pass / sum(n * k for n, k in zip(before, clips, strict=True))
+    return [min(n, max(1, math.floor(n * share + 0.5))) for n in before]
 
 
-def _shrink(stage: dict[str, Any], epochs: int, scale: Scale, n_noisy: int | None) -> None:
+def _fewer_noisy(stage: dict[str, Any], scale: Scale, n_noisy: int | None) -> None:
+    if stage["noisy"] is not None and n_noisy is not None:
+        # Fewer clips than folds could not be shared out among them.
+        stage["noisy"] = _times(stage["noisy"], _IN_CLIPS, min(1.0, n_noisy / _PUBLISHED_NOISY), least=scale.folds)
+
+
+def _shrink(stage: dict[str, Any], epochs: int, scale: Scale) -> None:
     share, bs = epochs / stage["epochs"], min(scale.bs, stage["bs"])
     slower = math.sqrt(bs / stage["bs"])
     stage["schedule_options"] = _times(stage["schedule_options"], _IN_EPOCHS, share)
@@ -108,9 +126,6 @@ def _shrink(stage: dict[str, Any], epochs: int, scale: Scale, n_noisy: int | Non
     if stage["changes_off"] is not None:
         stage["changes_off"] = max(1, round(stage["changes_off"] * share)) if epochs > 1 else None
     stage["sampling_options"] = {k: v for k, v in stage["sampling_options"].items() if k != "n"}
-    if stage["noisy"] is not None and n_noisy is not None:
-        # Fewer clips than folds could not be shared out among them.
-        stage["noisy"] = _times(stage["noisy"], _IN_CLIPS, min(1.0, n_noisy / _PUBLISHED_NOISY), least=scale.folds)
 
 
 def _times(options: dict[str, Any], names: tuple[str, ...], factor: float, *, least: int = 1) -> dict[str, Any]:
