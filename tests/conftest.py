@@ -43,6 +43,14 @@ def small_dls(sample):
     return FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0)
 
 
+@pytest.fixture
+def own_dls(sample):
+    """The same loaders for one test alone: a recipe's stage changes how they make batches."""
+    from fatai.data.blocks import FATDataLoaders
+
+    return FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0, check_files=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe():
     """Seconds instead of minutes: narrow, short, two epochs."""

@@ -16,12 +16,12 @@ from fatai.recipes.stage import fit_stage
 from fatai.train.learner import fat_learner
 
 
-def test_logits_are_those_of_scikit_learn_on_the_frozen_features(small_dls, tmp_path):
-    learn = fat_learner(small_dls, "cnn14", width=1 / 16, path=tmp_path, precision="fp32")
+def test_logits_are_those_of_scikit_learn_on_the_frozen_features(own_dls, tmp_path):
+    learn = fat_learner(own_dls, "cnn14", width=1 / 16, path=tmp_path, precision="fp32")
     before = {k: v.clone() for k, v in learn.model.state_dict().items() if not k.startswith("fc_audioset")}
     fit_stage(learn, Stage(solve={"C": 2.0, "max_iter": 1000}, bs=16))
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in before.items()), "nothing but the last layer learns"
-    train, held = small_dls.files(0), small_dls.files(1)
+    train, held = own_dls.files(0), own_dls.files(1)
     features = [learn.embed(table, n=1).values for table in (train, held)]
     targ = multi_hot(train["labels"], learn.tags)
     reference = []

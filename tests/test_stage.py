@@ -5,7 +5,6 @@ import torch
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 
-from fatai.data.blocks import FATDataLoaders
 from fatai.recipes.sections import Stage
 from fatai.recipes.stage import fit_stage, prepare_stage
 from fatai.train.callbacks import ChangesOff, ClampGradients, StopAtRate
@@ -13,10 +12,8 @@ from fatai.train.learner import fat_learner
 
 
 @pytest.fixture
-def learn(sample, tmp_path):
-    # Of their own: a stage changes the loaders' batches.
-    dls = FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0, check_files=False)
-    return fat_learner(dls, "m1", width=0.05, path=tmp_path)
+def learn(own_dls, tmp_path):
+    return fat_learner(own_dls, "m1", width=0.05, path=tmp_path)
 
 
 def of(cbs, kind):

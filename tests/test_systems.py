@@ -226,14 +226,14 @@ def test_the_kernels_cycles_are_fastai_v1s():
     assert [mom(0.0), mom(0.3), mom(1.0)] == pytest.approx([0.95, 0.85, 0.95])
 
 
-def test_positives_are_smoothed_and_rare_tags_weigh_more(small_dls, tmp_path):
+def test_positives_are_smoothed_and_rare_tags_weigh_more(own_dls, tmp_path):
     from fatai.recipes.stage import prepare_stage
     from fatai.train.learner import fat_learner
 
-    learn = fat_learner(small_dls, "m1", width=0.05, path=tmp_path)
+    learn = fat_learner(own_dls, "m1", width=0.05, path=tmp_path)
     prepare_stage(learn, load_recipe("gold_plan").stages[0].model_copy(update={"lr_first": None}))
-    loss, table = learn.loss_func, small_dls.files(0)
-    counts = torch.tensor([sum(tag in labels for labels in table["labels"]) for tag in small_dls.tags]).double()
+    loss, table = learn.loss_func, own_dls.files(0)
+    counts = torch.tensor([sum(tag in labels for labels in table["labels"]) for tag in own_dls.tags]).double()
     weights = counts.rsqrt() / counts.rsqrt().mean()
     logits, targ = torch.zeros(1, len(counts)), torch.zeros(1, len(counts))
     targ[0, 3] = 1
@@ -244,11 +244,11 @@ def test_positives_are_smoothed_and_rare_tags_weigh_more(small_dls, tmp_path):
     assert float(loss(logits, targ)) == pytest.approx(float((weights * each).mean()), rel=1e-5)
 
 
-def test_layers_learn_at_their_own_rates(small_dls, tmp_path):
+def test_layers_learn_at_their_own_rates(own_dls, tmp_path):
     from fatai.recipes.stage import fit_stage
     from fatai.train.learner import fat_learner
 
-    learn = fat_learner(small_dls, "m1", width=0.05, path=tmp_path)
+    learn = fat_learner(own_dls, "m1", width=0.05, path=tmp_path)
     stage = load_recipe("gold_plan").stages[0].model_copy(update={
         "epochs": 1, "augment": (), "items": (), "mixup": None, "schedule": "constant", "schedule_options": {}, "keep": "last"})
     with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
