@@ -9,7 +9,7 @@ import typer
 
 __all__ = [
     "Arch", "BatchSize", "Budget", "Corrections", "CropS", "Data", "DryRun", "Epochs", "FoldCount", "LearningRate",
-    "Only", "Out", "Precision", "RecipeName", "Resume", "Reuse", "Scale", "Seed", "Views", "Width", "Workers",
+    "Only", "Out", "Precision", "Processes", "RecipeName", "Resume", "Reuse", "Scale", "Seed", "Views", "Width", "Workers",
 ]
 
 Data = Annotated[Path, typer.Argument(
@@ -29,6 +29,9 @@ Views = Annotated[Optional[int], typer.Option("--views", help="Test-time views o
 Seed = Annotated[Optional[int], typer.Option(help="Seed instead of the recipe's; fold k starts from it + k.")]
 Precision = Annotated[Optional[str], typer.Option(help="auto (what is fastest here), fp32 or bf16.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")]
+Processes = Annotated[Optional[int], typer.Option(
+    "--processes", help="Train in so many processes on this machine: folds of their own if there are as many, else parts of every batch.",
+)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that was begun in --out: same options, same data.")]
 Corrections = Annotated[Optional[Path], typer.Option(
     "--corrections", help="CSV of fname and labels (or the word remove) that correct curated and noisy clips.",

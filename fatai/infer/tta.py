@@ -32,6 +32,7 @@ from fatai.progress import track
 from fatai.registry import VIEWS, did_you_mean
 from fatai.score.ranking import lwlrap
 from fatai.sound.waveform import trim_silence
+from fatai.train.company import ALONE, Company
 from fatai.train.learner import FatLearner
 from fatai.train.precision import inference
 
@@ -128,6 +129,7 @@ def predict_clips(
     seed: int = 0,
     mean: str = "probs",
     keep: ViewRows | None = None,
+    company: Company = ALONE,
     what: str = "listening",
 ) -> ClipAnswers:
     """Probabilities of every tag for every clip: the mean over its views.
@@ -147,8 +149,15 @@ def predict_clips(
     mean
         "probs": mean of the views' probabilities. "logits": probabilities of the mean of their logits.
     keep
-        What takes the probabilities of every view, from `views_file`.
+        What takes the probabilities of every view, from `views_file`; then no clips are shared.
+    company
+        Processes that share the clips, every one of which gets all answers, in the clips' order.
     """
+    if company.size > 1 and keep is None:
+        return _together(company, clips, n_tags, lambda own: predict_clips(
+            model, settings, own, n_tags, views=views, to_spec=to_spec, activation=activation, arithmetic=arithmetic, device=device, bs=bs,
+            num_workers=num_workers, seed=seed, mean=mean, what=what,
+        ))
     if mean not in MEANS:
         raise OptionError(f"mean is {mean!r}; {did_you_mean(mean, MEANS)}")
     device = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -172,6 +181,16 @@ def predict_clips(
         model.train(was_training)
     means = sums / counts[:, None]
     return ClipAnswers((means if mean == "probs" else activation(means)).numpy(), faults)
+
+
+def _together(company: Company, clips: Sequence[Any], n_tags: int, answer: Callable[[Sequence[Any]], ClipAnswers]) -> ClipAnswers:
+    """The answers to all clips, of which each process listens to every `size`-th."""
+    mine = range(company.rank, len(clips), company.size)
+    own = answer([clips[i] for i in mine])
+    probs = torch.zeros(len(clips), n_tags, dtype=torch.float64)
+    probs[mine.start::company.size] = torch.from_numpy(own.probs)
+    faults = company.gathered({mine[k]: fault for k, fault in own.faults.items()})
+    return ClipAnswers(company.summed(probs).numpy(), dict(sorted((i, fault) for part in faults for i, fault in part.items())))
 
 
 def _clips_of(learn: FatLearner, ds_idx: int, dl: Any, items: Any) -> tuple[list[str], list[str]]:
@@ -241,7 +260,7 @@ def tta(
             self.model, self.settings, paths, len(self.tags), views=views, to_spec=self.dls.to_spec,
             activation=getattr(self.loss_func, "activation", torch.sigmoid), arithmetic=inference(self), device=self.dls.device,
             bs=bs or self.dls.bs, num_workers=self.dls.loaders[0].fake_l.num_workers if num_workers is None else num_workers, seed=seed,
-            mean=mean, keep=keep, what=what,
+            mean=mean, keep=keep, company=self.company, what=what,
         )
     predicted = with_priors(names, self.tags, answers, self.dls.prior() if answers.faults else None)
     if self.calibration is not None:

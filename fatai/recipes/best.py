@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastai.torch_core import rank_distrib
 from safetensors.torch import load_file, save_file
 
 from fatai.atomic import write_atomic
@@ -50,7 +51,7 @@ class BestOfStages(KeepBest):
 
     def after_fit(self) -> None:
         best = self.path_of_best
-        if self.run and self.after is not None and best is not None:
+        if self.run and self.after is not None and best is not None and not rank_distrib():
             with write_atomic(self.after) as beside:
                 save_file(load_file(best), str(beside), metadata={_SCORE: repr(float(self.best))})
         super().after_fit()

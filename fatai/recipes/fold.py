@@ -29,6 +29,7 @@ from fatai.recipes.network import has_two_heads, recipe_network
 from fatai.recipes.recipe import Recipe
 from fatai.recipes.stage import fit_stage
 from fatai.train.callbacks import quiet_unless_terminal
+from fatai.train.company import ALONE, Company
 from fatai.train.crossval import load_weights, save_weights
 from fatai.train.judged import Chosen
 from fatai.train.learner import FatLearner, fat_learner
@@ -39,6 +40,7 @@ from fatai.train.weights import NoisyWeights
 __all__ = ["WEIGHTS", "FoldJob", "FoldResult", "fold_learner", "told_of_noisy", "train_fold"]
 
 WEIGHTS = "model.safetensors"
+_APART = 1_000_003  # between the seeds of processes: folds and users take neighbouring ones
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class FoldJob:
         Whether the last round predicts the test part.
     say
         What takes a line of progress.
+    company
+        Processes that train every fold together; alone, where each process has folds of its own.
     """
 
     data: FATData
@@ -66,6 +70,7 @@ class FoldJob:
     num_workers: int | None = None
     cache_dir: str | Path | None = None
     say: Callable[[str], None] = print
+    company: Company = ALONE
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def train_fold(job: FoldJob, fold: int, table: pd.DataFrame, number: int = 0, ch
     """
     folder, rounds = job.out / f"fold_{fold}", job.recipe.rounds()
     last = number == len(rounds) - 1
+    job.company.wait()  # what the others still write of the fold before is no answer to what is done
     done = _done(job, folder) if last else _round_done(job, folder, number)
     if done is not None:
         if last:
@@ -106,26 +112,32 @@ def train_fold(job: FoldJob, fold: int, table: pd.DataFrame, number: int = 0, ch
     job.say(f"fold {fold}: {part}training on {len(table) - held} clips{more}, held out {held}")
     learn = fold_learner(job, fold, table, chosen)
     weights = folder / (WEIGHTS if last else _round_weights(number))
-    if weights.exists():
-        load_weights(weights, learn.model)
-    else:
-        _fit_round(job, fold, learn, number, chosen)
-        _save(learn, weights)
-    _remove_states(learn, number, rounds[number].stop - 1, last)
-    if not last:
-        return FoldResult(noisy=_judge_noisy(job, fold, learn, number) if job.recipe.judges_after(number) else None)
-    return _predict(job, fold, learn, table)
+    with learn.distrib_ctx(company=job.company):
+        if job.company.told(weights.exists()):
+            load_weights(weights, learn.model)
+        else:
+            _fit_round(job, fold, learn, number, chosen)
+            if job.company.leads:
+                _save(learn, weights)
+        if job.company.leads:
+            _remove_states(learn, number, rounds[number].stop - 1, last)
+        if not last:
+            return FoldResult(noisy=_judge_noisy(job, fold, learn, number) if job.recipe.judges_after(number) else None)
+        return _predict(job, fold, learn, table)
 
 
 def _predict(job: FoldJob, fold: int, learn: FatLearner, table: pd.DataFrame) -> FoldResult:
     held_out = _listen(job, learn, table[table["is_valid"]], f"fold {fold}: held-out clips")
-    held_out.to_csv(learn.path / "oof.csv")
+    if job.company.leads:
+        held_out.to_csv(learn.path / "oof.csv")
     test = None
     if job.predict_test and len(job.data.test):
         test = _listen(job, learn, job.data.test, f"fold {fold}: test clips")
-        test.to_csv(learn.path / "test.csv")
-    unreadable = {"held_out": held_out.unreadable, "test": test.unreadable if test else ()}
-    write_text_atomic(learn.path / "fold.json", json.dumps({"digest": job.digest, "unreadable": unreadable}, indent=2) + "\n")
+    if job.company.leads:
+        if test is not None:
+            test.to_csv(learn.path / "test.csv")
+        unreadable = {"held_out": held_out.unreadable, "test": test.unreadable if test else ()}
+        write_text_atomic(learn.path / "fold.json", json.dumps({"digest": job.digest, "unreadable": unreadable}, indent=2) + "\n")
     return FoldResult(held_out, test)
 
 
@@ -133,7 +145,8 @@ def _judge_noisy(job: FoldJob, fold: int, learn: FatLearner, number: int) -> Pre
     if job.noisy is None:
         return None
     judged = _listen(job, learn, job.noisy, f"fold {fold}: noisy clips")
-    judged.to_csv(learn.path / _judgements(number))
+    if job.company.leads:
+        judged.to_csv(learn.path / _judgements(number))
     return judged
 
 
@@ -173,7 +186,7 @@ def _round_weights(number: int) -> str:
 
 
 def _judgements(number: int) -> str:
-    return f"noisy_{number}.csv"
+    return f"judged_{number}.csv"
 
 
 def fold_learner(job: FoldJob, fold: int, table: pd.DataFrame, chosen: Chosen | None = None) -> FatLearner:
@@ -181,13 +194,18 @@ def fold_learner(job: FoldJob, fold: int, table: pd.DataFrame, chosen: Chosen | 
     recipe = job.recipe
     # Before the loaders: they draw their shuffle's seed when they are made.
     set_seed(recipe.seed + fold, reproducible=True)
-    dls = FATDataLoaders.from_df(
-        table if chosen is None else _with_noisy(job, table, chosen), vocab=job.data.tags, fn_col="fname", path_col="path",
-        label_col="labels", valid_col="is_valid", settings=recipe.settings(), bs=recipe.stages[0].bs, num_workers=job.num_workers,
-        check_files=False, cache=recipe.clips.cache, cache_dir=job.cache_dir,
-    )
+    with job.company.leader_first():
+        dls = FATDataLoaders.from_df(
+            table if chosen is None else _with_noisy(job, table, chosen), vocab=job.data.tags, fn_col="fname", path_col="path",
+            label_col="labels", valid_col="is_valid", settings=recipe.settings(), bs=recipe.stages[0].bs, num_workers=job.num_workers,
+            check_files=False, cache=recipe.clips.cache, cache_dir=job.cache_dir,
+        )
     network = recipe_network(recipe, len(dls.tags), dls.to_spec.n_channels)
-    return quiet_unless_terminal(fat_learner(dls, network, precision=recipe.precision, path=job.out / f"fold_{fold}"))
+    learn = quiet_unless_terminal(fat_learner(dls, network, precision=recipe.precision, path=job.out / f"fold_{fold}"))
+    if not job.company.leads:
+        # The same weights and batches, but crops and changes of its own.
+        set_seed(recipe.seed + fold + _APART * job.company.rank, reproducible=True)
+    return learn
 
 
 def _with_noisy(job: FoldJob, table: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:

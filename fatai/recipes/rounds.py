@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from fatai.atomic import write_text_atomic
 from fatai.recipes.fold import FoldJob, FoldResult, train_fold
 from fatai.recipes.sections import KEPT, built
 from fatai.registry import NOISY
+from fatai.train.company import ALONE, Company
 from fatai.train.judged import Chosen, Judged, judge, out_of_fold_mean
 
 __all__ = ["Rounds"]
@@ -25,10 +27,12 @@ class Rounds:
     ----------
     only
         The folds that take part.
+    company
+        Processes among which the folds are shared out; those that train every fold together stand in the job.
     """
 
-    def __init__(self, job: FoldJob, only: Sequence[int]):
-        self.job, self.only = job, list(only)
+    def __init__(self, job: FoldJob, only: Sequence[int], company: Company = ALONE):
+        self.job, self.only, self.company = job, list(only), company
         self.rounds = job.recipe.rounds()
         self.chosen: Chosen | None = None  # by the last stage that chose, for all folds
         self.learnt: dict[int, set[str]] = {fold: set() for fold in self.only}  # noisy clips behind each fold's weights
@@ -37,25 +41,34 @@ class Rounds:
     def until_last(self, table: pd.DataFrame, folds: np.ndarray) -> None:
         """Train all rounds but the last."""
         for number in range(len(self.rounds) - 1):
-            parts = self._parts(number)
-            results = [
-                train_fold(self.job, fold, table.assign(is_valid=folds == fold), number, parts.get(fold)) for fold in self.only
-            ]
-            self.judgements = [result.noisy.probs for result in results if result.noisy is not None]
-        self.last_parts = self._parts(len(self.rounds) - 1)
+            results = self._trained(number, table, folds)
+            self.judgements = [result.noisy.probs for result in results.values() if result.noisy is not None]
 
-    def last(self, fold: int, table: pd.DataFrame) -> FoldResult:
-        """Train the last round of a fold, whose held-out clips `table` marks."""
-        return train_fold(self.job, fold, table, len(self.rounds) - 1, self.last_parts.get(fold))
+    def last(self, table: pd.DataFrame, folds: np.ndarray) -> dict[int, FoldResult]:
+        """Train the last round of every fold."""
+        return self._trained(len(self.rounds) - 1, table, folds)
+
+    def _trained(self, number: int, table: pd.DataFrame, folds: np.ndarray) -> dict[int, FoldResult]:
+        """What a round gave in each fold: trained by this process, or read from what another one wrote."""
+        parts = self._parts(number)
+
+        def trained(fold: int, job: FoldJob) -> FoldResult:
+            return train_fold(job, fold, table.assign(is_valid=folds == fold), number, parts.get(fold))
+
+        results = {fold: trained(fold, self.job) for fold in self.only[self.company.rank::self.company.size]}
+        self.company.wait()
+        silent = replace(self.job, say=lambda line: None)
+        return {fold: results[fold] if fold in results else trained(fold, silent) for fold in self.only}
 
     def _parts(self, number: int) -> dict[int, Chosen]:
         """The noisy clips that each fold trains on in a round; empty for a round of curated clips alone."""
         stage = self.job.recipe.stages[self.rounds[number].start]
         if stage.noisy is not None and stage.noisy["name"] != KEPT:
             self.chosen = built(NOISY, stage.noisy)(self._judged())
-            self.job.say(f"stage {stage.name}: {self.chosen}")
-            told = self.chosen.clips.to_csv(index=False, lineterminator="\n")
-            write_text_atomic(self.job.out / f"noisy_{self.rounds[number].start}.csv", told)
+            if self.company.leads and self.job.company.leads:
+                self.job.say(f"stage {stage.name}: {self.chosen}")
+                told = self.chosen.clips.to_csv(index=False, lineterminator="\n")
+                write_text_atomic(self.job.out / f"noisy_{self.rounds[number].start}.csv", told)
         if stage.fresh:
             self.learnt = {fold: set() for fold in self.only}
         if stage.noisy is None:

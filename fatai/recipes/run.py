@@ -22,9 +22,11 @@ from fatai.infer.ensemble import ensemble
 from fatai.infer.predictions import Predictions
 from fatai.recipes.fold import FoldJob, fold_learner
 from fatai.recipes.manifest import data_digest, read_manifest, write_manifest
+from fatai.recipes.processes import share_out
 from fatai.recipes.recipe import Recipe, load_recipe
 from fatai.recipes.rounds import Rounds
 from fatai.score.ranking import lwlrap
+from fatai.train.company import join
 from fatai.train.crossval import fit_folds
 from fatai.train.learner import FatLearner
 
@@ -62,6 +64,9 @@ def run_recipe(
 
     A run that was killed goes on from its last finished epoch with `resume`, and ends byte-equal to an unbroken one on the same machine.
 
+    Several processes that torchrun started, on one machine or on several with a common `out`, do it together: each trains folds of its own
+    where there are as many as processes, or all of them share every batch. The first one writes what isn't a fold's.
+
     Parameters
     ----------
     data
@@ -93,50 +98,62 @@ def run_recipe(
         If `out` holds a run of another recipe or of other data; the message says what differs.
     """
     started = time.monotonic()
+    company = join()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     data = data if isinstance(data, FATData) else read_layout(data, corrections, corrupted=recipe.clips.corrupted)
     digest = data_digest(data)
     out = Path(out)
-    begun = resume and _begun(out, recipe, digest)
-    if not begun:
-        _new_folder(out)
     table, unreadable, folds = folded_table(data, recipe)
     targ = multi_hot(table["labels"], data.tags)
-    if not begun:
+    begun = resume and company.leads and _begun(out, recipe, digest)
+    if company.leads and not begun:
+        _new_folder(out)
         split = pd.DataFrame({"fname": table["fname"], "fold": folds})
         write_text_atomic(out / "recipe.toml", recipe.resolved())
         write_text_atomic(out / "folds.csv", split.to_csv(index=False, lineterminator="\n"))
         # The last of the three: a folder with a manifest has the other two.
         write_manifest(out, data, recipe, digest, command)
-    say(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
+    tell = say if company.leads else _silent
+    tell(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
     noisy, odd_noisy = noisy_table(data, recipe)
-    job = FoldJob(
-        data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers, cache_dir=cache_dir, say=say,
-    )
     only = recipe.folds.only if only is None else only
-    rounds = Rounds(job, only=sorted(set(folds.tolist())) if only is None else sorted(set(only)))
-    parts: list[Predictions] = []
+    only = sorted(set(folds.tolist())) if only is None else sorted(set(only))
+    sharing = share_out(company, len(only), say)
+    job = FoldJob(
+        data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers, cache_dir=cache_dir, say=sharing.say,
+        company=sharing.of_batches,
+    )
+    rounds = Rounds(job, only, sharing.of_folds)
+    company.wait()
+    rounds.until_last(table, folds)
+    results = rounds.last(table, folds)
+    parts = [result.test for result in results.values() if result.test is not None]
 
     def fit_fold(fold: int, fold_table: pd.DataFrame) -> np.ndarray:
-        result = rounds.last(fold, fold_table)
-        assert result.held_out is not None
-        if result.test is not None:
-            parts.append(result.test)
-        say(f"fold {fold}: lwlrap {lwlrap(result.held_out.probs, targ[folds == fold]):.4f}")
-        return result.held_out.probs
+        held_out = results[fold].held_out
+        assert held_out is not None
+        tell(f"fold {fold}: lwlrap {lwlrap(held_out.probs, targ[folds == fold]):.4f}")
+        return held_out.probs
 
-    rounds.until_last(table, folds)
     folded = fit_folds(table, folds, len(data.tags), fit_fold, lambda probs, rows: lwlrap(probs, targ[rows]), only=only)
     trained = ~np.isnan(folded.oof).any(axis=1)
     oof = Predictions(tuple(table["fname"][trained]), data.tags, folded.oof[trained])
-    oof.to_csv(out / "oof.csv")
     oof_score = lwlrap(oof.probs, targ[trained])
-    say(f"out of fold: lwlrap {oof_score:.4f} over {int(trained.sum())} clips")
-    test = _write_test(out, data, ensemble(parts, how=recipe.listen.fold_mean), say) if parts else None
+    test = ensemble(parts, how=recipe.listen.fold_mean) if parts else None
     result = RunResult(out, folded.scores, oof_score, oof, test, unreadable + odd_noisy, time.monotonic() - started)
+    if not company.leads:
+        return result
+    oof.to_csv(out / "oof.csv")
+    say(f"out of fold: lwlrap {oof_score:.4f} over {int(trained.sum())} clips")
+    if test is not None:
+        _write_test(out, data, test, say)
     write_manifest(out, data, recipe, digest, command, _results(result))
     say(f"{out}: done in {result.seconds:.0f} s")
     return result
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def _new_folder(out: Path) -> None:
@@ -204,12 +221,11 @@ def _readable_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     return table[good].reset_index(drop=True), tuple(table["fname"][~good])
 
 
-def _write_test(out: Path, data: FATData, test: Predictions, say: Callable[[str], None]) -> Predictions:
+def _write_test(out: Path, data: FATData, test: Predictions, say: Callable[[str], None]) -> None:
     test.to_csv(out / "test.csv")
     if data.sample is not None:
         test.to_submission(out / "submission.csv", sample=data.sample)
         say(f"submission: {out / 'submission.csv'}, {len(test.fnames)} clips, fits {data.sample.name}")
-    return test
 
 
 def _results(result: RunResult) -> dict[str, Any]:

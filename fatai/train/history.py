@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastai.callback.core import Callback
 from fastai.learner import Recorder
+from fastai.torch_core import rank_distrib
 
 from fatai.atomic import write_text_atomic
 
@@ -39,7 +40,7 @@ class History(Callback):
         self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
         if not self.run:
             return
-        if not self.append:
+        if not self.append and not rank_distrib():
             self.path.unlink(missing_ok=True)
         self.text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         self.started = time.monotonic()
@@ -61,4 +62,5 @@ class History(Callback):
 
     def resumed(self) -> None:
         """Write the rows that are known."""
-        write_text_atomic(self.path, self.text)
+        if not rank_distrib():
+            write_text_atomic(self.path, self.text)

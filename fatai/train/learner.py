@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fatai.models import create_model
 from fatai.registry import AUGMENTATIONS, LOSSES, MIXERS, MODELS, did_you_mean
 from fatai.score.calibration import Calibration
 from fatai.sound.front_ends import FrontEnd
+from fatai.train.company import ALONE, Company, join
 from fatai.train.losses import AuxLoss
 from fatai.train.metrics import LwLRAP
 from fatai.train.precision import arithmetic
@@ -42,6 +44,18 @@ class FatLearner(Learner):
 
     no_decay: str = "norm_and_bias"
     calibration: Calibration | None = None
+    company: Company = ALONE
+
+    @contextmanager
+    def distrib_ctx(self, sync_bn: bool = True, *, company: Company | None = None, **kwargs: Any) -> Iterator[FatLearner]:
+        """fastai's context for several processes, done as `fatai.train.distributed` says; started by torchrun, or it changes nothing.
+
+        `kwargs` are those that fastai hands to accelerate, which isn't asked.
+        """
+        from fatai.train.distributed import together
+
+        with together(self, join() if company is None else company, sync_bn=sync_bn):
+            yield self
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ trackers, the recorder's values, every generator (torch's on all devices, numpy'
 The file is safetensors with some JSON beside it, so nothing in it can be executed on reading, and it is written whole or not at all.
 
 A fit continued from it ends byte-equal to the unbroken one if the same data, options, number of workers and threads meet, and if the device
-computes the same twice. fastai's own `start_epoch` skips epochs too, but restores nothing, and trackers fail on the epochs it skips.
+computes the same twice. Of several processes that share batches the first writes one file, with the generators of all.
+
+fastai's own `start_epoch` skips epochs too, but restores nothing, and trackers fail on the epochs it skips.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, Recorder
+from fastai.torch_core import get_model, rank_distrib
 from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -30,6 +33,7 @@ from torch import Tensor
 
 from fatai.atomic import remove_leftovers, write_atomic
 from fatai.errors import CheckpointError
+from fatai.train.company import ALONE, Company
 
 __all__ = ["ResumePoint", "Resumable", "resume_point"]
 
@@ -84,12 +88,13 @@ class Resumable(Callback):
         self._wake()
         self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
         self.skip_to = 0
-        if self.run:
+        if self.run and not rank_distrib():
             remove_leftovers(self.path_of_state)
         if self.run and self.path_of_state.exists():
             header = _header(self.path_of_state)
             self._check(header)
             self.skip_to = header["done"]
+        self.skip_to = company_of(self.learn).told(self.skip_to)
 
     def _check(self, header: dict[str, Any]) -> None:
         now = {"epochs": self.learn.n_epoch, "batches": len(self.learn.dls.train), **self.notes}
@@ -130,7 +135,10 @@ def resume_point(path: str | Path) -> ResumePoint | None:
 
 def save_state(path: str | Path, learn: Learner, notes: Mapping[str, Any]) -> None:
     """Write the state of a learner whose epoch `learn.epoch` has ended."""
-    tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in learn.model.state_dict().items()}
+    generators = company_of(learn).gathered(_generator_states(learn))
+    if rank_distrib():
+        return
+    tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in get_model(learn.model).state_dict().items()}
     grads = {i: p.grad for i, p in enumerate(_parameters(learn)) if p.grad is not None}
     state = {
         "opt": learn.opt.state_dict(),
@@ -139,7 +147,8 @@ def save_state(path: str | Path, learn: Learner, notes: Mapping[str, Any]) -> No
         "smooth_loss": vars(learn.recorder.smooth_loss),
         "scaler": _scaler_state(learn),
         "callbacks": {key: {n: getattr(cb, n) for n in names if hasattr(cb, n)} for key, cb, names in _kept(learn)},
-        "generators": _generator_states(learn),
+        "generators": generators[0],
+        "generators_of_others": generators[1:],
     }
     header = {
         "format": 1, "done": learn.epoch + 1, "epochs": learn.n_epoch, "batches": len(learn.dls.train), "notes": dict(notes),
@@ -172,9 +181,17 @@ def load_state(path: str | Path, learn: Learner) -> None:
                     setattr(cb, name, value)
             if hasattr(cb, "resumed"):
                 cb.resumed()
-        _set_generators(learn, state["generators"])
+        generators = [state["generators"], *state.get("generators_of_others", ())]
+        # More processes than before: those that are new go on with what they were seeded with.
+        if rank_distrib() < len(generators):
+            _set_generators(learn, generators[rank_distrib()])
     except (KeyError, IndexError, TypeError, AttributeError, AssertionError) as e:
         raise CheckpointError(f"{path} does not fit this learner's optimiser or callbacks ({e!r}); fit as then, or delete the file") from e
+
+
+def company_of(learn: Learner) -> Company:
+    """The processes that train a learner with this one."""
+    return getattr(learn, "company", ALONE)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -189,11 +206,12 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _load_model(path: Path, learn: Learner, saved: dict[str, Tensor]) -> None:
-    own = learn.model.state_dict()
+    model = get_model(learn.model)
+    own = model.state_dict()
     odd = sorted(k for k in {**own, **saved} if k not in own or k not in saved or own[k].shape != saved[k].shape)
     if odd:
         raise CheckpointError(f"{path} is the state of another network: {', '.join(odd[:3])}{' ...' * (len(odd) > 3)} differ")
-    learn.model.load_state_dict(saved)
+    model.load_state_dict(saved)
 
 
 def _parameters(learn: Learner) -> list[Tensor]:

@@ -1,0 +1,163 @@
+"""Several processes that do one job: which of them this one is, and what they tell each other.
+
+torchrun starts them and says in the environment who they are. fastai reads `RANK` and `WORLD_SIZE` there at every call, so that what a
+process does on its own (a fold, a prediction after training) would wait for the others or mix their rows into its own. So `join` takes both
+out of the environment, and `seen_by_fastai` puts them back while the processes work on the same batches.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fatai.errors import OptionError
+
+__all__ = ["ALONE", "Company", "join", "leave", "seen_by_fastai", "was_started_by_torchrun"]
+
+_OWN = ("RANK", "WORLD_SIZE")  # what fastai looks at
+# Whoever is done with its folds waits for the others, which may take days; that one of them died is seen by its connection, not by a clock.
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Company:
+    """This process among those of its job: its number, how many there are, its number on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.size > 1:
+            self.gathered(None)
+
+    def told(self, value: Any) -> Any:
+        """What the first process passes, in all of them."""
+        if self.size == 1:
+            return value
+        held = [value if self.leads else None]
+        dist.broadcast_object_list(held, 0, device=torch.device("cpu"))
+        return held[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every process passes, by their numbers."""
+        if self.size == 1:
+            return [value]
+        held: list[Any] = [None] * self.size
+        dist.all_gather_object(held, value)
+        return held
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a tensor of the same shape in each, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def rows(self, own: Tensor, sizes: list[int]) -> Tensor:
+        """The rows of all processes, those of the first in front; process k gives `sizes[k]` of its own, bit by bit as they are."""
+        if self.size == 1:
+            return own[:sizes[0]]
+        longest, shape = max(sizes), own.shape[1:]
+        flat = own[:sizes[self.rank]].detach().as_subclass(Tensor).cpu().reshape(sizes[self.rank], -1).contiguous()
+        width = flat.shape[1] * flat.element_size() if len(flat) else own[:1].numel() * own.element_size()
+        mine = torch.zeros(longest, width, dtype=torch.uint8)
+        if len(flat):
+            mine[:len(flat)] = flat.view(torch.uint8)
+        parts = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(parts, mine)
+        return torch.cat([part[:n] for part, n in zip(parts, sizes)]).view(own.dtype).reshape(sum(sizes), *shape)
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The first process does what the block does, then the others: a cache is built once."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
+    def share_of(self, n: int) -> list[int]:
+        """How many of `n` things each process gets: as equal as can be, the first ones one more.
+
+        Examples
+        --------
+        >>> Company(0, 3).share_of(8)
+        [3, 3, 2]
+        """
+        return [n // self.size + (k < n % self.size) for k in range(self.size)]
+
+
+ALONE = Company()
+"""A process on its own."""
+
+
+def was_started_by_torchrun() -> bool:
+    """Whether this process is one of several, and whether or not it has joined them."""
+    return dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def join() -> Company:
+    """The company that torchrun started this process in; `ALONE` where it is the only one. May be called again.
+
+    Processes on CPUs talk through gloo; beside GPUs, each gets one of its own, and tensors on them go through NCCL.
+
+    Raises
+    ------
+    OptionError
+        If the environment contradicts itself.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if dist.is_initialized():
+        return Company(dist.get_rank(), dist.get_world_size(), local_rank)
+    if not was_started_by_torchrun():
+        return ALONE
+    lacking = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if lacking:
+        raise OptionError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(lacking)} is not set; start the processes with "
+                          "torchrun (accelerate launch --cpu starts a single one)")
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(local_rank % gpus)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
+    company = Company(dist.get_rank(), dist.get_world_size(), local_rank)
+    for name in _OWN:
+        os.environ.pop(name, None)
+    return company
+
+
+def leave() -> None:
+    """End what `join` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def seen_by_fastai(company: Company) -> Iterator[None]:
+    """Let fastai know of the other processes within the block, and only there."""
+    if company.size == 1:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in _OWN}
+    os.environ.update({"RANK": str(company.rank), "WORLD_SIZE": str(company.size)})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
