@@ -6,6 +6,7 @@ ends with one sentence on standard error and exit code 2; Ctrl-C ends with 130.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from fatai import __version__
-from fatai.commands import doubting, examining, exporting, judging, listing, looking, tagging, training
+from fatai.commands import doubting, examining, exporting, judging, listing, looking, reporting, serving, tagging, training
 from fatai.errors import FataiError
 
 __all__ = ["app", "main"]
@@ -25,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (training, tagging, exporting, judging, looking, examining, doubting, listing):
+for commands in (training, tagging, exporting, judging, looking, reporting, examining, doubting, serving, listing):
     app.add_typer(commands.app)
 
 
@@ -46,6 +47,8 @@ def main() -> None:
     """Entry point: errors that a user can mend become one sentence and exit code 2."""
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     warnings.showwarning = _plain_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         app()
     except FataiError as e:

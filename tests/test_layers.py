@@ -18,7 +18,7 @@ ROOMS = {
     "train": 6,
     "infer": 7,
     "recipes": 8, "report": 8, "doctor": 8, "timing": 8,
-    "cli": 9, "all": 9, "commands": 9,
+    "cli": 9, "all": 9, "commands": 9, "web": 9,
 }
 # The top of the package only tells where names live; it imports them when they are asked for.
 TOP = ""
