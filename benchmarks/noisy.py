@@ -139,7 +139,7 @@ def _take_judges(
             train_fold(job, k, table.assign(is_valid=folds == k))
         mine, theirs = judges / f"fold_{k}", out / f"fold_{k}"
         theirs.mkdir(parents=True)
-        shutil.copy(mine / "noisy_0.csv", theirs)
+        shutil.copy(mine / "judged_0.csv", theirs)
         shutil.copy(mine / "round_0.safetensors", theirs / "round_0.safetensors")
         if out.name.startswith("curated_only"):
             shutil.copy(mine / "round_0.safetensors", theirs / WEIGHTS)

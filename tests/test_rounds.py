@@ -75,7 +75,7 @@ def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, sp
     recipe = staged({}, {"noisy": {"name": "ninth", "n": 20, "per_tag": 3}, "noisy_weight": 0.5, "fresh": True}, {})
     result = run(recipe, say=lines.append)
     data = read_layout(sample)
-    judged = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "noisy_0.csv") for k in (0, 1)]
+    judged = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_0.csv") for k in (0, 1)]
     mean = (judged[0].probs + judged[1].probs) / 2
     expected = choose_noisy(data.noisy, data.tags, "ninth", probs=mean, fnames=judged[0].fnames, n=20, per_tag=3)
     told = pd.read_csv(tmp_path / "run" / "noisy_1.csv")
@@ -88,7 +88,7 @@ def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, sp
     history = pd.read_csv(tmp_path / "run" / "fold_1" / "history.csv")
     assert list(history["stage"]) == ["s0", "s1", "s2"]
     assert {f.name for f in (tmp_path / "run" / "fold_0").iterdir()} == {
-        "model.safetensors", "history.csv", "oof.csv", "test.csv", "fold.json", "noisy_0.csv"}
+        "model.safetensors", "history.csv", "oof.csv", "test.csv", "fold.json", "judged_0.csv"}
     assert set(result.oof.fnames) == set(data.curated["fname"]), "noisy clips are never held out"
 
 
@@ -120,7 +120,7 @@ def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path,
 def test_each_clip_is_judged_by_the_fold_that_left_it_out(staged, run, sample, tmp_path):
     recipe = staged({}, {"noisy": {"name": "as_given"}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 30}})
     run(recipe)
-    fold = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "noisy_1.csv") for k in (0, 1)]
+    fold = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_1.csv") for k in (0, 1)]
     names = sorted(fold[0].fnames)
     own = noisy_shares(len(names), how="own", n=2, seed=recipe.folds.seed)
     mine = [{names[i] for i in np.flatnonzero(share)} for share in own]
