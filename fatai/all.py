@@ -38,6 +38,7 @@ from fatai.infer.ensemble import *
 from fatai.infer.event_files import *
 from fatai.infer.event_journal import *
 from fatai.infer.events import *
+from fatai.infer.explain import *
 from fatai.infer.guard import *
 from fatai.infer.members import *
 from fatai.infer.onnx_export import *
@@ -62,8 +63,11 @@ from fatai.recipes.run import *
 from fatai.recipes.run_list import *
 from fatai.recipes.scale import *
 from fatai.recipes.tagger import *
+from fatai.report.on_learner import *
+from fatai.report.page import *
 from fatai.registry import *
 from fatai.score.bootstrap import *
+from fatai.score.by_tag import *
 from fatai.score.calibration import *
 from fatai.score.ranking import *
 from fatai.score.reliability import *

@@ -7,6 +7,7 @@ evenly between their places. It tells what the last maps contribute; a network t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from fatai.models.panns import PannsModel
 from fatai.models.parts import SpectrogramModel
 from fatai.models.two_heads import TwoHeads
 
-__all__ = ["first_filters", "grad_cam"]
+__all__ = ["filter_mosaic", "first_filters", "grad_cam"]
 
 
 def grad_cam(model: nn.Module, spec: Tensor, tag: int | Sequence[int]) -> Tensor:
@@ -60,7 +61,7 @@ def grad_cam(model: nn.Module, spec: Tensor, tag: int | Sequence[int]) -> Tensor
     """
     if spec.ndim != 4 or 0 in spec.shape:
         raise ShapeError(f"got a spectrogram of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames), none of them 0")
-    batch, size = len(spec), tuple(spec.shape[2:])
+    batch, _, mels, frames = spec.shape
     inner = model.model if isinstance(model, TwoHeads) else model
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -82,7 +83,7 @@ def grad_cam(model: nn.Module, spec: Tensor, tag: int | Sequence[int]) -> Tensor
         heat = heat[:, None]
     elif isinstance(inner, PannsModel):
         heat = heat.transpose(1, 2)  # whose maps are (frames, mels)
-    return _stretched(heat, inner, size)
+    return _stretched(heat, inner, (mels, frames))
 
 
 def first_filters(model: nn.Module) -> Tensor:
@@ -99,6 +100,34 @@ def first_filters(model: nn.Module) -> Tensor:
         return weight.transpose(2, 3) if isinstance(inner, PannsModel) else weight
     channels = getattr(inner, "in_channels", 1)
     return weight.unflatten(1, (channels, -1)) if weight.shape[1] % channels == 0 else weight[:, None]
+
+
+def filter_mosaic(filters: Tensor, n: int = 64) -> Tensor:
+    """The first `n` filters beside each other, eight in a row or as many as make a square, the first at the top left.
+
+    Parameters
+    ----------
+    filters
+        Shape (filters, channels, mels, frames); the first channel is shown.
+
+    Returns
+    -------
+    Float32 (rows, columns) within [-1, 1], the lowest row first as in a spectrogram: each filter divided by its own largest weight, with
+    a gap of zeros between them.
+
+    Examples
+    --------
+    >>> filter_mosaic(torch.tensor([1.0, -4.0]).view(2, 1, 1, 1)).tolist()
+    [[1.0, 0.0, -1.0]]
+    """
+    shown = filters[:n, 0]
+    across = max(8, math.ceil(len(shown) ** 0.5)) if len(shown) > 8 else len(shown)
+    shown = shown / shown.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(shown.dtype).tiny)
+    down = math.ceil(len(shown) / across)
+    padded = F.pad(torch.cat([shown, shown.new_zeros(across * down - len(shown), *shown.shape[1:])]), (0, 1, 0, 1))
+    # (down, across, rows, columns): what is on top comes last, as the highest frequency does.
+    grid = padded.view(down, across, *padded.shape[1:]).flip(0)
+    return grid.permute(0, 2, 1, 3).reshape(down * padded.shape[1], -1)[:-1, :-1]
 
 
 def _last_maps(model: nn.Module, spec: Tensor) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,8 @@ def run_recipe(
     begun = resume and company.leads and _begun(out, recipe, digest)
     if company.leads and not begun:
         _new_folder(out)
-        split = pd.DataFrame({"fname": table["fname"], "fold": folds})
+        # With the labels that it was trained on, which corrections may have changed: a run can be judged without its data.
+        split = pd.DataFrame({"fname": table["fname"], "fold": folds, "labels": [",".join(row) for row in table["labels"]]})
         write_text_atomic(out / "recipe.toml", recipe.resolved())
         write_text_atomic(out / "folds.csv", split.to_csv(index=False, lineterminator="\n"))
         # The last of the three: a folder with a manifest has the other two.
@@ -148,6 +149,7 @@ def run_recipe(
     if test is not None:
         _write_test(out, data, test, say)
     write_manifest(out, data, recipe, digest, command, _results(result))
+    _write_report(out, data, say)
     say(f"{out}: done in {result.seconds:.0f} s")
     return result
 
@@ -226,6 +228,17 @@ def _write_test(out: Path, data: FATData, test: Predictions, say: Callable[[str]
     if data.sample is not None:
         test.to_submission(out / "submission.csv", sample=data.sample)
         say(f"submission: {out / 'submission.csv'}, {len(test.fnames)} clips, fits {data.sample.name}")
+
+
+def _write_report(out: Path, data: FATData, say: Callable[[str], None]) -> None:
+    """Draw the report; a run that is done stays done if that goes wrong."""
+    from fatai.report.page import run_report  # which reads runs, and so imports what they are made of
+
+    try:
+        say(f"report: {run_report(out, data)}")
+    except Exception as e:
+        warnings.warn(f"{out} is done, but its report could not be drawn ({type(e).__name__}: {e}); fatai-submit report {out} tries again",
+                      stacklevel=3)
 
 
 def _results(result: RunResult) -> dict[str, Any]:

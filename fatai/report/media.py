@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
     from fatai.sound.front_ends import FrontEnd
 
-__all__ = ["MOST_SECONDS", "figure_svg", "frequency_ticks", "new_figure", "picture", "player", "sound", "spectrogram"]
+__all__ = ["COLOURS", "MOST_SECONDS", "figure_svg", "frequency_ticks", "new_figure", "picture", "player", "sound", "spectrogram"]
 
 MOST_SECONDS = 10.0
 """Sound beyond this is not embedded."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Of Okabe and Ito, which all kinds of colour vision tell apart; lines and hatches differ too."""
 
 _MP3_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 _MP3_LEVEL = 0.8  # libsndfile's scale of constant rates: 96 kbit/s at 44.1 kHz, 40 at 16 kHz

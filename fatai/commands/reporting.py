@@ -1,0 +1,30 @@
+"""Commands that draw what a run came to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of an ensemble of runs.")],
+    data: Annotated[Optional[Path], typer.Option("--data", help="The data of the run: gives players and pictures of its clips.")] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="HTML file to write; RUN/report.html if not given.")] = None,
+) -> None:
+    """Write one HTML file that shows how a run went: scores, costliest tags, confusions, clips to listen to, curves, data.
+
+    Every run writes it at its end. The file holds all it shows and opens without a network.
+
+    Example: fatai-submit report runs/ninth --data DATA --out ninth.html
+    """
+    from fatai.report.page import run_report
+
+    path = run_report(run_folder, data, out)
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
