@@ -24,7 +24,7 @@ from fatai.train.learner import FatLearner
 def test_a_run_folder_holds_what_it_promises(tiny_run, sample):
     out = tiny_run.out
     held = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
-    assert held == {"recipe.toml", "manifest.json", "folds.csv", "oof.csv", "test.csv", "submission.csv",
+    assert held == {"recipe.toml", "manifest.json", "folds.csv", "oof.csv", "test.csv", "submission.csv", "report.html",
                     *(f"fold_{k}/{f}" for k in (0, 1) for f in ("model.safetensors", "history.csv", "oof.csv", "test.csv", "fold.json"))}
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     assert load_recipe(out / "recipe.toml").model.arch == "m1"
