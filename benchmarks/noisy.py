@@ -41,6 +41,7 @@ from fatai.train.judged import Chosen
 
 WIDTH, CROP_S, BS, LR, VIEWS, FOLDS = 0.125, 1.0, 16, 3e-3, 4, 2
 GOES_ON = {"lr": 1e-3}
+HALF_NOISY: dict[str, Any] = {"sampling": "mixture", "sampling_options": {"shares": {"curated": 0.5, "noisy": 0.5}}}
 
 # Stages behind the curated one; the counts of clips are the published shares of 19,815 noisy clips, times 640. The 3rd place's replacenan
 # does what its relabelall does and isn't here twice.
@@ -64,8 +65,8 @@ PROTOCOLS: dict[str, list[dict[str, Any]]] = {
     ],
     "36th: soft labels": [{"noisy": {"name": "36th"}}],
     "1st: Lsoft, a fifth noisy": [{"noisy": {"name": "first"}, "sampling": "mixture", "loss": "split"}],
-    "4th: second head": [{"noisy": {"name": "fourth"}}],
-    "4th: sharpened pseudo-labels": [{"noisy": {"name": "fourth_pseudo", "weight": 1.0}}],
+    "4th: second head": [{"noisy": {"name": "fourth"}, **HALF_NOISY}],
+    "4th: sharpened pseudo-labels": [{"noisy": {"name": "fourth_pseudo", "weight": 1.0}, **HALF_NOISY}],
 }
 
 
