@@ -40,6 +40,7 @@ from fatai.infer.event_journal import *
 from fatai.infer.events import *
 from fatai.infer.explain import *
 from fatai.infer.guard import *
+from fatai.infer.learner_plots import *
 from fatai.infer.members import *
 from fatai.infer.onnx_export import *
 from fatai.infer.kept_views import *

@@ -15,10 +15,10 @@ from fatai.data.tensors import TensorSpec, in_notebook, players
 __all__ = ["show_batch", "show_results"]
 
 
-def _words(target: Any) -> str:
-    """Tags of a decoded target, each on a line of its own when there are several."""
+def tag_words(target: Any, most: int = 4) -> str:
+    """Tags of a decoded target, each on a line of its own; of many, which a network that knows little predicts, the first ones."""
     tags = [str(t) for t in target] if isinstance(target, (list, tuple)) or hasattr(target, "items") else [str(target)]
-    return "\n".join(tags) or "no tag"
+    return "\n".join(tags[:most] + [f"and {len(tags) - most} more"] * (len(tags) > most)) or "no tag"
 
 
 def _grid(x: TensorSpec, n: int, ctxs: Any, nrows: int | None, ncols: int | None, figsize: tuple[float, float] | None) -> Any:
@@ -55,7 +55,7 @@ def show_batch(
     """Spectrograms with their tags, frequency in Hz and time in seconds, and in a notebook a player for each."""
     shown = list(samples)[:max_n]
     ctxs = _grid(x, len(shown), ctxs, nrows, ncols, figsize)
-    titles = [_words(sample[1]) for sample in shown]
+    titles = [tag_words(sample[1]) for sample in shown]
     for sample, ctx, title in zip(shown, ctxs, titles):
         sample[0].show(ctx=ctx, title=title)
     _tidy(ctxs)
@@ -70,7 +70,7 @@ def show_results(
     """As `show_batch`, with the true tags in the first lines of a title and the predicted ones below."""
     shown = list(samples)[:max_n]
     ctxs = _grid(x, len(shown), ctxs, nrows, ncols, figsize)
-    titles = [f"{_words(sample[1])}\npredicted: {_words(out[0])}" for sample, out in zip(shown, outs)]
+    titles = [f"{tag_words(sample[1])}\npredicted: {tag_words(out[0])}" for sample, out in zip(shown, outs)]
     for sample, ctx, title in zip(shown, ctxs, titles):
         sample[0].show(ctx=ctx, title=title)
     _tidy(ctxs)
