@@ -18,7 +18,7 @@ from fatai.recipes.recipe import tomllib
 COMMANDS = [
     "run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor", "models", "scan", "stats", "download", "relabel",
     "suspects", "tag", "calibrate", "show-augs", "lr-find", "export", "compare", "embed",
-    "panns-logreg", "serve",
+    "panns-logreg", "serve", "review",
 ]
 
 

@@ -32,13 +32,57 @@ def serve(
     Example: fatai-submit serve runs/demo
     """
     from fatai.recipes.tagger import Tagger
-    from fatai.web.guard import is_loopback
     from fatai.web.pages import serve as serve_app
     from fatai.web.tagger_app import named, tagger_app
     from fatai.web.uploads import Limits
 
     limits = Limits(upload_mb=most_mb, sound_s=most_s, files=most_files)
     tagger = Tagger(run, step_s=step_s, calibrated=calibrated)
+    _warn_of_others(host)
+    serve_app(tagger_app(tagger, named(run), limits), host, port, say=lambda address: typer.echo(f"{run}: {address}"))
+
+
+@app.command()
+def review(
+    run: Run,
+    data: Annotated[Optional[Path], typer.Option("--data", help="The run's data; by default the folder that its command named.")] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="HTML file to write; RUN/review.html if not given.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the page, saving every decision at once, instead of writing it.")] = False,
+    corrections: Annotated[Optional[Path], typer.Option(
+        "--corrections", help="Corrections to go on with, and with --serve to write; RUN/corrections.csv if not given.",
+    )] = None,
+    n: Annotated[Optional[int], typer.Option("-n", min=1, help="No more clips, the most suspect; 100 in a file, all with --serve.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Seconds of each clip that are put into a file.")] = 10.0,
+    predictions: Annotated[Optional[Path], typer.Option("--predictions", help="Judge by this CSV instead of RUN/oof.csv.")] = None,
+    host: Host = "127.0.0.1", port: Port = 8000,
+) -> None:
+    """Go through the clips whose labels look wrong or missing: see, hear, keep, relabel or remove them.
+
+    What comes out is corrections.csv: fatai-submit run DATA --corrections corrections.csv trains with it.
+
+    Example: fatai-submit review runs/demo --serve
+    """
+    from fatai.report.review import review_of_run, write_review
+
+    corrections = corrections or run / "corrections.csv"
+    if not serve:
+        out = out or run / "review.html"
+        written = write_review(
+            run, out, data, corrections=corrections, n=n or 100, most_s=seconds, predictions=predictions,
+        )
+        typer.echo(f"{out}: {len(written.clips)} clips, {len(written.suspects)} suspects, {out.stat().st_size / 1e6:.1f} MB")
+        return
+    from fatai.web.pages import serve as serve_app
+    from fatai.web.review_app import review_app
+
+    found = review_of_run(run, data, predictions=predictions, n=n)
+    app_of = review_app(found, corrections)
+    _warn_of_others(host)
+    serve_app(app_of, host, port, say=lambda address: typer.echo(f"{len(found.clips)} clips to {corrections}: {address}"))
+
+
+def _warn_of_others(host: str) -> None:
+    from fatai.web.guard import is_loopback
+
     if not is_loopback(host):
         typer.echo("everybody who can reach this machine can now use it: there is no password", err=True)
-    serve_app(tagger_app(tagger, named(run), limits), host, port, say=lambda address: typer.echo(f"{run}: {address}"))

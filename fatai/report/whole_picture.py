@@ -14,7 +14,7 @@ from fatai.sound.front_ends import FrontEnd
 
 __all__ = ["WholePicture", "whole_picture"]
 
-_ROWS, _COLUMNS, _RANGE_DB = 96, 1000, 80.0
+_ROWS, _RANGE_DB = 96, 80.0
 _FRAMES_AT_ONCE = 1024
 
 
@@ -25,8 +25,10 @@ class WholePicture(NamedTuple):
     ticks: list[tuple[float, float]]
 
 
-def whole_picture(wave: Tensor, sr: int) -> WholePicture:
+def whole_picture(wave: Tensor, sr: int, columns: int = 1000) -> WholePicture:
     """The mel spectrogram of a wave, shape (samples,), from its loudest point down to 80 dB below it; memory grows with the frames only.
+
+    It has `columns` pixels at most from left to right, and 96 or, of a low rate, 48 from top to bottom.
 
     Raises
     ------
@@ -37,7 +39,7 @@ def whole_picture(wave: Tensor, sr: int) -> WholePicture:
         raise ShapeError(f"got a wave of shape {tuple(wave.shape)}; expected (samples,) with at least one sample")
     n_fft = 2048 if sr >= 16000 else 512
     # A short sound gets enough frames to be looked at, a long one no more than its columns can show.
-    hop = int(min(n_fft // 2, max(n_fft // 16, len(wave) // _COLUMNS)))
+    hop = int(min(n_fft // 2, max(n_fft // 16, len(wave) // columns)))
     shown = FrontEnd(sr=sr, n_fft=n_fft, hop_length=hop, center=False, n_mels=_ROWS if n_fft == 2048 else _ROWS // 2, fmin=20.0)
     module, step = shown.build(), _FRAMES_AT_ONCE * hop
     # Frame k is centred on sample k * hop, as if the whole wave were transformed at once.
@@ -47,5 +49,5 @@ def whole_picture(wave: Tensor, sr: int) -> WholePicture:
     values = torch.cat(parts, 1)
     high = float(values.max())
     return WholePicture(
-        picture(values, low=high - _RANGE_DB, high=high, most=(_ROWS, _COLUMNS)), frequency_ticks(shown, shown.rows),
+        picture(values, low=high - _RANGE_DB, high=high, most=(_ROWS, columns)), frequency_ticks(shown, shown.rows),
     )

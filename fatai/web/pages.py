@@ -21,12 +21,11 @@ __all__ = ["application", "page", "serve", "text_of"]
 _KINDS = {".css": "text/css", ".js": "text/javascript"}
 
 
-def application(routes: Sequence[Route], scripts: dict[str, str], *, on_shutdown: Callable[[], None] | None = None) -> FastHTML:
-    """An application of some routes and of `/NAME` for each of `scripts`, names of .js and .css files to their text.
+def application(routes: Sequence[Route], held: dict[str, str], *, on_shutdown: Callable[[], None] | None = None) -> FastHTML:
+    """An application of some routes and of `/NAME` for each of `held`, names of .js and .css files to their text.
 
     FastHTML's own headers, sessions and key file are off: they would fetch scripts from elsewhere and write into the current folder.
     """
-    held = {"look.css": text_of("fatai.report", "templates/look.css"), **scripts}
 
     def file(request: Request) -> Response:
         name = request.url.path[1:]

@@ -48,7 +48,7 @@ def tagger_app(tagger: WindowTagger, title: str, limits: Limits | None = None) -
 
     routes = [Route("/", index), Route("/tag", tag, methods=["POST"]), Route("/health", health)]
     return application(routes, {
-        "sight.js": text_of("fatai.report", "templates/sight.js"),
+        **{name: text_of("fatai.report", f"templates/{name}") for name in ("look.css", "sight.js")},
         "tagger.js": text_of("fatai.web", "tagger.js"), "tagger.css": text_of("fatai.web", "tagger.css"),
     }, on_shutdown=line.close)
 
