@@ -7,6 +7,7 @@ out of the environment, and `seen_by_fastai` puts them back while the processes 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,15 +72,14 @@ class Company:
         """The rows of all processes, those of the first in front; process k gives `sizes[k]` of its own, bit by bit as they are."""
         if self.size == 1:
             return own[:sizes[0]]
-        longest, shape = max(sizes), own.shape[1:]
-        flat = own[:sizes[self.rank]].detach().as_subclass(Tensor).cpu().reshape(sizes[self.rank], -1).contiguous()
-        width = flat.shape[1] * flat.element_size() if len(flat) else own[:1].numel() * own.element_size()
-        mine = torch.zeros(longest, width, dtype=torch.uint8)
-        if len(flat):
-            mine[:len(flat)] = flat.view(torch.uint8)
+        n, shape = sizes[self.rank], own.shape[1:]
+        # A copy: one row that is a column of something else passes for contiguous, and cannot be seen as bytes.
+        flat = own[:n].detach().as_subclass(Tensor).cpu().reshape(n, math.prod(shape)).clone(memory_format=torch.contiguous_format)
+        mine = torch.zeros(max(sizes), flat.shape[1] * flat.element_size(), dtype=torch.uint8)
+        mine[:n] = flat.view(torch.uint8)
         parts = [torch.empty_like(mine) for _ in sizes]
         dist.all_gather(parts, mine)
-        return torch.cat([part[:n] for part, n in zip(parts, sizes)]).view(own.dtype).reshape(sum(sizes), *shape)
+        return torch.cat([part[:k] for part, k in zip(parts, sizes)]).view(own.dtype).reshape(sum(sizes), *shape)
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:

@@ -128,13 +128,18 @@ class Together(Callback):
             raise OptionError(f"batches of {loader.bs} clips cannot be shared by {self.company.size} processes; take a larger bs, or fewer")
         # In place, so that callbacks that add transforms or exchange the data set meet the loader that is read from.
         self._put_back.append((loader, type(loader)))
-        loader.__class__ = type(f"Shared{type(loader).__name__}", (_SharedLoader, type(loader)), {"company": self.company})
+        # get_preds gives a loader its order as a function of its own, which would go before that of the class.
+        order = vars(loader).pop("get_idxs", None)
+        known = {"company": self.company, "order": order and staticmethod(order)}
+        loader.__class__ = type(f"Shared{type(loader).__name__}", (_SharedLoader, type(loader)), known)
 
     def _undo(self) -> None:
         if isinstance(self.learn.model, DistributedDataParallel):
             self.learn.model = self.learn.model.module
         while self._put_back:
             held, kind = self._put_back.pop()
+            if isinstance(held, _SharedLoader) and held.order is not None:
+                vars(held)["get_idxs"] = held.order
             held.__class__ = kind
         if hasattr(self, "_loss"):
             vars(self.learn.recorder)["loss"] = self._loss
@@ -149,10 +154,11 @@ class _SharedLoader:
 
     company: Company
     at = 0  # the batch that is worked on
+    order: Any = None  # what gives the clips' order instead of the loader itself
 
     def get_idxs(self) -> list[int]:
         loader: Any = self
-        drawn = self.company.told(super().get_idxs())  # type: ignore[misc]
+        drawn = self.company.told(list(super().get_idxs() if self.order is None else self.order()))  # type: ignore[misc]
         drawn = drawn[:len(loader) * loader.bs]
         batches = [drawn[i:i + loader.bs] for i in range(0, len(drawn), loader.bs)]
         self._shares = [self.company.share_of(len(batch)) for batch in batches]
@@ -229,7 +235,7 @@ class _NormOverAll:
             return super().forward(x)  # type: ignore[misc]
         norm._check_input_dim(x)
         dims, wide = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
-        value = x.float()
+        value = x if x.dtype == torch.float64 else x.float()
         sums = _Summed.apply(torch.cat([value.sum(dims), value.new_tensor([value.numel() / value.shape[1]])]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
