@@ -41,8 +41,11 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all; newlines are written as they are on every system."""
-    with write_atomic(path) as beside, open(beside, "w", encoding="utf-8", newline="") as f:
+    """Write `text` as UTF-8 to `path`, whole or not at all; newlines are written as they are on every system.
+
+    Of names that are not UTF-8 on the disk the bytes are told, `caf\\udce9.wav`: what is written can be read everywhere.
+    """
+    with write_atomic(path) as beside, open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
         f.write(text)
 
 

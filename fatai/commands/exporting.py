@@ -60,7 +60,7 @@ def embed(
 
     if out.suffix != ".npy":
         raise OptionError(f"--out is {out}; expected a name that ends in .npy")
-    items = pd.DataFrame(sound_files(sounds), columns=["fname", "path"]).drop_duplicates("fname")
+    items = pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
     embeddings = trained_model(run_folder, fold).embed(items, how=tta, n=views, num_workers=workers)
     embeddings.save(out)
     typer.echo(f"{out}: {embeddings.values.shape[0]} clips, {embeddings.values.shape[1]} features; names in {out.with_suffix('.csv')}")

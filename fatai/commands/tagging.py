@@ -40,7 +40,7 @@ def tag(
     Example: fatai-submit tag forest.flac --model runs/demo --format audacity --out forest.txt
     """
     from fatai.commands.sounds import sound_files
-    from fatai.errors import DataError
+    from fatai.errors import AudioError, DataError
     from fatai.infer.event_files import EVENT_FORMATS, write_events
     from fatai.infer.event_journal import read_journal
     from fatai.recipes.tagger import Tagger
@@ -55,9 +55,16 @@ def tag(
     tagger = Tagger(model, calibrated=calibrated, step_s=step_s, silence_db=silence_db)
     heard_from = _threshold(threshold, tagger.calibration)
     if out is None:
+        faults = []
         for path in paths:
-            for event in tagger.tag(path, threshold=heard_from, top=top):
+            try:
+                events = tagger.tag(path, threshold=heard_from, top=top)
+            except AudioError as e:
+                faults.append(str(e))
+                continue
+            for event in events:
                 typer.echo(f"{path}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
+        _tell_of_faults(faults, len(paths))
         return
     journal = out.with_name(f"{out.name}.journal")
     files = tagger.tag_files(paths, journal, threshold=heard_from, top=top)

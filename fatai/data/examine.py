@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import soundfile
 
 from fatai.errors import AudioError
-from fatai.sound.files import AudioInfo, audio_info
+from fatai.sound.files import LOUDEST, AudioInfo, audio_info, opened_sound
 
 __all__ = ["CLIPPED_SAMPLES", "FULL_SCALE", "SoundFile", "examine_sound", "sound_digest"]
 
@@ -19,7 +20,7 @@ FULL_SCALE = 1 - 2 / 32768
 """Samples from here on are at full scale: the last two steps of 16 bits."""
 CLIPPED_SAMPLES = 10
 """A file is clipped if at least so many samples are at full scale and have two neighbours in a row that are, too."""
-_BLOCK = 1 << 20  # samples decoded at once
+_BLOCK = 1 << 20  # samples of all channels decoded at once
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,17 @@ def _without_path(sentence: str, path: Path) -> str:
 def _is_empty(path: Path) -> bool:
     """Whether a file that `audio_info` refused has no bytes, or a whole header and no samples."""
     try:
-        return path.is_file() and (path.stat().st_size == 0 or soundfile.info(str(path)).frames == 0)
-    except (soundfile.SoundFileError, RuntimeError, OSError):
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size == 0 or soundfile.SoundFile(file.fileno(), closefd=False).frames == 0
+    except (soundfile.SoundFileError, RuntimeError, OSError, ValueError):
         return False
 
 
 def _measured(path: Path, info: AudioInfo) -> SoundFile:
     digest, peak, samples, clipped, tail = _new_digest(), 0.0, 0, 0, np.zeros(2, dtype=bool)
-    with soundfile.SoundFile(str(path)) as sound:
-        while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+    with opened_sound(path) as sound:
+        while len(read := sound.read(max(1, _BLOCK // info.channels), dtype="float32")):
+            block = read.reshape(len(read), info.channels)
             high = float(np.abs(block).max())
             if not np.isfinite(high):
                 at = samples + int(np.argmin(np.isfinite(block).all(1)))
@@ -87,6 +90,8 @@ def _measured(path: Path, info: AudioInfo) -> SoundFile:
     if samples < info.samples:
         what = f"only {samples:,} of the {info.samples:,} samples that its header promises can be decoded"
         return SoundFile(path, info.sr, info.channels, fault="unreadable", what=what)
+    if peak > LOUDEST:
+        return SoundFile(path, info.sr, info.channels, fault="unreadable", what=f"samples reach {peak:.1g} times full scale")
     return SoundFile(path, info.sr, info.channels, samples, peak, clipped, digest.hexdigest())
 
 
@@ -95,7 +100,7 @@ def _new_digest() -> Any:
 
 
 def _feed(digest: Any, block: np.ndarray) -> None:
-    digest.update(np.rint(block.mean(1, dtype=np.float32) * 32768).clip(-32768, 32767).astype("<i2").tobytes())
+    digest.update(np.rint(block.mean(1, dtype=np.float64) * 32768).clip(-32768, 32767).astype("<i2").tobytes())
 
 
 def sound_digest(path: str | Path) -> str | None:

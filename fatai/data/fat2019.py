@@ -176,7 +176,7 @@ def _with_files(table: pd.DataFrame, folder: Path, part: str, table_path: Path) 
     added = table.drop(columns=[c for c in ("path", "part", "there") if c in table.columns])
     return added.assign(
         path=[str(folder / fname) for fname in table["fname"]], part=part,
-        there=[fname in listed or ("/" in fname and (folder / fname).is_file()) for fname in table["fname"]],
+        there=[fname in listed or ("/" in fname and os.path.isfile(folder / fname)) for fname in table["fname"]],
     )
 
 
@@ -184,7 +184,8 @@ def _files_in(folder: Path) -> set[str]:
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
+        # A link that leads to itself is an error for the entry, and no file for isfile.
+        return {entry.name for entry in entries if (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file())}
 
 
 def _read_sample(path: Path) -> pd.DataFrame:
@@ -201,7 +202,7 @@ def _read_sample(path: Path) -> pd.DataFrame:
 
 
 def _test_table(root: Path, submission: pd.DataFrame | None) -> pd.DataFrame:
-    """The test clips: rows of the sample submission, or without one the sound files of `test/`."""
+    """The test clips: rows of the sample submission, or without one the sound files of `test/`, links to nowhere among them."""
     folder = root / "test"
     if not folder.is_dir():
         if submission is not None and len(submission):
@@ -210,7 +211,7 @@ def _test_table(root: Path, submission: pd.DataFrame | None) -> pd.DataFrame:
     elif submission is not None:
         names = list(submission["fname"])
     else:
-        names = sorted(name for name in _files_in(folder) if Path(name).suffix.lower() in AUDIO_EXTENSIONS)
+        names = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in AUDIO_EXTENSIONS and not file.is_dir())
     return _with_files(pd.DataFrame({"fname": pd.Series(names, dtype=str)}), folder, "test", root / "sample_submission.csv")
 
 

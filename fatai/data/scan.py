@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from os.path import isfile  # unlike Path.is_file it is False, not an error, for names that no file can have
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def scan(
         No such folder, or tables without their columns; whatever else is wrong is part of the report.
     """
     tables = _read_tables(Path(path))
-    listed = [(part, fname) for part in tables.rows for fname in tables.rows[part]["fname"] if (tables.folder(part) / fname).is_file()]
+    listed = [(part, fname) for part in tables.rows for fname in tables.rows[part]["fname"] if isfile(tables.folder(part) / fname)]
     start = time.perf_counter()
     sounds = _examine_all([tables.folder(part) / fname for part, fname in listed], threads)
     elapsed = time.perf_counter() - start
@@ -104,7 +105,7 @@ def _read_tables(root: Path) -> _Tables:
         tables.tags = tuple(c for c in submission.columns if c != "fname")
         tables.rows["test"] = submission[["fname"]]
     elif tables.folder("test").is_dir():
-        tables.rows["test"] = pd.DataFrame({"fname": sorted(f.name for f in tables.folder("test").iterdir() if f.is_file())}, dtype=str)
+        tables.rows["test"] = pd.DataFrame({"fname": sorted(f.name for f in tables.folder("test").iterdir() if not f.is_dir())}, dtype=str)
     if not tables.rows:
         raise DataError(f"{root} has no train_curated.csv, train_noisy.csv or sample_submission.csv; expected at least one of them")
     return tables
@@ -192,7 +193,7 @@ def _misspelt(count: Counter[str]) -> dict[str, str]:
 def _odd_files(tables: _Tables) -> Iterator[Finding]:
     for part in _PARTS:
         folder, rows = tables.folder(part), tables.rows.get(part)
-        found = {file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")} if folder.is_dir() else set()
+        found = {file.name for file in folder.iterdir() if isfile(file) and not file.name.startswith(".")} if folder.is_dir() else set()
         if rows is None:
             if found:
                 yield Finding("extra", part, "", f"{len(found)} files in {folder.name}/, but no table of them")
@@ -201,7 +202,7 @@ def _odd_files(tables: _Tables) -> Iterator[Finding]:
                 yield Finding("missing", part, "", f"{len(rows)} rows, but no folder {folder.name}/")
         else:
             for fname in rows["fname"]:
-                if fname not in found and not (folder / fname).is_file():
+                if fname not in found and not isfile(folder / fname):
                     yield Finding("missing", part, fname, f"no such file in {folder.name}/")
             for name in sorted(found - set(rows["fname"])):
                 yield Finding("extra", part, name, "no table names it")

@@ -1,4 +1,4 @@
-"""Tables of training clips, and which of their files open.
+"""Tables of training clips, and which of their files can be read.
 
 A *standard table* has the columns fname, path, labels (a list of tags) and is_valid, whatever the user's table calls them; the columns
 weight (how much a clip counts in training) and noisy (whether its labels are doubtful) go along if there are such.
@@ -18,17 +18,17 @@ from fatai.data.fat2019 import FATData
 from fatai.data.labels import parse_labels
 from fatai.errors import AudioError, DataError
 from fatai.registry import did_you_mean
-from fatai.sound.files import audio_info
+from fatai.sound.files import check_audio
 
 __all__ = ["readable", "standard_table", "training_table"]
 
 
 def readable(paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
-    """Which sound files open: a mask (files,), and a sentence for each that does not."""
+    """Which sound files can be read to their ends: a mask (files,), and a sentence for each that cannot."""
 
     def fault(path: Path) -> str:
         try:
-            audio_info(path)
+            check_audio(path)
         except AudioError as e:
             return str(e)
         return ""

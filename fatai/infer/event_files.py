@@ -7,6 +7,7 @@ in a label). Every file is written whole or not at all, as UTF-8; a name that is
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ __all__ = ["EVENT_FORMATS", "write_events"]
 EVENT_FORMATS = ("csv", "json", "audacity", "raven")
 """What `write_events` can write."""
 
+_LONGEST_NAME = 255  # bytes
 _RAVEN_COLUMNS = (
     "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)", "Begin Path", "Tag", "Probability",
 )
@@ -75,7 +77,17 @@ def write_events(
         below = os.path.relpath(os.path.abspath(result.file), os.path.abspath(root))
         if below.startswith(os.pardir):
             raise DataError(f"{result.file} is not below {root}; give the folder that all sounds are in")
-        _write(Path(out, f"{below}.txt"), [result], how, high_hz)
+        _write(Path(out, _short_name(f"{below}.txt")), [result], how, high_hz)
+
+
+def _short_name(below: str) -> str:
+    """A path whose last part a file can have, which takes at most 255 bytes: the middle of a longer one becomes a digest."""
+    folder, name = os.path.split(below)
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return below
+    digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
+    return os.path.join(folder, f"{os.fsdecode(encoded[:200])}.{digest}{name[-8:]}")
 
 
 def _write(path: Path, results: Iterable[FileEvents], how: str, high_hz: float) -> None:

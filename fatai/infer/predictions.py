@@ -267,7 +267,8 @@ class Predictions:
 
 
 def _write_csv(path: Path, preds: Predictions) -> None:
-    with path.open("w", encoding="utf-8", newline="") as f:
+    # Of a name that is not UTF-8 on the disk the bytes are told: what is written can be read everywhere.
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(("fname", *preds.tags))
         # csv writes a Python float as repr does: the shortest text that reads back as the same number.

@@ -8,6 +8,7 @@ because libsndfile's cannot be printed by the worker processes of a data loader.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,14 +25,25 @@ from fatai.atomic import write_atomic
 from fatai.errors import AudioError, OptionError, ShapeError
 from fatai.sound.waveform import resample
 
-__all__ = ["AUDIO_EXTENSIONS", "AudioInfo", "audio_info", "is_readable", "load_audio", "save_audio"]
+__all__ = ["AUDIO_EXTENSIONS", "LOUDEST", "RATES", "AudioInfo", "audio_info", "check_audio", "is_readable", "load_audio", "save_audio"]
 
 AUDIO_EXTENSIONS = frozenset({".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"})
 """Suffixes, in lower case, of the files that a search of a folder takes for sound; `load_audio` looks at the content only."""
 
+RATES = (1_000, 1_000_000)
+"""Lowest and highest rate in Hz that a file may have: a header that claims 1 Hz would make, resampled, years of a minute."""
+
+LOUDEST = 1e12
+"""Highest magnitude of a sample that is read, full scale being 1: floats may be scaled as integers, but powers of more would overflow."""
+
 _INT16_STEP = 1 / 32768
+_MOST_SAMPLES = 1 << 28  # of all channels, that are read at once, and that become of them: 1 GiB, or 100 minutes at 44.1 kHz
+_HIGH_RATE = 48_000
+_BLOCK = 1 << 18  # samples of all channels that are decoded at a time where nobody needs them together
 _OGG_TAIL = 1 << 17  # a page is at most 65,307 bytes, so the last whole one always starts within this many bytes of the end
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what a recorder that writes to a pipe puts where it cannot go back to fill in the size
+_LENGTH_TELLS = frozenset({"WAV", "WAVEX", "AIFF"})  # containers whose length is compared with the file's
+_PLAIN = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"})  # codings whose samples are finite and not packed
 _NOT_SOUND = {
     b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GIF8": "a GIF picture", b"%PDF": "a PDF document",
     b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"\x7fELF": "a program",
@@ -68,6 +80,21 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
         return AudioInfo(path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype)
 
 
+def check_audio(path: str | os.PathLike[str]) -> None:
+    """Raise the `AudioError` that reading the whole file, at any rate up to 48 kHz, would end with.
+
+    What cannot be told from the header and the file's length, since samples are packed or need not be finite, is decoded, in blocks.
+    """
+    path = Path(path)
+    with opened_sound(path) as sound:
+        _check_length(path, sound, sound.frames, max(sound.samplerate, _HIGH_RATE))
+        if sound.format in _LENGTH_TELLS and sound.subtype in _PLAIN:
+            return
+        at_once = max(1, _BLOCK // sound.channels)
+        for start in range(0, sound.frames, at_once):
+            one_channel(path, read_samples(path, sound, min(at_once, sound.frames - start)))
+
+
 def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s: float = 0.0, duration_s: float | None = None) -> Tensor:
     """Read a sound file, or a section of it, as one channel.
 
@@ -88,8 +115,8 @@ def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s
     Raises
     ------
     AudioError
-        If the file is missing, a folder, empty, without samples, cut short, not sound, or has samples that are not finite;
-        if the section starts at or behind the end.
+        If the file is missing, a folder, empty, without samples, cut short, not sound, or has samples that are not finite or exceed
+        `LOUDEST`; if its rate is outside `RATES`, or more would be read than fits into 1 GiB; if the section starts at or behind the end.
     OptionError
         If `sr`, `offset_s` or `duration_s` is out of range.
     """
@@ -97,7 +124,7 @@ def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s
     _check_section(sr, offset_s, duration_s)
     with opened_sound(path, plain_wav=True) as sound:
         rate = sound.samplerate
-        wave = _decoded(path, sound, round(offset_s * rate), None if duration_s is None else round(duration_s * rate))
+        wave = _decoded(path, sound, round(offset_s * rate), None if duration_s is None else round(duration_s * rate), sr or rate)
     return wave if sr is None or sr == rate else resample(wave, rate, sr)
 
 
@@ -223,6 +250,7 @@ def opened_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
     """The decoder of a file whose container is whole; any other file is an `AudioError`."""
     with _bytes_of(path) as file:
         if plain_wav and (plain := _PlainWav.of(file)):
+            _check_rate(path, plain)
             yield plain
             return
         file.seek(0)
@@ -230,32 +258,59 @@ def opened_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
         file.seek(0)
         sound, problem = None, ""
         try:
-            sound = soundfile.SoundFile(file)
+            # By its number, since libsndfile may seek where no file has a place, and a Python file prints a traceback. A seek of the file
+            # object may stay within what it holds.
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
+            sound = soundfile.SoundFile(file if os.name == "nt" else file.fileno(), closefd=False)
         except (soundfile.SoundFileError, RuntimeError, TypeError) as e:
-            problem = str(e)
+            problem = getattr(e, "error_string", str(e))
         # Raised outside of the except clause: an error that hangs on another one drags it through the workers' pipes.
         if sound is None:
             raise AudioError(_why_not_sound(path, file, problem))
         with sound:
             if sound.frames <= 0:
                 raise AudioError(f"{path}: the file has a header but no samples; leave it out or record it again")
+            _check_rate(path, sound)
             yield sound
 
 
 @contextmanager
 def _bytes_of(path: Path) -> Iterator[BinaryIO]:
     try:
+        kind = os.stat(path).st_mode
+        # A pipe would be waited for, and a device never ends.
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise AudioError(f"{path}: this is no ordinary file but a device, a pipe or a socket; give the path of a sound file")
         file = open(path, "rb")
+    except AudioError:
+        raise
     except FileNotFoundError:
         raise AudioError(f"{path}: there is no such file; check the folder and the name in the table") from None
     except IsADirectoryError:
         raise AudioError(f"{path}: this is a folder; give the path of one sound file in it") from None
     except OSError as e:
         raise AudioError(f"{path}: the file cannot be opened ({e.strerror}); check its permissions") from None
+    except ValueError:
+        raise AudioError(f"{str(path)!r}: no file can have this name, which holds a zero byte; mend the table that names it") from None
     with file:
         if os.fstat(file.fileno()).st_size == 0:
             raise AudioError(f"{path}: the file is empty (0 bytes); download or copy it again")
         yield file
+
+
+def _check_rate(path: Path, sound: _Decoder) -> None:
+    if not RATES[0] <= sound.samplerate <= RATES[1]:
+        raise AudioError(f"{path}: its header says {sound.samplerate:,} Hz; expected {RATES[0]:,} to {RATES[1]:,}: "
+                         "write it with its true rate")
+
+
+def _check_length(path: Path, sound: _Decoder, samples: int, sr: int) -> None:
+    """Raise if `samples` of every channel are too many to be read at once, or become too many at `sr` Hz."""
+    if max(samples * sound.channels, samples * sr // sound.samplerate) > _MOST_SAMPLES:
+        raise AudioError(
+            f"{path}: {samples / sound.samplerate / 60:,.0f} min with {sound.channels} channels at {sound.samplerate:,} Hz are too much to "
+            "be read at once; cut it, give a section (offset_s, duration_s), or use fatai-submit tag, which reads sound of any length"
+        )
 
 
 def _check_container(path: Path, file: BinaryIO) -> None:
@@ -326,21 +381,23 @@ def _is_text(start: bytes) -> bool:
 
 def _reach_last_sample(path: Path, sound: _Decoder) -> None:
     """Raise if the last sample that the header announces cannot be decoded."""
-    if sound.format in ("WAV", "WAVEX", "AIFF", "OGG"):
+    if sound.format in _LENGTH_TELLS or sound.format == "OGG":
         return  # the length of these was compared with the file's already
     _seek(path, sound, sound.frames - 1)
     read_samples(path, sound, 1)
 
 
-def _decoded(path: Path, sound: _Decoder, offset: int, samples: int | None) -> Tensor:
-    """One float32 channel of `samples` samples of `sound` from `offset`."""
+def _decoded(path: Path, sound: _Decoder, offset: int, samples: int | None, sr: int) -> Tensor:
+    """One float32 channel of `samples` samples of `sound` from `offset`, which are to have the rate `sr` afterwards."""
     left = sound.frames - offset
     if left <= 0:
         raise AudioError(f"{path}: it is {sound.frames / sound.samplerate:.3f} s long; "
                          f"the section was to start at {offset / sound.samplerate:.3f} s: start earlier")
+    wanted = left if samples is None else min(left, max(1, samples))
+    _check_length(path, sound, wanted, sr)
     if offset:
         _seek(path, sound, offset)
-    return one_channel(path, read_samples(path, sound, left if samples is None else min(left, max(1, samples))))
+    return one_channel(path, read_samples(path, sound, wanted))
 
 
 def one_channel(path: Path | str, read: np.ndarray) -> Tensor:
@@ -351,9 +408,11 @@ def one_channel(path: Path | str, read: np.ndarray) -> Tensor:
         wave = wave.float().mul_(_INT16_STEP)
     if wave.ndim > 1:
         wave = wave.mean(dim=1)
-    # A sum is finite only if all of its terms are (or if they overflow it, which 1e38 does and no sound should).
-    if read.dtype != np.int16 and not torch.isfinite(wave.sum()):
-        raise AudioError(f"{path}: the file has samples that are not finite numbers; write it again from its source")
+    if read.dtype != np.int16 and len(wave):
+        low, high = wave.aminmax()
+        if not (low >= -LOUDEST and high <= LOUDEST):  # written so that NaN is refused too
+            odd = "far beyond full scale" if torch.isfinite(wave).all() else "that are not finite numbers"
+            raise AudioError(f"{path}: the file has samples {odd}; write it again from its source")
     return wave
 
 

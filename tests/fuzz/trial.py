@@ -1,0 +1,189 @@
+"""Damaged sounds and hostile files through the commands, and whether these keep their promise: an answer for each file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fatai.data.fat2019 import fat_sample
+from fatai.sound.files import AUDIO_EXTENSIONS
+
+from .sounds import Damaged, damaged_sounds, put
+from .watched import Outcome, commands_in_child
+
+__all__ = ["Report", "sounds_through_commands"]
+
+RECIPE = """
+name = "tiny"
+[clips]
+crop_s = 0.5
+[folds]
+n = 2
+[model]
+arch = "m1"
+width = 0.125
+[[stages]]
+name = "fit"
+epochs = 1
+bs = 16
+[listen]
+n = 2
+"""
+_GOOD = 24
+
+
+@dataclass
+class Report:
+    """What was tried, by kind, and what went wrong."""
+
+    tried: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "")
+
+    def count(self, kind: str, n: int = 1) -> None:
+        self.tried[kind] = self.tried.get(kind, 0) + n
+
+    def check(self, outcome: Outcome, promise: Callable[[Outcome], str] = lambda outcome: "") -> None:
+        """Note an outcome's fault, or what of its promise it did not keep."""
+        try:
+            fault = outcome.fault or promise(outcome)
+        except (OSError, ValueError, LookupError) as e:
+            fault = f"its answer cannot be read: {e!r}; exit {outcome.code}: {outcome.err.strip()[-300:]}"
+        if fault:
+            self.faults.append(f"fatai-submit {' '.join(outcome.args)[:300]!a}: {fault[:1500]}")
+        self.slowest = max(self.slowest, (outcome.slowest_s, outcome.slowest))
+
+    def __str__(self) -> str:
+        lines = [f"{n:6d}  {kind}" for kind, n in self.tried.items()]
+        lines.append(f"{sum(self.tried.values()):6d}  in all; the slowest file took {self.slowest[0]:.1f} s: {self.slowest[1][-60:]}")
+        return "\n".join([*lines, f"{len(self.faults)} faults", *self.faults])
+
+
+def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Path:
+    """Feed every `every`-th damaged sound of each kind to `scan`, `run`, `predict` and `tag`; returns the run that was made of them."""
+    sample = fat_sample()
+    damaged = _some(list(damaged_sounds(sorted((sample / "test").iterdir())[:8])), every)
+    data, run = work / "data", work / "runs" / "tiny"
+    rows, training = _data_of(data, sample, damaged)
+    (work / "tiny.toml").write_text(RECIPE)
+    sounds = sorted(entry.path for entry in os.scandir(data / "test") if _is_sound(entry))
+    singly = [str(data / "test" / os.fsdecode(d.name)) for d in damaged if d.kind in ("a wrong suffix", "hardly any sample")]
+    singly = [path for path in singly if Path(path).is_file()]
+    for d in damaged:
+        report.count(f"sounds: {d.kind}")
+    promises: list[tuple[list[str], Callable[[Outcome], str]]] = [
+        (["scan", str(data), "--json"], lambda o: _scanned(o, rows, training)),
+        (["scan", str(data), "--most", "100000"], lambda o: ""),
+        (["run", str(data), "--recipe", str(work / "tiny.toml"), "--out", str(run), "--workers", "0"], lambda o: _answered(run, rows)),
+        (["predict", str(run), str(data / "test"), "--out", str(work / "p.csv")], lambda o: _rows(work / "p.csv", len(sounds))),
+        (["predict", str(run), *singly, "--out", str(work / "q.csv")], lambda o: _rows(work / "q.csv", len(singly))),
+        (["predict", str(run), str(data / "test")], lambda o: _printed(o, len(sounds))),
+        (["tag", str(data / "test"), "--model", str(run), "--out", str(work / "events.csv")], lambda o: _tagged(o, work, sounds)),
+        (["tag", str(data / "test"), "--model", str(run), "--out", str(work / "labels"), "--format", "audacity"], lambda o: ""),
+        (["tag", str(data / "test"), "--model", str(run)], lambda o: ""),
+    ]
+    outcomes = commands_in_child([args for args, _ in promises], work)
+    for (_, promise), outcome in zip(promises, outcomes, strict=True):
+        report.check(outcome, promise)
+    return run
+
+
+def _some(damaged: list[Damaged], every: int) -> list[Damaged]:
+    """Every `every`-th of each kind, and of what is no file, all."""
+    seen: dict[str, int] = {}
+    kept = []
+    for d in damaged:
+        number = seen[d.kind] = seen.get(d.kind, -1) + 1
+        if number % every == 0 or d.kind == "no file":
+            kept.append(d)
+    return kept
+
+
+def _is_sound(entry: os.DirEntry) -> bool:
+    return Path(entry.name).suffix.lower() in AUDIO_EXTENSIONS and not os.path.isdir(entry.path)
+
+
+def _data_of(data: Path, sample: Path, damaged: Sequence[Damaged]) -> tuple[list[str], list[str]]:
+    """A data set whose test clips, and some training clips, are damaged: names of the test rows and of the damaged training rows."""
+    shutil.rmtree(data, ignore_errors=True)
+    for part in ("train_curated", "test"):
+        (data / part).mkdir(parents=True)
+    with open(sample / "sample_submission.csv", newline="") as f:
+        header = next(csv.reader(f))
+    with open(sample / "train_curated.csv", newline="") as f:
+        good = list(csv.reader(f))[1:][::120 // _GOOD]
+    for fname, _ in good:
+        shutil.copy(sample / "train_curated" / fname, data / "train_curated")
+    listed = [d for d in damaged if _is_text(d.name)]
+    training = listed[::7]
+    for d in training:
+        put(d, data / "train_curated")
+    for d in damaged:
+        put(d, data / "test")
+    rows = [d.name.decode() for d in listed]
+    labels = [*good, *([d.name.decode(), good[k % len(good)][1]] for k, d in enumerate(training))]
+    _write(data / "train_curated.csv", [["fname", "labels"], *labels])
+    _write(data / "sample_submission.csv", [header, *([name, *["0"] * (len(header) - 1)] for name in rows)])
+    return rows, [d.name.decode() for d in training]
+
+
+def _is_text(name: bytes) -> bool:
+    """Whether a table can hold the name: tables are UTF-8, and names in them are without outer spaces."""
+    try:
+        return name.decode("utf-8") == name.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return False
+
+
+def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows(rows)
+
+
+def _scanned(outcome: Outcome, rows: list[str], training: list[str]) -> str:
+    report = json.loads(outcome.out)
+    missing = [f for f in report["findings"]["missing"] if f["part"] == "test"]
+    found = report["files"]["test"] + len(missing)
+    if found != len(rows):
+        return f"it speaks of {found} of {len(rows)} test rows"
+    lost = report["files"]["curated"] + len([f for f in report["findings"]["missing"] if f["part"] == "curated"]) - _GOOD
+    return "" if lost == len(training) else f"it speaks of {lost} of {len(training)} damaged training rows"
+
+
+def _answered(run: Path, rows: list[str]) -> str:
+    for name in ("test.csv", "submission.csv"):
+        with open(run / name, newline="", encoding="utf-8") as f:
+            table = list(csv.reader(f))[1:]
+        if [row[0] for row in table] != rows:
+            return f"{name} has {len(table)} rows; expected the {len(rows)} of the sample, in its order"
+        if not all(math.isfinite(float(cell)) and 0 <= float(cell) <= 1 for row in table for cell in row[1:]):
+            return f"{name} holds what is no probability"
+    return ""
+
+
+def _rows(path: Path, expected: int) -> str:
+    with open(path, newline="", encoding="utf-8") as f:
+        got = len(list(csv.reader(f))) - 1
+    return "" if got == expected else f"{path.name} has {got} rows for {expected} sounds"
+
+
+def _printed(outcome: Outcome, expected: int) -> str:
+    got = sum(line.count(": ") > 0 and ", " in line for line in outcome.out.splitlines())
+    return "" if got == expected else f"it printed {got} lines for {expected} sounds"
+
+
+def _tagged(outcome: Outcome, work: Path, sounds: list[str]) -> str:
+    """Each file has its events in the journal, or a sentence in the warning."""
+    with open(work / "events.csv.journal", encoding="ascii") as f:
+        entries = [json.loads(line) for line in f][1:]
+    if sorted(entry["file"] for entry in entries) != sorted(sounds):
+        return f"its journal speaks of {len(entries)} of {len(sounds)} sounds"
+    told = sum(entry.get("fault", "\0").splitlines()[0].encode("utf-8", "backslashreplace").decode() in outcome.err for entry in entries)
+    faults = sum("fault" in entry for entry in entries)
+    return "" if told == faults else f"it tells {told} of {faults} faults"

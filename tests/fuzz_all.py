@@ -1,0 +1,26 @@
+"""Make everything, try everything, print the counts; the exit code is 1 if a promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fuzz.trial import Report, sounds_through_commands
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--every", type=int, default=1, help="try every so many-th file of each kind")
+    every, report, started = parser.parse_args().every, Report(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        sounds_through_commands(Path(folder), report, every=every)
+    print(report)
+    print(f"{time.monotonic() - started:.0f} s")
+    return 1 if report.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
