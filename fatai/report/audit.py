@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def training_curves(material: Material) -> dict[str, Any]:
         folds = [Line2D([], [], color=colour, label=_words(name)) for name, colour in zip(tables, COLOURS * 2)]
         figure.legend(handles=[*lines, *folds], loc="outside upper left", ncols=6, fontsize=8)
         drawing = figure_svg(figure, "Losses and metric by epoch")
-    rows = [row for name, table in tables.items() for row in _stages(_words(name), table, metric)]
-    return {"figure": drawing, "metric": metric, "rows": rows[:MOST_ROWS], "n_folds": len(material.histories), "n_drawn": len(tables)}
+    return {"figure": drawing, "metric": metric, "rows": list(islice(_stages(tables), MOST_ROWS)), "n_folds": len(material.histories),
+            "n_drawn": len(tables)}
 
 
 def _metric(table: pd.DataFrame) -> str:
@@ -152,20 +153,19 @@ def _metric(table: pd.DataFrame) -> str:
     return "lwlrap" if "lwlrap" in others else others[0] if others else ""
 
 
-def _stages(fold: str, table: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
-    """What each run of epochs of one stage came to, in their order."""
-    number = (table["stage"] != table["stage"].shift()).cumsum()
-    rows = []
-    for _, part in table.groupby(number, sort=True):
-        last = part.iloc[-1]
-        row = {"fold": fold, "stage": last["stage"], "epochs": len(part)}
-        row |= {key: float(last[key]) for key in ("train_loss", "valid_loss") if key in part and np.isfinite(last[key])}
-        if metric in part and part[metric].notna().any():
-            row |= {"last": float(last[metric]), "best": float(part[metric].max()), "best_epoch": int(part[metric].to_numpy().argmax()) + 1}
-        if "seconds" in part and part["seconds"].notna().any():
-            row |= {"epoch_s": float(part["seconds"].median()), "seconds": float(part["seconds"].sum())}
-        rows.append(row)
-    return rows
+def _stages(histories: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """What the epochs of each stage came to, fold by fold, in their order."""
+    for name, table in histories.items():
+        metric, number = _metric(table), (table["stage"] != table["stage"].shift()).cumsum()
+        for _, part in table.groupby(number, sort=True):
+            last = part.iloc[-1]
+            row = {"fold": _words(name), "stage": last["stage"], "epochs": len(part)}
+            row |= {key: float(last[key]) for key in ("train_loss", "valid_loss") if key in part and np.isfinite(last[key])}
+            if metric and part[metric].notna().any():
+                row |= {"last": float(last[metric]), "best": float(part[metric].max()), "best_epoch": int(part[metric].argmax()) + 1}
+            if "seconds" in part and part["seconds"].notna().any():
+                row |= {"epoch_s": float(part["seconds"].median()), "seconds": float(part["seconds"].sum())}
+            yield row
 
 
 def speed(material: Material) -> dict[str, Any]:
@@ -180,10 +180,10 @@ def speed(material: Material) -> dict[str, Any]:
             facts["parameters"] = f"{recipe_parameters(material.recipe, len(material.tags)):,}"
         except FataiError:
             pass
-    rows = [row for name, table in material.histories.items() for row in _stages(_words(name), table, _metric(table)) if "seconds" in row]
+    rows = list(islice((row for row in _stages(material.histories) if "seconds" in row), MOST_ROWS))
     if not facts and not rows:
         raise NotThere("How long it took was not noted.")
-    return {"facts": facts, "rows": rows[:MOST_ROWS]}
+    return {"facts": facts, "rows": rows}
 
 
 def _words(folder: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fatai.data.blocks import WaveToSpec
 from fatai.data.clips import ClipSettings
-from fatai.errors import AudioError, FataiError
+from fatai.errors import AudioError, CheckpointError, FataiError
 from fatai.infer.explain import filter_mosaic, first_filters, grad_cam
 from fatai.infer.pretrained import Pretrained
 from fatai.report.material import Material, NotThere
@@ -150,6 +150,8 @@ def _fill(card: Card, material: Material, networks: _Networks) -> None:
 
 
 def _heat(network: Pretrained, spec: Tensor, tag: str) -> Tensor:
+    if tag not in network.tags:
+        raise CheckpointError(f"the network of the run doesn't know the tag {tag!r} of its predictions")
     return grad_cam(network.model, spec.to(network.device), network.tags.index(tag))[0]
 
 
@@ -157,16 +159,17 @@ def filters(material: Material) -> dict[str, Any]:
     """A picture of the first layer's filters of the first fold that was trained."""
     if material.network is None:
         raise NotThere("There is no network of one's own here, so it has no filters.")
-    network, fault = None, ""
+    found, faults = None, []
     for fold in sorted(set(material.folds.values())) or [0]:
         try:
             network = material.network(fold)
-            weights = first_filters(network.model)
+            found = network, first_filters(network.model)
             break
         except FataiError as e:
-            fault = fault or str(e)
-    if network is None:
-        raise NotThere(f"The filters are not shown: {fault}.")
+            faults.append(str(e))
+    if found is None:
+        raise NotThere(f"The filters are not shown: {faults[0]}.")
+    network, weights = found
     n, channels, rows, columns = weights.shape
     return {
         "picture": picture(filter_mosaic(weights), colours="PuOr", low=-1, high=1, most=(2048, 2048)), "n": n, "channels": channels,
