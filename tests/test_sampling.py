@@ -150,3 +150,10 @@ def test_impossible_wishes_are_refused(make, error, words):
 def test_a_sampler_of_other_batches_is_refused(small_dls):
     with pytest.raises(OptionError, match="batches of 5, the loader of 16"):
         small_dls.train.new(cls=SampledDL, sampler=LengthGrouped([1] * len(small_dls.train_ds), 5))
+
+
+@pytest.mark.parametrize("draws, batches", [(32, [16, 16]), (33, [16, 16]), (34, [16, 16, 2]), (1, [1])])
+def test_no_last_batch_is_a_single_clip(small_dls, draws, batches):
+    sources = ["curated"] * len(small_dls.train_ds)
+    loader = small_dls.train.new(cls=SampledDL, sampler=Mixture(sources, {"curated": 1.0}, n=draws), bs=16)
+    assert [len(targ) for _, targ in loader] == batches and len(loader) == len(batches)

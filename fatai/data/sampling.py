@@ -233,7 +233,8 @@ class Shard(Sampler[Any]):
 class SampledDL(TfmdDL):
     """fastai's loader with an order that a sampler draws: `dls.train.new(cls=SampledDL, sampler=...)`.
 
-    No draw is dropped. A sampler of batches has to have the same batch size, as `LengthGrouped` with `bs=dls.bs`.
+    No draw is dropped but one that would be the last batch alone, which batch norm cannot train on. A sampler of batches has to have the
+    same batch size, as `LengthGrouped` with `bs=dls.bs`.
     """
 
     def __init__(self, dataset: Any, *, sampler: Sampler[Any], **kwargs: Any):
@@ -242,11 +243,14 @@ class SampledDL(TfmdDL):
         if bs is not None and bs != kwargs.get("bs"):
             raise OptionError(f"the sampler makes batches of {bs}, the loader of {kwargs.get('bs')}; give both the same bs")
         n = len(dataset) if bs is not None else len(sampler)  # type: ignore[arg-type]
+        of_a_batch = kwargs.get("bs") or 1
+        if bs is None and n > of_a_batch > 1 and n % of_a_batch == 1:
+            n -= 1
         super().__init__(dataset, **{**kwargs, "shuffle": False, "drop_last": False, "n": n})
 
     def get_idxs(self) -> list[int]:
         drawn = list(self.sampler)
-        return [i for batch in drawn for i in batch] if getattr(self.sampler, "bs", None) is not None else drawn
+        return [i for batch in drawn for i in batch] if getattr(self.sampler, "bs", None) is not None else drawn[:self.n]
 
     def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> Any:
         """Another loader like this one; of another data set it is a plain one."""
