@@ -54,13 +54,13 @@ SCALES: dict[str, Scale | None] = {"full": None, "small": Scale(1 / 4, 40), "tin
 """The sizes by name; None leaves a recipe as it is."""
 
 
-def scaled(recipe: Recipe, size: str, n_noisy: int | None = None, n_curated: int | None = None) -> Recipe:
+def scaled(recipe: Recipe, size: str | Scale, n_noisy: int | None = None, n_curated: int | None = None) -> Recipe:
     """A recipe in another size.
 
     Parameters
     ----------
     size
-        A name of `SCALES`; the module's text has the rule.
+        A name of `SCALES`, or a size of one's own; the module's text has the rule.
     n_noisy
         How many noisy clips there are; None leaves numbers of noisy clips as they are.
     n_curated
@@ -73,9 +73,9 @@ def scaled(recipe: Recipe, size: str, n_noisy: int | None = None, n_curated: int
     >>> small.model.width, [stage.epochs for stage in small.stages], small.stages[0].bs
     (0.25, [2, 3, 7, 7, 17, 3], 16)
     """
-    if size not in SCALES:
+    if isinstance(size, str) and size not in SCALES:
         raise OptionError(f"scale is {size!r}; {did_you_mean(size, list(SCALES))}")
-    scale = SCALES[size]
+    scale = SCALES[size] if isinstance(size, str) else size
     if scale is None:
         return recipe
     plain = recipe.model_dump()
@@ -94,7 +94,7 @@ def scaled(recipe: Recipe, size: str, n_noisy: int | None = None, n_curated: int
         _fewer_noisy(stage, scale, n_noisy)
     for stage, epochs in zip(plain["stages"], _epochs(plain["stages"], scale, n_folds, n_noisy or 0, n_curated), strict=True):
         _shrink(stage, epochs, scale)
-    return validated(plain, f"{recipe.name} in the size {size}")
+    return validated(plain, f"{recipe.name} in a smaller size")
 
 
 def _epochs(stages: list[dict[str, Any]], scale: Scale, n_folds: int, n_noisy: int, n_curated: int | None) -> list[int]:

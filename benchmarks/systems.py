@@ -1,0 +1,190 @@
+"""The systems in one size: every recipe on curated clips and with its own use of noisy ones, and ensembles of them.
+
+    python -m benchmarks.systems DATA [--seeds 0 1] [--passes 40] [--only NAME ...] [--work FOLDER] [--out benchmarks/results/systems.md]
+
+DATA is a folder in the competition's layout with noisy clips and truth/test.csv, of which only scores are made. All recipes are scaled by
+the rule of `small`, so that all see as many clips in training (`--passes` times the curated ones of a fold), and share two folds and seeds.
+What a recipe calls its best epoch is found on held-out clips, as published; nothing is chosen by the test part, and the ensemble that is
+called the best is the best out of fold. Every finished run is a line of FOLDER/rows.jsonl and a run folder beside it; runs that are there
+are not trained again, broken ones are gone on with: several processes may share the work, each with names of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rounds import report
+from benchmarks.trials import Row, parser, read_with_truth, spread, trials
+from fatai.data.fat2019 import FATData
+from fatai.infer.ensemble import Blended, blend_and_judge
+from fatai.infer.members import out_of_fold
+from fatai.infer.predictions import Predictions
+from fatai.recipes.finished import predict_with_run
+from fatai.recipes.network import recipe_parameters
+from fatai.recipes.recipe import Recipe, load_recipe
+from fatai.recipes.run import run_recipe
+from fatai.recipes.scale import SCALES, Scale, scaled
+from fatai.score.bootstrap import Interval, score_interval
+
+# Rows of the table: a recipe, as it is or on curated clips alone.
+WAYS: dict[str, tuple[str, bool]] = {
+    "ninth": ("ninth", False), "ninth_full": ("ninth_full", False), "ninth_full, curated": ("ninth_full", True),
+    "fastai_kernel": ("fastai_kernel", False), "panns_logreg": ("panns_logreg", False),
+    "kaggle_fat_36th": ("kaggle_fat_36th", False), "kaggle_fat_36th, curated": ("kaggle_fat_36th", True),
+    "first_place": ("first_place", False), "first_place, curated": ("first_place", True), "first_place_skip": ("first_place_skip", False),
+    "third_place_2d": ("third_place_2d", False), "third_place_1d": ("third_place_1d", False),
+    "third_place_noisy": ("third_place_noisy", False),
+    "gold_plan": ("gold_plan", False), "gold_plan, curated": ("gold_plan", True),
+}
+BLENDS: dict[str, dict[str, Any]] = {
+    "mean of all": {"how": "mean"}, "geometric mean of all": {"how": "gmean"}, "ranks within clips of all": {"how": "rank_clip"},
+    "searched weights (cobyla)": {"how": "cobyla", "of": "gmean"}, "chosen one by one (forward)": {"how": "forward", "of": "gmean"},
+}
+_TIMED = 24  # test clips that are predicted once more, for the time
+
+
+def on_curated(recipe: Recipe) -> Recipe:
+    """The stages before the first that trains on noisy clips; where there is none, that one without them and with its curated loss."""
+    stages = [stage.model_dump() for stage in recipe.stages]
+    first = next((k for k, stage in enumerate(stages) if stage["noisy"] is not None), len(stages))
+    kept = stages[:first] or stages[:1]
+    for stage in kept:
+        if stage["loss"] == "split":
+            stage.update(loss=stage["loss_options"]["curated_loss"], loss_options={})
+        if stage["sampling"] == "mixture":
+            stage.update(sampling="shuffle", sampling_options={})
+        stage.update(noisy=None, noisy_weight=1.0, noisy_share=type(recipe.stages[0])().noisy_share)
+    kept[-1]["keep"] = "best" if kept[-1]["keep"] == "best_of_all" else kept[-1]["keep"]
+    return Recipe.model_validate({**recipe.model_dump(), "stages": tuple(kept)})
+
+
+def recipe_of(way: str, data: FATData, seed: int, size: Scale) -> Recipe:
+    """A row's recipe in its size, with folds that all rows share, every one of them trained."""
+    name, curated_only = WAYS[way]
+    recipe = load_recipe(name)
+    if curated_only:
+        recipe = on_curated(recipe)
+    assert data.noisy is not None
+    plain = scaled(recipe, size, len(data.noisy), len(data.curated)).model_dump()
+    plain["folds"] = {**plain["folds"], "how": "multilabel", "seed": seed, "only": None}
+    return Recipe.model_validate({**plain, "seed": 100 * seed + 1})
+
+
+def folder_of(work: Path, way: str, seed: int) -> Path:
+    return work / f"{way.replace(', ', '_')}_{seed}"
+
+
+def trial(data: FATData, way: str, seed: int, size: Scale, work: Path) -> Row:
+    """Train a run, or go on with it, and score it. Seconds are those of this process, whatever else the machine does."""
+    recipe, out = recipe_of(way, data, seed, size), folder_of(work, way, seed)
+    started = time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_recipe(data, recipe, out, resume=True, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
+    trained = time.process_time()
+    predict_with_run(out, data.test.head(_TIMED), num_workers=0)
+    seconds = time.process_time() - trained
+    oof, test = intervals(data, Predictions.from_csv(out / "oof.csv"), Predictions.from_csv(out / "test.csv"))
+    return {
+        "oof": oof.value, "oof_low": oof.low, "oof_high": oof.high, "test": test.value, "test_low": test.low, "test_high": test.high,
+        "seconds": round(trained - started, 1), "ms_a_clip": round(1000 * seconds / _TIMED, 1),
+        "parameters": recipe_parameters(recipe, len(data.tags)),
+    }
+
+
+def intervals(data: FATData, oof: Predictions, test: Predictions) -> tuple[Interval, Interval]:
+    """Out of fold and on the test part."""
+    found = []
+    for part, truth in ((oof, data.path / "train_curated.csv"), (test, data.path / "truth" / "test.csv")):
+        known = out_of_fold([part], truth, part.tags)
+        found.append(score_interval(known.stack[0], known.targ))
+    return found[0], found[1]
+
+
+def blended(data: FATData, runs: list[Path]) -> dict[str, Blended]:
+    return {name: blend_and_judge(list(runs), truth=data.path / "train_curated.csv", **options) for name, options in BLENDS.items()}
+
+
+def _between(low: list[float], high: list[float]) -> str:
+    return f"{statistics.mean(low):.3f} to {statistics.mean(high):.3f}"
+
+
+def table_of_runs(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list[int]) -> list[str]:
+    """A row for each system, the best on the test part first."""
+    def values(way: str, key: str) -> list[float]:
+        return [rows[way, seed][key] for seed in seeds]
+
+    lines = [
+        "| system | OOF lwlrap | 95 % | test lwlrap | 95 % | parameters | training, minutes | prediction, ms a clip |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for way in sorted(ways, key=lambda way: -statistics.mean(values(way, "test"))):
+        cells = [way]
+        for part in ("oof", "test"):
+            cells += [spread(values(way, part)), _between(values(way, f"{part}_low"), values(way, f"{part}_high"))]
+        cells += [f"{rows[way, seeds[0]]['parameters']:,}", f"{statistics.mean(values(way, 'seconds')) / 60:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {statistics.mean(values(way, 'ms_a_clip')):.0f} |")
+    return lines
+
+
+def table_of_blends(data: FATData, ways: list[str], seeds: list[int], work: Path) -> list[str]:
+    """A row for each ensemble of all systems, the best out of fold first, each seed's runs blended by themselves."""
+    scores: dict[str, list[tuple[Interval, Interval]]] = {name: [] for name in BLENDS}
+    for seed in seeds:
+        for name, found in blended(data, [folder_of(work, way, seed) for way in ways]).items():
+            assert found.oof is not None
+            scores[name].append(intervals(data, found.oof, found.predictions))
+    lines = ["| ensemble | OOF lwlrap, nested | 95 % | test lwlrap | 95 % |", "|---|---|---|---|---|"]
+    for name in sorted(scores, key=lambda name: -statistics.mean(oof.value for oof, _ in scores[name])):
+        cells = [name]
+        for part in zip(*scores[name], strict=True):
+            cells += [spread([i.value for i in part]), _between([i.low for i in part], [i.high for i in part])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def written(data: FATData, rows: dict[tuple[str, int], Row], seeds: list[int], size: Scale, work: Path) -> str:
+    ways = [way for way in WAYS if all((way, seed) in rows for seed in seeds)]
+    about = (
+        f"{data.path.name}: {len(data.curated)} curated, {0 if data.noisy is None else len(data.noisy)} noisy and {len(data.test)} test "
+        f"clips. Networks a quarter as wide as published; {size.passes} times the curated clips of a fold seen by every recipe, in batches "
+        f"of {size.bs} at most, stages in the published proportions; two folds, the same for all; {size.views} views at most. Mean ± "
+        f"standard deviation over {len(seeds)} seeds; the intervals (means of their ends) say what other clips of the same kind might "
+        f"give. Time of one run on {torch.get_num_threads()} CPU thread(s), both folds. panns_logreg has no downloaded weights here: its "
+        "frozen network is random."
+    )
+    lines = [about, "", *table_of_runs(rows, ways, seeds)]
+    if len(ways) > 1:
+        lines += ["", *table_of_blends(data, ways, seeds, work)]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parser(__doc__, "systems", "passes", 40)
+    options.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS), help="systems of the table; all by default")
+    options.set_defaults(seeds=[0, 1])
+    args = options.parse_args(argv)
+    warnings.simplefilter("ignore")
+    data = read_with_truth(args.data, "test")
+    small = SCALES["small"]
+    assert small is not None
+    size = replace(small, passes=args.passes)
+    same = {"passes": args.passes, "data": data.path.name}
+    rows = trials(
+        args.work / "rows.jsonl", args.only, args.seeds, same, lambda way, seed: trial(data, way, seed, size, args.work),
+    )
+    command = f"python -m benchmarks.systems {data.path.name} --seeds {' '.join(map(str, args.seeds))} --passes {args.passes}"
+    report("The systems, small", command, written(data, rows, args.seeds, size, args.work), args.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
