@@ -69,6 +69,15 @@ def tiny_run(sample, tiny_recipe, tmp_path_factory):
         return run_recipe(sample, tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny", num_workers=0)
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """A running Chromium without a screen; installed if the machine has none."""
+    from browser import started
+
+    with started() as browser:
+        yield browser
+
+
 @pytest.fixture
 def main_with(monkeypatch, capsys):
     """The command's entry point in this process, for tests that would otherwise import torch once each."""

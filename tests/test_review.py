@@ -133,7 +133,8 @@ def test_decisions_become_corrections_that_the_reader_takes(tmp_path):
     given = {"a.wav": ("Bark",), "b.wav": ("Bark",), "c,1.wav": ("Meow",)}
     decisions = Decisions(tmp_path / "corrections.csv", ("Bark", "Meow"), given)
     assert decisions.read() == {}
-    assert [decisions.decide("a.wav", ["Meow", "Bark"]), decisions.decide("b.wav", ["Bark"]), decisions.decide("c,1.wav", None)] == [1, 2, 3]
+    counts = [decisions.decide(*one) for one in (("a.wav", ["Meow", "Bark"]), ("b.wav", ["Bark"]), ("c,1.wav", None))]
+    assert counts == [1, 2, 3]
     assert decisions.read() == {"a.wav": ["Meow", "Bark"], "b.wav": ["Bark"], "c,1.wav": None}
     assert (tmp_path / "corrections.csv").read_text() == 'fname,labels\na.wav,"Meow,Bark"\n"c,1.wav",remove\n'
     assert (tmp_path / "corrections.kept.csv").read_text() == "fname\nb.wav\n"

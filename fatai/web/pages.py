@@ -79,6 +79,7 @@ def serve(app: Any, host: str, port: int, say: Callable[[str], None] = print) ->
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen(128)  # whoever comes as soon as the address is told waits until the server answers
         except (OSError, OverflowError) as e:
             raise OptionError(f"cannot listen at {host}, port {port} ({e}); choose another --port, or 0 for any free one") from None
         shown = f"[{host}]" if ":" in host else host
