@@ -60,6 +60,8 @@ def test_keeping_silence_survives_the_round_trip(tmp_path):
     ('name = "x"\n[front_end]\nn_mel = 64\n', ["n_mel", "did you mean n_mels"]),
     ('name = "x"\n[front_end]\nn_mels = "many"\n', ["front_end"]),
     ('name = "x"\n[folds]\nhow = "random"\n', ["folds.how is 'random'", "known: "]),
+    ('name = "x"\n[folds]\nhow = "given"\n', ["how is 'given'", "give its name as column"]),
+    ('name = "x"\n[folds]\ncolumn = "site"\n', ["column is 'site'", "expected grouped or given"]),
     ('name = "x"\nstages = []\n', ["stages", "at least 1"]),
     ('[clips]\n', ["name", "required"]),
     ('name = \n', ["no valid TOML"]),

@@ -202,8 +202,24 @@ def folded_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str
     table, unreadable = _readable_rows(data.curated)
     if len(table) < recipe.folds.n:
         raise DataError(f"{data.path} has {len(table)} readable curated clips, too few for {recipe.folds.n} folds")
-    targ = multi_hot(table["labels"], data.tags)
-    return table, unreadable, make_folds(targ, how=recipe.folds.how, n=recipe.folds.n, seed=recipe.folds.seed)
+    how = recipe.folds
+    groups = None if how.column is None else _groups(table, how.column, data.path)
+    folds = make_folds(multi_hot(table["labels"], data.tags), how=how.how, n=how.n, seed=how.seed, groups=groups)
+    if folds.max() + 1 != how.n:
+        raise DataError(f"the column {how.column} of train_curated.csv tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
+                        f"{how.n}; give --folds {folds.max() + 1}")
+    return table, unreadable, folds
+
+
+def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
+    """The values of a column that tells folds or what stays together."""
+    if column not in table.columns:
+        raise DataError(f"{path / 'train_curated.csv'} has no column {column!r}, which the recipe's folds are read from; it has "
+                        f"{', '.join(str(name) for name in table.columns)}")
+    empty = table["fname"][table[column].isna()]
+    if len(empty):
+        raise DataError(f"{path / 'train_curated.csv'}: the column {column} says nothing of {empty.iloc[0]} ({len(empty)} such clips)")
+    return list(table[column])
 
 
 def noisy_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:

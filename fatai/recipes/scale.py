@@ -82,9 +82,13 @@ def scaled(recipe: Recipe, size: str | Scale, n_noisy: int | None = None, n_cura
     plain["model"]["width"] = (recipe.model.width or 1.0) * scale.width
     plain["clips"]["crop_s"] = crop_s = min(scale.crop_s, recipe.clips.crop_s)
     n_folds = min(scale.folds, recipe.folds.n)
-    plain["folds"]["n"] = n_folds
-    if recipe.folds.only is not None:
+    if recipe.folds.how == "given":
+        # A column says how many there are; fewer of them are trained.
+        plain["folds"]["only"] = list(recipe.folds.only or range(recipe.folds.n))[:n_folds]
+        n_folds = recipe.folds.n
+    elif recipe.folds.only is not None:
         plain["folds"]["only"] = sorted({fold % n_folds for fold in recipe.folds.only})
+    plain["folds"]["n"] = n_folds
     listen = plain["listen"]
     if listen["how"] == "tiles":
         listen["options"] = {**{k: v for k, v in listen["options"].items() if k not in _OVERLAPPING}, "step_s": crop_s}

@@ -69,17 +69,30 @@ class Clips(Section):
 
 
 class Folds(Section):
-    """How the curated clips are split; `only` names the folds that are trained, counted from 0, where a system trained not all of them."""
+    """How the curated clips are split; `only` names the folds that are trained, counted from 0, where a system trained not all of them.
+
+    `column` is the column of train_curated.csv that says what stays together ("grouped") or which fold a clip is in ("given").
+    """
 
     how: Annotated[str, _among(FOLD_MAKERS)] = "stratified_argmax"
     n: int = Field(5, ge=2, le=100)
     seed: int = Field(2019, ge=0)
     only: tuple[int, ...] | None = None
+    column: str | None = None
 
     @model_validator(mode="after")
     def _only_folds_there_are(self) -> Folds:
         if self.only is not None and (not self.only or not all(0 <= fold < self.n for fold in self.only)):
             raise ValueError(f"only is {list(self.only)}; expected one or more of the folds 0 to {self.n - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_column_where_it_is_read(self) -> Folds:
+        reads = self.how in ("grouped", "given")
+        if reads and self.column is None:
+            raise ValueError(f"how is {self.how!r}, which reads a column of train_curated.csv; give its name as column")
+        if not reads and self.column is not None:
+            raise ValueError(f"column is {self.column!r}, but folds made by {self.how!r} read none; expected grouped or given")
         return self
 
 
