@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from fatai import __version__
-from fatai.commands import doubting, examining, exporting, judging, listing, looking, reporting, serving, tagging, training
+from fatai.commands import doubting, examining, exporting, judging, listing, looking, repeating, reporting, serving, tagging, training
 from fatai.errors import FataiError
 
 __all__ = ["app", "main"]
@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (training, tagging, exporting, judging, looking, reporting, examining, doubting, serving, listing):
+for commands in (training, tagging, exporting, judging, looking, reporting, examining, doubting, serving, repeating, listing):
     app.add_typer(commands.app)
 
 

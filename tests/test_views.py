@@ -1,6 +1,7 @@
 """Which stretches of a clip each kind of view hears, by hand."""
 
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -133,3 +134,12 @@ def test_views_lie_inside_the_wave_and_every_kind_hears_sound(kind, length, fill
         assert all(stop - start == SIZE for start, stop in clip.stretches)
     if kind in ("even", "varied", "tiles", "whole", "padded"):
         assert all(view.any() for view in clip.views())
+
+
+@pytest.mark.parametrize("how", VIEWS.names())
+def test_every_kind_can_be_sent_to_a_worker_that_is_not_forked(how):
+    kind, wave = VIEWS.build(how), torch.randn(5000)
+    again = pickle.loads(pickle.dumps(kind))
+    settings = ClipSettings(crop_s=0.05)
+    one, other = (k(wave, settings, torch.Generator().manual_seed(1)) for k in (kind, again))
+    assert torch.equal(one.wave, other.wave) and list(one.stretches) == list(other.stretches)

@@ -29,7 +29,7 @@ def _run(
 
     read, chosen = _chosen(data, recipe, changes, corrections, scale)
     return run_recipe(
-        read, chosen, out, only=only or None, predict_test=predict_test, resume=resume, num_workers=workers,
+        read, chosen, out, only=only or None, predict_test=predict_test, resume=resume, num_workers=workers, corrections=corrections,
         command=shlex.join(["fatai-submit", *sys.argv[1:]]),
     )
 

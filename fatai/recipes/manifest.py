@@ -23,12 +23,18 @@ __all__ = ["data_digest", "read_manifest", "write_manifest"]
 _PACKAGES = ("fatai", "fastai", "torch", "numpy", "pandas", "librosa", "soundfile", "soxr", "scikit-learn", "timm")
 
 
-def write_manifest(out: Path, data: FATData, recipe: Recipe, digest: str, command: str, results: dict[str, Any] | None = None) -> None:
-    """Write manifest.json into a run folder; `results` is None while the run goes on."""
+def write_manifest(
+    out: Path, data: FATData, recipe: Recipe, digest: str, command: str, made_with: dict[str, Any], results: dict[str, Any] | None = None,
+) -> None:
+    """Write manifest.json into a run folder.
+
+    `made_with` holds the options besides the recipe that decide about what the run makes; `results` is None while the run goes on.
+    """
     plain = {
         "recipe": recipe.name,
         "seed": recipe.seed,
         "command": command,
+        "made_with": {"data": str(data.path), **made_with},
         "tags": list(data.tags),
         "data": {"folder": data.path.name, "digest": digest, "curated": len(data.curated), "test": len(data.test)},
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},

@@ -82,7 +82,8 @@ def run_recipe(
     resume
         Go on with the run in `out`, if one was begun there: with the same recipe and data.
     corrections
-        A CSV of hand corrections (`fname`, and `labels` or "remove"), applied to the curated and the noisy part when `data` is a folder.
+        A CSV of hand corrections (`fname`, and `labels` or "remove"), applied to the curated and the noisy part when `data` is a folder;
+        else noted as what was applied.
     cache_dir
         Where a recipe with `clips.cache` keeps its cache; None is the user's cache folder.
     command
@@ -105,6 +106,10 @@ def run_recipe(
     out = Path(out)
     table, unreadable, folds = folded_table(data, recipe)
     targ = multi_hot(table["labels"], data.tags)
+    made_with = {
+        "only": None if only is None else sorted(set(only)), "predict_test": predict_test, "num_workers": num_workers,
+        "processes": company.size, "corrections": None if corrections is None else str(corrections),
+    }
     begun = resume and company.leads and _begun(out, recipe, digest)
     if company.leads and not begun:
         _new_folder(out)
@@ -113,7 +118,7 @@ def run_recipe(
         write_text_atomic(out / "recipe.toml", recipe.resolved())
         write_text_atomic(out / "folds.csv", split.to_csv(index=False, lineterminator="\n"))
         # The last of the three: a folder with a manifest has the other two.
-        write_manifest(out, data, recipe, digest, command)
+        write_manifest(out, data, recipe, digest, command, made_with)
     tell = say if company.leads else _silent
     tell(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
     noisy, odd_noisy = noisy_table(data, recipe)
@@ -148,7 +153,7 @@ def run_recipe(
     say(f"out of fold: lwlrap {oof_score:.4f} over {int(trained.sum())} clips")
     if test is not None:
         _write_test(out, data, test, say)
-    write_manifest(out, data, recipe, digest, command, _results(result))
+    write_manifest(out, data, recipe, digest, command, made_with, _results(result))
     _write_report(out, data, say)
     say(f"{out}: done in {result.seconds:.0f} s")
     return result

@@ -107,7 +107,7 @@ def run_ensemble(
         found = _reusable(reuse, recipe, own)
         tell(f"member {len(runs) + 1} of {len(listed.members)}: {name}" + ("" if found is None else f", taken from {found}"))
         if found is None:
-            run_recipe(own, recipe, out / name, resume=resume, num_workers=num_workers, command=command, say=say)
+            run_recipe(own, recipe, out / name, resume=resume, num_workers=num_workers, corrections=corrections, command=command, say=say)
         runs.append(found or out / name)
     company.wait()
     blended = _blend(listed, runs, read, scale, tell)
