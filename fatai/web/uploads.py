@@ -109,9 +109,11 @@ async def _parsed(request: Request, limits: Limits) -> FormData:
     try:
         # One file more than allowed is let in, so that "too many" can be told from other faults.
         form = await MultiPartParser(request.headers, stream, max_files=limits.files + 1, max_fields=limits.files).parse()
-    except MultiPartException as e:
-        raise Refusal(413 if "Too many" in e.message else 422, _too_many(limits) if "Too many" in e.message else
-                      f"the upload is not whole or not multipart/form-data ({e.message.rstrip('.')}); send it again") from None
+    except (MultiPartException, ValueError) as e:  # the parser's own errors, which not every Starlette translates, are the latter
+        fault = getattr(e, "message", str(e)).rstrip(".")
+        if "Too many" in fault:
+            raise Refusal(413, _too_many(limits)) from None
+        raise Refusal(422, f"the upload is not whole or not multipart/form-data ({fault}); send it again") from None
     except ClientDisconnect:
         raise Refusal(499, "the client went away") from None
     if sum(isinstance(value, UploadFile) for _, value in form.multi_items()) > limits.files:
