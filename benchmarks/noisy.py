@@ -1,11 +1,13 @@
 """What noisy clips are worth: every protocol with one small model and budget, two folds, several seeds.
 
-    python -m benchmarks.noisy DATA [--seeds 0 1 2] [--steps 500] [--work FOLDER] [--out benchmarks/results/noisy.md]
+    python -m benchmarks.noisy DATA [--seeds 0 1 2] [--steps 500] [--few 80] [--work FOLDER] [--out benchmarks/results/noisy.md]
 
 DATA is a folder in the competition's layout with truth/test.csv and truth/train_noisy.csv, of which only scores are made. The models of the
 curated part judge the noisy clips for all protocols; every stage that follows has the same number of optimiser steps, begins anew unless
-its protocol goes on from the curated weights, and counts with its last epoch, so nothing is chosen by a score. Every finished row is a line
-of FOLDER/rows.jsonl, and rows that are there are not trained again: several processes may share the work, each with seeds of its own.
+its protocol goes on from the curated weights, and counts with its last epoch, so nothing is chosen by a score. Some protocols are then
+tried with few curated clips, drawn by the seed, so that many noisy clips come from recordings that no curated clip is cut from. Every
+finished row is a line of FOLDER/rows.jsonl, and rows that are there are not trained again: several processes may share the work, each with
+seeds of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import pandas as pd
 import torch
 
 from benchmarks.rounds import report
-from benchmarks.trials import parser, read_with_truth, spread, trials
+from benchmarks.trials import Row, parser, read_with_truth, spread, trials
 from fatai.data.fat2019 import FATData
 from fatai.data.labels import multi_hot, read_labels
 from fatai.infer.ensemble import ensemble
@@ -68,6 +70,10 @@ PROTOCOLS: dict[str, list[dict[str, Any]]] = {
     "4th: second head": [{"noisy": {"name": "fourth"}, **HALF_NOISY}],
     "4th: sharpened pseudo-labels": [{"noisy": {"name": "fourth_pseudo", "weight": 1.0}, **HALF_NOISY}],
 }
+WITH_FEW = (
+    "curated only", "curated, then curated", "all as given", "ninth", "ninth, then curated", "3rd: scoring, a half", "3rd: fullmatch",
+    "1st: Lsoft, a fifth noisy", "4th: sharpened pseudo-labels",
+)
 
 
 def recipe_of(stages: list[dict[str, Any]], seed: int, steps: int, n_curated: int) -> Recipe:
@@ -100,9 +106,11 @@ class Budget(Rounds):
         return parts
 
 
-def trial(data: FATData, way: str, seed: int, steps: int, work: Path) -> dict[str, Any]:
-    """Scores of one protocol with one seed, over all folds."""
+def trial(data: FATData, way: str, seed: int, steps: int, work: Path, few: int | None = None) -> dict[str, Any]:
+    """Scores of one protocol with one seed, over all folds; of `few` curated clips alone, if that is given."""
     started = time.monotonic()
+    if few is not None:
+        data, work = replace(data, curated=data.curated.sample(few, random_state=seed).sort_index()), work / f"few_{few}"
     plain = recipe_of([], seed, steps, len(data.curated) // FOLDS)
     table, _, folds = folded_table(data, plain)
     n_curated = len(table) // FOLDS
@@ -156,46 +164,61 @@ def labels_kept(data: FATData, chosen: Chosen) -> dict[str, Any]:
     return {"clips": len(set(chosen.fnames)), "precision": len(kept & true) / max(1, len(kept)), "recall": len(kept & true) / len(true)}
 
 
-def written(rows: dict[tuple[str, int], dict[str, Any]], seeds: list[int], data: FATData, steps: int) -> str:
+Rows = dict[tuple[str, int], Row]
+
+
+def written(rows: Rows, with_few: Rows, seeds: list[int], data: FATData, steps: int, few: int) -> str:
+    model = recipe_network(recipe_of([], 0, steps, 1), len(data.tags), 1)
+    about = (
+        f"{data.path.name}: {len(data.curated)} curated and {len(data.noisy)} noisy clips, {FOLDS} folds, {len(seeds)} seeds. m3 at width "
+        f"{WIDTH} ({count_parameters(model):,} parameters), crops of {CROP_S:g} s, batches of {BS}, one-cycle to {LR:g} ({GOES_ON['lr']:g} "
+        f"where a stage goes on from the weights before it), about {steps} optimiser steps in every stage, {VIEWS} views. Mean ± standard "
+        f"deviation over seeds; gains against curated only, seed by seed. Precision: which share of the labels trained on is true; recall: "
+        f"which of the true labels are trained on. {sum(r['seconds'] for r in (*rows.values(), *with_few.values())) / 60:.0f} minutes of "
+        f"{torch.get_num_threads()} thread(s) in all."
+    )
+    return "\n".join([about, "", *table(rows, seeds), "", f"## With {few} curated clips", "", *table(with_few, seeds)])
+
+
+def table(rows: Rows, seeds: list[int]) -> list[str]:
+    """A row for each protocol that all seeds have tried, and which of them are clearly better than curated clips alone."""
     ways = [way for way in PROTOCOLS if all((way, seed) in rows for seed in seeds)]
 
     def values(way: str, key: str) -> list[float]:
         return [rows[way, seed][key] for seed in seeds]
 
-    def gains(way: str) -> list[float]:
-        return [a - b for a, b in zip(values(way, "test"), values("curated only", "test"), strict=True)]
+    def gains(way: str, key: str = "test") -> list[float]:
+        return [a - b for a, b in zip(values(way, key), values("curated only", key), strict=True)]
 
-    model = recipe_network(recipe_of([], 0, steps, 1), len(data.tags), 1)
     lines = [
-        f"{data.path.name}: {len(data.curated)} curated and {len(data.noisy)} noisy clips, {FOLDS} folds, {len(seeds)} seeds. m3 at width "
-        f"{WIDTH} ({count_parameters(model):,} parameters), crops of {CROP_S:g} s, batches of {BS}, one-cycle to {LR:g} ({GOES_ON['lr']:g} "
-        f"where a stage goes on from the weights before it), about {steps} optimiser steps in every stage, {VIEWS} views. "
-        f"Mean ± standard deviation over seeds; gains in test lwlrap against curated only, seed by seed. Precision: which share of the "
-        f"labels trained on is true; recall: which of the true labels are trained on. "
-        f"{sum(r['seconds'] for r in rows.values()) / 60:.0f} minutes of {torch.get_num_threads()} thread(s) in all.",
-        "", "| protocol | OOF lwlrap | test lwlrap | gain | clips | precision | recall |", "|---|---|---|---|---|---|---|",
+        "| protocol | OOF lwlrap | gain | test lwlrap | gain | clips | precision | recall |", "|---|---|---|---|---|---|---|---|",
     ]
     for way in ways:
-        cells = [spread(values(way, "oof")), spread(values(way, "test"))]
-        cells.append("" if way == "curated only" else spread(gains(way), signed=True))
+        cells = []
+        for part in ("oof", "test"):
+            cells += [spread(values(way, part)), "" if way == "curated only" else spread(gains(way, part), signed=True)]
         for key, form in (("clips", ".0f"), ("precision", ".2f"), ("recall", ".2f")):
             cells.append("" if way.startswith("curated") else f"{statistics.mean(values(way, key)):{form}}")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     better = [way for way in ways if not way.startswith("curated") and statistics.mean(gains(way)) >= 0.02]
-    lines += ["", f"{len(better)} protocols beat curated only by at least 0.02 in the mean{': ' + '; '.join(better) if better else ''}."]
-    return "\n".join(lines)
+    named = f": {'; '.join(better)}" if better else ""
+    return [*lines, "", f"{len(better)} protocols beat curated only by at least 0.02 test lwlrap in the mean{named}."]
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser(__doc__, "noisy", "steps", 500).parse_args(argv)
+    options = parser(__doc__, "noisy", "steps", 500)
+    options.add_argument("--few", type=int, default=80, help="curated clips of the second table")
+    args = options.parse_args(argv)
     warnings.simplefilter("ignore")
     data = read_with_truth(args.data, "test", "train_noisy")
     same = {"steps": args.steps, "data": data.path.name}
-    rows = trials(
-        args.work / "rows.jsonl", PROTOCOLS, args.seeds, same, lambda way, seed: trial(data, way, seed, args.steps, args.work),
-    )
-    command = f"python -m benchmarks.noisy {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}"
-    report("Noisy clips", command, written(rows, args.seeds, data, args.steps), args.out)
+    file = args.work / "rows.jsonl"
+    rows = trials(file, PROTOCOLS, args.seeds, {**same, "curated": len(data.curated)}, lambda way, seed: trial(
+        data, way, seed, args.steps, args.work))
+    with_few = trials(file, WITH_FEW, args.seeds, {**same, "curated": args.few}, lambda way, seed: trial(
+        data, way, seed, args.steps, args.work, args.few))
+    command = f"python -m benchmarks.noisy {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps {args.steps} --few {args.few}"
+    report("Noisy clips", command, written(rows, with_few, args.seeds, data, args.steps, args.few), args.out)
 
 
 if __name__ == "__main__":
