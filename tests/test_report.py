@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile as sf
-import torch
 from torch import nn
 from typer.testing import CliRunner
 
@@ -22,10 +21,11 @@ from fatai.errors import CheckpointError
 from fatai.infer.predictions import Predictions
 from fatai.infer.pretrained import Pretrained
 from fatai.recipes import run as run_module
-from fatai.report import media, on_learner, page  # noqa: F401 - gives learners a report
-from fatai.report.material import Material, material_of_run
+from fatai.report import audit, clips, media, on_learner, page, quality  # noqa: F401 - on_learner gives learners a report
+from fatai.report.material import Material, NotThere, material_of_run
 from fatai.report.page import report_html, run_report
 from fatai.score.calibration import Calibration
+from fatai.score.reliability import expected_calibration_error
 from fatai.train.learner import fat_learner
 
 PARTS = ["overall", "costs", "tags", "confusions", "clips", "calibration", "curves", "data", "folds", "filters", "speed", "manifest"]
@@ -209,16 +209,16 @@ class Looking(nn.Module):
         return self.last(self.conv(spec).mean((2, 3)))
 
 
-@pytest.mark.parametrize("mp3", [True, False])
+@pytest.mark.parametrize("mp3", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_no_run_makes_more_than_15_megabytes(mp3, tmp_path, rng, monkeypatch):
     n, n_tags = 3000, 300
     if not mp3:
         monkeypatch.setattr(sf, "available_formats", lambda: {"WAV": "WAV"})
     # Noise is what packs worst, and a front end of many bands and frames makes the largest pictures.
-    sf.write(tmp_path / "noise.wav", rng.uniform(-1, 1, 44100 * 15).astype(np.float32), 44100)
+    sf.write(tmp_path / "noise.wav", rng.uniform(-1, 1, 44100 * 11).astype(np.float32), 44100)
     fnames = tuple(f"{k:05d}{'long' * 100}.wav" for k in range(n))
     tags = tuple(f"{k:04d} {'tag ' * 50}" for k in range(n_tags))
-    settings = ClipSettings(front_end=ClipSettings().front_end.replace(n_mels=256, hop_length=128))
+    settings = ClipSettings(front_end=ClipSettings().front_end.replace(n_mels=256, hop_length=441))
     network = Pretrained(Looking(n_tags), tags, settings, np.zeros(n_tags), None, {}, {})
     epochs = pd.DataFrame(rng.random((3000, 4)), columns=["train_loss", "valid_loss", "lwlrap", "seconds"])
     large = Material(
@@ -239,8 +239,11 @@ def test_no_run_makes_more_than_15_megabytes(mp3, tmp_path, rng, monkeypatch):
 
 def test_a_calibrated_run_shows_both_curves(material):
     calibration = Calibration.fit(*material.judged()[1:], material.tags)
-    shown = Page(report_html(dataclasses.replace(material, calibration=calibration)))
-    assert "as predicted: expected" in shown.texts["calibration"] and "calibrated: expected" in shown.texts["calibration"]
+    before, after = (quality.calibration(dataclasses.replace(material, calibration=c)) for c in (None, calibration))
+    assert list(before["errors"]) == ["as predicted"] and list(after["errors"]) == ["as predicted", "calibrated"]
+    assert before["errors"]["as predicted"] == pytest.approx(expected_calibration_error(*material.judged()[1:]))
+    assert after["errors"]["calibrated"] < 0.1 < after["errors"]["as predicted"], "a network of two epochs is sure of nothing rightly"
+    assert before["pairs"] == 1200 and "calibrated: error" in after["figure"] and "calibrated" not in before["figure"]
 
 
 @pytest.fixture
@@ -277,13 +280,16 @@ def test_a_run_from_before_labels_were_kept_takes_them_from_the_data(copied, sam
     table = pd.read_csv(copied / "folds.csv")
     table[["fname", "fold"]].to_csv(copied / "folds.csv", index=False)
     assert any("give the data with --data" in s for s in Page(run_report(copied).read_text(encoding="utf-8")).missing)
-    assert f"{tiny_run.oof_score:.3f}" in Page(run_report(copied, sample).read_text(encoding="utf-8")).texts["overall"]
+    overall = quality.overall(material_of_run(copied, sample))
+    assert overall["lwlrap"].value == pytest.approx(tiny_run.oof_score) and overall["clips"] == 120
 
 
-def test_sounds_that_have_gone_are_told_card_by_card(copied, sample, tmp_path, material):
+def test_sounds_that_have_gone_are_told_card_by_card(material, tmp_path):
     gone = dataclasses.replace(material, paths={f: tmp_path / f for f in material.paths}, parts={"curated": [tmp_path / "none.wav"]})
-    shown = Page(report_html(gone))
-    assert sum(s.startswith("Its sound cannot be read: ") for s in shown.missing) == 12 and sounds(shown) == []
+    cards = clips.best_and_worst(gone, 2)
+    assert all(c.fault.startswith("Its sound cannot be read: ") and not c.player for c in (*cards["worst"], *cards["best"]))
+    (row,) = audit.data_audit(gone)["parts"]
+    assert row == {"part": "curated", "files": 1, "looked_at": 1, "unreadable": 1}
 
 
 def test_a_network_without_maps_is_told_once(material):
@@ -293,11 +299,19 @@ def test_a_network_without_maps_is_told_once(material):
 
     settings = material.recipe.settings()
     flat = dataclasses.replace(material, network=lambda fold: Pretrained(Flat(), material.tags, settings, np.zeros(10), None, {}, {}))
-    shown = Page(report_html(flat))
-    assert [s for s in shown.missing if "looks" in s] == [
-        "What the network looks at is not shown: Flat has no maps of convolutions; "
-        "Grad-CAM can only say where a convolutional network looks."]
-    assert len(sounds(shown)) == 12 and any("Flat has no convolution" in s for s in shown.missing)
+    cards = clips.best_and_worst(flat, 2)
+    assert cards["trouble"] == ("What the network looks at is not shown: Flat has no maps of convolutions; Grad-CAM can only say where a "
+                                "convolutional network looks.")
+    assert all(c.player and len(c.pictures) == 1 and not c.fault for c in (*cards["worst"], *cards["best"]))
+    with pytest.raises(NotThere, match="The filters are not shown: Flat has no convolution"):
+        clips.filters(flat)
+
+
+def test_predictions_of_other_tags_than_the_networks_are_told(material):
+    other = dataclasses.replace(
+        material, network=lambda fold: dataclasses.replace(material.network(fold), tags=tuple("abcdefghij")),
+    )
+    assert "the network of the run doesn't know the tag" in clips.best_and_worst(other, 1)["trouble"]
 
 
 def test_an_ensemble_has_the_scores_of_its_blend_and_links_to_its_members(tiny_run, sample, tmp_path):
@@ -325,7 +339,7 @@ def test_a_report_that_fails_leaves_the_run(copied, sample, monkeypatch):
     monkeypatch.setattr(page, "report_html", fail)
     lines = []
     with pytest.warns(UserWarning, match=r"run is done, but its report could not be drawn \(ZeroDivisionError: of some kind\); fatai"):
-        run_module._write_report(copied, sample, lines.append)
+        run_module.draw_report(copied, sample, lines.append)
     assert not lines and not list(copied.glob("*report*"))
 
 
@@ -345,8 +359,9 @@ def test_a_learner_reports_its_held_out_clips(small_dls, tmp_path, monkeypatch):
     assert learn.report(tmp_path / "again.html", n=1).read_bytes() == path.read_bytes()
 
 
-def test_an_untrained_learner_has_no_curves(small_dls, tmp_path):
-    torch.manual_seed(0)
+def test_an_untrained_learner_has_no_curves(small_dls):
     learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
-    shown = Page(learn.report(tmp_path / "new.html", n=1).read_text(encoding="utf-8"))
-    assert any("there are no curves" in s for s in shown.missing)
+    held = learn.dls.files(1)
+    guessed = Predictions(tuple(held["fname"]), learn.tags, np.full((len(held), 10), 0.5))
+    with pytest.raises(NotThere, match="there are no curves"):
+        audit.training_curves(on_learner.learner_material(learn, guessed))

@@ -30,7 +30,7 @@ from fatai.train.company import join
 from fatai.train.crossval import fit_folds
 from fatai.train.learner import FatLearner
 
-__all__ = ["RunResult", "recipe_learner", "run_recipe"]
+__all__ = ["RunResult", "draw_report", "recipe_learner", "run_recipe"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def run_recipe(
     if test is not None:
         _write_test(out, data, test, say)
     write_manifest(out, data, recipe, digest, command, made_with, _results(result))
-    _write_report(out, data, say)
+    draw_report(out, data, say)
     say(f"{out}: done in {result.seconds:.0f} s")
     return result
 
@@ -251,8 +251,8 @@ def _write_test(out: Path, data: FATData, test: Predictions, say: Callable[[str]
         say(f"submission: {out / 'submission.csv'}, {len(test.fnames)} clips, fits {data.sample.name}")
 
 
-def _write_report(out: Path, data: FATData, say: Callable[[str], None]) -> None:
-    """Draw the report; a run that is done stays done if that goes wrong."""
+def draw_report(out: Path, data: FATData, say: Callable[[str], None]) -> None:
+    """Write report.html into the folder of a run, or of an ensemble of runs; one that is done stays done if that goes wrong."""
     from fatai.report.page import run_report  # which reads runs, and so imports what they are made of
 
     try:

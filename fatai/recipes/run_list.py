@@ -17,7 +17,7 @@ from fatai.infer.predictions import Predictions
 from fatai.recipes.lists import EnsembleList, Stacker, load_ensemble
 from fatai.recipes.manifest import data_digest, read_manifest
 from fatai.recipes.recipe import Recipe, load_recipe
-from fatai.recipes.run import run_recipe
+from fatai.recipes.run import draw_report, run_recipe
 from fatai.recipes.scale import SCALES, scaled
 from fatai.train.company import join
 
@@ -63,8 +63,8 @@ def run_ensemble(
 ) -> EnsembleResult:
     """Train or take over every run of a list, blend their test predictions, and tell how good the blend is out of fold.
 
-    `out` gets a run folder for each member that was trained, `test.csv`, `oof.csv` (nested), `blend.txt` and, where there is a sample
-    submission, `submission.csv`.
+    `out` gets a run folder for each member that was trained, `test.csv`, `oof.csv` (nested), `blend.txt`, `report.html` and, where there is
+    a sample submission, `submission.csv`.
 
     Parameters
     ----------
@@ -122,6 +122,7 @@ def run_ensemble(
     if read.sample is not None:
         blended.predictions.to_submission(out / "submission.csv", sample=read.sample)
         say(f"submission: {out / 'submission.csv'}, {listed.how} of {len(blended.members)}")
+    draw_report(out, read, say)
     return EnsembleResult(out, tuple(runs), blended, time.monotonic() - started)
 
 

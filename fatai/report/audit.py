@@ -70,7 +70,7 @@ def _lengths(paths: Sequence[Path]) -> np.ndarray:
 def _lengths_figure(lengths: dict[str, np.ndarray]) -> str:
     every = np.concatenate(list(lengths.values()))
     edges = np.geomspace(every.min() * 0.99, every.max() * 1.01, 25)
-    with new_figure(6, 2.6) as (figure, axis):
+    with new_figure(5.5, 2.8) as (figure, axis):
         for (name, seconds), colour, dashes in zip(lengths.items(), COLOURS, _DASHES):
             counts = np.histogram(seconds, edges)[0]
             axis.stairs(counts, edges, label=f"{name} ({len(seconds)})", color=colour, linestyle=dashes, linewidth=1.6)

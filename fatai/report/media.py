@@ -158,7 +158,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
     from matplotlib.figure import Figure
 
     style: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": "fatai", "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 9,
+        "svg.fonttype": "none", "svg.hashsalt": "fatai", "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 10,
         "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
         "savefig.facecolor": "none", "legend.frameon": False, "grid.alpha": 0.3,
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK),

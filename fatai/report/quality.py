@@ -47,7 +47,7 @@ def costs(material: Material) -> dict[str, Any]:
     table = table[table["cost"] > 0].head(_COSTLY)
     if not len(table):
         raise NotThere("No tag costs anything: every clip's tags are ranked above all others.")
-    with new_figure(6, 1.0 + 0.26 * len(table)) as (figure, axis):
+    with new_figure(5.5, 1.0 + 0.27 * len(table)) as (figure, axis):
         at = np.arange(len(table))[::-1]
         axis.barh(at, table["missed"], color=COLOURS[0], label="missed where it is there")
         axis.barh(at, table["false_alarms"], left=table["missed"], color=COLOURS[1], hatch="//", edgecolor="white", linewidth=0,
