@@ -7,7 +7,9 @@ import re
 import shutil
 import warnings
 from html.parser import HTMLParser
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 from fatai.cli import app
 from fatai.data.clips import ClipSettings
 from fatai.errors import CheckpointError
+from fatai.infer import learner_plots  # noqa: F401 - gives learners plots
 from fatai.infer.predictions import Predictions
 from fatai.infer.pretrained import Pretrained
 from fatai.recipes import run as run_module
@@ -365,3 +368,14 @@ def test_an_untrained_learner_has_no_curves(small_dls):
     guessed = Predictions(tuple(held["fname"]), learn.tags, np.full((len(held), 10), 0.5))
     with pytest.raises(NotThere, match="there are no curves"):
         audit.training_curves(on_learner.learner_material(learn, guessed))
+
+
+def test_what_the_readme_says_of_looking_runs(small_dls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "learn.report(" in b]
+    learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
+    with learn.no_bar():
+        exec(compile(block, "README.md", "exec"), {"learn": learn})
+    assert len(plt.get_fignums()) == 4 and list(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts) == PARTS
+    plt.close("all")
