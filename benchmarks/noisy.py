@@ -1,6 +1,6 @@
 """What noisy clips are worth: every protocol with one small model and budget, two folds, several seeds.
 
-    python -m benchmarks.noisy DATA [--seeds 0 1 2] [--steps 500] [--few 80] [--work FOLDER] [--out benchmarks/results/noisy.md]
+    python -m benchmarks.noisy DATA [--seeds 0 1 2] [--steps 500] [--few 80] [--only NAME ...] [--work FOLDER] [--out FILE]
 
 DATA is a folder in the competition's layout with truth/test.csv and truth/train_noisy.csv, of which only scores are made. The models of the
 curated part judge the noisy clips for all protocols; every stage that follows has the same number of optimiser steps, begins anew unless
@@ -123,7 +123,7 @@ def trial(data: FATData, way: str, seed: int, steps: int, work: Path, few: int |
     rounds = Budget(job, steps, n_curated)
     with redirect_stdout(StringIO()):
         rounds.until_last(table, folds)
-        results = [rounds.last(k, table.assign(is_valid=folds == k)) for k in range(FOLDS)]
+        results = list(rounds.last(table, folds).values())
     targ = multi_hot(table["labels"], data.tags)
     oof = np.zeros(targ.shape)
     for k, result in enumerate(results):
@@ -206,17 +206,19 @@ def table(rows: Rows, seeds: list[int]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser(__doc__, "noisy", "steps", 500)
+    options = parser(__doc__, "noisy", "steps", 500, list(PROTOCOLS))
     options.add_argument("--few", type=int, default=80, help="curated clips of the second table")
     args = options.parse_args(argv)
     warnings.simplefilter("ignore")
     data = read_with_truth(args.data, "test", "train_noisy")
     same = {"steps": args.steps, "data": data.path.name}
     file = args.work / "rows.jsonl"
-    rows = trials(file, PROTOCOLS, args.seeds, {**same, "curated": len(data.curated)}, lambda way, seed: trial(
-        data, way, seed, args.steps, args.work))
-    with_few = trials(file, WITH_FEW, args.seeds, {**same, "curated": args.few}, lambda way, seed: trial(
-        data, way, seed, args.steps, args.work, args.few))
+
+    def tried(ways: list[str], few: int | None) -> Rows:
+        settings = {**same, "curated": few or len(data.curated)}
+        return trials(file, ways, args.seeds, settings, lambda way, seed: trial(data, way, seed, args.steps, args.work, few))
+
+    rows, with_few = tried(args.only, None), tried([way for way in WITH_FEW if way in args.only], args.few)
     command = f"python -m benchmarks.noisy {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps {args.steps} --few {args.few}"
     report("Noisy clips", command, written(rows, with_few, args.seeds, data, args.steps, args.few), args.out)
 

@@ -169,8 +169,7 @@ def written(data: FATData, rows: dict[tuple[str, int], Row], seeds: list[int], s
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser(__doc__, "systems", "passes", 40)
-    options.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS), help="systems of the table; all by default")
+    options = parser(__doc__, "systems", "passes", 40, list(WAYS))
     options.set_defaults(seeds=[0, 1])
     args = options.parse_args(argv)
     warnings.simplefilter("ignore")

@@ -14,12 +14,14 @@ from fatai.data.fat2019 import FATData, fat_sample, read_layout
 Row = dict[str, Any]
 
 
-def parser(text: str | None, name: str, budget: str, amount: int) -> argparse.ArgumentParser:
-    """Options DATA, --seeds, the budget of a trial, --work and --out of the benchmark `name`, whose module's text is `text`."""
+def parser(text: str | None, name: str, budget: str, amount: int, ways: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Options DATA, --seeds, the budget of a trial, --only (some of `ways`), --work and --out of the benchmark `name`, told by `text`."""
     options = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("data", type=Path, nargs="?", default=fat_sample())
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument(f"--{budget}", type=int, default=amount)
+    if ways:
+        options.add_argument("--only", nargs="+", choices=ways, default=ways, help="rows of the table; all by default")
     options.add_argument("--work", type=Path, default=Path("runs") / name)
     options.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / f"{name}.md")
     return options
