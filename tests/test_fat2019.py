@@ -120,7 +120,7 @@ def test_no_folder(tmp_path):
 
 def test_a_folder_with_other_tables_names_them_and_the_way_out(tmp_path):
     (tmp_path / "labels.csv").write_text("fname,labels\n")
-    with pytest.raises(DataError, match=r"no train_curated\.csv \(its tables are labels\.csv\).*from_csv"):
+    with pytest.raises(DataError, match=r"no train_curated\.csv \(its tables are labels\.csv\).*give its path instead of the folder"):
         read_layout(tmp_path)
 
 

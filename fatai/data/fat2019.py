@@ -7,7 +7,8 @@ Freesound Audio Tagging 2019 lays its data out as
     sample_submission.csv, test/          `fname` and one column per tag; what to predict; may be absent
 
 The CSVs have the columns `fname` and `labels`. The vocabulary is the sample submission's columns in its order; without that
-file, the sorted labels. Nothing here reads a sound file, and nothing here looks at other places in the folder.
+file, the sorted labels. Nothing here reads a sound file, and nothing here looks at other places in the folder. Instead of such a folder
+a CSV of one's own sounds may be given, which then is the curated part.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from fatai.data.labels import apply_corrections, check_labels, read_corrections, read_labels, read_table, tags_of, warn_unused
+from fatai.data.own_table import is_own_table, read_own_table
 from fatai.errors import DataError, OptionError
 from fatai.sound.files import AUDIO_EXTENSIONS
 
@@ -48,7 +50,7 @@ class FATData:
     Attributes
     ----------
     path
-        The folder.
+        The folder, or the CSV.
     curated
         Columns `fname`, `labels` (a list of tags), `path`, `part` ("curated"), and whatever else the CSV holds.
     noisy
@@ -100,7 +102,7 @@ def read_layout(path: str | Path, corrections: str | Path | None = None, *, corr
     Parameters
     ----------
     path
-        The folder that holds `train_curated.csv` and its like.
+        The folder that holds `train_curated.csv` and its like; or a CSV of files and tags, as `fatai.data.own_table` reads it.
     corrections
         A CSV of hand corrections (`fname`, and `labels` or "remove"), applied to the curated and the noisy part.
     corrupted
@@ -119,6 +121,8 @@ def read_layout(path: str | Path, corrections: str | Path | None = None, *, corr
     if corrupted not in CORRUPTED_HOW:
         raise OptionError(f"corrupted is {corrupted!r}; expected one of {', '.join(CORRUPTED_HOW)}")
     root = Path(path)
+    if is_own_table(root):
+        return _own_sounds(root, corrections)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; expected one with train_curated.csv and train_curated/ "
                         "(fatai.data.fat2019.fat_sample() is one; fatai-submit download gets others)")
@@ -145,7 +149,18 @@ def _no_curated(root: Path) -> str:
     found = sorted(f.name for f in root.glob("*.csv"))
     there = f"its tables are {', '.join(found)}" if found else "it holds no CSV"
     return (f"{root} has no train_curated.csv ({there}); expected one with the columns fname and labels; "
-            "tables of other names go in through from_csv or from_df")
+            "of a table with another name or in another place, give its path instead of the folder: such as my_sounds/labels.csv")
+
+
+def _own_sounds(csv: Path, corrections: str | Path | None) -> FATData:
+    table = read_own_table(csv).assign(part="curated")
+    missing = _missing(table)
+    _report(missing, csv)
+    none = pd.DataFrame({"fname": pd.Series(dtype=str), "path": pd.Series(dtype=str)})
+    if not table["there"].any():
+        raise DataError(f"none of the {len(table)} sounds that {csv} names, such as {table['fname'].iloc[0]}, is in {csv.parent} or below")
+    data = FATData(csv, _present(table), None, none, tags_of(table["labels"]), None, missing)
+    return data if corrections is None else _correct(data, corrections)
 
 
 def _part_table(root: Path, part: str) -> pd.DataFrame | None:

@@ -24,6 +24,7 @@ import torch
 from fatai.data.examine import CLIPPED_SAMPLES, SoundFile, examine_sound
 from fatai.data.folds import fold_table, make_folds
 from fatai.data.labels import multi_hot, read_labels, read_table, tags_of
+from fatai.data.own_table import is_own_table, read_own_table
 from fatai.data.scan_report import KINDS, Costs, Finding, ScanReport
 from fatai.errors import DataError
 from fatai.progress import track
@@ -45,9 +46,13 @@ class _Tables:
     root: Path
     rows: dict[str, pd.DataFrame] = field(default_factory=dict)
     tags: tuple[str, ...] | None = None
+    places: dict[str, Path] = field(default_factory=dict)  # of the sounds of a table of one's own
 
     def folder(self, part: str) -> Path:
         return self.root / ("test" if part == "test" else f"train_{part}")
+
+    def file(self, part: str, fname: str) -> Path:
+        return self.places[fname] if self.places else self.folder(part) / fname
 
 
 def scan(
@@ -59,7 +64,7 @@ def scan(
     Parameters
     ----------
     path
-        The folder; its noisy and test parts may be absent.
+        The folder; its noisy and test parts may be absent. Or a CSV of one's own sounds, as `fatai.data.own_table` reads it.
     front_end
         Whose features the cache's size and the epoch's time are estimated for.
     folds, n_folds, seed
@@ -73,9 +78,9 @@ def scan(
         No such folder, or tables without their columns; whatever else is wrong is part of the report.
     """
     tables = _read_tables(Path(path))
-    listed = [(part, fname) for part in tables.rows for fname in tables.rows[part]["fname"] if isfile(tables.folder(part) / fname)]
+    listed = [(part, fname) for part in tables.rows for fname in tables.rows[part]["fname"] if isfile(tables.file(part, fname))]
     start = time.perf_counter()
-    sounds = _examine_all([tables.folder(part) / fname for part, fname in listed], threads)
+    sounds = _examine_all([tables.file(part, fname) for part, fname in listed], threads)
     elapsed = time.perf_counter() - start
     files = _file_table(listed, sounds)
     of_sounds = [*_odd_sounds(listed, sounds), *_duplicates(listed, sounds)]
@@ -92,6 +97,10 @@ def scan(
 
 
 def _read_tables(root: Path) -> _Tables:
+    if is_own_table(root):
+        table = read_own_table(root)
+        places = {fname: Path(path) for fname, path in zip(table["fname"], table["path"])}
+        return _Tables(root, {"curated": table.drop(columns=["path", "there"])}, places=places)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; expected one with train_curated.csv and train_curated/")
     tables = _Tables(root)
@@ -191,6 +200,10 @@ def _misspelt(count: Counter[str]) -> dict[str, str]:
 
 
 def _odd_files(tables: _Tables) -> Iterator[Finding]:
+    if tables.places:
+        yield from (Finding("missing", "curated", fname, f"no such file in {tables.root.parent} or below it")
+                    for fname, place in tables.places.items() if not isfile(place))
+        return
     for part in _PARTS:
         folder, rows = tables.folder(part), tables.rows.get(part)
         found = {file.name for file in folder.iterdir() if isfile(file) and not file.name.startswith(".")} if folder.is_dir() else set()

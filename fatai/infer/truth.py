@@ -1,6 +1,7 @@
 """Tables that say which tags each clip has, from CSV files or data frames, in either of two layouts.
 
-Either a column `labels`, whose cells name tags, or a column of 0 and 1 for each tag; both beside a column `fname`.
+Either a column `labels`, whose cells name tags, or a column of 0 and 1 for each tag; both beside a column `fname`. Tables of one's own
+sounds may call the two what `fatai.data.own_table` knows them by.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fatai.data.labels import parse_labels
+from fatai.data.own_table import standard_columns
 from fatai.errors import DataError, LabelError
 from fatai.infer.csv_rows import CsvTable, Duplicates, Row, read_csv, some, width_fault
 from fatai.registry import did_you_mean
@@ -32,6 +34,8 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
         table = CsvTable("the truth table", columns, rows)
     else:
         table = read_csv(truth)
+    if not set(tags) <= set(table.columns):
+        table = table._replace(columns=tuple(standard_columns(table.columns)))
     if "fname" not in table.columns:
         raise DataError(f"{table.path}: no column fname; its columns are {some(table.columns)}")
     by_column = set(tags) <= set(table.columns)

@@ -18,8 +18,8 @@ from fatai.train.loss_mixes import AuxLoss, Combined, Smoothed, SplitLoss, smoot
 from fatai.train.tag_loss import OverTags, TagLoss, cross_entropy, focus, not_negative
 
 __all__ = [
-    "AuxLoss", "BCE", "ClassBCE", "Combined", "Focal", "GCE", "LSEP", "Lovasz", "Lq", "Lsoft", "MassBCE", "SCE", "Smoothed", "SplitLoss",
-    "TagLoss", "class_weights", "smooth_labels",
+    "AuxLoss", "BCE", "ClassBCE", "Combined", "Focal", "GCE", "LSEP", "Lovasz", "Lq", "Lsoft", "MassBCE", "OverTags", "SCE", "Smoothed",
+    "SplitLoss", "TagLoss", "class_weights", "smooth_labels",
 ]
 
 # What log-sum-exp sees in place of a tag that has no part in it. Infinity would give inf - inf = NaN in the gradient of an empty sum;
