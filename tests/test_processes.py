@@ -111,7 +111,7 @@ def test_lwlrap_of_three_seeds_is_that_of_one_process(tmp_path):
     ones, twos = [], []
     for seed in (1, 2, 3):
         one = ran(recipe, tmp_path / f"one_{seed}", seed, [0])
-        two = in_processes(2, ran, recipe, tmp_path / f"two_{seed}", seed, [0])
+        two = in_processes(2, ran, recipe, tmp_path / f"two_{seed}", seed, [0], timeout_s=600)
         assert two[0][1] == two[1][1] == one[1] and "2 processes share every batch" in two[0][2] and two[1][2] == []
         ones.append(one[0])
         twos.append(two[0][0])

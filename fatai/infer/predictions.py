@@ -18,7 +18,8 @@ import pandas as pd
 
 from fatai.atomic import write_atomic
 from fatai.errors import DataError, SubmissionError
-from fatai.infer.csv_rows import Duplicates, read_csv, read_sample, some, tag_columns, value_faults, width_fault
+from fatai.infer.csv_rows import read_sample, some
+from fatai.infer.row_tables import row_chunks, write_rows
 from fatai.infer.submission import check_submission, submission_problems
 from fatai.infer.truth import Table, read_truth
 from fatai.score.bootstrap import Difference, Interval, Score, score_difference, score_interval
@@ -117,16 +118,10 @@ class Predictions:
         DataError
             If the file is missing, empty or no text, or has a row or cell that does not fit; the message names the line.
         """
-        table = read_csv(path)
-        tags = tag_columns(table)
-        fnames, values, seen = [], [], Duplicates()
-        for row in table.rows:
-            fault = width_fault(row, table.columns) or seen.fault(row) or next(value_faults(row, tags), None)
-            if fault:
-                raise DataError(f"{path}: {fault}")
-            fnames.append(row.cells[0])
-            values.append([float(cell) for cell in row.cells[1:]])
-        return cls(tuple(fnames), tags, np.array(values).reshape(len(fnames), len(tags)))
+        tags, chunks = row_chunks(path)
+        parts = list(chunks)
+        fnames = tuple(name for part in parts for name in part.fnames)
+        return cls(fnames, tags, np.concatenate([np.empty((0, len(tags))), *(part.probs for part in parts)]))
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the column `fname` and one column per tag, whole or not at all.
@@ -272,7 +267,7 @@ def _write_csv(path: Path, preds: Predictions) -> None:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(("fname", *preds.tags))
         # csv writes a Python float as repr does: the shortest text that reads back as the same number.
-        writer.writerows((name, *row) for name, row in zip(preds.fnames, preds.probs.tolist(), strict=True))
+        write_rows(writer, preds.fnames, preds.probs)
 
 
 def _names(given: Any, field: str) -> tuple[str, ...]:
