@@ -24,7 +24,8 @@ from fatai.infer import learner_plots  # noqa: F401 - gives learners plots
 from fatai.infer.predictions import Predictions
 from fatai.infer.pretrained import Pretrained
 from fatai.recipes import run as run_module
-from fatai.report import audit, clips, media, on_learner, page, quality  # noqa: F401 - on_learner gives learners a report
+from fatai.report import audit, clips, media, on_learner, page, quality
+from fatai.report import material as material_module
 from fatai.report.material import Material, NotThere, material_of_run
 from fatai.report.page import report_html, run_report
 from fatai.score.calibration import Calibration
@@ -308,6 +309,15 @@ def test_a_network_without_maps_is_told_once(material):
     assert all(c.player and len(c.pictures) == 1 and not c.fault for c in (*cards["worst"], *cards["best"]))
     with pytest.raises(NotThere, match="The filters are not shown: Flat has no convolution"):
         clips.filters(flat)
+
+
+def test_a_network_that_cannot_be_built_any_more_is_told(material, tiny_run, sample, monkeypatch):
+    def unreachable(run, fold):
+        raise OSError("the hub does not answer")
+
+    monkeypatch.setattr(material_module, "trained_model", unreachable)
+    cards = clips.best_and_worst(material_of_run(tiny_run.out, sample), 1)
+    assert "cannot be built: the hub does not answer" in cards["trouble"] and cards["best"][0].player
 
 
 def test_predictions_of_other_tags_than_the_networks_are_told(material):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,18 @@ def material_of_run(run: str | Path, data: str | Path | FATData | None = None) -
         paths={} if layout is None else dict(zip(layout.curated["fname"], map(Path, layout.curated["path"]))),
         parts={} if layout is None else _parts(layout), broken=_broken(manifest, layout),
         histories={path.parent.name: table for path in sorted(run.glob("fold_*/history.csv")) if (table := _history(path)) is not None},
-        network=None if members or recipe is None else lambda fold: trained_model(run, fold),
+        network=None if members or recipe is None else partial(_network, run),
         calibration=_or_none(Calibration.from_json, run / CALIBRATION) if (run / CALIBRATION).is_file() else None,
         recipe=recipe, manifest=manifest, notes=_notes(run), members=members,
     )
+
+
+def _network(run: Path, fold: int) -> Pretrained:
+    try:
+        return trained_model(run, fold)
+    except (OSError, RuntimeError) as e:
+        # Of other libraries: a backbone's own weights, say, that cannot be fetched any more.
+        raise CheckpointError(f"the network of fold {fold} of {run} cannot be built: {e}") from e
 
 
 def _or_none(read: Callable[[Any], Any], path: Path) -> Any:
