@@ -52,7 +52,7 @@ def test_corrections_made_by_keyboard_land_in_the_csv_and_a_run_applies_them(chr
         expect(page.locator("audio")).to_have_count(1)
         assert players(page)[0] > 0
         to_clip(page, first)
-        assert page.locator(".question").inner_text() == f"Is {a} really in it? The model says 2 %, and thinks more of Rain."
+        assert page.locator(".question").inner_text() == f"Is {a} really in it? Given, but the model says 2 %, and thinks more of Rain."
         page.keyboard.press("r")
         page.keyboard.press("Enter")
         expect(page.locator("#progress")).to_have_text("1 of 3 clips decided, 1 of them corrected")

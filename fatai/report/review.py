@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from fatai.atomic import write_text_atomic
 from fatai.data.fat2019 import FATData, fat_sample, read_layout
+from fatai.data.own_table import is_own_table
 from fatai.errors import AudioError, DataError
 from fatai.infer.predictions import Predictions
 from fatai.recipes.manifest import read_manifest
@@ -151,7 +152,7 @@ def _data_of(run: Path) -> Path:
     name, digest = manifest.get("data", {}).get("folder"), manifest.get("data", {}).get("digest")
     words = shlex.split(str(manifest.get("command", "")))
     for folder in [*map(Path, words), *([fat_sample()] if name == fat_sample().name else [])]:
-        if folder.resolve().name == name and (folder / "train_curated.csv").is_file():
+        if folder.resolve().name == name and (is_own_table(folder) or (folder / "train_curated.csv").is_file()):
             return folder
     raise DataError(f"{run} does not say where its data are (their folder was called {name or 'what is not known'}"
                     f"{', digest ' + str(digest)[:12] if digest else ''}); give it with --data")
@@ -206,7 +207,7 @@ def review_page(review: Review, data: Mapping[str, Any] | None = None, token: st
     page = Environment(loader=PackageLoader("fatai.report"), autoescape=True, undefined=StrictUndefined).get_template("review.html")
     return page.render(
         title=review.title, data=data, token=token, styles=_STYLES, scripts=_SCRIPTS, style=Markup(style), script=Markup(script),
-        style_hash=_digest(style), script_hash=_digest(script),
+        policy=f"default-src 'none'; img-src data:; media-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
     )
 
 

@@ -2,7 +2,6 @@
 // The web tagger: sends sounds, draws what the server heard in them. What a tag's probability has to reach is decided here, at once.
 
 const limits = Object.fromEntries(Object.entries(document.body.dataset).map(([name, value]) => [name, Number(value)]));
-const at = id => document.getElementById(id);
 const cards = [];
 const AT_ONCE = 2, TRIES = 20;
 
@@ -25,8 +24,6 @@ function eventsOf(sound) {
   return events.sort((a, b) => a.start - b.start || a.end - b.end || by(a.tag, b.tag));
 }
 
-const cell = text => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-
 function csv() {
   const rows = cards.filter(card => card.sound).flatMap(card => eventsOf(card.sound))
     .map(e => [cell(e.file), e.start.toFixed(3), e.end.toFixed(3), cell(e.tag), e.prob.toFixed(4)].join(","));
@@ -36,7 +33,8 @@ function csv() {
 /** Columns as high as the probabilities of the steps that `wanted` takes. */
 function bars(sound, probs, wanted) {
   const x = time => (1000 * time / sound.seconds).toFixed(2);
-  return probs.map((prob, k) => (wanted(prob) ? `M${x(sound.times[k])} 100V${(100 - 100 * prob).toFixed(1)}H${x(sound.times[k + 1])}V100Z` : "")).join("");
+  const bar = (prob, k) => `M${x(sound.times[k])} 100V${(100 - 100 * prob).toFixed(1)}H${x(sound.times[k + 1])}V100Z`;
+  return probs.map((prob, k) => (wanted(prob) ? bar(prob, k) : "")).join("");
 }
 
 function lane(sound, {tag, probs}) {
@@ -69,7 +67,8 @@ function summary(sound) {
 function show(card, sound, file) {
   const audio = make("audio", {controls: true, preload: "auto", src: URL.createObjectURL(file)});
   audio.setAttribute("aria-label", sound.file);
-  const note = make("p", {className: "quiet", hidden: true}, "This browser cannot play this format; its tags are right all the same.");
+  const note = quiet("This browser cannot play this format; its tags are right all the same.", "p");
+  note.hidden = true;
   audio.addEventListener("error", () => { note.hidden = false; audio.hidden = true; });
   const lanes = sound.tags.map(tag => lane(sound, tag)), heard = make("p", {className: "heard"});
   card.sound = sound;
@@ -82,7 +81,7 @@ function show(card, sound, file) {
 }
 
 function newCard(name) {
-  const card = {body: make("div", {}, make("p", {className: "quiet"}, "waiting …")), length: make("span", {className: "quiet"})};
+  const card = {body: make("div", {}, quiet("waiting …", "p")), length: quiet("")};
   const close = make("button", {type: "button", title: "take it off this page", "aria-label": `take ${name} off this page`}, "×");
   card.element = make("article", {}, make("div", {className: "row head"}, make("h2", {}, name), card.length, close), card.body);
   close.addEventListener("click", () => {
@@ -107,7 +106,7 @@ async function ask(card, file) {
     const response = await fetch("/tag", {method: "POST", body: form});
     const busy = response.status === 503 || response.status === 429;
     if (!busy || tried === TRIES) return {status: response.status, answer: await response.json()};
-    card.body.replaceChildren(make("p", {className: "quiet"}, "the server is busy; waiting …"));
+    card.body.replaceChildren(quiet("the server is busy; waiting …", "p"));
     await pause(1000 * Number(response.headers.get("Retry-After") || 5));
   }
 }
@@ -137,7 +136,8 @@ async function asWav(blob, name) {
 async function tag(file) {
   const card = newCard(file.name);
   if (file.size > limits.bytes) {
-    fail(card, `${file.name} has ${(file.size / 1e6).toFixed(1)} MB; at most ${limits.bytes / 1e6} MB are taken: cut the sound, or send FLAC, Ogg or MP3`);
+    const most = `at most ${limits.bytes / 1e6} MB are taken: cut the sound, or send FLAC, Ogg or MP3`;
+    fail(card, `${file.name} has ${(file.size / 1e6).toFixed(1)} MB; ${most}`);
     return;
   }
   try {
@@ -162,13 +162,16 @@ async function tagAll(files) {
 }
 
 async function record(button) {
-  if (!navigator.mediaDevices) { tell("the browser gives the microphone only to pages of this machine (http://127.0.0.1) or of https"); return; }
+  if (!navigator.mediaDevices) {
+    tell("the browser gives the microphone only to pages of this machine (http://127.0.0.1) or of https");
+    return null;
+  }
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({audio: {echoCancellation: false, noiseSuppression: false, autoGainControl: false}});
   } catch (error) {
     tell(`the microphone cannot be used: ${error.message}`);
-    return;
+    return null;
   }
   const recorder = new MediaRecorder(stream), parts = [], began = Date.now();
   const timer = setInterval(() => {

@@ -1,6 +1,5 @@
 // The review: goes through the suspects; what is decided of a clip goes to the server, or stays in the browser until it is downloaded.
 
-const at = id => document.getElementById(id);
 const token = document.body.dataset.token;
 const held = at("data") ? JSON.parse(at("data").textContent) : null;
 let review = null, current = 0, audio = null;
@@ -35,7 +34,8 @@ async function decide(clip, labels) {
   if (!held) {
     const body = JSON.stringify({file: clip.file, ...(labels === undefined ? {} : {labels})});
     try {
-      const response = await fetch("/decide", {method: "POST", body, headers: {"Content-Type": "application/json", "X-Fatai-Token": token}});
+      const headers = {"Content-Type": "application/json", "X-Fatai-Token": token};
+      const response = await fetch("/decide", {method: "POST", body, headers});
       if (!response.ok) throw new Error((await response.json()).error);
     } catch (error) {
       at("fault").textContent = `not saved: ${error.message}`;
@@ -49,12 +49,11 @@ async function decide(clip, labels) {
   return true;
 }
 
-const cell = text => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-
 function csv() {
   const rows = new Map(others);
   for (const clip of review.clips) if (decided.has(clip.file) && !isRight(clip)) rows.set(clip.file, decided.get(clip.file));
-  const lines = [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([file, labels]) => `${cell(file)},${cell(labels === null ? "remove" : labels.join(","))}`);
+  const words = labels => cell(labels === null ? "remove" : labels.join(","));
+  const lines = [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([file, labels]) => `${cell(file)},${words(labels)}`);
   return ["fname,labels", ...lines].join("\n") + "\n";
 }
 
@@ -97,25 +96,26 @@ function progress() {
 const percent = prob => `${(100 * prob).toFixed(prob > 0.005 && prob < 0.995 ? 0 : 1)} %`;
 
 function question(suspect) {
-  if (suspect.kind === "missing") {
-    return make("p", {className: "question"}, "Is ", make("b", {}, suspect.tag), ` in it as well? It is not given; the model says ${percent(suspect.prob)}.`);
-  }
-  const rather = suspect.instead ? [", and thinks more of ", make("b", {}, suspect.instead)] : [];
-  return make("p", {className: "question"}, "Is ", make("b", {}, suspect.tag), ` really in it? The model says ${percent(suspect.prob)}`, ...rather, ".");
+  const bold = tag => make("b", {}, tag), says = `the model says ${percent(suspect.prob)}`;
+  const rather = suspect.instead ? [", and thinks more of ", bold(suspect.instead)] : [];
+  const missing = [` in it as well? It is not given; ${says}.`], wrong = [` really in it? Given, but ${says}`, ...rather, "."];
+  return make("p", {className: "question"}, "Is ", bold(suspect.tag), ...(suspect.kind === "missing" ? missing : wrong));
 }
 
 function scores(clip) {
   return make("div", {className: "scores"}, ...clip.scores.flatMap(([tag, prob]) => {
     const fill = make("div"), given = clip.labels.includes(tag);
     fill.style.width = `${100 * prob}%`;
-    return [make("span", {className: given ? "given" : ""}, given ? `${tag} (given)` : tag), make("div", {className: "bar"}, fill), make("span", {className: "percent"}, percent(prob))];
+    const name = make("span", {className: given ? "given" : ""}, given ? `${tag} (given)` : tag);
+    return [name, make("div", {className: "bar"}, fill), make("span", {className: "percent"}, percent(prob))];
   }));
 }
 
 function decisionOf(clip) {
   if (!decided.has(clip.file)) return "";
   const labels = decided.get(clip.file);
-  return labels === null ? "Decided: leave the clip out." : isRight(clip) ? "Decided: it is right as it is." : `Decided: ${labels.join(", ")}.`;
+  if (labels === null) return "Decided: leave the clip out.";
+  return isRight(clip) ? "Decided: it is right as it is." : `Decided: ${labels.join(", ")}.`;
 }
 
 async function mediaOf(k) {
@@ -128,12 +128,11 @@ function show() {
   const suspect = review.suspects[current], clip = clipOf(suspect);
   progress();
   const inTag = review.suspects.filter(other => other.tag === suspect.tag);
-  const chips = clip.labels.length
-    ? clip.labels.map(tag => make("span", {className: tag === suspect.tag ? "chip doubted" : "chip"}, tag)) : [make("span", {className: "quiet"}, "no tags")];
-  const media = make("div", {className: "media"}, make("p", {className: "quiet"}, "loading the sound …"));
+  const chips = clip.labels.map(tag => make("span", {className: tag === suspect.tag ? "chip doubted" : "chip"}, tag));
+  const media = make("div", {className: "media"}, quiet("loading the sound …", "p"));
   at("card").replaceChildren(
-    make("div", {className: "row"}, make("h2", {}, clip.file), make("span", {className: "quiet"}, `${suspect.tag}: ${inTag.indexOf(suspect) + 1} of ${inTag.length}`)),
-    question(suspect), make("div", {className: "chips"}, make("span", {className: "quiet"}, "given:"), ...chips),
+    make("div", {className: "row"}, make("h2", {}, clip.file), quiet(`${suspect.tag}: ${inTag.indexOf(suspect) + 1} of ${inTag.length}`)),
+    question(suspect), make("div", {className: "chips"}, quiet("given:"), ...(chips.length ? chips : [quiet("no tags")])),
     media, scores(clip), make("p", {className: "decision", id: "decision"}, decisionOf(clip)),
   );
   mark(clip);
@@ -144,8 +143,10 @@ function show() {
   const shown = current;
   mediaOf(suspect.clip).then(sound => { if (shown === current && media.isConnected) play(media, clip, sound); });
   if (!held && current + 1 < review.suspects.length) mediaOf(review.suspects[current + 1].clip);
-  if (!document.activeElement || document.activeElement === document.body || !document.activeElement.isConnected) at("card").focus({preventScroll: true});
+  if (document.activeElement === document.body) toCard();
 }
+
+const toCard = () => at("card").focus({preventScroll: true});
 
 function mark(clip) {
   const labels = decided.get(clip.file);
@@ -156,12 +157,12 @@ function mark(clip) {
 
 function play(media, clip, sound) {
   if (sound.fault) {
-    media.replaceChildren(make("p", {className: "quiet"}, `it cannot be played: ${sound.fault}`));
+    media.replaceChildren(quiet(`it cannot be played: ${sound.fault}`, "p"));
     return;
   }
   audio = make("audio", {controls: true, preload: "auto", src: sound.sound, "aria-label": clip.file});
-  const cut = sound.of > sound.seconds + 0.01 ? [make("p", {className: "quiet"}, `the first ${sound.seconds.toFixed(1)} of ${sound.of.toFixed(1)} seconds`)] : [];
-  media.replaceChildren(sightOf({...sound, file: clip.file}, audio), audio, ...cut);
+  media.replaceChildren(sightOf({...sound, file: clip.file}, audio), audio);
+  if (sound.of > sound.seconds + 0.01) media.append(quiet(`the first ${sound.seconds.toFixed(1)} of ${sound.of.toFixed(1)} seconds`, "p"));
   if (at("autoplay").checked) audio.play().catch(() => {});
 }
 
@@ -184,14 +185,15 @@ function choose() {
   const chosen = new Set(decided.get(clip.file) && !isRight(clip) ? decided.get(clip.file) : proposal(suspect));
   const likely = clip.scores.map(([tag]) => tag), order = [...new Set([...chosen, ...clip.labels, ...likely, ...review.tags])];
   const buttons = order.map((tag, k) => {
-    const button = make("button", {type: "button", className: "chip", "aria-pressed": String(chosen.has(tag))}, ...(k < 9 ? [make("kbd", {}, String(k + 1)), " "] : []), tag);
+    const key = k < 9 ? [make("kbd", {}, String(k + 1)), " "] : [];
+    const button = make("button", {type: "button", className: "chip", "aria-pressed": String(chosen.has(tag))}, ...key, tag);
     button.addEventListener("click", () => {
       if (!chosen.delete(tag)) chosen.add(tag);
       button.setAttribute("aria-pressed", String(chosen.has(tag)));
     });
     return button;
   });
-  const filter = make("input", {type: "search", placeholder: "part of a tag's name", "aria-label": "show tags with this in their names", id: "filter"});
+  const filter = make("input", {type: "search", id: "filter", placeholder: "part of a tag's name", "aria-label": "part of a tag's name"});
   filter.addEventListener("input", () => {
     const wanted = filter.value.trim().toLowerCase();
     buttons.forEach((button, k) => { button.hidden = !order[k].toLowerCase().includes(wanted); });
@@ -200,7 +202,8 @@ function choose() {
   take.addEventListener("click", () => settle(order.filter(tag => chosen.has(tag))));
   const stop = make("button", {type: "button"}, make("kbd", {}, "Esc"), " leave it");
   stop.addEventListener("click", leave);
-  const panel = make("section", {id: "choice", "aria-label": "the right tags"}, ...(order.length > 12 ? [filter] : []), make("div", {className: "chips"}, ...buttons), make("div", {className: "row"}, take, stop));
+  const parts = [make("div", {className: "chips"}, ...buttons), make("div", {className: "row"}, take, stop)];
+  const panel = make("section", {id: "choice", "aria-label": "the right tags"}, ...(order.length > 12 ? [filter] : []), ...parts);
   panel.pick = k => buttons[k] && buttons[k].click();
   at("decision").before(panel);
   panel.scrollIntoView({block: "nearest"});
@@ -208,13 +211,13 @@ function choose() {
 
 function leave() {
   if (at("choice")) at("choice").remove();
-  at("card").focus({preventScroll: true});
+  toCard();
 }
 
 async function settle(labels) {
   const clip = clipOf(review.suspects[current]);
   if (!await decide(clip, labels)) return;
-  at("card").focus({preventScroll: true});
+  toCard();
   if (labels === undefined) show();
   else onwards();
 }
@@ -239,7 +242,10 @@ function nextTag() {
   toTag(names[(names.indexOf(review.suspects[current].tag) + 1) % names.length]);
 }
 
-const keys = {k: actions.keep, r: choose, x: actions.remove, Delete: actions.remove, u: actions.undo, ArrowLeft: actions.back, ArrowRight: actions.next, t: nextTag};
+const keys = {
+  k: actions.keep, r: choose, x: actions.remove, Delete: actions.remove, u: actions.undo,
+  ArrowLeft: actions.back, ArrowRight: actions.next, t: nextTag,
+};
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -262,8 +268,13 @@ async function begin() {
   const known = new Set(review.clips.map(clip => clip.file));
   for (const [file, labels] of Object.entries(review.decided)) (known.has(file) ? decided : others).set(file, labels);
   if (held) recall();
-  for (const [id, action] of Object.entries(actions)) at(id).addEventListener("click", event => { action(); if (event.detail) at("card").focus({preventScroll: true}); });
-  at("tags").addEventListener("change", () => { toTag(at("tags").value); at("card").focus({preventScroll: true}); });
+  for (const [id, action] of Object.entries(actions)) {
+    at(id).addEventListener("click", event => {
+      action();
+      if (event.detail) toCard(); // after a click, or else the next space would press the button again
+    });
+  }
+  at("tags").addEventListener("change", () => { toTag(at("tags").value); toCard(); });
   at("csv").addEventListener("click", event => {
     event.currentTarget.href = held ? `data:text/csv;charset=utf-8,${encodeURIComponent(csv())}` : "/corrections.csv";
   });

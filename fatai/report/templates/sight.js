@@ -1,5 +1,8 @@
 "use strict";
-// A picture of a sound with its axes and a playhead that follows the player.
+// What pages of sounds share: elements, cells, and the picture of a sound with its axes and a playhead that follows the player.
+
+const at = id => document.getElementById(id);
+const cell = text => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
 
 /** An element with properties, attributes (names with a hyphen or of `attributes`) and children, which are elements or plain words. */
 function make(tag, properties = {}, ...children) {
@@ -11,6 +14,8 @@ function make(tag, properties = {}, ...children) {
   element.append(...children);
   return element;
 }
+
+const quiet = (words, tag = "span") => make(tag, {className: "quiet"}, words);
 
 /** Round seconds for an axis: no more than `most` of them. */
 function timeTicks(seconds, most) {
