@@ -177,7 +177,13 @@ def written(rows: Rows, with_few: Rows, seeds: list[int], data: FATData, steps: 
         f"which of the true labels are trained on. {sum(r['seconds'] for r in (*rows.values(), *with_few.values())) / 60:.0f} minutes of "
         f"{torch.get_num_threads()} thread(s) in all."
     )
-    return "\n".join([about, "", *table(rows, seeds), "", f"## With {few} curated clips", "", *table(with_few, seeds)])
+    caution = (
+        "Where noisy clips are other cuts of the recordings of curated clips, a noisy clip may come from "
+        "a recording that is held out: gains out of fold are then too good, and the test part, of recordings of its own, is what counts. "
+        "There, the models of all folds together know every curated recording already, and noisy clips add worse copies of them; with few "
+        "curated clips they add recordings."
+    )
+    return "\n".join([about, "", caution, "", *table(rows, seeds), "", f"## With {few} curated clips", "", *table(with_few, seeds)])
 
 
 def table(rows: Rows, seeds: list[int]) -> list[str]:
