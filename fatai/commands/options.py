@@ -8,8 +8,9 @@ from typing import Annotated, Optional
 import typer
 
 __all__ = [
-    "Arch", "BatchSize", "Budget", "Corrections", "CropS", "Data", "DryRun", "Epochs", "FoldCount", "LearningRate",
-    "Only", "Out", "Precision", "Processes", "RecipeName", "Resume", "Reuse", "Scale", "Seed", "Views", "Width", "Workers",
+    "Arch", "BatchSize", "Budget", "Corrections", "CropS", "Data", "DryRun", "Epochs", "FoldCount", "LearningRate", "ListFile",
+    "Only", "Out", "Precision", "Processes", "RecipeName", "Resume", "Reuse", "Scale", "Seed", "Shard", "Views", "Width",
+    "Workers",
 ]
 
 Data = Annotated[Path, typer.Argument(
@@ -29,6 +30,10 @@ Views = Annotated[Optional[int], typer.Option("--views", help="Test-time views o
 Seed = Annotated[Optional[int], typer.Option(help="Seed instead of the recipe's; fold k starts from it + k.")]
 Precision = Annotated[Optional[str], typer.Option(help="auto (what is fastest here), fp32 or bf16.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")]
+ListFile = Annotated[Optional[Path], typer.Option("--list", help="Text file with the path of a sound in each line, any number of them.")]
+Shard = Annotated[Optional[str], typer.Option(
+    "--shard", help="Do a part of the sounds, such as 2/8, into a file beside --out; fatai-submit merge joins the parts.",
+)]
 Processes = Annotated[Optional[int], typer.Option(
     "--processes", help="Train in so many processes on this machine: folds of their own if there are as many, else parts of every batch.",
 )]

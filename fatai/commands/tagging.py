@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from fatai.commands.options import ListFile, Shard
+
 if TYPE_CHECKING:
     from fatai.score.calibration import Calibration
 
@@ -19,8 +21,10 @@ app = typer.Typer()
 
 @app.command()
 def tag(
-    sounds: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Sound files of any length, or folders of them.")],
     model: Annotated[Path, typer.Option("--model", metavar="RUN", help="Folder that run, train or demo made.")],
+    sounds: Annotated[Optional[list[Path]], typer.Argument(
+        metavar="[FILE]...", help="Sound files of any length, or folders of them.",
+    )] = None,
     out: Annotated[Optional[Path], typer.Option(
         "--out", help="File to write; for audacity and raven with several sounds a folder. Without it the events are printed.",
     )] = None,
@@ -32,6 +36,7 @@ def tag(
     step_s: Annotated[Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")] = None,
     silence_db: Annotated[float, typer.Option("--silence-db", max=0, help="A window with no sample above this level is silence.")] = -60.0,
     calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply what fatai-submit calibrate found.")] = False,
+    list_: ListFile = None, shard: Shard = None,
 ) -> None:
     """List what is heard in recordings, from when to when.
 
@@ -39,8 +44,8 @@ def tag(
 
     Example: fatai-submit tag forest.flac --model runs/demo --format audacity --out forest.txt
     """
-    from fatai.commands.sounds import sound_files
-    from fatai.errors import AudioError, DataError
+    from fatai.commands.sounds import listed_sounds, sound_files
+    from fatai.errors import AudioError, DataError, OptionError
     from fatai.infer.event_files import EVENT_FORMATS, write_events
     from fatai.infer.event_journal import read_journal
     from fatai.recipes.tagger import Tagger
@@ -48,8 +53,13 @@ def tag(
 
     if format_ not in EVENT_FORMATS:
         raise typer.BadParameter(did_you_mean(format_, EVENT_FORMATS), param_hint="--format")
-    paths = list(dict.fromkeys(path for _, path in sound_files(sounds)))
-    one_file = format_ in ("csv", "json") or len(paths) == 1 and paths[0] in sounds
+    if (list_ is None) == (not sounds):
+        raise OptionError("expected sounds, or a --list of them: one of the two")
+    paths = list(dict.fromkeys(path for _, path in (listed_sounds(list_) if list_ is not None else sound_files(sounds or []))))
+    one_file = format_ in ("csv", "json") or len(paths) == 1 and paths[0] in (sounds or [])
+    root = None if one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    if shard is not None:
+        paths, out = _part(paths, out, shard, format_)
     if out is not None and out.exists() and out.is_dir() == one_file:
         raise DataError(f"{out} is {'a folder' if one_file else 'a file'}; give --out the name of a {'file' if one_file else 'folder'}")
     tagger = Tagger(model, calibrated=calibrated, step_s=step_s, silence_db=silence_db)
@@ -66,10 +76,10 @@ def tag(
                 typer.echo(f"{path}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
         _tell_of_faults(faults, len(paths))
         return
-    journal = out.with_name(f"{out.name}.journal")
+    # The parts of a list may write to the same folder; each has a journal of its own.
+    journal = out.with_name(f"{out.name}.journal" if one_file or shard is None else f"{out.name}.{shard.replace('/', '-of-')}.journal")
     files = tagger.tag_files(paths, journal, threshold=heard_from, top=top)
     _tell_of_faults(list(files.faults.values()), len(paths))
-    root = None if one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     wanted = {str(path) for path in paths}
     results = (result for result in read_journal(journal) if result.file in wanted)
     write_events(out, results, format_, high_hz=tagger.settings.front_end.top_hz, root=root)
@@ -77,6 +87,17 @@ def tag(
         journal.unlink()
     tagged = len(paths) - len(files.faults)
     typer.echo(f"{out}: events of {tagged} sound{'s' if tagged > 1 else ''}")
+
+
+def _part(paths: list[Path], out: Path | None, shard: str, format_: str) -> tuple[list[Path], Path]:
+    """The sounds of a part of the list, and where their events go."""
+    from fatai.errors import OptionError
+    from fatai.recipes.bulk import part_of
+
+    part = part_of(shard)
+    if out is None or format_ == "json":
+        raise OptionError("--shard makes parts of a file that merge joins: give --out, and csv, audacity or raven as --format")
+    return paths[part.rows(len(paths))], part.file(out) if format_ == "csv" else out
 
 
 def _threshold(asked: float | None, calibration: Calibration | None) -> float | dict[str, float]:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from fatai.commands.options import (
-    Arch, BatchSize, Budget, Corrections, CropS, Data, DryRun, Epochs, FoldCount, LearningRate, Only, Out, Precision, Processes, RecipeName,
-    Resume, Reuse, Scale, Seed, Views, Width, Workers,
+    Arch, BatchSize, Budget, Corrections, CropS, Data, DryRun, Epochs, FoldCount, LearningRate, ListFile, Only, Out, Precision, Processes,
+    RecipeName, Resume, Reuse, Scale, Seed, Shard, Views, Width, Workers,
 )
 
 __all__ = ["app"]
@@ -156,7 +156,9 @@ def train(
 @app.command()
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run or train made.")],
-    sounds: Annotated[list[Path], typer.Argument(help="A data folder (its test part is predicted), folders of sounds, or sound files.")],
+    sounds: Annotated[Optional[list[Path]], typer.Argument(
+        help="A data folder (its test part is predicted), folders of sounds, or sound files.",
+    )] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")] = None,
     top: Annotated[int, typer.Option(help="Tags printed for each clip.")] = 3,
     tta: Annotated[Optional[str], typer.Option(help="Kind of views instead of the run's: even, random, tiles, whole, padded, ...")] = None,
@@ -168,17 +170,29 @@ def predict(
         "--labels", help="CSV for fname and labels: the tags that reach the thresholds of fatai-submit calibrate --thresholds.",
     )] = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
+    list_: ListFile = None, shard: Shard = None,
+    processes: Annotated[Optional[int], typer.Option("--processes", help="So many shards at once on this machine, then joined.")] = None,
 ) -> None:
     """Tag sounds with every fold of a run, averaged.
+
+    With --out, any number of sounds take little memory, and the same command goes on where a stopped one was.
 
     Example: fatai-submit predict runs/ninth my_sounds/ --out tags.csv
     """
     from fatai.atomic import write_text_atomic
+    from fatai.errors import OptionError
     from fatai.recipes.finished import predict_with_run, thresholds_of_run
 
     thresholds = None if labels is None else thresholds_of_run(run_folder)
+    table = _sound_table(sounds or [], list_)
+    if out is not None and labels is None and keep_views is None:
+        options = {"how": tta, "n": views, "mean": mean, "calibrated": calibrated, "num_workers": workers}
+        _predict_list(run_folder, table, out, options, shard, processes)
+        return
+    if shard is not None or processes is not None:
+        raise OptionError("--shard and --processes are for one table of predictions: give --out, without --labels and --keep-views")
     predictions = predict_with_run(
-        run_folder, _sound_table(sounds), how=tta, n=views, mean=mean, keep_views=keep_views,
+        run_folder, table, how=tta, n=views, mean=mean, keep_views=keep_views,
         calibrated=calibrated or thresholds is not None, num_workers=workers,
     )
     if labels is not None and thresholds is not None:
@@ -193,12 +207,49 @@ def predict(
         typer.echo(f"{fname}: " + ", ".join(f"{tag} {prob:.2f}" for tag, prob in zip(best["tag"], best["prob"])))
 
 
-def _sound_table(sounds: list[Path]) -> Any:
-    """Names and paths: of the test part of a data folder, of the sounds below a folder, or of files."""
+def _predict_list(run: Path, table: Any, out: Path, options: dict[str, Any], shard: str | None, processes: int | None) -> None:
+    """A table of predictions, or a part of it, or all of its parts at once."""
+    from fatai.errors import OptionError
+    from fatai.recipes.bulk import merge_parts, part_of, predict_list
+    from fatai.recipes.processes import start_shards
+
+    if shard is not None and processes is not None:
+        raise OptionError("--shard is one part and --processes are all of them; give one of the two")
+    if processes is not None:
+        start_shards(processes, [arg for arg in sys.argv[1:] if not arg.startswith("--processes=")], f"the prediction of {out}")
+        typer.echo(f"{out}: {merge_parts(out)} clips")
+        return
+    if shard is not None:
+        part = part_of(shard)
+        table, out = table[part.rows(len(table))], part.file(out)
+    typer.echo(f"{out}: {predict_list(run, table, out, keep_journal=shard is not None, **options)} clips")
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What was given as --out to all parts.")],
+) -> None:
+    """Join the parts that predict --shard or tag --shard made, in the order of the sounds, and remove them.
+
+    Example: fatai-submit merge tags.csv
+    """
+    from fatai.recipes.bulk import merge_parts
+
+    typer.echo(f"{out}: {merge_parts(out)} rows")
+
+
+def _sound_table(sounds: list[Path], listed: Path | None) -> Any:
+    """Names and paths: of the test part of a data folder, of the sounds below a folder, of files, or of the sounds in a list."""
     import pandas as pd
 
-    from fatai.commands.sounds import sound_files
+    from fatai.commands.sounds import listed_sounds, sound_files
     from fatai.data.fat2019 import read_layout
+    from fatai.errors import OptionError
+
+    if (listed is None) == (not sounds):
+        raise OptionError("expected sounds, or a --list of them: one of the two")
+    if listed is not None:
+        return pd.DataFrame(listed_sounds(listed), columns=["fname", "path"])
 
     if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
         return read_layout(sounds[0]).test

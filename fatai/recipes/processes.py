@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from fatai.errors import FataiError, OptionError
 from fatai.train.company import ALONE, Company, join, leave, was_started_by_torchrun
 
-__all__ = ["ProcessLost", "Sharing", "in_company", "share_out", "start_processes"]
+__all__ = ["ProcessLost", "Sharing", "in_company", "share_out", "start_processes", "start_shards"]
 
 _LOST = (75, -15)  # how processes end because another one did: by themselves, or by torchrun
 _TOLD = "FATAI_PARENT_TELLS"  # set for processes whose starter says what became of them
@@ -80,6 +81,35 @@ def start_processes(n: int, arguments: Sequence[str], what: str = "the run") -> 
                           "give the same command with --resume") from None
     except SignalException:
         raise SystemExit(130) from None
+
+
+def start_shards(n: int, arguments: Sequence[str], what: str) -> None:
+    """Start `n` processes of `fatai-submit` with `arguments`, each with a `--shard` of its own, and wait for their end.
+
+    Raises
+    ------
+    ProcessLost
+        If one of them was killed or failed; the message says which one, how, and what to do.
+    SystemExit
+        With code 2 if one of them has told an error.
+    """
+    if n < 1:
+        raise OptionError(f"processes is {n}; expected at least 1")
+    kept = [arg for k, arg in enumerate(arguments) if arg != "--processes" and (k == 0 or arguments[k - 1] != "--processes")]
+    env = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n)), **os.environ}
+    started = [subprocess.Popen([sys.executable, "-m", "fatai.cli", *kept, "--shard", f"{k}/{n}"], env=env) for k in range(1, n + 1)]
+    try:
+        codes = [process.wait() for process in started]
+    except KeyboardInterrupt:
+        for process in started:
+            process.terminate()
+        raise
+    # The others have done their parts to the end: they need nobody.
+    for k, code in enumerate(codes, 1):
+        if code in (2, 130):
+            raise SystemExit(code)
+        if code:
+            raise ProcessLost(f"the process of shard {k}/{n} {_how(code)}, so {what} is not whole; the same command does what is lacking")
 
 
 def _how(exitcode: int) -> str:
