@@ -1,11 +1,14 @@
-# make demo | test | test-slow | lint | bench: each makes .venv first and reuses it while setup.cfg stays as it is.
+# make demo | test | test-slow | lint | bench | fuzz | coverage: each makes .venv first and reuses it while setup.cfg stays as it is.
+# make test-oldest: the tests with the oldest versions that setup.cfg admits, in an environment of its own (some GB, so by hand and not in CI).
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench clean
+OLDEST_VENV ?= .venv-oldest
+
+.PHONY: demo test test-slow test-oldest lint bench fuzz coverage clean
 
 demo: $(STAMP)
 	$(BIN)/fatai-submit demo --out runs/demo
@@ -23,6 +26,19 @@ lint: $(STAMP)
 bench: $(STAMP)
 	for f in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
 
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz_all.py
+
+coverage: $(STAMP)
+	$(BIN)/python -m coverage run -m pytest -q -m "not network and not gpu"
+	$(BIN)/python -m coverage report --skip-covered --fail-under=90
+
+test-oldest:
+	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
+	$(PYTHON) tests/floors.py > $(OLDEST_VENV)/floors.txt
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/floors.txt -e ".[dev]"
+	$(OLDEST_VENV)/bin/python -m pytest -q -m "not slow and not network and not gpu"
+
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
@@ -30,4 +46,4 @@ $(STAMP): setup.cfg pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) build dist *.egg-info

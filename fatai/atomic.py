@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fatai.errors import FataiError, StorageError
+from fatai.retries import again
+
 __all__ = ["remove_leftovers", "write_atomic", "write_text_atomic"]
+
+_REMEDIES = {
+    "the disk is full; make room, then start again: what was finished is kept": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "the folder may not be written to; choose another, or change its permissions": (errno.EROFS, errno.EACCES, errno.EPERM),
+    "the name is longer than names of files may be; choose a shorter one": (errno.ENAMETOOLONG,),
+    "something of that name is in the way; choose another one": (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP),
+}
 
 
 @contextmanager
@@ -19,6 +31,11 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     A block that raises, or a process that is killed, leaves what was at `path` before: nobody ever reads half a file.
     Missing folders are made. A link is followed, so the file that it points to is replaced, not the link. The suffix is kept,
     because some writers choose the format by it. Nothing is forced to the disk: this guards against a killed run, not against a power cut.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full, the folder may not be written to, or the file system fails; the message says what to do.
 
     Examples
     --------
@@ -30,14 +47,34 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     'fname,Bark'
     """
     whole = Path(os.path.realpath(path))
-    whole.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255 bytes.
     beside = whole.parent / f".{whole.stem[:40]}.{secrets.token_hex(6)}.part{whole.suffix}"
     try:
+        whole.parent.mkdir(parents=True, exist_ok=True)
         yield beside
-        os.replace(beside, whole)
+        again(lambda: os.replace(beside, whole))
+    except FataiError:
+        raise
+    except Exception as e:
+        code = _errno_of(e)
+        if code in (None, errno.ENOENT):  # the block wrote nothing: its own fault
+            raise
+        assert code is not None
+        remedy = next((remedy for remedy, codes in _REMEDIES.items() if code in codes), "the file system fails; try again later")
+        raise StorageError(f"{whole}: cannot be written ({os.strerror(code)}): {remedy}") from e
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _errno_of(e: Exception) -> int | None:
+    """Number of the system's error that a writer ended with; writers in C and Rust tell it in words, or not at all."""
+    if isinstance(e, OSError) and e.errno is not None:
+        return e.errno
+    told = re.search(r"\(os error (\d+)\)", str(e))
+    if told:
+        return int(told[1])
+    return errno.ENOSPC if isinstance(e, OSError) and re.search(r"\d+ requested and \d+ written", str(e)) else None
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:

@@ -54,6 +54,10 @@ def main() -> None:
     except FataiError as e:
         print(f"fatai-submit: {e}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as e:
+        # Of the files that a command itself opens; e.g. a journal on a disk that is full.
+        print(f"fatai-submit: {e.filename or 'a file'} cannot be read or written ({e.strerror or e})", file=sys.stderr)
+        raise SystemExit(2) from None
     except (KeyboardInterrupt, SystemExit) as e:
         # Typer turns Ctrl-C into an exit of its own.
         if isinstance(e, SystemExit) and e.code != _INTERRUPTED:

@@ -6,7 +6,7 @@ Messages say what was given, what was expected and what to do.
 
 __all__ = [
     "AudioError", "CacheError", "CheckpointError", "DataError", "FataiError", "FrontEndError", "LabelError", "MissingExtra",
-    "OptionError", "RecipeError", "ShapeError", "SubmissionError", "UnknownName",
+    "OptionError", "RecipeError", "ShapeError", "StorageError", "SubmissionError", "UnknownName", "WorkerError",
 ]
 
 
@@ -58,9 +58,17 @@ class ShapeError(FataiError, ValueError):
     """An array of the wrong shape."""
 
 
+class StorageError(FataiError, OSError):
+    """A file that cannot be written, or a file system that answers with errors."""
+
+
 class SubmissionError(FataiError, ValueError):
     """Predictions that do not fit the sample submission or each other."""
 
 
 class UnknownName(FataiError, KeyError):
     """A name that no registry entry has."""
+
+
+class WorkerError(FataiError, RuntimeError):
+    """A process that reads sound, or the memory of the device, is gone."""

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fuzz.trial import Report, sounds_through_commands
+from fuzz.trial import Report, files_through_commands, sounds_through_commands
 
 
 def main() -> int:
@@ -16,7 +16,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="try every so many-th file of each kind")
     every, report, started = parser.parse_args().every, Report(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        sounds_through_commands(Path(folder), report, every=every)
+        run = sounds_through_commands(Path(folder), report, every=every)
+        files_through_commands(Path(folder), run, report, every=every)
     print(report)
     print(f"{time.monotonic() - started:.0f} s")
     return 1 if report.faults else 0

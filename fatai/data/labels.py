@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     for column in columns:
         if column not in header:
             raise DataError(f"{path} has no column {column!r}; {did_you_mean(column, header)} - rename it, or name the columns to from_csv")
-    twice = next((column for column in header if header.count(column) > 1), None)
+    twice = next((column for column, n in Counter(header).items() if n > 1), None)
     if twice is not None:
         raise DataError(f"{path} has the column {twice!r} twice; expected every column once")
     for k, row in enumerate(rows[1:]):

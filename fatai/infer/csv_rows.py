@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,7 @@ def read_csv(path: str | os.PathLike[str]) -> CsvTable:
     if header is None:
         raise DataError(f"{path}: the file is empty; expected a header with fname and one column per tag")
     columns = tuple(cell.strip() for cell in header.cells)
-    twice = sorted({c for c in columns if columns.count(c) > 1}) if len(set(columns)) < len(columns) else []
+    twice = sorted(column for column, n in Counter(columns).items() if n > 1)
     if twice:
         raise DataError(f"{path}: line {header.line}: the column {some(twice)} is there twice")
     return CsvTable(str(path), columns, rows)

@@ -33,6 +33,7 @@ from fatai.registry import VIEWS, did_you_mean
 from fatai.score.ranking import lwlrap
 from fatai.sound.waveform import trim_silence
 from fatai.train.company import ALONE, Company
+from fatai.train.faults import by_halves, told_plainly
 from fatai.train.learner import FatLearner
 from fatai.train.precision import inference
 
@@ -168,9 +169,9 @@ def predict_clips(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), arithmetic or nullcontext():
+        with torch.inference_mode(), arithmetic or nullcontext(), told_plainly(f"a batch of {bs} views"):
             for waves, places in _batches(track(loader, what, total=len(clips)), bs, faults):
-                logits = model(to_spec.spec(waves.to(device, non_blocking=True))).float()
+                logits = by_halves(lambda part: model(to_spec.spec(part.to(device, non_blocking=True))).float(), waves)
                 probs = activation(logits) if mean == "probs" or keep is not None else logits
                 if keep is not None:
                     keep.add(places, probs.cpu().numpy())

@@ -26,7 +26,8 @@ from fatai.recipes.best import BestOfStages
 from fatai.recipes.frozen import solve_last_layer
 from fatai.recipes.sections import Stage, built
 from fatai.registry import AUGMENTATIONS, MIXERS
-from fatai.train.callbacks import ChangesOff, ClampGradients, KeepBest, StopAtRate, StopOnNaN, scheduled
+from fatai.train.callbacks import ChangesOff, ClampGradients, HalveOnOOM, KeepBest, StopAtRate, StopOnNaN, scheduled
+from fatai.train.faults import told_plainly
 from fatai.train.history import History
 from fatai.train.learner import FatLearner, named_loss
 
@@ -107,12 +108,12 @@ def fit_stage(
         solve_last_layer(learn, C=stage.solve.get("C", 2.0), max_iter=int(stage.solve.get("max_iter", 1000)))
         return learn
     # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
-    cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), StopOnNaN()]
+    cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), StopOnNaN(), HalveOnOOM()]
     cbs.append(History(learn.path / "history.csv", stage.name, append=number > 0))
     if (best is not None or stage.keep != "last") and len(learn.dls.valid_ds):
         cbs.append(best or KeepBest(monitor="lwlrap", fname=f"best_of_stage_{number}"))
     lr = stage.lr if stage.lr_first is None else slice(stage.lr_first, stage.lr)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), told_plainly(f"batches of {stage.bs} clips"):
         warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
         if stage.schedule == "one_cycle":
             learn.fit_one_cycle(stage.epochs, lr, cbs=cbs, **stage.schedule_options)

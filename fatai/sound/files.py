@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import soundfile
@@ -23,12 +23,16 @@ from torch import Tensor
 
 from fatai.atomic import write_atomic
 from fatai.errors import AudioError, OptionError, ShapeError
+from fatai.retries import PASSING, again
+from fatai.sound.containers import check_container, chunks, why_not_sound
 from fatai.sound.waveform import resample
 
 __all__ = ["AUDIO_EXTENSIONS", "LOUDEST", "RATES", "AudioInfo", "audio_info", "check_audio", "is_readable", "load_audio", "save_audio"]
 
 AUDIO_EXTENSIONS = frozenset({".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"})
 """Suffixes, in lower case, of the files that a search of a folder takes for sound; `load_audio` looks at the content only."""
+
+T = TypeVar("T")
 
 RATES = (1_000, 1_000_000)
 """Lowest and highest rate in Hz that a file may have: a header that claims 1 Hz would make, resampled, years of a minute."""
@@ -40,16 +44,8 @@ _INT16_STEP = 1 / 32768
 _MOST_SAMPLES = 1 << 28  # of all channels, that are read at once, and that become of them: 1 GiB, or 100 minutes at 44.1 kHz
 _HIGH_RATE = 48_000
 _BLOCK = 1 << 18  # samples of all channels that are decoded at a time where nobody needs them together
-_OGG_TAIL = 1 << 17  # a page is at most 65,307 bytes, so the last whole one always starts within this many bytes of the end
-_UNKNOWN_SIZE = 0xFFFFFFFF  # what a recorder that writes to a pipe puts where it cannot go back to fill in the size
 _LENGTH_TELLS = frozenset({"WAV", "WAVEX", "AIFF"})  # containers whose length is compared with the file's
 _PLAIN = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"})  # codings whose samples are finite and not packed
-_NOT_SOUND = {
-    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GIF8": "a GIF picture", b"%PDF": "a PDF document",
-    b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"\x7fELF": "a program",
-    b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file", b"<!DO": "a web page", b"<htm": "a web page",
-    b"version https://git-lfs": "a Git LFS pointer",
-}
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,13 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     No more is decoded than the last sample of a compressed file, yet a file that was cut short, or holds nothing, is an `AudioError`.
     """
     path = Path(path)
-    with opened_sound(path) as sound:
-        _reach_last_sample(path, sound)
-        return AudioInfo(path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype)
+
+    def read() -> AudioInfo:
+        with opened_sound(path) as sound:
+            _reach_last_sample(path, sound)
+            return AudioInfo(path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype)
+
+    return _from_a_steady_disk(path, read)
 
 
 def check_audio(path: str | os.PathLike[str]) -> None:
@@ -86,13 +86,51 @@ def check_audio(path: str | os.PathLike[str]) -> None:
     What cannot be told from the header and the file's length, since samples are packed or need not be finite, is decoded, in blocks.
     """
     path = Path(path)
-    with opened_sound(path) as sound:
-        _check_length(path, sound, sound.frames, max(sound.samplerate, _HIGH_RATE))
-        if sound.format in _LENGTH_TELLS and sound.subtype in _PLAIN:
-            return
-        at_once = max(1, _BLOCK // sound.channels)
-        for start in range(0, sound.frames, at_once):
-            one_channel(path, read_samples(path, sound, min(at_once, sound.frames - start)))
+
+    def read() -> None:
+        with opened_sound(path) as sound:
+            _check_length(path, sound, sound.frames, max(sound.samplerate, _HIGH_RATE))
+            if sound.format in _LENGTH_TELLS and sound.subtype in _PLAIN:
+                return
+            at_once = max(1, _BLOCK // sound.channels)
+            for start in range(0, sound.frames, at_once):
+                one_channel(path, read_samples(path, sound, min(at_once, sound.frames - start)))
+
+    _from_a_steady_disk(path, read)
+
+
+def _raise_if_passing(path: Path) -> None:
+    """Read a file that a decoder could not, and raise if the file system fails in a way that passes."""
+    try:
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                while file.read(1 << 20):
+                    pass
+    except OSError as e:
+        if e.errno in PASSING:
+            raise
+    except ValueError:
+        pass
+
+
+def _from_a_steady_disk(path: Path, read: Callable[[], T]) -> T:
+    """What `read` returns; tried again where the file system, and not the file, was at fault."""
+
+    def attempt() -> T:
+        try:
+            return read()
+        except AudioError:
+            # A decoder takes an error of the disk for the end of the file: only reading it without one can tell.
+            _raise_if_passing(path)
+            raise
+
+    try:
+        return again(attempt)
+    except AudioError:
+        raise
+    except OSError as e:
+        problem = e.strerror or str(e)
+    raise AudioError(f"{path}: the file system answers with errors ({problem}), several times; is the drive connected and whole?")
 
 
 def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s: float = 0.0, duration_s: float | None = None) -> Tensor:
@@ -116,15 +154,20 @@ def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s
     ------
     AudioError
         If the file is missing, a folder, empty, without samples, cut short, not sound, or has samples that are not finite or exceed
-        `LOUDEST`; if its rate is outside `RATES`, or more would be read than fits into 1 GiB; if the section starts at or behind the end.
+        `LOUDEST`; if its rate is outside `RATES`, or more would be read than fits into 1 GiB; if the section starts at or behind the end;
+        if the file system failed several times.
     OptionError
         If `sr`, `offset_s` or `duration_s` is out of range.
     """
     path = Path(path)
     _check_section(sr, offset_s, duration_s)
-    with opened_sound(path, plain_wav=True) as sound:
-        rate = sound.samplerate
-        wave = _decoded(path, sound, round(offset_s * rate), None if duration_s is None else round(duration_s * rate), sr or rate)
+
+    def read() -> tuple[int, Tensor]:
+        with opened_sound(path, plain_wav=True) as sound:
+            rate = sound.samplerate
+            return rate, _decoded(path, sound, round(offset_s * rate), None if duration_s is None else round(duration_s * rate), sr or rate)
+
+    rate, wave = _from_a_steady_disk(path, read)
     return wave if sr is None or sr == rate else resample(wave, rate, sr)
 
 
@@ -224,7 +267,7 @@ class _PlainWav:
         start = file.read(12)
         if start[:4] != b"RIFF" or start[8:] != b"WAVE":
             return None
-        for name, at, claimed in _chunks(file, size, "<"):
+        for name, at, claimed in chunks(file, size, "<"):
             if name == b"fmt ":
                 fmt = file.read(16)
             elif name == b"data":
@@ -254,7 +297,7 @@ def opened_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
             yield plain
             return
         file.seek(0)
-        _check_container(path, file)
+        check_container(path, file)
         file.seek(0)
         sound, problem = None, ""
         try:
@@ -266,7 +309,7 @@ def opened_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
             problem = getattr(e, "error_string", str(e))
         # Raised outside of the except clause: an error that hangs on another one drags it through the workers' pipes.
         if sound is None:
-            raise AudioError(_why_not_sound(path, file, problem))
+            raise AudioError(why_not_sound(path, file, problem))
         with sound:
             if sound.frames <= 0:
                 raise AudioError(f"{path}: the file has a header but no samples; leave it out or record it again")
@@ -289,6 +332,8 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
     except IsADirectoryError:
         raise AudioError(f"{path}: this is a folder; give the path of one sound file in it") from None
     except OSError as e:
+        if e.errno in PASSING:
+            raise
         raise AudioError(f"{path}: the file cannot be opened ({e.strerror}); check its permissions") from None
     except ValueError:
         raise AudioError(f"{str(path)!r}: no file can have this name, which holds a zero byte; mend the table that names it") from None
@@ -311,72 +356,6 @@ def _check_length(path: Path, sound: _Decoder, samples: int, sr: int) -> None:
             f"{path}: {samples / sound.samplerate / 60:,.0f} min with {sound.channels} channels at {sound.samplerate:,} Hz are too much to "
             "be read at once; cut it, give a section (offset_s, duration_s), or use fatai-submit tag, which reads sound of any length"
         )
-
-
-def _check_container(path: Path, file: BinaryIO) -> None:
-    """Raise if the file ends before its container says so; libsndfile itself reads what there is and keeps silent."""
-    size, start = os.fstat(file.fileno()).st_size, file.read(12)
-    missing = ""
-    if start[:4] == b"RIFF" and start[8:] in (b"WAVE", b""):
-        missing = _missing_from_chunks(file, size, b"data", "<")
-    elif start[:4] == b"FORM" and start[8:] in (b"AIFF", b"AIFC", b""):
-        missing = _missing_from_chunks(file, size, b"SSND", ">")
-    elif start[:4] == b"OggS":
-        missing = _missing_from_ogg(file, size)
-    if missing:
-        raise AudioError(f"{path}: the file is cut short ({missing}); download or copy it again")
-
-
-def _missing_from_chunks(file: BinaryIO, size: int, wanted: bytes, order: str) -> str:
-    """What a RIFF or AIFF file of `size` bytes lacks, reading from its 12th byte; empty if nothing."""
-    for name, start, claimed in _chunks(file, size, order):
-        held = size - start
-        if name == wanted:
-            return f"its header promises {claimed:,} bytes of sound, {held:,} are there" if _UNKNOWN_SIZE > claimed > held else ""
-    return f"it ends inside its header, after {size:,} bytes"
-
-
-def _chunks(file: BinaryIO, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and promised length of the chunks of a RIFF ("<") or AIFF (">") file of `size` bytes; `file` is at that byte."""
-    start = 20
-    while start <= size:
-        file.seek(start - 8)
-        name, claimed = struct.unpack(f"{order}4sI", file.read(8))
-        yield name, start, claimed
-        start += claimed + claimed % 2 + 8
-
-
-def _missing_from_ogg(file: BinaryIO, size: int) -> str:
-    """What an Ogg file of `size` bytes lacks; empty if its last page is whole and marked as the last."""
-    file.seek(max(0, size - _OGG_TAIL))
-    tail = file.read()
-    at = tail.rfind(b"OggS")
-    segments = tail[at + 27:at + 27 + tail[at + 26]] if at + 27 <= len(tail) else b""
-    if at + 27 > len(tail) or len(segments) < tail[at + 26] or at + 27 + len(segments) + sum(segments) > len(tail):
-        return "its last Ogg page is not whole"
-    return "" if tail[at + 5] & 4 else "the last page of its Ogg stream is not there"
-
-
-def _why_not_sound(path: Path, file: BinaryIO, problem: str) -> str:
-    """Sentence on a file that libsndfile refused with `problem`."""
-    file.seek(0)
-    start = file.read(512)
-    for mark, thing in _NOT_SOUND.items():
-        if start.lower().startswith(mark.lower()):
-            return f"{path}: this is {thing}, not sound; put the sound file itself there"
-    if _is_text(start):
-        return f"{path}: this is text ({start[:20]!r}), not sound; put the sound file itself there"
-    if start[:4] in (b"RIFF", b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"RF64", b"riff"):
-        return f"{path}: the header is damaged or of an unknown kind ({problem}); download it again or convert it to WAV"
-    return (f"{path}: the file has no header of a known sound format (it starts with {start[:8]!r}); "
-            "if these are raw samples, save them as WAV with their rate")
-
-
-def _is_text(start: bytes) -> bool:
-    try:
-        return start.decode("utf-8").isprintable() or all(c.isprintable() or c in "\t\r\n" for c in start.decode("utf-8"))
-    except UnicodeDecodeError:
-        return False
 
 
 def _reach_last_sample(path: Path, sound: _Decoder) -> None:

@@ -14,13 +14,14 @@ from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.learner import Learner
 
 from fatai.augment.change import random_changes
-from fatai.errors import FataiError, OptionError
+from fatai.errors import OptionError
 from fatai.registry import SCHEDULES
+from fatai.train.faults import HalveOnOOM, NotFinite, StopOnNaN
 from fatai.train.keeping import KeepBest, Snapshots
 from fatai.train.schedules import Schedule
 
 __all__ = [
-    "ChangesOff", "ClampGradients", "EpochLines", "FollowSchedule", "KeepBest", "NotFinite", "Snapshots", "StopAtRate",
+    "ChangesOff", "ClampGradients", "EpochLines", "FollowSchedule", "HalveOnOOM", "KeepBest", "NotFinite", "Snapshots", "StopAtRate",
     "StopOnNaN", "quiet_unless_terminal", "scheduled",
 ]
 
@@ -134,24 +135,6 @@ class ClampGradients(Callback):
         grads = [p.grad for p in self.learn.model.parameters() if p.grad is not None]
         torch._foreach_clamp_min_(grads, -self.limit)
         torch._foreach_clamp_max_(grads, self.limit)
-
-
-class StopOnNaN(Callback):
-    """Stop with a clear error when the training loss is no longer a number."""
-
-    order = 60
-    run_valid = False
-
-    def after_loss(self) -> None:
-        if not torch.isfinite(self.learn.loss_grad).all():
-            raise NotFinite(
-                f"the training loss became {float(self.learn.loss_grad.detach().mean())} in epoch {self.epoch}, batch {self.iter}: "
-                f"lower the learning rate, or look for clips of odd level with fatai-submit scan"
-            )
-
-
-class NotFinite(FataiError, ArithmeticError):
-    """The loss left the numbers."""
 
 
 class EpochLines(Callback):

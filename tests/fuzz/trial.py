@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fatai.data.fat2019 import fat_sample
+from fatai.recipes.finished import trained_model
 from fatai.sound.files import AUDIO_EXTENSIONS
 
+from .models import model_folders, pickles, runs
 from .sounds import Damaged, damaged_sounds, put
+from .texts import recipes, tables
 from .watched import Outcome, commands_in_child
 
-__all__ = ["Report", "sounds_through_commands"]
+__all__ = ["Report", "files_through_commands", "sounds_through_commands"]
 
 RECIPE = """
 name = "tiny"
@@ -75,6 +80,7 @@ def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Pa
     sounds = sorted(entry.path for entry in os.scandir(data / "test") if _is_sound(entry))
     singly = [str(data / "test" / os.fsdecode(d.name)) for d in damaged if d.kind in ("a wrong suffix", "hardly any sample")]
     singly = [path for path in singly if Path(path).is_file()]
+    short = [path for path in sounds if "ten_hours" not in path]
     for d in damaged:
         report.count(f"sounds: {d.kind}")
     promises: list[tuple[list[str], Callable[[Outcome], str]]] = [
@@ -85,8 +91,8 @@ def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Pa
         (["predict", str(run), *singly, "--out", str(work / "q.csv")], lambda o: _rows(work / "q.csv", len(singly))),
         (["predict", str(run), str(data / "test")], lambda o: _printed(o, len(sounds))),
         (["tag", str(data / "test"), "--model", str(run), "--out", str(work / "events.csv")], lambda o: _tagged(o, work, sounds)),
-        (["tag", str(data / "test"), "--model", str(run), "--out", str(work / "labels"), "--format", "audacity"], lambda o: ""),
-        (["tag", str(data / "test"), "--model", str(run)], lambda o: ""),
+        (["tag", *short, "--model", str(run), "--out", str(work / "labels"), "--format", "audacity"], lambda o: ""),
+        (["tag", *short, "--model", str(run)], lambda o: ""),
     ]
     outcomes = commands_in_child([args for args, _ in promises], work)
     for (_, promise), outcome in zip(promises, outcomes, strict=True):
@@ -187,3 +193,135 @@ def _tagged(outcome: Outcome, work: Path, sounds: list[str]) -> str:
     told = sum(entry.get("fault", "\0").splitlines()[0].encode("utf-8", "backslashreplace").decode() in outcome.err for entry in entries)
     faults = sum("fault" in entry for entry in entries)
     return "" if told == faults else f"it tells {told} of {faults} faults"
+
+
+def files_through_commands(work: Path, run: Path, report: Report, *, every: int = 1) -> None:
+    """Feed every `every`-th hostile table, recipe, model folder, run, file of weights and cache to the commands that read such files.
+
+    Parameters
+    ----------
+    run
+        Of `sounds_through_commands`, in `work`.
+    """
+    outside = work / "outside"
+    outside.mkdir()
+    sentinel, allowed = outside / "was_executed", work / "inside"
+    allowed.mkdir()
+    tried = list(_hostile(allowed, run, sentinel))[::every]
+    made = []
+    for kind, make, args in tried:
+        report.count(f"files: {kind}")
+        make()
+        made.append(args)
+    for outcome in commands_in_child(made, allowed):
+        report.check(outcome)
+    if os.listdir(outside):
+        report.faults.append(f"something was executed or written outside: {os.listdir(outside)}")
+
+
+def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Callable[[], Any], list[str]]]:
+    """Kind, what makes the files, and the command that is to read them."""
+    sample, numbers = _little(fat_sample(), allowed / "little"), itertools.count()
+    good_run, model, sound = allowed / "good_run", allowed / "good_model", str(next(iter(sorted((sample / "test").iterdir()))))
+    shutil.copytree(run, good_run)
+    trained_model(good_run).save(model)
+    for what, args in _tables(allowed, sample, good_run):
+        yield "tables", what, args
+    for what, content in recipes().items():
+        path = allowed / f"recipe_{next(numbers)}" / "hostile.toml"
+        yield "recipes", _writing(path, content), ["run", str(sample), "--recipe", str(path), "--dry-run"]
+    for what, change in model_folders(model, sentinel):
+        folder = allowed / f"model_{next(numbers)}"
+        yield "model folders", _changing(model, folder, change), ["predict", str(folder), sound, "--out", f"{folder}.csv"]
+    labels = str(sample / "train_curated.csv")
+    for what, command, change in runs(good_run, sentinel):
+        folder = allowed / f"run_{next(numbers)}"
+        args = {
+            "predict": ["predict", str(folder), sound, "--out", f"{folder}.csv"],
+            "calibrated": ["predict", str(folder), sound, "--calibrated", "--out", f"{folder}.csv"],
+            "resume": ["run", str(run.parents[1] / "data"), "--recipe", str(good_run / "recipe.toml"), "--out", str(folder), "--resume"],
+            "compare": ["compare", str(folder), str(good_run), "--truth", labels],
+            "ensemble": ["ensemble", str(folder), str(good_run), "--truth", labels, "--out", f"{folder}.csv"],
+        }[command]
+        yield "runs", _changing(good_run, folder, change), args
+    for what, content in pickles(sentinel).items():
+        path = allowed / f"weights_{next(numbers)}.pth"
+        yield "weights", _writing(path, content), ["panns-logreg", str(sample), "--weights", str(path), "--out", f"{path}.run"]
+    journals = (b"", b"{}\n", b"[" * 100_000 + b"\n", b'{"made": "fatai events 1", "by": {}}\n', b"\xff\n", b'{"made": 1}\n{"file": 3}\n')
+    for content in (*journals, bytes(999)):
+        path = allowed / f"events_{next(numbers)}.csv"
+        yield "journals", _writing(Path(f"{path}.journal"), content), ["tag", sound, "--model", str(good_run), "--out", str(path)]
+
+
+def _little(sample: Path, folder: Path) -> Path:
+    """A tenth of the bundled sample."""
+    for table, part in (("train_curated.csv", "train_curated"), ("sample_submission.csv", "test")):
+        header, *rows = (sample / table).read_text().splitlines()
+        (folder / part).mkdir(parents=True)
+        for row in rows[::10]:
+            shutil.copy(sample / part / row.split(",")[0], folder / part)
+        (folder / table).write_text("\n".join([header, *rows[::10]]) + "\n")
+    return folder
+
+
+def _tables(allowed: Path, sample: Path, good_run: Path) -> Iterator[tuple[Callable[[], Any], list[str]]]:
+    numbers = itertools.count()
+    labels, submission = str(sample / "train_curated.csv"), sample / "sample_submission.csv"
+    header, row = submission.read_text().splitlines()[:2]
+    label_row = (sample / "train_curated.csv").read_text().splitlines()[1]
+    scored = (good_run / "oof.csv").read_text().splitlines()
+
+    dry = ["--recipe", str(good_run / "recipe.toml"), "--dry-run"]
+
+    def place() -> Path:
+        return allowed / f"table_{next(numbers)}" / "hostile.csv"
+
+    for content in tables("fname,labels", label_row, labels=True).values():
+        path = place()
+        yield _laying_out(path.parent, sample, "train_curated.csv", content), ["scan", str(path.parent), "--json"]
+        path = place()
+        yield _laying_out(path.parent, sample, "train_curated.csv", content), ["run", str(path.parent), *dry]
+        corrected = ["run", str(sample), *dry, "--corrections"]
+        for args in (["score", str(good_run / "oof.csv")], ["suspects", str(good_run), "--labels"], corrected):
+            path = place()
+            yield _writing(path, content), [*args, str(path)]
+    for content in tables(header, row, labels=False).values():
+        path = place()
+        yield _laying_out(path.parent, sample, "sample_submission.csv", content), ["scan", str(path.parent), "--json"]
+        path = place()
+        yield _writing(path, content), ["check", str(path), "--sample", str(submission)]
+        path = place()
+        yield _writing(path, content), ["check", str(submission), "--sample", str(path)]
+    for content in tables(scored[0], scored[1], labels=False).values():
+        path = place()
+        yield _writing(path, content), ["score", str(path), labels]
+        path = place()
+        yield _writing(path, content), ["ensemble", str(path), str(good_run / "test.csv"), "--out", f"{path}.out"]
+
+
+def _writing(path: Path, content: bytes) -> Callable[[], Any]:
+    def make() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    return make
+
+
+def _laying_out(folder: Path, sample: Path, name: str, content: bytes) -> Callable[[], Any]:
+    """The sample with another table in place of one of its own."""
+    def make() -> None:
+        folder.mkdir()
+        for entry in sample.iterdir():
+            if entry.name != name:
+                (folder / entry.name).symlink_to(entry)
+        (folder / name).write_bytes(content)
+
+    return make
+
+
+def _changing(good: Path, folder: Path, change: Callable[[Path], Any]) -> Callable[[], Any]:
+    def make() -> None:
+        shutil.copytree(good, folder)
+        change(folder)
+
+    return make

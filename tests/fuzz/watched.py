@@ -212,8 +212,6 @@ class _Watcher:
 
 
 def _run(args: tuple[str, ...], watcher: _Watcher, timer: _Timer) -> tuple[Any, ...]:
-    import gc
-
     from fatai.cli import main
 
     # As a pipe takes them: what can't be encoded is an error, but for messages.
@@ -238,6 +236,5 @@ def _run(args: tuple[str, ...], watcher: _Watcher, timer: _Timer) -> tuple[Any, 
         file = getattr(sys.modules[name], "__file__", None)
         if file and os.path.realpath(file).startswith(str(watcher.allowed)):
             watcher.noted.append(f"imported {file}")
-    gc.collect()
     told = tuple(stream.buffer.getvalue().decode("utf-8", "replace") for stream in (out, err) if not stream.flush())  # type: ignore
     return args, code, *told, tuple(watcher.noted), time.monotonic() - started, timer.slowest, timer.slowest_s

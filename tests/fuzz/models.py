@@ -1,0 +1,198 @@
+"""Model folders, runs, weights, caches and journals that somebody prepared: what they would do if anything in them were believed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["model_folders", "pickles", "runs"]
+
+Change = Callable[[Path], Any]
+
+
+class _Code:
+    """Unpickled, makes a file."""
+
+    def __init__(self, sentinel: Path):
+        self.sentinel = sentinel
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.sentinel}'",)
+
+
+def pickles(sentinel: Path) -> dict[str, bytes]:
+    """Files of weights that would run code, or unpack to any size."""
+    code = _Code(sentinel)
+
+    def saved(thing: Any, **options: Any) -> bytes:
+        file = io.BytesIO()
+        torch.save(thing, file, **options)
+        return file.getvalue()
+
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+        archive.writestr("archive/data/0", bytes(1 << 28))
+    way_out = io.BytesIO()
+    with zipfile.ZipFile(way_out, "w") as archive:
+        archive.writestr("../../../pwned", b"x")
+    return {
+        "code in a pickle": pickle.dumps(code), "code in torch.save": saved({"model": code}),
+        "code in an old torch.save": saved({"model": code}, _use_new_zipfile_serialization=False),
+        "code as a key": saved({code: 1}), "a packed archive": bomb.getvalue(), "a way out of an archive": way_out.getvalue(),
+        "half of an archive": saved({"a": torch.zeros(9)})[:300], "a whole network": saved(torch.nn.Linear(2, 2)), "words": b"hello",
+        "nothing": b"",
+        "a list": saved([1, 2]), "a deep pickle": b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    }
+
+
+def lying_weights(whole: bytes) -> dict[str, bytes]:
+    """Files that begin as safetensors and are not what they say; `whole` is a good one."""
+    size, = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8:8 + size])
+    data = whole[8 + size:]
+    first = next(key for key in header if key != "__metadata__")
+
+    def packed(changed: dict[str, Any] | bytes, body: bytes = data) -> bytes:
+        text = changed if isinstance(changed, bytes) else json.dumps(changed).encode()
+        return struct.pack("<Q", len(text)) + text + body
+
+    def with_first(**values: Any) -> bytes:
+        return packed({**header, first: {**header[first], **values}})
+
+    def noted(text: str) -> bytes:
+        return packed({**header, "__metadata__": {"fatai": text}})
+
+    deep = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
+    return {
+        "a header of 2^63 bytes": struct.pack("<Q", 2**63) + whole[8:], "a header of 2^32 bytes": struct.pack("<Q", 2**32) + whole[8:],
+        "a header longer than the file": struct.pack("<Q", len(whole)) + whole[8:], "no header": struct.pack("<Q", 0) + whole[8:],
+        "cut": whole[:len(whole) // 2], "cut in its header": whole[:20], "a deep header": packed(deep),
+        "words for a header": packed(b"{hello"),
+        "huge shapes": with_first(shape=[2**40, 2**40]), "shapes below zero": with_first(shape=[-1, 4]),
+        "an unknown type": with_first(dtype="OBJECT"),
+        "places behind the end": with_first(data_offsets=[0, 2**50]), "places turned round": with_first(data_offsets=[100, 0]),
+        "places shared": packed({k: {**v, "data_offsets": [0, 4]} if k != "__metadata__" else v for k, v in header.items()}),
+        "a name that leads out": packed({("../../../pwned" if k == first else k): v for k, v in header.items()}),
+        "no tensors": packed({"__metadata__": header.get("__metadata__", {})}, b""), "not finite": packed(header, b"\xff" * len(data)),
+        "other numbers": packed(header, bytes(len(data))), "something behind it": whole + b"x" * 999,
+        "a list for notes": noted("[" * 100_000),
+        "absurd notes": noted(json.dumps({"tags": ["t"] * 200_000, "in_channels": 10**9, "prior": []})),
+        "notes that are no numbers": noted('{"tags": ["a"], "in_channels": NaN, "prior": [Infinity]}'),
+    }
+
+
+def _write(name: str, content: bytes) -> Change:
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def _places(name: str) -> Iterator[tuple[str, Change]]:
+    """A file that is none."""
+    def instead(make: Change) -> Change:
+        def change(folder: Path) -> None:
+            (folder / name).unlink()
+            make(folder / name)
+
+        return change
+
+    yield f"{name} is missing", instead(lambda path: None)
+    yield f"{name} is a folder", instead(lambda path: path.mkdir())
+    yield f"{name} is a link to a device", instead(lambda path: path.symlink_to("/dev/zero"))
+    yield f"{name} is a link to nowhere", instead(lambda path: path.symlink_to("nowhere"))
+    yield f"{name} is a link to itself", instead(lambda path: path.symlink_to(path.name))
+    yield f"{name} is a pipe", instead(lambda path: os.mkfifo(path))
+    yield f"{name} is empty", _write(name, b"")
+
+
+def model_folders(good: Path, sentinel: Path) -> Iterator[tuple[str, Change]]:
+    """Changes of a copy of a model folder."""
+    for name in ("model.safetensors", "config.json", "reference.wav"):
+        yield from _places(name)
+    whole = (good / "model.safetensors").read_bytes()
+    for what, content in {**lying_weights(whole), **pickles(sentinel)}.items():
+        yield f"weights: {what}", _write("model.safetensors", content)
+    config = json.loads((good / "config.json").read_text())
+    changes: dict[str, Any] = {
+        "an unknown key": {"path": "/etc/passwd"}, "an unknown network": {"network": {"arch": "os.system"}},
+        "a network from afar": {"network": {"arch": "timm:hf-hub:evil/model"}},
+        "a network from a folder": {"network": {"arch": "timm:local-dir:/tmp"}},
+        "its own weights": {"network": {"arch": "timm:resnet18", "options": {"pretrained": True}}},
+        "a wide network": {"network": {"arch": "m1", "options": {"width": 1e300}}}, "options of no kind": {"network": {"arch": "m1",
+        "options": [1]}},
+        "many tags": {"tags": [f"t{k}" for k in range(90_000)]}, "doubled tags": {"tags": config["tags"][:1] * len(config["tags"])},
+        "tags of no kind": {"tags": {"a": 1}}, "a prior beyond 1": {"prior": [7.0] * len(config["tags"])}, "no prior": {"prior": []},
+        "a long crop": {"clips": {**config["clips"], "crop_s": 1e9}}, "a crop of no length": {"clips": {**config["clips"], "crop_s": 0}},
+        "a huge transform": {"clips": {**config["clips"], "front_end": {**config["clips"]["front_end"], "n_fft": 2**60}}},
+        "no hop": {"clips": {**config["clips"], "front_end": {**config["clips"]["front_end"], "hop_length": 0}}},
+        "a rate of 0": {"clips": {**config["clips"], "front_end": {**config["clips"]["front_end"], "sr": 0}}},
+        "clips of no kind": {"clips": "../../x"}, "other logits": {"logits": [0.0] * len(config["tags"])}, "no logits": {"logits": []},
+        "a calibration of no kind": {"calibration": {"__class__": "x"}}, "a format of no kind": {"format": ["fatai model 1"]},
+        "a training of no kind": {"training": "x"}, "deep training": {"training": json.loads("[" * 400 + "]" * 400)},
+    }
+    for what, change in changes.items():
+        yield f"config: {what}", _write("config.json", json.dumps({**config, **change}).encode())
+    texts = {"deep": b"[" * 200_000, "NaN": b'{"format": NaN}', "a long number": b'{"format": ' + b"9" * 100_000 + b"}",
+    "zero bytes": bytes(999),
+             "utf-16": json.dumps(config).encode("utf-16"), "too large": b" " * (1 << 24) + b"{}",
+             "doubled keys": b'{"format": "fatai model 1", ' * 2}
+    for what, content in texts.items():
+        yield f"config: {what}", _write("config.json", content)
+    touch = f"import os\nos.system(\"touch '{sentinel}'\")\n".encode()
+    for name in ("evil.py", "sitecustomize.py", "conftest.py", "torch.py", "weights.pkl", "pytorch_model.bin", "libevil.so"):
+        yield f"beside it {name}", _write(name, touch)
+
+
+def runs(good: Path, sentinel: Path) -> Iterator[tuple[str, str, Change]]:
+    """Changes of a copy of a run folder, each with the command that looks at it: predict, calibrated, resume, compare or ensemble."""
+    weights = "fold_0/model.safetensors"
+    for name, command in ((weights, "predict"), ("recipe.toml", "predict"), ("manifest.json", "resume"), ("folds.csv", "ensemble"),
+                          ("oof.csv", "compare"), ("fold_0/fold.json", "resume"), ("fold_0/oof.csv", "resume")):
+        for what, change in _places(name):
+            yield what, command, change
+    whole = (good / weights).read_bytes()
+    for what, content in {**lying_weights(whole), **pickles(sentinel)}.items():
+        yield f"weights: {what}", "predict", _write(weights, content)
+    # A fold that is not done yet goes on from a state.
+    for what, content in {**lying_weights(whole), **pickles(sentinel), **_states()}.items():
+        def begun(folder: Path, content: bytes = content) -> None:
+            shutil.rmtree(folder / "fold_0")
+            (folder / "fold_0").mkdir()
+            (folder / "fold_0/state_0.safetensors").write_bytes(content)
+
+        yield f"a state: {what}", "resume", begun
+    plain = [
+        b"", b"[]", b"{}", b"null", b"[" * 200_000, b'{"a": NaN}', b"\xff\xfe", b'{"data": {"digest": 3}, "lwlrap": 7}', b'{"seconds": "x"}',
+        b'{"format": "fatai calibration 1"}', b'{"digest": 1, "unreadable": 3}', b'{"data": [], "finished": {}}',
+    ]
+    for k, content in enumerate(plain):
+        yield f"manifest {k}", "resume", _write("manifest.json", content)
+        yield f"manifest {k}", "compare", _write("manifest.json", content)
+        yield f"fold.json {k}", "resume", _write("fold_0/fold.json", content)
+        yield f"calibration {k}", "calibrated", _write("calibration.json", content)
+
+
+def _states() -> Iterator[tuple[str, bytes]] | dict[str, bytes]:
+    """Notes of states that are no states."""
+    def state(header: Any) -> bytes:
+        text = json.dumps({"__metadata__": {"fatai_resume": json.dumps(header)}}).encode()
+        return struct.pack("<Q", len(text)) + text
+
+    base = {"format": 1, "done": 1, "epochs": 1, "batches": 1, "notes": {}, "state": ["dict", []]}
+    return {
+        "no notes": state({}), "of another fit": state(base), "deep": state({**base, "state": ["list", [["list", [[]]]]] * 50}),
+        "of no kind": state({**base, "state": 3}), "huge": state({**base, "done": 10**30}), "a list": state([1]),
+    }
