@@ -1,0 +1,235 @@
+"""What the documentation does not say twice: tables of the registries, a page for each recipe, notebooks, results. A hook of MkDocs.
+
+A line `<!-- table: models -->` of a page becomes that table when the site is built. `python docs/generate.py` writes the table of recipes
+into README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README_TABLE = re.compile(r"(<!-- recipes -->\n).*?(<!-- /recipes -->)", re.S)
+_MARK = re.compile(r"<!-- table: ([\w ]+) -->")
+_ROOMS = {
+    "sound": "Sound", "score": "Scores", "data": "Data", "models": "Models", "augment": "Random changes", "train": "Training",
+    "infer": "Prediction", "recipes": "Recipes and runs", "report": "Reports",
+}
+_NOT_MEASURED = "not measured yet"
+
+
+def registry_table(name: str) -> str:
+    """Every name of a registry, what it is, and where it comes from."""
+    from fatai import registry
+
+    of = getattr(registry, name)
+    rows = (f"| `{entry}` | {_cell(of.about(entry))} | {_cell(of.source(entry))} |" for entry in of.names())
+    return "\n".join(["| name | what it is | source |", "|---|---|---|", *rows])
+
+
+def models() -> str:
+    """Networks with their sizes."""
+    from fatai.models.catalogue import model_table
+
+    rows = (f"| `{m.name}` | {m.parameters:,} | {m.n_mels or m.min_mels} x {m.min_frames} | {_cell(m.about)} | {_cell(m.source)} |"
+            for m in model_table())
+    return "\n".join(["| name | parameters | smallest input | what it is | source |", "|---|---|---|---|---|", *rows])
+
+
+def front_ends() -> str:
+    """Front ends with the values that matter most."""
+    from fatai.registry import FRONT_ENDS
+    from fatai.sound.front_ends import front_end
+
+    rows = []
+    for name in FRONT_ENDS.names():
+        f = front_end(name)
+        mels = f"{f.n_mels} from {f.fmin:,.0f} to {f.top_hz:,.0f} Hz" if f.n_mels else f"none: {f.bins} bins"
+        window = f.win_length or f.n_fft
+        rows.append(f"| `{name}` | {f.sr:,} | {window} ({1000 * window / f.sr:.0f} ms) | {f.hop_length} ({1000 * f.hop_length / f.sr:.1f} ms) "
+                    f"| {mels} | {f.log} | {f.normalise} | {_cell(FRONT_ENDS.source(name))} |")
+    return "\n".join(["| name | Hz | window | hop | mel bands | values | normalised | source |", "|---|---|---|---|---|---|---|---|", *rows])
+
+
+def recipes(prefix: str = "") -> str:
+    """Recipes with what was published and what was measured; `prefix` leads to their pages."""
+    from fatai.recipes.recipe import load_recipe, recipe_names
+
+    rows = []
+    for name in recipe_names():
+        recipe, result = load_recipe(name), measured(name)
+        rows.append(f"| [`{name}`]({prefix}{name}.md) | {recipe.model.arch} | {_cell(recipe.published)} | {result or _NOT_MEASURED} |")
+    return "\n".join(["| recipe | network | published | measured here |", "|---|---|---|---|", *rows])
+
+
+def ensembles() -> str:
+    """Lists of runs that are trained and blended as one."""
+    from fatai.recipes.lists import ensemble_names, load_ensemble
+
+    rows = []
+    for name in ensemble_names():
+        listed = load_ensemble(name)
+        n = len(listed.members) + len(listed.stackers)
+        rows.append(f"| `{name}` | {n} | {listed.how} | {_cell(listed.source)} | {_cell(listed.published)} |")
+    return "\n".join(["| name | models | how | source | published |", "|---|---|---|---|---|", *rows])
+
+
+def commands() -> str:
+    """Every command in a line."""
+    from typer.main import get_command
+
+    from fatai.cli import app
+
+    listed = get_command(app).commands.items()
+    return "\n".join(["| command | what it does |", "|---|---|", *(f"| `{name}` | {_cell((c.help or '').split(chr(10))[0])} |" for name, c in listed)])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "models": models, "front ends": front_ends, "recipes": recipes, "ensembles": ensembles, "commands": commands,
+    **{words: (lambda name=name: registry_table(name)) for words, name in {
+        "losses": "LOSSES", "channels": "CHANNELS", "mixers": "MIXERS", "augmentations": "AUGMENTATIONS", "schedules": "SCHEDULES",
+        "noisy": "NOISY", "views": "VIEWS", "blends": "ENSEMBLES",
+    }.items()},
+}
+
+
+def measured(name: str) -> str:
+    """What benchmarks/results holds of a recipe, in a few words; empty if it was not measured."""
+    if name == "esc10":
+        found = re.search(r"^(accuracy .*?); lwlrap", _result("esc10"), re.M)
+        return f"ESC-10, five folds: {found[1]}" if found else ""
+    for cells in _rows(_result("systems")):
+        if cells[0] == name:
+            return f"lwlrap {cells[3]} on test clips, {cells[1]} out of fold"
+    return ""
+
+
+def results_of(name: str) -> Iterator[str]:
+    """Rows of the table of systems that are about a recipe, with the table's head."""
+    table = _rows(_result("systems"))
+    own = [cells for cells in table if cells[0].split(",")[0] == name]
+    if own:
+        yield "| " + " | ".join(table[0]) + " |"
+        yield "|" + "---|" * len(table[0])
+        yield from ("| " + " | ".join(cells) + " |" for cells in own)
+
+
+def recipe_page(name: str) -> str:
+    """A recipe: what its head says, what was published, what was measured, how to run it, the file."""
+    from fatai.recipes.network import recipe_parameters
+    from fatai.recipes.recipe import load_recipe, recipe_text
+
+    recipe, text = load_recipe(name), recipe_text(name)
+    head = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
+    stages = [f"| {s.name} | {s.epochs} | {s.bs} | {s.lr:g} | {s.schedule} | {s.optimizer} | {s.loss} |" for s in recipe.stages]
+    own = list(results_of(name))
+    told = ["Scaled by the rule of `small`, on the data and in the way that [benchmarks/results/systems.md](../results.md) tells:", "", *own]
+    return "\n".join([
+        f"# {name}", "", head, "",
+        f"- **Source:** {recipe.source}", f"- **Published:** {recipe.published}",
+        f"- **Network:** `{recipe.model.arch}`, {recipe_parameters(recipe, 80):,} parameters for 80 tags",
+        f"- **Hears:** front end `{recipe.front_end.get('name', 'ninth')}`, crops of {recipe.clips.crop_s:g} s; at the end `{recipe.listen.how}` views",
+        f"- **Folds:** {recipe.folds.n}, `{recipe.folds.how}`", "",
+        "| stage | epochs | batch | rate | schedule | optimiser | loss |", "|---|---|---|---|---|---|---|", *stages, "",
+        "## Measured here", "", *(told if own else [f"{measured(name) or _NOT_MEASURED.capitalize()}."]), "",
+        "## Run it", "", "```sh",
+        f"$ fatai-submit run DATA --recipe {name} --dry-run          # stages, time and memory, without training",
+        f"$ fatai-submit run DATA --recipe {name} --out runs/{name}",
+        f"$ fatai-submit run DATA --recipe {name} --scale small --out runs/{name}_small", "```", "",
+        "## The file", "", "```toml", text.rstrip(), "```", "",
+    ])
+
+
+def results_page() -> str:
+    """All that benchmarks/results holds."""
+    files = sorted(RESULTS.glob("*.md"))
+    parts = [re.sub(r"^# ", "## ", f.read_text(encoding="utf-8"), flags=re.M) for f in files]
+    note = "" if (RESULTS / "systems.md").is_file() else f"The comparison of all systems (`python -m benchmarks.systems`) is {_NOT_MEASURED}.\n\n"
+    return "# Measured results\n\nEach number was measured by the script that its section names; ratios within one run.\n\n" + note + "\n".join(parts)
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as a page, without outputs."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    text = "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in sources)
+    return f"{text.replace('.ipynb)', '.md)')}\n\n*This is the notebook `nbs/{path.name}`; run it to see its pictures and hear its sounds.*\n"
+
+
+def reference_page(room: str) -> str:
+    """Public names of a room's modules, from their docstrings."""
+    files = sorted((ROOT / "fatai" / room).glob("*.py"))
+    modules = [f"fatai.{room}.{f.stem}" for f in files if not f.stem.startswith("_")]
+    return "\n\n".join([f"# {_ROOMS[room]}", *(f"## {module}\n\n::: {module}" for module in modules)]) + "\n"
+
+
+def readme_recipes() -> str:
+    """The table of README.md: recipes whose results were measured, with links into the repository."""
+    table = re.sub(r"\]\(([\w]+)\.md\)", r"](fatai/recipes/\1.toml)", recipes())
+    return re.sub(r"not measured yet \|", "- |", table)
+
+
+def pages() -> dict[str, str]:
+    """Every generated page by its place in the site."""
+    from fatai.recipes.recipe import recipe_names
+
+    return {
+        **{f"recipes/{name}.md": recipe_page(name) for name in recipe_names()},
+        **{f"notebooks/{path.stem}.md": notebook_page(path) for path in sorted((ROOT / "nbs").glob("*.ipynb"))},
+        **{f"reference/{room}.md": reference_page(room) for room in _ROOMS},
+        "results.md": results_page(),
+        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+    }
+
+
+def on_config(config: Any) -> Any:
+    """Add the generated pages to the navigation, where it names their folder."""
+    generated = list(pages())
+    for section in config.nav:
+        for title, entries in section.items():
+            if isinstance(entries, list):
+                section[title] = [place for entry in entries for place in (
+                    [g for g in generated if g.startswith(entry)] if isinstance(entry, str) and entry.endswith("/") else [entry]
+                )]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages."""
+    from mkdocs.structure.files import File
+
+    for place, text in pages().items():
+        files.append(File.generated(config, place, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Put the tables into a page."""
+    return _MARK.sub(lambda found: TABLES[found[1]](), markdown)
+
+
+def _result(name: str) -> str:
+    path = RESULTS / f"{name}.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Cells of the lines of tables, without their rules."""
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    table, readme = readme_recipes(), ROOT / "README.md"
+    text = README_TABLE.sub(lambda found: f"{found[1]}{table}\n{found[2]}", readme.read_text(encoding="utf-8"))
+    readme.write_text(text, encoding="utf-8")
