@@ -105,7 +105,7 @@ def test_a_loss_that_is_no_number_stops_the_fit_and_says_where(value, word):
     data = [(torch.full((3,), value if i == 5 else 1.0), torch.zeros(())) for i in range(8)]
     learn = learner(data, 1, Sum(), mean_of_outputs)
     nn.init.ones_(learn.model.w)
-    with pytest.raises(NotFinite, match=rf"became {word} in epoch 0, batch 5: lower the learning rate"):
+    with pytest.raises(NotFinite, match=rf"became {word} in epoch 0, batch 5; the weights are those before it: lower"):
         learn.fit(1, 0.0, cbs=StopOnNaN())
 
 

@@ -131,8 +131,8 @@ def model_folders(good: Path, sentinel: Path) -> Iterator[tuple[str, Change]]:
         "a network from afar": {"network": {"arch": "timm:hf-hub:evil/model"}},
         "a network from a folder": {"network": {"arch": "timm:local-dir:/tmp"}},
         "its own weights": {"network": {"arch": "timm:resnet18", "options": {"pretrained": True}}},
-        "a wide network": {"network": {"arch": "m1", "options": {"width": 1e300}}}, "options of no kind": {"network": {"arch": "m1",
-        "options": [1]}},
+        "a wide network": {"network": {"arch": "m1", "options": {"width": 1e300}}},
+        "options of no kind": {"network": {"arch": "m1", "options": [1]}},
         "many tags": {"tags": [f"t{k}" for k in range(90_000)]}, "doubled tags": {"tags": config["tags"][:1] * len(config["tags"])},
         "tags of no kind": {"tags": {"a": 1}}, "a prior beyond 1": {"prior": [7.0] * len(config["tags"])}, "no prior": {"prior": []},
         "a long crop": {"clips": {**config["clips"], "crop_s": 1e9}}, "a crop of no length": {"clips": {**config["clips"], "crop_s": 0}},
@@ -146,7 +146,7 @@ def model_folders(good: Path, sentinel: Path) -> Iterator[tuple[str, Change]]:
     for what, change in changes.items():
         yield f"config: {what}", _write("config.json", json.dumps({**config, **change}).encode())
     texts = {"deep": b"[" * 200_000, "NaN": b'{"format": NaN}', "a long number": b'{"format": ' + b"9" * 100_000 + b"}",
-    "zero bytes": bytes(999),
+             "zero bytes": bytes(999),
              "utf-16": json.dumps(config).encode("utf-16"), "too large": b" " * (1 << 24) + b"{}",
              "doubled keys": b'{"format": "fatai model 1", ' * 2}
     for what, content in texts.items():
@@ -175,7 +175,8 @@ def runs(good: Path, sentinel: Path) -> Iterator[tuple[str, str, Change]]:
 
         yield f"a state: {what}", "resume", begun
     plain = [
-        b"", b"[]", b"{}", b"null", b"[" * 200_000, b'{"a": NaN}', b"\xff\xfe", b'{"data": {"digest": 3}, "lwlrap": 7}', b'{"seconds": "x"}',
+        b"", b"[]", b"{}", b"null", b"[" * 200_000, b'{"a": NaN}', b"\xff\xfe", b'{"data": {"digest": 3}, "lwlrap": 7}',
+        b'{"seconds": "x"}',
         b'{"format": "fatai calibration 1"}', b'{"digest": 1, "unreadable": 3}', b'{"data": [], "finished": {}}',
     ]
     for k, content in enumerate(plain):
