@@ -28,17 +28,16 @@ def registry_table(name: str) -> str:
     from fatai import registry
 
     of = getattr(registry, name)
-    rows = (f"| `{entry}` | {_cell(of.about(entry))} | {_cell(of.source(entry))} |" for entry in of.names())
-    return "\n".join(["| name | what it is | source |", "|---|---|---|", *rows])
+    return _table(["name", "what it is", "source"], [_row([f"`{n}`", _cell(of.about(n)), _cell(of.source(n))]) for n in of.names()])
 
 
 def models() -> str:
     """Networks with their sizes."""
     from fatai.models.catalogue import model_table
 
-    rows = (f"| `{m.name}` | {m.parameters:,} | {m.n_mels or m.min_mels} x {m.min_frames} | {_cell(m.about)} | {_cell(m.source)} |"
-            for m in model_table())
-    return "\n".join(["| name | parameters | smallest input | what it is | source |", "|---|---|---|---|---|", *rows])
+    rows = [_row([f"`{m.name}`", f"{m.parameters:,}", f"{m.n_mels or m.min_mels} x {m.min_frames}", _cell(m.about), _cell(m.source)])
+            for m in model_table()]
+    return _table(["name", "parameters", "smallest input", "what it is", "source"], rows)
 
 
 def front_ends() -> str:
@@ -51,20 +50,20 @@ def front_ends() -> str:
         f = front_end(name)
         mels = f"{f.n_mels} from {f.fmin:,.0f} to {f.top_hz:,.0f} Hz" if f.n_mels else f"none: {f.bins} bins"
         window = f.win_length or f.n_fft
-        rows.append(f"| `{name}` | {f.sr:,} | {window} ({1000 * window / f.sr:.0f} ms) | {f.hop_length} ({1000 * f.hop_length / f.sr:.1f} ms) "
-                    f"| {mels} | {f.log} | {f.normalise} | {_cell(FRONT_ENDS.source(name))} |")
-    return "\n".join(["| name | Hz | window | hop | mel bands | values | normalised | source |", "|---|---|---|---|---|---|---|---|", *rows])
+        lengths = [f"{samples} ({1000 * samples / f.sr:.1f} ms)" for samples in (window, f.hop_length)]
+        rows.append(_row([f"`{name}`", f"{f.sr:,}", *lengths, mels, f.log, f.normalise, _cell(FRONT_ENDS.source(name))]))
+    return _table(["name", "Hz", "window", "hop", "mel bands", "values", "normalised", "source"], rows)
 
 
-def recipes(prefix: str = "") -> str:
-    """Recipes with what was published and what was measured; `prefix` leads to their pages."""
+def recipes() -> str:
+    """Recipes with what was published and what was measured."""
     from fatai.recipes.recipe import load_recipe, recipe_names
 
     rows = []
     for name in recipe_names():
         recipe, result = load_recipe(name), measured(name)
-        rows.append(f"| [`{name}`]({prefix}{name}.md) | {recipe.model.arch} | {_cell(recipe.published)} | {result or _NOT_MEASURED} |")
-    return "\n".join(["| recipe | network | published | measured here |", "|---|---|---|---|", *rows])
+        rows.append(_row([f"[`{name}`]({name}.md)", recipe.model.arch, _cell(recipe.published), result or _NOT_MEASURED]))
+    return _table(["recipe", "network", "published", "measured here"], rows)
 
 
 def ensembles() -> str:
@@ -75,8 +74,8 @@ def ensembles() -> str:
     for name in ensemble_names():
         listed = load_ensemble(name)
         n = len(listed.members) + len(listed.stackers)
-        rows.append(f"| `{name}` | {n} | {listed.how} | {_cell(listed.source)} | {_cell(listed.published)} |")
-    return "\n".join(["| name | models | how | source | published |", "|---|---|---|---|---|", *rows])
+        rows.append(_row([f"`{name}`", str(n), listed.how, _cell(listed.source), _cell(listed.published)]))
+    return _table(["name", "models", "how", "source", "published"], rows)
 
 
 def commands() -> str:
@@ -86,7 +85,7 @@ def commands() -> str:
     from fatai.cli import app
 
     listed = get_command(app).commands.items()
-    return "\n".join(["| command | what it does |", "|---|---|", *(f"| `{name}` | {_cell((c.help or '').split(chr(10))[0])} |" for name, c in listed)])
+    return _table(["command", "what it does"], [_row([f"`{name}`", _cell((c.help or "").split("\n\n")[0])]) for name, c in listed])
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -114,9 +113,7 @@ def results_of(name: str) -> Iterator[str]:
     table = _rows(_result("systems"))
     own = [cells for cells in table if cells[0].split(",")[0] == name]
     if own:
-        yield "| " + " | ".join(table[0]) + " |"
-        yield "|" + "---|" * len(table[0])
-        yield from ("| " + " | ".join(cells) + " |" for cells in own)
+        yield _table(table[0], [_row(cells) for cells in own])
 
 
 def recipe_page(name: str) -> str:
@@ -126,16 +123,16 @@ def recipe_page(name: str) -> str:
 
     recipe, text = load_recipe(name), recipe_text(name)
     head = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
-    stages = [f"| {s.name} | {s.epochs} | {s.bs} | {s.lr:g} | {s.schedule} | {s.optimizer} | {s.loss} |" for s in recipe.stages]
+    stages = [_row([s.name, str(s.epochs), str(s.bs), f"{s.lr:g}", s.schedule, s.optimizer, s.loss]) for s in recipe.stages]
+    hears = f"front end `{recipe.front_end.get('name', 'ninth')}`, crops of {recipe.clips.crop_s:g} s; at the end `{recipe.listen.how}` views"
     own = list(results_of(name))
     told = ["Scaled by the rule of `small`, on the data and in the way that [benchmarks/results/systems.md](../results.md) tells:", "", *own]
     return "\n".join([
         f"# {name}", "", head, "",
         f"- **Source:** {recipe.source}", f"- **Published:** {recipe.published}",
         f"- **Network:** `{recipe.model.arch}`, {recipe_parameters(recipe, 80):,} parameters for 80 tags",
-        f"- **Hears:** front end `{recipe.front_end.get('name', 'ninth')}`, crops of {recipe.clips.crop_s:g} s; at the end `{recipe.listen.how}` views",
-        f"- **Folds:** {recipe.folds.n}, `{recipe.folds.how}`", "",
-        "| stage | epochs | batch | rate | schedule | optimiser | loss |", "|---|---|---|---|---|---|---|", *stages, "",
+        f"- **Hears:** {hears}", f"- **Folds:** {recipe.folds.n}, `{recipe.folds.how}`", "",
+        _table(["stage", "epochs", "batch", "rate", "schedule", "optimiser", "loss"], stages), "",
         "## Measured here", "", *(told if own else [f"{measured(name) or _NOT_MEASURED.capitalize()}."]), "",
         "## Run it", "", "```sh",
         f"$ fatai-submit run DATA --recipe {name} --dry-run          # stages, time and memory, without training",
@@ -149,8 +146,10 @@ def results_page() -> str:
     """All that benchmarks/results holds."""
     files = sorted(RESULTS.glob("*.md"))
     parts = [re.sub(r"^# ", "## ", f.read_text(encoding="utf-8"), flags=re.M) for f in files]
-    note = "" if (RESULTS / "systems.md").is_file() else f"The comparison of all systems (`python -m benchmarks.systems`) is {_NOT_MEASURED}.\n\n"
-    return "# Measured results\n\nEach number was measured by the script that its section names; ratios within one run.\n\n" + note + "\n".join(parts)
+    head = ["# Measured results", "Each number was measured by the script that its section names; ratios within one run."]
+    if not _result("systems"):
+        head.append(f"The comparison of all systems (`python -m benchmarks.systems`) is {_NOT_MEASURED}.")
+    return "\n\n".join([*head, *parts])
 
 
 def notebook_page(path: Path) -> str:
@@ -170,8 +169,8 @@ def reference_page(room: str) -> str:
 
 def readme_recipes() -> str:
     """The table of README.md: recipes whose results were measured, with links into the repository."""
-    table = re.sub(r"\]\(([\w]+)\.md\)", r"](fatai/recipes/\1.toml)", recipes())
-    return re.sub(r"not measured yet \|", "- |", table)
+    table = re.sub(r"\]\((\w+)\.md\)", r"](fatai/recipes/\1.toml)", recipes())
+    return table.replace(f"{_NOT_MEASURED} |", "- |")
 
 
 def pages() -> dict[str, str]:
@@ -183,7 +182,7 @@ def pages() -> dict[str, str]:
         **{f"notebooks/{path.stem}.md": notebook_page(path) for path in sorted((ROOT / "nbs").glob("*.ipynb"))},
         **{f"reference/{room}.md": reference_page(room) for room in _ROOMS},
         "results.md": results_page(),
-        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "]("),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
 
@@ -191,7 +190,7 @@ def pages() -> dict[str, str]:
 def on_config(config: Any) -> Any:
     """Add the generated pages to the navigation, where it names their folder."""
     generated = list(pages())
-    for section in config.nav:
+    for section in (entry for entry in config.nav if isinstance(entry, dict)):
         for title, entries in section.items():
             if isinstance(entries, list):
                 section[title] = [place for entry in entries for place in (
@@ -223,6 +222,14 @@ def _rows(text: str) -> list[list[str]]:
     """Cells of the lines of tables, without their rules."""
     lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(head: list[str], rows: list[str]) -> str:
+    return "\n".join([_row(head), "|" + "---|" * len(head), *rows])
 
 
 def _cell(text: str) -> str:

@@ -37,20 +37,32 @@ def test_example_runs_without_arguments(name, tmp_path):
     assert ended.stdout.strip()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == NOTEBOOKS[0] else pytest.mark.slow) for name in NOTEBOOKS])
 def test_notebook_runs_from_top_to_bottom(name, tmp_path):
     nbformat = pytest.importorskip("nbformat")
     from nbclient import NotebookClient
 
     notebook = nbformat.read(ROOT / "nbs" / name, as_version=4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    errors = [o for cell in notebook.cells for o in cell.get("outputs", []) if o.output_type == "error"]
-    assert errors == []
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [o for o in outputs if o.output_type == "error"] == []
+    assert any("image/png" in o.get("data", {}) for o in outputs), "a notebook shows something"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_is_kept_without_outputs(name):
+def test_notebook_is_kept_without_outputs_and_in_one_form(name):
     nbformat = pytest.importorskip("nbformat")
-    notebook = nbformat.read(ROOT / "nbs" / name, as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells)
+    text = (ROOT / "nbs" / name).read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert text.rstrip("\n") == nbformat.writes(notebook).rstrip("\n")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_imports_only_the_notebook_door(name):
+    nbformat = pytest.importorskip("nbformat")
+    cells = nbformat.read(ROOT / "nbs" / name, as_version=4).cells
+    trees = [ast.parse(cell.source) for cell in cells if cell.cell_type == "code"]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert [ast.unparse(node) for node in imports] == ["from fatai.all import *"]

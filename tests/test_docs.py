@@ -1,0 +1,195 @@
+"""README, CONTRIBUTING and the documentation do as they say: blocks of Python and of the shell run, tables are those of the registries."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+# As shown, but in seconds: what a page's training is replaced by.
+SMALL = {"--epochs": "1", "--arch": "m1", "--width": "0.125", "--crop-s": "0.5", "--views": "2"}
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of each block of code; `console` runs, `sh` is only shown."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(page: str, languages: tuple[str, ...]) -> list[list[str]]:
+    """Words of every line that calls fatai-submit, comments left out."""
+    lines = [line[2:] for language, text in blocks(page) if language in languages for line in text.splitlines() if line.startswith("$ ")]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[1:] for line in words if line[:1] == ["fatai-submit"]]
+
+
+RUNNING = [page for page in PAGES if any(language in ("python", "console") for language, _ in blocks(page))]
+
+
+@pytest.fixture(scope="module")
+def generate():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def a_readers_folder(tmp_path, monkeypatch, sample, tiny_run):
+    """What a reader has: data, own sounds with a table, a long recording, and a run."""
+    import soundfile as sf
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sample, "DATA")
+    table = pd.read_csv("DATA/train_curated.csv", dtype=str).rename(columns={"fname": "file", "labels": "tags"})
+    shutil.copytree("DATA/train_curated", "my_sounds/audio")
+    table.to_csv("my_sounds/labels.csv", index=False)
+    for row in table.head(20).itertuples():
+        folder = Path("my_folders") / row.tags.split(",")[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path("my_sounds/audio") / row.file, folder)
+    waves = [sf.read(Path("my_sounds/audio") / name)[0] for name in table["file"][:3]]
+    sf.write("recording.wav", np.concatenate([np.concatenate([np.zeros(22050), wave]) for wave in waves]), 44100)
+    shutil.copytree(tiny_run.out, "runs/mine")
+    Path("corrections.csv").write_text(f"fname,labels\n{table['file'][0]},remove\n", encoding="utf-8")
+    df = table.assign(file="audio/" + table["file"], is_valid=[k % 4 == 0 for k in range(len(table))])
+    yield {"df": df}
+    plt.close("all")
+
+
+@pytest.fixture
+def registries_as_they_were():
+    """Names that a page registers are forgotten again."""
+    from fatai.registry import FRONT_ENDS, LOSSES, MODELS
+
+    kept = []
+    for registry in (FRONT_ENDS, LOSSES, MODELS):
+        registry.names()
+        kept.append((registry, dict(registry._entries)))
+    yield
+    for registry, entries in kept:
+        registry._entries = entries
+
+
+def shortened(words: list[str]) -> list[str]:
+    if words[0] != "run" or "--dry-run" in words:
+        return words
+    return words + [word for option, value in SMALL.items() if option not in words for word in (option, value)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUNNING)
+def test_blocks_of_a_page_run(page, a_readers_folder, registries_as_they_were, main_with):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if "--out runs/mine" in text or '"runs/mine")' in text and page == "CONTRIBUTING.md":
+        shutil.rmtree("runs/mine")
+    names = {"__name__": "__main__", **a_readers_folder}
+    for language, block in blocks(page):
+        if language == "python":
+            shorter = re.sub(r"\b(fit(?:_one_cycle)?\()\d+", r"\g<1>1", block)
+            exec(compile(shorter, page, "exec"), names)
+        elif language == "toml":
+            Path("my.toml").write_text(block, encoding="utf-8")
+        elif language == "console":
+            for line in block.splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                assert words[0] == "fatai-submit", f"{page}: {line}: only fatai-submit runs here; show others as sh"
+                ended = main_with(*shortened(words[1:]))
+                assert ended.returncode == 0, f"{page}: {line}\n{ended.stderr}"
+        plt.close("all")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page, ("sh", "console"))])
+def test_commands_and_options_that_are_shown_exist(page):
+    from typer.main import get_command
+
+    from fatai.cli import app
+
+    for words in commands(page, ("sh", "console")):
+        command = get_command(app)
+        while words and words[0] in getattr(command, "commands", {}):
+            command, words = command.commands[words[0]], words[1:]
+        assert not hasattr(command, "commands") or not words or words[0].startswith("-"), f"{page}: there is no command {words[0]}"
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        for word in words:
+            if re.match(r"--?[a-z]", word):
+                assert word.split("=")[0] in known, f"{page}: {command.name} has no option {word}"
+
+
+def test_each_way_to_add_something_takes_less_than_20_lines():
+    shown = [text for language, text in blocks("CONTRIBUTING.md") if language in ("python", "toml")]
+    assert len(shown) == 5
+    assert all(len([line for line in text.splitlines() if line.strip()]) < 20 for text in shown)
+
+
+def test_the_readmes_table_of_recipes_is_that_of_the_recipes(generate):
+    shown = generate.README_TABLE.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown[0] == f"{shown[1]}{generate.readme_recipes()}\n{shown[2]}", "python docs/generate.py writes it anew"
+
+
+def test_tables_name_everything_in_the_registries(generate):
+    from fatai.registry import AUGMENTATIONS, ENSEMBLES, FRONT_ENDS, LOSSES, MIXERS, MODELS, NOISY, SCHEDULES, VIEWS
+
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    marks = set(re.findall(r"<!-- table: ([\w ]+) -->", pages))
+    assert marks == set(generate.TABLES)
+    for mark, registry in {
+        "augmentations": AUGMENTATIONS, "blends": ENSEMBLES, "front ends": FRONT_ENDS, "losses": LOSSES, "mixers": MIXERS, "models": MODELS,
+        "noisy": NOISY, "schedules": SCHEDULES, "views": VIEWS,
+    }.items():
+        table = generate.on_page_markdown(f"<!-- table: {mark} -->")
+        assert re.findall(r"^\| `([^`]+)` \|", table, re.M) == registry.names()
+        assert all(registry.source(name).replace("|", "\\|") in table for name in registry.names())
+
+
+def test_measured_results_are_read_where_they_are(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "RESULTS", tmp_path)
+    assert generate.measured("ninth") == "" and "Not measured yet." in generate.recipe_page("ninth")
+    (tmp_path / "systems.md").write_text(
+        "# Systems\n\n| system | OOF lwlrap | 95 % | test lwlrap | 95 % | parameters |\n|---|---|---|---|---|---|\n"
+        "| ninth | 0.81 ± 0.01 | 0.78 to 0.84 | 0.79 ± 0.01 | 0.75 to 0.83 | 1,000 |\n"
+        "| ninth, curated | 0.80 | 0.7 to 0.8 | 0.7 | 0.6 to 0.8 | 1 |\n", encoding="utf-8",
+    )
+    assert generate.measured("ninth") == "lwlrap 0.79 ± 0.01 on test clips, 0.81 ± 0.01 out of fold"
+    page = generate.recipe_page("ninth")
+    assert "| ninth, curated | 0.80 |" in page and "ot measured yet" not in page
+    assert generate.measured("quick") == ""
+    (tmp_path / "esc10.md").write_text("about\n\naccuracy 0.91, 95 % interval 0.88 to 0.94; lwlrap 0.9\n", encoding="utf-8")
+    assert generate.measured("esc10") == "ESC-10, five folds: accuracy 0.91, 95 % interval 0.88 to 0.94"
+
+
+def test_links_and_pictures_of_the_readme_are_there_and_small():
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{page} leads to {target}"
+    for picture in (ROOT / "docs").rglob("*.png"):
+        assert picture.stat().st_size <= 150_000, picture
+
+
+@pytest.mark.slow
+def test_the_site_is_built_strictly_and_asks_nobody(tmp_path):
+    pytest.importorskip("mkdocs")
+    made = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")], cwd=ROOT,
+        capture_output=True, text=True,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    site = tmp_path / "site"
+    pages = {str(p.relative_to(site)): p.read_text(encoding="utf-8") for p in site.rglob("*.html")}
+    assert {"index.html", "start.html", "recipes/ninth.html", "notebooks/00_start.html", "reference/train.html"} <= pages.keys()
+    assert (site / "llms.txt").is_file()
+    assert "cnn2d_multilevel" in pages["models.html"] and "fat_learner" in pages["reference/train.html"]
+    for name, html in pages.items():
+        fetched = re.findall(r"<(?:script|img|iframe|audio|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^\"'> ]+", html)
+        fetched += re.findall(r"<link[^>]*rel=[\"']?(?:stylesheet|preconnect|preload|icon)[^>]*href=[\"']?(?:https?:)?//[^\"'> ]+", html)
+        assert fetched == [], f"{name} asks for {fetched[0]}"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style
