@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["Outcome", "commands_in_child"]
 
-PATIENCE_S = 60.0
-"""A process that says nothing for so long is ended; between two words it handles one file, or starts."""
+PATIENCE_S = 180.0
+"""A process that says nothing for so long is ended; between two words it handles one file, or starts, maybe on a busy machine."""
 _MEMORY = 10 << 30  # addresses, most of which are libraries
 _DOING = frozenset({
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "subprocess.Popen", "socket.connect",
@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
     strayed
         What it did that no command has to do: processes, connections, changes outside of its folder, code in its input.
     slowest, slowest_s
-        The file that nothing went on with for longest, and how long.
+        The file that nothing went on with for longest, and for how many seconds of computing.
     """
 
     args: tuple[str, ...]
@@ -173,10 +173,11 @@ class _Timer:
 
     def _begin(self) -> None:
         self.say(self.file)
-        self.started = time.monotonic()
+        # What the machine does besides doesn't count; a wait without work ends by the patience above.
+        self.started = time.process_time()
 
     def _end(self) -> None:
-        seconds = time.monotonic() - self.started
+        seconds = time.process_time() - self.started
         if seconds > self.slowest_s:
             self.slowest, self.slowest_s = self.file, seconds
 
