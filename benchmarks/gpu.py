@@ -99,7 +99,7 @@ def tagging(data: FATData, scale: str, work: Path) -> list[str]:
     started = time.perf_counter()
     found = predict_with_run(out, data.test, num_workers=min(8, os.cpu_count() or 1))
     seconds = time.perf_counter() - started
-    told = f"{len(found.fnames)} test clips whole, {recipe.folds.n} folds: {seconds:.1f} s (aim: 3), files read once a fold"
+    told = f"{len(found.fnames)} test clips whole, {recipe.folds.n} folds: {seconds:.1f} s (aim: 3)"
     return [f"`third_place_2d`, {told}."]
 
 

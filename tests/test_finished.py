@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from fatai.data.blocks import ClipSettings
 from fatai.errors import CheckpointError, OptionError, RecipeError
 from fatai.infer.kept_views import read_views
 from fatai.infer.tta import build_views, predict_clips
@@ -29,6 +30,21 @@ def by_hand(run, clips, views, mean="probs"):
 
 def test_a_run_listens_as_its_recipe_says(tiny_run, clips):
     np.testing.assert_allclose(predict_with_run(tiny_run.out, clips).probs, by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5)
+
+
+def test_folds_share_what_is_read_and_each_has_its_own_prior(tiny_run, clips, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    seen = []
+    read = ClipSettings.read
+    monkeypatch.setattr(ClipSettings, "read", lambda self, path: seen.append(path) or read(self, path))
+    with pytest.warns(UserWarning, match="1 of 3 clips cannot be read"):
+        got = predict_with_run(tiny_run.out, [clips[0], broken, clips[1]])
+    assert seen == [str(clips[0]), str(broken), str(clips[1])], "once, not once a fold"
+    priors = [fold.prior for fold in FinishedRun.open(tiny_run.out).folds()]
+    assert not np.allclose(priors[0], priors[1]), "the folds trained on other clips"
+    np.testing.assert_allclose(got.probs[1], np.mean(priors, axis=0), atol=1e-7)
+    assert got.unreadable == ("broken.wav",)
 
 
 @pytest.mark.parametrize(("how", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})])

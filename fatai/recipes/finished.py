@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fatai.data.blocks import WaveToSpec
 from fatai.errors import CheckpointError, OptionError
 from fatai.infer.ensemble import ensemble
-from fatai.infer.kept_views import views_file
+from fatai.infer.kept_views import ViewRows, views_file
 from fatai.infer.predictions import Predictions
 from fatai.infer.pretrained import Pretrained, is_model_folder, load_pretrained
-from fatai.infer.tta import build_views, names_and_paths, predict_clips, with_priors
+from fatai.infer.tta import ClipAnswers, build_views, names_and_paths, predict_clips, with_priors
 from fatai.recipes.fold import WEIGHTS
 from fatai.recipes.network import recipe_network
 from fatai.recipes.recipe import Recipe, load_recipe
@@ -120,18 +121,53 @@ def predict_with_run(
     names, paths = names_and_paths(items)
     # Read first: without it, the clips need not be listened to.
     calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
+
+    def listened(fold: TrainedFold, keep: ViewRows | None = None) -> ClipAnswers:
+        return predict_clips(
+            fold.model, settings, paths, len(fold.tags), views=views, to_spec=WaveToSpec(settings), arithmetic=opened.arithmetic(),
+            device=opened.device, bs=bs, num_workers=num_workers, seed=recipe.seed, mean=mean or recipe.listen.mean, keep=keep,
+            what=fold.name.replace("_", " "),
+        )
+
     parts = []
-    for fold in opened.folds():
-        file = None if keep_views is None else Path(keep_views) / f"{fold.name}.npz"
-        with nullcontext() if file is None else views_file(file, names, fold.tags, settings.sr) as keep:
-            answers = predict_clips(
-                fold.model, settings, paths, len(fold.tags), views=views, to_spec=WaveToSpec(settings), arithmetic=opened.arithmetic(),
-                device=opened.device, bs=bs, num_workers=num_workers, seed=recipe.seed, mean=mean or recipe.listen.mean, keep=keep,
-                what=fold.name.replace("_", " "),
-            )
-        parts.append(with_priors(names, fold.tags, answers, fold.prior))
+    if keep_views is None:
+        for folds in _with_the_same_tags(opened.folds()):
+            answers = listened(_as_one(folds))
+            each = np.split(answers.probs, len(folds), axis=1)
+            parts += [with_priors(names, fold.tags, answers._replace(probs=own), fold.prior) for fold, own in zip(folds, each, strict=True)]
+    else:
+        for fold in opened.folds():
+            with views_file(Path(keep_views) / f"{fold.name}.npz", names, fold.tags, settings.sr) as keep:
+                parts.append(with_priors(names, fold.tags, listened(fold, keep), fold.prior))
     predicted = ensemble(parts, how=recipe.listen.fold_mean)
     return predicted if calibration is None else predicted.calibrated(calibration)
+
+
+class _SideBySide(nn.Module):
+    """Networks that hear the same spectrogram: (clips, networks * tags)."""
+
+    def __init__(self, networks: Iterable[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, spec: Tensor) -> Tensor:
+        return torch.cat([network(spec) for network in self.networks], 1)
+
+
+def _as_one(folds: Sequence[TrainedFold]) -> TrainedFold:
+    """Folds that listen together: a clip is read, cut and turned into spectrograms once for all of them."""
+    if len(folds) == 1:
+        return folds[0]
+    return TrainedFold(
+        f"{len(folds)} folds", _SideBySide(fold.model for fold in folds), len(folds) * folds[0].tags,
+        np.concatenate([fold.prior for fold in folds]),
+    )
+
+
+def _with_the_same_tags(folds: Iterable[TrainedFold]) -> Iterator[list[TrainedFold]]:
+    """Folds that follow each other and answer for the same tags in the same order, as those of one run do."""
+    for _, same in groupby(folds, key=lambda fold: fold.tags):
+        yield list(same)
 
 
 def model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
