@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | bench | fuzz | coverage: each makes .venv first and reuses it while setup.cfg stays as it is.
+# make demo | test | test-slow | lint | docs | bench | fuzz | coverage: each makes .venv first and reuses it while setup.cfg stays as it is.
 # make test-oldest: the tests with the oldest versions that setup.cfg admits, in an environment of its own (some GB, so by hand and not in CI).
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 OLDEST_VENV ?= .venv-oldest
 
-.PHONY: demo test test-slow test-oldest lint bench fuzz coverage clean
+.PHONY: demo test test-slow test-oldest lint docs bench fuzz coverage clean
 
 demo: $(STAMP)
 	$(BIN)/fatai-submit demo --out runs/demo
@@ -20,8 +20,11 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not network and not gpu"
 
 lint: $(STAMP)
-	$(BIN)/python -m flake8 fatai tests examples benchmarks
+	$(BIN)/python -m flake8 fatai tests examples benchmarks docs
 	$(BIN)/python -m mypy
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)
 	for f in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done

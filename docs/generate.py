@@ -122,11 +122,12 @@ def recipe_page(name: str) -> str:
     from fatai.recipes.recipe import load_recipe, recipe_text
 
     recipe, text = load_recipe(name), recipe_text(name)
+    listen, front_end = recipe.listen.how, recipe.front_end.get("name", "ninth")
     head = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
     stages = [_row([s.name, str(s.epochs), str(s.bs), f"{s.lr:g}", s.schedule, s.optimizer, s.loss]) for s in recipe.stages]
-    hears = f"front end `{recipe.front_end.get('name', 'ninth')}`, crops of {recipe.clips.crop_s:g} s; at the end `{recipe.listen.how}` views"
+    hears = f"front end `{front_end}`, crops of {recipe.clips.crop_s:g} s; at the end `{listen}` views"
     own = list(results_of(name))
-    told = ["Scaled by the rule of `small`, on the data and in the way that [benchmarks/results/systems.md](../results.md) tells:", "", *own]
+    told = ["Scaled by the rule of `small`, on the data and in the way that [the results](../results.md) tell:", "", *own]
     return "\n".join([
         f"# {name}", "", head, "",
         f"- **Source:** {recipe.source}", f"- **Published:** {recipe.published}",
@@ -157,7 +158,8 @@ def notebook_page(path: Path) -> str:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     text = "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in sources)
-    return f"{text.replace('.ipynb)', '.md)')}\n\n*This is the notebook `nbs/{path.name}`; run it to see its pictures and hear its sounds.*\n"
+    note = f"*This is the notebook `nbs/{path.name}`; run it to see its pictures and hear its sounds.*"
+    return f"{text.replace('.ipynb)', '.md)')}\n\n{note}\n"
 
 
 def reference_page(room: str) -> str:

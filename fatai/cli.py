@@ -22,7 +22,10 @@ __all__ = ["app", "main"]
 _INTERRUPTED = 130  # the shell's code for a command that Ctrl-C ended
 
 app = typer.Typer(
-    name="fatai-submit", help="Tag sounds: from a folder of clips to a checked submission.\n\nExample: fatai-submit demo",
+    name="fatai-submit",
+    help="Tag sounds: from a folder of clips to a model, a report and a checked submission.\n\nExample: fatai-submit demo\n\n"
+    "Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine",
+    epilog="Options with their units and defaults, and an example: fatai-submit COMMAND --help",
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

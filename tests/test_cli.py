@@ -1,6 +1,7 @@
 """The real command, as a user types it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from fatai.recipes.recipe import tomllib
 COMMANDS = [
     "run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor", "models", "scan", "stats", "download", "relabel",
     "suspects", "tag", "calibrate", "show-augs", "lr-find", "export", "compare", "embed",
-    "panns-logreg", "serve", "review",
+    "panns-logreg", "serve", "review", "report",
 ]
 
 
@@ -48,6 +49,34 @@ def test_the_command_itself_loads_neither_torch_nor_fastai():
 def test_every_command_has_an_example_in_its_help(command):
     shown = fatai_submit(command, "--help")
     assert shown.returncode == 0 and f"Example: fatai-submit {command}" in shown.stdout
+
+
+@pytest.mark.parametrize("words, offered", [
+    ("fatai-submit sus", ["suspects"]),
+    ("fatai-submit run --cro", ["--crop-s"]),
+    ("fatai-submit recipes sh", ["show"]),
+])
+def test_a_shell_completes_commands_and_options(words, offered):
+    env = {**os.environ, "_FATAI_SUBMIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = "import sys; sys.argv[0] = 'fatai-submit'; from fatai.cli import app; app(prog_name='fatai-submit')"
+    completed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert completed.stdout.split() == offered
+
+
+def test_help_texts_say_the_same_of_the_same():
+    from typer.main import get_command
+
+    from fatai.cli import app
+
+    said: dict[str, set[str]] = {}
+    for name, command in get_command(app).commands.items():
+        for parameter in command.params:
+            if parameter.name in ("help", "ctx") or name == "recipes":
+                continue
+            assert parameter.help and parameter.help.strip()[-1] in ".?)", f"{name}: {parameter.name} says nothing, or no sentence"
+            said.setdefault(parameter.metavar if parameter.metavar == "DATA" else parameter.name, set()).add(parameter.help)
+    for of in ("DATA", "epochs", "crop_s", "width", "seed", "recipe", "views", "calibrated", "step_s"):
+        assert len(said[of]) == 1, f"{of} is explained in {len(said[of])} ways"
 
 
 def test_version():

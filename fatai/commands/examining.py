@@ -35,7 +35,7 @@ def scan(
 @app.command()
 def download(
     name: Annotated[str, typer.Argument(metavar="NAME", help="fsdkaggle2019 or esc50.")],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to put it; an interrupted download goes on there.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to put it in; an interrupted download goes on there.")],
     noisy: Annotated[bool, typer.Option(help="With the noisy part.")] = True,
     keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Leave the archives beside what was in them.")] = False,
 ) -> None:
@@ -83,7 +83,7 @@ def stats(
 
 @app.command()
 def doctor(
-    data: Annotated[Optional[Path], typer.Argument(metavar="[DATA]", help="Data folder whose epoch is timed.")] = None,
+    data: Annotated[Optional[Path], typer.Argument(metavar="[DATA]", help="CSV of sounds or data folder whose epoch is timed.")] = None,
     recipe: RecipeName = "ninth",
 ) -> None:
     """Print versions, device, decoders and workers, and what is wrong; with DATA, where the time of an epoch goes.

@@ -16,10 +16,10 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train or demo made, or a model folder.")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="model.onnx for one ONNX graph; another name for a model folder.")],
-    fold: Annotated[int, typer.Option(min=0, help="Which fold of the run.")] = 0,
-    tolerance: Annotated[float, typer.Option(min=0, help="ONNX: how far its probabilities may be from torch's.")] = 1e-4,
+    fold: Annotated[int, typer.Option(min=0, help="Which fold of the run, counted from 0.")] = 0,
+    tolerance: Annotated[float, typer.Option(min=0, help="ONNX: how far its probabilities may be from torch's, at most.")] = 1e-4,
 ) -> None:
     """Write one trained network as an ONNX file or as a model folder; both are checked before they are handed out.
 
@@ -40,10 +40,10 @@ def export(
 
 @app.command()
 def embed(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train or demo made, or a model folder.")],
-    sounds: Annotated[list[Path], typer.Argument(help="Folders of sounds, or sound files.")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
+    sounds: Annotated[list[Path], typer.Argument(metavar="SOUND...", help="Sound files, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="embeddings.npy: float32 (clips, features); names go beside it as .csv.")],
-    fold: Annotated[int, typer.Option(min=0, help="Which fold of the run.")] = 0,
+    fold: Annotated[int, typer.Option(min=0, help="Which fold of the run, counted from 0.")] = 0,
     tta: Annotated[str, typer.Option(help="Kind of views that are averaged: even, random, tiles, whole, padded, ...")] = "even",
     views: Views = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,

@@ -14,7 +14,9 @@ app = typer.Typer()
 
 @app.command()
 def ensemble(
-    predictions: Annotated[list[Path], typer.Argument(help="Prediction CSVs, or run folders (their test.csv is taken).")],
+    predictions: Annotated[list[Path], typer.Argument(
+        metavar="PREDICTIONS...", help="CSVs of predictions, or run folders (their test.csv is taken).",
+    )],
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")],
     how: Annotated[str, typer.Option(
         help="How they become one: mean, gmean, rank_clip, rank_tag, minmax_tag; learnt with --truth: cobyla, forward, lwlrap_weights, "
@@ -59,7 +61,7 @@ def ensemble(
 
 @app.command()
 def check(
-    submission: Annotated[Path, typer.Argument(help="Submission CSV.")],
+    submission: Annotated[Path, typer.Argument(metavar="SUBMISSION", help="CSV to check: fname and one column per tag.")],
     sample: Annotated[Path, typer.Option("--sample", help="Sample submission that it must fit.")],
     oof: Annotated[Optional[Path], typer.Option(
         "--oof", help="Out-of-fold predictions of the same model, or its run folder: are the test scores distributed like them?",
@@ -91,8 +93,8 @@ def check(
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(help="Prediction CSV: fname and one column per tag.")],
-    truth: Annotated[Path, typer.Argument(help="CSV of fname and labels, or of fname and one 0/1 column per tag.")],
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="CSV of predictions: fname and one column per tag.")],
+    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="CSV of fname and labels, or of fname and one 0/1 column per tag.")],
     per_tag: Annotated[bool, typer.Option("--per-tag", help="Also print every tag's lwlrap and its number of clips, worst first.")] = False,
 ) -> None:
     """Score predictions against the truth: lwlrap.

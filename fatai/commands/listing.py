@@ -15,7 +15,10 @@ app.add_typer(recipes_app, name="recipes")
 
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
-    """List the recipes and the ensembles of them."""
+    """List the recipes and the ensembles of them.
+
+    Example: fatai-submit recipes show ninth
+    """
     if context.invoked_subcommand is None:
         from fatai.recipes.lists import ensemble_names, load_ensemble
         from fatai.recipes.recipe import load_recipe, recipe_names
@@ -30,7 +33,7 @@ def recipes(context: typer.Context) -> None:
 
 @recipes_app.command("show")
 def recipes_show(
-    name: Annotated[str, typer.Argument(help="Name of a recipe or an ensemble, or a .toml file.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe or an ensemble, or a .toml file.")],
     resolved: Annotated[bool, typer.Option("--resolved", help="Spell out every default and every constant of the front end.")] = False,
 ) -> None:
     """Print a recipe; save it, edit it, and run it with --recipe my.toml.
@@ -50,7 +53,7 @@ def recipes_show(
 
 @app.command()
 def models(
-    tags: Annotated[int, typer.Option(help="Tags that the parameters are counted for.")] = 80,
+    tags: Annotated[int, typer.Option(help="Number of tags that the parameters are counted for.")] = 80,
 ) -> None:
     """List the models: parameters, smallest input (mel bins x frames), source.
 

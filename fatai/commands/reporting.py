@@ -15,7 +15,9 @@ app = typer.Typer()
 @app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of an ensemble of runs.")],
-    data: Annotated[Optional[Path], typer.Option("--data", help="The data of the run: gives players and pictures of its clips.")] = None,
+    data: Annotated[Optional[Path], typer.Option(
+        "--data", help="The run's data, as run was given them: for players and pictures of its clips.",
+    )] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="HTML file to write; RUN/report.html if not given.")] = None,
 ) -> None:
     """Write one HTML file that shows how a run went: scores, costliest tags, confusions, clips to listen to, curves, data.

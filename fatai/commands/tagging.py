@@ -21,7 +21,7 @@ app = typer.Typer()
 
 @app.command()
 def tag(
-    model: Annotated[Path, typer.Option("--model", metavar="RUN", help="Folder that run, train or demo made.")],
+    model: Annotated[Path, typer.Option("--model", metavar="RUN", help="Folder that run, train, demo or export made.")],
     sounds: Annotated[Optional[list[Path]], typer.Argument(
         metavar="[FILE]...", help="Sound files of any length, or folders of them.",
     )] = None,

@@ -155,7 +155,7 @@ def train(
 
 @app.command()
 def predict(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run or train made.")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
     sounds: Annotated[Optional[list[Path]], typer.Argument(
         help="A data folder (its test part is predicted), folders of sounds, or sound files.",
     )] = None,
