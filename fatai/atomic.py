@@ -10,11 +10,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from fatai.errors import FataiError, StorageError
 from fatai.retries import again
 
-__all__ = ["remove_leftovers", "write_atomic", "write_text_atomic"]
+__all__ = ["remove_leftovers", "storage_told", "text_atomic", "write_atomic", "write_text_atomic"]
 
 _REMEDIES = {
     "the disk is full; make room, then start again: what was finished is kept": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -50,9 +51,20 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255 bytes.
     beside = whole.parent / f".{whole.stem[:40]}.{secrets.token_hex(6)}.part{whole.suffix}"
     try:
-        whole.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        again(lambda: os.replace(beside, whole))
+        with storage_told(whole):
+            whole.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            again(lambda: os.replace(beside, whole))
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_told(path: Path) -> Iterator[None]:
+    """Turn what the system says while a block writes `path` into a `StorageError` that says what to do."""
+    try:
+        yield
     except FataiError:
         raise
     except Exception as e:
@@ -61,10 +73,7 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         assert code is not None
         remedy = next((remedy for remedy, codes in _REMEDIES.items() if code in codes), "the file system fails; try again later")
-        raise StorageError(f"{whole}: cannot be written ({os.strerror(code)}): {remedy}") from e
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written ({os.strerror(code)}): {remedy}") from e
 
 
 def _errno_of(e: Exception) -> int | None:
@@ -77,12 +86,19 @@ def _errno_of(e: Exception) -> int | None:
     return errno.ENOSPC if isinstance(e, OSError) and re.search(r"\d+ requested and \d+ written", str(e)) else None
 
 
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all; newlines are written as they are on every system.
+@contextmanager
+def text_atomic(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """A UTF-8 file to write, which becomes `path` when the block ends; newlines are written as they are on every system.
 
     Of names that are not UTF-8 on the disk the bytes are told, `caf\\udce9.wav`: what is written can be read everywhere.
     """
     with write_atomic(path) as beside, open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
+        yield f
+
+
+def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` by `text_atomic`, whole or not at all."""
+    with text_atomic(path) as f:
         f.write(text)
 
 

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -103,7 +104,9 @@ class TestDisk:
         with files_of_at_most(100):
             ended = main_with("predict", tiny_run.out, sample / "test", "--out", tmp_path / "p.csv")
         assert ended.returncode == 2 and "the disk is full" in ended.stderr and "Traceback" not in ended.stderr
-        assert os.listdir(tmp_path) == []
+        assert os.listdir(tmp_path) == ["p.csv.journal"], "no half table; what was heard is kept"
+        ended = main_with("predict", tiny_run.out, sample / "test", "--out", tmp_path / "p.csv")
+        assert ended.returncode == 0 and len(pd.read_csv(tmp_path / "p.csv")) == 60 and os.listdir(tmp_path) == ["p.csv"]
 
     @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="file systems are mounted by root alone")

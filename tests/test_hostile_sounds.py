@@ -155,5 +155,3 @@ def test_what_cannot_be_read_does_not_keep_tag_from_telling_of_the_rest(main_wit
     ended = main_with("tag", tmp_path / "a.wav", whole, "--model", tiny_run.out, "--threshold", "0")
     assert ended.returncode == 0 and f"{whole}: 0.00 to" in ended.stdout and "1 of 2 sounds cannot be read" in ended.stderr
     assert main_with("tag", tmp_path / "a.wav", "--model", tiny_run.out).returncode == 2
-
-

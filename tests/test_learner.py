@@ -98,7 +98,7 @@ def test_a_schedule_is_followed_batch_by_batch(learn):
 def test_a_loss_that_is_no_number_stops_the_fit_with_a_sentence(learn):
     with torch.no_grad():
         next(learn.model.parameters()).fill_(float("nan"))
-    with pytest.raises(NotFinite, match="epoch 0, batch 0: lower the learning rate"):
+    with pytest.raises(NotFinite, match=r"epoch 0, batch 0 \(its files: .*\); the weights are .*: lower the learning rate"):
         fit(learn, cbs=StopOnNaN())
 
 

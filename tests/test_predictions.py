@@ -215,7 +215,7 @@ def test_clips_of_only_one_side_are_an_error_unless_partial(preds, file):
 @pytest.mark.parametrize(("text", "error", "says"), [
     ("fname,labels\na.wav,Barc\nb.wav,Meow\n", LabelError, "line 2: 'Barc' is no tag of the predictions; did you mean Bark"),
     ("name,labels\na.wav,Bark\n", DataError, "no column fname; its columns are 'name', 'labels'"),
-    ("fname,tags\na.wav,Bark\n", DataError, "neither a column labels nor a column for each tag: it lacks 'Bark', 'Meow', 'Oboe'"),
+    ("fname,heard\na.wav,Bark\n", DataError, "neither a column labels nor a column for each tag: it lacks 'Bark', 'Meow', 'Oboe'"),
     ("fname,Bark,Meow\na.wav,1,0\n", DataError, "it lacks 'Oboe'"),
     ("fname,Bark,Meow,Oboe,Purr\na.wav,1,0,0,0\n", DataError, "the columns 'Purr' are no tags"),
     ("fname,Bark,Meow,Oboe\na.wav,1,0.5,0\n", DataError, "line 2, column 'Meow': '0.5'; expected 0 or 1"),

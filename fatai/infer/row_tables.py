@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fatai.atomic import write_atomic
+from fatai.atomic import text_atomic
 from fatai.errors import DataError, OptionError, SubmissionError
 from fatai.infer.blends import Blend
 from fatai.infer.csv_rows import Duplicates, read_csv, tag_columns, value_faults, width_fault
@@ -116,7 +116,7 @@ def blend_files(files: Sequence[Name], out: Name, how: str = "mean", weights: Se
         if other.tags != opened[0].tags:
             raise SubmissionError(f"{file} has other tags than {files[0]}, or in another order; expected the same columns")
     n = 0
-    with write_atomic(out) as beside, beside.open("w", encoding="utf-8", newline="") as f:
+    with text_atomic(out) as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(("fname", *opened[0].tags))
         with ExitStack() as stack:
@@ -144,7 +144,7 @@ def join_files(parts: Sequence[Path], out: Name) -> int:
         If a clip is in two tables of predictions, whose first column is `fname`.
     """
     seen, n, tags = Duplicates(), 0, None
-    with write_atomic(out) as beside, beside.open("w", encoding="utf-8", newline="") as f:
+    with text_atomic(out) as f:
         writer = csv.writer(f, lineterminator="\n")
         for part in parts:
             table = read_csv(part)

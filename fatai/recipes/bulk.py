@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from fatai.atomic import write_atomic
+from fatai.atomic import storage_told, text_atomic
 from fatai.errors import DataError, OptionError
 from fatai.infer.row_tables import join_files
 from fatai.recipes.finished import predict_with_run
@@ -83,7 +83,7 @@ def predict_list(run: str | Path, items: pd.DataFrame, out: str | Path, *, chunk
     journal = _journal_of(out)
     done = _go_on(journal, made_by)
     workers = {k: options.pop(k) for k in ("num_workers",) if k in options}
-    with journal.open("a", encoding="utf-8", newline="\n") as f:
+    with storage_told(journal), journal.open("a", encoding="utf-8", newline="\n") as f:
         if journal.stat().st_size == 0:
             f.write(json.dumps({"made": _MARK, "by": made_by}) + "\n")
         for start in range(done, len(names), chunk):
@@ -167,7 +167,7 @@ def _write_table(journal: Path, out: Path) -> int:
 
     n, each = -1, rows()
     next(each)
-    with write_atomic(out) as beside, beside.open("w", encoding="utf-8", newline="") as f:
+    with text_atomic(out) as f:
         writer = csv.writer(f, lineterminator="\n")
         for n, row in enumerate(each):
             writer.writerow(row if n else ("fname", *row["tags"]))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fatai.atomic import write_atomic
+from fatai.atomic import text_atomic
 from fatai.data.labels import REMOVE, join_labels
 from fatai.errors import DataError, OptionError
 from fatai.train.judged import Chosen
@@ -61,7 +61,7 @@ def write_corrections(chosen: Chosen, path: str | os.PathLike[str]) -> None:
 
 
 def _write(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    with write_atomic(path) as beside, beside.open("w", encoding="utf-8", newline="") as f:
+    with text_atomic(path) as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
