@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from together import in_processes
 
@@ -33,7 +32,7 @@ width = 0.125
 [[stages]]
 epochs = {epochs}
 bs = 16
-lr = {lr}
+lr = 5e-3
 {changes}
 [listen]
 how = "random"
@@ -43,9 +42,9 @@ CHANGES = 'augment = [{ name = "spec_augment" }]\nmixup = { name = "mixup" }'
 SAME = ("oof.csv", "test.csv", "submission.csv", "folds.csv", "recipe.toml", "fold_0/model.safetensors", "fold_1/model.safetensors")
 
 
-def recipe_file(folder, epochs=2, crop_s=0.5, cache="none", lr=5e-3, changes=CHANGES):
+def recipe_file(folder, epochs=2, crop_s=0.5, cache="none", changes=CHANGES):
     file = folder / "together.toml"
-    file.write_text(RECIPE.format(epochs=epochs, crop_s=crop_s, cache=cache, lr=lr, changes=changes))
+    file.write_text(RECIPE.format(epochs=epochs, crop_s=crop_s, cache=cache, changes=changes))
     return file
 
 
@@ -102,25 +101,6 @@ def test_two_processes_with_folds_of_their_own_make_the_bytes_of_one(tmp_path):
     caches = list((tmp_path / "cache").iterdir())
     clips = [f for f in caches[0].rglob("*.i16")]
     assert len(caches) == 1 and len(clips) == 120, "one cache, every clip in it once"
-
-
-@pytest.mark.slow
-def test_lwlrap_of_three_seeds_is_that_of_one_process(tmp_path):
-    # Crops as long as the clips, and nothing changed at random: what differs is rounding, which float32 keeps small.
-    # Adam is not: it takes a step of full size for a gradient that is nothing but rounding.
-    recipe = recipe_file(tmp_path, epochs=6, crop_s=5, cache="features", lr=0.05, changes='optimizer = "sgd"')
-    ones, twos = [], []
-    for seed in (1, 2, 3):
-        one = ran(recipe, tmp_path / f"one_{seed}", seed, [0])
-        two = in_processes(2, ran, recipe, tmp_path / f"two_{seed}", seed, [0], timeout_s=600)
-        assert two[0][1] == two[1][1] == one[1] and "2 processes share every batch" in two[0][2] and two[1][2] == []
-        ones.append(one[0])
-        twos.append(two[0][0])
-        assert two[0][0] == two[1][0]
-    told = f"lwlrap in one process {ones}, in two {twos}"
-    print(told)
-    assert abs(np.mean(ones) - np.mean(twos)) <= 0.01, told
-    assert min(ones) > 0.35, "something was learnt: chance is 0.29"
 
 
 def children(pid):
