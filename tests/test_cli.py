@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -28,11 +27,12 @@ def fatai_submit(*args, cwd=None):
 
 
 def test_help_lists_the_commands_within_a_second():
-    started = time.monotonic()
+    before = os.times()
     shown = fatai_submit("--help")
-    seconds = time.monotonic() - started
+    after = os.times()
     assert shown.returncode == 0 and all(re.search(rf"\b{c}\b", shown.stdout) for c in COMMANDS)
-    assert seconds < 3, "the aim is one second; three still tell that torch was not imported on a busy machine"
+    seconds = after.children_user - before.children_user + after.children_system - before.children_system
+    assert seconds < 1.5, "computed, whatever else the machine does; with torch it would be several"
 
 
 def test_importing_fatai_loads_neither_torch_nor_fastai():
@@ -124,24 +124,24 @@ def test_an_unknown_option_is_exit_code_2_too():
     assert fatai_submit("run", "x", "--epoch", "3").returncode == 2
 
 
-def test_run_check_score_predict_and_ensemble_in_a_row(sample, tmp_path):
+def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_path):
     recipe = tmp_path / "my.toml"
-    shown = fatai_submit("recipes", "show", "quick").stdout
+    shown = main_with("recipes", "show", "quick").stdout
     recipe.write_text(shown.replace('arch = "m3"', 'arch = "m1"').replace("width = 0.25", "width = 0.125"))
     ran = fatai_submit("run", sample, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run", "--workers", 0)
     assert ran.returncode == 0, ran.stderr
     assert "out of fold: lwlrap" in ran.stdout and "\r" not in ran.stdout + ran.stderr, "no bars where there is no terminal"
     assert re.search(r"epoch 0 .*lwlrap 0\.\d+", ran.stdout)
     submission, template = tmp_path / "run" / "submission.csv", sample / "sample_submission.csv"
-    assert "is fine" in fatai_submit("check", submission, "--sample", template).stdout
-    scored = fatai_submit("score", tmp_path / "run" / "test.csv", sample / "truth" / "test.csv", "--per-tag").stdout
+    assert "is fine" in main_with("check", submission, "--sample", template).stdout
+    scored = main_with("score", tmp_path / "run" / "test.csv", sample / "truth" / "test.csv", "--per-tag").stdout
     assert re.match(r"lwlrap 0\.\d{4}\n", scored) and len(scored.splitlines()) == 11
-    tagged = fatai_submit("predict", tmp_path / "run", sample, "--out", tmp_path / "again.csv")
+    tagged = main_with("predict", tmp_path / "run", sample, "--out", tmp_path / "again.csv")
     assert tagged.returncode == 0 and (tmp_path / "again.csv").read_text().count("\n") == 61
-    blended = fatai_submit("ensemble", tmp_path / "run", tmp_path / "again.csv", "--sample", template, "--out", tmp_path / "blend.csv")
-    assert blended.returncode == 0 and "is fine" in fatai_submit("check", tmp_path / "blend.csv", "--sample", template).stdout
+    blended = main_with("ensemble", tmp_path / "run", tmp_path / "again.csv", "--sample", template, "--out", tmp_path / "blend.csv")
+    assert blended.returncode == 0 and "is fine" in main_with("check", tmp_path / "blend.csv", "--sample", template).stdout
     one = next((sample / "test").iterdir())
-    assert re.match(rf"{one.name}: \w+ 0\.\d\d, ", fatai_submit("predict", tmp_path / "run", one).stdout)
+    assert re.match(rf"{one.name}: \w+ 0\.\d\d, ", main_with("predict", tmp_path / "run", one).stdout)
 
 
 def test_ctrl_c_ends_cleanly(sample, tmp_path):
@@ -164,28 +164,28 @@ def test_ctrl_c_ends_cleanly(sample, tmp_path):
     assert process.returncode == 130 and "Traceback" not in err and err.strip().endswith("stopped"), err
 
 
-def test_recipes_lists_them_all():
+def test_recipes_lists_them_all(main_with):
     from fatai.recipes.recipe import recipe_names
 
-    listed = fatai_submit("recipes").stdout
+    listed = main_with("recipes").stdout
     assert all(re.search(rf"^{name} ", listed, re.M) for name in recipe_names())
 
 
-def test_models_lists_names_parameters_smallest_inputs_and_sources():
-    listed = fatai_submit("models", "--tags", 80).stdout
+def test_models_lists_names_parameters_smallest_inputs_and_sources(main_with):
+    listed = main_with("models", "--tags", 80).stdout
     assert re.search(r"^m3 +26,129,489 +16x16 +9th place", listed, re.M)
     assert re.search(r"^cnn14 +79,837,712 ", listed, re.M)
 
 
-def test_scan_prints_text_or_json(sample):
-    report = json.loads(fatai_submit("scan", sample, "--json").stdout)
-    assert not any(report["findings"].values()) and "cache of waves" in fatai_submit("scan", sample).stdout
+def test_scan_prints_text_or_json(main_with, sample):
+    report = json.loads(main_with("scan", sample, "--json").stdout)
+    assert not any(report["findings"].values()) and "cache of waves" in main_with("scan", sample).stdout
 
 
-def test_stats_go_into_a_recipe(sample, tmp_path):
-    ended = fatai_submit("stats", sample, "--recipe", "quick", "--parts", "curated", "--out", tmp_path / "my.toml")
+def test_stats_go_into_a_recipe(main_with, sample, tmp_path):
+    ended = main_with("stats", sample, "--recipe", "quick", "--parts", "curated", "--out", tmp_path / "my.toml")
     assert ended.returncode == 0, ended.stderr
-    shown = fatai_submit("stats", sample, "--front-end", "ninth", "--parts", "curated").stdout
+    shown = main_with("stats", sample, "--front-end", "ninth", "--parts", "curated").stdout
     numbers = tomllib.loads(shown)
     measured = tomllib.loads((tmp_path / "my.toml").read_text())["front_end"]
     assert {k: measured[k] for k in numbers} == numbers and numbers["mean"] != -35.7
@@ -210,13 +210,13 @@ def test_relabel_writes_a_table_and_corrections_that_loaders_read(main_with, tin
     assert again.returncode == 0 and len(read_layout(sample, corrections=tmp_path / "c.csv").noisy) == 20
 
 
-def test_doctor_with_data_says_where_the_time_goes(sample):
-    told = fatai_submit("doctor", sample, "--recipe", "quick").stdout
+def test_doctor_with_data_says_where_the_time_goes(main_with, sample):
+    told = main_with("doctor", sample, "--recipe", "quick").stdout
     assert all(w in told for w in ("decode", "front end", "network", "an epoch of 120 clips"))
 
 
-def test_doctor_names_versions_device_and_decoders():
-    found = fatai_submit("doctor")
+def test_doctor_names_versions_device_and_decoders(main_with):
+    found = main_with("doctor")
     assert found.returncode == 0, found.stdout + found.stderr
     assert all(w in found.stdout for w in ("torch", "fastai", "libsndfile", "device", "cores", "nothing is wrong"))
 

@@ -11,7 +11,7 @@ def test_there_are_a_thousand_damaged_sounds_of_every_kind(sample):
     assert len(made) >= 1000 and len({d.name for d in made}) == len(made)
 
 
-@pytest.mark.parametrize("every", [60, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [120, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_damaged_sound_has_its_answer(tmp_path, every):
     report = Report()
     sounds_through_commands(tmp_path, report, every=every)
