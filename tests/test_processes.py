@@ -98,6 +98,7 @@ def test_two_processes_with_folds_of_their_own_make_the_bytes_of_one(tmp_path):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert {str(f.relative_to(tmp_path / "two")) for f in (tmp_path / "two").rglob("*")} == {
         str(f.relative_to(tmp_path / "one")) for f in (tmp_path / "one").rglob("*")}
+    assert (tmp_path / "two" / "report.html").is_file()
     caches = list((tmp_path / "cache").iterdir())
     clips = [f for f in caches[0].rglob("*.i16")]
     assert len(caches) == 1 and len(clips) == 120, "one cache, every clip in it once"
