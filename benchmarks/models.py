@@ -33,8 +33,8 @@ from fatai.train.precision import autocast_for, best_dtype, fast_layout
 
 N_TAGS = 80
 NO_TILES = (
-    "This CPU computes bfloat16 by AVX-512, twice as many products a cycle as float32, and has no AMX tiles, which make eight times as many. "
-    "What lies above 2x is saved in layout and memory; 3x in training is not to be had here."
+    "This CPU computes bfloat16 by AVX-512, at most twice as many products a cycle as float32, and has no AMX tiles, which make several "
+    "times as many. What lies above 2x is saved in layout and memory; 3x in training is not to be had here."
 )
 
 
