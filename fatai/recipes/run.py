@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fatai.atomic import write_text_atomic
+from fatai.atomic import storage_told, write_text_atomic
 from fatai.data.blocks import readable
 from fatai.data.fat2019 import FATData, read_layout
 from fatai.data.folds import make_folds
@@ -168,7 +168,8 @@ def _new_folder(out: Path) -> None:
         raise DataError(
             f"{out} exists already and is not empty; choose another folder for this run, remove it, or go on with the run in it: --resume"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    with storage_told(out):
+        out.mkdir(parents=True, exist_ok=True)
 
 
 def _begun(out: Path, recipe: Recipe, digest: str) -> bool:
