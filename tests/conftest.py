@@ -87,6 +87,14 @@ def chromium():
 
 
 @pytest.fixture
+def doubtful(sample, tmp_path):
+    """A run that doubts three of its clips, and these clips."""
+    from reviewed import doubtful_run
+
+    return doubtful_run(sample, tmp_path / "run")
+
+
+@pytest.fixture
 def main_with(monkeypatch, capsys):
     """The command's entry point in this process, for tests that would otherwise import torch once each."""
 

@@ -2,18 +2,12 @@
 
 import pytest
 from browser import players, serving, watched
-from reviewed import doubtful_run
 
 from fatai.data.fat2019 import read_layout
 from fatai.data.labels import read_corrections
 from fatai.report.review import review_of_run, write_review
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def doubtful(sample, tmp_path):
-    return doubtful_run(sample, tmp_path / "run")
 
 
 @pytest.fixture

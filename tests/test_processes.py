@@ -13,7 +13,7 @@ from together import in_processes
 from fatai.data.fat2019 import fat_sample
 from fatai.errors import OptionError
 from fatai.infer.predictions import Predictions
-from fatai.recipes.processes import in_company, share_out, start_processes
+from fatai.recipes.processes import in_company, share_out, start_processes, start_shards
 from fatai.recipes.recipe import load_recipe
 from fatai.recipes.run import run_recipe
 from fatai.train.company import ALONE, Company
@@ -65,6 +65,24 @@ def test_folds_are_shared_out_where_there_are_enough_and_batches_otherwise():
 def test_less_than_one_process_is_refused():
     with pytest.raises(OptionError, match="processes is 0; expected at least 1"):
         start_processes(0, ["run"])
+
+
+@pytest.mark.parametrize("asked", [["--processes", "3"], ["--processes=3"]])
+def test_each_part_of_a_list_is_told_its_part_and_not_to_start_others(monkeypatch, asked):
+    started = []
+
+    class Done:
+        def __init__(self, words, env):
+            started.append(words[3:])
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr("fatai.recipes.processes.subprocess.Popen", Done)
+    start_shards(3, ["predict", "run", *asked, "--out", "a.csv"], "it")
+    assert started == [["predict", "run", "--out", "a.csv", "--shard", f"{k}/3"] for k in (1, 2, 3)]
+    with pytest.raises(OptionError, match="processes is 0; expected at least 1"):
+        start_shards(0, [], "it")
 
 
 def counted():

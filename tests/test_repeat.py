@@ -5,6 +5,7 @@ import random
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.data.load import DataLoader
@@ -12,7 +13,8 @@ from fastai.torch_core import set_seed
 
 from fatai.augment.on_wave import PitchShift
 from fatai.errors import CheckpointError, DataError
-from fatai.recipes.repeat import compare_runs, repeat_run
+from fatai.recipes.repeat import compare_files, repeat_run
+from fatai.recipes.run import run_recipe
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def test_a_run_made_again_is_the_same_bytes(finished, main_with):
     ended = main_with("repeat", finished)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip().endswith(f"{finished}-repeat is {finished}, byte for byte")
-    again = compare_runs(finished, f"{finished}-repeat")
+    again = compare_files(finished, f"{finished}-repeat")
     assert again.same and again.around == () and set(again.files.values()) == {"same bytes"}
     assert {"recipe.toml", "oof.csv", "test.csv", "submission.csv", "folds.csv", "fold_1/model.safetensors"} <= set(again.files)
 
@@ -52,7 +54,7 @@ def test_what_differs_is_told(finished, tmp_path, main_with):
         manifest["lwlrap"]["folds"]["0"] = 0.125
 
     changed(other, otherwise)
-    repeated = compare_runs(finished, other)
+    repeated = compare_files(finished, other)
     assert not repeated.same
     assert repeated.files["oof.csv"] == "probabilities differ by at most 0.25"
     assert repeated.files["fold_1/model.safetensors"] == "other bytes"
@@ -108,3 +110,15 @@ def test_a_seed_settles_what_audiomentations_does():
     change, wave = PitchShift(engine="audiomentations", p=1.0), torch.randn(1, 22050) / 10
     one, again, other = ((set_seed(seed), change.change(wave, 22050))[1] for seed in (3, 3, 4))
     assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_a_run_of_a_table_of_ones_own_is_made_again_too(sample, tiny_recipe, tmp_path):
+    table = pd.read_csv(sample / "train_curated.csv").iloc[::4]
+    (tmp_path / "sounds").symlink_to(sample / "train_curated")
+    own = table.rename(columns={"fname": "file", "labels": "tags"}).assign(file="sounds/" + table["fname"])
+    own.to_csv(tmp_path / "my.csv", index=False)
+    run_recipe(tmp_path / "my.csv", tiny_recipe, tmp_path / "run", only=[0], num_workers=0, say=lambda line: None)
+    assert repeat_run(tmp_path / "run", say=lambda line: None).same
+    (tmp_path / "my.csv").rename(tmp_path / "elsewhere.csv")
+    with pytest.raises(DataError, match="my.csv' any more .*say where they are: repeat .* DATA"):
+        repeat_run(tmp_path / "run", say=lambda line: None)

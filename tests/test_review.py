@@ -10,18 +10,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from reviewed import doubtful_run
 
 from fatai.data.fat2019 import read_layout
 from fatai.data.labels import read_corrections
 from fatai.errors import DataError, LabelError
 from fatai.report.review import media_of, review_of_run, review_page, write_review
 from fatai.report.review_file import Decisions
-
-
-@pytest.fixture
-def doubtful(sample, tmp_path):
-    return doubtful_run(sample, tmp_path / "run")
 
 
 def test_suspects_come_tag_by_tag_the_most_suspect_first(doubtful):
@@ -48,14 +42,14 @@ def test_n_keeps_the_most_suspect_clips(doubtful):
     assert [clip.fname for clip in review_of_run(run, n=1).clips] == [first]
 
 
-def test_where_the_data_are_is_taken_from_the_command_or_said(doubtful, tmp_path, sample):
+def test_where_the_data_are_is_taken_from_the_manifest_or_said(doubtful, sample):
     run, _ = doubtful
+    assert len(review_of_run(run).clips) == 3
     manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps({**manifest, "command": "fatai-submit run gone"}))
-    assert len(review_of_run(run).clips) == 3, "the bundled sample is known by its name"
-    (run / "manifest.json").write_text(json.dumps({**manifest, "command": "fatai-submit run gone", "data": {"folder": "gone"}}))
-    with pytest.raises(DataError, match="does not say where its data are.*gone.*--data"):
-        review_of_run(run)
+    for lacking in ({"made_with": {"data": "gone"}}, {"made_with": {}}, {"made_with": "words"}):
+        (run / "manifest.json").write_text(json.dumps({**manifest, **lacking, "data": {"folder": "gone"}}))
+        with pytest.raises(DataError, match="does not say where its data are.*gone.*--data"):
+            review_of_run(run)
     assert len(review_of_run(run, sample).clips) == 3
 
 

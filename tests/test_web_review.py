@@ -3,18 +3,12 @@
 import re
 
 import pytest
-from reviewed import doubtful_run
 from starlette.testclient import TestClient
 
 from fatai.data.labels import read_corrections
 from fatai.report.review import review_of_run
 from fatai.web.guard import Guard
 from fatai.web.review_app import review_app
-
-
-@pytest.fixture
-def doubtful(sample, tmp_path):
-    return doubtful_run(sample, tmp_path / "run")
 
 
 @pytest.fixture
@@ -104,9 +98,9 @@ def test_the_served_page_names_only_files_of_the_server(client):
 def test_a_full_disk_is_said(client, token, doubtful, monkeypatch):
     run, ((first, _), *_) = doubtful
 
-    def full(path, text):
+    def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fatai.report.review_file.write_text_atomic", full)
+    monkeypatch.setattr("fatai.atomic.os.replace", full)
     response = decide(client, token, {"file": first, "labels": None})
-    assert response.status_code == 500 and "No space left" in response.json()["error"] and client.get("/data").json()["decided"] == {}
+    assert response.status_code == 500 and "the disk is full" in response.json()["error"] and client.get("/data").json()["decided"] == {}

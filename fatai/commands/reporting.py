@@ -16,7 +16,7 @@ app = typer.Typer()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of an ensemble of runs.")],
     data: Annotated[Optional[Path], typer.Option(
-        "--data", help="The run's data, as run was given them: for players and pictures of its clips.",
+        "--data", help="The run's data, for players and pictures of its clips; by default where its manifest says that they were.",
     )] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="HTML file to write; RUN/report.html if not given.")] = None,
 ) -> None:
@@ -26,7 +26,8 @@ def report(
 
     Example: fatai-submit report runs/ninth --data DATA --out ninth.html
     """
+    from fatai.recipes.manifest import noted_data
     from fatai.report.page import run_report
 
-    path = run_report(run_folder, data, out)
+    path = run_report(run_folder, noted_data(run_folder) if data is None else data, out)
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

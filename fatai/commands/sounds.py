@@ -26,8 +26,7 @@ def sound_files(sounds: list[Path]) -> list[tuple[str, Path]]:
     """Names and paths of files and of all sounds below folders.
 
     The name of one below a folder is relative to it; where two have the same name, the path as it was given. Links to nowhere are listed
-    too:
-    every sound has an answer.
+    too: every sound has an answer.
     """
     from fatai.errors import DataError
     from fatai.sound.files import AUDIO_EXTENSIONS

@@ -216,7 +216,7 @@ def _predict_list(run: Path, table: Any, out: Path, options: dict[str, Any], sha
     if shard is not None and processes is not None:
         raise OptionError("--shard is one part and --processes are all of them; give one of the two")
     if processes is not None:
-        start_shards(processes, [arg for arg in sys.argv[1:] if not arg.startswith("--processes=")], f"the prediction of {out}")
+        start_shards(processes, sys.argv[1:], f"the prediction of {out}")
         typer.echo(f"{out}: {merge_parts(out)} clips")
         return
     if shard is not None:

@@ -15,10 +15,11 @@ import torch
 from fatai import __version__
 from fatai.atomic import write_text_atomic
 from fatai.data.fat2019 import FATData
+from fatai.data.own_table import is_own_table
 from fatai.errors import CheckpointError
 from fatai.recipes.recipe import Recipe
 
-__all__ = ["data_digest", "read_manifest", "write_manifest"]
+__all__ = ["data_digest", "noted_data", "read_manifest", "write_manifest"]
 
 _PACKAGES = ("fatai", "fastai", "torch", "numpy", "pandas", "librosa", "soundfile", "soxr", "scikit-learn", "timm")
 
@@ -57,6 +58,14 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict):
         raise CheckpointError(f"{path} is no manifest of a run; expected a JSON object with the data's digest")
     return plain
+
+
+def noted_data(run: Path) -> Path | None:
+    """The data that a run was made of, a folder or a CSV, if they are still where its manifest says; None if not."""
+    made = (read_manifest(run) or {}).get("made_with")
+    told = made.get("data") if isinstance(made, dict) else None
+    path = Path(told) if isinstance(told, str) else None
+    return path if path is not None and (is_own_table(path) or (path / "train_curated.csv").is_file()) else None
 
 
 def data_digest(data: FATData) -> str:

@@ -59,8 +59,7 @@ def start_processes(n: int, arguments: Sequence[str], what: str = "the run") -> 
     SystemExit
         With code 2 if one of them has told an error.
     """
-    if n < 1:
-        raise OptionError(f"processes is {n}; expected at least 1")
+    threads = _threads_of_each(n)
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -68,7 +67,7 @@ def start_processes(n: int, arguments: Sequence[str], what: str = "the run") -> 
     # Its own report is a page of which we need a line.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ[_TOLD] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // n)))
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
     args = torchrun.parse_args(["--standalone", "--nproc-per-node", str(n), "-m", "fatai.cli", *arguments])
     try:
         torchrun.run(args)
@@ -84,19 +83,11 @@ def start_processes(n: int, arguments: Sequence[str], what: str = "the run") -> 
 
 
 def start_shards(n: int, arguments: Sequence[str], what: str) -> None:
-    """Start `n` processes of `fatai-submit` with `arguments`, each with a `--shard` of its own, and wait for their end.
-
-    Raises
-    ------
-    ProcessLost
-        If one of them was killed or failed; the message says which one, how, and what to do.
-    SystemExit
-        With code 2 if one of them has told an error.
-    """
-    if n < 1:
-        raise OptionError(f"processes is {n}; expected at least 1")
-    kept = [arg for k, arg in enumerate(arguments) if arg != "--processes" and (k == 0 or arguments[k - 1] != "--processes")]
-    env = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n)), **os.environ}
+    """As `start_processes`, but each process has a `--shard` of its own in place of `--processes`, and needs none of the others."""
+    env = {"OMP_NUM_THREADS": _threads_of_each(n), **os.environ}
+    # The option stands as two words or as one; a process that kept it would start others without end.
+    kept = [arg for before, arg in zip(("", *arguments), arguments)
+            if "--processes" not in (before, arg) and not arg.startswith("--processes=")]
     started = [subprocess.Popen([sys.executable, "-m", "fatai.cli", *kept, "--shard", f"{k}/{n}"], env=env) for k in range(1, n + 1)]
     try:
         codes = [process.wait() for process in started]
@@ -110,6 +101,13 @@ def start_shards(n: int, arguments: Sequence[str], what: str) -> None:
             raise SystemExit(code)
         if code:
             raise ProcessLost(f"the process of shard {k}/{n} {_how(code)}, so {what} is not whole; the same command does what is lacking")
+
+
+def _threads_of_each(n: int) -> str:
+    """Threads for each of `n` processes on this machine; raises `OptionError` if there is to be none."""
+    if n < 1:
+        raise OptionError(f"processes is {n}; expected at least 1")
+    return str(max(1, (os.cpu_count() or 1) // n))
 
 
 def _how(exitcode: int) -> str:

@@ -17,12 +17,12 @@ import torch
 
 from fatai.errors import CheckpointError, DataError
 from fatai.infer.predictions import Predictions
-from fatai.recipes.manifest import read_manifest
+from fatai.recipes.manifest import noted_data, read_manifest
 from fatai.recipes.processes import start_processes
 from fatai.recipes.recipe import load_recipe
 from fatai.recipes.run import run_recipe
 
-__all__ = ["Repeated", "compare_runs", "repeat_run"]
+__all__ = ["Repeated", "compare_files", "repeat_run"]
 
 # What a run makes of its recipe and data alone; clocks and machines stand in the other files.
 _MADE = (
@@ -92,24 +92,24 @@ def repeat_run(
     run = Path(run)
     manifest = _finished_manifest(run)
     made = _how_it_was_made(run, manifest)
-    data = Path(made["data"] if data is None else data)
-    if not data.is_dir():
-        raise DataError(f"the data of {run} are not in {str(data)!r} any more (seen from here); say where they are: repeat {run} DATA")
+    found = noted_data(run) if data is None else Path(data)
+    if found is None:
+        raise DataError(f"the data of {run} are not in {made['data']!r} any more (seen from here); say where they are: repeat {run} DATA")
     again = run.with_name(f"{run.name}-repeat") if out is None else Path(out)
     threads = int(manifest["machine"].get("threads", torch.get_num_threads()))
     if made["processes"] > 1:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        start_processes(made["processes"], _arguments(run, data, again, made, resume), f"the run in {again}")
+        start_processes(made["processes"], _arguments(run, found, again, made, resume), f"the run in {again}")
     else:
         torch.set_num_threads(threads)
         run_recipe(
-            data, run / "recipe.toml", again, only=made["only"], predict_test=made["predict_test"], corrections=made["corrections"],
+            found, run / "recipe.toml", again, only=made["only"], predict_test=made["predict_test"], corrections=made["corrections"],
             num_workers=made["num_workers"], resume=resume, command=f"fatai-submit repeat {run}", say=say,
         )
-    return compare_runs(run, again)
+    return compare_files(run, again)
 
 
-def compare_runs(run: str | Path, again: str | Path) -> Repeated:
+def compare_files(run: str | Path, again: str | Path) -> Repeated:
     """Compare the files of two runs, and what their manifests say of their making; raises `CheckpointError` if one isn't finished."""
     run, again = Path(run), Path(again)
     then, now = _finished_manifest(run), _finished_manifest(again)

@@ -17,6 +17,7 @@ from fatai.data.blocks import readable
 from fatai.data.fat2019 import FATData, read_layout
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
+from fatai.data.own_table import is_own_table
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.infer.ensemble import ensemble
 from fatai.infer.predictions import Predictions
@@ -212,19 +213,20 @@ def folded_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str
     groups = None if how.column is None else _groups(table, how.column, data.path)
     folds = make_folds(multi_hot(table["labels"], data.tags), how=how.how, n=how.n, seed=how.seed, groups=groups)
     if folds.max() + 1 != how.n:
-        raise DataError(f"the column {how.column} of train_curated.csv tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
+        raise DataError(f"the column {how.column} of {data.path.name} tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
                         f"{how.n}; give --folds {folds.max() + 1}")
     return table, unreadable, folds
 
 
 def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
     """The values of a column that tells folds or what stays together."""
+    file = path if is_own_table(path) else path / "train_curated.csv"
     if column not in table.columns:
-        raise DataError(f"{path / 'train_curated.csv'} has no column {column!r}, which the recipe's folds are read from; it has "
+        raise DataError(f"{file} has no column {column!r}, which the recipe's folds are read from; it has "
                         f"{', '.join(str(name) for name in table.columns)}")
     empty = table["fname"][table[column].isna()]
     if len(empty):
-        raise DataError(f"{path / 'train_curated.csv'}: the column {column} says nothing of {empty.iloc[0]} ({len(empty)} such clips)")
+        raise DataError(f"{file}: the column {column} says nothing of {empty.iloc[0]} ({len(empty)} such clips)")
     return list(table[column])
 
 

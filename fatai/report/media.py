@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from fatai.sound.front_ends import FrontEnd
 
-__all__ = ["COLOURS", "MOST_SECONDS", "figure_svg", "frequency_ticks", "new_figure", "picture", "player", "sound", "spectrogram"]
+__all__ = ["COLOURS", "MOST_SECONDS", "figure_svg", "frequency_ticks", "new_figure", "picture", "player", "short", "sound", "spectrogram"]
 
 MOST_SECONDS = 10.0
 """Sound beyond this is not embedded."""
@@ -187,6 +187,12 @@ def figure_svg(figure: Figure, label: str = "") -> Markup:
     text = re.sub(r'^<svg .*?viewBox="([^"]*)".*?>', r'<svg viewBox="\1">', text, count=1, flags=re.DOTALL)
     return Markup(text.replace("<svg ", str(Markup('<svg class="figure" role="img" aria-label="{}" ').format(label)), 1)
                   .replace("xlink:href", "href").strip())
+
+
+def short(words: Any, most: int = 80) -> str:
+    """Words, cut where they are too long to be shown."""
+    text = str(words)
+    return text if len(text) <= most else f"{text[:most - 1]}…"
 
 
 def _plain(values: Any) -> np.ndarray:

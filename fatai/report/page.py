@@ -13,6 +13,7 @@ from fatai.data.fat2019 import FATData
 from fatai.report.audit import data_audit, fold_audit, speed, training_curves
 from fatai.report.clips import best_and_worst, filters
 from fatai.report.material import Material, NotThere, material_of_run
+from fatai.report.media import short
 from fatai.report.quality import calibration, confused, costs, overall, per_tag
 
 __all__ = ["REPORT", "report_html", "run_report"]
@@ -67,13 +68,8 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("fatai.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )
-    made.filters |= {"short": _short, "number": _number}
+    made.filters |= {"short": short, "number": _number}
     return made
-
-
-def _short(words: Any, most: int = 80) -> str:
-    text = str(words)
-    return text if len(text) <= most else f"{text[:most - 1]}…"
 
 
 def _number(value: Any, digits: int = 3) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fatai.report.audit import MOST_ROWS
 from fatai.report.material import Material, NotThere
-from fatai.report.media import COLOURS, figure_svg, new_figure
+from fatai.report.media import COLOURS, figure_svg, new_figure, short
 from fatai.score.bootstrap import score_interval
 from fatai.score.by_tag import confusions, tag_costs, tag_intervals
 from fatai.score.calibration import cross_calibrated
@@ -52,7 +52,7 @@ def costs(material: Material) -> dict[str, Any]:
         axis.barh(at, table["missed"], color=COLOURS[0], label="missed where it is there")
         axis.barh(at, table["false_alarms"], left=table["missed"], color=COLOURS[1], hatch="//", edgecolor="white", linewidth=0,
                   label="ranked high where it is not")
-        axis.set_yticks(at, [_short(tag) for tag in table["tag"]])
+        axis.set_yticks(at, [short(tag, 28) for tag in table["tag"]])
         axis.set_xlabel("lwlrap that would be gained")
         figure.legend(loc="outside upper left", ncols=2, fontsize=8)
         return {"figure": figure_svg(figure, "What each of the costliest tags costs"), "rows": _records(table)}
@@ -77,8 +77,8 @@ def _confusion_figure(table: pd.DataFrame) -> str:
     with new_figure(side + 1, side) as (figure, axis):
         mesh = axis.pcolormesh(shares, cmap="cividis", vmin=0, vmax=1)
         ticks = np.arange(len(tags)) + 0.5
-        axis.set_xticks(ticks, [_short(tag) for tag in tags], rotation=60, ha="right", rotation_mode="anchor")
-        axis.set_yticks(ticks, [_short(tag) for tag in tags])
+        axis.set_xticks(ticks, [short(tag, 28) for tag in tags], rotation=60, ha="right", rotation_mode="anchor")
+        axis.set_yticks(ticks, [short(tag, 28) for tag in tags])
         axis.invert_yaxis()
         axis.set(xlabel="is not there, but ranks as high or higher", ylabel="is there")
         figure.colorbar(mesh, ax=axis, label="share of clips", shrink=0.8)
@@ -102,8 +102,3 @@ def calibration(material: Material) -> dict[str, Any]:
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
-
-
-def _short(tag: Any) -> str:
-    name = str(tag)
-    return name if len(name) <= 28 else f"{name[:27]}…"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -22,11 +21,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fatai.atomic import write_text_atomic
-from fatai.data.fat2019 import FATData, fat_sample, read_layout
-from fatai.data.own_table import is_own_table
+from fatai.data.fat2019 import FATData, read_layout
 from fatai.errors import AudioError, DataError
 from fatai.infer.predictions import Predictions
-from fatai.recipes.manifest import read_manifest
+from fatai.recipes.manifest import noted_data, read_manifest
 from fatai.report.media import sound
 from fatai.report.review_file import Decisions
 from fatai.report.whole_picture import whole_picture
@@ -147,15 +145,14 @@ def _labelled(layout: FATData, judge: Predictions) -> pd.DataFrame:
 
 
 def _data_of(run: Path) -> Path:
-    """The folder that a run trained on, by the words of its command."""
-    manifest = read_manifest(run) or {}
-    name, digest = manifest.get("data", {}).get("folder"), manifest.get("data", {}).get("digest")
-    words = shlex.split(str(manifest.get("command", "")))
-    for folder in [*map(Path, words), *([fat_sample()] if name == fat_sample().name else [])]:
-        if folder.resolve().name == name and (is_own_table(folder) or (folder / "train_curated.csv").is_file()):
-            return folder
-    raise DataError(f"{run} does not say where its data are (their folder was called {name or 'what is not known'}"
-                    f"{', digest ' + str(digest)[:12] if digest else ''}); give it with --data")
+    """The data that a run trained on, by its manifest."""
+    found = noted_data(run)
+    if found is None:
+        data = (read_manifest(run) or {}).get("data", {})
+        name, digest = data.get("folder"), data.get("digest")
+        raise DataError(f"{run} does not say where its data are (their folder was called {name or 'what is not known'}"
+                        f"{', digest ' + str(digest)[:12] if digest else ''}); give it with --data")
+    return found
 
 
 def media_of(clip: ReviewClip, most_s: float, columns: int = 500) -> dict[str, Any]:

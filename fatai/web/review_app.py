@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fatai.errors import FataiError
+from fatai.errors import FataiError, StorageError
 from fatai.report.review import Review, media_of, page_files, review_page
 from fatai.report.review_file import Decisions
 from fatai.web.guard import Refusal
@@ -61,10 +61,11 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
             count = await asyncio.to_thread(change)
         except Refusal as e:
             return e.response()
+        except OSError as e:  # before the errors of a user, of which that of a full disk is one
+            told = str(e) if isinstance(e, StorageError) else f"{decisions.path} cannot be written: {e.strerror}; change its permissions"
+            return Refusal(500, told).response()
         except FataiError as e:
             return Refusal(422, str(e)).response()
-        except OSError as e:
-            return Refusal(500, f"{decisions.path} cannot be written: {e.strerror}; make room or change its permissions").response()
         return JSONResponse({"file": fname, "decided": count})
 
     async def download(request: Request) -> Response:
