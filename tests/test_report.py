@@ -389,3 +389,8 @@ def test_what_the_readme_says_of_looking_runs(small_dls, tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), {"learn": learn})
     assert len(plt.get_fignums()) == 4 and list(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts) == PARTS
     plt.close("all")
+
+
+def test_the_command_finds_the_data_of_the_run_for_players(tiny_run, main_with, tmp_path):
+    ended = main_with("report", tiny_run.out, "--out", tmp_path / "again.html")
+    assert ended.returncode == 0 and "<audio" in (tmp_path / "again.html").read_text()
