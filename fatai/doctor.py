@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 __all__ = ["Examination", "examine"]
 
-_OPTIONAL = ("accelerate", "audiomentations", "tensorboard")
+_OPTIONAL = ("audiomentations", "onnxruntime", "tensorboard")
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,25 @@ def test_an_ensemble_tells_each_members_score_and_its_own_nested(data, main_with
     np.testing.assert_allclose(Predictions.from_csv(data / "b.csv").probs, expected)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_ensemble_of_tables_needs_them_whole_only_where_their_orders_differ(data, main_with, monkeypatch, turned):
+    runs, whole = [data / "run0", data / "run1"], []
+
+    def counted(*args, **options):
+        whole.append(args)
+        return blend_and_judge(*args, **options)
+
+    monkeypatch.setattr("fatai.infer.ensemble.blend_and_judge", counted)
+    if turned:
+        preds = Predictions.from_csv(runs[1] / "test.csv")
+        preds.select(preds.fnames[::-1], preds.tags[::-1]).to_csv(runs[1] / "test.csv")
+    ended = main_with("ensemble", runs[0], runs[1] / "test.csv", "--how", "gmean", "--weights", "2,1", "--out", data / "b.csv")
+    assert ended.returncode == 0, ended.stderr
+    assert bool(whole) == turned
+    blend_and_judge(runs, "gmean", [2, 1]).predictions.to_csv(data / "whole.csv")
+    assert (data / "b.csv").read_bytes() == (data / "whole.csv").read_bytes()
+
+
 @pytest.mark.parametrize(("args", "words"), [
     (["ensemble", "{d}/run0", "--how", "forward", "--out", "{d}/b.csv"], "how='forward' is learnt from out-of-fold"),
     (["ensemble", "{d}/run0", "--of", "gmean", "--out", "{d}/b.csv"], "'mean' has no option 'of'"),

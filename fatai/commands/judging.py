@@ -43,12 +43,18 @@ def ensemble(
     from fatai.infer.ensemble import blend_and_judge
     from fatai.infer.blend_weights import WEIGHT_RULES
 
+    shares: list[float] | str | None
     try:
         shares = [float(w) for w in weights.split(",")] if weights and weights not in WEIGHT_RULES else weights
     except ValueError:
         raise OptionError(
             f"--weights is {weights!r}; expected numbers like 2,1,1: one for each of the inputs; or {', '.join(WEIGHT_RULES)}",
         ) from None
+    if truth is None and of is None and sample is None and not isinstance(shares, str):
+        n = _row_by_row(predictions, out, how, shares)
+        if n is not None:
+            typer.echo(f"{out}: {how} of {len(predictions)}, {n} clips")
+            return
     blended = blend_and_judge(predictions, how, shares, truth=truth, **({} if of is None else {"of": of}))
     if sample is None:
         blended.predictions.to_csv(out)
@@ -56,7 +62,20 @@ def ensemble(
         blended.predictions.to_submission(out, sample=sample)
     if truth is not None:
         typer.echo(str(blended))
-    typer.echo(f"{out}: {how} of {len(predictions)}, {len(blended.predictions.fnames)} clips, {len(blended.predictions.tags)} tags")
+    typer.echo(f"{out}: {how} of {len(predictions)}, {len(blended.predictions.fnames)} clips")
+
+
+def _row_by_row(predictions: list[Path], out: Path, how: str, weights: list[float] | None) -> int | None:
+    """Blend in the memory of some rows, however many there are; None if that can't be, because rows or columns are in other orders."""
+    from fatai.errors import SubmissionError
+    from fatai.infer.row_tables import ROW_BLENDS, blend_files
+
+    if how not in ROW_BLENDS or (how == "weighted" and weights is None):
+        return None
+    try:
+        return blend_files([_part(path, "test.csv") for path in predictions], out, how, weights)
+    except SubmissionError:
+        return None
 
 
 @app.command()
