@@ -1,13 +1,14 @@
 """lwlrap after equal training in float32 and in what `precision="auto"` chooses, with the seconds that each took.
 
-    python -m benchmarks.precision [--seeds 3] [--epochs 40] [--out benchmarks/results/precision.md]
+    python -m benchmarks.precision [DATA] [--seeds 0 1 2 3 4 5] [--epochs 40] [--work FOLDER] [--out benchmarks/results/precision.md]
 
-Trains the recipe `quick` on the bundled sample once for each seed and arithmetic, in turn, and scores the test part against its truth.
+Trains the recipe `quick` on the bundled sample, or on DATA with its truth/test.csv, once for each seed and arithmetic, in turn, and scores
+the clips that were held out and the test part. Finished runs are lines of FOLDER/rows.jsonl and not made again.
 """
 
 from __future__ import annotations
 
-import argparse
+import math
 import statistics
 import tempfile
 import warnings
@@ -15,46 +16,61 @@ from pathlib import Path
 
 import torch
 
-from fatai.atomic import write_text_atomic
-from fatai.data.fat2019 import fat_sample
+from benchmarks.rounds import report
+from benchmarks.trials import Row, parser, read_with_truth, spread, trials
 from fatai.recipes.recipe import load_recipe
 from fatai.recipes.run import run_recipe
 from fatai.train.precision import best_dtype
 
 WAYS = ("fp32", "auto")
+SCORES = ("oof", "test")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/precision.md"))
-    args = parser.parse_args()
-    sample = fat_sample()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lines = [
-        "# lwlrap after equal training", "", f"    python -m benchmarks.precision --seeds {args.seeds} --epochs {args.epochs}", "",
-        f"Recipe quick on the bundled sample, 2 folds, {args.epochs} epochs; auto is {best_dtype(device)} on {device}.",
-        "", "| seed | arithmetic | out of fold | test | seconds |", "|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))
-    found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in WAYS}
-    for seed in range(args.seeds):
+def trial(folder: Path, way: str, seed: int, epochs: int) -> Row:
+    """Train once; the lwlrap of held-out and of test clips, and the seconds."""
+    with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recipe = load_recipe("quick").changed(precision=way, seed=seed, epochs=epochs)
+        result = run_recipe(folder, recipe, Path(out) / "run", say=lambda line: None)
+        assert result.test is not None
+        return {"oof": result.oof_score, "test": result.test.score(folder / "truth" / "test.csv"), "seconds": round(result.seconds, 1)}
+
+
+def differences(rows: dict[tuple[str, int], Row], seeds: list[int], score: str) -> tuple[float, float]:
+    """Mean over the seeds of auto - fp32, and its standard error."""
+    each = [rows["auto", seed][score] - rows["fp32", seed][score] for seed in seeds]
+    return statistics.mean(each), statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+
+
+def written(rows: dict[tuple[str, int], Row], seeds: list[int], about: str) -> str:
+    lines = [about, "", "| seed | arithmetic | out of fold | test | seconds |", "|---|---|---|---|---|"]
+    for seed in seeds:
         for way in WAYS:
-            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                recipe = load_recipe("quick").changed(precision=way, seed=seed, epochs=args.epochs)
-                result = run_recipe(sample, recipe, Path(folder) / "run", say=lambda line: None)
-                assert result.test is not None
-                found[way].append((result.oof_score, result.test.score(sample / "truth" / "test.csv"), result.seconds))
-            oof, test, seconds = found[way][-1]
-            lines.append(f"| {seed} | {way} | {oof:.4f} | {test:.4f} | {seconds:.0f} |")
-            print(lines[-1], flush=True)
+            row = rows[way, seed]
+            lines.append(f"| {seed} | {way} | {row['oof']:.4f} | {row['test']:.4f} | {row['seconds']:.0f} |")
     for way in WAYS:
-        oof, test, seconds = (statistics.mean(column) for column in zip(*found[way]))
-        lines.append(f"| mean | {way} | {oof:.4f} | {test:.4f} | {seconds:.0f} |")
-        print(lines[-1])
-    write_text_atomic(args.out, "\n".join(lines) + "\n")
+        cells = [spread([rows[way, seed][score] for seed in seeds]) for score in SCORES]
+        lines.append(f"| mean ± sd | {way} | {' | '.join(cells)} | {statistics.mean(rows[way, seed]['seconds'] for seed in seeds):.0f} |")
+    found = {score: differences(rows, seeds, score) for score in SCORES}
+    lines += ["", "auto - fp32, mean over the seeds and its standard error: " + "; ".join(
+        f"{score} {mean:+.4f} ± {error:.4f}" for score, (mean, error) in found.items()) + "."]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parser(__doc__, "precision", "epochs", 40)
+    options.set_defaults(seeds=list(range(6)))
+    args = options.parse_args(argv)
+    data = read_with_truth(args.data, "test")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    same = {"epochs": args.epochs, "data": data.path.name, "auto": str(best_dtype(device))}
+    rows = trials(args.work / "rows.jsonl", WAYS, args.seeds, same, lambda way, seed: trial(data.path, way, seed, args.epochs))
+    about = (
+        f"Recipe quick on {data.path.name}: {len(data.curated)} clips in 2 folds, {len(data.test)} test clips, {args.epochs} epochs; auto "
+        f"is {best_dtype(device)} on {device}. Seconds of the wall, whatever else the machine did."
+    )
+    command = f"python -m benchmarks.precision --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}"
+    report("lwlrap after equal training", command, written(rows, args.seeds, about), args.out)
 
 
 if __name__ == "__main__":

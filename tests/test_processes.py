@@ -167,3 +167,28 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_pa
     for name in ("oof.csv", "test.csv", "fold_0/model.safetensors"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), f"{name}: as if nobody had been killed"
     assert len(Predictions.from_csv(out / "test.csv")) == 60
+
+
+@pytest.mark.slow
+def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_made_by_the_same_command(tiny_run, tmp_path):
+    env, out = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "two.csv"
+    sounds = sorted((fat_sample() / "test").iterdir())[:7]
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sounds))
+
+    def predicted(*args):
+        return subprocess.run([sys.executable, "-m", "fatai.cli", "predict", str(tiny_run.out), "--list", str(tmp_path / "list.txt"), *args],
+                              env=env, capture_output=True, text=True, timeout=300)
+
+    assert predicted("--out", str(tmp_path / "one.csv")).returncode == 0
+    # Where the second part is to be written stands a folder, so that part fails and the first is kept.
+    part = tmp_path / "two.2-of-2.csv"
+    part.mkdir()
+    ended = predicted("--out", str(out), "--processes", "2")
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr and not out.exists()
+    assert (tmp_path / "two.1-of-2.csv").is_file()
+    part.rmdir()
+    ended = predicted("--out", str(out), "--processes", "2")
+    assert ended.returncode == 0 and f"{out}: 7 clips" in ended.stdout, ended.stderr
+    two, one = Predictions.from_csv(out), Predictions.from_csv(tmp_path / "one.csv")
+    assert two.fnames == one.fnames and abs(two.probs - one.probs).max() < 1e-6, "other batches round otherwise, no more"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["list.txt", "one.csv", "two.csv"]
