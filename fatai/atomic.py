@@ -36,7 +36,8 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     StorageError
-        If the disk is full, the folder may not be written to, or the file system fails; the message says what to do.
+        If the disk is full, the folder may not be written to, `path` is a device, a pipe or a folder, or the file system fails; the message
+        says what to do.
 
     Examples
     --------
@@ -52,6 +53,9 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     beside = whole.parent / f".{whole.stem[:40]}.{secrets.token_hex(6)}.part{whole.suffix}"
     try:
         with storage_told(whole):
+            if whole.exists() and not whole.is_file():
+                # To rename over a device would end it, for all that use it.
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             whole.parent.mkdir(parents=True, exist_ok=True)
             yield beside
             again(lambda: os.replace(beside, whole))

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from fatai.atomic import write_atomic, write_text_atomic
+from fatai.errors import StorageError
 
 
 def names(folder):
@@ -76,6 +77,20 @@ def test_a_link_stays_a_link(tmp_path):
     link.symlink_to(target)
     write_text_atomic(link, "new")
     assert link.is_symlink() and target.read_text() == "new" and names(tmp_path / "far") == ["target.csv"]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_never_renamed_over(tmp_path, kind, linked):
+    # As root, one could replace /dev/zero for the whole machine.
+    path = tmp_path / "in_the_way"
+    kind(path)
+    name = tmp_path / "link.csv" if linked else path
+    if linked:
+        name.symlink_to(path)
+    with pytest.raises(StorageError, match="in_the_way: cannot be written .*something of that name is in the way"):
+        write_text_atomic(name, "whole")
+    assert not path.is_file() and names(tmp_path) == sorted({path.name, name.name})
 
 
 @pytest.mark.parametrize("stem", ["a" * 250, "é" * 120])

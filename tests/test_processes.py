@@ -176,8 +176,8 @@ def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_mad
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sounds))
 
     def predicted(*args):
-        return subprocess.run([sys.executable, "-m", "fatai.cli", "predict", str(tiny_run.out), "--list", str(tmp_path / "list.txt"), *args],
-                              env=env, capture_output=True, text=True, timeout=300)
+        told = ("predict", str(tiny_run.out), "--list", str(tmp_path / "list.txt"), *args)
+        return subprocess.run([sys.executable, "-m", "fatai.cli", *told], env=env, capture_output=True, text=True, timeout=300)
 
     assert predicted("--out", str(tmp_path / "one.csv")).returncode == 0
     # Where the second part is to be written stands a folder, so that part fails and the first is kept.

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["model_folders", "pickles", "runs"]
+__all__ = ["caches", "model_folders", "pickles", "runs"]
 
 Change = Callable[[Path], Any]
 
@@ -197,3 +197,44 @@ def _states() -> Iterator[tuple[str, bytes]] | dict[str, bytes]:
         "no notes": state({}), "of another fit": state(base), "deep": state({**base, "state": ["list", [["list", [[]]]]] * 50}),
         "of no kind": state({**base, "state": 3}), "huge": state({**base, "done": 10**30}), "a list": state([1]),
     }
+
+
+def caches() -> Iterator[tuple[str, Change]]:
+    """Changes of the folder that a cache keeps the clips of one setting in."""
+    def clips(change: Change) -> Change:
+        def each(folder: Path) -> None:
+            for clip in [path for path in folder.glob("*/*") if path.is_file()]:
+                clip.unlink()
+                change(clip)
+
+        return each
+
+    def instead(name: str, make: Change) -> Change:
+        def change(folder: Path) -> None:
+            place = next(iter(sorted(path for path in folder.iterdir() if path.is_dir()))) if name == "*" else folder / name
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+            make(place)
+
+        return change
+
+    def sparse(clip: Path) -> None:
+        with clip.open("wb") as f:
+            f.truncate(1 << 40)
+
+    contents = {
+        "empty": b"", "a byte": b"x", "odd": b"x" * 4097, "no numbers": b"\xff" * 65536, "infinite": b"\0\x7c" * 32768,
+        "zeros": bytes(65536),
+    }
+    for what, content in contents.items():
+        yield f"clips: {what}", clips(lambda path, content=content: path.write_bytes(content))
+    yield "clips: huge", clips(sparse)
+    places: dict[str, Change] = {
+        "a folder": lambda path: path.mkdir(), "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+        "a link to itself": lambda path: path.symlink_to(path), "a link to nowhere": lambda path: path.symlink_to("/nowhere/at/all"),
+    }
+    for what, make in places.items():
+        yield f"clips: {what}", clips(make)
+        for name in ("settings.json", "build.lock"):
+            yield f"{name} is {what}", instead(name, make)
+    yield "a file for a folder of clips", instead("*", lambda path: path.write_bytes(b"x"))
+    yield "half-written files", lambda folder: [(folder / name).write_bytes(b"x") for name in (".a", ".b~")]

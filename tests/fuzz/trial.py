@@ -15,9 +15,11 @@ from typing import Any
 
 from fatai.data.fat2019 import fat_sample
 from fatai.recipes.finished import trained_model
+from fatai.recipes.recipe import load_recipe
+from fatai.recipes.run import run_recipe
 from fatai.sound.files import AUDIO_EXTENSIONS
 
-from .models import model_folders, pickles, runs
+from .models import caches, model_folders, pickles, runs
 from .sounds import Damaged, damaged_sounds, put
 from .texts import recipes, tables
 from .watched import Outcome, commands_in_child
@@ -247,6 +249,11 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
     for what, content in pickles(sentinel).items():
         path = allowed / f"weights_{next(numbers)}.pth"
         yield "weights", _writing(path, content), ["panns-logreg", str(sample), "--weights", str(path), "--out", f"{path}.run"]
+    for k, (kind, (_, change)) in enumerate(itertools.product(("wave", "features"), list(caches()))):
+        # A setting of its own, so that the others' clips are elsewhere.
+        path = allowed / f"cached_{k}.toml"
+        path.write_text(RECIPE.replace("crop_s = 0.5", f'crop_s = 0.5\ntrim_db = {50 + k / 100}\ncache = "{kind}"'))
+        yield "caches", _filling(allowed, sample, path, change), ["run", str(sample), "--recipe", str(path), "--out", f"{path}.run"]
     journals = (b"", b"{}\n", b"[" * 100_000 + b"\n", b'{"made": "fatai events 1", "by": {}}\n', b"\xff\n", b'{"made": 1}\n{"file": 3}\n')
     for content in (*journals, bytes(999)):
         path = allowed / f"events_{next(numbers)}.csv"
@@ -315,6 +322,18 @@ def _laying_out(folder: Path, sample: Path, name: str, content: bytes) -> Callab
             if entry.name != name:
                 (folder / entry.name).symlink_to(entry)
         (folder / name).write_bytes(content)
+
+    return make
+
+
+def _filling(allowed: Path, sample: Path, recipe: Path, change: Callable[[Path], Any]) -> Callable[[], Any]:
+    """Fill the cache of a recipe as a run does, where the command will look for it, and change it."""
+    def make() -> None:
+        caches = allowed / "fatai" / "clips"
+        caches.mkdir(parents=True, exist_ok=True)
+        before = set(caches.iterdir())
+        run_recipe(sample, load_recipe(recipe), f"{recipe}.good", num_workers=0, cache_dir=caches, say=lambda line: None)
+        change(next(iter(set(caches.iterdir()) - before)))
 
     return make
 
