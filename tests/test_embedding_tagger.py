@@ -169,6 +169,8 @@ def test_the_recipe_goes_from_sounds_to_a_submission(weights, sample, tmp_path):
     embedded, tagger = Embeddings.load(out / "embeddings" / "test.npy"), EmbeddingTagger.load(out / "tagger.safetensors")
     np.testing.assert_allclose(test.probs, tagger.predict(embedded).probs)
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
+    noted = pd.read_csv(out / "folds.csv").merge(pd.read_csv(sample / "train_curated.csv"), on="fname", suffixes=("", "_given"))
+    assert len(noted) == len(fit.oof) and (noted["labels"] == noted["labels_given"]).all()
     assert any("out of fold: lwlrap" in line for line in said)
     np.testing.assert_allclose(ensemble([out, out], weights="lwlrap").probs, test.probs)
     again = panns_logreg(sample, network, out, n_folds=2, say=said.append)

@@ -121,7 +121,7 @@ def test_a_tag_with_fewer_clips_than_folds_warns_by_name_and_passes(how):
     targ[:38, 0], targ[38:, 1] = 1, 1
     with pytest.warns(UserWarning, match=r"fewer clips than the 5 folds have: Meow \(2\)") as told:
         folds = make_folds(targ, how=how, tags=["Bark", "Meow", "Purr"])
-    assert len(told) == 1 and set(folds) == {0, 1, 2, 3, 4}
+    assert sum("fewer clips" in str(w.message) for w in told) == 1 and set(folds) == {0, 1, 2, 3, 4}
 
 
 def test_soft_labels_count_as_their_positives(targ):

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "fatai"
 # Rank of every room, the ground floor first; the longest prefix of a module's name decides.
 ROOMS = {
     "errors": 0,
-    "registry": 1, "atomic": 1, "progress": 1, "retries": 1,
+    "registry": 1, "atomic": 1, "progress": 1, "retries": 1, "small_files": 1,
     "sound": 2, "score": 2,
     "data": 3,
     "models": 4,

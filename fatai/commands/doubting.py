@@ -18,12 +18,17 @@ app = typer.Typer()
 def relabel(
     data: Data,
     predictions: Annotated[Path, typer.Option("--predictions", help="CSV of predictions for the noisy clips: fname, a column per tag.")],
-    mode: Annotated[str, typer.Option(help="ninth, gold, scoring_1000, relabelall_1.2, ... (an unknown one lists them all).")],
+    mode: Annotated[str, typer.Option(
+        help="Method, such as ninth, gold, fullmatch, scoring_1000 (keep 1,000 clips) or relabelall_1.2 (1.2 tags a clip).",
+    )],
     out: Annotated[Path, typer.Option("--out", help="CSV of fname and labels to write.")],
     corrections: Annotated[bool, typer.Option("--corrections", help="Write only what differs, for run --corrections.")] = False,
     out_of_fold: Annotated[bool, typer.Option("--out-of-fold", help="Say that no model predicted a noisy clip it trained on.")] = False,
 ) -> None:
-    """Choose and relabel noisy clips by what a model makes of them.
+    """Choose and relabel noisy clips by a model's opinion.
+
+    The model must not have trained on them: train on the curated part, then predict DATA/train_noisy. The methods are those of NOISY in
+    the documentation; a number behind one is yours.
 
     Example: fatai-submit relabel DATA --predictions noisy.csv --mode scoring_1000 --out train_noisy_relabelled.csv
     """
@@ -53,9 +58,9 @@ def suspects(
     out: Annotated[Optional[Path], typer.Option("--out", help="CSV to write; without it the first ones are printed.")] = None,
     per_clip: Annotated[bool, typer.Option("--per-clip", help="Name each clip once.")] = False,
     n: Annotated[int, typer.Option("-n", help="How many are printed.")] = 30,
-    predictions: Annotated[Optional[Path], typer.Option("--predictions", help="Judge by this CSV instead.")] = None,
+    predictions: Annotated[Optional[Path], typer.Option("--predictions", help="Judge by this CSV instead of RUN/oof.csv.")] = None,
 ) -> None:
-    """List clips whose label looks wrong or missing, the most suspect first.
+    """List clips whose labels look wrong or missing. The most suspect come first.
 
     Example: fatai-submit suspects runs/ninth --labels DATA/train_curated.csv --out suspects.csv
     """

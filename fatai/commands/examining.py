@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from fatai.commands.options import Data, RecipeName
+from fatai.commands.options import Data, MaybeData, RecipeName
 
 __all__ = ["app"]
 
@@ -22,9 +22,11 @@ def scan(
     folds: Annotated[int, typer.Option(help="Folds in which each tag is counted.")] = 5,
     most: Annotated[int, typer.Option(help="Findings of a kind that are listed before the rest is counted.")] = 20,
 ) -> None:
-    """Read every sound of a data set and report what is odd: broken, silent, clipped and doubled files, label typos, lengths, costs.
+    """Read every sound of a data set and report what is odd. Broken, silent, clipped and doubled files, label typos; lengths and costs.
 
-    Example: fatai-submit scan DATA --json > scan.json
+    Example: fatai-submit scan my_sounds/labels.csv
+
+    For programs: fatai-submit scan DATA --json > scan.json
     """
     from fatai.data.scan import scan as scan_data
 
@@ -34,12 +36,12 @@ def scan(
 
 @app.command()
 def download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="fsdkaggle2019 or esc50.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="fsdkaggle2019 (the competition's sounds) or esc50.")],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to put it in; an interrupted download goes on there.")],
-    noisy: Annotated[bool, typer.Option(help="With the noisy part.")] = True,
+    noisy: Annotated[bool, typer.Option(help="With the noisy part, which is most of fsdkaggle2019.")] = True,
     keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Leave the archives beside what was in them.")] = False,
 ) -> None:
-    """Get a data set into the layout that every other command reads.
+    """Get a data set in the layout that all commands read. Files are checked; an interrupted download goes on.
 
     Example: fatai-submit download fsdkaggle2019 DATA
     """
@@ -57,7 +59,7 @@ def stats(
     parts: Annotated[str, typer.Option(help="Parts of the data set, comma separated.")] = "curated,noisy",
     out: Annotated[Optional[Path], typer.Option("--out", help="Write the recipe with these numbers in it to a .toml file.")] = None,
 ) -> None:
-    """Measure mean and standard deviation of a data set's spectrograms, for a recipe's front end.
+    """Measure the mean and deviation of a data set's spectrograms. For a recipe's front end, whose last step they are.
 
     Example: fatai-submit stats DATA --recipe ninth --out my.toml
     """
@@ -83,12 +85,13 @@ def stats(
 
 @app.command()
 def doctor(
-    data: Annotated[Optional[Path], typer.Argument(metavar="[DATA]", help="CSV of sounds or data folder whose epoch is timed.")] = None,
-    recipe: RecipeName = "ninth",
+    data: MaybeData = None, recipe: RecipeName = "ninth",
 ) -> None:
-    """Print versions, device, decoders and workers, and what is wrong; with DATA, where the time of an epoch goes.
+    """Print what this machine has, and what is wrong with it. Versions, device, decoders, workers; with DATA where an epoch's time goes.
 
-    Example: fatai-submit doctor DATA --recipe ninth
+    Example: fatai-submit doctor
+
+    Times of an epoch, and what would shorten it: fatai-submit doctor DATA --recipe ninth
     """
     if data is not None:
         from fatai.timing import time_split

@@ -21,7 +21,7 @@ def export(
     fold: Annotated[int, typer.Option(min=0, help="Which fold of the run, counted from 0.")] = 0,
     tolerance: Annotated[float, typer.Option(min=0, help="ONNX: how far its probabilities may be from torch's, at most.")] = 1e-4,
 ) -> None:
-    """Write one trained network as an ONNX file or as a model folder; both are checked before they are handed out.
+    """Write one trained network as an ONNX file or a model folder. Both are checked before they are handed out.
 
     Example: fatai-submit export runs/ninth model.onnx --fold 0
     """
@@ -41,14 +41,14 @@ def export(
 @app.command()
 def embed(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
-    sounds: Annotated[list[Path], typer.Argument(metavar="SOUND...", help="Sound files, or folders of them.")],
+    sounds: Annotated[list[Path], typer.Argument(metavar="SOUND", help="Sound files, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="embeddings.npy: float32 (clips, features); names go beside it as .csv.")],
     fold: Annotated[int, typer.Option(min=0, help="Which fold of the run, counted from 0.")] = 0,
     tta: Annotated[str, typer.Option(help="Kind of views that are averaged: even, random, tiles, whole, padded, ...")] = "even",
     views: Views = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
 ) -> None:
-    """Write what a network's head sees of sounds: a row of features for each.
+    """Write a row of features for each sound. They are what the network's head sees: for search, clusters, other tags.
 
     Example: fatai-submit embed runs/ninth my_sounds/ --out embeddings.npy
     """
@@ -75,7 +75,9 @@ def panns_logreg(
     folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
 ) -> None:
-    """Tag with a frozen network of PANNs and a logistic regression for each tag; ensemble takes the folder as a run.
+    """Tag with a frozen network of PANNs and logistic regressions. One for each tag, scored out of fold.
+
+    What it writes is for ensemble and for Python. For a run that predict, tag and serve take, run the recipe panns_logreg.
 
     Example: fatai-submit panns-logreg DATA --weights Cnn14_mAP=0.431.pth --out runs/panns
     """

@@ -15,7 +15,7 @@ app = typer.Typer()
 @app.command()
 def ensemble(
     predictions: Annotated[list[Path], typer.Argument(
-        metavar="PREDICTIONS...", help="CSVs of predictions, or run folders (their test.csv is taken).",
+        metavar="PREDICTIONS", help="CSVs of predictions, or run folders (their test.csv is taken).",
     )],
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")],
     how: Annotated[str, typer.Option(
@@ -33,7 +33,7 @@ def ensemble(
     )] = None,
     sample: Annotated[Optional[Path], typer.Option(help="Sample submission; the result has exactly its rows and columns.")] = None,
 ) -> None:
-    """Make one prediction of several, and with --truth tell how good it is: lwlrap out of fold, of each member and of the blend.
+    """Make one prediction of several. With --truth tell how good it is: lwlrap out of fold, of each member and of the blend.
 
     The blend's is nested: what it learnt from some folds is scored on another.
 
@@ -87,7 +87,7 @@ def check(
     )] = None,
     truth: Annotated[Optional[Path], typer.Option("--truth", help="Labels of the clips of --oof: estimates the lwlrap.")] = None,
 ) -> None:
-    """Check a submission against the sample: rows, columns, their order, finite values in [0, 1]; and warn of what looks wrong.
+    """Check that a submission fits the sample. Rows, columns, their order, finite values in [0, 1]; and warn of what looks wrong.
 
     Constant tags, many ties, and with --oof test scores unlike the out-of-fold ones are warnings: the submission may be sent all the same.
 
@@ -116,7 +116,7 @@ def score(
     truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="CSV of fname and labels, or of fname and one 0/1 column per tag.")],
     per_tag: Annotated[bool, typer.Option("--per-tag", help="Also print every tag's lwlrap and its number of clips, worst first.")] = False,
 ) -> None:
-    """Score predictions against the truth: lwlrap.
+    """Score predictions against the truth: lwlrap. It says how well the right tags of each clip are ranked; 1 is perfect.
 
     Example: fatai-submit score runs/ninth/oof.csv DATA/train_curated.csv --per-tag
     """
@@ -131,11 +131,11 @@ def score(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of finished runs.")],
     truth: Annotated[Path, typer.Option("--truth", help="Labels of the clips: DATA/train_curated.csv, or those of the test part.")],
     part: Annotated[str, typer.Option(help="What is scored: oof (the clips held out in training) or test.")] = "oof",
 ) -> None:
-    """Rank runs by lwlrap on the same clips, with intervals, paired differences from the best, time and parameters.
+    """Rank runs by lwlrap on the same clips. With intervals, paired differences from the best, time and parameters.
 
     Example: fatai-submit compare runs/* --truth DATA/train_curated.csv
     """
@@ -154,9 +154,10 @@ def calibrate(
     )] = None,
     plot: Annotated[Optional[Path], typer.Option("--plot", help="Picture of what was said and what happened, before and after.")] = None,
 ) -> None:
-    """Fit each tag's probabilities to what was seen out of fold, and keep that in the run as calibration.json.
+    """Make a run's probabilities mean what they say. Each tag is fitted to what was seen out of fold; calibration.json keeps that.
 
-    The errors told, of calibration, are cross-fitted: each fold is calibrated by the others. predict --calibrated applies the result.
+    The errors told, of calibration, are cross-fitted: each fold is calibrated by the others. predict, tag and serve apply the result with
+    --calibrated.
 
     Example: fatai-submit calibrate runs/ninth --truth DATA/train_curated.csv --plot reliability.png
     """

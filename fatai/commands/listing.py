@@ -34,7 +34,7 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command("show")
 def recipes_show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe or an ensemble, or a .toml file.")],
-    resolved: Annotated[bool, typer.Option("--resolved", help="Spell out every default and every constant of the front end.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Spell out every default that is set, and every constant of the front end.")] = False,
 ) -> None:
     """Print a recipe; save it, edit it, and run it with --recipe my.toml.
 
@@ -55,7 +55,7 @@ def recipes_show(
 def models(
     tags: Annotated[int, typer.Option(help="Number of tags that the parameters are counted for.")] = 80,
 ) -> None:
-    """List the models: parameters, smallest input (mel bins x frames), source.
+    """List the models. Each with its parameters, smallest input (mel bins x frames) and source.
 
     Example: fatai-submit models --tags 80
     """

@@ -26,7 +26,7 @@ def show_augs(
     n: Annotated[int, typer.Option("-n", help="How many clips are shown.")] = 4,
     crop_s: CropS = None,
 ) -> None:
-    """Draw training clips before and after every random change of a recipe.
+    """Draw clips before and after every random change of a recipe.
 
     Example: fatai-submit show-augs DATA --recipe ninth --augment pitch --out augs.png
     """
@@ -68,7 +68,7 @@ def lr_find(
     steps: Annotated[int, typer.Option(help="Batches, each with a larger learning rate.")] = 100,
     bs: BatchSize = None, arch: Arch = None, width: Width = None, crop_s: CropS = None, workers: Workers = None,
 ) -> None:
-    """Suggest a learning rate for the first stage of a recipe.
+    """Suggest a learning rate for the first stage of a recipe. The rate grows batch by batch until the loss breaks out.
 
     Example: fatai-submit lr-find DATA --recipe ninth --out lr.png
     """

@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from fatai.commands.options import MaybeData
+
 __all__ = ["app"]
 
 app = typer.Typer()
@@ -15,13 +17,14 @@ app = typer.Typer()
 @app.command()
 def repeat(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    data: Annotated[Optional[Path], typer.Argument(metavar="[DATA]", help="Its data, if they aren't where they were.")] = None,
+    data: MaybeData = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Folder of the new run; by default RUN-repeat.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a repetition that was begun in --out.")] = False,
 ) -> None:
-    """Make a run again from its manifest and recipe, and tell whether it came out as the same bytes, or else what differs.
+    """Make a run again, and tell whether it came out the same. The same bytes, or else what differs.
 
-    Ends with 0 if all files are the same bytes, with 1 if not.
+    It is made from its manifest and recipe; DATA is asked for only if the data aren't where they were. Ends with 0 if all files are the
+    same bytes, with 1 if not.
 
     Example: fatai-submit repeat runs/ninth
     """

@@ -20,7 +20,7 @@ def report(
     )] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="HTML file to write; RUN/report.html if not given.")] = None,
 ) -> None:
-    """Write one HTML file that shows how a run went: scores, costliest tags, confusions, clips to listen to, curves, data.
+    """Write one HTML file that shows how a run went. Scores, costliest tags, confusions, clips to listen to, curves, data.
 
     Every run writes it at its end. The file holds all it shows and opens without a network.
 

@@ -25,9 +25,9 @@ def serve(
     step_s: Annotated[Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")] = None,
     calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply what fatai-submit calibrate found.")] = False,
 ) -> None:
-    """Serve a page that tags sounds which are dropped on it or recorded there.
+    """Serve a page that tags sounds dropped or recorded on it.
 
-    Sounds go to this server and nowhere else, and are forgotten when they are answered.
+    Open the address that it prints; Ctrl-C ends it. Sounds go to this server and nowhere else, and are forgotten when they are answered.
 
     Example: fatai-submit serve runs/demo
     """
@@ -44,19 +44,23 @@ def serve(
 
 @app.command()
 def review(
-    run: Run,
-    data: Annotated[Optional[Path], typer.Option("--data", help="The run's data; by default the folder that its command named.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run; its out-of-fold predictions judge.")],
+    data: Annotated[Optional[Path], typer.Option(
+        "--data", help="The run's data; by default where its manifest says that they were.",
+    )] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="HTML file to write; RUN/review.html if not given.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the page, saving every decision at once, instead of writing it.")] = False,
     corrections: Annotated[Optional[Path], typer.Option(
         "--corrections", help="Corrections to go on with, and with --serve to write; RUN/corrections.csv if not given.",
     )] = None,
-    n: Annotated[Optional[int], typer.Option("-n", min=1, help="No more clips, the most suspect; 100 in a file, all with --serve.")] = None,
+    n: Annotated[Optional[int], typer.Option(
+        "-n", min=1, help="At most so many clips, the most suspect; by default 100 in a file, all with --serve.",
+    )] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Seconds of each clip that are put into a file.")] = 10.0,
     predictions: Annotated[Optional[Path], typer.Option("--predictions", help="Judge by this CSV instead of RUN/oof.csv.")] = None,
     host: Host = "127.0.0.1", port: Port = 8000,
 ) -> None:
-    """Go through the clips whose labels look wrong or missing: see, hear, keep, relabel or remove them.
+    """Go through clips whose labels look wrong or missing. See, hear, keep, relabel or remove them, by key or mouse.
 
     What comes out is corrections.csv: fatai-submit run DATA --corrections corrections.csv trains with it.
 

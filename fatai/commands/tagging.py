@@ -23,7 +23,7 @@ app = typer.Typer()
 def tag(
     model: Annotated[Path, typer.Option("--model", metavar="RUN", help="Folder that run, train, demo or export made.")],
     sounds: Annotated[Optional[list[Path]], typer.Argument(
-        metavar="[FILE]...", help="Sound files of any length, or folders of them.",
+        metavar="SOUND", help="Sound files of any length, or folders of them.",
     )] = None,
     out: Annotated[Optional[Path], typer.Option(
         "--out", help="File to write; for audacity and raven with several sounds a folder. Without it the events are printed.",
@@ -34,7 +34,9 @@ def tag(
     )] = None,
     top: Annotated[Optional[int], typer.Option(min=1, help="No more than so many tags at a time, the likeliest.")] = None,
     step_s: Annotated[Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")] = None,
-    silence_db: Annotated[float, typer.Option("--silence-db", max=0, help="A window with no sample above this level is silence.")] = -60.0,
+    silence_db: Annotated[float, typer.Option(
+        "--silence-db", max=0, help="A window with no sample above this level, in dB of full scale, is silence.",
+    )] = -60.0,
     calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply what fatai-submit calibrate found.")] = False,
     list_: ListFile = None, shard: Shard = None,
 ) -> None:

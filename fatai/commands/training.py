@@ -54,9 +54,11 @@ def run(
     resume: Resume = False, corrections: Corrections = None, scale: Scale = "full", dry_run: DryRun = False, budget: Budget = None,
     reuse: Reuse = None, processes: Processes = None,
 ) -> None:
-    """Train the folds of a recipe, predict the test part, write a checked submission.
+    """Train the folds of a recipe, predict, and write a report. Where there is a test part, also a checked submission.
 
-    With an ensemble as --recipe, such as ensembles/third_place, train all its runs and blend them.
+    With an ensemble as --recipe, such as ensembles/third_place, train all its runs and blend them; that needs a test part.
+
+    Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine
 
     Example: fatai-submit run DATA --recipe ninth --folds 2 --epochs 40 --bs 16 --out runs/ninth
     """
@@ -140,7 +142,7 @@ def train(
     crop_s: CropS = None, views: Views = None, seed: Seed = None, precision: Precision = None, workers: Workers = None,
     resume: Resume = False, corrections: Corrections = None, scale: Scale = "full", processes: Processes = None,
 ) -> None:
-    """Train the folds of a recipe and predict the clips they hold out; leave the test part for predict.
+    """Train the folds of a recipe and predict what they hold out. The test part is left for predict.
 
     Example: fatai-submit train DATA --recipe ninth --only-fold 0 --out runs/fold0
     """
@@ -157,7 +159,7 @@ def train(
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
     sounds: Annotated[Optional[list[Path]], typer.Argument(
-        help="A data folder (its test part is predicted), folders of sounds, or sound files.",
+        metavar="SOUND", help="A data folder (its test part is predicted), folders of sounds, or sound files.",
     )] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")] = None,
     top: Annotated[int, typer.Option(help="Tags printed for each clip.")] = 3,
@@ -171,7 +173,9 @@ def predict(
     )] = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
     list_: ListFile = None, shard: Shard = None,
-    processes: Annotated[Optional[int], typer.Option("--processes", help="So many shards at once on this machine, then joined.")] = None,
+    processes: Annotated[Optional[int], typer.Option(
+        "--processes", help="So many parts of the sounds at once on this machine, then joined.",
+    )] = None,
 ) -> None:
     """Tag sounds with every fold of a run, averaged.
 
@@ -229,7 +233,7 @@ def _predict_list(run: Path, table: Any, out: Path, options: dict[str, Any], sha
 def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="What was given as --out to all parts.")],
 ) -> None:
-    """Join the parts that predict --shard or tag --shard made, in the order of the sounds, and remove them.
+    """Join the parts that --shard made, in the sounds' order. Those of predict or of tag; then they are removed.
 
     Example: fatai-submit merge tags.csv
     """
@@ -261,7 +265,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; a run of an earlier demo there is replaced.")] = Path("runs/demo"),
     epochs: Epochs = None,
 ) -> None:
-    """Train on the bundled sounds, predict their test part and score it: two folds, a few minutes on a laptop.
+    """Train on the bundled sounds, and score on their test part. Two folds, a few minutes on a laptop.
 
     Example: fatai-submit demo --out runs/demo
     """

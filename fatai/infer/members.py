@@ -5,7 +5,6 @@ Of a run folder `test.csv` is blended; `oof.csv`, `folds.csv` and the score in `
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from fatai.errors import DataError, OptionError, SubmissionError
 from fatai.infer.csv_rows import read_csv, some, width_fault
 from fatai.infer.predictions import Predictions
 from fatai.infer.truth import Table, read_truth
+from fatai.small_files import read_small_json
 
 __all__ = ["Given", "Member", "OutOfFold", "members_of", "out_of_fold", "read_folds"]
 
@@ -75,8 +75,8 @@ def _member(given: Given, position: int, part: str) -> Member:
 def _noted_score(manifest: Path) -> float | None:
     """The out-of-fold lwlrap that a run's manifest names, if it does."""
     try:
-        score = json.loads(manifest.read_text(encoding="utf-8"))["lwlrap"]["oof"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        score = read_small_json(manifest)["lwlrap"]["oof"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(score) if isinstance(score, (int, float)) and 0 <= score <= 1 else None
 

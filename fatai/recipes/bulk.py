@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fatai.atomic import storage_told, text_atomic
-from fatai.errors import DataError, OptionError
+from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.infer.row_tables import join_files
 from fatai.recipes.finished import predict_with_run
 
@@ -177,8 +177,17 @@ def _write_table(journal: Path, out: Path) -> int:
 def _digest_of(run: Path) -> str:
     """Of all weights and settings of a run or model folder."""
     files = [f for pattern in ("*.toml", "*.json", "*.safetensors", "fold_*/model.safetensors") for f in sorted(run.glob(pattern))]
-    told = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.name != "manifest.json"]
-    return _digest(told)
+    return _digest([_digest_of_file(f) for f in files if f.name != "manifest.json"])
+
+
+def _digest_of_file(path: Path) -> str:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file, and was not opened")
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _digest(lines: list[str]) -> str:

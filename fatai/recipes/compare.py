@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from fatai.infer.truth import Table
 from fatai.recipes.network import recipe_parameters
 from fatai.recipes.recipe import load_recipe
 from fatai.score.bootstrap import Difference, Interval, score_difference, score_interval
+from fatai.small_files import read_small_json
 
 __all__ = ["Comparison", "ComparedRun", "compare_runs"]
 
@@ -100,7 +100,7 @@ def _less(difference: Difference) -> str:
 def _seconds(run: Path) -> float | None:
     """How long a run took, as its manifest says."""
     try:
-        seconds = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["seconds"]
+        seconds = read_small_json(run / "manifest.json")["seconds"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(seconds) if isinstance(seconds, (int, float)) else None

@@ -28,6 +28,7 @@ from fatai.recipes.best import BestOfStages
 from fatai.recipes.network import has_two_heads, recipe_network
 from fatai.recipes.recipe import Recipe
 from fatai.recipes.stage import fit_stage
+from fatai.small_files import read_small_json
 from fatai.train.callbacks import quiet_unless_terminal
 from fatai.train.company import ALONE, Company
 from fatai.train.crossval import load_weights, save_weights
@@ -161,7 +162,7 @@ def _done(job: FoldJob, folder: Path) -> FoldResult | None:
     if not all((folder / name).exists() for name in ("fold.json", WEIGHTS, *names)):
         return None
     try:
-        notes = json.loads((folder / "fold.json").read_text(encoding="utf-8"))
+        notes = read_small_json(folder / "fold.json")
         digest, unreadable = notes["digest"], {k: tuple(map(str, notes["unreadable"][k])) for k in ("held_out", "test")}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{folder / 'fold.json'} cannot be read ({e!r}); delete it to predict with the fold again") from None

@@ -17,6 +17,7 @@ from fatai.errors import FataiError, RecipeError
 from fatai.recipes.recipe import Recipe, load_recipe, validated
 from fatai.recipes.sections import Section
 from fatai.registry import ENSEMBLES, did_you_mean
+from fatai.small_files import read_small_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -131,7 +132,7 @@ def is_ensemble(name: str | Path) -> bool:
     if not text.endswith(".toml"):
         return text.startswith(_FOLDER)
     try:
-        return "members" in tomllib.loads(Path(text).read_text(encoding="utf-8"))
+        return "members" in tomllib.loads(read_small_text(text))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return False  # what is wrong with it is told by whoever reads it as a recipe
 
@@ -144,7 +145,7 @@ def ensemble_text(name: str | Path) -> str:
             raise RecipeError(f"no ensemble named {text!r}; {did_you_mean(text, ensemble_names())}; a file of yours must end in .toml")
         return (resources.files("fatai.recipes") / f"{text}.toml").read_text(encoding="utf-8")
     try:
-        return Path(text).read_text(encoding="utf-8")
+        return read_small_text(text)
     except (OSError, UnicodeDecodeError) as e:
         raise RecipeError(f"{text} cannot be read as text: {e}") from None
 

@@ -18,6 +18,7 @@ from fatai.data.fat2019 import FATData
 from fatai.data.own_table import is_own_table
 from fatai.errors import CheckpointError
 from fatai.recipes.recipe import Recipe
+from fatai.small_files import read_small_json
 
 __all__ = ["data_digest", "noted_data", "read_manifest", "write_manifest"]
 
@@ -52,7 +53,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_small_json(path)
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path} cannot be read ({e}); expected the JSON of a run") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict):

@@ -25,6 +25,7 @@ from fatai.infer.embeddings import Embeddings
 from fatai.infer.pretrained import Pretrained
 from fatai.models import create_model
 from fatai.recipes.manifest import data_digest
+from fatai.small_files import read_small_json
 from fatai.sound.front_ends import front_end
 
 __all__ = ["panns_logreg", "panns_network"]
@@ -71,7 +72,8 @@ def panns_logreg(
     curated = _embedded(network, data.curated, out / "embeddings" / "curated.npy", num_workers)
     fit = fit_embedding_tagger(curated, data.curated[["fname", "labels"]], data.tags, folds=n_folds, seed=seed, C=C, max_iter=max_iter)
     fit.tagger.save(out / TAGGER)
-    folds = pd.DataFrame({"fname": list(fit.oof.fnames), "fold": fit.folds})
+    labels = dict(zip(data.curated["fname"], data.curated["labels"]))
+    folds = pd.DataFrame({"fname": fit.oof.fnames, "fold": fit.folds, "labels": [",".join(labels[name]) for name in fit.oof.fnames]})
     write_text_atomic(out / "folds.csv", folds.to_csv(index=False, lineterminator="\n"))
     fit.oof.to_csv(out / "oof.csv")
     listed = ", ".join(f"{score:.4f}" for score in fit.scores.values())
@@ -93,8 +95,8 @@ def _claim(out: Path, made_of: dict[str, str]) -> None:
     noted = out / "made_of.json"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         try:
-            same = json.loads(noted.read_text(encoding="utf-8")) == made_of
-        except (OSError, ValueError, RecursionError):
+            same = read_small_json(noted) == made_of
+        except (OSError, ValueError):
             same = False
         if not same:
             raise DataError(f"{out} holds something else, or embeddings of other data or another network; choose another folder")

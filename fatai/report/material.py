@@ -23,6 +23,7 @@ from fatai.recipes.finished import trained_model
 from fatai.recipes.manifest import read_manifest
 from fatai.recipes.recipe import Recipe, load_recipe
 from fatai.score.calibration import CALIBRATION, Calibration
+from fatai.small_files import read_small_text
 
 __all__ = ["Material", "NotThere", "material_of_run"]
 
@@ -210,7 +211,7 @@ def _notes(run: Path) -> dict[str, str]:
     notes = {}
     for name, title in titles.items():
         try:
-            notes[title] = (run / name).read_text(encoding="utf-8")[:100_000]
+            notes[title] = read_small_text(run / name)[:100_000]
         except (OSError, ValueError):
             continue
     return notes

@@ -85,6 +85,8 @@ class ShortTimeSpectra(nn.Module):
         window, frames = self._exact_window(wave.device), wave.unfold(-1, self.n_fft, self.hop_length)
         if torch.compiler.is_compiling():  # a graph is for batches of any size
             return self._levels(torch.fft.rfft(frames * window)).transpose(1, 2)
+        if not len(frames):  # which some transforms of older versions of torch refuse
+            return wave.new_empty(0, len(self.filters) or self.n_fft // 2 + 1, frames.shape[1])
         limit = max(1, (_CHUNK_CPU if wave.device.type == "cpu" else _CHUNK_GPU) // (4 * self.n_fft))  # frames at once
         spec = [torch.cat([self._levels(torch.fft.rfft(piece * window)) for piece in some.split(limit, 1)], 1)
                 for some in frames.split(max(1, limit // frames.shape[1]))]

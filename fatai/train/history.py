@@ -12,6 +12,7 @@ from fastai.learner import Recorder
 from fastai.torch_core import rank_distrib
 
 from fatai.atomic import write_text_atomic
+from fatai.small_files import read_small_text
 
 __all__ = ["History"]
 
@@ -42,7 +43,7 @@ class History(Callback):
             return
         if not self.append and not rank_distrib():
             self.path.unlink(missing_ok=True)
-        self.text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        self.text = read_small_text(self.path) if self.path.exists() else ""
         self.started = time.monotonic()
 
     def after_epoch(self) -> None:
