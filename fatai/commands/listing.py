@@ -34,7 +34,9 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command("show")
 def recipes_show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe or an ensemble, or a .toml file.")],
-    resolved: Annotated[bool, typer.Option("--resolved", help="Spell out every default that is set, and every constant of the front end.")] = False,
+    resolved: Annotated[bool, typer.Option(
+        "--resolved", help="Spell out every default that is set, and every constant of the front end.",
+    )] = False,
 ) -> None:
     """Print a recipe; save it, edit it, and run it with --recipe my.toml.
 
