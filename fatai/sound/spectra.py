@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,11 @@ class ShortTimeSpectra(nn.Module):
         """Periodic Hann window in the middle of the transform, in float64 but for Apple's GPUs, which have none."""
         if device is not None and device.type == "mps":
             return self.window
-        window = torch.hann_window(self.win_length, periodic=True, dtype=torch.float64, device=device)
+        if torch.compiler.is_compiling():  # by its formula, since older versions of onnxscript don't know the window
+            angles = torch.arange(self.win_length, dtype=torch.float64, device=device) * (2 * math.pi / self.win_length)
+            window = 0.5 - 0.5 * torch.cos(angles)
+        else:
+            window = torch.hann_window(self.win_length, periodic=True, dtype=torch.float64, device=device)
         left = (self.n_fft - self.win_length) // 2
         return F.pad(window, (left, self.n_fft - self.win_length - left))
 

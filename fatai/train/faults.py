@@ -119,7 +119,7 @@ class HalveOnOOM(Callback):
                 self._halve(len(inputs[0]), "")
         with told_plainly(f"half a batch of {len(inputs[0])} clips"):
             halves = zip(*(x.chunk(2) for x in inputs))
-            return _joined([checkpoint(self._whole, *half, use_reentrant=False) for half in halves])
+            return _joined([_computed_again(self._whole, half) for half in halves])
 
     def before_backward(self) -> None:
         try:
@@ -146,6 +146,28 @@ class HalveOnOOM(Callback):
         if self._whole is not None:
             vars(self.network).pop("forward", None)
             self._whole = None
+
+
+def _computed_again(answer: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+    """`answer` of `inputs`, of which only these are kept for its gradient."""
+    failed: list[torch.OutOfMemoryError] = []
+    again = False
+
+    def told(*inputs: Tensor) -> Any:
+        try:
+            return answer(*inputs)
+        except torch.OutOfMemoryError as e:
+            if again:
+                raise
+            failed.append(e)
+            return inputs[0]
+
+    # An error that passes through `checkpoint` leaves its hooks on all that is computed later, in older versions of torch.
+    answered = checkpoint(told, *inputs, use_reentrant=False)
+    again = True
+    if failed:
+        raise failed[0]
+    return answered
 
 
 def by_halves(answer: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
