@@ -13,7 +13,7 @@ from typing import Any
 
 from fatai.errors import StorageError
 
-__all__ = ["read_small_json", "read_small_text"]
+__all__ = ["parse_json", "read_small_json", "read_small_text"]
 
 MOST_BYTES = 1 << 24
 
@@ -39,8 +39,12 @@ def read_small_text(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) 
 
 
 def read_small_json(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> Any:
-    """What a JSON file says; raises as `read_small_text`, and `ValueError` for what is no JSON, or lists within lists without end."""
-    text = read_small_text(path, most_bytes)
+    """What a JSON file says; raises as `read_small_text` and `parse_json` do."""
+    return parse_json(read_small_text(path, most_bytes))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says; raises `ValueError` for what is no JSON, and for lists within lists without end."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -32,6 +32,14 @@ def test_a_run_listens_as_its_recipe_says(tiny_run, clips):
     np.testing.assert_allclose(predict_with_run(tiny_run.out, clips).probs, by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5)
 
 
+def test_weights_that_a_recipe_begins_with_are_not_needed_again(tiny_run, clips, tmp_path):
+    run = shutil.copytree(tiny_run.out, tmp_path / "run")
+    text = (run / "recipe.toml").read_text()
+    assert "[model.options]\n" in text
+    (run / "recipe.toml").write_text(text.replace("[model.options]\n", '[model.options]\npretrained = "/gone/Cnn14.pth"\n'))
+    np.testing.assert_array_equal(predict_with_run(run, clips).probs, predict_with_run(tiny_run.out, clips).probs)
+
+
 def test_folds_share_what_is_read_and_each_has_its_own_prior(tiny_run, clips, tmp_path, monkeypatch):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")

@@ -1,6 +1,7 @@
 """A CSV of one's own sounds in place of the competition's folder."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from fatai.data.fat2019 import read_layout
 from fatai.data.own_table import read_own_table, standard_columns
 from fatai.data.scan import scan
 from fatai.errors import DataError
+from fatai.infer.predictions import Predictions
 from fatai.infer.truth import read_truth
 
 
@@ -97,3 +99,11 @@ def test_the_table_is_also_the_truth_of_scores(mine):
 def test_a_folder_with_a_table_of_another_name_is_told_to_give_the_table(mine):
     with pytest.raises(DataError, match=r"its tables are labels.csv.*give its path instead of the folder"):
         read_layout(mine)
+
+
+def test_the_sounds_of_a_table_are_predicted(tiny_run, tmp_path, sample, main_with):
+    names = [Path(shutil.copy(sound, tmp_path)).name for sound in sorted((sample / "test").iterdir())[:3]]
+    (tmp_path / "mine.csv").write_text("file,tags\n" + "".join(f"{name},x\n" for name in names))
+    ended = main_with("predict", tiny_run.out, tmp_path / "mine.csv", "--out", tmp_path / "tags.csv")
+    assert ended.returncode == 0, ended.stderr
+    assert Predictions.from_csv(tmp_path / "tags.csv").fnames == tuple(names)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from fatai.errors import StorageError
-from fatai.small_files import read_small_json, read_small_text
+from fatai.small_files import parse_json, read_small_json, read_small_text
 
 
 def test_text_and_json_are_read(tmp_path):
@@ -36,6 +36,8 @@ def test_what_is_no_json_is_a_value_error(tmp_path):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(ValueError):
             read_small_json(tmp_path / "a.json")
+        with pytest.raises(ValueError):
+            parse_json(text.encode())
     (tmp_path / "a.json").write_bytes(json.dumps("é", ensure_ascii=False).encode("latin-1"))
     with pytest.raises(UnicodeDecodeError):
         read_small_json(tmp_path / "a.json")

@@ -159,7 +159,7 @@ def train(
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
     sounds: Annotated[Optional[list[Path]], typer.Argument(
-        metavar="SOUND", help="A data folder (its test part is predicted), folders of sounds, or sound files.",
+        metavar="SOUND", help="A data folder (its test part is predicted), a CSV of sounds, folders of sounds, or sound files.",
     )] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")] = None,
     top: Annotated[int, typer.Option(help="Tags printed for each clip.")] = 3,
@@ -243,11 +243,12 @@ def merge(
 
 
 def _sound_table(sounds: list[Path], listed: Path | None) -> Any:
-    """Names and paths: of the test part of a data folder, of the sounds below a folder, of files, or of the sounds in a list."""
+    """Names and paths: of a data folder's test part, a CSV's sounds, the sounds below a folder, files, or the sounds in a list."""
     import pandas as pd
 
     from fatai.commands.sounds import listed_sounds, sound_files
     from fatai.data.fat2019 import read_layout
+    from fatai.data.own_table import is_own_table
     from fatai.errors import OptionError
 
     if (listed is None) == (not sounds):
@@ -257,6 +258,8 @@ def _sound_table(sounds: list[Path], listed: Path | None) -> Any:
 
     if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
         return read_layout(sounds[0]).test
+    if len(sounds) == 1 and is_own_table(sounds[0]):
+        return read_layout(sounds[0]).curated[["fname", "path"]]
     return pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
 
 

@@ -25,6 +25,7 @@ from fatai.infer.predictions import Predictions
 from fatai.infer.truth import Table, read_truth
 from fatai.progress import track
 from fatai.score.ranking import lwlrap
+from fatai.small_files import parse_json
 
 __all__ = ["EmbeddingFit", "EmbeddingTagger", "fit_embedding_tagger"]
 
@@ -123,13 +124,13 @@ class EmbeddingTagger:
                 if notes.get("format") != _FORMAT or sorted(f.keys()) != ["coef", "intercept", "mean", "prior", "scale"]:
                     raise CheckpointError(f"{path} is no embedding tagger; expected what `EmbeddingTagger.save` writes")
                 arrays = {key: np.asarray(f.get_tensor(key), dtype=np.float64) for key in f.keys()}
-            tags = json.loads(notes["tags"])
+            tags = parse_json(notes["tags"])
             if not isinstance(tags, list) or not all(isinstance(tag, str) and tag for tag in tags):
                 raise CheckpointError(f"{path}: its tags are no list of names")
             return cls(tuple(tags), **arrays)
         except CheckpointError:
             raise
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as e:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"{path} cannot be read as an embedding tagger: {e}") from None
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from fatai.errors import AudioError, DataError
 from fatai.infer.events import TagEvent
 from fatai.progress import track
+from fatai.small_files import parse_json
 
 __all__ = ["FileEvents", "TaggedFiles", "read_journal"]
 
@@ -127,12 +128,12 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(journal, 1):
                 if not line.endswith(b"\n"):
                     return
-                entry = json.loads(line)
+                entry = parse_json(line)
                 good = entry.get("made") == _MARK if number == 1 else isinstance(entry.get("file"), str)
                 if not good:
                     raise ValueError("it is not what is expected there")
                 yield number, entry
     except OSError as e:
         raise DataError(f"{path} cannot be opened: {e.strerror}") from None
-    except (ValueError, AttributeError, RecursionError) as e:
+    except (ValueError, AttributeError) as e:
         raise DataError(f"{path}, line {number}: this is no journal of events ({e}); give another file") from None

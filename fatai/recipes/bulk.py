@@ -20,6 +20,7 @@ from fatai.atomic import storage_told, text_atomic
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.infer.row_tables import join_files
 from fatai.recipes.finished import predict_with_run
+from fatai.small_files import parse_json
 
 __all__ = ["ListPart", "merge_parts", "part_of", "predict_list"]
 
@@ -152,7 +153,7 @@ def _go_on(journal: Path, made_by: dict[str, Any]) -> int:
 
 def _told(journal: Path, line: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(line)
+        told = parse_json(line)
         if told["made"] == _MARK:
             return told
     except (ValueError, TypeError, KeyError):

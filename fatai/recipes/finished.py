@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from fatai.recipes.network import recipe_network
 from fatai.recipes.recipe import Recipe, load_recipe
 from fatai.score.calibration import CALIBRATION, Calibration
 from fatai.score.thresholds import Thresholds
+from fatai.small_files import parse_json
 from fatai.train.crossval import load_weights, notes_of
 from fatai.train.precision import autocast_for, fast_layout
 
@@ -66,7 +66,7 @@ class FinishedRun:
         """Every fold's network; raises `CheckpointError` where weights don't fit the recipe."""
         for path in self.weights:
             tags, in_channels, prior = _notes(path)
-            model = recipe_network(self.recipe, len(tags), in_channels)
+            model = recipe_network(self.recipe, len(tags), in_channels, pretrained=False)
             load_weights(path, model)
             model = fast_layout(model.to(self.device), self.device, self.recipe.precision).eval()
             yield TrainedFold(path.parent.name, model, tuple(tags), prior)
@@ -215,7 +215,7 @@ def thresholds_of_run(run: str | Path) -> Thresholds:
 def _notes(path: Path) -> tuple[list[str], int, np.ndarray]:
     """Tags, channels and prior that stand beside the weights; the file may come from a stranger, so nothing is taken on trust."""
     try:
-        notes = json.loads(notes_of(path)["fatai"])
+        notes = parse_json(notes_of(path)["fatai"])
         tags, in_channels, prior = [str(t) for t in notes["tags"]], int(notes["in_channels"]), np.array(notes["prior"], dtype=np.float64)
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} does not say its tags, channels and prior ({e}); expected weights of fatai-submit run") from None

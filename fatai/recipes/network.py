@@ -19,19 +19,23 @@ def has_two_heads(recipe: Recipe) -> bool:
     return any(stage.noisy is not None and stage.noisy["name"] == "fourth" for stage in recipe.stages)
 
 
-def recipe_network(recipe: Recipe, n_tags: int, in_channels: int) -> nn.Module:
-    """The network of a recipe with newly drawn weights."""
-    return _network(recipe, n_tags, in_channels, recipe.settings().front_end)
+def recipe_network(recipe: Recipe, n_tags: int, in_channels: int, *, pretrained: bool = True) -> nn.Module:
+    """The network of a recipe with newly drawn weights, and those of its option `pretrained`, unless all are to be replaced anyway."""
+    return _network(recipe if pretrained else _unread(recipe), n_tags, in_channels, recipe.settings().front_end)
 
 
 def recipe_parameters(recipe: Recipe, n_tags: int) -> int:
     """How many parameters the network of a recipe has; no weights are made or read."""
     settings = recipe.settings()
-    options = {k: v for k, v in recipe.model.options.items() if k != "pretrained"}
-    without = recipe.model_copy(update={"model": recipe.model.model_copy(update={"options": options})})
     in_channels = int(settings.channels_module().n_channels)  # type: ignore[arg-type]
     with torch.device("meta"):
-        return count_parameters(_network(without, n_tags, in_channels, settings.front_end))
+        return count_parameters(_network(_unread(recipe), n_tags, in_channels, settings.front_end))
+
+
+def _unread(recipe: Recipe) -> Recipe:
+    """A recipe that names no file of weights."""
+    options = {k: v for k, v in recipe.model.options.items() if k != "pretrained"}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"options": options})})
 
 
 def _network(recipe: Recipe, n_tags: int, in_channels: int, front_end: FrontEnd) -> nn.Module:

@@ -211,7 +211,7 @@ def folded_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str
         raise DataError(f"{data.path} has {len(table)} readable curated clips, too few for {recipe.folds.n} folds")
     how = recipe.folds
     groups = None if how.column is None else _groups(table, how.column, data.path)
-    folds = make_folds(multi_hot(table["labels"], data.tags), how=how.how, n=how.n, seed=how.seed, groups=groups)
+    folds = make_folds(multi_hot(table["labels"], data.tags), how=how.how, n=how.n, seed=how.seed, groups=groups, tags=data.tags)
     if folds.max() + 1 != how.n:
         raise DataError(f"the column {how.column} of {data.path.name} tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
                         f"{how.n}; give --folds {folds.max() + 1}")

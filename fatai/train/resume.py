@@ -33,6 +33,7 @@ from torch import Tensor
 
 from fatai.atomic import remove_leftovers, write_atomic
 from fatai.errors import CheckpointError
+from fatai.small_files import parse_json
 from fatai.train.company import ALONE, Company
 
 __all__ = ["ResumePoint", "Resumable", "resume_point"]
@@ -197,7 +198,7 @@ def company_of(learn: Learner) -> Company:
 def _header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(str(path), framework="pt") as f:
-            header = json.loads((f.metadata() or {})["fatai_resume"])
+            header = parse_json((f.metadata() or {})["fatai_resume"])
         if header["format"] == 1 and all(isinstance(header[k], int) for k in ("done", "epochs", "batches")):
             return {**header, "notes": dict(header["notes"])}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import secrets
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from starlette.routing import Route
 from fatai.errors import FataiError, StorageError
 from fatai.report.review import Review, media_of, page_files, review_page
 from fatai.report.review_file import Decisions
+from fatai.small_files import parse_json
 from fatai.web.guard import Refusal
 from fatai.web.pages import application
 
@@ -97,6 +97,6 @@ async def _small_json(request: Request) -> Any:
         if len(body) > _BODY:
             raise Refusal(413, f"a decision of more than {_BODY:,} bytes is not taken")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return parse_json(body)
+    except ValueError:
         raise Refusal(422, "the decision is not JSON") from None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import itertools
 import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -332,7 +335,9 @@ def _filling(allowed: Path, sample: Path, recipe: Path, change: Callable[[Path],
         caches = allowed / "fatai" / "clips"
         caches.mkdir(parents=True, exist_ok=True)
         before = set(caches.iterdir())
-        run_recipe(sample, load_recipe(recipe), f"{recipe}.good", num_workers=0, cache_dir=caches, say=lambda line: None)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            run_recipe(sample, load_recipe(recipe), f"{recipe}.good", num_workers=0, cache_dir=caches, say=lambda line: None)
         change(next(iter(set(caches.iterdir()) - before)))
 
     return make
