@@ -51,11 +51,12 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     whole = Path(os.path.realpath(path))
     # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255 bytes.
     beside = whole.parent / f".{whole.stem[:40]}.{secrets.token_hex(6)}.part{whole.suffix}"
+    with storage_told(whole):
+        if whole.exists() and not whole.is_file():
+            # To rename over a device would end it, for all that use it.
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     try:
         with storage_told(whole):
-            if whole.exists() and not whole.is_file():
-                # To rename over a device would end it, for all that use it.
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             whole.parent.mkdir(parents=True, exist_ok=True)
             yield beside
             again(lambda: os.replace(beside, whole))

@@ -1,9 +1,12 @@
-"""Damaged sounds through the commands: every file has its answer, nothing hangs, nothing strays. The fast test takes a sample of them."""
+"""Damaged sounds and hostile files through the commands: every file has its answer, nothing hangs, nothing strays.
+
+The tests take samples of them; `make fuzz` takes all.
+"""
 
 import pytest
 
 from fuzz.sounds import damaged_sounds
-from fuzz.trial import Report, sounds_through_commands
+from fuzz.trial import Report, files_through_commands, sounds_through_commands
 
 
 def test_there_are_a_thousand_damaged_sounds_of_every_kind(sample):
@@ -17,3 +20,12 @@ def test_every_damaged_sound_has_its_answer(tmp_path, every):
     sounds_through_commands(tmp_path, report, every=every)
     assert not report.faults, str(report)
     assert sum(report.tried.values()) >= 1000 / every
+
+
+@pytest.mark.slow
+def test_hostile_tables_recipes_models_runs_and_caches_end_with_a_sentence(tmp_path):
+    report = Report()
+    run = sounds_through_commands(tmp_path, Report(), every=200)
+    files_through_commands(tmp_path, run, report, every=5)
+    assert not report.faults, str(report)
+    assert sum(report.tried.values()) >= 150 and len(report.tried) == 7, "of every kind some"

@@ -20,13 +20,12 @@ from fatai.score.calibration import Calibration
 from fatai.sound.front_ends import FrontEnd
 from fatai.sound.waveform import SHORT_FILLS
 
-__all__ = ["FORMAT", "ModelConfig", "Network"]
+__all__ = ["FORMAT", "ModelConfig", "Network", "bounded"]
 
 FORMAT = "fatai model 1"
 MAX_BYTES = 1 << 24
 _MAX_TAGS = 100_000
 _MAX_OPTION = 4096
-_MOST = {"sr": 1_000_000, "n_fft": 1 << 17, "win_length": 1 << 17, "n_mels": 4096}  # of a front end
 _MAX_SAMPLES = 1 << 26  # of a crop
 _MAX_CELLS = 1 << 27  # of its spectrogram
 _MAX_TRANSFORMED = 1 << 31  # samples that its transforms look at, counted in each of them
@@ -73,13 +72,9 @@ def _only_known(given: Any) -> Any:
     return given
 
 
-def _bounded(settings: ClipSettings) -> ClipSettings:
+def bounded(settings: ClipSettings) -> ClipSettings:
+    """Settings that can be computed with; raises `ValueError` for those that would take more memory or time than any honest ones."""
     described = settings.front_end
-    for name, most in _MOST.items():
-        if (getattr(described, name) or 0) > most:
-            raise ValueError(f"{name} is {getattr(described, name)}; at most {most}")
-    if len(described.windows) > 8 or any(window > _MOST["n_fft"] for window in described.windows):
-        raise ValueError(f"windows is {described.windows[:10]}; at most 8 of at most {_MOST['n_fft']} samples")
     sizes = settings.crop_samples, settings.crop_frames * described.rows, settings.crop_frames * sum(described.transforms)
     if any(size > most for size, most in zip(sizes, (_MAX_SAMPLES, _MAX_CELLS, _MAX_TRANSFORMED))):
         raise ValueError(f"a crop of {settings.crop_s:g} s has {sizes[0]} samples and {settings.crop_frames} frames of {described.rows} "
@@ -90,7 +85,7 @@ def _bounded(settings: ClipSettings) -> ClipSettings:
     return settings
 
 
-Clips = Annotated[ClipSettings, BeforeValidator(_only_known), AfterValidator(_bounded), PlainSerializer(asdict)]
+Clips = Annotated[ClipSettings, BeforeValidator(_only_known), AfterValidator(bounded), PlainSerializer(asdict)]
 Tag = Annotated[str, Field(min_length=1, max_length=200)]
 Prior = Annotated[float, Field(ge=0, le=1)]
 

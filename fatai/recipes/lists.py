@@ -6,7 +6,6 @@ named `ensembles/<name>`; a file of one's own is told from a recipe by its membe
 
 from __future__ import annotations
 
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +13,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fatai.errors import FataiError, RecipeError
-from fatai.recipes.recipe import Recipe, load_recipe, validated
+from fatai.recipes.recipe import Recipe, load_recipe, parse_toml, validated
 from fatai.recipes.sections import Section
 from fatai.registry import ENSEMBLES, did_you_mean
 from fatai.small_files import read_small_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["EnsembleList", "ListedRun", "ensemble_names", "ensemble_text", "is_ensemble", "load_ensemble"]
 
@@ -55,6 +49,9 @@ class ListedRun(Section):
         """The recipe that the member is trained by; raises `RecipeError`."""
         recipe = load_recipe(self.recipe)
         changes = dict(self.changes)
+        for key in ("front_end", "stages", *_SECTIONS):
+            if not isinstance(changes.get(key, {}), dict):
+                raise RecipeError(f"member {self.name}: changes.{key} is {str(changes[key])[:40]!r}; expected a table")
         if "front_end" in changes:
             recipe = recipe.with_front_end(**changes.pop("front_end"))
         plain = recipe.model_dump()
@@ -98,7 +95,7 @@ class EnsembleList(Section):
     how: str = "mean"
     options: dict[str, Any] = {}
     weights: tuple[float, ...] | Literal["lwlrap"] | None = None
-    members: tuple[ListedRun, ...] = Field(min_length=1)
+    members: tuple[ListedRun, ...] = Field(min_length=1, max_length=1000)
     stackers: tuple[Stacker, ...] = ()
 
     @field_validator("members")
@@ -132,8 +129,8 @@ def is_ensemble(name: str | Path) -> bool:
     if not text.endswith(".toml"):
         return text.startswith(_FOLDER)
     try:
-        return "members" in tomllib.loads(read_small_text(text))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return "members" in parse_toml(read_small_text(text), text)
+    except (OSError, UnicodeDecodeError, RecipeError):
         return False  # what is wrong with it is told by whoever reads it as a recipe
 
 
@@ -154,9 +151,7 @@ def load_ensemble(name: str | Path) -> EnsembleList:
     """A list by name ("ensembles/third_place"), or from a path that ends in .toml; raises `RecipeError` that says what is wrong."""
     text = str(name)
     try:
-        listed = EnsembleList.model_validate(tomllib.loads(ensemble_text(name)))
-    except tomllib.TOMLDecodeError as e:
-        raise RecipeError(f"{text} is no valid TOML: {e}") from None
+        listed = EnsembleList.model_validate(parse_toml(ensemble_text(name), text))
     except ValidationError as e:
         faults = [f"{'.'.join(map(str, error['loc'])) or 'the list'}: {error['msg'].removeprefix('Value error, ')}" for error in e.errors()]
         raise RecipeError(f"{text}: " + "; ".join(faults)) from None

@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fatai.data.clips import ClipSettings
 from fatai.errors import FataiError, RecipeError
-from fatai.recipes.sections import KEPT, Clips, Folds, Listen, Model, Section, Stage
+from fatai.infer.model_config import bounded
+from fatai.recipes.sections import KEPT, Clips, Folds, Listen, Model, Section, Seed, Stage
 from fatai.registry import FRONT_ENDS, did_you_mean
 from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
 
@@ -28,10 +29,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Recipe", "load_recipe", "recipe_names", "recipe_text"]
+__all__ = ["Recipe", "load_recipe", "parse_toml", "recipe_names", "recipe_text"]
 
 # A recipe is a page; a file far beyond that is none, and is not parsed.
 _MAX_BYTES = 256 * 1024
+_MAX_STAGES = 100
 
 
 class Recipe(Section):
@@ -51,7 +53,7 @@ class Recipe(Section):
     name: str
     source: str = ""
     published: str = ""
-    seed: int = Field(2019, ge=0)
+    seed: Seed = 2019
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     front_end: dict[str, Any] = {"name": "ninth"}
     clips: Clips = Clips()
@@ -65,11 +67,13 @@ class Recipe(Section):
     def _likenesses(cls, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             return value
+        if len(value) > _MAX_STAGES:
+            raise ValueError(f"there are {len(value)}; at most {_MAX_STAGES}")
         told: list[Any] = []
         for k, stage in enumerate(value):
             if isinstance(stage, dict) and "like" in stage:
-                known = {earlier["name"]: earlier for earlier in told if isinstance(earlier, dict) and "name" in earlier}
-                if stage["like"] not in known:
+                known = {earlier["name"]: earlier for earlier in told if isinstance(earlier, dict) and isinstance(earlier.get("name"), str)}
+                if not isinstance(stage["like"], str) or stage["like"] not in known:
                     raise ValueError(f"stage {k} is like {stage['like']!r}; {did_you_mean(str(stage['like']), list(known))}")
                 stage = {**known[stage["like"]], **{key: v for key, v in stage.items() if key != "like"}}
             told.append(stage)
@@ -120,7 +124,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _front_end_fits(self) -> Recipe:
         try:
-            self.settings()
+            bounded(self.settings())
         except (FataiError, TypeError) as e:
             raise ValueError(f"front_end: {e}") from e
         return self
@@ -210,7 +214,7 @@ def validated(plain: dict[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(plain)
     except ValidationError as e:
         faults = []
-        errors = e.errors()
+        errors = e.errors()[:100]
         for error in errors:
             if any(other["loc"][:len(error["loc"])] == error["loc"] for other in errors if other is not error):
                 continue  # what is wrong with a section follows from what is wrong in it
@@ -255,9 +259,14 @@ def load_recipe(name: str | Path) -> Recipe:
     RecipeError
         No such recipe, no valid TOML, an unknown key or a value of the wrong kind; the message names file, key and what is allowed.
     """
-    text = recipe_text(str(name))
+    return validated(parse_toml(recipe_text(str(name)), str(name)), str(name))
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text; raises `RecipeError` that names `where`."""
     try:
-        plain = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise RecipeError(f"{name} is no valid TOML: {e}") from None
-    return validated(plain, str(name))
+        return tomllib.loads(text)
+    except ValueError as e:  # beside errors of TOML, numbers with more digits than Python reads
+        raise RecipeError(f"{where} is no valid TOML: {str(e)[:300]}") from None
+    except RecursionError:
+        raise RecipeError(f"{where} is no valid TOML: tables within tables without end") from None

@@ -15,7 +15,7 @@ from fatai.registry import AUGMENTATIONS, CHANNELS, LOSSES, MIXERS, MODELS, NOIS
 from fatai.sound.waveform import SHORT_FILLS
 from fatai.train.learner import NO_DECAY
 
-__all__ = ["KEPT", "Clips", "Folds", "Listen", "Model", "Section", "Stage", "built"]
+__all__ = ["KEPT", "Clips", "Folds", "Listen", "Model", "Section", "Seed", "Stage", "built"]
 
 KEPT = "kept"
 """As the name of a stage's noisy method: the clips that were chosen before."""
@@ -53,6 +53,10 @@ def built(registry: Registry, named: dict[str, Any]) -> Any:
     return registry.build(named["name"], **_options(named))
 
 
+Seed = Annotated[int, Field(ge=0, le=1 << 31)]
+"""What Python, numpy and torch take, with the number of a fold added."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,7 +65,7 @@ class Clips(Section):
     """How a clip is read and cut."""
 
     crop_s: float = Field(2.0, ge=0.05, le=600)
-    trim_db: float | Literal["none"] = 60.0
+    trim_db: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["none"] = 60.0
     short_fill: Annotated[str, _among(SHORT_FILLS)] = "zeros_both"
     channels: Annotated[str, _among(CHANNELS)] | None = None
     corrupted: Annotated[str, _among(CORRUPTED_HOW)] = "keep"
@@ -76,7 +80,7 @@ class Folds(Section):
 
     how: Annotated[str, _among(FOLD_MAKERS)] = "stratified_argmax"
     n: int = Field(5, ge=2, le=100)
-    seed: int = Field(2019, ge=0)
+    seed: Seed = 2019
     only: tuple[int, ...] | None = None
     column: str | None = None
 
@@ -102,6 +106,14 @@ class Model(Section):
     arch: Annotated[str, _among(MODELS, free=lambda arch: arch.startswith("timm:"))] = "m3"
     width: float | None = Field(None, gt=0, le=16)
     options: dict[str, Any] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _left_to_the_data(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(value.keys() & {"name", "n_tags", "in_channels"})
+        if taken:
+            raise ValueError(f"{taken[0]} is no option: the data and the front end tell it")
+        return value
 
 
 class Stage(Section):

@@ -36,6 +36,8 @@ _CHOICES = {
 _ABOVE_ZERO = ("sr", "n_fft", "hop_length", "power", "n_mels", "win_length", "top_db", "amin", "log_offset", "pcen_time_s", "pcen_power",
                "pcen_eps", "clamp")
 _NOT_BELOW_ZERO = ("fmin", "eps", "pcen_gain", "pcen_bias")
+_MOST = {"sr": 1_000_000, "n_fft": 1 << 17, "win_length": 1 << 17, "n_mels": 4096}
+_MOST_WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,11 @@ class FrontEnd:
         for name in _NOT_BELOW_ZERO:
             if not getattr(self, name) >= 0:
                 raise FrontEndError(f"{name}={getattr(self, name)}; expected 0 or more")
-        if any(w <= 0 for w in self.windows):
-            raise FrontEndError(f"windows={self.windows}; expected lengths above 0")
+        for name, most in _MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise FrontEndError(f"{name}={getattr(self, name)}; expected at most {most}")
+        if len(self.windows) > _MOST_WINDOWS or not all(0 < w <= _MOST["n_fft"] for w in self.windows):
+            raise FrontEndError(f"windows={self.windows[:10]}; expected at most {_MOST_WINDOWS}, of 1 to {_MOST['n_fft']} samples")
 
     def _check_together(self) -> None:
         if not self.fmin < self.top_hz <= self.sr / 2:
