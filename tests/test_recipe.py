@@ -133,3 +133,24 @@ def test_changes_go_to_the_right_places_and_are_checked():
 def test_a_recipe_cannot_be_changed_by_accident():
     with pytest.raises(Exception, match="frozen"):
         Recipe(name="x").seed = 3
+
+
+@pytest.mark.parametrize("text", [
+    "x = " + "[" * 20_000, ".".join("a" * 20_000) + " = 1", "[" + ".".join(["'b'"] * 20_000) + "]", "seed = " + "9" * 5000,
+    "stages = [" + "1," * 50_000 + "]",
+])
+def test_what_would_take_forever_is_refused_at_once(tmp_path, text):
+    with pytest.raises(RecipeError, match="no valid TOML|there are 50000; at most 100"):
+        load_recipe(write(tmp_path, f'name = "x"\n{text}\n'))
+
+
+@pytest.mark.parametrize(("lines", "told"), [
+    ("seed = 99999999999", "seed is 99999999999: .*less than or equal to"), ("[folds]\nseed = 99999999999", "folds.seed"),
+    ("[clips]\ntrim_db = nan", "clips.trim_db"),
+    ("[model]\noptions = { n_tags = 3 }", "n_tags is no option: the data and the front end tell it"),
+    ("[front_end]\nn_fft = 1099511627776", "n_fft=1099511627776; expected at most 131072"),
+    ('[[stages]]\nname = ["a"]\n[[stages]]\nlike = "a"', "stage 1 is like 'a'"), ("[[stages]]\nlike = { a = 1 }", "stage 0 is like"),
+])
+def test_values_that_no_machine_takes_are_refused(tmp_path, lines, told):
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(write(tmp_path, f'name = "x"\n{lines}\n'))

@@ -7,6 +7,7 @@ schema doesn't know, or a value of the wrong kind, is a `RecipeError` that names
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -34,6 +35,7 @@ __all__ = ["Recipe", "load_recipe", "parse_toml", "recipe_names", "recipe_text"]
 # A recipe is a page; a file far beyond that is none, and is not parsed.
 _MAX_BYTES = 256 * 1024
 _MAX_STAGES = 100
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""")
 
 
 class Recipe(Section):
@@ -264,6 +266,8 @@ def load_recipe(name: str | Path) -> Recipe:
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """The tables of a TOML text; raises `RecipeError` that names `where`."""
+    if _DEEP_KEY.search(text):  # the reader's time grows with the square of the depth
+        raise RecipeError(f"{where} is no valid TOML: tables within tables without end")
     try:
         return tomllib.loads(text)
     except ValueError as e:  # beside errors of TOML, numbers with more digits than Python reads

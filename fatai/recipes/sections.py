@@ -240,7 +240,7 @@ class Listen(Section):
     """
 
     how: Annotated[str, _among(VIEWS)] = "even"
-    n: int | None = Field(None, ge=1, le=10_000)
+    n: int | None = Field(None, ge=1, le=1000)
     options: dict[str, Any] = {}
     mean: Literal["probs", "logits"] = "probs"
     fold_mean: Literal["mean", "gmean"] = "mean"
