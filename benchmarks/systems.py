@@ -1,12 +1,14 @@
 """The systems in one size: every recipe on curated clips and with its own use of noisy ones, and ensembles of them.
 
-    python -m benchmarks.systems DATA [--seeds 0 1] [--passes 40] [--only NAME ...] [--work FOLDER] [--out benchmarks/results/systems.md]
+    python -m benchmarks.systems DATA [--seeds 0 1] [--passes 40] [--only NAME ...] [--more NAME] [--work FOLDER]
+                                      [--out benchmarks/results/systems.md]
 
 DATA is a folder in the competition's layout with noisy clips and truth/test.csv, of which only scores are made. All recipes are scaled by
 the rule of `small`, so that all see as many clips in training (`--passes` times the curated ones of a fold), and share two folds and seeds.
 What a recipe calls its best epoch is found on held-out clips, as published; nothing is chosen by the test part, and the ensemble that is
-called the best is the best out of fold. Every finished run is a line of FOLDER/rows.jsonl and a run folder beside it; runs that are there
-are not trained again, broken ones are gone on with: several processes may share the work, each with names of its own.
+called the best is the best out of fold. `--more` names a system that is also tried with more clips seen, more folds and a wider network,
+one at a time: which of these holds its score down? Every finished run is a line of FOLDER/rows.jsonl and a run folder beside it; runs that
+are there are not trained again, broken ones are gone on with: several processes may share the work, each with names of its own.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ BLENDS: dict[str, dict[str, Any]] = {
     "mean of all": {"how": "mean"}, "geometric mean of all": {"how": "gmean"}, "ranks within clips of all": {"how": "rank_clip"},
     "searched weights (cobyla)": {"how": "cobyla", "of": "gmean"}, "chosen one by one (forward)": {"how": "forward", "of": "gmean"},
 }
+MORE: dict[str, dict[str, Any]] = {"three times the passes": {"passes": 3}, "five folds": {"folds": 2.5}, "twice as wide": {"width": 2}}
+"""What more of a system is, as factors of its size."""
 _TIMED = 24  # test clips that are predicted once more, for the time
 
 
@@ -70,6 +74,9 @@ def on_curated(recipe: Recipe) -> Recipe:
 
 def recipe_of(way: str, data: FATData, seed: int, size: Scale) -> Recipe:
     """A row's recipe in its size, with folds that all rows share, every one of them trained."""
+    way, _, more = way.partition(" with ")
+    if more:
+        size = replace(size, **{key: type(getattr(size, key))(getattr(size, key) * factor) for key, factor in MORE[more].items()})
     name, curated_only = WAYS[way]
     recipe = load_recipe(name)
     if curated_only:
@@ -81,7 +88,7 @@ def recipe_of(way: str, data: FATData, seed: int, size: Scale) -> Recipe:
 
 
 def folder_of(work: Path, way: str, seed: int) -> Path:
-    return work / f"{way.replace(', ', '_')}_{seed}"
+    return work / f"{way.replace(', ', '_').replace(' ', '_')}_{seed}"
 
 
 def trial(data: FATData, way: str, seed: int, size: Scale, work: Path) -> Row:
@@ -152,8 +159,18 @@ def table_of_blends(data: FATData, ways: list[str], seeds: list[int], work: Path
     return lines
 
 
+def table_of_more(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list[int]) -> list[str]:
+    """A row for a system as in the table of all, and for each way in which there was more of it."""
+    lines = ["| system | OOF lwlrap | test lwlrap | training, minutes |", "|---|---|---|---|"]
+    for way in ways:
+        oof, test, seconds = ([rows[way, seed][key] for seed in seeds] for key in ("oof", "test", "seconds"))
+        lines.append(f"| {way} | {spread(oof)} | {spread(test)} | {statistics.mean(seconds) / 60:.1f} |")
+    return lines
+
+
 def written(data: FATData, rows: dict[tuple[str, int], Row], seeds: list[int], size: Scale, work: Path) -> str:
-    ways = [way for way in WAYS if all((way, seed) in rows for seed in seeds)]
+    done = list(dict.fromkeys(way for way, _ in rows if all((way, seed) in rows for seed in seeds)))
+    ways, more = [way for way in WAYS if way in done], [way for way in done if " with " in way]
     about = (
         f"{data.path.name}: {len(data.curated)} curated, {0 if data.noisy is None else len(data.noisy)} noisy and {len(data.test)} test "
         f"clips. Networks a quarter as wide as published; {size.passes} times the curated clips of a fold seen by every recipe, in batches "
@@ -165,12 +182,15 @@ def written(data: FATData, rows: dict[tuple[str, int], Row], seeds: list[int], s
     lines = [about, "", *table_of_runs(rows, ways, seeds)]
     if len(ways) > 1:
         lines += ["", *table_of_blends(data, ways, seeds, work)]
+    if more:
+        lines += ["", *table_of_more(rows, [more[0].partition(" with ")[0], *more], seeds)]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__, "systems", "passes", 40, list(WAYS))
     options.set_defaults(seeds=[0, 1])
+    options.add_argument("--more", choices=list(WAYS), help="a system of which more is tried, too")
     args = options.parse_args(argv)
     warnings.simplefilter("ignore")
     data = read_with_truth(args.data, "test")
@@ -178,10 +198,12 @@ def main(argv: list[str] | None = None) -> None:
     assert small is not None
     size = replace(small, passes=args.passes)
     same = {"passes": args.passes, "data": data.path.name}
+    ways = [*args.only, *(f"{args.more} with {more}" for more in MORE if args.more)]
     rows = trials(
-        args.work / "rows.jsonl", args.only, args.seeds, same, lambda way, seed: trial(data, way, seed, size, args.work),
+        args.work / "rows.jsonl", ways, args.seeds, same, lambda way, seed: trial(data, way, seed, size, args.work),
     )
     command = f"python -m benchmarks.systems {data.path.name} --seeds {' '.join(map(str, args.seeds))} --passes {args.passes}"
+    command += f" --more {args.more}" if args.more else ""
     report("The systems, small", command, written(data, rows, args.seeds, size, args.work), args.out)
 
 

@@ -8,7 +8,7 @@ import pytest
 TRIED = {
     "augmentation": (["--epochs", "1"], 7),
     "noisy": (["--steps", "2", "--few", "40", "--only", "curated only", "ninth", "1st: Lsoft, a fifth noisy"], 6),
-    "systems": (["--passes", "1", "--only", "ninth", "first_place, curated"], 7),
+    "systems": (["--passes", "1", "--only", "ninth", "first_place, curated", "--more", "ninth"], 11),
     "suspects": (["--steps", "2"], 1),
 }
 
