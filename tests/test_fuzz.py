@@ -26,6 +26,6 @@ def test_every_damaged_sound_has_its_answer(tmp_path, every):
 def test_hostile_tables_recipes_models_runs_and_caches_end_with_a_sentence(tmp_path):
     report = Report()
     run = sounds_through_commands(tmp_path, Report(), every=200)
-    files_through_commands(tmp_path, run, report, every=5)
+    files_through_commands(tmp_path, run, report, every=8)
     assert not report.faults, str(report)
-    assert sum(report.tried.values()) >= 150 and len(report.tried) == 7, "of every kind some"
+    assert sum(report.tried.values()) >= 100 and len(report.tried) == 7, "of every kind some"
