@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 import statistics
 import sys
 import time
@@ -174,10 +175,11 @@ def written(data: FATData, rows: dict[tuple[str, int], Row], seeds: list[int], s
     about = (
         f"{data.path.name}: {len(data.curated)} curated, {0 if data.noisy is None else len(data.noisy)} noisy and {len(data.test)} test "
         f"clips. Networks a quarter as wide as published; {size.passes} times the curated clips of a fold seen by every recipe, in batches "
-        f"of {size.bs} at most, stages in the published proportions; two folds, the same for all; {size.views} views at most. Mean ± "
-        f"standard deviation over {len(seeds)} seeds; the intervals (means of their ends) say what other clips of the same kind might "
-        f"give. Time of one run on {torch.get_num_threads()} CPU thread(s), both folds. panns_logreg has no downloaded weights here: its "
-        "frozen network is random."
+        f"of {size.bs} at most, stages in the published proportions; two folds, the same for all; {size.views} views at most. "
+        f"{'One seed' if len(seeds) == 1 else f'Mean ± standard deviation over {len(seeds)} seeds'}; the intervals (means of their ends) "
+        f"say what other clips of the same kind might give. Time of one run on {torch.get_num_threads()} CPU thread(s), both folds. "
+        "There are no downloaded weights here: the frozen network of panns_logreg is random, and gold_plan begins from nothing, where "
+        "published both begin with what AudioSet taught."
     )
     lines = [about, "", *table_of_runs(rows, ways, seeds)]
     if len(ways) > 1:
@@ -204,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     command = f"python -m benchmarks.systems {data.path.name} --seeds {' '.join(map(str, args.seeds))} --passes {args.passes}"
     command += f" --more {args.more}" if args.more else ""
+    command += f" --only {shlex.join(args.only)}" if set(args.only) != set(WAYS) else ""
     report("The systems, small", command, written(data, rows, args.seeds, size, args.work), args.out)
 
 
