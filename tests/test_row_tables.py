@@ -51,8 +51,11 @@ def test_blending_takes_the_memory_of_a_chunk(tmp_path):
 def test_what_does_not_fit_is_named(files, tmp_path):
     with pytest.raises(OptionError, match="how is 'rank_tag', which looks at all clips"):
         blend_files(files, tmp_path / "out.csv", "rank_tag")
-    with pytest.raises(OptionError, match="expected a number >= 0 for each"):
+    with pytest.raises(OptionError, match="expected one number for each of the 3 predictions"):
         blend_files(files, tmp_path / "out.csv", "weighted", [1, 2])
+    for weights, told in (([1, 2, -1], "expected finite numbers >= 0"), (None, "needs weights")):
+        with pytest.raises(OptionError, match=told):
+            blend_files(files, tmp_path / "out.csv", "weighted", weights)
     preds = Predictions.from_csv(files[0])
     preds.select(preds.fnames, TAGS[::-1]).to_csv(tmp_path / "tags.csv")
     preds.select(preds.fnames[::-1]).to_csv(tmp_path / "order.csv")

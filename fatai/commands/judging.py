@@ -70,7 +70,7 @@ def _row_by_row(predictions: list[Path], out: Path, how: str, weights: list[floa
     from fatai.errors import SubmissionError
     from fatai.infer.row_tables import ROW_BLENDS, blend_files
 
-    if how not in ROW_BLENDS or (how == "weighted" and weights is None):
+    if how not in ROW_BLENDS:
         return None
     try:
         return blend_files([_part(path, "test.csv") for path in predictions], out, how, weights)

@@ -16,7 +16,7 @@ from fatai import __version__
 from fatai.errors import DataError
 from fatai.progress import track
 
-__all__ = ["fetch"]
+__all__ = ["fetch", "file_digest"]
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60.0
@@ -95,15 +95,20 @@ def _blocks(response: Any) -> Iterator[bytes]:
         yield block
 
 
+def file_digest(path: Path, algorithm: str) -> str:
+    """Hexadecimal digest of a file, read a block at a time, by an algorithm of hashlib."""
+    digest = hashlib.new(algorithm)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _verify(path: Path, checksum: str, url: str) -> None:
     if not checksum:
         return
     algorithm, _, expected = checksum.partition(":")
-    with path.open("rb") as file:
-        digest = hashlib.new(algorithm)
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    found = digest.hexdigest()
+    found = file_digest(path, algorithm)
     if found != expected.lower():
         path.unlink()
         raise DataError(f"{url}: what arrived has the {algorithm} {found}, expected {expected}; it was removed, start again")

@@ -9,7 +9,7 @@ sees of one model; `rank_tag` and `minmax_tag` put tags on a common scale across
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from fatai.errors import OptionError
 from fatai.registry import ENSEMBLES
 
-__all__ = ["Blend", "FixedWeights", "Learnt"]
+__all__ = ["Blend", "FixedWeights", "Learnt", "shares"]
 
 Change = Callable[[np.ndarray], np.ndarray]
 Fitted = Callable[[np.ndarray], np.ndarray]
@@ -53,6 +53,18 @@ class Blend:
         mean = sum((weight * probs for weight, probs in zip(weights, ready, strict=True)), start=np.zeros(ready.shape[1:]))
         # Weights that sum to 1 up to rounding may carry a mean of ones to 1 + 2e-16.
         return np.clip(self.after(mean), 0, 1)
+
+
+def shares(how: str, weights: Sequence[float] | np.ndarray | None, n: int) -> np.ndarray:
+    """What each of `n` predictions counts, summing to 1; without weights all count alike, but for `how` "weighted", which needs them."""
+    if how == "weighted" and weights is None:
+        raise OptionError("how='weighted' needs weights: one number for each of the predictions, or 'lwlrap' with oof= and truth=")
+    values = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if values.shape != (n,):
+        raise OptionError(f"weights has shape {values.shape}; expected one number for each of the {n} predictions")
+    if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
+        raise OptionError(f"weights is {values.tolist()}; expected finite numbers >= 0, not all 0")
+    return values / values.sum()
 
 
 @dataclass(frozen=True)

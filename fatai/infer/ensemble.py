@@ -19,7 +19,7 @@ import numpy as np
 from fatai.errors import OptionError
 from fatai.infer import stacking  # noqa: F401 - registers its blends
 from fatai.infer.blend_weights import WEIGHT_RULES, LearntWeights, Rule
-from fatai.infer.blends import Blend, Fitted, FixedWeights, Learnt
+from fatai.infer.blends import Blend, Fitted, FixedWeights, Learnt, shares
 from fatai.infer.members import Given, Member, OutOfFold, aligned, members_of, out_of_fold
 from fatai.infer.predictions import Predictions
 from fatai.infer.truth import Table
@@ -172,8 +172,6 @@ def _known(members: Sequence[Member], oof: Sequence[Given] | None, truth: Table 
 def _plan(how: str, weights: Sequence[float] | str | None, options: dict[str, object], n: int, learns: bool) -> Learnt | FixedWeights:
     """The blend of `n` with its weights, or how to find them."""
     blend: Blend | Learnt = ENSEMBLES.build(how, **options)
-    if how == "weighted" and weights is None:
-        raise OptionError("how='weighted' needs weights: one number for each of the predictions, or 'lwlrap' with oof= and truth=")
     if isinstance(blend, Learnt):
         if weights is not None:
             raise OptionError(f"how={how!r} finds what each counts by itself; leave weights out")
@@ -182,7 +180,7 @@ def _plan(how: str, weights: Sequence[float] | str | None, options: dict[str, ob
         return blend
     if isinstance(weights, str):
         return LearntWeights(blend, _rule(weights))
-    return FixedWeights(blend, _shares(np.ones(n) if weights is None else weights, n))
+    return FixedWeights(blend, shares(how, weights, n))
 
 
 def _rule(name: str) -> Rule:
@@ -199,16 +197,6 @@ def _carried(rule: str, members: Sequence[Member]) -> list[float]:
         raise OptionError(f"weights={rule!r} is learnt out of fold, and {silent[0]} carries no score ({len(silent)} such): "
                           "pass oof=[...] and truth=, or blend run folders, or what learn.tta() makes of the validation part")
     return [m.predictions.held_out for m in members if m.predictions.held_out is not None]
-
-
-def _shares(weights: Sequence[float] | np.ndarray, n: int) -> np.ndarray:
-    """Weights that sum to 1."""
-    values = np.asarray(weights, dtype=np.float64)
-    if values.shape != (n,):
-        raise OptionError(f"weights has shape {values.shape}; expected one number for each of the {n} predictions")
-    if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
-        raise OptionError(f"weights is {values.tolist()}; expected finite numbers >= 0, not all 0")
-    return values / values.sum()
 
 
 def _fitted(plan: Learnt | FixedWeights, known: OutOfFold | None) -> Fitted:

@@ -17,6 +17,7 @@ from fatai.errors import CheckpointError, FataiError
 from fatai.models.parts import BuiltAs
 from fatai.registry import did_you_mean
 from fatai.score.calibration import Calibration
+from fatai.small_files import read_small_text
 from fatai.sound.front_ends import FrontEnd
 from fatai.sound.waveform import SHORT_FILLS
 
@@ -145,11 +146,8 @@ class ModelConfig(_Section):
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
         """From a file; raises `CheckpointError` that names it, the key and what is wrong."""
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise CheckpointError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read: a config is a page and a vocabulary")
         try:
-            held = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_no_number)
+            held = json.loads(read_small_text(path, MAX_BYTES), parse_constant=_no_number)
         except (OSError, ValueError, RecursionError) as e:
             raise CheckpointError(f"{path} is no JSON ({e}); expected the config.json of a model folder") from None
         if not isinstance(held, dict) or held.get("format") != FORMAT:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fatai.atomic import text_atomic
 from fatai.errors import DataError, OptionError, SubmissionError
-from fatai.infer.blends import Blend
+from fatai.infer.blends import Blend, shares
 from fatai.infer.csv_rows import Duplicates, read_csv, tag_columns, value_faults, width_fault
 from fatai.registry import ENSEMBLES
 
@@ -107,9 +107,7 @@ def blend_files(files: Sequence[Name], out: Name, how: str = "mean", weights: Se
     """
     if how not in ROW_BLENDS:
         raise OptionError(f"how is {how!r}, which looks at all clips; row by row go {', '.join(ROW_BLENDS)}")
-    shares = np.ones(len(files)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if not len(files) or shares.shape != (len(files),) or not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
-        raise OptionError(f"weights is {weights} for {len(files)} files; expected a number >= 0 for each, not all 0")
+    of_each = shares(how, weights, len(files))
     blend: Blend = ENSEMBLES.build(how, **options)
     opened = [row_chunks(file) for file in files]
     for file, other in zip(files, opened):
@@ -128,7 +126,7 @@ def blend_files(files: Sequence[Name], out: Name, how: str = "mean", weights: Se
                         raise SubmissionError(f"{file} has other rows than {files[0]} from row {n + 1} to {n + CHUNK}, or in another order")
                 if not parts[0].fnames:
                     break
-                write_rows(writer, parts[0].fnames, blend(np.stack([part.probs for part in parts]), shares / shares.sum()))
+                write_rows(writer, parts[0].fnames, blend(np.stack([part.probs for part in parts]), of_each))
                 n += len(parts[0].fnames)
     return n
 

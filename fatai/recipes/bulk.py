@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fatai.atomic import storage_told, text_atomic
+from fatai.data.fetch import file_digest
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.infer.row_tables import join_files
 from fatai.recipes.finished import predict_with_run
@@ -184,11 +185,7 @@ def _digest_of(run: Path) -> str:
 def _digest_of_file(path: Path) -> str:
     if not path.is_file():
         raise CheckpointError(f"{path} is no file, and was not opened")
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while piece := f.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return file_digest(path, "sha256")
 
 
 def _digest(lines: list[str]) -> str:

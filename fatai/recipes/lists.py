@@ -13,10 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fatai.errors import FataiError, RecipeError
-from fatai.recipes.recipe import Recipe, load_recipe, parse_toml, validated
+from fatai.recipes.recipe import Recipe, load_recipe, parse_toml, recipe_text, validated
 from fatai.recipes.sections import Section
 from fatai.registry import ENSEMBLES, did_you_mean
-from fatai.small_files import read_small_text
 
 __all__ = ["EnsembleList", "ListedRun", "ensemble_names", "ensemble_text", "is_ensemble", "load_ensemble"]
 
@@ -129,8 +128,8 @@ def is_ensemble(name: str | Path) -> bool:
     if not text.endswith(".toml"):
         return text.startswith(_FOLDER)
     try:
-        return "members" in parse_toml(read_small_text(text), text)
-    except (OSError, UnicodeDecodeError, RecipeError):
+        return "members" in parse_toml(recipe_text(text), text)
+    except RecipeError:
         return False  # what is wrong with it is told by whoever reads it as a recipe
 
 
@@ -141,10 +140,7 @@ def ensemble_text(name: str | Path) -> str:
         if text not in ensemble_names():
             raise RecipeError(f"no ensemble named {text!r}; {did_you_mean(text, ensemble_names())}; a file of yours must end in .toml")
         return (resources.files("fatai.recipes") / f"{text}.toml").read_text(encoding="utf-8")
-    try:
-        return read_small_text(text)
-    except (OSError, UnicodeDecodeError) as e:
-        raise RecipeError(f"{text} cannot be read as text: {e}") from None
+    return recipe_text(text)
 
 
 def load_ensemble(name: str | Path) -> EnsembleList:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
 from fatai import __version__
@@ -20,7 +23,7 @@ from fatai.errors import CheckpointError
 from fatai.recipes.recipe import Recipe
 from fatai.small_files import read_small_json
 
-__all__ = ["data_digest", "noted_data", "read_manifest", "write_manifest"]
+__all__ = ["data_digest", "noted_data", "read_manifest", "write_folds", "write_manifest"]
 
 _PACKAGES = ("fatai", "fastai", "torch", "numpy", "pandas", "librosa", "soundfile", "soxr", "scikit-learn", "timm")
 
@@ -45,6 +48,12 @@ def write_manifest(
         **(results or {}),
     }
     write_text_atomic(out / "manifest.json", json.dumps(plain, indent=2) + "\n")
+
+
+def write_folds(out: Path, fnames: Sequence[str], folds: Sequence[int] | np.ndarray, labels: Sequence[Sequence[str]]) -> None:
+    """Note in a run folder which fold holds out each clip, and the labels it was trained with: a run can be judged without its data."""
+    table = pd.DataFrame({"fname": fnames, "fold": folds, "labels": [",".join(tags) for tags in labels]})
+    write_text_atomic(out / "folds.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

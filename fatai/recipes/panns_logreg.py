@@ -24,7 +24,7 @@ from fatai.infer.embedding_tagger import EmbeddingFit, fit_embedding_tagger
 from fatai.infer.embeddings import Embeddings
 from fatai.infer.pretrained import Pretrained
 from fatai.models import create_model
-from fatai.recipes.manifest import data_digest
+from fatai.recipes.manifest import data_digest, write_folds
 from fatai.small_files import read_small_json
 from fatai.sound.front_ends import front_end
 
@@ -73,8 +73,7 @@ def panns_logreg(
     fit = fit_embedding_tagger(curated, data.curated[["fname", "labels"]], data.tags, folds=n_folds, seed=seed, C=C, max_iter=max_iter)
     fit.tagger.save(out / TAGGER)
     labels = dict(zip(data.curated["fname"], data.curated["labels"]))
-    folds = pd.DataFrame({"fname": fit.oof.fnames, "fold": fit.folds, "labels": [",".join(labels[name]) for name in fit.oof.fnames]})
-    write_text_atomic(out / "folds.csv", folds.to_csv(index=False, lineterminator="\n"))
+    write_folds(out, fit.oof.fnames, fit.folds, [labels[name] for name in fit.oof.fnames])
     fit.oof.to_csv(out / "oof.csv")
     listed = ", ".join(f"{score:.4f}" for score in fit.scores.values())
     say(f"out of fold: lwlrap {fit.oof.held_out or float('nan'):.4f} over {len(fit.oof)} clips, folds {listed}")

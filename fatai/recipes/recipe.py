@@ -23,6 +23,7 @@ from fatai.errors import FataiError, RecipeError
 from fatai.infer.model_config import bounded
 from fatai.recipes.sections import KEPT, Clips, Folds, Listen, Model, Section, Seed, Stage
 from fatai.registry import FRONT_ENDS, did_you_mean
+from fatai.small_files import read_small_text
 from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
 
 if sys.version_info >= (3, 11):
@@ -242,10 +243,8 @@ def recipe_text(name: str) -> str:
         path = Path(name)
         if not path.is_file():
             raise RecipeError(f"there is no recipe file {path}; expected a TOML file, or one of: {', '.join(recipe_names())}")
-        if path.stat().st_size > _MAX_BYTES:
-            raise RecipeError(f"{path} has {path.stat().st_size} bytes; a recipe has at most {_MAX_BYTES}")
         try:
-            return path.read_text(encoding="utf-8")
+            return read_small_text(path, _MAX_BYTES)
         except (OSError, UnicodeDecodeError) as e:
             raise RecipeError(f"{path} cannot be read as text: {e}") from None
     if name not in recipe_names():

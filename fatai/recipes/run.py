@@ -22,7 +22,7 @@ from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.infer.ensemble import ensemble
 from fatai.infer.predictions import Predictions
 from fatai.recipes.fold import FoldJob, fold_learner
-from fatai.recipes.manifest import data_digest, read_manifest, write_manifest
+from fatai.recipes.manifest import data_digest, read_manifest, write_folds, write_manifest
 from fatai.recipes.processes import share_out
 from fatai.recipes.recipe import Recipe, load_recipe
 from fatai.recipes.rounds import Rounds
@@ -114,10 +114,8 @@ def run_recipe(
     begun = resume and company.leads and _begun(out, recipe, digest)
     if company.leads and not begun:
         _new_folder(out)
-        # With the labels that it was trained on, which corrections may have changed: a run can be judged without its data.
-        split = pd.DataFrame({"fname": table["fname"], "fold": folds, "labels": [",".join(row) for row in table["labels"]]})
         write_text_atomic(out / "recipe.toml", recipe.resolved())
-        write_text_atomic(out / "folds.csv", split.to_csv(index=False, lineterminator="\n"))
+        write_folds(out, list(table["fname"]), folds, list(table["labels"]))
         # The last of the three: a folder with a manifest has the other two.
         write_manifest(out, data, recipe, digest, command, made_with)
     tell = say if company.leads else _silent

@@ -32,6 +32,7 @@ from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
 from fatai.registry import did_you_mean
 from fatai.score.arrays import scored
 from fatai.score.thresholds import Thresholds
+from fatai.small_files import read_small_json
 
 __all__ = ["CALIBRATION", "Calibration", "cross_calibrated"]
 
@@ -175,11 +176,9 @@ class Calibration:
         file = Path(path)
         if not file.is_file():
             raise CheckpointError(f"{path}: no such file; expected a calibration, as fatai-submit calibrate writes it into a run")
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: {file.stat().st_size} bytes; a calibration of more than {_MAX_JSON_BYTES} is not read")
         try:
-            return cls.from_plain(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, OverflowError, RecursionError) as e:
+            return cls.from_plain(read_small_json(file, _MAX_JSON_BYTES))
+        except (OSError, ValueError, OverflowError) as e:
             raise CheckpointError(f"{path} is no calibration: {e}") from None
 
 
