@@ -20,10 +20,12 @@ import statistics
 import sys
 import time
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.rounds import report
@@ -37,7 +39,9 @@ from fatai.recipes.network import recipe_parameters
 from fatai.recipes.recipe import Recipe, load_recipe
 from fatai.recipes.run import run_recipe
 from fatai.recipes.scale import SCALES, Scale, scaled
+from fatai.report.audit import clip_lengths
 from fatai.score.bootstrap import Interval, score_interval
+from fatai.score.ranking import lwlrap
 
 # Rows of the table: a recipe, as it is or on curated clips alone.
 WAYS: dict[str, tuple[str, bool]] = {
@@ -55,6 +59,7 @@ BLENDS: dict[str, dict[str, Any]] = {
 }
 MORE: dict[str, dict[str, Any]] = {"three times the passes": {"passes": 3}, "five folds": {"folds": 2.5}, "twice as wide": {"width": 2}}
 """What more of a system is, as factors of its size."""
+_LENGTHS_S = (0.0, 1.0, 2.0, 4.0)  # where test clips are parted by length
 _TIMED = 24  # test clips that are predicted once more, for the time
 
 
@@ -144,20 +149,48 @@ def table_of_runs(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list
     return lines
 
 
-def table_of_blends(data: FATData, ways: list[str], seeds: list[int], work: Path) -> list[str]:
-    """A row for each ensemble of all systems, the best out of fold first, each seed's runs blended by themselves."""
-    scores: dict[str, list[tuple[Interval, Interval]]] = {name: [] for name in BLENDS}
-    for seed in seeds:
-        for name, found in blended(data, [folder_of(work, way, seed) for way in ways]).items():
-            assert found.oof is not None
-            scores[name].append(intervals(data, found.oof, found.predictions))
+def blends_of_seeds(data: FATData, ways: list[str], seeds: list[int], work: Path) -> dict[str, list[Blended]]:
+    """Ensembles of all systems by name: of each seed's runs by themselves and, where there are several seeds, of all their runs as one."""
+    found: dict[str, list[Blended]] = {}
+    for together in [*([seed] for seed in seeds), *([seeds] if len(seeds) > 1 else [])]:
+        for name, blend in blended(data, [folder_of(work, way, seed) for seed in together for way in ways]).items():
+            found.setdefault(f"{name}, seeds together" if len(together) > 1 else name, []).append(blend)
+    return found
+
+
+def table_of_blends(data: FATData, blends: dict[str, list[Blended]]) -> list[str]:
+    """A row for each ensemble, in their order."""
     lines = ["| ensemble | OOF lwlrap, nested | 95 % | test lwlrap | 95 % |", "|---|---|---|---|---|"]
-    for name in sorted(scores, key=lambda name: -statistics.mean(oof.value for oof, _ in scores[name])):
+    for name, found in blends.items():
+        scores = [intervals(data, blend.oof, blend.predictions) for blend in found if blend.oof is not None]
         cells = [name]
-        for part in zip(*scores[name], strict=True):
+        for part in zip(*scores, strict=True):
             cells += [spread([i.value for i in part]), _between([i.low for i in part], [i.high for i in part])]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def table_of_limits(data: FATData, blends: list[Blended]) -> list[str]:
+    """Where an ensemble loses: test lwlrap of clips with one tag and with more, of short and long ones, and the tags taken for others."""
+    truth = data.path / "truth" / "test.csv"
+    known = [out_of_fold([blend.predictions], truth, data.tags) for blend in blends]
+    place = dict(zip(data.test["fname"], data.test["path"], strict=True))
+    seconds = clip_lengths([place[fname] for fname in known[0].fnames])
+    n_tags = known[0].targ.sum(1)
+    parts = {"one tag": n_tags == 1, "two tags or more": n_tags > 1}
+    for low, high in zip(_LENGTHS_S, (*_LENGTHS_S[1:], np.inf), strict=True):
+        parts[f"{low:g} s and longer" if high == np.inf else f"{low:g} to {high:g} s"] = (seconds >= low) & (seconds < high)
+    lines = ["| test clips | number | lwlrap |", "|---|---|---|"]
+    for name, chosen in parts.items():
+        scores = [lwlrap(part.stack[0][chosen], part.targ[chosen]) for part in known]
+        lines.append(f"| {name} | {chosen.sum()} | {spread(scores)} |")
+    taken = Counter[str]()
+    for part in known:
+        for probs, targ in zip(part.stack[0], part.targ, strict=True):
+            if not targ[probs.argmax()]:
+                taken.update(f"{data.tags[given]} for {data.tags[probs.argmax()]}" for given in np.flatnonzero(targ))
+    return [*lines, "", "Taken for another tag most often, times a seed: " + "; ".join(
+        f"{what} {count / len(known):g}" for what, count in taken.most_common(6)) + "."]
 
 
 def table_of_more(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list[int]) -> list[str]:
@@ -183,7 +216,11 @@ def written(data: FATData, rows: dict[tuple[str, int], Row], seeds: list[int], s
     )
     lines = [about, "", *table_of_runs(rows, ways, seeds)]
     if len(ways) > 1:
-        lines += ["", *table_of_blends(data, ways, seeds, work)]
+        blends = blends_of_seeds(data, ways, seeds, work)
+        blends = dict(sorted(blends.items(), key=lambda item: -statistics.mean(b.predictions.held_out or 0 for b in item[1])))
+        best = next(iter(blends))
+        lines += ["", *table_of_blends(data, blends), "", f"Where the first of these ({best}) loses:", ""]
+        lines += table_of_limits(data, blends[best])
     if more:
         lines += ["", *table_of_more(rows, [more[0].partition(" with ")[0], *more], seeds)]
     return "\n".join(lines)

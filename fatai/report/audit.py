@@ -18,7 +18,7 @@ from fatai.report.material import Material, NotThere
 from fatai.report.media import COLOURS, figure_svg, new_figure
 from fatai.sound.files import audio_info
 
-__all__ = ["MOST_ROWS", "data_audit", "fold_audit", "speed", "training_curves"]
+__all__ = ["MOST_ROWS", "clip_lengths", "data_audit", "fold_audit", "speed", "training_curves"]
 
 MOST_ROWS = 200
 """Rows of a table; of more the report shows the first and says how many there are."""
@@ -35,7 +35,7 @@ def data_audit(material: Material) -> dict[str, Any]:
     parts, lengths = [], {}
     for name, paths in material.parts.items():
         looked_at = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _MOST_FILES)).astype(int))]
-        seconds = _lengths(looked_at)
+        seconds = clip_lengths(looked_at)
         heard = seconds[seconds > 0]
         row: dict[str, Any] = {"part": name, "files": len(paths), "looked_at": len(looked_at), "unreadable": int((seconds == 0).sum())}
         if len(heard):
@@ -54,7 +54,7 @@ def data_audit(material: Material) -> dict[str, Any]:
     }
 
 
-def _lengths(paths: Sequence[Path]) -> np.ndarray:
+def clip_lengths(paths: Sequence[Path]) -> np.ndarray:
     """Seconds of each file, 0 where it cannot be read."""
 
     def seconds(path: Path) -> float:
