@@ -109,9 +109,9 @@ def measured(name: str) -> str:
 
 
 def results_of(name: str) -> Iterator[str]:
-    """Rows of the table of systems that are about a recipe, with the table's head."""
+    """Rows of the table of systems, the first of its page, that are about a recipe, with the table's head."""
     table = _rows(_result("systems"))
-    own = [cells for cells in table if cells[0].split(",")[0] == name]
+    own = [cells for cells in table if cells[0].split(",")[0] == name and len(cells) == len(table[0])]
     if own:
         yield _table(table[0], [_row(cells) for cells in own])
 
