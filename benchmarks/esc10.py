@@ -4,7 +4,7 @@
 
 DATA is the repository of ESC-50 (meta/esc50.csv, audio/), of which ten classes are taken, or a folder with esc10.csv (filename, fold,
 label) and audio/. The clips are linked, not copied, into FOLDER/data in the competition's layout; a run in FOLDER that was stopped is gone
-on with.
+on with, and processes with folds of their own may share it: a last one without --only-fold then scores them all.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def written(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
     lines = [
         f"Recipe {recipe.name}: {recipe.model.arch}, {recipe_parameters(recipe, len(oof.tags)):,} parameters, {recipe.stages[0].epochs} "
         f"epochs from scratch, {recipe.folds.n} published folds, the last epoch of each. {len(oof.fnames)} clips, {seconds / 60:.0f} "
-        f"minutes on {torch.get_num_threads()} thread(s).",
+        f"minutes of processes with {torch.get_num_threads()} thread(s) each.",
         "", f"accuracy {right}; lwlrap {ordered}", "", "| fold | clips | accuracy |", "|---|---|---|",
     ]
     for fold in sorted(set(folds)):

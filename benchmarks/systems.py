@@ -98,8 +98,12 @@ def folder_of(work: Path, way: str, seed: int) -> Path:
 
 
 def trial(data: FATData, way: str, seed: int, size: Scale, work: Path) -> Row:
-    """Train a run, or go on with it, and score it. Seconds are those of this process, whatever else the machine does."""
+    """Train a run, or go on with it, and score it.
+
+    Seconds are those of this process, whatever else the machine does; None of a run that another process began.
+    """
     recipe, out = recipe_of(way, data, seed, size), folder_of(work, way, seed)
+    begun = out.exists()
     started = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         run_recipe(data, recipe, out, resume=True, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
@@ -109,7 +113,7 @@ def trial(data: FATData, way: str, seed: int, size: Scale, work: Path) -> Row:
     oof, test = intervals(data, Predictions.from_csv(out / "oof.csv"), Predictions.from_csv(out / "test.csv"))
     return {
         "oof": oof.value, "oof_low": oof.low, "oof_high": oof.high, "test": test.value, "test_low": test.low, "test_high": test.high,
-        "seconds": round(trained - started, 1), "ms_a_clip": round(1000 * seconds / _TIMED, 1),
+        "seconds": None if begun else round(trained - started, 1), "ms_a_clip": round(1000 * seconds / _TIMED, 1),
         "parameters": recipe_parameters(recipe, len(data.tags)),
     }
 
@@ -131,6 +135,12 @@ def _between(low: list[float], high: list[float]) -> str:
     return f"{statistics.mean(low):.3f} to {statistics.mean(high):.3f}"
 
 
+def _minutes(seconds: list[float | None]) -> str:
+    """The mean of those that are known."""
+    known = [value for value in seconds if value is not None]
+    return f"{statistics.mean(known) / 60:.1f}" if known else "-"
+
+
 def table_of_runs(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list[int]) -> list[str]:
     """A row for each system, the best on the test part first."""
     def values(way: str, key: str) -> list[float]:
@@ -144,7 +154,7 @@ def table_of_runs(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list
         cells = [way]
         for part in ("oof", "test"):
             cells += [spread(values(way, part)), _between(values(way, f"{part}_low"), values(way, f"{part}_high"))]
-        cells += [f"{rows[way, seeds[0]]['parameters']:,}", f"{statistics.mean(values(way, 'seconds')) / 60:.1f}"]
+        cells += [f"{rows[way, seeds[0]]['parameters']:,}", _minutes(values(way, "seconds"))]
         lines.append(f"| {' | '.join(cells)} | {statistics.mean(values(way, 'ms_a_clip')):.0f} |")
     return lines
 
@@ -198,7 +208,7 @@ def table_of_more(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list
     lines = ["| system | OOF lwlrap | test lwlrap | training, minutes |", "|---|---|---|---|"]
     for way in ways:
         oof, test, seconds = ([rows[way, seed][key] for seed in seeds] for key in ("oof", "test", "seconds"))
-        lines.append(f"| {way} | {spread(oof)} | {spread(test)} | {statistics.mean(seconds) / 60:.1f} |")
+        lines.append(f"| {way} | {spread(oof)} | {spread(test)} | {_minutes(seconds)} |")
     return lines
 
 

@@ -47,7 +47,8 @@ def trials(
                 rows[way, seed] = done = {"way": way, "seed": seed, **same, **trial(way, seed)}
                 with file.open("a") as f:
                     f.write(json.dumps(done) + "\n")
-                print(f"seed {seed}, {way}: OOF {done['oof']:.4f}, test {done['test']:.4f}, {done['seconds']:.0f} s", flush=True)
+                took = "" if done["seconds"] is None else f", {done['seconds']:.0f} s"
+                print(f"seed {seed}, {way}: OOF {done['oof']:.4f}, test {done['test']:.4f}{took}", flush=True)
     return rows
 
 
