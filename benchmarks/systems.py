@@ -1,14 +1,15 @@
 """The systems in one size: every recipe on curated clips and with its own use of noisy ones, and ensembles of them.
 
-    python -m benchmarks.systems DATA [--seeds 0 1] [--passes 40] [--only NAME ...] [--more NAME] [--work FOLDER]
-                                      [--out benchmarks/results/systems.md]
+    python -m benchmarks.systems DATA [--seeds 0 1] [--passes 40] [--only NAME ...] [--more NAME [--by WHAT ...]]
+                                      [--work FOLDER] [--out benchmarks/results/systems.md]
 
 DATA is a folder in the competition's layout with noisy clips and truth/test.csv, of which only scores are made. All recipes are scaled by
 the rule of `small`, so that all see as many clips in training (`--passes` times the curated ones of a fold), and share two folds and seeds.
 What a recipe calls its best epoch is found on held-out clips, as published; nothing is chosen by the test part, and the ensemble that is
-called the best is the best out of fold. `--more` names a system that is also tried with more clips seen, more folds and a wider network,
-one at a time: which of these holds its score down? Every finished run is a line of FOLDER/rows.jsonl and a run folder beside it; runs that
-are there are not trained again, broken ones are gone on with: several processes may share the work, each with names of its own.
+called the best is the best out of fold. `--more` names a system that is also tried with more clips seen, more folds and a wider network
+(or `--by` some of these), one at a time: which of them holds its score down? Every finished run is a line of FOLDER/rows.jsonl and a run
+folder beside it; runs that are there are not trained again, broken ones are gone on with: several processes may share the work, each with
+names of its own.
 """
 
 from __future__ import annotations
@@ -240,6 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__, "systems", "passes", 40, list(WAYS))
     options.set_defaults(seeds=[0, 1])
     options.add_argument("--more", choices=list(WAYS), help="a system of which more is tried, too")
+    options.add_argument("--by", nargs="+", choices=list(MORE), default=list(MORE), help="what --more tries; all of it by default")
     args = options.parse_args(argv)
     warnings.simplefilter("ignore")
     data = read_with_truth(args.data, "test")
@@ -247,12 +249,13 @@ def main(argv: list[str] | None = None) -> None:
     assert small is not None
     size = replace(small, passes=args.passes)
     same = {"passes": args.passes, "data": data.path.name}
-    ways = [*args.only, *(f"{args.more} with {more}" for more in MORE if args.more)]
+    ways = [*args.only, *(f"{args.more} with {more}" for more in args.by if args.more)]
     rows = trials(
         args.work / "rows.jsonl", ways, args.seeds, same, lambda way, seed: trial(data, way, seed, size, args.work),
     )
     command = f"python -m benchmarks.systems {data.path.name} --seeds {' '.join(map(str, args.seeds))} --passes {args.passes}"
     command += f" --more {args.more}" if args.more else ""
+    command += f" --by {shlex.join(args.by)}" if args.more and args.by != list(MORE) else ""
     command += f" --only {shlex.join(args.only)}" if set(args.only) != set(WAYS) else ""
     report("The systems, small", command, written(data, rows, args.seeds, size, args.work), args.out)
 
