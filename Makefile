@@ -1,4 +1,6 @@
 # make demo | test | test-slow | lint | docs | bench | fuzz | coverage: each makes .venv first and reuses it while setup.cfg stays as it is.
+# make bench measures what needs no data, make bench-data DATA=FOLDER what is trained on clips with a known truth. Those of a run, of ESC-10 and
+# of a GPU (benchmarks.inference, tagging, ensembles, esc10, gpu) are called by themselves, as their first lines say.
 # make test-oldest: the tests with the oldest versions that setup.cfg admits, in an environment of its own (some GB, so by hand and not in CI).
 
 PYTHON ?= python3
@@ -8,7 +10,10 @@ STAMP := $(VENV)/.installed
 
 OLDEST_VENV ?= .venv-oldest
 
-.PHONY: demo test test-slow test-oldest lint docs bench fuzz coverage clean
+MEASURES := data front_end lsep lwlrap models overhead scale whole_clips
+DATA_MEASURES := augmentation noisy precision suspects systems
+
+.PHONY: demo test test-slow test-oldest lint docs bench bench-data fuzz coverage clean
 
 demo: $(STAMP)
 	$(BIN)/fatai-submit demo --out runs/demo
@@ -27,7 +32,11 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)
-	for f in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$f .py) || exit 1; done
+	for name in $(MEASURES); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+bench-data: $(STAMP)
+	test -n "$(DATA)" || { echo "make bench-data DATA=FOLDER: in the competition's layout, with truth/"; exit 2; }
+	for name in $(DATA_MEASURES); do $(BIN)/python -m benchmarks.$$name "$(DATA)" || exit 1; done
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz_all.py
