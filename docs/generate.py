@@ -21,6 +21,10 @@ _ROOMS = {
     "infer": "Prediction", "recipes": "Recipes and runs", "report": "Reports",
 }
 _NOT_MEASURED = "not measured yet"
+_LONG = {
+    "systems": "The comparison of all systems", "esc10": "ESC-10 by its folds",
+    "gpu": "Full settings on a GPU, on data of the competition's size",
+}
 
 
 def registry_table(name: str) -> str:
@@ -148,8 +152,9 @@ def results_page() -> str:
     files = sorted(RESULTS.glob("*.md"))
     parts = [re.sub(r"^# ", "## ", f.read_text(encoding="utf-8"), flags=re.M) for f in files]
     head = ["# Measured results", "Each number was measured by the script that its section names; ratios within one run."]
-    if not _result("systems"):
-        head.append(f"The comparison of all systems (`python -m benchmarks.systems`) is {_NOT_MEASURED}.")
+    for name, what in _LONG.items():
+        if not _result(name):
+            head.append(f"{what} (`python -m benchmarks.{name}`): {_NOT_MEASURED}.")
     return "\n\n".join([*head, *parts])
 
 

@@ -153,6 +153,7 @@ def test_tables_name_everything_in_the_registries(generate):
 def test_measured_results_are_read_where_they_are(generate, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "RESULTS", tmp_path)
     assert generate.measured("ninth") == "" and "Not measured yet." in generate.recipe_page("ninth")
+    assert "(`python -m benchmarks.esc10`): not measured yet." in generate.results_page()
     (tmp_path / "systems.md").write_text(
         "# Systems\n\n| system | OOF lwlrap | 95 % | test lwlrap | 95 % | parameters |\n|---|---|---|---|---|---|\n"
         "| ninth | 0.81 ± 0.01 | 0.78 to 0.84 | 0.79 ± 0.01 | 0.75 to 0.83 | 1,000 |\n"
@@ -164,6 +165,7 @@ def test_measured_results_are_read_where_they_are(generate, tmp_path, monkeypatc
     assert generate.measured("quick") == ""
     (tmp_path / "esc10.md").write_text("about\n\naccuracy 0.91, 95 % interval 0.88 to 0.94; lwlrap 0.9\n", encoding="utf-8")
     assert generate.measured("esc10") == "ESC-10, five folds: accuracy 0.91, 95 % interval 0.88 to 0.94"
+    assert "benchmarks.esc10`): not" not in generate.results_page() and "benchmarks.gpu`): not measured yet." in generate.results_page()
 
 
 def test_links_and_pictures_of_the_readme_are_there_and_small():
