@@ -192,9 +192,10 @@ def table_of_limits(data: FATData, blends: list[Blended]) -> list[str]:
     for low, high in zip(_LENGTHS_S, (*_LENGTHS_S[1:], np.inf), strict=True):
         parts[f"{low:g} s and longer" if high == np.inf else f"{low:g} to {high:g} s"] = (seconds >= low) & (seconds < high)
     lines = ["| test clips | number | lwlrap |", "|---|---|---|"]
-    for name, chosen in ((name, chosen) for name, chosen in parts.items() if chosen.any()):
-        scores = [lwlrap(part.stack[0][chosen], part.targ[chosen]) for part in known]
-        lines.append(f"| {name} | {chosen.sum()} | {spread(scores)} |")
+    for name, chosen in parts.items():
+        if chosen.any():
+            scores = [lwlrap(part.stack[0][chosen], part.targ[chosen]) for part in known]
+            lines.append(f"| {name} | {chosen.sum()} | {spread(scores)} |")
     taken = Counter[str]()
     for part in known:
         for probs, targ in zip(part.stack[0], part.targ, strict=True):

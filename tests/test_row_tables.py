@@ -53,6 +53,8 @@ def test_what_does_not_fit_is_named(files, tmp_path):
         blend_files(files, tmp_path / "out.csv", "rank_tag")
     with pytest.raises(OptionError, match="expected one number for each of the 3 predictions"):
         blend_files(files, tmp_path / "out.csv", "weighted", [1, 2])
+    with pytest.raises(OptionError, match="files is empty"):
+        blend_files([], tmp_path / "out.csv")
     for weights, told in (([1, 2, -1], "expected finite numbers >= 0"), (None, "needs weights")):
         with pytest.raises(OptionError, match=told):
             blend_files(files, tmp_path / "out.csv", "weighted", weights)

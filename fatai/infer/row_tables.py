@@ -107,6 +107,8 @@ def blend_files(files: Sequence[Name], out: Name, how: str = "mean", weights: Se
     """
     if how not in ROW_BLENDS:
         raise OptionError(f"how is {how!r}, which looks at all clips; row by row go {', '.join(ROW_BLENDS)}")
+    if not files:
+        raise OptionError("files is empty; expected one table of predictions or more")
     of_each = shares(how, weights, len(files))
     blend: Blend = ENSEMBLES.build(how, **options)
     opened = [row_chunks(file) for file in files]
