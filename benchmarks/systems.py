@@ -21,7 +21,6 @@ import statistics
 import sys
 import time
 import warnings
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from fatai.recipes.run import run_recipe
 from fatai.recipes.scale import SCALES, Scale, scaled
 from fatai.report.audit import clip_lengths
 from fatai.score.bootstrap import Interval, score_interval
+from fatai.score.by_tag import confusions
 from fatai.score.ranking import lwlrap
 
 # Rows of the table: a recipe, as it is or on curated clips alone.
@@ -182,7 +182,7 @@ def table_of_blends(data: FATData, blends: dict[str, list[Blended]]) -> list[str
 
 
 def table_of_limits(data: FATData, blends: list[Blended]) -> list[str]:
-    """Where an ensemble loses: test lwlrap of clips with one tag and with more, of short and long ones, and the tags taken for others."""
+    """Where an ensemble loses: test lwlrap of clips with one tag and with more, of short and long ones, and what is confused."""
     truth = data.path / "truth" / "test.csv"
     known = [out_of_fold([blend.predictions], truth, data.tags) for blend in blends]
     place = dict(zip(data.test["fname"], data.test["path"], strict=True))
@@ -196,13 +196,9 @@ def table_of_limits(data: FATData, blends: list[Blended]) -> list[str]:
         if chosen.any():
             scores = [lwlrap(part.stack[0][chosen], part.targ[chosen]) for part in known]
             lines.append(f"| {name} | {chosen.sum()} | {spread(scores)} |")
-    taken = Counter[str]()
-    for part in known:
-        for probs, targ in zip(part.stack[0], part.targ, strict=True):
-            if not targ[probs.argmax()]:
-                taken.update(f"{data.tags[given]} for {data.tags[probs.argmax()]}" for given in np.flatnonzero(targ))
-    return [*lines, "", "Taken for another tag most often, times a seed: " + "; ".join(
-        f"{what} {count / len(known):g}" for what, count in taken.most_common(6)) + "."]
+    mistaken = confusions(np.concatenate([part.stack[0] for part in known]), np.concatenate([part.targ for part in known]), data.tags)
+    told = (f"{row.above} above {row.tag} in {row.clips} of {row.of}" for row in mistaken.head(6).itertuples())
+    return [*lines, "", f"Wrongly above a tag that is there, most often (of the clips that have it and lack the other): {'; '.join(told)}."]
 
 
 def table_of_more(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list[int]) -> list[str]:
