@@ -1,9 +1,12 @@
-"""Benchmarks that train: each with a few steps on the bundled sample, to a table whose scores are scores."""
+"""Benchmarks: those that train with a few steps on the bundled sample, to a table whose scores are scores; and that none is forgotten."""
 
 import importlib
 import re
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 TRIED = {
     "augmentation": (["--epochs", "1"], 7),
@@ -11,6 +14,13 @@ TRIED = {
     "systems": (["--passes", "1", "--only", "ninth", "first_place, curated", "--more", "ninth"], 16),
     "suspects": (["--steps", "2"], 1),
 }
+
+
+def test_the_makefile_runs_every_benchmark_or_names_it():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        if "def main(" in file.read_text(encoding="utf-8"):
+            assert re.search(rf"\b{file.stem}\b", makefile), f"benchmarks/{file.name} is in no list of the Makefile"
 
 
 @pytest.mark.slow
