@@ -47,7 +47,7 @@ coverage: $(STAMP)
 
 test-oldest:
 	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
-	$(PYTHON) tests/floors.py > $(OLDEST_VENV)/floors.txt
+	$(PYTHON) tests/helpers/oldest_versions.py > $(OLDEST_VENV)/floors.txt
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/floors.txt -e ".[dev]"
 	$(OLDEST_VENV)/bin/python -m pytest -q -m "not slow and not network and not gpu"
 

@@ -24,22 +24,22 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
-import fatai.infer.tta  # noqa: F401 - gives learners tta
+import fatai.inference.tta  # noqa: F401 - gives learners tta
 from benchmarks.rounds import report
 from benchmarks.trials import parser, read_with_truth, spread, trials
-from fatai.augment.masks import SpecAugment
-from fatai.augment.mixing import LinearMixUp, MixOneOf, MixUpOr
-from fatai.augment.on_wave import AddNoise, Gain, Shift
+from fatai.augment.spec_augment import SpecAugment
+from fatai.augment.mixup import LinearMixUp, MixOneOf, MixUpOr
+from fatai.augment.wave import AddNoise, Gain, Shift
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATData
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
 from fatai.data.tables import readable
-from fatai.infer.ensemble import ensemble
-from fatai.infer.predictions import Predictions
+from fatai.ensemble.ensemble import ensemble
+from fatai.inference.predictions import Predictions
 from fatai.models import count_parameters, create_model
-from fatai.score.ranking import lwlrap
-from fatai.train.learner import fat_learner
+from fatai.metrics.ranking import lwlrap
+from fatai.training.learner import fat_learner
 
 SETTINGS: dict[str, Any] = {"arch": "m3", "width": 0.125, "crop_s": 1.0, "bs": 16, "lr": 3e-3, "views": 4, "folds": 2}
 

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
-from fatai.atomic import write_text_atomic
+from fatai.io.atomic import write_text_atomic
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.cache import ClipCache
-from fatai.data.clips import ClipSettings
-from fatai.data.fat2019 import fat_sample
+from fatai.data.config import ClipSettings
+from fatai.data.datasets.fat2019 import fat_sample
 from fatai.models import create_model
-from fatai.sound.files import load_audio, save_audio
+from fatai.audio.io import load_audio, save_audio
 
 _CHILD = "import sys; from benchmarks.data import cache_and_read; cache_and_read(sys.argv[1], sys.argv[2])"
 

@@ -23,8 +23,8 @@ import pandas as pd
 from scipy.special import expit
 
 from benchmarks.rounds import report
-from fatai.infer.ensemble import Blended, blend_and_judge
-from fatai.infer.predictions import Predictions
+from fatai.ensemble.ensemble import Blended, blend_and_judge
+from fatai.inference.predictions import Predictions
 from fatai.registry import ENSEMBLES
 
 # The three settings of the 1st place's second level.

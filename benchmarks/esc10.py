@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 
 from benchmarks.rounds import report
-from fatai.atomic import write_text_atomic
-from fatai.infer.members import out_of_fold
-from fatai.infer.predictions import Predictions
-from fatai.recipes.network import recipe_parameters
-from fatai.recipes.recipe import Recipe, load_recipe
-from fatai.recipes.run import run_recipe
-from fatai.score.bootstrap import Interval, score_interval
+from fatai.io.atomic import write_text_atomic
+from fatai.ensemble.members import out_of_fold
+from fatai.inference.predictions import Predictions
+from fatai.experiment.build import recipe_parameters
+from fatai.experiment.recipe import Recipe, load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.metrics.bootstrap import Interval, score_interval
 
 _LISTS = {"esc10.csv": "label", "meta/esc50.csv": "category"}
 

@@ -29,12 +29,12 @@ import librosa  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from fatai.atomic import write_text_atomic  # noqa: E402
-from fatai.data.fat2019 import fat_sample  # noqa: E402
-from fatai.sound.files import AUDIO_EXTENSIONS, load_audio, save_audio  # noqa: E402
-from fatai.sound.front_ends import front_end  # noqa: E402
-from fatai.sound.spectrogram import FrontEnd, Spectrogram  # noqa: E402
-from fatai.sound.waveform import trim_silence  # noqa: E402
+from fatai.io.atomic import write_text_atomic  # noqa: E402
+from fatai.data.datasets.fat2019 import fat_sample  # noqa: E402
+from fatai.audio.io import AUDIO_EXTENSIONS, load_audio, save_audio  # noqa: E402
+from fatai.audio.front_ends import front_end  # noqa: E402
+from fatai.audio.spectrogram import FrontEnd, Spectrogram  # noqa: E402
+from fatai.audio.waveform import trim_silence  # noqa: E402
 
 FRONT_ENDS = ("ninth", "fastai_kernel", "panns")
 TRIM_DB = 60.0

@@ -22,12 +22,12 @@ import pandas as pd
 import torch
 
 from benchmarks.rounds import report
-from fatai.data.fat2019 import FATData, read_layout
-from fatai.recipes.finished import predict_with_run
-from fatai.recipes.recipe import load_recipe
-from fatai.recipes.run import run_recipe
-from fatai.recipes.scale import SCALES, scaled
-from fatai.sound.files import save_audio
+from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.experiment.scaling import SCALES, scaled
+from fatai.audio.io import save_audio
 
 PARTS = {"train_curated": 4970, "train_noisy": 19_815, "test": 3361}
 SR, N_TAGS, DIFFERENT = 44_100, 80, 300

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from benchmarks.rounds import report
-from fatai.data.fat2019 import fat_sample, read_layout
-from fatai.recipes.finished import FinishedRun, predict_with_run
+from fatai.data.datasets.fat2019 import fat_sample, read_layout
+from fatai.experiment.run_folder import FinishedRun, predict_with_run
 
 KINDS: list[tuple[str, str, dict[str, Any]]] = [
     ("25 random crops", "random", {"n": 25}),

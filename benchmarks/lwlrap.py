@@ -22,8 +22,8 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from benchmarks.rounds import alternate, report  # noqa: E402
-from fatai.score.bootstrap import score_interval  # noqa: E402
-from fatai.score.ranking import lwlrap  # noqa: E402
+from fatai.metrics.bootstrap import score_interval  # noqa: E402
+from fatai.metrics.ranking import lwlrap  # noqa: E402
 
 
 def plain_way(scores: np.ndarray, targ: np.ndarray) -> float:

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fatai.atomic import write_text_atomic
+from fatai.io.atomic import write_text_atomic
 from fatai.models import count_parameters, create_model
-from fatai.models.catalogue import PUBLISHED_CHANNELS
+from fatai.models.summary import PUBLISHED_CHANNELS
 from fatai.registry import MODELS
-from fatai.train.learner import named_loss
-from fatai.train.precision import autocast_for, best_dtype, fast_layout
+from fatai.training.learner import named_loss
+from fatai.training.precision import autocast_for, best_dtype, fast_layout
 
 N_TAGS = 80
 NO_TILES = (

@@ -29,17 +29,17 @@ import torch
 
 from benchmarks.rounds import report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
-from fatai.data.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATData
 from fatai.data.labels import multi_hot, read_labels
-from fatai.infer.ensemble import ensemble
+from fatai.ensemble.ensemble import ensemble
 from fatai.models import count_parameters
-from fatai.recipes.fold import WEIGHTS, FoldJob, train_fold
-from fatai.recipes.network import recipe_network
-from fatai.recipes.recipe import Recipe, load_recipe
-from fatai.recipes.rounds import Rounds
-from fatai.recipes.run import folded_table, noisy_table
-from fatai.score.ranking import lwlrap
-from fatai.train.judged import Chosen
+from fatai.experiment.fold import WEIGHTS, FoldJob, train_fold
+from fatai.experiment.build import recipe_network
+from fatai.experiment.recipe import Recipe, load_recipe
+from fatai.experiment.self_training import Rounds
+from fatai.experiment.run import folded_table, noisy_table
+from fatai.metrics.ranking import lwlrap
+from fatai.noisy_labels.selection import Chosen
 
 WIDTH, CROP_S, BS, LR, VIEWS, FOLDS = 0.125, 1.0, 16, 3e-3, 4, 2
 GOES_ON = {"lr": 1e-3}

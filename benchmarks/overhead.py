@@ -27,18 +27,18 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import torch  # noqa: E402
 
 from benchmarks.rounds import report  # noqa: E402
-from fatai.augment.masks import SpecAugment  # noqa: E402
-from fatai.augment.mixing import LinearMixUp  # noqa: E402
+from fatai.augment.spec_augment import SpecAugment  # noqa: E402
+from fatai.augment.mixup import LinearMixUp  # noqa: E402
 from fatai.data.blocks import FATDataLoaders  # noqa: E402
-from fatai.data.fat2019 import fat_sample  # noqa: E402
+from fatai.data.datasets.fat2019 import fat_sample  # noqa: E402
 from fatai.models import count_parameters  # noqa: E402
-from fatai.train.callbacks import ClampGradients, StopOnNaN, scheduled  # noqa: E402
-from fatai.train.history import History  # noqa: E402
-from fatai.train.keeping import KeepBest  # noqa: E402
-from fatai.train.learner import FatLearner, fat_learner  # noqa: E402
-from fatai.train.precision import best_dtype  # noqa: E402
-from fatai.train.resume import Resumable  # noqa: E402
-from fatai.train.weights import NoisyWeights  # noqa: E402
+from fatai.callbacks.callbacks import ClampGradients, StopOnNaN, scheduled  # noqa: E402
+from fatai.callbacks.history import History  # noqa: E402
+from fatai.callbacks.checkpoint import KeepBest  # noqa: E402
+from fatai.training.learner import FatLearner, fat_learner  # noqa: E402
+from fatai.training.precision import best_dtype  # noqa: E402
+from fatai.callbacks.resume import Resumable  # noqa: E402
+from fatai.callbacks.sample_weights import NoisyWeights  # noqa: E402
 
 # Of a fold of the competition's curated clips, without the six corrupted ones.
 CLIPS = 4964 * 4 // 5

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.rounds import report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
-from fatai.recipes.recipe import load_recipe
-from fatai.recipes.run import run_recipe
-from fatai.train.precision import best_dtype
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.training.precision import best_dtype
 
 WAYS = ("fp32", "auto")
 SCORES = ("oof", "test")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fatai.atomic import write_text_atomic
+from fatai.io.atomic import write_text_atomic
 
 
 def alternate(rounds: int, *ways: Callable[[], object], least_s: float = 0.05) -> list[float]:

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from fatai.atomic import write_text_atomic
-from fatai.data.fat2019 import fat_sample
+from fatai.io.atomic import write_text_atomic
+from fatai.data.datasets.fat2019 import fat_sample
 
 SIZES = (320, 3200, 25000, 250000)
 N_TAGS = 80
@@ -68,13 +68,13 @@ def child(folder: str) -> None:
 
     warnings.filterwarnings("ignore")
     from fatai.data.blocks import FATDataLoaders
-    from fatai.data.fat2019 import read_layout
+    from fatai.data.datasets.fat2019 import read_layout
     from fatai.data.folds import make_folds
     from fatai.data.labels import multi_hot
     from fatai.data.tables import readable
-    from fatai.infer.predictions import Predictions
-    from fatai.infer.row_tables import blend_files
-    from fatai.recipes.manifest import data_digest
+    from fatai.inference.predictions import Predictions
+    from fatai.ensemble.streaming import blend_files
+    from fatai.experiment.manifest import data_digest
 
     torch.set_num_threads(1)
     root = Path(folder)

@@ -22,11 +22,11 @@ import numpy as np
 
 from benchmarks.noisy import BS, CROP_S, FOLDS, WIDTH, recipe_of
 from benchmarks.rounds import report
-from fatai.data.fat2019 import FATData, fat_sample, read_layout
+from fatai.data.datasets.fat2019 import FATData, fat_sample, read_layout
 from fatai.data.labels import multi_hot, read_labels
-from fatai.recipes.finished import predict_with_run
-from fatai.recipes.run import run_recipe
-from fatai.train.suspects import suspects
+from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.run import run_recipe
+from fatai.noisy_labels.label_issues import suspects
 
 
 def among_noisy(data: FATData, seed: int, steps: int, work: Path) -> tuple[int, int, float]:

@@ -30,19 +30,19 @@ import torch
 
 from benchmarks.rounds import report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
-from fatai.data.fat2019 import FATData
-from fatai.infer.ensemble import Blended, blend_and_judge
-from fatai.infer.members import out_of_fold
-from fatai.infer.predictions import Predictions
-from fatai.recipes.finished import predict_with_run
-from fatai.recipes.network import recipe_parameters
-from fatai.recipes.recipe import Recipe, load_recipe
-from fatai.recipes.run import run_recipe
-from fatai.recipes.scale import SCALES, Scale, scaled
-from fatai.report.audit import clip_lengths
-from fatai.score.bootstrap import Interval, score_interval
-from fatai.score.by_tag import confusions
-from fatai.score.ranking import lwlrap
+from fatai.data.datasets.fat2019 import FATData
+from fatai.ensemble.ensemble import Blended, blend_and_judge
+from fatai.ensemble.members import out_of_fold
+from fatai.inference.predictions import Predictions
+from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.build import recipe_parameters
+from fatai.experiment.recipe import Recipe, load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.experiment.scaling import SCALES, Scale, scaled
+from fatai.report.sections.training import clip_lengths
+from fatai.metrics.bootstrap import Interval, score_interval
+from fatai.metrics.per_class import confusions
+from fatai.metrics.ranking import lwlrap
 
 # Rows of the table: a recipe, as it is or on curated clips alone.
 WAYS: dict[str, tuple[str, bool]] = {

@@ -22,13 +22,13 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 
-from fatai.atomic import write_text_atomic
-from fatai.data.clips import ClipSettings
-from fatai.data.fat2019 import fat_sample
+from fatai.io.atomic import write_text_atomic
+from fatai.data.config import ClipSettings
+from fatai.data.datasets.fat2019 import fat_sample
 from fatai.data.labels import read_labels
-from fatai.infer.events import TagEvent, merged, threshold_of
-from fatai.recipes.finished import predict_with_run
-from fatai.recipes.tagger import Tagger
+from fatai.inference.events.segments import TagEvent, merged, threshold_of
+from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.tagger import Tagger
 
 SR, BLOCK_S = 44100, 60
 PEAKS_DB = (-3.0, -30.0)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fatai.data.fat2019 import FATData, fat_sample, read_layout
+from fatai.data.datasets.fat2019 import FATData, fat_sample, read_layout
 
 Row = dict[str, Any]
 

@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fatai.atomic import write_text_atomic
+from fatai.io.atomic import write_text_atomic
 from fatai.data.blocks import WaveToSpec
-from fatai.data.clips import ClipSettings
-from fatai.data.fat2019 import fat_sample
+from fatai.data.config import ClipSettings
+from fatai.data.datasets.fat2019 import fat_sample
 from fatai.errors import AudioError
-from fatai.infer.tta import predict_clips
-from fatai.infer.views import Heard, Views, whole_view
+from fatai.inference.tta import predict_clips
+from fatai.inference.views import Heard, Views, whole_view
 from fatai.models import create_model
-from fatai.sound.files import AUDIO_EXTENSIONS
-from fatai.sound.waveform import Section, fit_length
+from fatai.audio.io import AUDIO_EXTENSIONS
+from fatai.audio.waveform import Section, fit_length
 
 N_TAGS = 80
 

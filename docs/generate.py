@@ -37,7 +37,7 @@ def registry_table(name: str) -> str:
 
 def models() -> str:
     """Networks with their sizes."""
-    from fatai.models.catalogue import model_table
+    from fatai.models.summary import model_table
 
     rows = [_row([f"`{m.name}`", f"{m.parameters:,}", f"{m.n_mels or m.min_mels} x {m.min_frames}", _cell(m.about), _cell(m.source)])
             for m in model_table()]
@@ -47,7 +47,7 @@ def models() -> str:
 def front_ends() -> str:
     """Front ends with the values that matter most."""
     from fatai.registry import FRONT_ENDS
-    from fatai.sound.front_ends import front_end
+    from fatai.audio.front_ends import front_end
 
     rows = []
     for name in FRONT_ENDS.names():
@@ -61,7 +61,7 @@ def front_ends() -> str:
 
 def recipes() -> str:
     """Recipes with what was published and what was measured."""
-    from fatai.recipes.recipe import load_recipe, recipe_names
+    from fatai.experiment.recipe import load_recipe, recipe_names
 
     rows = []
     for name in recipe_names():
@@ -72,7 +72,7 @@ def recipes() -> str:
 
 def ensembles() -> str:
     """Lists of runs that are trained and blended as one."""
-    from fatai.recipes.lists import ensemble_names, load_ensemble
+    from fatai.experiment.ensemble_recipe import ensemble_names, load_ensemble
 
     rows = []
     for name in ensemble_names():
@@ -122,8 +122,8 @@ def results_of(name: str) -> Iterator[str]:
 
 def recipe_page(name: str) -> str:
     """A recipe: what its head says, what was published, what was measured, how to run it, the file."""
-    from fatai.recipes.network import recipe_parameters
-    from fatai.recipes.recipe import load_recipe, recipe_text
+    from fatai.experiment.build import recipe_parameters
+    from fatai.experiment.recipe import load_recipe, recipe_text
 
     recipe, text = load_recipe(name), recipe_text(name)
     listen, front_end = recipe.listen.how, recipe.front_end.get("name", "ninth")
@@ -182,7 +182,7 @@ def readme_recipes() -> str:
 
 def pages() -> dict[str, str]:
     """Every generated page by its place in the site."""
-    from fatai.recipes.recipe import recipe_names
+    from fatai.experiment.recipe import recipe_names
 
     return {
         **{f"recipes/{name}.md": recipe_page(name) for name in recipe_names()},

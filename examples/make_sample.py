@@ -31,7 +31,7 @@ COMPRESSION = 0.7
 README = """# The bundled sample
 
 {n_curated} curated, {n_noisy} noisy and {n_test} test clips of 10 kinds of sound, in the layout of Freesound Audio Tagging 2019:
-44.1 kHz, mono, Ogg Vorbis, {minutes:.1f} minutes in all. `fatai.data.fat2019.fat_sample()` returns this folder.
+44.1 kHz, mono, Ogg Vorbis, {minutes:.1f} minutes in all. `fatai.data.datasets.fat2019.fat_sample()` returns this folder.
 
 Every clip is a stretch of one or two of the {n_recordings} CC0 recordings of ESC-10 (K. J. Piczak, "ESC: Dataset for Environmental
 Sound Classification", ACM Multimedia 2015, doi 10.1145/2733373.2806390), around a loud moment. CC0 waives all rights; the authors

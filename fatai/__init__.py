@@ -13,14 +13,14 @@ __version__ = "0.1.0"
 # Name to home: loaded when first asked for (PEP 562), so that `import fatai` and `fatai-submit --help` stay quick.
 _HOMES = {
     "FATDataLoaders": "fatai.data.blocks",
-    "Predictions": "fatai.infer.predictions",
-    "ensemble": "fatai.infer.ensemble",
+    "Predictions": "fatai.inference.predictions",
+    "ensemble": "fatai.ensemble.ensemble",
     "fat_learner": "fatai.all",  # whole, because views give learners their tta and predict
-    "fat_sample": "fatai.data.fat2019",
-    "load_audio": "fatai.sound.files",
-    "load_pretrained": "fatai.infer.pretrained",
-    "lwlrap": "fatai.score.ranking",
-    "lwlrap_per_class": "fatai.score.ranking",
+    "fat_sample": "fatai.data.datasets.fat2019",
+    "load_audio": "fatai.audio.io",
+    "load_pretrained": "fatai.export.pretrained",
+    "lwlrap": "fatai.metrics.ranking",
+    "lwlrap_per_class": "fatai.metrics.ranking",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: F822

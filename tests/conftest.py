@@ -38,7 +38,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def sample():
     """The folder of the bundled sample."""
-    from fatai.data.fat2019 import fat_sample
+    from fatai.data.datasets.fat2019 import fat_sample
 
     return fat_sample()
 
@@ -62,7 +62,7 @@ def own_dls(sample):
 @pytest.fixture(scope="session")
 def tiny_recipe():
     """Seconds instead of minutes: narrow, short, two epochs."""
-    from fatai.recipes.recipe import load_recipe
+    from fatai.experiment.recipe import load_recipe
 
     return load_recipe("quick").changed(arch="m1", width=0.125, epochs=2, crop_s=0.5, views=2)
 
@@ -70,7 +70,7 @@ def tiny_recipe():
 @pytest.fixture(scope="session")
 def tiny_run(sample, tiny_recipe, tmp_path_factory):
     """A finished run of `tiny_recipe` on the sample."""
-    from fatai.recipes.run import run_recipe
+    from fatai.experiment.run import run_recipe
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -80,7 +80,7 @@ def tiny_run(sample, tiny_recipe, tmp_path_factory):
 @pytest.fixture(scope="session")
 def chromium():
     """A running Chromium without a screen; installed if the machine has none."""
-    from browser import started
+    from helpers.browser import started
 
     with started() as browser:
         yield browser
@@ -89,7 +89,7 @@ def chromium():
 @pytest.fixture
 def doubtful(sample, tmp_path):
     """A run that doubts three of its clips, and these clips."""
-    from reviewed import doubtful_run
+    from helpers.review_run import doubtful_run
 
     return doubtful_run(sample, tmp_path / "run")
 

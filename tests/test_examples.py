@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fatai.recipes.recipe import recipe_names
+from fatai.experiment.recipe import recipe_names
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(p.name for p in (ROOT / "examples").glob("*.py") if p.name != "make_sample.py")  # which needs the source recordings

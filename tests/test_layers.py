@@ -116,14 +116,14 @@ def planted(tmp_path):
 
 @pytest.mark.parametrize(("name", "text"), [
     ("sound/files.py", "from fatai.data.labels import parse_labels\n"),
-    ("sound/files.py", "import fatai.train\n"),
+    ("sound/files.py", "import fatai.training\n"),
     ("sound/files.py", "from ..data import labels\n"),
     ("sound/files.py", "from .. import cli\n"),
     ("sound/files.py", "from fatai import infer\n"),
     ("sound/__init__.py", "from ..models import parts\n"),
-    ("data/labels.py", "def f():\n    from fatai.train.learner import fat_learner\n    return fat_learner\n"),
+    ("data/labels.py", "def f():\n    from fatai.training.learner import fat_learner\n    return fat_learner\n"),
     ("data/labels.py", "try:\n    from ..infer.tta import tta\nexcept ImportError:\n    pass\n"),
-    ("train/losses.py", "import importlib\nhome = importlib.import_module('fatai.recipes.run')\n"),
+    ("train/losses.py", "import importlib\nhome = importlib.import_module('fatai.experiment.run')\n"),
     ("errors.py", "from .registry import Registry\n"),
     ("recipes/run.py", "from fatai import cli\n"),
 ])

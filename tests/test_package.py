@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from floors import floors
+from helpers.oldest_versions import floors
 
 ROOT = Path(__file__).parents[1]
 NEEDED = {
@@ -76,7 +76,7 @@ class TestBuilt:
         told = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert told.returncode == 0 and "fatai-submit demo" in told.stdout, told.stderr[-2000:]
         own, = (tmp_path / "empty").glob("lib/python*/site-packages")
-        read = (f"import sys; sys.path.insert(0, {str(own)!r}); import fatai; from fatai.data.fat2019 import fat_sample, read_layout; "
+        read = (f"import sys; sys.path.insert(0, {str(own)!r}); import fatai; from fatai.data.datasets.fat2019 import fat_sample, read_layout; "
                 "print(fatai.__file__); print(read_layout(fat_sample()))")
         told = subprocess.run([python, "-c", read], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert str(tmp_path / "empty") in told.stdout and "120 curated, 72 noisy, 60 test clips" in told.stdout, told.stderr[-2000:]

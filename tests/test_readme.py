@@ -17,7 +17,7 @@ def test_the_ten_lines_run_and_the_submission_fits(tmp_path, monkeypatch, capsys
     code = BLOCKS[0]
     assert len([line for line in code.splitlines() if line]) <= 10
     exec(compile(code, "README.md", "exec"), {})
-    from fatai.infer.predictions import check_submission
+    from fatai.inference.predictions import check_submission
 
     check_submission(tmp_path / "submission.csv", sample / "sample_submission.csv")
     scored = float(re.search(r"test lwlrap (0\.\d+)", capsys.readouterr().out)[1])

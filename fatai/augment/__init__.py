@@ -1,3 +1,3 @@
 """Random changes: draw first, then apply a pure function."""
 
-from . import filling, masks, on_items, on_spec, on_wave
+from fatai.augment import item, padding, spec, spec_augment, wave

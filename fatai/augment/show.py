@@ -14,8 +14,8 @@ from fastai.torch_core import subplots, to_device
 from fastcore.foundation import L
 from torch import nn
 
-from fatai.augment.change import BatchChange, like_tensor, plain, random_changes
-from fatai.augment.on_items import OnItems
+from fatai.augment.base import BatchChange, like_tensor, plain, random_changes
+from fatai.augment.item import OnItems
 from fatai.errors import DataError
 
 __all__ = ["augmented", "show_augs", "show_each"]

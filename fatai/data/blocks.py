@@ -21,15 +21,15 @@ from fastai.data.all import (
 from torch import Tensor, nn
 
 from fatai.data.cache import ClipCache, StoredClip
-from fatai.data.clips import ClipSettings
-from fatai.data.fat2019 import FATData, read_layout
+from fatai.data.config import ClipSettings
+from fatai.data.datasets.fat2019 import FATData, read_layout
 from fatai.data.labels import apply_corrections, check_labels, multi_hot, read_corrections, tags_of, warn_unused
 from fatai.data.tables import readable, standard_table, training_table
 from fatai.data.tensors import TensorFrames, TensorSpec, TensorWave
 from fatai.errors import DataError
-from fatai.sound.files import AUDIO_EXTENSIONS
-from fatai.sound.front_ends import FrontEnd, front_end as find_front_end
-from fatai.sound.waveform import trim_silence
+from fatai.audio.io import AUDIO_EXTENSIONS
+from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
+from fatai.audio.waveform import trim_silence
 
 __all__ = [
     "AudioBlock", "CentreCrop", "ClipSettings", "FATDataLoaders", "LoadClip", "RandomCrop", "SpectrogramBlock", "WaveToSpec",

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fatai import __version__
-from fatai.data.clips import ClipSettings
+from fatai.data.config import ClipSettings
 from fatai.errors import AudioError, CacheError, OptionError
 from fatai.registry import did_you_mean
 

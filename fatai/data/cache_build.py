@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fatai.atomic import write_atomic, write_text_atomic
+from fatai.io.atomic import write_atomic, write_text_atomic
 from fatai.data.cache import DTYPES, SUFFIXES, ClipCache, clip_name, describe, recipe_of, short_digest, stored_names
-from fatai.data.clips import ClipSettings
+from fatai.data.config import ClipSettings
 from fatai.errors import AudioError, CacheError, FataiError
-from fatai.progress import track
+from fatai.io.progress import track
 
 try:
     import fcntl

@@ -294,7 +294,7 @@ def find_leaks(
     fnames
         Name of each clip.
     hashes
-        Digest of each clip's decoded sound (`fatai.data.examine.sound_digest`), None where it could not be read.
+        Digest of each clip's decoded sound (`fatai.data.audit.audio_file.sound_digest`), None where it could not be read.
     groups
         What each clip belongs to; None where nothing is known.
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from fatai.data.labels import read_labels, read_table
 from fatai.errors import DataError
-from fatai.sound.files import AUDIO_EXTENSIONS
+from fatai.audio.io import AUDIO_EXTENSIONS
 
 __all__ = ["is_own_table", "read_own_table", "standard_columns"]
 

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fatai.data.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATData
 from fatai.data.labels import parse_labels
 from fatai.errors import AudioError, DataError
 from fatai.registry import did_you_mean
-from fatai.sound.files import check_audio
+from fatai.audio.io import check_audio
 
 __all__ = ["readable", "standard_table", "training_table"]
 

@@ -14,7 +14,7 @@ from fastai.basics import TensorBase
 from fastai.torch_core import TensorImageBase
 from torch import Tensor
 
-from fatai.sound.front_ends import FrontEnd
+from fatai.audio.front_ends import FrontEnd
 
 __all__ = ["TensorFrames", "TensorSpec", "TensorWave", "in_notebook", "players"]
 

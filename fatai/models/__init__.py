@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from fatai.models import (  # they fill MODELS
-    cbam, convblock, mobilenetv3, multilevel, panns, panns_mobilenets, panns_resnets, resnets, skip_attention,
+    backbones, convblock, mobilenetv3, multilevel, panns, panns_mobilenet, panns_resnet, resnet_cbam, skip_attention,
 )
-from fatai.models.parts import BuiltAs, SpectrogramModel, count_parameters
+from fatai.models.layers import BuiltAs, SpectrogramModel, count_parameters
 from fatai.registry import MODELS
 
 __all__ = ["MODELS", "SpectrogramModel", "count_parameters", "create_model"]

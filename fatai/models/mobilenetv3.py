@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fatai.models.parts import SpectrogramModel, prior_linear, scaled
+from fatai.models.layers import SpectrogramModel, prior_linear, scaled
 from fatai.registry import MODELS
 
 __all__ = ["InvertedResidual", "MobileNetV3", "SqueezeExcite", "mobilenetv3_large", "mobilenetv3_small"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fatai.errors import OptionError
-from fatai.models.parts import GRUPool, SpectrogramModel, scaled
+from fatai.models.layers import GRUPool, SpectrogramModel, scaled
 from fatai.registry import MODELS
 
 __all__ = ["BackboneNet", "MultiLevelNet", "ResidualUnit", "cnn1d_multilevel", "cnn2d_multilevel"]
@@ -148,7 +148,7 @@ class BackboneNet(SpectrogramModel):
     min_mels = min_frames = 32
 
     def __init__(self, n_tags: int, in_channels: int = 1, *, backbone: str, dropout: float = 0.5, width: float = 1.0):
-        from fatai.models.resnets import resnet_body
+        from fatai.models.backbones import resnet_body
 
         super().__init__(n_tags, in_channels)
         if backbone not in ("resnet18", "resnet34"):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.errors import OptionError, ShapeError
-from fatai.models.checkpoints import LoadReport, load_checkpoint
-from fatai.models.parts import AttentionPool, SpectrogramModel, TagAttentionPool, scaled
+from fatai.models.checkpoint import LoadReport, load_checkpoint
+from fatai.models.layers import AttentionPool, SpectrogramModel, TagAttentionPool, scaled
 from fatai.registry import MODELS, did_you_mean
 
 __all__ = ["Cnn6", "Cnn10", "Cnn14", "PannsBlock", "PannsModel", "SOURCE"]

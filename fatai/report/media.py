@@ -23,7 +23,7 @@ from fatai.errors import ShapeError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fatai.sound.front_ends import FrontEnd
+    from fatai.audio.front_ends import FrontEnd
 
 __all__ = ["COLOURS", "MOST_SECONDS", "figure_svg", "frequency_ticks", "new_figure", "picture", "player", "short", "sound", "spectrogram"]
 

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from fatai.errors import ShapeError
 from fatai.report.media import frequency_ticks, picture
-from fatai.sound.front_ends import FrontEnd
+from fatai.audio.front_ends import FrontEnd
 
 __all__ = ["WholePicture", "whole_picture"]
 

@@ -15,11 +15,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fatai.errors import FataiError, StorageError
-from fatai.report.review import Review, media_of, page_files, review_page
-from fatai.report.review_file import Decisions
-from fatai.small_files import parse_json
-from fatai.web.guard import Refusal
-from fatai.web.pages import application
+from fatai.report.label_review import Review, media_of, page_files, review_page
+from fatai.report.decisions import Decisions
+from fatai.io.json import parse_json
+from fatai.web.security import Refusal
+from fatai.web.server import application
 
 __all__ = ["review_app"]
 
@@ -28,7 +28,7 @@ _MOST_S = 60.0  # seconds of a clip that are sent
 
 
 def review_app(review: Review, corrections: str | Path) -> FastHTML:
-    """The application; `fatai.web.guard.Guard` has to stand before it. What is decided goes into `corrections`, which need not be there.
+    """The application; `fatai.web.security.Guard` has to stand before it. What is decided goes into `corrections`, which need not be there.
 
     Its addresses: `/` the page, `/data` what is to be reviewed and what was decided, `/clip/K` picture and sound of a clip, `/decide` takes
     decisions, with the token that the page holds, `/corrections.csv` hands the file out.

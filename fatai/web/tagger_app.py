@@ -11,18 +11,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from fatai.infer.tagger import WindowTagger
-from fatai.web.guard import Refusal
-from fatai.web.hearing import LEAST_PROB, heard
-from fatai.web.line import WorkLine
-from fatai.web.pages import application, page, text_of
+from fatai.inference.events.tagger import WindowTagger
+from fatai.web.security import Refusal
+from fatai.web.tagging import LEAST_PROB, heard
+from fatai.web.job_queue import WorkLine
+from fatai.web.server import application, page, text_of
 from fatai.web.uploads import Limits, Upload, received
 
 __all__ = ["tagger_app"]
 
 
 def tagger_app(tagger: WindowTagger, title: str, limits: Limits | None = None) -> FastHTML:
-    """The application; `fatai.web.guard.Guard` has to stand before it.
+    """The application; `fatai.web.security.Guard` has to stand before it.
 
     Its addresses: `/` the page, `/tag` for uploads, `/health` tells how long the line is.
     """

@@ -19,7 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from fatai.errors import OptionError
-from fatai.web.guard import Refusal
+from fatai.web.security import Refusal
 
 __all__ = ["Limits", "Upload", "received"]
 

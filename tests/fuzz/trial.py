@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fatai.data.fat2019 import fat_sample
-from fatai.recipes.finished import trained_model
-from fatai.recipes.recipe import load_recipe
-from fatai.recipes.run import run_recipe
-from fatai.sound.files import AUDIO_EXTENSIONS
+from fatai.data.datasets.fat2019 import fat_sample
+from fatai.experiment.run_folder import trained_model
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.audio.io import AUDIO_EXTENSIONS
 
 from .models import caches, model_folders, pickles, runs
 from .sounds import Damaged, damaged_sounds, put

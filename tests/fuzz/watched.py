@@ -140,18 +140,18 @@ class _Timer:
         self.say, self.slowest, self.slowest_s, self.file, self.started = say, "", 0.0, "", 0.0
 
     def attend(self) -> None:
-        import fatai.data.clips
-        import fatai.data.scan
+        import fatai.data.config
+        import fatai.data.audit.dataset
         import fatai.data.tables
-        import fatai.infer.tagger
+        import fatai.inference.events.tagger
 
         for holder, name in (
-            (fatai.data.scan, "examine_sound"), (fatai.data.tables, "check_audio"), (fatai.data.clips, "load_audio"),
-            (fatai.infer.tagger.WindowTagger, "tag"),
+            (fatai.data.audit.dataset, "examine_sound"), (fatai.data.tables, "check_audio"), (fatai.data.config, "load_audio"),
+            (fatai.inference.events.tagger.WindowTagger, "tag"),
         ):
             setattr(holder, name, self._timed(getattr(holder, name), position=int(isinstance(holder, type))))
         # Hours of sound take their time; what counts is how long nothing goes on.
-        fatai.infer.tagger.stream_audio = self._stepwise(fatai.infer.tagger.stream_audio)
+        fatai.inference.events.tagger.stream_audio = self._stepwise(fatai.inference.events.tagger.stream_audio)
 
     def _timed(self, function: Callable[..., Any], position: int) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:

@@ -1,0 +1,68 @@
+"""Commands that tell what there is: recipes and models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer()
+recipes_app = typer.Typer(help="List the recipes, or show one.\n\nExample: fatai-submit recipes show ninth", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """List the recipes and the ensembles of them.
+
+    Example: fatai-submit recipes show ninth
+    """
+    if context.invoked_subcommand is None:
+        from fatai.experiment.ensemble_recipe import ensemble_names, load_ensemble
+        from fatai.experiment.recipe import load_recipe, recipe_names
+
+        for name in recipe_names():
+            recipe = load_recipe(name)
+            typer.echo(f"{name:28s} {recipe.source}" + (f"; {recipe.published}" if recipe.published else ""))
+        for name in ensemble_names():
+            listed = load_ensemble(name)
+            typer.echo(f"{name:28s} {len(listed.members) + len(listed.stackers)} models; {listed.source}; {listed.published}")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe or an ensemble, or a .toml file.")],
+    resolved: Annotated[bool, typer.Option(
+        "--resolved", help="Spell out every default that is set, and every constant of the front end.",
+    )] = False,
+) -> None:
+    """Print a recipe; save it, edit it, and run it with --recipe my.toml.
+
+    Example: fatai-submit recipes show ninth > my.toml
+    """
+    from fatai.experiment.ensemble_recipe import ensemble_text, is_ensemble, load_ensemble
+    from fatai.experiment.recipe import load_recipe, recipe_text
+
+    if is_ensemble(name):
+        load_ensemble(name)
+        typer.echo(ensemble_text(name), nl=False)
+        return
+    recipe = load_recipe(name)
+    typer.echo(recipe.resolved() if resolved else recipe_text(name), nl=False)
+
+
+@app.command()
+def models(
+    tags: Annotated[int, typer.Option(help="Number of tags that the parameters are counted for.")] = 80,
+) -> None:
+    """List the models. Each with its parameters, smallest input (mel bins x frames) and source.
+
+    Example: fatai-submit models --tags 80
+    """
+    from fatai.models.summary import model_table
+
+    for row in model_table(tags):
+        smallest = f"{row.n_mels or row.min_mels}x{row.min_frames}"
+        typer.echo(f"{row.name:24s} {row.parameters:12,d}  {smallest:>8s}  {row.source}")

@@ -1,1 +1,0 @@
-"""The commands of `fatai-submit`, by what they are for; each only translates words into calls."""

@@ -1,0 +1,275 @@
+"""The schema of a recipe: a complete system as typed, checked settings, read from a TOML file.
+
+A recipe says how clips are read, how folds are made, which model is trained in which stages, and how it listens at the end. A key that the
+schema doesn't know, or a value of the wrong kind, is a `RecipeError` that names the file, the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from fatai.data.config import ClipSettings
+from fatai.errors import FataiError, RecipeError
+from fatai.export.config import bounded
+from fatai.experiment.schema import KEPT, Clips, Folds, Listen, Model, Section, Seed, Stage
+from fatai.registry import FRONT_ENDS, did_you_mean
+from fatai.io.json import read_small_text
+from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Recipe", "load_recipe", "parse_toml", "recipe_names", "recipe_text"]
+
+# A recipe is a page; a file far beyond that is none, and is not parsed.
+_MAX_BYTES = 256 * 1024
+_MAX_STAGES = 100
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""")
+
+
+class Recipe(Section):
+    """A complete system.
+
+    Attributes
+    ----------
+    front_end
+        `name` of a registered front end, and any field of `FrontEnd` that differs from it; resolved, all of them.
+    stages
+        Fits one after another; each starts from the weights that the one before it kept. In a file, `like = "fit"` takes over all that
+        an earlier stage of that name says, but for what the stage says itself.
+    seed
+        Fold k starts from seed + k.
+    """
+
+    name: str
+    source: str = ""
+    published: str = ""
+    seed: Seed = 2019
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    front_end: dict[str, Any] = {"name": "ninth"}
+    clips: Clips = Clips()
+    folds: Folds = Folds()
+    model: Model = Model()
+    stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
+    listen: Listen = Listen()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _likenesses(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return value
+        if len(value) > _MAX_STAGES:
+            raise ValueError(f"there are {len(value)}; at most {_MAX_STAGES}")
+        told: list[Any] = []
+        for k, stage in enumerate(value):
+            if isinstance(stage, dict) and "like" in stage:
+                known = {earlier["name"]: earlier for earlier in told if isinstance(earlier, dict) and isinstance(earlier.get("name"), str)}
+                if not isinstance(stage["like"], str) or stage["like"] not in known:
+                    raise ValueError(f"stage {k} is like {stage['like']!r}; {did_you_mean(str(stage['like']), list(known))}")
+                stage = {**known[stage["like"]], **{key: v for key, v in stage.items() if key != "like"}}
+            told.append(stage)
+        return told
+
+    @field_validator("front_end")
+    @classmethod
+    def _known_front_end(cls, value: dict[str, Any]) -> dict[str, Any]:
+        known = [f.name for f in fields(FrontEnd)]
+        for key in value:
+            if key != "name" and key not in known:
+                raise ValueError(f"has the unknown key {key!r}; {did_you_mean(key, ['name', *known])}")
+        name = value.get("name")
+        if name is not None and name not in FRONT_ENDS:
+            raise ValueError(f"name is {name!r}; {did_you_mean(str(name), FRONT_ENDS.names())}")
+        return value
+
+    @model_validator(mode="after")
+    def _a_choice_precedes_kept(self) -> Recipe:
+        chosen = False
+        for stage in self.stages:
+            if stage.noisy == {"name": KEPT} and not chosen:
+                raise ValueError(f"stage {stage.name!r} keeps noisy clips, but no stage before it chose any")
+            chosen = chosen or stage.noisy is not None
+        return self
+
+    def tracks_best(self, number: int) -> bool:
+        """Whether a later stage asks for the best weights of a stage and those around it."""
+        for later in self.stages[number + 1:]:
+            if later.fresh or later.keep == "best":
+                return False
+            if later.keep == "best_of_all":
+                return True
+        return False
+
+    def judges_after(self, number: int) -> bool:
+        """Whether the models of a round judge the noisy clips, because the next one chooses among them."""
+        rounds = self.rounds()
+        following = self.stages[rounds[number + 1].start].noisy if number + 1 < len(rounds) else None
+        return following is not None and following["name"] != KEPT
+
+    def rounds(self) -> list[range]:
+        """Numbers of the stages that a fold fits on the same clips, beginning with the same weights or fresh ones."""
+        stages = self.stages
+        begins = [i for i, stage in enumerate(stages) if i == 0 or stage.fresh or stage.noisy or stages[i - 1].noisy]
+        return [range(a, b) for a, b in zip(begins, [*begins[1:], len(self.stages)])]
+
+    @model_validator(mode="after")
+    def _front_end_fits(self) -> Recipe:
+        try:
+            bounded(self.settings())
+        except (FataiError, TypeError) as e:
+            raise ValueError(f"front_end: {e}") from e
+        return self
+
+    def settings(self) -> ClipSettings:
+        """How clips are read."""
+        overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.front_end.items() if k != "name"}
+        described = find_front_end(self.front_end.get("name", "ninth"), **overrides)
+        trim_db = None if self.clips.trim_db == "none" else float(self.clips.trim_db)
+        return ClipSettings(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.short_fill)
+
+    def with_front_end(self, **values: Any) -> Recipe:
+        """A copy whose front end has another `name`, or other values; a new name drops the values of the old one."""
+        old = {} if values.get("name", self.front_end.get("name")) != self.front_end.get("name") else self.front_end
+        plain = {**self.model_dump(), "front_end": {**old, **values}}
+        return validated(plain, "the changed recipe")
+
+    def changed(
+        self, *, folds: int | None = None, epochs: int | None = None, bs: int | None = None, lr: float | None = None,
+        width: float | None = None, arch: str | None = None, crop_s: float | None = None, seed: int | None = None,
+        views: int | None = None, precision: str | None = None, only: tuple[int, ...] | None = None,
+    ) -> Recipe:
+        """A copy with some settings changed; `epochs`, `bs` and `lr` go to every stage, and None leaves a setting alone."""
+
+        def given(**options: Any) -> dict[str, Any]:
+            return {k: v for k, v in options.items() if v is not None}
+
+        plain = self.model_dump()
+        plain["folds"].update(given(n=folds, only=only))
+        plain["model"].update(given(arch=arch, width=width))
+        plain["clips"].update(given(crop_s=crop_s))
+        plain["listen"].update(given(n=views))
+        for stage in plain["stages"]:
+            stage.update(given(epochs=epochs, bs=bs, lr=lr))
+        return validated({**plain, **given(seed=seed, precision=precision)}, "the changed recipe")
+
+    def resolved(self) -> str:
+        """The whole recipe as TOML, every default and every constant of the front end spelled out."""
+        plain = _without_none(self.model_dump())
+        front_end = _without_none(asdict(self.settings().front_end))
+        plain["front_end"] = {"name": self.front_end.get("name", "ninth"), **{k: v for k, v in front_end.items() if k != "name"}}
+        return tomli_w.dumps(plain)
+
+    def digest(self) -> str:
+        """SHA-256 of the resolved recipe."""
+        return hashlib.sha256(self.resolved().encode()).hexdigest()
+
+    def differences(self, other: Recipe) -> list[str]:
+        """What is not as in another recipe, resolved: `stages.0.epochs is 9 and was 3`, keys of this one first."""
+        ours, theirs = ({k: v for k, v in _flat(tomllib.loads(recipe.resolved()))} for recipe in (self, other))
+        return [
+            f"{key} is {ours.get(key, 'not set')} and was {theirs.get(key, 'not set')}"
+            for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)
+        ]
+
+
+def _flat(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested tables with its dotted key."""
+    if not isinstance(plain, (dict, list)) or not plain:
+        yield at, plain
+        return
+    for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
+        yield from _flat(value, f"{at}.{key}" if at else str(key))
+
+
+def _without_none(plain: Any) -> Any:
+    """TOML has no null: a key that is not set is left out."""
+    if isinstance(plain, dict):
+        return {k: _without_none(v) for k, v in plain.items() if v is not None}
+    if isinstance(plain, (list, tuple)):
+        return [_without_none(v) for v in plain]
+    return plain
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section that a pydantic location lies in."""
+    section: Any = Recipe
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = {"clips": Clips, "folds": Folds, "model": Model, "stages": Stage, "listen": Listen}.get(part, section)
+    return list(section.model_fields)
+
+
+def validated(plain: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain tables; raises `RecipeError` that names `where`, every key that is wrong and what is allowed."""
+    try:
+        return Recipe.model_validate(plain)
+    except ValidationError as e:
+        faults = []
+        errors = e.errors()[:100]
+        for error in errors:
+            if any(other["loc"][:len(error["loc"])] == error["loc"] for other in errors if other is not error):
+                continue  # what is wrong with a section follows from what is wrong in it
+            key = ".".join(str(part) for part in error["loc"]) or "the recipe"
+            if error["type"] == "extra_forbidden":
+                faults.append(f"unknown key {key}; {did_you_mean(str(error['loc'][-1]), _allowed_keys(error['loc']))}")
+            else:
+                message = error["msg"].removeprefix("Value error, ")
+                value = error.get("input")
+                given = f" is {value!r}" if not isinstance(value, dict) and error["type"] != "missing" else ""
+                faults.append(f"{key}{given}: {message}")
+        raise RecipeError(f"{where}: " + "; ".join(faults)) from None
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with fatai."""
+    return sorted(f.name.removesuffix(".toml") for f in (resources.files("fatai") / "recipes").iterdir() if f.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """The file of a recipe that comes with fatai, or of a path that ends in .toml, as it is written; raises `RecipeError`."""
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {path}; expected a TOML file, or one of: {', '.join(recipe_names())}")
+        try:
+            return read_small_text(path, _MAX_BYTES)
+        except (OSError, UnicodeDecodeError) as e:
+            raise RecipeError(f"{path} cannot be read as text: {e}") from None
+    if name not in recipe_names():
+        raise RecipeError(f"no recipe named {name!r}; {did_you_mean(name, recipe_names())}; a file of yours must end in .toml")
+    return ((resources.files("fatai") / "recipes") / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by name, or from a path that ends in .toml.
+
+    Raises
+    ------
+    RecipeError
+        No such recipe, no valid TOML, an unknown key or a value of the wrong kind; the message names file, key and what is allowed.
+    """
+    return validated(parse_toml(recipe_text(str(name)), str(name)), str(name))
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text; raises `RecipeError` that names `where`."""
+    if _DEEP_KEY.search(text):  # the reader's time grows with the square of the depth
+        raise RecipeError(f"{where} is no valid TOML: tables within tables without end")
+    try:
+        return tomllib.loads(text)
+    except ValueError as e:  # beside errors of TOML, numbers with more digits than Python reads
+        raise RecipeError(f"{where} is no valid TOML: {str(e)[:300]}") from None
+    except RecursionError:
+        raise RecipeError(f"{where} is no valid TOML: tables within tables without end") from None

@@ -1,0 +1,167 @@
+"""Clips to what a network's head sees of them: one row of features for each, the mean over its views.
+
+On disk an array `NAME.npy`, float32 (clips, features), which is never pickled, and beside it `NAME.csv` with the column `fname`, row by
+row.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastcore.basics import patch
+from torch import Tensor, nn
+
+from fatai.io.atomic import write_atomic, write_text_atomic
+from fatai.data.blocks import WaveToSpec
+from fatai.data.config import ClipSettings
+from fatai.errors import DataError, OptionError, ShapeError
+from fatai.io.csv import Duplicates, read_csv, some
+from fatai.inference.tta import build_views, names_and_paths, predict_clips
+from fatai.models.layers import SpectrogramModel
+from fatai.models.multi_task import TwoHeads
+from fatai.training.learner import FatLearner
+from fatai.training.precision import inference
+
+__all__ = ["Embeddings", "embed_clips"]
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Features of clips.
+
+    Parameters
+    ----------
+    fnames
+        Name of each clip; no name twice.
+    values
+        Shape (clips, features), float32; a row of NaN for a clip that could not be read.
+    """
+
+    fnames: tuple[str, ...]
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fnames", tuple(str(name) for name in self.fnames))
+        object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float32))
+        if self.values.ndim != 2 or len(self.values) != len(self.fnames):
+            raise ShapeError(f"values has shape {self.values.shape}; expected ({len(self.fnames)}, features), a row for each fname")
+        if len(set(self.fnames)) < len(self.fnames):
+            raise DataError(f"fnames holds {some(pd.Series(self.fnames)[pd.Series(self.fnames).duplicated()].tolist())} more than once")
+
+    def __len__(self) -> int:
+        return len(self.fnames)
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Which clips could be read, bool (clips,)."""
+        return ~np.isnan(self.values).any(axis=1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npy file and the names beside it as .csv, each whole or not at all."""
+        file = _npy(path)
+        with write_atomic(file) as beside:
+            np.save(beside, self.values, allow_pickle=False)
+        write_text_atomic(file.with_suffix(".csv"), pd.DataFrame({"fname": list(self.fnames)}).to_csv(index=False, lineterminator="\n"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Embeddings:
+        """Read what `save` wrote; whoever it comes from, nothing in it is executed.
+
+        Raises
+        ------
+        DataError
+            If a file is missing or is none of the kind, or names and rows don't go together.
+        """
+        file = _npy(path)
+        table = read_csv(file.with_suffix(".csv"))
+        if table.columns != ("fname",):
+            raise DataError(f"{file.with_suffix('.csv')}: its columns are {some(table.columns)}; expected fname alone")
+        names, seen = [], Duplicates()
+        for row in table.rows:
+            if fault := seen.fault(row):
+                raise DataError(f"{file.with_suffix('.csv')}: {fault}")
+            names.append(row.cells[0])
+        try:
+            # Mapped first: a header that declares more than the file holds is found out before memory is taken.
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (EOFError, OSError, ValueError, OverflowError) as e:
+            raise DataError(f"{file} cannot be read as an array: {e}; expected what fatai-submit embed writes") from None
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.ndim != 2 or len(values) != len(names):
+            raise DataError(f"{file} is no float32 array of {len(names)} rows, one for each name in {file.with_suffix('.csv').name}")
+        return cls(tuple(names), np.array(values))
+
+
+class _Body(nn.Module):
+    """A network without its head: spectrograms to (batch, features)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        inner = model.model if isinstance(model, TwoHeads) else model
+        if not isinstance(inner, SpectrogramModel):
+            raise OptionError(f"a {type(inner).__name__} does not tell its features; expected a SpectrogramModel, as all of fatai's are")
+        self.model = inner
+
+    def forward(self, spec: Tensor) -> Tensor:
+        return self.model.embed(spec)
+
+
+def _unchanged(values: Tensor) -> Tensor:
+    return values
+
+
+def embed_clips(
+    model: nn.Module, settings: ClipSettings, items: Any, *, n: int | None = None, how: str = "even",
+    arithmetic: AbstractContextManager | None = None, bs: int = 64, num_workers: int = 0, seed: int = 0, **options: Any,
+) -> Embeddings:
+    """Features of clips, the mean over the views of each.
+
+    Parameters
+    ----------
+    model
+        A `SpectrogramModel`, as all of `MODELS` are.
+    items
+        Paths, one path, or a table with the column `path` and maybe `fname`.
+    n, how, seed, options
+        Views, as in `learn.tta`.
+    arithmetic
+        Context in which the network runs; float32 if None.
+
+    Clips that cannot be read have a row of NaN, after one warning that lists them.
+    """
+    names, paths = names_and_paths(items)
+    body, to_spec = _Body(model).eval(), WaveToSpec(settings)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.inference_mode():
+        features = body(to_spec.spec(torch.zeros(1, settings.crop_samples, device=device))).shape[1]
+    answers = predict_clips(
+        body, settings, paths, features, views=build_views(how, n, **options), to_spec=to_spec, activation=_unchanged,
+        arithmetic=arithmetic, bs=bs, num_workers=num_workers, seed=seed, what="embedding",
+    )
+    if answers.faults:
+        listed = "\n".join(f"  {fault}" for fault in answers.faults.values())
+        warnings.warn(f"{len(answers.faults)} of {len(names)} clips cannot be read; their row is NaN:\n{listed}", stacklevel=2)
+    return Embeddings(tuple(names), answers.probs)
+
+
+@patch
+def embed(self: FatLearner, items: Any, *, n: int | None = None, how: str = "even", bs: int | None = None, **options: Any) -> Embeddings:
+    """Features of clips by the learner's network; arguments are those of `embed_clips`."""
+    was_training = self.model.training
+    try:
+        return embed_clips(self.model, self.settings, items, n=n, how=how, arithmetic=inference(self), bs=bs or self.dls.bs, **options)
+    finally:
+        self.model.train(was_training)
+
+
+def _npy(path: str | os.PathLike[str]) -> Path:
+    if Path(path).suffix != ".npy":
+        raise OptionError(f"{path} does not end in .npy; give it that suffix: the names go beside it as .csv")
+    return Path(path)

@@ -1,0 +1,179 @@
+"""ResNets from scratch with fastai's head, and any network of timm.
+
+The public kernel "CNN 2D Basic Solution Powered by fast.ai" trained `resnet18`, without pretraining, on three equal channels. The bodies
+are torchvision's and fastai's, cut and headed by fastai's own functions; fastai and timm are imported when a model is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fatai.errors import OptionError, UnknownName
+from fatai.models.layers import SpectrogramModel, scaled
+from fatai.registry import MODELS, did_you_mean
+
+__all__ = ["FastaiNet", "RESNETS", "TimmNet", "XRESNETS", "resnet_body", "timm_model"]
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+XRESNETS = (
+    "xresnet18", "xresnet34", "xresnet50", "xresnet101", "xresnet152", "xresnet18_deep", "xresnet34_deep", "xresnet50_deep",
+    "xresnet18_deeper", "xresnet34_deeper", "xresnet50_deeper",
+)
+SOURCE = "kernel 'CNN 2D Basic Solution Powered by fast.ai'; fastai (Apache-2.0) and torchvision (BSD-3-Clause)"
+
+
+def resnet_body(arch: str, in_channels: int, width: float = 1.0) -> tuple[nn.Sequential, int]:
+    """A torchvision ResNet of `RESNETS` from scratch without its pooling and last layer, and the channels of its maps.
+
+    `width` scales the four stages; the stem keeps its 64 channels.
+    """
+    import torchvision.models.resnet as torchvision_resnet
+    from fastai.vision.learner import create_body
+
+    block, layers = {
+        "resnet18": (torchvision_resnet.BasicBlock, [2, 2, 2, 2]),
+        "resnet34": (torchvision_resnet.BasicBlock, [3, 4, 6, 3]),
+        "resnet50": (torchvision_resnet.Bottleneck, [3, 4, 6, 3]),
+        "resnet101": (torchvision_resnet.Bottleneck, [3, 4, 23, 3]),
+        "resnet152": (torchvision_resnet.Bottleneck, [3, 8, 36, 3]),
+    }[arch]
+
+    class ScaledResNet(torchvision_resnet.ResNet):
+        def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+            return super()._make_layer(block, scaled(planes, width), *args, **kwargs)
+
+    resnet = ScaledResNet(block, layers)  # type: ignore[arg-type]
+    return create_body(resnet, n_in=in_channels, pretrained=False, cut=-2), resnet.inplanes
+
+
+def xresnet_body(arch: str, in_channels: int, width: float = 1.0) -> tuple[nn.Sequential, int]:
+    """A fastai XResNet of `XRESNETS` without its pooling and last layer, and the channels of its maps; `width` as in `resnet_body`."""
+    from fastai.vision.learner import create_body
+    from fastai.vision.models import xresnet
+
+    if not width > 0:
+        raise OptionError(f"width={width!r}; expected a factor above 0, such as 0.5")
+    net = getattr(xresnet, arch)(pretrained=False, c_in=in_channels, widen=width)
+    # Its input channels are right already: create_body leaves the first layer alone where it is told of three.
+    return create_body(net, n_in=3, pretrained=False, cut=-4), net[-1].in_features
+
+
+class FastaiNet(SpectrogramModel):
+    """A body with fastai's head: maximum and average over places, batch norm, dropout, 512 units, batch norm, dropout, logits.
+
+    Parameters
+    ----------
+    body
+        Maps (batch, in_channels, mels, frames) to maps of `n_features` channels.
+    split
+        Number of the body's first children that make the first of three layer groups; the rest is the second, the head the third.
+    dropout
+        Before the last layer of the head; half of it before the 512 units.
+    """
+
+    # One place of the last map.
+    min_mels = min_frames = 32
+
+    def __init__(self, n_tags: int, in_channels: int, *, body: nn.Sequential, n_features: int, split: int, dropout: float = 0.5):
+        from fastai.torch_core import apply_init
+        from fastai.vision.learner import create_head
+
+        super().__init__(n_tags, in_channels)
+        head = create_head(n_features, n_tags, ps=dropout)
+        apply_init(head, nn.init.kaiming_normal_)
+        self.body, self.pool, self.head = body, head[:2], head[2:]
+        self.split = split
+
+    def features(self, spec: Tensor) -> Tensor:
+        return self.pool(self.body(spec))
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters of the body's first stages, of the others, and of the head: fastai's three groups."""
+        return [list(part.parameters()) for part in (self.body[:self.split], self.body[self.split:], self.head)]
+
+
+def _register(arch: str) -> None:
+    make_body, split = (xresnet_body, 3) if arch in XRESNETS else (resnet_body, 6)
+
+    def build(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout: float = 0.5) -> FastaiNet:
+        body, n_features = make_body(arch, in_channels, width)
+        return FastaiNet(n_tags, in_channels, body=body, n_features=n_features, split=split, dropout=dropout)
+
+    build.__doc__ = f"{'fastai' if arch in XRESNETS else 'torchvision'}'s {arch} from scratch, with fastai's head."
+    build.__qualname__ = build.__name__ = arch
+    MODELS.register(arch, source=SOURCE)(build)
+
+
+for _arch in (*RESNETS, *XRESNETS):
+    _register(_arch)
+
+
+class TimmNet(SpectrogramModel):
+    """A network of timm with its own pooling; dropout and one linear layer make the logits.
+
+    Networks that are tied to one size of image (most transformers) see the spectrogram resized to it, bilinearly.
+
+    Parameters
+    ----------
+    arch
+        Name of the network, as timm lists it, with or without a tag of its weights.
+    pretrained
+        Whether timm fetches its weights; the competition forbade them.
+    dropout
+        Before the last layer.
+    """
+
+    def __init__(self, n_tags: int, in_channels: int = 1, *, arch: str, pretrained: bool = False, dropout: float = 0.0):
+        import timm
+
+        super().__init__(n_tags, in_channels)
+        if not 1 <= in_channels <= 4:
+            raise OptionError(f"in_channels={in_channels}; timm networks take 1 to 4 channels")
+        if not timm.is_model(arch):
+            raise UnknownName(f"timm has no network named {arch!r}; {did_you_mean(arch, timm.list_models())}")
+        self.body = timm.create_model(arch, pretrained=pretrained, num_classes=0, in_chans=in_channels)
+        cfg = self.body.default_cfg
+        self.fixed_size: tuple[int, int] | None = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else None
+        self.min_mels, self.min_frames, n_features = self._probed(cfg["input_size"][1:])
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_features, n_tags))
+
+    def _probed(self, native: tuple[int, int]) -> tuple[int, int, int]:
+        """Smallest input, mels and frames, that the body can use, and its features: found by trying."""
+        if self.fixed_size:
+            return 1, 1, self._tried(self.fixed_size)
+        # Most halve five times; with twice as many frames, batch norm sees two places even of a single clip.
+        for mels, frames in ((32, 64), (64, 64), (128, 128)):
+            try:
+                return mels, frames, self._tried((mels, frames))
+            except (RuntimeError, ValueError, AssertionError):
+                continue
+        return *native, self._tried(native)
+
+    def _tried(self, size: tuple[int, int]) -> int:
+        """Number of features that the body makes of an image of `size`."""
+        training, like = self.body.training, next(self.body.parameters())
+        with torch.no_grad():
+            features = self.body.eval()(like.new_zeros(1, self.in_channels, *size))
+        self.body.train(training)
+        return features.shape[-1]
+
+    def features(self, spec: Tensor) -> Tensor:
+        if self.fixed_size and tuple(spec.shape[2:]) != self.fixed_size:
+            spec = F.interpolate(spec, self.fixed_size, mode="bilinear", align_corners=False)
+        return self.body(spec)
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
+
+@MODELS.register_family("timm:", source="timm, github.com/huggingface/pytorch-image-models (Apache-2.0); weights have their own licences")
+def timm_model(name: str, n_tags: int, in_channels: int = 1, *, pretrained: bool = False, dropout: float = 0.0) -> TimmNet:
+    """Any network of timm as `timm:NAME`, from scratch unless `pretrained`."""
+    return TimmNet(n_tags, in_channels, arch=name.removeprefix("timm:"), pretrained=pretrained, dropout=dropout)

@@ -1,0 +1,111 @@
+"""The MobileNets of PANNs: `mobilenetv1`, `mobilenetv2`. They halve maps by averages, never by strides."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn as nn
+from torch import Tensor
+
+from fatai.models.panns import SOURCE, PannsModel
+from fatai.models.layers import scaled
+from fatai.registry import MODELS
+
+__all__ = ["InvertedResidual", "MobileNetV1", "MobileNetV2"]
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int, *, pool: int = 0, groups: int = 1, activation: type[nn.Module] | None = nn.ReLU,
+) -> list[nn.Module]:
+    """A convolution, averages over squares of `pool` by `pool` (none at 0, a layer without effect at 1), batch norm, activation."""
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)]
+    if pool:
+        layers.append(nn.AvgPool2d(pool))
+    return [*layers, nn.BatchNorm2d(out_channels), *([] if activation is None else [activation()])]
+
+
+class InvertedResidual(nn.Module):
+    """Widen by `expand`, convolve each channel, narrow without activation; added to the input where shapes allow."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, pool: int, expand: int):
+        super().__init__()
+        inner = in_channels * expand
+        self.add_input = pool == 1 and in_channels == out_channels
+        self.conv = nn.Sequential(
+            *(conv_bn(in_channels, inner, 1, activation=nn.ReLU6) if expand > 1 else []),
+            *conv_bn(inner, inner, 3, pool=pool, groups=inner, activation=nn.ReLU6),
+            *conv_bn(inner, out_channels, 1, activation=None),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.add_input else self.conv(x)
+
+
+def _to_published(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    _rename(state, f"{prefix}body.", f"{prefix}features.")
+
+
+def _from_published(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    _rename(state, f"{prefix}features.", f"{prefix}body.")
+
+
+def _rename(state: dict[str, Any], old: str, new: str) -> None:
+    for key in [key for key in state if key.startswith(old)]:
+        state[new + key.removeprefix(old)] = state.pop(key)
+
+
+class _MobileNet(PannsModel):
+    """A sequence of blocks, `body`. Its state has the published name `features`, which is a method of every fatai model."""
+
+    first_conv: ClassVar[str] = "features.0.0.weight"
+    embedding: ClassVar[int] = 1024
+    body: nn.Sequential
+
+    def add_body(self, width: float) -> int:
+        self.body, channels = self.make_body(width)
+        self.register_state_dict_post_hook(_to_published)
+        self.register_load_state_dict_pre_hook(_from_published)
+        return channels
+
+    def make_body(self, width: float) -> tuple[nn.Sequential, int]:
+        """The blocks, and how many channels their maps have."""
+        raise NotImplementedError
+
+    def maps(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+@MODELS.register("mobilenetv1", source=SOURCE)
+class MobileNetV1(_MobileNet):
+    """Thirteen separable convolutions, 64 to 1024; 0.389 mean average precision on AudioSet."""
+
+    # Output channels and pooling of each.
+    blocks = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+
+    def make_body(self, width: float) -> tuple[nn.Sequential, int]:
+        n_in = scaled(32, width)
+        body = [nn.Sequential(*conv_bn(self.in_channels, n_in, 3, pool=2))]
+        for channels, pool in self.blocks:
+            n_out = scaled(channels, width)
+            body.append(nn.Sequential(*conv_bn(n_in, n_in, 3, pool=pool, groups=n_in), *conv_bn(n_in, n_out, 1)))
+            n_in = n_out
+        return nn.Sequential(*body), n_in
+
+
+@MODELS.register("mobilenetv2", source=SOURCE)
+class MobileNetV2(_MobileNet):
+    """Seventeen inverted residuals, 16 to 320; 0.383 mean average precision on AudioSet."""
+
+    # Widening, output channels, number and first pooling of each group; the sixth halves nothing, unlike that for images.
+    groups = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 2), (6, 160, 3, 1), (6, 320, 1, 1))
+    row_dropout = 0.0
+
+    def make_body(self, width: float) -> tuple[nn.Sequential, int]:
+        n_in, last = scaled(32, width), scaled(1280, width)
+        body: list[nn.Module] = [nn.Sequential(*conv_bn(self.in_channels, n_in, 3, pool=2, activation=nn.ReLU6))]
+        for expand, channels, n, pool in self.groups:
+            n_out = scaled(channels, width)
+            for i in range(n):
+                body.append(InvertedResidual(n_in, n_out, pool=pool if i == 0 else 1, expand=expand))
+                n_in = n_out
+        return nn.Sequential(*body, nn.Sequential(*conv_bn(n_in, last, 1, activation=nn.ReLU6))), last

@@ -1,0 +1,69 @@
+"""The models at a glance: how large each is, what it needs, where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fatai.models import count_parameters, create_model
+from fatai.models.backbones import RESNETS, XRESNETS
+from fatai.registry import MODELS
+
+__all__ = ["ModelRow", "model_table"]
+
+# Channels of the input as published where they are not 1; parameter counts depend on them.
+PUBLISHED_CHANNELS = dict.fromkeys((*RESNETS, *XRESNETS, "skip_attention", "aux_skip_attention", "rnn_aux_skip_attention"), 3)
+PUBLISHED_CHANNELS["cnn2d_multilevel"] = 2
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model.
+
+    Attributes
+    ----------
+    name : what `create_model` takes.
+    parameters : their number, for the tags and channels that were asked for.
+    in_channels : channels of the spectrogram that this number is for.
+    min_mels, min_frames : smallest input that is used as it is; smaller ones are padded.
+    n_mels : mel bins that the model is tied to, None when any number will do.
+    about : the model in a sentence.
+    source : where the idea comes from.
+    """
+
+    name: str
+    parameters: int
+    in_channels: int
+    min_mels: int
+    min_frames: int
+    n_mels: int | None
+    about: str
+    source: str
+
+
+def model_table(n_tags: int = 80, in_channels: int | None = None) -> list[ModelRow]:
+    """Every registered model with its default options, in the order of their names; no weights are made.
+
+    Parameters
+    ----------
+    n_tags
+        Number of logits.
+    in_channels
+        Channels of the spectrogram; None takes for each model those that it was published with.
+
+    Examples
+    --------
+    >>> [(row.name, row.parameters, row.min_frames) for row in model_table() if row.name in ("m1", "m3")]
+    [('m1', 6380753, 16), ('m3', 26129489, 16)]
+    """
+    rows = []
+    for name in MODELS.names():
+        channels = PUBLISHED_CHANNELS.get(name, 1) if in_channels is None else in_channels
+        with torch.device("meta"):
+            model = create_model(name, n_tags, channels)
+        rows.append(ModelRow(
+            name, count_parameters(model), channels, model.min_mels, model.min_frames, model.n_mels,
+            about=MODELS.about(name), source=MODELS.source(name),
+        ))
+    return rows

@@ -1,1 +1,0 @@
-"""One readable file per re-created system, and its schema."""

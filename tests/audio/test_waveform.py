@@ -1,0 +1,159 @@
+"""Silence is found where librosa finds it, lengths are fitted as NumPy pads, rates are changed as soxr does."""
+
+import librosa
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from fatai.errors import OptionError, ShapeError
+from fatai.audio.io import load_audio
+from fatai.audio.waveform import SHORT_FILLS, fit_length, peak_db, resample, sound_section, trim_silence
+
+
+def librosas_section(wave, top_db, **how):
+    return tuple(int(i) for i in librosa.effects.trim(np.asarray(wave), top_db=top_db, **how)[1])
+
+
+@pytest.mark.parametrize("top_db", [10.0, 30.0, 60.0])
+def test_the_bundled_clips_are_trimmed_as_librosa_trims_them(top_db, sample):
+    changed = 0
+    for path in sorted(sample.rglob("*.ogg"))[::10]:
+        wave = load_audio(path)
+        assert tuple(sound_section(wave, top_db)) == librosas_section(wave, top_db), path
+        trimmed = trim_silence(wave, top_db)
+        assert np.array_equal(trimmed, librosa.effects.trim(wave.numpy(), top_db=top_db)[0])
+        changed += len(trimmed) < len(wave)
+    assert changed
+
+
+@given(
+    before=st.integers(0, 6000), sound=st.integers(1, 6000), behind=st.integers(0, 6000), level=st.sampled_from([1.0, 1e-2]),
+    frame_length=st.sampled_from([2048, 1000, 7]), hop_length=st.sampled_from([512, 441, 1]),
+)
+@settings(deadline=None, max_examples=60)
+def test_noise_between_silences_is_found_as_librosa_finds_it(before, sound, behind, level, frame_length, hop_length):
+    rng = np.random.default_rng(before)
+    wave = np.concatenate([np.zeros(before), rng.uniform(-level, level, sound), np.zeros(behind)]).astype(np.float32)
+    how = dict(frame_length=frame_length, hop_length=hop_length)
+    assert tuple(sound_section(torch.from_numpy(wave), 60.0, **how)) == librosas_section(wave, 60.0, **how)
+
+
+@pytest.mark.parametrize("samples", [1, 5, 511, 512, 513, 2048, 44100])
+def test_silence_and_a_level_tone_are_kept_whole(samples):
+    # librosa keeps silence, too: nothing in it lies below its own peak.
+    for value in (0.0, 0.5):
+        wave = torch.full((samples,), value)
+        assert tuple(sound_section(wave)) == librosas_section(wave, 60.0) and trim_silence(wave).shape == wave.shape
+
+
+def test_trimming_ends():
+    assert trim_silence(torch.zeros(0)).shape == (0,) and trim_silence(torch.zeros(2, 0)).shape == (2, 0)
+    wave = torch.cat([torch.zeros(44100), torch.ones(44100), torch.zeros(44100)])
+    both = torch.stack([wave, wave.roll(20000)])  # the loudest channel of each frame decides
+    start, stop = sound_section(both)
+    assert (start, stop) == librosas_section(both, 60.0, aggregate=np.max)
+    assert (start, stop) == (sound_section(wave).start, sound_section(wave.roll(20000)).stop)
+    assert torch.equal(trim_silence(both), both[:, start:stop])
+    assert torch.equal(trim_silence(trim_silence(wave)), trim_silence(wave))
+    assert trim_silence(wave).untyped_storage().data_ptr() == wave.untyped_storage().data_ptr()
+
+
+def test_trimming_options_out_of_range_are_named():
+    wrong = ((dict(top_db=0), "top_db=0"), (dict(frame_length=0), "frame_length=0"), (dict(hop_length=-1), "hop_length=-1"))
+    for options, message in wrong:
+        with pytest.raises(OptionError, match=f"{message}.*expected numbers above 0"):
+            trim_silence(torch.ones(10), **options)
+    with pytest.raises(ShapeError, match="a single number"):
+        trim_silence(torch.tensor(1.0))
+
+
+# ---- length -----------------------------------------------------------------------------------------------------------------------
+
+def padded_by_numpy(wave: np.ndarray, samples: int, how: str) -> np.ndarray:
+    missing = samples - wave.shape[-1]
+    left = missing // 2 if how.endswith("both") else 0
+    ends = (0, 0), (left, missing - left)
+    if how == "min_both":
+        return np.stack([np.pad(row, ends[1], constant_values=row.min()) for row in wave])
+    return np.pad(wave, ends, mode={"zeros": "constant", "wrap": "wrap", "edge": "edge"}[how.split("_")[0]])
+
+
+@given(n=st.integers(1, 30), more=st.integers(0, 100), how=st.sampled_from(SHORT_FILLS))
+@settings(deadline=None, max_examples=150)
+def test_short_waves_are_filled_as_numpy_pads(n, more, how):
+    wave = np.random.default_rng(n).normal(size=(2, n)).astype(np.float32)
+    filled = fit_length(torch.from_numpy(wave), n + more, how)
+    assert filled.shape == (2, n + more)
+    assert np.array_equal(filled.numpy(), padded_by_numpy(wave, n + more, how))
+
+
+@given(n=st.integers(1, 30), samples=st.integers(1, 30), how=st.sampled_from(SHORT_FILLS))
+@settings(deadline=None, max_examples=100)
+def test_long_waves_are_kept_or_cut(n, samples, how):
+    wave = torch.arange(float(n))
+    assert fit_length(wave, samples, how).shape[-1] == max(n, samples)
+    for cut in ("right", "both"):
+        assert fit_length(wave, samples, how, cut=cut).shape[-1] == samples
+    if n >= samples:
+        assert torch.equal(fit_length(wave, samples, how), wave)
+        assert torch.equal(fit_length(wave, samples, how, cut="right"), wave[:samples])
+        assert fit_length(wave, samples, how, cut="both")[0] == (n - samples) // 2
+
+
+@given(n=st.integers(1, 20), left=st.integers(0, 10), right=st.integers(0, 10), how=st.sampled_from(SHORT_FILLS))
+@settings(deadline=None, max_examples=100)
+def test_the_place_in_the_filling_can_be_chosen(n, left, right, how):
+    wave = torch.randn(n)
+    assert torch.equal(fit_length(wave, n + left + right, how, left=left)[left:left + n], wave)
+
+
+def test_by_hand():
+    wave = torch.tensor([1.0, 2.0, 3.0])
+    expected = {
+        "zeros_both": [0, 0, 1, 2, 3, 0, 0, 0], "zeros_right": [1, 2, 3, 0, 0, 0, 0, 0], "wrap_right": [1, 2, 3, 1, 2, 3, 1, 2],
+        "wrap_both": [2, 3, 1, 2, 3, 1, 2, 3], "edge_both": [1, 1, 1, 2, 3, 3, 3, 3], "min_both": [1, 1, 1, 2, 3, 1, 1, 1],
+    }
+    assert {how: fit_length(wave, 8, how).tolist() for how in SHORT_FILLS} == expected
+    images = torch.tensor([[[4.0], [9.0]], [[1.0], [-5.0]]])  # (batch, rows, frames): one lowest value a clip
+    assert fit_length(images, 3, "min_both").tolist() == [[[4, 4, 4], [4, 9, 4]], [[-5, 1, -5], [-5, -5, -5]]]
+    assert fit_length(torch.zeros(0), 3).tolist() == [0, 0, 0]
+
+
+def test_fitting_names_what_it_cannot_do():
+    wave = torch.ones(3)
+    with pytest.raises(OptionError, match="'wrap_rigth'; did you mean wrap_right"):
+        fit_length(wave, 5, "wrap_rigth")
+    with pytest.raises(OptionError, match="cut='left'; expected 'none', 'right' or 'both'"):
+        fit_length(wave, 5, cut="left")
+    with pytest.raises(OptionError, match="left=3; expected 0 to 2"):
+        fit_length(wave, 5, left=3)
+    for how in ("wrap_right", "wrap_both", "edge_both", "min_both"):
+        with pytest.raises(ShapeError, match="nothing to repeat"):
+            fit_length(torch.zeros(0), 5, how)
+
+
+# ---- rate and level -----------------------------------------------------------------------------------------------------------------
+
+@given(samples=st.integers(0, 3000), sr_from=st.sampled_from([8000, 11025, 44100]), sr_to=st.sampled_from([8000, 32000, 48000]))
+@settings(deadline=None, max_examples=40)
+def test_resampling_equals_librosas(samples, sr_from, sr_to):
+    wave = np.random.default_rng(samples).uniform(-1, 1, (2, samples)).astype(np.float32)
+    mine = resample(torch.from_numpy(wave), sr_from, sr_to)
+    assert mine.shape == (2, -(-samples * sr_to // sr_from)) and mine.dtype == torch.float32
+    if samples:
+        assert np.array_equal(mine.numpy(), librosa.resample(wave, orig_sr=sr_from, target_sr=sr_to, res_type="soxr_hq"))
+
+
+def test_resampling_keeps_a_tone():
+    at = np.arange(44100) / 44100
+    tone = resample(torch.from_numpy(np.sin(2 * np.pi * 440 * at).astype(np.float32)), 44100, 32000)
+    expected = np.sin(2 * np.pi * 440 * np.arange(32000) / 32000)
+    assert np.abs(tone.numpy() - expected)[500:-500].max() < 1e-4
+    with pytest.raises(OptionError, match="cannot resample from 0 to 8000 Hz"):
+        resample(tone, 0, 8000)
+
+
+def test_peak_level_in_decibels():
+    waves = torch.tensor([[1.0, 0.0], [-0.1, 0.05], [0.0, 0.0]])
+    assert peak_db(waves).tolist() == pytest.approx([0.0, -20.0, -np.inf])

@@ -1,0 +1,332 @@
+"""A fit that was killed and goes on ends as the unbroken one, byte for byte."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
+from fastai.callback.training import GradientAccumulation
+from fastai.optimizer import SGD, OptimWrapper
+from fastai.torch_core import set_seed
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fatai.augment.mixup import LinearMixUp, MixUpOr
+from fatai.augment.spec_augment import SpecAugment
+from fatai.augment.item import OnItems
+from fatai.augment.wave import Gain
+from fatai.data.blocks import FATDataLoaders
+from fatai.data.samplers import Balanced, SampledDL
+from fatai.errors import CheckpointError
+from fatai.callbacks.callbacks import ChangesOff, FollowSchedule
+from fatai.callbacks.history import History
+from fatai.callbacks.checkpoint import KeepBest, Snapshots
+from fatai.training.learner import fat_learner
+from fatai.callbacks.resume import Resumable, resume_point
+from fatai.callbacks.schedulers import warmup_cosine
+from fatai.callbacks.sample_weights import NoisyWeights
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class KillIn(Callback):
+    """Ends a fit in the middle of an epoch, after its first step."""
+
+    order = 45
+
+    def __init__(self, epoch):
+        self.when = epoch
+
+    def before_batch(self):
+        if self.training and self.epoch == self.when and self.iter == 1:
+            raise Killed("in the middle of an epoch")
+
+
+class Net(nn.Module):
+    """Small, with everything that has a state: running means, dropout's draws."""
+
+    def __init__(self, n_tags=10, in_channels=1):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(in_channels, 4, 5, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3))
+        self.head = nn.Linear(4, n_tags)
+
+    def forward(self, spec):
+        return self.head(self.body(spec).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def new_learner(sample, cache, seed, workers=0, cbs=(), **options):
+    """What a fresh process has: everything made anew, from a seed of its own."""
+    set_seed(seed)
+    dls = FATDataLoaders.from_path(
+        sample, crop_s=0.5, bs=16, valid_pct=0.25, seed=0, num_workers=workers, check_files=False, cache="wave", cache_dir=cache,
+    )
+    learn = fat_learner(dls, Net, precision="fp32", cbs=list(cbs), **options)
+    learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
+    learn.logger = lambda row: None
+    return learn
+
+
+def plain_fit(learn, epochs, cbs):
+    learn.fit(epochs, 1e-2, cbs=cbs)
+
+
+def one_cycle(learn, epochs, cbs):
+    learn.fit_one_cycle(epochs, 1e-2, cbs=cbs)
+
+
+def followed(learn, epochs, cbs):
+    learn.fit(epochs, cbs=[*cbs, FollowSchedule(warmup_cosine(epochs, 1e-2))])
+
+
+def outcome(learn):
+    """All that a fit leaves: weights, the optimiser's memory, what was recorded, and the next random numbers."""
+    memory = learn.opt.state_dict()["state"]
+    memory = [v for state in (memory.values() if isinstance(memory, dict) else memory) for v in state.values()]
+    tensors = [*learn.model.state_dict().values(), *(v for v in memory if isinstance(v, torch.Tensor)), torch.rand(3)]
+    recorded = learn.recorder
+    rows = [[None if v != v else v for v in row] for row in recorded.values]
+    numbers = (rows, [float(x) for x in recorded.losses], list(recorded.lrs), list(recorded.iters), np.random.rand(), learn.train_iter)
+    return [(t.dtype, t.shape, t.contiguous().numpy().tobytes()) for t in tensors], numbers
+
+
+def check_goes_on(sample, cache, tmp_path, fit, *, workers=0, epochs=4, kill_in=2, make_cbs=lambda: (), fit_cbs=lambda: (), **options):
+    unbroken = new_learner(sample, cache, 1, workers, make_cbs(), **options)
+    fit(unbroken, epochs, list(fit_cbs()))
+    wanted = outcome(unbroken)
+    state = tmp_path / "state.safetensors"
+    killed = new_learner(sample, cache, 1, workers, make_cbs(), **options)
+    with pytest.raises(Killed):
+        fit(killed, epochs, [KillIn(kill_in), Resumable(state), *fit_cbs()])
+    assert resume_point(state).done == kill_in
+    going_on = new_learner(sample, cache, 99, workers, make_cbs(), **options)
+    fit(going_on, epochs, [Resumable(state), *fit_cbs()])
+    got = outcome(going_on)
+    assert got[1] == wanted[1]
+    assert got[0] == wanted[0]
+    return unbroken, going_on
+
+
+@pytest.mark.parametrize("fit, workers", [(one_cycle, 0), (one_cycle, 2), (followed, 0)])
+def test_a_killed_fit_goes_on_to_the_same_bytes(sample, cache, tmp_path, fit, workers):
+    check_goes_on(sample, cache, tmp_path, fit, workers=workers)
+
+
+@pytest.mark.parametrize("opt_func", [
+    partial(SGD, mom=0.9), partial(OptimWrapper, opt=torch.optim.AdamW, amsgrad=True),
+], ids=["sgd", "torch"])
+def test_whatever_optimiser_steps(sample, cache, tmp_path, opt_func):
+    check_goes_on(sample, cache, tmp_path, plain_fit, epochs=3, kill_in=1, opt_func=opt_func)
+
+
+def test_random_changes_with_generators_of_their_own_and_a_sampler_go_on(sample, cache, tmp_path):
+    def make_cbs():
+        own = torch.Generator().manual_seed(3)
+        return [SpecAugment(generator=own), MixUpOr(partner="set", generator=own), LinearMixUp()]
+
+    def fit(learn, epochs, cbs):
+        targ = torch.stack([learn.dls.train_ds[i][1].as_subclass(torch.Tensor) for i in range(len(learn.dls.train_ds))]).numpy()
+        sampler = Balanced(targ, n=64, generator=torch.Generator().manual_seed(4))
+        learn.dls.loaders[0] = learn.dls.train.new(cls=SampledDL, sampler=sampler)
+        learn.fit(epochs, 1e-2, cbs=cbs)
+
+    check_goes_on(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=3, kill_in=1)
+
+
+def test_everything_that_a_recipe_gives_to_a_fit_goes_on(sample, cache, tmp_path):
+    """Weights, random changes that end before the fit does, snapshots, the best epoch, the table of epochs."""
+    rows = {}
+
+    def fit(learn, epochs, cbs):
+        path = tmp_path / "history.csv"
+        try:
+            learn.fit(epochs, 1e-2, cbs=[KeepBest(), Snapshots(2), ChangesOff(2), History(path), NoisyWeights(0.5), *cbs])
+        finally:
+            rows[len(rows)] = [line.split(",")[:-1] for line in path.read_text().splitlines()]
+
+    def make_cbs():
+        return [SpecAugment(), LinearMixUp(partner="set"), OnItems(Gain())]
+
+    check_goes_on(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=6, kill_in=3, path=tmp_path)
+    assert rows[0] == rows[2] and len(rows[0]) == 7 and rows[1] == rows[0][:4], "stage, epoch, losses and scores; seconds differ"
+
+
+def test_a_row_and_a_best_of_an_epoch_that_is_trained_again_do_not_stand_twice(sample, cache, tmp_path):
+    class KillAfter(Callback):
+        order = 80
+
+        def after_epoch(self):
+            if self.epoch == 1:
+                raise Killed("after the row was written, before the state was")
+
+    def cbs():
+        return [History(tmp_path / "history.csv"), KeepBest("train_loss"), Resumable(tmp_path / "s.safetensors")]
+
+    with pytest.raises(Killed):
+        new_learner(sample, cache, 1, path=tmp_path).fit(3, 1e-2, cbs=[*cbs(), KillAfter()])
+    new_learner(sample, cache, 2, path=tmp_path).fit(3, 1e-2, cbs=cbs())
+    epochs = [line.split(",")[1] for line in (tmp_path / "history.csv").read_text().splitlines()]
+    assert epochs == ["epoch", "0", "1", "2"]
+    assert len(list((tmp_path / "models").glob("best_*"))) <= 2
+
+
+def test_gradients_that_wait_for_more_are_not_lost(sample, cache, tmp_path):
+    def fit_cbs():
+        return [GradientAccumulation(n_acc=16 * 4)]
+
+    unbroken, _ = check_goes_on(sample, cache, tmp_path, plain_fit, fit_cbs=fit_cbs, epochs=3, kill_in=2)
+    assert 2 * len(unbroken.dls.train) % 4, "in the epoch before, some gradients were left over"
+
+
+def test_trackers_keep_their_best_and_how_long_they_have_waited(sample, cache, tmp_path):
+    def trackers():
+        # Never better than the first epoch, so that both act in the epochs after the kill.
+        return [ReduceLROnPlateau("valid_loss", patience=2, min_delta=1e9), EarlyStoppingCallback("valid_loss", patience=4, min_delta=1e9)]
+
+    unbroken, going_on = check_goes_on(sample, cache, tmp_path, plain_fit, fit_cbs=trackers, epochs=8, kill_in=2)
+    assert len(unbroken.recorder.values) == 5, "stopped early, in the same epoch"
+    assert going_on.opt.hypers[-1]["lr"] == pytest.approx(1e-4), "lowered after 2 and after 4 epochs"
+
+
+def test_a_state_of_a_finished_fit_gives_the_finished_learner(sample, cache, tmp_path):
+    done = new_learner(sample, cache, 1)
+    one_cycle(done, 2, [Resumable(tmp_path / "s.safetensors")])
+    wanted = outcome(done)
+    again = new_learner(sample, cache, 2)
+    one_cycle(again, 2, [Resumable(tmp_path / "s.safetensors")])
+    assert outcome(again) == wanted
+    assert resume_point(tmp_path / "s.safetensors") == (2, 2, {}) and resume_point(tmp_path / "none") is None
+
+
+def test_a_state_does_not_hold_other_fits_up(sample, cache, tmp_path):
+    learn = new_learner(sample, cache, 1, path=tmp_path)
+    state = Resumable(tmp_path / "s.safetensors")
+    learn.fit(1, 1e-3, cbs=state)
+    before = state.path_of_state.read_bytes()
+    assert all(cb.run for cb in learn.cbs)
+    learn.get_preds(cbs=state)
+    with learn.added_cbs(state):
+        learn.lr_find(num_it=60, show_plot=False)
+    assert state.path_of_state.read_bytes() == before
+
+
+def test_leftovers_of_a_killed_writer_are_removed(sample, cache, tmp_path):
+    (tmp_path / ".s.123456.part.safetensors").write_bytes(b"half")
+    (tmp_path / ".other.123456.part.safetensors").write_bytes(b"half")
+    new_learner(sample, cache, 1).fit(1, 1e-3, cbs=Resumable(tmp_path / "s.safetensors"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.123456.part.safetensors", "s.safetensors"]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"epochs": 3}, "epochs was 2 and is 3"),
+    ({"notes": {"recipe": "b"}}, "recipe was 'a' and is 'b'"),
+    ({"notes": {}}, "recipe was 'a' and is None"),
+    ({"bs": 4}, "batches was 5 and is"),
+])
+def test_another_fit_is_refused_and_what_differs_is_said(sample, cache, tmp_path, change, words):
+    learn = new_learner(sample, cache, 1)
+    learn.fit(2, 1e-3, cbs=Resumable(tmp_path / "s.safetensors", notes={"recipe": "a"}))
+    if "bs" in change:
+        learn.dls.train.bs = change["bs"]
+    with pytest.raises(CheckpointError, match=words):
+        learn.fit(change.get("epochs", 2), 1e-3, cbs=Resumable(tmp_path / "s.safetensors", notes=change.get("notes", {"recipe": "a"})))
+
+
+def test_another_network_or_optimiser_is_refused(sample, cache, tmp_path):
+    state = tmp_path / "s.safetensors"
+    new_learner(sample, cache, 1).fit(2, 1e-3, cbs=Resumable(state))
+    other = new_learner(sample, cache, 1)
+    other.model.head = nn.Linear(4, 10, bias=False)
+    with pytest.raises(CheckpointError, match="another network: head.bias differ"):
+        other.fit(2, 1e-3, cbs=Resumable(state))
+    with pytest.raises(CheckpointError, match="does not fit this learner's optimiser"):
+        new_learner(sample, cache, 1, opt_func=partial(OptimWrapper, opt=torch.optim.SGD)).fit(2, 1e-3, cbs=Resumable(state))
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors", None, {"fatai_resume": "{}"}, {"fatai_resume": json.dumps({"format": 9})}])
+def test_files_that_are_no_state_are_refused(sample, cache, tmp_path, content):
+    state = tmp_path / "s.safetensors"
+    if isinstance(content, bytes):
+        state.write_bytes(content)
+    else:
+        save_file({"x": torch.ones(1)}, str(state), metadata=content)
+    with pytest.raises(CheckpointError, match="s.safetensors .*delete it to begin anew"):
+        new_learner(sample, cache, 1).fit(1, 1e-3, cbs=Resumable(state))
+
+
+def test_the_state_holds_no_program(sample, cache, tmp_path):
+    learn = new_learner(sample, cache, 1)
+    learn.fit(1, 1e-3, cbs=Resumable(tmp_path / "s.safetensors"))
+    tensors = load_file(tmp_path / "s.safetensors")
+    assert {k.removeprefix("model/") for k in tensors if k.startswith("model/")} == set(learn.model.state_dict())
+
+
+SCRIPT = '''
+import sys, time, warnings
+warnings.simplefilter("ignore")
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.torch_core import set_seed
+from fatai.callbacks.checkpoint import KeepBest
+from fatai.callbacks.resume import Resumable
+from fatai.training.cross_validation import save_weights
+
+class Noisy:
+    """Items that a worker draws anew each time."""
+    def __len__(self): return 12
+    def __getitem__(self, i): return torch.randn(4) + i, torch.ones(1)
+
+class Slow(Callback):
+    def before_batch(self):
+        print("batch", flush=True)
+        time.sleep(0.02)
+
+folder, workers = sys.argv[1], int(sys.argv[2])
+set_seed(1, True)
+loaders = DataLoaders(DataLoader(Noisy(), bs=2, shuffle=True, num_workers=workers), DataLoader(Noisy(), bs=4, num_workers=workers))
+net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+learn = Learner(loaders, net, loss_func=torch.nn.MSELoss(), path=folder)
+learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
+learn.logger = lambda row: None
+learn.fit(8, 1e-2, cbs=[KeepBest("valid_loss"), Slow(), Resumable(folder + "/state.safetensors")])
+save_weights(folder + "/end.safetensors", net, {})
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_process_killed_at_any_moment_and_started_again_ends_as_the_unbroken_one(tmp_path, workers):
+    draw = random.Random(workers)
+    ends, kills = {}, 0
+    for name in ("unbroken", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        while not (folder / "end.safetensors").exists():
+            process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(workers)], stdout=subprocess.PIPE, text=True)
+            if name == "killed" and kills < 5:
+                for _ in range(draw.randrange(1, 25)):
+                    process.stdout.readline()
+                time.sleep(0.05 * draw.random())
+                process.kill()
+                kills += 1
+            process.communicate(timeout=120)
+            assert process.returncode in (0, -signal.SIGKILL)
+        ends[name] = (folder / "end.safetensors").read_bytes()
+    assert kills == 5 and ends["killed"] == ends["unbroken"]

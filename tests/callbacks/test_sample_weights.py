@@ -1,0 +1,264 @@
+"""Weights find their clips, in every order, mixed or not; outside of training nobody meets them."""
+
+import fastai.callback.schedule  # noqa: F401 - gives learners lr_find
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.losses import BCEWithLogitsLossFlat
+from torch import nn
+
+from fatai.augment.mixup import LinearMixUp
+from fatai.data.blocks import FATDataLoaders
+from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.labels import multi_hot
+from fatai.errors import DataError, OptionError, ShapeError
+from fatai.registry import LOSSES
+from fatai.training.learner import fat_learner
+from fatai.callbacks.sample_weights import NoisyWeights
+
+
+class Net(nn.Module):
+    def __init__(self, n_tags=10, in_channels=1):
+        super().__init__()
+        self.head = nn.Linear(64, n_tags)
+
+    def forward(self, spec):
+        return self.head(spec.mean((1, 3)))
+
+
+class Peek(Callback):
+    """What the loss knows when it is computed, batch by batch."""
+
+    order = 45
+
+    def __init__(self):
+        self.seen, self.validated = [], []
+
+    def after_pred(self):
+        loss = self.learn.loss_func
+        if not self.training:
+            self.validated.append((loss.w, loss.noisy, len(self.learn.yb)))
+        else:
+            self.seen.append((self.learn.y.clone(), loss.w, loss.noisy))
+
+    def after_loss(self):
+        if self.training:
+            self.seen[-1] += (float(self.learn.loss.detach()), self.learn.pred.detach())
+
+
+def loaders(sample, cache, **options):
+    options = {
+        "crop_s": 0.25, "bs": 16, "valid_pct": 0.25, "seed": 0, "num_workers": 0, "check_files": False, "noisy": True, "cache": "wave",
+        "cache_dir": cache, **options,
+    }
+    return FATDataLoaders.from_path(sample, **options)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def dls(sample, cache):
+    return loaders(sample, cache)
+
+
+def learner(dls, cbs, **options):
+    learn = fat_learner(dls, Net, precision="fp32", cbs=cbs, **options)
+    learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
+    learn.logger = lambda row: None
+    return learn
+
+
+def own_weights(dls):
+    """A weight of its own for every training clip."""
+    names = dls.files(0)["fname"]
+    return {name: 1 + i / 1000 for i, name in enumerate(names)}
+
+
+def labels_by_weight(dls):
+    files = dls.files(0)
+    return {round(1000 * (w - 1)): row for w, row in zip(own_weights(dls).values(), multi_hot(files["labels"], dls.tags))}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_clip_gets_its_weight_whatever_the_order(sample, cache, workers):
+    dls, peek = loaders(sample, cache, num_workers=workers), Peek()
+    learner(dls, [NoisyWeights(own_weights(dls)), peek]).fit(1)
+    labels, noisy = labels_by_weight(dls), dls.train.dataset.items["noisy"].to_numpy(dtype=float)
+    drawn = []
+    for targ, w, marks, *_ in peek.seen:
+        for row, weight, mark in zip(targ, w, marks):
+            clip = round(1000 * (float(weight) - 1))
+            drawn.append(clip)
+            assert row.tolist() == labels[clip].tolist() and float(mark) == noisy[clip]
+    assert len(set(drawn)) == len(drawn) == 160 and drawn != sorted(drawn)
+
+
+@pytest.mark.parametrize("per_tag", [False, True])
+def test_the_loss_is_the_weighted_mean(dls, per_tag):
+    rng, peek = np.random.default_rng(0), Peek()
+    weights = {name: rng.random(10) if per_tag else rng.random() for name in dls.files(0)["fname"]}
+    learner(dls, [NoisyWeights(weights), peek]).fit(1)
+    for targ, w, _, loss, logits in peek.seen:
+        assert w.shape == ((16, 10) if per_tag else (16,))
+        each = F.binary_cross_entropy_with_logits(logits, targ, reduction="none")
+        assert loss == pytest.approx(float((each * w).mean() if per_tag else (each.mean(1) * w).mean()), rel=1e-5)
+
+
+def test_clips_without_weight_teach_nothing(dls):
+    """The same clips, but those that count 0 have wrong labels in one of the two fits."""
+    names = set(dls.files(0)["fname"][::2])
+
+    class Spoil(Callback):
+        order = -3
+
+        def before_batch(self):
+            if self.training:
+                self.learn.yb = (torch.where(self.learn.loss_func.w[:, None] > 0, self.y, 1 - self.y),)
+
+    weights = {}
+    for spoilt in (False, True):
+        torch.manual_seed(0)
+        dls.train.rng.seed(0)
+        learn = learner(dls, [NoisyWeights(dict.fromkeys(names, 0.0)), *([Spoil()] if spoilt else [])])
+        learn.fit(1, 1e-2)
+        weights[spoilt] = learn.model.head.weight
+    torch.testing.assert_close(weights[False], weights[True], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+def test_every_registered_loss_is_reached(dls, loss):
+    whole, half = Peek(), Peek()
+    for peek, weights in ((whole, None), (half, dict.fromkeys(dls.files(0)["fname"], 0.5))):
+        torch.manual_seed(0)
+        dls.train.rng.seed(0)
+        learn = learner(dls, [peek, NoisyWeights(weights)], loss_func=loss)
+        learn.fit(1, 0.0)
+    assert [x[3] / 2 for x in whole.seen] == pytest.approx([x[3] for x in half.seen], rel=1e-5)
+
+
+@pytest.mark.parametrize("partner", ["batch", "set"])
+def test_weights_and_marks_are_mixed_with_the_labels(dls, partner):
+    """Weight and mark are functions of the labels here, so their mixtures must be the same functions of the mixed labels."""
+    files = dls.files(0)
+    targ = multi_hot(files["labels"], dls.tags)
+    lean = np.linspace(0.1, 1, 10)
+    marked = targ[:, 3] > 0
+    cbs = NoisyWeights(dict(zip(files["fname"], targ @ lean)), noisy=set(files["fname"][marked]))
+    peek = Peek()
+    learner(dls, [cbs, LinearMixUp(per="clip", partner=partner), peek]).fit(1)
+    for y, w, noisy, *_ in peek.seen:
+        np.testing.assert_allclose(w.numpy(), y.numpy() @ lean, rtol=1e-5)
+        np.testing.assert_allclose(noisy.numpy(), y[:, 3].numpy(), atol=1e-6)
+        assert ((y > 0) & (y < 1)).any()
+
+
+def test_one_number_is_the_weight_of_noisy_clips_and_can_be_changed(dls):
+    peek = Peek()
+    noisy = NoisyWeights(0.5)
+
+    class Later(Callback):
+        def before_epoch(self):
+            self.learn.noisy_weights.weights = 0.5 if self.epoch == 0 else 0.75
+
+    learner(dls, [noisy, Later(), peek]).fit(2)
+    for i, (_, w, marks, *_) in enumerate(peek.seen):
+        weight = 0.5 if i < len(peek.seen) // 2 else 0.75
+        torch.testing.assert_close(w, torch.where(marks > 0, weight, 1.0))
+    assert 0 < sum(float(x[2].sum()) for x in peek.seen) < 16 * len(peek.seen)
+
+
+def test_the_columns_of_a_table_are_the_default(sample):
+    data = read_layout(sample)
+    n = len(data.curated)
+    table = data.curated.assign(weight=[str(0.25 * (i % 4)) for i in range(n)], noisy=["yes", "no"] * (n // 2))
+    dls = FATDataLoaders.from_df(
+        table, vocab=data.tags, fn_col="fname", path_col="path", label_col="labels", valid_pct=0.25, seed=0, crop_s=0.25, bs=8,
+        num_workers=0, check_files=False,
+    )
+    learn = learner(dls, NoisyWeights())
+    w, noisy = learn.noisy_weights.of_clips()
+    wanted = table.set_index("fname").loc[dls.files(0)["fname"]]
+    assert w.tolist() == [float(x) for x in wanted["weight"]] and noisy.tolist() == [x == "yes" for x in wanted["noisy"]]
+    learn.fit(1)
+    with pytest.raises(DataError, match="'weight' holds what is no number"):
+        FATDataLoaders.from_df(table.assign(weight="much"), fn_col="fname", path_col="path", label_col="labels")
+    with pytest.raises(DataError, match="column 'noisy' holds 'rather'"):
+        FATDataLoaders.from_df(table.assign(noisy="rather"), fn_col="fname", path_col="path", label_col="labels")
+
+
+def test_curated_clips_alone_count_one_and_are_not_noisy(small_dls):
+    peek = Peek()
+    learner(small_dls, [NoisyWeights(), peek]).fit(1)
+    assert all((w == 1).all() and (noisy == 0).all() for _, w, noisy, *_ in peek.seen)
+
+
+def test_validation_and_predictions_know_nothing_of_weights(dls, tmp_path):
+    peek = Peek()
+    learn = learner(dls, [NoisyWeights(own_weights(dls)), peek], path=tmp_path)
+    learn.fit(1)
+    assert peek.validated and all(w is None and noisy is None and n == 1 for w, noisy, n in peek.validated)
+    assert learn.loss_func.w is None and learn.loss_func.noisy is None
+    clips = dls.train.dataset
+    for ds_idx in (0, 1):
+        probs, targ = learn.get_preds(ds_idx=ds_idx)
+        assert probs.shape == targ.shape == (len(dls.files(ds_idx)), 10)
+        assert targ.tolist() == multi_hot(dls.files(ds_idx)["labels"], dls.tags).tolist()
+    *_, losses = learn.get_preds(with_loss=True)
+    assert losses.shape == (len(dls.valid_ds),)
+    assert {score.tag for score in learn.predict(dls.files(1)["path"][0])} == set(dls.tags)
+    assert learn.tta(n=1) is not None
+    learn.lr_find(num_it=60, show_plot=False)
+    learn.validate()
+    learn.show_results(max_n=2)
+    dls.show_batch(max_n=2)
+    plt.close("all")
+    assert dls.train.dataset is clips and len(dls.one_batch()) == 2
+
+
+def test_a_learner_with_weights_is_exported(dls, tmp_path):
+    learn = learner(dls, NoisyWeights(0.5), path=tmp_path)
+    learn.fit(1)
+    learn.export("learner.pkl")
+    assert (tmp_path / "learner.pkl").stat().st_size > 0
+    learn.fit(1)
+
+
+def test_after_an_error_in_training_predictions_are_as_before(dls):
+    class Fails(Callback):
+        def after_loss(self):
+            if self.training and self.learn.model.training:
+                raise RuntimeError("broken")
+
+    learn, fails, clips = learner(dls, NoisyWeights(own_weights(dls))), Fails(), dls.train.dataset
+    with pytest.raises(RuntimeError, match="broken"):
+        learn.fit(1, cbs=fails)
+    assert learn.get_preds()[0].shape == (len(dls.valid_ds), 10)
+    assert dls.train.dataset is clips and learn.loss_func.w is None
+
+
+@pytest.mark.parametrize("weights, options, error, words", [
+    ({"nobody.wav": 2.0}, {}, OptionError, "none of the 1 names with weights is a training clip"),
+    (None, {"noisy": ["nobody.wav"]}, OptionError, "none of the 1 noisy names is a training clip"),
+    (-0.5, {}, OptionError, r"is -0.5; expected numbers from 0 up"),
+    ("nan", {}, OptionError, "is nan; expected numbers from 0 up"),
+    ("three", {}, ShapeError, r"has shape \(3,\); expected one number, or one for each of the 10 tags"),
+    ("rows", {}, OptionError, "expected numbers from 0 up"),
+])
+def test_weights_that_make_no_sense_are_refused(dls, weights, options, error, words):
+    name = dls.files(0)["fname"][0]
+    weights = {"nan": {name: float("nan")}, "three": {name: [1, 2, 3]}, "rows": pd.Series({name: [1.0] * 9 + [-1.0]})}.get(
+        weights if isinstance(weights, str) else "", weights)
+    with pytest.raises(error, match=words):
+        learner(dls, NoisyWeights(weights, **options)).fit(1)
+
+
+def test_a_loss_that_reads_no_weights_is_refused(dls):
+    with pytest.raises(OptionError, match="BCEWithLogitsLossFlat takes no weights; take one of LOSSES"):
+        learner(dls, NoisyWeights(), loss_func=BCEWithLogitsLossFlat()).fit(1)

@@ -1,0 +1,225 @@
+"""The real command, as a user types it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fatai import __version__
+from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.labels import read_labels
+from fatai.experiment.recipe import tomllib
+
+COMMANDS = [
+    "run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor", "models", "scan", "stats", "download", "relabel",
+    "suspects", "tag", "calibrate", "show-augs", "lr-find", "export", "compare", "embed",
+    "panns-logreg", "serve", "review", "report",
+]
+
+
+def fatai_submit(*args, cwd=None):
+    return subprocess.run([sys.executable, "-m", "fatai.cli", *map(str, args)], capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+def test_help_lists_the_commands_within_a_second():
+    before = os.times()
+    shown = fatai_submit("--help")
+    after = os.times()
+    assert shown.returncode == 0 and all(re.search(rf"\b{c}\b", shown.stdout) for c in COMMANDS)
+    seconds = after.children_user - before.children_user + after.children_system - before.children_system
+    assert seconds < 1.5, "computed, whatever else the machine does; with torch it would be several"
+
+
+def test_importing_fatai_loads_neither_torch_nor_fastai():
+    code = "import sys, fatai; print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'librosa') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_command_itself_loads_neither_torch_nor_fastai():
+    code = "import sys, fatai.cli; print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'librosa') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_in_its_help(command):
+    shown = fatai_submit(command, "--help")
+    assert shown.returncode == 0 and f"Example: fatai-submit {command}" in shown.stdout
+
+
+@pytest.mark.parametrize("words, offered", [
+    ("fatai-submit sus", ["suspects"]),
+    ("fatai-submit run --cro", ["--crop-s"]),
+    ("fatai-submit recipes sh", ["show"]),
+])
+def test_a_shell_completes_commands_and_options(words, offered):
+    env = {**os.environ, "_FATAI_SUBMIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = "import sys; sys.argv[0] = 'fatai-submit'; from fatai.cli import app; app(prog_name='fatai-submit')"
+    completed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert completed.stdout.split() == offered
+
+
+def test_help_texts_say_the_same_of_the_same():
+    from typer.main import get_command
+
+    from fatai.cli import app
+
+    said: dict[str, set[str]] = {}
+    for name, command in get_command(app).commands.items():
+        for parameter in command.params:
+            if parameter.name in ("help", "ctx") or name == "recipes":
+                continue
+            assert parameter.help and parameter.help.strip()[-1] in ".?)", f"{name}: {parameter.name} says nothing, or no sentence"
+            said.setdefault(parameter.metavar if parameter.metavar == "DATA" else parameter.name, set()).add(parameter.help)
+    for of in ("DATA", "epochs", "crop_s", "width", "seed", "recipe", "views", "calibrated", "step_s"):
+        assert len(said[of]) == 1, f"{of} is explained in {len(said[of])} ways"
+
+
+def test_version():
+    assert fatai_submit("--version").stdout.strip() == f"fatai {__version__}"
+
+
+@pytest.mark.parametrize("args, words", [
+    (["run", "nowhere", "--out", "new"], "there is no folder nowhere"),
+    (["run", "{empty}", "--out", "new"], "no train_curated.csv"),
+    (["run", "{sample}", "--recipe", "nineth", "--out", "new"], "no recipe named 'nineth'; did you mean ninth"),
+    (["run", "{sample}", "--recipe", "nowhere.toml", "--out", "new"], "there is no recipe file nowhere.toml"),
+    (["run", "{sample}", "--arch", "m33", "--out", "new"], "did you mean m3"),
+    (["run", "{sample}", "--folds", "1", "--out", "new"], "folds.n is 1"),
+    (["run", "{sample}", "--recipe", "quick", "--out", "{run}"], "exists already"),
+    (["predict", "{empty}", "{sample}"], "no finished run"),
+    (["predict", "{run}", "nowhere.wav"], "there is no file or folder nowhere.wav"),
+    (["score", "nowhere.csv", "{sample}/truth/test.csv"], "nowhere.csv"),
+    (["score", "{run}/test.csv", "{sample}/train_curated.csv"], "truth"),
+    (["ensemble", "{run}", "{run}/oof.csv", "--out", "e.csv"], "oof.csv|clips|missing|lack"),
+    (["ensemble", "{run}", "--weights", "a", "--out", "e.csv"], "expected numbers"),
+    (["check", "{run}/oof.csv", "--sample", "{sample}/sample_submission.csv"], "does not fit"),
+    (["recipes", "show", "nineth"], "did you mean ninth"),
+    (["download", "esc51", "new"], "did you mean esc50"),
+    (["stats", "{sample}", "--front-end", "nineth"], "did you mean ninth"),
+    (["scan", "nowhere"], "nowhere"),
+    (["relabel", "{sample}", "--predictions", "{run}/test.csv", "--mode", "scoring_9", "--out", "r.csv"], "lack|no prediction|predict"),
+    (["suspects", "{empty}", "--labels", "{sample}/train_curated.csv"], "oof.csv"),
+    (["doctor", "nowhere"], "there is no folder nowhere"),
+])
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(args, words, main_with, tiny_run, sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    filled = [a.format(sample=sample, run=tiny_run.out, empty=tmp_path / "empty") for a in args]
+    ended = main_with(*filled)
+    assert ended.returncode == 2, ended.stderr
+    assert re.search(words, ended.stderr) and "Traceback" not in ended.stderr, ended.stderr
+
+
+def test_the_real_command_ends_with_one_sentence_too(tmp_path):
+    ended = fatai_submit("recipes", "show", "nineth", cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "did you mean ninth" in ended.stderr
+
+
+def test_an_unknown_option_is_exit_code_2_too():
+    assert fatai_submit("run", "x", "--epoch", "3").returncode == 2
+
+
+def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_path):
+    recipe = tmp_path / "my.toml"
+    shown = main_with("recipes", "show", "quick").stdout
+    recipe.write_text(shown.replace('arch = "m3"', 'arch = "m1"').replace("width = 0.25", "width = 0.125"))
+    ran = fatai_submit("run", sample, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run", "--workers", 0)
+    assert ran.returncode == 0, ran.stderr
+    assert "out of fold: lwlrap" in ran.stdout and "\r" not in ran.stdout + ran.stderr, "no bars where there is no terminal"
+    assert re.search(r"epoch 0 .*lwlrap 0\.\d+", ran.stdout)
+    submission, template = tmp_path / "run" / "submission.csv", sample / "sample_submission.csv"
+    assert "is fine" in main_with("check", submission, "--sample", template).stdout
+    scored = main_with("score", tmp_path / "run" / "test.csv", sample / "truth" / "test.csv", "--per-tag").stdout
+    assert re.match(r"lwlrap 0\.\d{4}\n", scored) and len(scored.splitlines()) == 11
+    tagged = main_with("predict", tmp_path / "run", sample, "--out", tmp_path / "again.csv")
+    assert tagged.returncode == 0 and (tmp_path / "again.csv").read_text().count("\n") == 61
+    blended = main_with("ensemble", tmp_path / "run", tmp_path / "again.csv", "--sample", template, "--out", tmp_path / "blend.csv")
+    assert blended.returncode == 0 and "is fine" in main_with("check", tmp_path / "blend.csv", "--sample", template).stdout
+    one = next((sample / "test").iterdir())
+    assert re.match(rf"{one.name}: \w+ 0\.\d\d, ", main_with("predict", tmp_path / "run", one).stdout)
+
+
+def test_ctrl_c_ends_cleanly(sample, tmp_path):
+    import signal
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fatai.cli", "run", str(sample), "--recipe", "quick", "--epochs", "500", "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Children of a job in the background inherit that it ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in err and err.strip().endswith("stopped"), err
+
+
+def test_recipes_lists_them_all(main_with):
+    from fatai.experiment.recipe import recipe_names
+
+    listed = main_with("recipes").stdout
+    assert all(re.search(rf"^{name} ", listed, re.M) for name in recipe_names())
+
+
+def test_models_lists_names_parameters_smallest_inputs_and_sources(main_with):
+    listed = main_with("models", "--tags", 80).stdout
+    assert re.search(r"^m3 +26,129,489 +16x16 +9th place", listed, re.M)
+    assert re.search(r"^cnn14 +79,837,712 ", listed, re.M)
+
+
+def test_scan_prints_text_or_json(main_with, sample):
+    report = json.loads(main_with("scan", sample, "--json").stdout)
+    assert not any(report["findings"].values()) and "cache of waves" in main_with("scan", sample).stdout
+
+
+def test_stats_go_into_a_recipe(main_with, sample, tmp_path):
+    ended = main_with("stats", sample, "--recipe", "quick", "--parts", "curated", "--out", tmp_path / "my.toml")
+    assert ended.returncode == 0, ended.stderr
+    shown = main_with("stats", sample, "--front-end", "ninth", "--parts", "curated").stdout
+    numbers = tomllib.loads(shown)
+    measured = tomllib.loads((tmp_path / "my.toml").read_text())["front_end"]
+    assert {k: measured[k] for k in numbers} == numbers and numbers["mean"] != -35.7
+
+
+def test_suspects_lists_the_odd_labels_of_a_run(main_with, tiny_run, sample, tmp_path):
+    labels = sample / "train_curated.csv"
+    assert main_with("suspects", tiny_run.out, "--labels", labels, "--per-clip", "--out", tmp_path / "s.csv").returncode == 0
+    written = pd.read_csv(tmp_path / "s.csv")
+    assert set(written["kind"]) <= {"wrong", "missing"} and written["fname"].is_unique and len(written) > 0
+    shown = main_with("suspects", tiny_run.out, "--labels", labels, "-n", 3).stdout.splitlines()
+    assert len(shown) == 3 and all("given: " in line for line in shown)
+
+
+def test_relabel_writes_a_table_and_corrections_that_loaders_read(main_with, tiny_run, sample, tmp_path):
+    noisy = tmp_path / "noisy.csv"
+    assert main_with("predict", tiny_run.out, sample / "train_noisy", "--out", noisy).returncode == 0
+    said = main_with("relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "kept.csv")
+    assert said.returncode == 0, said.stderr
+    assert len(read_labels(tmp_path / "kept.csv")) == 20
+    again = main_with("relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "c.csv", "--corrections")
+    assert again.returncode == 0 and len(read_layout(sample, corrections=tmp_path / "c.csv").noisy) == 20
+
+
+def test_doctor_with_data_says_where_the_time_goes(main_with, sample):
+    told = main_with("doctor", sample, "--recipe", "quick").stdout
+    assert all(w in told for w in ("decode", "front end", "network", "an epoch of 120 clips"))
+
+
+def test_doctor_names_versions_device_and_decoders(main_with):
+    found = main_with("doctor")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert all(w in found.stdout for w in ("torch", "fastai", "libsndfile", "device", "cores", "nothing is wrong"))
+
+
+def test_the_console_script_is_installed():
+    assert (Path(sys.executable).parent / "fatai-submit").exists()

@@ -1,0 +1,121 @@
+"""The command `tag`, as a user types it, on files placed at known times."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fatai.cli import main
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.experiment.tagger import Tagger
+
+
+@pytest.fixture
+def tag(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["fatai-submit", "tag", *map(str, args)])
+        try:
+            main()
+        except SystemExit as e:
+            code = e.code or 0
+        else:
+            code = 0
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, told.out, told.err)
+
+    return run
+
+
+@pytest.fixture
+def sounds(tmp_path, sample):
+    clips = sorted((sample / "test").iterdir())[:3]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    places = [tmp_path / "in" / clips[0].name, tmp_path / "in" / "sub" / clips[1].name, tmp_path / "in" / "sub" / clips[2].name]
+    for clip, place in zip(clips, places):
+        place.write_bytes(clip.read_bytes())
+    return places
+
+
+def test_events_of_a_folder_become_a_table(tag, tiny_run, sounds):
+    said = tag("in", "--model", tiny_run.out, "--out", "events.csv", "--threshold", "0.1", "--top", 1)
+    assert said.returncode == 0 and "events.csv: events of 3 sounds" in said.stdout
+    table = pd.read_csv("events.csv")
+    ear = Tagger(tiny_run.out)
+    expected = [(f"in/{path.relative_to(sounds[0].parent)}", e.tag, round(e.start_s, 3), round(e.end_s, 3), round(e.prob, 4))
+                for path in sounds for e in ear.tag(path, threshold=0.1, top=1)]
+    assert expected == list(table[["file", "tag", "start_s", "end_s", "prob"]].itertuples(index=False, name=None))
+    assert sorted(os.listdir()) == ["events.csv", "in"], "the journal is gone when all is done"
+
+
+def test_events_of_one_file_are_printed_or_written(tag, tiny_run, sounds):
+    options = ("--model", tiny_run.out, "--threshold", "0.1", "--top", 1)
+    printed = tag(sounds[0], *options).stdout.splitlines()
+    assert printed and all(line.startswith(f"{sounds[0]}: 0.00 to ") for line in printed[:1])
+    tag(sounds[0], *options, "--format", "audacity", "--out", "labels.txt")
+    assert len(open("labels.txt").readlines()) == len(printed)
+    tag(sounds[0], *options, "--format", "raven", "--out", "table.txt")
+    table = pd.read_csv("table.txt", sep="\t")
+    assert len(table) == len(printed) and (table["High Freq (Hz)"] == 22050).all()
+    tag(sounds[0], *options, "--format", "json", "--out", "events.json")
+    assert len(json.load(open("events.json"))["files"][0]["events"]) == len(printed)
+
+
+def test_label_tracks_of_a_folder_are_laid_out_as_it_is(tag, tiny_run, sounds):
+    assert tag("in", "--model", tiny_run.out, "--format", "audacity", "--out", "labels").returncode == 0
+    assert {f"{p}.txt" for p in (sounds[0].name, *(f"sub/{p.name}" for p in sounds[1:]))} == {
+        os.path.relpath(os.path.join(folder, name), "labels") for folder, _, names in os.walk("labels") for name in names}
+
+
+def test_a_sound_that_cannot_be_read_is_left_out_and_tried_again(tag, tiny_run, sounds, monkeypatch):
+    whole = sounds[1].read_bytes()
+    sounds[1].write_bytes(whole[:50])
+    said = tag("in", "--model", tiny_run.out, "--out", "events.csv", "--threshold", 0)
+    assert said.returncode == 0 and "1 of 3 sounds cannot be read" in said.stderr and sounds[1].name in said.stderr
+    assert pd.read_csv("events.csv")["file"].nunique() == 2
+    sounds[1].write_bytes(whole)
+    heard = []
+    monkeypatch.setattr(Tagger, "tag", lambda self, path, **options: heard.append(path) or [])
+    assert tag("in", "--model", tiny_run.out, "--out", "events.csv", "--threshold", 0).returncode == 0
+    assert heard == [str(sounds[1].relative_to(sounds[0].parents[1]))] and not os.path.exists("events.csv.journal")
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["broken.wav", "--out", "e.csv"], "broken.wav: the file is empty"), (["broken.wav"], "broken.wav: the file is empty"),
+    (["nowhere.wav"], "there is no file or folder nowhere.wav"),
+    (["in", "--format", "cvs"], "did you mean csv"), (["in", "--out", "in"], "in is a folder; give --out the name of a file"),
+    (["in", "--format", "raven", "--out", "broken.wav"], "broken.wav is a file; give --out the name of a folder"),
+    (["in", "--step-s", "9"], "step_s is 9.0; expected 0.01 to 0.5 seconds"),
+])
+def test_errors_are_one_sentence(tag, tiny_run, sounds, args, said):
+    open("broken.wav", "w").close()
+    ended = tag(*args, "--model", tiny_run.out)
+    assert ended.returncode == 2 and said in ended.stderr and "Traceback" not in ended.stderr
+    assert not os.path.exists("e.csv")
+
+
+def test_no_run_is_said(tag, sounds):
+    assert "no finished run" in tag("in", "--model", "in").stderr
+
+
+@pytest.mark.slow
+def test_loud_events_in_minutes_of_quiet_noise_are_found_at_their_times_in_flat_memory(tmp_path, sample):
+    """Trains the demo's model; `benchmarks/tagging.py` does the same with hours of sound."""
+    from benchmarks.tagging import child, found_within, generate
+
+    run = run_recipe(sample, load_recipe("quick"), tmp_path / "run", predict_test=False)
+    long, short = tmp_path / "long.flac", tmp_path / "short.flac"
+    placed = [p for p in generate(long, seconds=180, every_s=8) if p.loud]
+    events = Tagger(run.out, step_s=0.375).tag(long, threshold=0.3)
+    assert len(placed) >= 10 and np.mean(found_within(placed, events, 1.0)) >= 0.7
+    elsewhere = [p._replace(start_s=(p.start_s + 60) % 180) for p in placed]
+    assert np.mean(found_within(elsewhere, events, 1.0)) < 0.5, "not because everything is heard everywhere"
+    generate(short, seconds=30)
+    (short_gb, _), (long_gb, _) = (child(run.out, sound, tmp_path / "events.csv") for sound in (short, long))
+    assert long_gb < short_gb + 0.1

@@ -1,0 +1,196 @@
+"""From tables of files to batches of spectrograms."""
+
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+import torch
+
+from fatai.data.blocks import AudioBlock, CentreCrop, ClipSettings, FATDataLoaders, LoadClip, RandomCrop
+from fatai.data.tensors import TensorSpec, TensorWave
+from fatai.errors import DataError, LabelError, OptionError
+from fatai.audio.front_ends import front_end
+
+SR = 44100
+
+
+@pytest.fixture
+def tones(tmp_path):
+    """Six tones of 1 s in two folders, and their table."""
+    rows = []
+    for k in range(6):
+        tag = "low" if k < 3 else "high"
+        (tmp_path / tag).mkdir(exist_ok=True)
+        sf.write(tmp_path / tag / f"{k}.wav", 0.5 * np.sin(np.arange(SR) * (0.02 if k < 3 else 0.5)), SR, subtype="PCM_16")
+        rows.append({"name": f"{tag}/{k}", "what": tag, "held": k in (2, 5)})
+    return tmp_path, pd.DataFrame(rows)
+
+
+def load(root, df, **options):
+    return FATDataLoaders.from_df(df, root, fn_col="name", label_col="what", suff=".wav", crop_s=0.5, bs=2, num_workers=0, **options)
+
+
+def test_a_batch_is_spectrograms_and_multi_hot_tags(small_dls):
+    spec, targ = small_dls.one_batch()
+    assert isinstance(spec, TensorSpec) and spec.shape == (16, 1, 64, small_dls.settings.front_end.frames(SR))
+    assert targ.shape == (16, 10) and set(targ.unique().tolist()) == {0.0, 1.0}
+
+
+def test_vocabulary_is_the_sample_submissions_columns_in_its_order(sample, small_dls):
+    columns = (sample / "sample_submission.csv").read_text().splitlines()[0].split(",")[1:]
+    assert list(small_dls.tags) == list(small_dls.vocab) == columns
+
+
+def test_valid_col_says_what_is_held_out(tones):
+    dls = load(*tones, valid_col="held")
+    assert list(dls.files(1)["fname"]) == ["low/2", "high/5"] and len(dls.files(0)) == 4
+
+
+def test_a_valid_col_of_words_is_understood(tones):
+    root, df = tones
+    dls = load(root, df.assign(held=["no", "no", "yes", "no", "no", "yes"]), valid_col="held")
+    assert len(dls.files(1)) == 2
+    with pytest.raises(DataError, match="'maybe'; expected true or false"):
+        load(root, df.assign(held="maybe"), valid_col="held")
+
+
+def test_training_crops_vary_and_validation_crops_do_not(small_dls):
+    def pair(ds):
+        return [ds[0][0] for _ in range(2)]
+
+    settings = ClipSettings(crop_s=0.5)
+    wave = TensorWave(torch.arange(SR * 2.0))
+    torch.manual_seed(0)
+    first, second = RandomCrop(settings)(wave, split_idx=0), RandomCrop(settings)(wave, split_idx=0)
+    assert first.shape == (SR // 2,) and first[0] != second[0]
+    centre = CentreCrop(settings)(wave, split_idx=1)
+    assert centre[0] == (2 * SR - SR // 2) // 2 and torch.equal(centre, CentreCrop(settings)(wave, split_idx=1))
+    a, b = pair(small_dls.valid_ds)
+    assert torch.equal(a, b)
+
+
+def test_random_crops_reach_both_ends():
+    settings = ClipSettings(crop_s=0.1)
+    wave = TensorWave(torch.arange(settings.crop_samples + 2.0))
+    starts = {int(RandomCrop(settings)(wave, split_idx=0)[0]) for _ in range(200)}
+    assert starts == {0, 1, 2}
+
+
+def test_a_short_clip_is_filled_to_the_crop():
+    cropped = CentreCrop(ClipSettings(crop_s=0.5))(TensorWave(torch.ones(100)), split_idx=1)
+    assert cropped.shape == (SR // 2,) and float(cropped.sum()) == 100 and cropped[SR // 4] == 1
+
+
+def test_the_spectrogram_of_a_batch_is_that_of_the_front_end(small_dls):
+    spec, _ = small_dls.one_batch()
+    expected = front_end("ninth").build()(spec.wave.as_subclass(torch.Tensor))
+    torch.testing.assert_close(spec.as_subclass(torch.Tensor)[:, 0], expected)
+
+
+def test_three_doors_lead_to_the_same_clips(tones):
+    root, df = tones
+    df.assign(name=df["name"] + ".wav").to_csv(root / "table.csv", index=False)
+    by_csv = FATDataLoaders.from_csv(root, "table.csv", fn_col="name", label_col="what", crop_s=0.5, bs=2, valid_pct=0, num_workers=0)
+    by_folder = FATDataLoaders.from_folder(root, crop_s=0.5, bs=2, valid_pct=0, num_workers=0)
+    by_df = load(root, df, valid_pct=0)
+    assert {tuple(sorted(d.files(0)["path"])) for d in (by_csv, by_folder, by_df)} == {tuple(sorted(by_df.files(0)["path"]))}
+    assert by_csv.tags == by_folder.tags == by_df.tags == ("high", "low")
+
+
+def test_from_folder_can_hold_one_folder_out(tones):
+    root, _ = tones
+    for part in ("train", "test"):
+        for tag in ("low", "high"):
+            (root / "split" / part / tag).mkdir(parents=True)
+            sf.write(root / "split" / part / tag / "a.wav", np.ones(SR) * 0.1, SR)
+    dls = FATDataLoaders.from_folder(root / "split", valid="test", crop_s=0.5, bs=2, num_workers=0)
+    assert len(dls.files(0)) == len(dls.files(1)) == 2 and dls.tags == ("high", "low")
+
+
+def test_noisy_clips_join_training_only(sample):
+    dls = FATDataLoaders.from_path(sample, noisy=True, crop_s=1, seed=0, num_workers=0)
+    assert len(dls.files(0)) == 96 + 72 and not dls.files(1)["path"].str.contains("train_noisy").any()
+
+
+def test_unreadable_training_files_are_left_out_with_one_warning(tones):
+    root, df = tones
+    (root / "low" / "0.wav").write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 of 6 training files.*left out") as caught:
+        dls = load(root, df, valid_pct=0)
+    assert len([w for w in caught if "training files" in str(w.message)]) == 1 and "0.wav" in str(caught[0].message)
+    assert dls.unreadable == ("low/0",) and len(dls.files(0)) == 5
+
+
+def test_no_readable_file_at_all_is_an_error(tones):
+    root, df = tones
+    with pytest.raises(DataError, match="none of the 6"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load(root, df.assign(name="nowhere/" + df["name"]))
+
+
+def test_an_unknown_tag_names_the_row_and_the_nearest(tones):
+    root, df = tones
+    df.loc[3, "what"] = "hihg"
+    with pytest.raises(LabelError, match="high/3.*'hihg'; did you mean high"):
+        load(root, df, vocab=["high", "low"])
+
+
+def test_a_missing_column_is_named(tones):
+    root, df = tones
+    with pytest.raises(DataError, match="fn_col is 'fname'"):
+        FATDataLoaders.from_df(df, root, fn_col="fname")
+
+
+def test_fewer_clips_than_a_batch_still_train_on_all_of_them(tones):
+    dls = FATDataLoaders.from_df(
+        tones[1], tones[0], fn_col="name", label_col="what", suff=".wav", crop_s=0.5, valid_pct=0, bs=64, num_workers=0,
+    )
+    assert len(dls.train) == 1 and dls.one_batch()[1].shape[0] == 6
+
+
+def test_the_prior_is_the_share_of_training_clips_with_each_tag(tones):
+    assert load(*tones, valid_col="held").prior().tolist() == [0.5, 0.5]
+    root, df = tones
+    assert load(root, df.assign(held=df["what"] == "low"), valid_col="held").prior().tolist() == [1.0, 0.0]
+
+
+def test_workers_give_what_the_main_process_gives(sample):
+    def batch(workers):
+        dls = FATDataLoaders.from_path(sample, crop_s=1, bs=8, seed=0, num_workers=workers)
+        return next(iter(dls.valid))[0]
+
+    torch.testing.assert_close(batch(0), batch(2))
+
+
+def test_arrays_pass_through_as_waves():
+    wave = LoadClip(ClipSettings(trim_db=None))(np.zeros(10, dtype=np.float64))
+    assert isinstance(wave, TensorWave) and wave.dtype == torch.float32 and wave.sr == SR
+
+
+def test_an_audio_block_stops_at_the_wave():
+    block = AudioBlock(ClipSettings(crop_s=0.5))
+    assert not any("Spec" in type(t).__name__ for t in block.batch_tfms)
+
+
+@pytest.mark.parametrize("bad", [{"crop_s": 0}, {"crop_s": float("nan")}, {"channels": "tow"}])
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(OptionError, match="crop_s is|channels is 'tow'"):
+        ClipSettings(**bad)
+
+
+def test_corrections_reach_every_door(sample, tmp_path):
+    for tag, name in (("Bark", "a"), ("Bark", "b"), ("Rain", "c")):
+        (tmp_path / "sounds" / tag).mkdir(parents=True, exist_ok=True)
+        shutil.copy(sorted((sample / "test").iterdir())[0], tmp_path / "sounds" / tag / f"{name}.ogg")
+    fixes = tmp_path / "fixes.csv"
+    fixes.write_text("fname,labels\nBark/a.ogg,remove\nBark/b.ogg,\"Bark,Rain\"\nRain/z.ogg,Rain\n")
+    with pytest.warns(UserWarning, match="1 of 3 corrections .* fit no clip and do nothing: Rain/z.ogg"):
+        dls = FATDataLoaders.from_folder(tmp_path / "sounds", corrections=fixes, valid_pct=0, crop_s=0.5, bs=2, num_workers=0)
+    assert dict(zip(dls.files(0)["fname"], dls.files(0)["labels"])) == {"Bark/b.ogg": ["Bark", "Rain"], "Rain/c.ogg": ["Rain"]}
+    df = pd.DataFrame({"fname": ["Bark/a.ogg", "Rain/c.ogg"], "labels": ["Bark", "Rain"]})
+    fixes.write_text("fname,labels\nBark/a.ogg,Raine\n")
+    with pytest.raises(LabelError, match="fixes.csv, row 1 .*did you mean Rain"):
+        FATDataLoaders.from_df(df, tmp_path / "sounds", corrections=fixes, vocab=["Bark", "Rain"], num_workers=0)

@@ -1,0 +1,109 @@
+"""A CSV of one's own sounds in place of the competition's folder."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.own_table import read_own_table, standard_columns
+from fatai.data.audit.dataset import scan
+from fatai.errors import DataError
+from fatai.inference.predictions import Predictions
+from fatai.inference.ground_truth import read_truth
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Sounds in a folder beside the table, and one below another; nothing here opens a sound."""
+    for name in ("audio/a.wav", "audio/b.wav", "late/c.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "labels.csv").write_text('file,site,tags\na.wav,x,"dog,rain"\naudio/b.wav,y,rain\nc.wav,y,cat\n')
+    return tmp_path
+
+
+def test_sounds_are_found_where_they_are_named_and_in_folders_below(mine):
+    data = read_layout(mine / "labels.csv")
+    assert data.curated["fname"].tolist() == ["a.wav", "audio/b.wav", "c.wav"]
+    assert data.curated["path"].tolist() == [str(mine / "audio/a.wav"), str(mine / "audio/b.wav"), str(mine / "late/c.wav")]
+    assert data.curated["labels"].tolist() == [["dog", "rain"], ["rain"], ["cat"]]
+    assert data.curated["site"].tolist() == ["x", "y", "y"]
+    assert data.tags == ("cat", "dog", "rain")
+    assert (data.noisy, data.sample, len(data.test), len(data.missing)) == (None, None, 0, 0)
+
+
+@pytest.mark.parametrize("columns, expected", [
+    (["fname", "labels"], ["fname", "labels"]),
+    (["path", "class"], ["fname", "labels"]),
+    (["tags", "File"], ["labels", "fname"]),
+    (["filename", "fold", "target", "category"], ["fname", "fold", "target", "labels"]),
+    (["a", "b"], ["a", "b"]),
+    (["path", "file", "label", "tags"], ["path", "fname", "labels", "tags"]),
+])
+def test_columns_are_known_by_many_names(columns, expected):
+    assert standard_columns(columns) == expected
+
+
+def test_a_missing_sound_is_set_aside_with_a_warning(mine):
+    (mine / "late/c.wav").unlink()
+    with pytest.warns(UserWarning, match=r"labels.csv: rows without a sound file: 1 curated \(c.wav\)"):
+        data = read_layout(mine / "labels.csv")
+    assert data.missing["fname"].tolist() == ["c.wav"] and len(data.curated) == 2
+
+
+def test_corrections_are_applied(mine):
+    (mine / "corrections.csv").write_text("fname,labels\na.wav,rain\nc.wav,remove\n")
+    data = read_layout(mine / "labels.csv", mine / "corrections.csv")
+    assert dict(zip(data.curated["fname"], data.curated["labels"])) == {"a.wav": ["rain"], "audio/b.wav": ["rain"]}
+
+
+@pytest.mark.parametrize("table, told", [
+    ("sound,what\na.wav,dog\n", r"no column of tags: it has sound, what; call one labels \(or label, tags"),
+    ("a,b\na.wav,dog\n", r"no column of file names: it has a, b; call one fname"),
+    ("file,tags\n", r"a header but no rows"),
+    ("file,tags\nz.wav,dog\n", r"none of the 1 sounds that .*labels.csv names, such as z.wav, is in"),
+    ("file,tags\n../a.wav,dog\n", r"'../a.wav', which leads out of"),
+    ("file,tags\n/a.wav,dog\n", r"'/a.wav', which leads out of"),
+])
+def test_what_is_wrong_with_a_table_is_said(mine, table, told):
+    (mine / "labels.csv").write_text(table)
+    with pytest.raises(DataError, match=told), pytest.warns(UserWarning) if "z.wav" in table else pytest.MonkeyPatch.context():
+        read_layout(mine / "labels.csv")
+
+
+def test_a_scan_reads_the_sounds_of_a_table(tmp_path, sample):
+    rows = (sample / "train_curated.csv").read_text().splitlines()[1:4]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,tags", *rows, "z.wav,Rain"]) + "\n")
+    (tmp_path / "audio").mkdir()
+    for row in rows:
+        shutil.copy(sample / "train_curated" / row.split(",")[0], tmp_path / "audio")
+    report = scan(tmp_path / "labels.csv", threads=1)
+    assert report.files["fname"].tolist() == [row.split(",")[0] for row in rows] and (report.files["fault"] == "").all()
+    assert [(f.kind, f.fname) for f in report.findings if f.kind == "missing"] == [("missing", "z.wav")]
+
+
+def test_a_name_that_two_files_have_needs_its_folder(mine):
+    shutil.copy(mine / "audio/a.wav", mine / "late/a.wav")
+    with pytest.raises(DataError, match=r"'a.wav', which is there 2 times .* write its folder too"):
+        read_own_table(mine / "labels.csv")
+
+
+def test_the_table_is_also_the_truth_of_scores(mine):
+    truth = read_truth(mine / "labels.csv", ("cat", "dog", "rain"))
+    assert {fname: flags.tolist() for fname, flags in truth.items()} == {
+        "a.wav": [False, True, True], "audio/b.wav": [False, False, True], "c.wav": [True, False, False],
+    }
+
+
+def test_a_folder_with_a_table_of_another_name_is_told_to_give_the_table(mine):
+    with pytest.raises(DataError, match=r"its tables are labels.csv.*give its path instead of the folder"):
+        read_layout(mine)
+
+
+def test_the_sounds_of_a_table_are_predicted(tiny_run, tmp_path, sample, main_with):
+    names = [Path(shutil.copy(sound, tmp_path)).name for sound in sorted((sample / "test").iterdir())[:3]]
+    (tmp_path / "mine.csv").write_text("file,tags\n" + "".join(f"{name},x\n" for name in names))
+    ended = main_with("predict", tiny_run.out, tmp_path / "mine.csv", "--out", tmp_path / "tags.csv")
+    assert ended.returncode == 0, ended.stderr
+    assert Predictions.from_csv(tmp_path / "tags.csv").fnames == tuple(names)

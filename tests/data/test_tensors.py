@@ -1,0 +1,46 @@
+"""Tensors that show and play themselves."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from fatai.data import show  # noqa: F401 - extends fastai's show_batch
+from fatai.data.tensors import TensorSpec, TensorWave, players
+from fatai.audio.front_ends import front_end
+
+
+def test_a_spectrogram_has_hz_upwards_and_seconds_to_the_right():
+    spec = TensorSpec(torch.randn(1, 64, 128))
+    spec.front_end = front_end("ninth")
+    axis = spec.show(title="Bark")
+    assert axis.get_xlabel() == "seconds" and axis.get_ylabel() == "Hz" and axis.get_title() == "Bark"
+    assert np.isclose(axis.get_xlim()[1], 128 * 690 / 44100)
+    labels = [float(t.get_text().replace(",", "")) for t in axis.get_yticklabels()]
+    assert labels == sorted(labels) and 20 < labels[0] < 200 and 15_000 < labels[-1] < 22_050
+    plt.close("all")
+
+
+def test_a_wave_shows_seconds_and_plays():
+    wave = TensorWave(torch.zeros(44100))
+    wave.sr = 22050
+    assert np.isclose(wave.show().lines[0].get_xdata()[-1], 2, atol=1e-3)
+    assert "<audio" in wave.hear()._repr_html_()
+    plt.close("all")
+
+
+def test_players_escape_what_files_are_called():
+    html = players([(np.zeros(10), 8000, "<b>")]).data
+    assert "&lt;b&gt;" in html and "<audio" in html
+
+
+def test_show_batch_draws_one_titled_picture_a_clip(small_dls):
+    axes = small_dls.show_batch(max_n=3)
+    figure = plt.gcf()
+    titles = [a.get_title() for a in figure.axes if a.get_title()]
+    assert len(titles) == 3 and all(set(t.split("\n")) <= set(small_dls.tags) for t in titles), axes
+    plt.close("all")
+
+
+def test_a_batch_carries_the_sound_that_it_shows(small_dls):
+    spec, _ = small_dls.one_batch()
+    assert spec.wave.shape == (16, 44100) and spec.front_end == small_dls.settings.front_end

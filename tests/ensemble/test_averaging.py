@@ -1,0 +1,335 @@
+"""Blends that are learnt: what they find where the answer is known, and that a nested score never sees what it judges."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.optimize
+import torch
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+from fatai.errors import DataError, OptionError, SubmissionError
+from fatai.ensemble.averaging import FixedWeights, Learnt
+from fatai.ensemble.ensemble import blend_and_judge, ensemble, nested_predictions
+from fatai.ensemble.members import members_of, out_of_fold, read_folds
+from fatai.inference.predictions import Predictions
+from fatai.ensemble.stacking_net import StackingNet
+from fatai.registry import ENSEMBLES
+from fatai.metrics.ranking import lwlrap
+
+TAGS = ("Bark", "Meow", "Oboe", "Purr")
+TINY_MLP = {"base": 4, "bs": 16, "draws": 64, "max_epochs": 2}
+LEARNT = {"lwlrap_weights": {}, "cobyla": {}, "forward": {"rounds": 8}, "rank_temperature": {}, "logreg": {}, "mlp": TINY_MLP}
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Truth of 200 clips with one tag, and out-of-fold probabilities of a good, a middling and a random model: (stack, targ)."""
+    rng = np.random.default_rng(7)
+    targ = np.eye(4, dtype=bool)[rng.integers(4, size=200)]
+    noise = rng.normal(size=(3, 200, 4))
+    return expit(np.array([2.0, 1.0, 0.0])[:, None, None] * targ + noise), targ
+
+
+@pytest.fixture
+def write_runs(tmp_path, known):
+    """A function of (fold numbers of each run) that writes run folders whose out-of-fold predictions are `known`, and their truth."""
+    stack, targ = known
+    names = [f"{i:03d}.wav" for i in range(len(targ))]
+    truth = pd.DataFrame({"fname": names, "labels": [TAGS[i] for i in targ.argmax(1)]})
+
+    def write(*folds):
+        runs = []
+        for k, (probs, fold) in enumerate(zip(stack, folds)):
+            run = tmp_path / f"run{k}"
+            run.mkdir()
+            Predictions(names, TAGS, probs).to_csv(run / "oof.csv")
+            Predictions(["x.wav", "y.wav"], TAGS, probs[:2]).to_csv(run / "test.csv")
+            if fold is not None:
+                pd.DataFrame({"fname": names, "fold": fold}).to_csv(run / "folds.csv", index=False)
+            (run / "manifest.json").write_text(json.dumps({"lwlrap": {"oof": lwlrap(probs, targ)}}))
+            runs.append(run)
+        return runs, truth
+
+    return write
+
+
+def halves(n=200):
+    return np.arange(n) % 2
+
+
+# What is found.
+
+
+def test_every_learnt_blend_is_tried_here():
+    assert sorted(LEARNT) == [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), Learnt)]
+
+
+def test_forward_selection_worked_by_hand():
+    # One ranks the first two clips right and the third wrong, two the other way round; a mean of both is right thrice with 1 : 2.
+    targ = np.array([[1, 0], [1, 0], [0, 1]], dtype=bool)
+    one = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
+    two = np.array([[0.45, 0.55], [0.45, 0.55], [0.4, 0.6]])
+    bad = 1 - one
+    assert [lwlrap(p, targ) for p in (one, two, bad)] == pytest.approx([5 / 6, 2 / 3, 2 / 3])
+    fitted = ENSEMBLES.build("forward").fit(np.stack([one, two, bad]), targ)
+    # Round 1 takes one (5/6). In round 2 one + two puts the third clip at 0.5 to 0.5, a tie, which counts against us: 5/6 again, so the
+    # first of equals, one, comes again; ever more of one never helps. The earliest best are the counts 1, 0, 0.
+    np.testing.assert_array_equal(fitted.weights, [1, 0, 0])
+    # With one weaker on the third clip the mean of both is right: 0.575 - 0.5, and 0.475 to 0.525.
+    softer = np.array([[0.9, 0.1], [0.9, 0.1], [0.55, 0.45]])
+    np.testing.assert_array_equal(ENSEMBLES.build("forward").fit(np.stack([softer, two, bad]), targ).weights, [0.5, 0.5, 0])
+
+
+def test_forward_selection_never_scores_below_the_best_member(known):
+    stack, targ = known
+    for of in ("mean", "gmean", "rank_clip", "rank_tag"):
+        fitted = ENSEMBLES.build("forward", of=of, rounds=10).fit(stack, targ)
+        alone = [lwlrap(FixedWeights(fitted.blend, np.eye(3)[i])(stack), targ) for i in range(3)]
+        assert lwlrap(fitted(stack), targ) >= max(alone) and fitted.weights.sum() == pytest.approx(1)
+
+
+def test_cobyla_beats_equal_weights_and_leaves_out_what_only_harms(known):
+    stack, targ = known
+    harmful = np.concatenate([stack[:1], 1 - stack[:1]])
+    fitted = ENSEMBLES.build("cobyla").fit(harmful, targ)
+    assert fitted.weights[0] > fitted.weights[1] and lwlrap(fitted(harmful), targ) == pytest.approx(lwlrap(stack[0], targ))
+    fitted = ENSEMBLES.build("cobyla").fit(stack, targ)
+    assert lwlrap(fitted(stack), targ) >= lwlrap(stack.mean(0), targ)
+    assert (fitted.weights >= 0).all() and fitted.weights.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(ENSEMBLES.build("cobyla").fit(stack[:1], targ).weights, [1])
+
+
+@pytest.mark.parametrize(("probs", "scores"), [
+    # Right within both clips; within both tags the first clip leads, so ranks within a tag tie in each clip, which counts against us.
+    ([[0.9, 0.8], [0.1, 0.2]], {"mean": 1, "gmean": 1, "rank_clip": 1, "rank_tag": 0.5, "minmax_tag": 0.5}),
+    # Meow always speaks low: wrong within the second clip, right within both tags.
+    ([[0.5, 0.1], [0.4, 0.3]], {"mean": 0.75, "gmean": 0.75, "rank_clip": 0.75, "rank_tag": 1, "minmax_tag": 1}),
+])
+def test_what_each_axis_keeps_of_the_order_within_clips(probs, scores):
+    for of, score in scores.items():
+        assert lwlrap(ENSEMBLES.build(of)(np.array([probs]), np.ones(1)), np.eye(2)) == score, of
+
+
+def test_where_cobyla_ends_below_its_start_the_start_is_kept(monkeypatch, known):
+    monkeypatch.setattr(scipy.optimize, "minimize", lambda loss, start, **options: scipy.optimize.OptimizeResult(x=np.array([0, 0, 1.0])))
+    np.testing.assert_array_equal(ENSEMBLES.build("cobyla").fit(*known).weights, [1 / 3] * 3)
+
+
+def test_weights_are_found_for_the_order_within_clips_that_the_blend_makes():
+    # The same two tables as models: by mean the first is right alone, by ranks within a tag the second.
+    stack = np.array([[[0.9, 0.8], [0.1, 0.2]], [[0.5, 0.1], [0.4, 0.3]]])
+    for how in ("forward", "cobyla"):
+        by_mean, by_rank = (ENSEMBLES.build(how, of=of).fit(stack, np.eye(2, dtype=bool)) for of in ("mean", "rank_tag"))
+        assert lwlrap(by_mean(stack), np.eye(2)) == lwlrap(by_rank(stack), np.eye(2)) == 1
+        assert by_rank.weights[1] > 0
+    np.testing.assert_array_equal(ENSEMBLES.build("forward", of="rank_tag").fit(stack, np.eye(2, dtype=bool)).weights, [0, 1])
+    np.testing.assert_array_equal(ENSEMBLES.build("forward", of="mean").fit(stack, np.eye(2, dtype=bool)).weights, [1, 0])
+
+
+def test_rank_temperature_worked_step_by_step(known):
+    stack, targ = known
+    fitted = ENSEMBLES.build("rank_temperature").fit(stack, targ)
+    weights = np.array([lwlrap(p, targ) for p in stack])
+    ranks = (pd.DataFrame(stack[0]).rank() - 1).to_numpy() * weights[0]
+    for k in (1, 2):
+        ranks += (pd.DataFrame(stack[k]).rank() - 1).to_numpy() * weights[k]
+    ranks /= 199 * weights.sum()
+    stretched = (ranks - ranks.min(0)) / (ranks.max(0) - ranks.min(0))
+    z = logit(np.clip(stretched, 1e-7, 1 - 1e-7))
+    answer = fitted(stack)
+    for tag in range(4):
+        middle = np.argmin(np.abs(stretched[:, tag] - 0.7))
+        slope = logit(answer[middle, tag]) / z[middle, tag]
+        np.testing.assert_allclose(answer[:, tag], expit(slope * z[:, tag]), atol=1e-12)
+        losses = [np.logaddexp(0, np.where(targ[:, tag], -1, 1) * s * z[:, tag]).mean() for s in (slope, 0.97 * slope, 1.03 * slope)]
+        assert losses[0] == min(losses)
+
+
+def test_weights_that_sum_to_more_than_1_by_rounding_do_no_harm():
+    rng = np.random.default_rng(0)
+    for n in range(2, 30):
+        weights = rng.random(n)
+        ones = FixedWeights(ENSEMBLES.build("mean"), weights / weights.sum())(np.ones((n, 1, 1)))
+        assert ones <= 1 and ones == pytest.approx(1)
+
+
+def test_logistic_stacking_is_scikit_learns_on_standardised_logits(known):
+    stack, targ = known
+    answer = ENSEMBLES.build("logreg").fit(stack[:, :150], targ[:150])(stack[:, 150:])
+    z = logit(stack[:, :, 2]).T
+    mean, std = z[:150].mean(0), z[:150].std(0)
+    learner = LogisticRegression(C=1.0, max_iter=1000).fit((z[:150] - mean) / std, targ[:150, 2])
+    np.testing.assert_allclose(answer[:, 2], learner.predict_proba((z[150:] - mean) / std)[:, 1], atol=1e-6)
+
+
+def test_logistic_stacking_across_tags_sees_the_other_tags():
+    # Meow is there just where Bark is not, and nothing else tells so.
+    rng = np.random.default_rng(1)
+    bark = rng.random(100) > 0.5
+    targ = np.stack([bark, ~bark], axis=1)
+    stack = np.stack([np.where(bark, 0.9, 0.1), rng.random(100)], axis=1)[None]
+    meow = {across: ENSEMBLES.build("logreg", across_tags=across).fit(stack, targ)(stack)[:, 1] for across in (False, True)}
+    assert ((meow[True] > 0.5) == ~bark).all() and not ((meow[False] > 0.5) == ~bark).all()
+
+
+def test_a_tag_that_no_clip_has_keeps_the_mean_in_logistic_stacking(known):
+    stack, targ = known
+    none = targ.copy()
+    none[:, 1] = False
+    np.testing.assert_array_equal(ENSEMBLES.build("logreg").fit(stack, none)(stack)[:, 1], stack.mean(0)[:, 1])
+
+
+@pytest.mark.parametrize(("reduction", "parameters"), [(16, 1_180_101), (2, 1_454_746), (1, 1_768_626)])
+def test_the_stacking_network_has_the_published_number_of_parameters(reduction, parameters):
+    network = StackingNet(7 * 80, 80, reduction=reduction)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def test_the_gate_weighs_the_inputs():
+    network = StackingNet(6, 2, base=4).eval()
+    x = torch.rand(3, 6)
+    gate = torch.sigmoid(network.gate[2](torch.relu(network.gate[0](x))))
+    torch.testing.assert_close(network(x), network.layers(x * gate))
+
+
+def test_the_mlp_learns_repeats_and_leaves_torchs_generator_alone(known):
+    stack, targ = known
+    # The wrong way round, so that no average of the models can do it.
+    wrong = 1 - stack[:1]
+    build = lambda: ENSEMBLES.build("mlp", base=16, bs=32, draws=2048, lr=3e-3, max_epochs=8)
+    torch.manual_seed(3)
+    fitted = build().fit(wrong[:, :150], targ[:150])
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert after == torch.rand(1)
+    answer = fitted(wrong[:, 150:])
+    assert answer.dtype == np.float64 and lwlrap(answer, targ[150:]) > 0.75 > 0.5 > lwlrap(wrong[0, 150:], targ[150:])
+    np.testing.assert_array_equal(build().fit(wrong[:, :150], targ[:150])(wrong[:, 150:]), answer)
+
+
+# The nested score.
+
+
+@pytest.mark.parametrize("how", LEARNT)
+def test_a_learnt_blend_scores_each_fold_by_what_the_others_taught(how, known):
+    stack, targ = known
+    folds = halves()
+    oof = out_of_fold([Predictions([str(i) for i in range(200)], TAGS, p) for p in stack],
+                      pd.DataFrame({"fname": [str(i) for i in range(200)], "labels": [TAGS[i] for i in targ.argmax(1)]}), TAGS,
+                      [{str(i): int(f) for i, f in enumerate(folds)}] * 3)
+    np.testing.assert_array_equal(oof.folds, folds)
+    nested = nested_predictions(oof, how, **LEARNT[how])
+    by_hand = ENSEMBLES.build(how, **LEARNT[how]).fit(stack[:, folds == 0], targ[folds == 0])(stack[:, folds == 1])
+    np.testing.assert_allclose(nested[folds == 1], by_hand, atol=1e-12)
+    # Other labels of a fold do not move what is said of it.
+    changed = oof._replace(targ=np.where(folds[:, None] == 1, ~targ, targ))
+    np.testing.assert_array_equal(nested_predictions(changed, how, **LEARNT[how])[folds == 1], nested[folds == 1])
+
+
+def test_what_is_learnt_by_heart_does_not_pass_for_knowledge():
+    # Tags drawn without regard to the inputs: a stacker with many inputs fits them, but nested it is worth no more than chance.
+    rng = np.random.default_rng(11)
+    targ = np.eye(4, dtype=bool)[rng.integers(4, size=80)]
+    stack = rng.random((12, 80, 4))
+    names = [str(i) for i in range(80)]
+    oof = out_of_fold([Predictions(names, TAGS, p) for p in stack],
+                      pd.DataFrame({"fname": names, "labels": [TAGS[i] for i in targ.argmax(1)]}), TAGS)
+    fitted = ENSEMBLES.build("logreg", across_tags=True, C=10).fit(stack, targ)(stack)
+    chance = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4
+    assert lwlrap(fitted, targ) > 0.9 and lwlrap(nested_predictions(oof, "logreg", across_tags=True, C=10), targ) < chance + 0.1
+
+
+@pytest.mark.parametrize("how", ["mean", *LEARNT])
+def test_run_folders_bring_all_that_is_needed(how, write_runs, known):
+    stack, targ = known
+    runs, truth = write_runs(halves(), halves(), halves())
+    options = LEARNT.get(how, {})
+    told = blend_and_judge(runs, how, truth=truth, **options)
+    assert told.alone == pytest.approx([lwlrap(p, targ) for p in stack])
+    assert told.predictions.held_out == told.oof.score(truth) and told.predictions.fnames == ("x.wav", "y.wav")
+    fitted = ENSEMBLES.build(how, **options)
+    expected = fitted.fit(stack, targ)(stack[:, :2]) if how != "mean" else stack[:, :2].mean(0)
+    np.testing.assert_allclose(told.predictions.probs, expected, atol=1e-9)
+    assert ensemble(runs, how, truth=truth, **options) == told.predictions
+    assert told.members == tuple(map(str, runs)) and (told.weights is not None) == (how not in ("rank_temperature", "logreg", "mlp"))
+
+
+def test_a_blend_tells_its_members_weights_and_scores(write_runs, known):
+    stack, targ = known
+    runs, truth = write_runs(halves(), halves())
+    said = str(blend_and_judge(runs, weights=[3, 1], truth=truth)).splitlines()
+    assert said[0].split() == ["member", "weight", "oof", "lwlrap"]
+    assert said[1].split() == [str(runs[0]), "0.750", f"{lwlrap(stack[0], targ):.4f}"]
+    assert said[3].split() == ["blend,", "nested", f"{lwlrap((3 * stack[0] + stack[1]) / 4, targ):.4f}"]
+
+
+def test_runs_are_weighed_by_their_manifests_where_there_is_no_truth(write_runs, known):
+    stack, targ = known
+    runs, truth = write_runs(halves(), halves())
+    scores = np.array([lwlrap(p, targ) for p in stack[:2]])
+    expected = (scores / scores.sum()) @ stack[:2, :2].transpose(1, 0, 2)
+    np.testing.assert_allclose(ensemble(runs, weights="lwlrap").probs, expected)
+    np.testing.assert_allclose(ensemble(runs, weights="lwlrap", truth=truth).probs, expected)
+    for text in ("", "{}", "[1]", '{"lwlrap": {"oof": "1"}}', '{"lwlrap": {"oof": 7}}'):
+        (runs[1] / "manifest.json").write_text(text)
+        with pytest.raises(OptionError, match="run1 carries no score"):
+            ensemble(runs, weights="lwlrap")
+
+
+def test_the_runs_folds_are_kept_where_they_agree_and_made_anew_where_not(write_runs, tmp_path):
+    runs, truth = write_runs(halves() + 3, halves() + 3, None)
+    members = members_of(runs)
+    both = out_of_fold([m.oof for m in members[:2]], truth, TAGS, [m.folds for m in members[:2]])
+    np.testing.assert_array_equal(both.folds, halves())
+    with_third = out_of_fold([m.oof for m in members], truth, TAGS, [m.folds for m in members])
+    assert np.bincount(with_third.folds).tolist() == [40] * 5
+    moved = {name: (fold + 1) % 2 if name == "007.wav" else fold for name, fold in members[0].folds.items()}
+    apart = out_of_fold([m.oof for m in members[:2]], truth, TAGS, [members[0].folds, moved])
+    assert np.bincount(apart.folds).tolist() == [40] * 5
+    one_fold = out_of_fold([m.oof for m in members[:1]], truth, TAGS, [{name: 0 for name in members[0].folds}])
+    assert np.bincount(one_fold.folds).tolist() == [40] * 5
+
+
+def test_only_clips_that_all_have_count_and_their_order_does_not(known):
+    stack, targ = known
+    names = [f"{i}" for i in range(200)]
+    truth = pd.DataFrame({"fname": names[:150], "labels": [TAGS[i] for i in targ.argmax(1)[:150]]})
+    first = Predictions(names, TAGS, stack[0])
+    second = Predictions(names, TAGS, stack[1]).select(names[:99:-1], TAGS[::-1])
+    oof = out_of_fold([first, second], truth, TAGS)
+    assert oof.fnames == tuple(names[100:150])
+    np.testing.assert_array_equal(oof.stack, stack[:2, 100:150])
+    np.testing.assert_array_equal(oof.targ, targ[100:150])
+
+
+def test_what_cannot_be_learnt_from_is_named(write_runs, tmp_path, known):
+    runs, truth = write_runs(halves(), halves())
+    with pytest.raises(DataError, match="no clip is in the truth and in the out-of-fold predictions"):
+        ensemble(runs, truth=pd.DataFrame({"fname": ["q"], "labels": ["Bark"]}))
+    with pytest.raises(DataError, match="none of the 200 clips in both"):
+        ensemble(runs, truth=truth.assign(labels=""))
+    (runs[1] / "oof.csv").unlink()
+    with pytest.raises(OptionError, match="run1 has no out-of-fold predictions"):
+        ensemble(runs, truth=truth)
+    with pytest.raises(OptionError, match="oof holds 1 predictions; expected 2"):
+        ensemble(runs, oof=[runs[0]], truth=truth)
+    other = Predictions(truth["fname"], [*TAGS[:3], "Gong"], known[0][1])
+    with pytest.raises(SubmissionError, match="lack the tags 'Purr'"):
+        ensemble(runs, oof=[runs[0], other], truth=truth)
+    (runs[0] / "folds.csv").write_text("fname,fold\n000.wav,one\n")
+    with pytest.raises(DataError, match="line 2: fold is 'one'; expected a whole number"):
+        read_folds(runs[0] / "folds.csv")
+    (runs[0] / "folds.csv").write_text("clip,fold\n")
+    with pytest.raises(DataError, match="expected fname and fold"):
+        ensemble(runs[:1])
+
+
+def test_a_carried_score_survives_selection_and_is_checked():
+    preds = Predictions(["a", "b"], TAGS, np.zeros((2, 4)), held_out=0.5)
+    assert preds.select(["b"]).held_out == 0.5 and preds == dataclasses.replace(preds, held_out=None)
+    with pytest.raises(SubmissionError, match="held_out is 1.5"):
+        Predictions(["a"], TAGS, np.zeros((1, 4)), held_out=1.5)

@@ -1,0 +1,102 @@
+"""Many clips into one table: in chunks, in parts, going on after a kill, by the command too."""
+
+import pandas as pd
+import pytest
+
+from fatai.errors import DataError, OptionError
+from fatai.inference.predictions import Predictions
+from fatai.experiment import bulk_predict
+from fatai.experiment.bulk_predict import ListPart, merge_parts, part_of, predict_list
+from fatai.experiment.run_folder import predict_with_run
+
+
+@pytest.fixture
+def items(sample):
+    paths = sorted((sample / "test").iterdir())[:7]
+    return pd.DataFrame({"fname": [p.name for p in paths], "path": paths})
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_list_is_predicted_in_chunks_and_goes_on_after_a_kill(tiny_run, items, tmp_path, monkeypatch):
+    whole, out = predict_with_run(tiny_run.out, items), tmp_path / "tags.csv"
+    heard = []
+
+    def some(run, part, **options):
+        if len(heard) == 4:
+            raise Killed
+        heard.extend(part["fname"])
+        return predict_with_run(run, part, **options)
+
+    monkeypatch.setattr(bulk_predict, "predict_with_run", some)
+    with pytest.raises(Killed):
+        predict_list(tiny_run.out, items, out, chunk=2)
+    journal = tmp_path / "tags.csv.journal"
+    with journal.open("a") as f:
+        f.write('["half a line')  # what a process leaves that is killed while it writes
+    monkeypatch.setattr(bulk_predict, "predict_with_run", predict_with_run)
+    with pytest.raises(DataError, match="was begun with other clips, another run or other options"):
+        predict_list(tiny_run.out, items[:6], out, chunk=2)
+    assert not out.exists() and predict_list(tiny_run.out, items, out, chunk=2) == 7 and not journal.exists()
+    got = Predictions.from_csv(out)
+    assert got.fnames == whole.fnames and abs(got.probs - whole.probs).max() < 1e-6
+    assert heard == list(items["fname"][:4]), "each clip was heard once before the kill"
+
+
+def test_parts_follow_each_other_and_make_the_whole(tiny_run, items, tmp_path):
+    out = tmp_path / "tags.csv"
+    for k in (1, 3):
+        part = part_of(f"{k}/3")
+        predict_list(tiny_run.out, items[part.rows(7)], part.file(out))
+    with pytest.raises(DataError, match="the parts 2/3 are lacking"):
+        merge_parts(out)
+    predict_list(tiny_run.out, items[ListPart(2, 3).rows(7)], tmp_path / "tags.2-of-3.csv", keep_journal=True)
+    assert merge_parts(out) == 7 and [f.name for f in tmp_path.iterdir()] == ["tags.csv"]
+    assert Predictions.from_csv(out).fnames == tuple(items["fname"])
+    with pytest.raises(DataError, match="there are no parts of"):
+        merge_parts(out)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 7, 100])
+def test_every_row_is_in_one_part(n):
+    rows = [i for k in range(1, 6) for i in range(n)[ListPart(k, 5).rows(n)]]
+    assert rows == list(range(n))
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_what_is_no_part_is_refused(text):
+    with pytest.raises(OptionError, match="expected its number and how many there are, such as 2/8"):
+        part_of(text)
+
+
+def test_two_clips_of_one_name_are_refused(tiny_run, items, tmp_path):
+    with pytest.raises(DataError, match="two clips are called"):
+        predict_list(tiny_run.out, pd.concat([items, items[:1]]), tmp_path / "tags.csv")
+
+
+def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apart(tiny_run, items, tmp_path, main_with, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, path in zip(("a", "b"), items["path"]):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.ogg").write_bytes(path.read_bytes())
+    (tmp_path / "list.txt").write_text(f"a/same.ogg\nb/same.ogg\n\n{items['path'][2]}\nnowhere.wav\n")
+    for k in (1, 2):
+        ended = main_with("predict", tiny_run.out, "--list", "list.txt", "--out", "tags.csv", "--shard", f"{k}/2")
+        assert ended.returncode == 0, ended.stderr
+    assert "nowhere.wav" in ended.stderr
+    assert main_with("merge", "tags.csv").returncode == 0
+    assert Predictions.from_csv(tmp_path / "tags.csv").fnames == ("a/same.ogg", "b/same.ogg", items["fname"][2], "nowhere.wav")
+    for k in (1, 2):
+        told = ("--list", "list.txt", "--out", "e.csv", "--threshold", "0.05", "--shard", f"{k}/2")
+        ended = main_with("tag", "--model", tiny_run.out, *told)
+        assert ended.returncode == 0, ended.stderr
+    ended = main_with("merge", "e.csv")
+    assert ended.returncode == 0, ended.stderr
+    events = pd.read_csv(tmp_path / "e.csv")
+    assert list(dict.fromkeys(events["file"])) == ["a/same.ogg", "b/same.ogg", str(items["path"][2])]
+    ended = main_with("predict", tiny_run.out)
+    assert ended.returncode == 2 and "expected sounds, or a --list of them" in ended.stderr
+    ended = main_with("tag", "--model", tiny_run.out, "a", "--shard", "1/2")
+    assert ended.returncode == 2 and "give --out" in ended.stderr

@@ -1,0 +1,65 @@
+"""Runs side by side."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fatai.data.labels import multi_hot, read_labels
+from fatai.errors import CheckpointError, OptionError
+from fatai.inference.predictions import Predictions
+from fatai.models import count_parameters, create_model
+from fatai.experiment.compare import compare_runs
+from fatai.metrics.bootstrap import score_difference, score_interval
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run, sample, tmp_path_factory):
+    """A run, one that knows the truth of most clips, and one that was cut off before its manifest told the time."""
+    folder = tmp_path_factory.mktemp("compared")
+    oof = Predictions.from_csv(tiny_run.out / "oof.csv")
+    labels = read_labels(sample / "train_curated.csv")
+    targ = multi_hot(labels.set_index("fname")["labels"].loc[list(oof.fnames)], oof.tags)
+    for name, share in [("plain", 0.0), ("sage", 0.8), ("cut off", 0.0)]:
+        shutil.copytree(tiny_run.out, folder / name)
+        probs = np.clip((1 - share) * oof.probs + share * targ, 0, 1)
+        Predictions(oof.fnames, oof.tags, probs).to_csv(folder / name / "oof.csv")
+    manifest = json.loads((folder / "cut off" / "manifest.json").read_text())
+    del manifest["seconds"]
+    (folder / "cut off" / "manifest.json").write_text(json.dumps(manifest))
+    return [folder / name for name in ("plain", "sage", "cut off")], targ
+
+
+def test_the_best_comes_first_and_the_others_are_told_from_it(runs, sample):
+    folders, targ = runs
+    compared = compare_runs(folders, sample / "train_curated.csv", draws=200)
+    assert [row.name for row in compared.rows] == [str(folders[k]) for k in (1, 0, 2)] and compared.clips == 120
+    plain, sage = (Predictions.from_csv(folders[k] / "oof.csv").probs for k in (0, 1))
+    assert compared.rows[0].score == score_interval(sage, targ, draws=200) and compared.rows[0].against_best is None
+    assert compared.rows[1].against_best == score_difference(plain, sage, targ, draws=200) and compared.rows[1].against_best.sure
+    assert compared.rows[0].parameters == count_parameters(create_model("m1", 10, 1, width=0.125))
+    assert compared.rows[0].seconds > 0 and compared.rows[2].seconds is None
+
+
+def test_the_command_prints_a_row_a_run(runs, sample, main_with):
+    folders, _ = runs
+    ended = main_with("compare", *folders, "--truth", sample / "train_curated.csv")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert "lwlrap" in lines[0] and len(lines) == 5 and lines[1].startswith(str(folders[1]))
+    assert " *" in lines[2] and "   -  " in lines[3] and "120 clips" in lines[4]
+    ended = main_with("compare", *folders[:2], "--truth", sample / "truth" / "test.csv", "--part", "test")
+    assert ended.returncode == 0 and "60 clips" in ended.stdout, ended.stderr
+
+
+def test_what_is_no_finished_run_is_named(runs, sample, tmp_path):
+    (tmp_path / "recipe.toml").write_text('name = "x"')
+    with pytest.raises(CheckpointError, match="holds no oof.csv"):
+        compare_runs([tmp_path], sample / "train_curated.csv")
+    with pytest.raises(OptionError, match="expected oof or test"):
+        compare_runs(runs[0], sample / "train_curated.csv", part="train")
+    other = pd.DataFrame({"fname": ["nobody.wav"], "labels": ["Rain"]})
+    with pytest.raises(Exception, match="no clip is in the truth"):
+        compare_runs(runs[0], other)

@@ -1,0 +1,158 @@
+"""Ensembles as lists of recipes: what they train, what they take over, how they go on, what comes out."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from fatai.data.datasets.fat2019 import read_layout
+from fatai.errors import DataError, RecipeError
+from fatai.ensemble.ensemble import ensemble
+from fatai.inference.predictions import Predictions, check_submission
+from fatai.experiment.ensemble_recipe import EnsembleList, ensemble_names, is_ensemble, load_ensemble
+from fatai.experiment.build import recipe_parameters
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.ensemble_run import member_recipes, run_ensemble
+
+# Members, stackers and blend as published; parameters of members whose count is.
+PUBLISHED = {
+    "ensembles/ninth": (15, 0, "minmax_tag", {"m1": 6_380_753, "m2": 6_720_593, "m3": 26_129_489, "m4": 25_667_153}),
+    "ensembles/kaggle_fat_36th": (2, 0, "mean", {"resnet18_cbam": 11_326_088, "mobilenetv3_large": 4_390_022}),
+    "ensembles/third_place": (11, 0, "mean", {"2d": 9_248_771, "2d-basic": 2_337_426, "2d-5k": 21_545_583, "2d-rnn": 21_237_002}),
+    "ensembles/first_place": (7, 3, "gmean", {
+        "auxiliary_016": 17_326_950, "corr_noisy_003": 22_054_246, "corrections_002": 16_793_587, "corrections_003": 16_793_507}),
+    "ensembles/gold_plan": (6, 0, "rank_temperature", {"cnn14-focal": 79_839_761, "resnet38": 72_867_344 + 2_049}),
+}
+
+
+def test_all_published_ensembles_are_there():
+    assert ensemble_names() == sorted(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_lists_have_the_published_members(name):
+    listed = load_ensemble(name)
+    n_members, n_stackers, how, parameters = PUBLISHED[name]
+    assert (len(listed.members), len(listed.stackers), listed.how) == (n_members, n_stackers, how)
+    recipes = member_recipes(listed)
+    assert {key: recipe_parameters(recipes[key], 80) for key in parameters} == parameters
+
+
+def test_the_1st_places_experiments_and_stackers_are_as_published():
+    listed = load_ensemble("ensembles/first_place")
+    recipes = member_recipes(listed)
+    shares = {name: r.stages[0].noisy["shares"]["noisy"] for name, r in recipes.items()}
+    # Noisy over noisy and curated, where corrected clips had a share too.
+    expected = {"auxiliary_016": 0.2, "auxiliary_019": 0.2, "corr_noisy_003": 0.1 / 0.8, "corr_noisy_004": 0.07 / 0.67,
+                "corr_noisy_007": 0.01 / 0.58, "corrections_002": 0.33, "corrections_003": 0.33}
+    assert shares == pytest.approx(expected, abs=5e-5)
+    assert {r.stages[0].mixup["p"] for name, r in recipes.items() if name.startswith("corrections")} == {0.66}
+    assert [s.options for s in listed.stackers] == [
+        {"reduction": reduction, "dropout": dropout, "lr": lr, "patience": patience, "factor": factor}
+        for reduction, dropout, lr, patience, factor in [
+            (16, 0.051, 4.6e-5, 5, 0.658), (2, 0.484, 3.9e-5, 9, 0.795), (1, 0.166, 2.6e-5, 7, 0.554)]]
+
+
+def test_changes_reach_their_places():
+    listed = EnsembleList.model_validate({"name": "x", "members": [{
+        "name": "a", "recipe": "ninth_full", "until": "fit",
+        "changes": {"seed": 7, "front_end": {"n_mels": 32}, "model": {"options": {"dropout_samples": 4}},
+                    "stages": {"bs": 8, "noisy": {"name": "ninth", "n": 9}}},
+    }]})
+    recipe = member_recipes(listed, changes={"epochs": 3})["a"]
+    assert [s.name for s in recipe.stages] == ["judge", "fit"] and [s.noisy for s in recipe.stages] == [None, {"name": "ninth", "n": 9}]
+    assert all((s.bs, s.epochs) == (8, 3) for s in recipe.stages) and recipe.seed == 7
+    assert recipe.settings().front_end.n_mels == 32 and recipe.model.options == {"dropout_samples": 4}
+
+
+@pytest.mark.parametrize("text, words", [
+    ('name = "x"\nmembers = []', "members: .*at least 1"),
+    ('name = "x"\nhow = "mena"\nmembers = [{ name = "a", recipe = "ninth" }]', "did you mean mean"),
+    ('name = "x"\nmembers = [{ name = "a", recipe = "nineth" }]', "did you mean ninth"),
+    ('name = "x"\nmembers = [{ name = "a", recipe = "ninth" }, { name = "a", recipe = "quick" }]', "two members are named 'a'"),
+    ('name = "x"\nmembers = [{ name = "../a", recipe = "ninth" }]', "members.0.name"),
+    ('name = "x"\nmembers = [{ name = "a", recipe = "ninth", until = "fti" }]', "member a: until is 'fti'; did you mean fit"),
+    ('name = "x"\nmembers = [{ name = "a", recipe = "ninth", changes = { model = { arhc = "m1" } } }]', "member a: .*did you mean arch"),
+    ('name = "x"\nmembers = [{ name = "a", recipe = "ninth", changes = { modle = 1 } }]', "member a: unknown key modle"),
+])
+def test_what_is_wrong_with_a_list_is_told(tmp_path, text, words):
+    (tmp_path / "my.toml").write_text(text)
+    assert is_ensemble(tmp_path / "my.toml") and not is_ensemble("ninth") and not is_ensemble(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match=words):
+        load_ensemble(tmp_path / "my.toml")
+
+
+def test_an_unknown_list_suggests_the_nearest():
+    with pytest.raises(RecipeError, match="did you mean ensembles/ninth"):
+        load_ensemble("ensembles/nineth")
+
+
+@pytest.fixture
+def pair(tmp_path, tiny_recipe):
+    """A list of two tiny runs and a stacker."""
+    (tmp_path / "tiny.toml").write_text(tiny_recipe.resolved())
+    path = str(tmp_path / "tiny.toml")
+    return EnsembleList.model_validate({
+        "name": "pair", "how": "gmean",
+        "members": [{"name": "one", "recipe": path}, {"name": "two", "recipe": path, "changes": {"seed": 3}}],
+        "stackers": [{"name": "logistic", "how": "logreg"}],
+    })
+
+
+def quietly(*args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run_ensemble(*args, num_workers=0, **{"say": lambda line: None, **options})
+
+
+def test_runs_are_taken_over_trained_and_blended_into_one_submission(pair, tiny_run, sample, tmp_path):
+    lines = []
+    result = quietly(sample, pair, tmp_path / "out", reuse=[tmp_path, tiny_run.out], say=lines.append)
+    assert result.runs == (tiny_run.out, tmp_path / "out" / "two") and any("taken from" in line for line in lines)
+    check_submission(tmp_path / "out" / "submission.csv", sample / "sample_submission.csv")
+    truth = read_layout(sample).curated[["fname", "labels"]]
+    stacked = ensemble(result.runs, "logreg", truth=truth)
+    expected = ensemble([*(Predictions.from_csv(run / "test.csv") for run in result.runs), stacked], "gmean")
+    np.testing.assert_allclose(result.test.select(expected.fnames).probs, expected.probs, rtol=1e-6)
+    assert result.blended.oof.score(truth) == pytest.approx(result.test.held_out)
+    assert "blend, nested" in (tmp_path / "out" / "blend.txt").read_text()
+
+    with pytest.raises(DataError, match="exists already and is not empty"):
+        quietly(sample, pair, tmp_path / "out")
+    made = {p: p.read_bytes() for p in (tmp_path / "out").glob("*.csv")}
+    (tmp_path / "out" / "submission.csv").unlink()
+    weights = tmp_path / "out" / "two" / "fold_0" / "model.safetensors"
+    trained = weights.stat().st_mtime_ns
+    quietly(sample, pair, tmp_path / "out", reuse=[tiny_run.out], resume=True)
+    assert weights.stat().st_mtime_ns == trained, "what is done is not done again"
+    assert all(path.read_bytes() == content for path, content in made.items())
+
+
+def test_a_run_of_another_recipe_is_not_taken_over(pair, tiny_run, sample, tmp_path):
+    only_two = pair.model_copy(update={"members": pair.members[1:], "stackers": ()})
+    result = quietly(sample, only_two, tmp_path / "out", reuse=[tiny_run.out])
+    assert result.runs == (tmp_path / "out" / "two",)
+
+
+def test_the_commands_take_lists(main_with, sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = main_with("recipes", "show", "ensembles/third_place")
+    assert shown.returncode == 0 and "[[members]]" in shown.stdout, shown.stderr
+    told = main_with("run", sample, "--recipe", "ensembles/kaggle_fat_36th", "--scale", "tiny", "--dry-run", "--budget", "9h")
+    assert told.returncode == 0 and told.stdout.count("parameters") == 2 and told.stdout.count("budget") == 1, told.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def made_at_tiny(name, sample, out):
+    # One fold of each run does: what is blended is the same, in half the time.
+    result = quietly(sample, name, out, scale="tiny", changes={"only": (0,)})
+    check_submission(out / "submission.csv", sample / "sample_submission.csv")
+    n_members, n_stackers, _, _ = PUBLISHED[name]
+    assert len(result.runs) == n_members and len(result.blended.members) == n_members + n_stackers and 0.15 < result.test.held_out <= 1
+    assert load_recipe(result.runs[0] / "recipe.toml").model.width == 1 / 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_list_runs_from_csv_to_submission(name, sample, tmp_path):
+    made_at_tiny(name, sample, tmp_path / "out")

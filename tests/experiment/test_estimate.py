@@ -1,0 +1,64 @@
+"""What a run will take, told before it begins."""
+
+import warnings
+
+import pytest
+
+from fatai.data.datasets.fat2019 import read_layout
+from fatai.errors import OptionError
+from fatai.models import count_parameters, create_model
+from fatai.experiment.estimate import Forecast, StageForecast, forecast, seconds_of, verdict
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.scaling import scaled
+
+
+@pytest.fixture(scope="module")
+def told(sample):
+    recipe = scaled(load_recipe("ninth_full"), "tiny", n_noisy=72).changed(epochs=3, bs=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return forecast(read_layout(sample), recipe, num_workers=0, steps=1)
+
+
+def test_steps_and_clips_are_counted_by_hand(told):
+    # 120 curated clips in two folds; 5,000 of 19,815 noisy ones are 18 of 72.
+    assert [(s.name, s.epochs, s.clips, s.steps, s.bs) for s in told.stages] == [
+        ("judge", 3, 60, 7, 8), ("fit", 3, 78, 9, 8), ("refit 1", 3, 60, 7, 8), ("refit 2", 3, 60, 7, 8)]
+    assert told.parameters == count_parameters(create_model("m3", 10, 1, width=1 / 16))
+    assert told.folds == 2 and told.device in ("cpu", "cuda:0")
+
+
+def test_time_is_measured_and_memory_known(told):
+    judge, fit, refit, again = (stage.seconds for stage in told.stages)
+    assert 0 < judge < 60 and refit == again
+    # The same kind of step, measured once: 9 steps and 7, with a third of a step for each of 60 / 8 batches that are validated.
+    assert fit / judge == pytest.approx((9 + 2.5) / (7 + 2.5))
+    assert told.predicting > 0 and told.memory > 2**26
+    assert told.seconds == pytest.approx(2 * (judge + fit + 2 * refit + told.predicting))
+
+
+def test_the_table_and_the_verdict_read_well():
+    told = Forecast("x", 26_129_489, 5, (StageForecast("fit", 65, 62, 3971, 64, 3000.0),), 240.0, 3 * 2**30, "cuda:0")
+    assert str(told).splitlines() == [
+        "x: 26,129,489 parameters, 5 folds, on cuda:0",
+        "stage       epochs  steps  clips   bs   time of a fold",
+        "fit             65     62   3971   64          0:50:00",
+        "predicting                                    0:04:00",
+        "all folds: at most 4:30:00, 3.0 GiB of memory",
+    ]
+    assert verdict(told.seconds, 9 * 3600) == "fits the budget of 9:00:00: 50% of it"
+    assert verdict(told.seconds, 3 * 3600) == "does not fit the budget of 3:00:00: 150% of it"
+
+
+@pytest.mark.parametrize("text", ["", "9", "h", "9 h", "-1h", "0s", "1x"])
+def test_a_budget_that_is_none_is_refused(text):
+    with pytest.raises(OptionError, match="such as 9h, 90m or 1h30m"):
+        seconds_of(text)
+
+
+def test_a_dry_run_writes_nothing(main_with, sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = main_with("run", sample, "--recipe", "first_place", "--scale", "tiny", "--dry-run", "--budget", "9h", "--only-fold", 1)
+    assert ended.returncode == 0, ended.stderr
+    assert "1 folds" in ended.stdout and "fits the budget of 9:00:00" in ended.stdout and "epoch" in ended.stdout.splitlines()[1]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,194 @@
+"""Runs in several processes: the same as in one, and a clear end when one of them is lost."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.processes import in_processes
+
+from fatai.data.datasets.fat2019 import fat_sample
+from fatai.errors import OptionError
+from fatai.inference.predictions import Predictions
+from fatai.experiment.launch import in_company, share_out, start_processes, start_shards
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.distributed import ALONE, Company
+
+RECIPE = """
+name = "together"
+precision = "fp32"
+[clips]
+crop_s = {crop_s}
+cache = "{cache}"
+[folds]
+n = 2
+[model]
+arch = "m1"
+width = 0.125
+[[stages]]
+epochs = {epochs}
+bs = 16
+lr = 5e-3
+{changes}
+[listen]
+how = "random"
+n = 2
+"""
+CHANGES = 'augment = [{ name = "spec_augment" }]\nmixup = { name = "mixup" }'
+SAME = ("oof.csv", "test.csv", "submission.csv", "folds.csv", "recipe.toml", "fold_0/model.safetensors", "fold_1/model.safetensors")
+
+
+def recipe_file(folder, epochs=2, crop_s=0.5, cache="none", changes=CHANGES):
+    file = folder / "together.toml"
+    file.write_text(RECIPE.format(epochs=epochs, crop_s=crop_s, cache=cache, changes=changes))
+    return file
+
+
+def test_folds_are_shared_out_where_there_are_enough_and_batches_otherwise():
+    lines = []
+    company = Company(1, 2)
+    folds = share_out(company, 2, lines.append)
+    folds.say("fold 1: begins")
+    assert (folds.of_folds, folds.of_batches) == (company, ALONE) and lines == ["process 1: fold 1: begins"]
+    batches = share_out(company, 1, lines.append)
+    batches.say("not heard: the first process speaks")
+    assert (batches.of_folds, batches.of_batches) == (ALONE, company) and len(lines) == 1
+    share_out(Company(0, 2), 1, lines.append).say("heard")
+    assert lines[1:] == ["2 processes share every batch", "heard"]
+    assert share_out(ALONE, 1, print).say is print
+
+
+def test_less_than_one_process_is_refused():
+    with pytest.raises(OptionError, match="processes is 0; expected at least 1"):
+        start_processes(0, ["run"])
+
+
+@pytest.mark.parametrize("asked", [["--processes", "3"], ["--processes=3"]])
+def test_each_part_of_a_list_is_told_its_part_and_not_to_start_others(monkeypatch, asked):
+    started = []
+
+    class Done:
+        def __init__(self, words, env):
+            started.append(words[3:])
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr("fatai.experiment.launch.subprocess.Popen", Done)
+    start_shards(3, ["predict", "run", *asked, "--out", "a.csv"], "it")
+    assert started == [["predict", "run", "--out", "a.csv", "--shard", f"{k}/3"] for k in (1, 2, 3)]
+    with pytest.raises(OptionError, match="processes is 0; expected at least 1"):
+        start_shards(0, [], "it")
+
+
+def counted():
+    try:
+        with in_company(3):
+            return "joined"
+    except OptionError as e:
+        return str(e)
+
+
+def test_another_number_of_processes_than_said_is_refused():
+    # accelerate launch --cpu --num_processes 2 starts a single one; nobody is to wait for the other.
+    assert in_processes(2, counted) == ["processes is 3, but torchrun started 2; leave --processes to one of the two"] * 2
+
+
+def ran(recipe, out, seed, only):
+    """The run of a recipe, told by its first process."""
+    lines = []
+    changed = load_recipe(recipe).changed(seed=seed)
+    result = run_recipe(fat_sample(), changed, out, only=only, cache_dir=out.parent / "cache", say=lines.append)
+    return result.oof_score, result.oof.fnames, lines
+
+
+@pytest.mark.slow
+def test_two_processes_with_folds_of_their_own_make_the_bytes_of_one(tmp_path):
+    recipe = recipe_file(tmp_path, cache="wave")
+    one = ran(recipe, tmp_path / "one", 1, None)
+    two = in_processes(2, ran, recipe, tmp_path / "two", 1, None)
+    assert two[0][:2] == two[1][:2] == one[:2]
+    for name in SAME:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    assert {str(f.relative_to(tmp_path / "two")) for f in (tmp_path / "two").rglob("*")} == {
+        str(f.relative_to(tmp_path / "one")) for f in (tmp_path / "one").rglob("*")}
+    assert (tmp_path / "two" / "report.html").is_file()
+    caches = list((tmp_path / "cache").iterdir())
+    clips = [f for f in caches[0].rglob("*.i16")]
+    assert len(caches) == 1 and len(clips) == 120, "one cache, every clip in it once"
+
+
+def children(pid):
+    """Process numbers of the processes that `pid` started."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as f:
+                    if int(f.read().rsplit(")", 1)[1].split()[1]) == pid:
+                        found.append(int(entry))
+            except OSError:
+                continue
+    return found
+
+
+def of_rank(pid, rank):
+    with open(f"/proc/{pid}/environ") as f:
+        return f"\0RANK={rank}\0" in f.read()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
+def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_path):
+    command = [sys.executable, "-m", "fatai.cli", "run", str(fat_sample()), "--recipe", str(recipe_file(tmp_path, epochs=30)),
+               "--only-fold", "0", "--processes", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([*command, "--out", str(out)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    history = out / "fold_0" / "history.csv"
+    deadline = time.monotonic() + 200
+    while not history.exists() or len(history.read_text().splitlines()) < 4:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.05)
+    victim = next(pid for pid in children(process.pid) if of_rank(pid, 1))
+    os.kill(victim, signal.SIGKILL)
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 2
+    last = told.strip().splitlines()[-1]
+    assert re.match(r"fatai-submit: process 1 of 2 was killed \(signal 9; .*give the same command with --resume$", last), told
+    assert "Traceback" not in told and not (out / "oof.csv").exists()
+    for folder, more in ((out, ["--resume"]), (whole, [])):
+        subprocess.run([*command, "--out", str(folder), *more], env=env, check=True, capture_output=True, timeout=300)
+    assert len(history.read_text().splitlines()) == 31
+    for name in ("oof.csv", "test.csv", "fold_0/model.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), f"{name}: as if nobody had been killed"
+    assert len(Predictions.from_csv(out / "test.csv")) == 60
+
+
+@pytest.mark.slow
+def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_made_by_the_same_command(tiny_run, tmp_path):
+    env, out = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "two.csv"
+    sounds = sorted((fat_sample() / "test").iterdir())[:7]
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sounds))
+
+    def predicted(*args):
+        told = ("predict", str(tiny_run.out), "--list", str(tmp_path / "list.txt"), *args)
+        return subprocess.run([sys.executable, "-m", "fatai.cli", *told], env=env, capture_output=True, text=True, timeout=300)
+
+    assert predicted("--out", str(tmp_path / "one.csv")).returncode == 0
+    # Where the second part is to be written stands a folder, so that part fails and the first is kept.
+    part = tmp_path / "two.2-of-2.csv"
+    part.mkdir()
+    ended = predicted("--out", str(out), "--processes", "2")
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr and not out.exists()
+    assert (tmp_path / "two.1-of-2.csv").is_file()
+    part.rmdir()
+    ended = predicted("--out", str(out), "--processes", "2")
+    assert ended.returncode == 0 and f"{out}: 7 clips" in ended.stdout, ended.stderr
+    two, one = Predictions.from_csv(out), Predictions.from_csv(tmp_path / "one.csv")
+    assert two.fnames == one.fnames and abs(two.probs - one.probs).max() < 1e-6, "other batches round otherwise, no more"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["list.txt", "one.csv", "two.csv"]

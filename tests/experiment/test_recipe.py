@@ -1,0 +1,156 @@
+"""Recipes: typed, checked settings from TOML."""
+
+import pytest
+
+from fatai.errors import RecipeError
+from fatai.experiment.recipe import Recipe, load_recipe, recipe_names, recipe_text
+from fatai.audio.front_ends import front_end as find_front_end
+
+
+def write(tmp_path, text):
+    path = tmp_path / "my.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_reads_and_says_where_it_comes_from(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.source and recipe.published
+
+
+def test_ninth_holds_the_published_constants():
+    recipe = load_recipe("ninth")
+    settings = recipe.settings()
+    front_end, fit = settings.front_end, recipe.stages[0]
+    assert (front_end.sr, front_end.n_mels, front_end.n_fft, front_end.hop_length) == (44100, 64, 1920, 690)
+    assert (front_end.fmin, front_end.top_hz, front_end.top_db, front_end.mean, front_end.std) == (20, 22050, 80, -35.7, 21.6)
+    assert (settings.crop_s, settings.trim_db, settings.short_fill, settings.crop_samples) == (4, 60, "zeros_both", 176_400)
+    assert front_end.frames(settings.crop_samples) == 256
+    assert (recipe.model.arch, recipe.model.width, recipe.clips.corrupted) == ("m3", None, "drop")
+    assert (recipe.folds.how, recipe.folds.n, recipe.folds.seed, recipe.seed) == ("stratified_argmax", 5, 2019, 2019)
+    assert (fit.epochs, fit.bs, fit.lr, fit.optimizer, fit.wd, fit.no_decay) == (65, 64, 1e-3, "adam", 0.01, "bias")
+    assert (fit.schedule, fit.loss, fit.loss_options) == ("warmup_cosine", "bce", {"reduction": "sum"})
+    assert (fit.clamp_gradients, fit.keep) == (1, "best")
+    assert (recipe.listen.how, recipe.listen.n) == ("random", 25)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_resolved_recipe_reads_back_as_itself(name, tmp_path):
+    recipe = load_recipe(name)
+    again = load_recipe(write(tmp_path, recipe.resolved()))
+    assert again.settings() == recipe.settings() and again.resolved() == recipe.resolved()
+    assert again.model_dump(exclude={"front_end"}) == recipe.model_dump(exclude={"front_end"})
+
+
+def test_keeping_silence_survives_the_round_trip(tmp_path):
+    recipe = load_recipe(write(tmp_path, 'name = "x"\n[clips]\ntrim_db = "none"\n'))
+    assert recipe.settings().trim_db is None
+    assert load_recipe(write(tmp_path, recipe.resolved())).settings().trim_db is None
+
+
+@pytest.mark.parametrize("text, words", [
+    ('name = "x"\n[clips]\ncrop = 2\n', ["my.toml", "unknown key clips.crop", "did you mean crop_s"]),
+    ('name = "x"\n[clips]\ncrop_s = "long"\n', ["clips.crop_s", "'long'", "number"]),
+    ('name = "x"\n[[stages]]\nepoch = 3\n', ["stages.0.epoch", "did you mean epochs"]),
+    ('name = "x"\n[[stages]]\nepochs = 0\n', ["stages.0.epochs is 0", "greater than or equal to 1"]),
+    ('name = "x"\n[[stages]]\nloss = "bec"\n', ["stages.0.loss is 'bec'", "did you mean bce"]),
+    ('name = "x"\n[model]\narch = "m33"\n', ["model.arch is 'm33'", "did you mean m3"]),
+    ('name = "x"\n[front_end]\nname = "nineth"\n', ["'nineth'", "did you mean ninth"]),
+    ('name = "x"\n[front_end]\nn_mel = 64\n', ["n_mel", "did you mean n_mels"]),
+    ('name = "x"\n[front_end]\nn_mels = "many"\n', ["front_end"]),
+    ('name = "x"\n[folds]\nhow = "random"\n', ["folds.how is 'random'", "known: "]),
+    ('name = "x"\n[folds]\nhow = "given"\n', ["how is 'given'", "give its name as column"]),
+    ('name = "x"\n[folds]\ncolumn = "site"\n', ["column is 'site'", "expected grouped or given"]),
+    ('name = "x"\nstages = []\n', ["stages", "at least 1"]),
+    ('[clips]\n', ["name", "required"]),
+    ('name = \n', ["no valid TOML"]),
+])
+def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, text, words):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert all(w in str(caught.value) for w in words), str(caught.value)
+
+
+@pytest.mark.parametrize("lines, words", [
+    ('mixup = { name = "mixup_of" }', ["stages.0.mixup", "did you mean mixup_or"]),
+    ('mixup = { alpha = 1.0 }', ["stages.0.mixup", "needs a name"]),
+    ('augment = [{ name = "spec_augment", widht = 3 }]', ["stages.0.augment", "no option 'widht'"]),
+    ('items = [{ name = "spec_augment" }]', ["stages.0.items", "belongs into augment"]),
+    ('loss = "bce"\nloss_options = { gamma = 2 }', ["the loss 'bce'", "gamma"]),
+    ('epochs = 3\nschedule = "warmup_smooth_cosine"\nschedule_options = { warmup_epochs = 3 }', ["warmup_epochs is 3", "less than the 3"]),
+    ('like = "fti"', ["stage 0 is like 'fti'"]),
+    ('sampling = "weighted"', ["stages.0.sampling", "'shuffle', 'balanced' or 'mixture'"]),
+])
+def test_a_stages_changes_are_built_once_to_be_checked(tmp_path, lines, words):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, f'name = "x"\n[[stages]]\n{lines}\n'))
+    assert all(w in str(caught.value) for w in words), str(caught.value)
+
+
+def test_a_stage_like_another_says_only_what_differs(tmp_path):
+    stages = '[[stages]]\nname = "fit"\nlr = 0.01\nbs = 7\n[[stages]]\nname = "again"\nlike = "fit"\nlr = 0.001\nfresh = true\n'
+    recipe = load_recipe(write(tmp_path, 'name = "x"\n' + stages))
+    assert [(s.name, s.lr, s.bs, s.fresh) for s in recipe.stages] == [("fit", 0.01, 7, False), ("again", 0.001, 7, True)]
+    assert load_recipe(write(tmp_path, recipe.resolved())).stages == recipe.stages
+    with pytest.raises(RecipeError, match="only is .9.; expected one or more of the folds 0 to 4"):
+        load_recipe(write(tmp_path, 'name = "x"\n[folds]\nn = 5\nonly = [9]\n'))
+
+
+def test_an_unknown_cache_is_named(tmp_path):
+    with pytest.raises(RecipeError, match="clips.cache is 'feature': did you mean features"):
+        load_recipe(write(tmp_path, 'name = "x"\n[clips]\ncache = "feature"\n'))
+
+
+def test_another_front_end_drops_the_old_ones_values_and_statistics_keep_the_rest():
+    ninth = load_recipe("ninth")
+    assert ninth.with_front_end(name="panns").settings().front_end == find_front_end("panns")
+    measured = ninth.with_front_end(mean=-30.0, std=20.0).settings().front_end
+    assert measured == find_front_end("ninth", mean=-30.0, std=20.0)
+
+
+def test_an_unknown_recipe_suggests_the_nearest():
+    with pytest.raises(RecipeError, match="no recipe named 'nineth'; did you mean ninth"):
+        load_recipe("nineth")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a" * 300_000])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content):
+    (tmp_path / "my.toml").write_bytes(content)
+    with pytest.raises(RecipeError, match="cannot be read as text|bytes; a recipe has at most"):
+        recipe_text(str(tmp_path / "my.toml"))
+
+
+def test_changes_go_to_the_right_places_and_are_checked():
+    recipe = load_recipe("ninth").changed(folds=2, epochs=40, bs=16, width=0.5, crop_s=2, views=5, seed=1)
+    assert (recipe.folds.n, recipe.model.width, recipe.clips.crop_s, recipe.listen.n, recipe.seed) == (2, 0.5, 2, 5, 1)
+    assert all((s.epochs, s.bs, s.lr) == (40, 16, 1e-3) for s in recipe.stages)
+    assert load_recipe("ninth").changed() == load_recipe("ninth")
+    with pytest.raises(RecipeError, match="folds.n is 1"):
+        recipe.changed(folds=1)
+
+
+def test_a_recipe_cannot_be_changed_by_accident():
+    with pytest.raises(Exception, match="frozen"):
+        Recipe(name="x").seed = 3
+
+
+@pytest.mark.parametrize("text", [
+    "x = " + "[" * 20_000, ".".join("a" * 20_000) + " = 1", "[" + ".".join(["'b'"] * 20_000) + "]", "seed = " + "9" * 5000,
+    "stages = [" + "1," * 50_000 + "]",
+])
+def test_what_would_take_forever_is_refused_at_once(tmp_path, text):
+    with pytest.raises(RecipeError, match="no valid TOML|there are 50000; at most 100"):
+        load_recipe(write(tmp_path, f'name = "x"\n{text}\n'))
+
+
+@pytest.mark.parametrize(("lines", "told"), [
+    ("seed = 99999999999", "seed is 99999999999: .*less than or equal to"), ("[folds]\nseed = 99999999999", "folds.seed"),
+    ("[clips]\ntrim_db = nan", "clips.trim_db"),
+    ("[model]\noptions = { n_tags = 3 }", "n_tags is no option: the data and the front end tell it"),
+    ("[front_end]\nn_fft = 1099511627776", "n_fft=1099511627776; expected at most 131072"),
+    ('[[stages]]\nname = ["a"]\n[[stages]]\nlike = "a"', "stage 1 is like 'a'"), ("[[stages]]\nlike = { a = 1 }", "stage 0 is like"),
+])
+def test_values_that_no_machine_takes_are_refused(tmp_path, lines, told):
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(write(tmp_path, f'name = "x"\n{lines}\n'))

@@ -1,0 +1,124 @@
+"""Runs made again: the same bytes, or what differs; and what seeds cover."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.data.load import DataLoader
+from fastai.torch_core import set_seed
+
+from fatai.augment.wave import PitchShift
+from fatai.errors import CheckpointError, DataError
+from fatai.experiment.reproduce import compare_files, repeat_run
+from fatai.experiment.run import run_recipe
+
+
+@pytest.fixture
+def finished(tiny_run, tmp_path):
+    """A copy of a finished run, to be changed."""
+    return shutil.copytree(tiny_run.out, tmp_path / "run")
+
+
+def changed(run, change):
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_a_run_made_again_is_the_same_bytes(finished, main_with):
+    ended = main_with("repeat", finished)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip().endswith(f"{finished}-repeat is {finished}, byte for byte")
+    again = compare_files(finished, f"{finished}-repeat")
+    assert again.same and again.around == () and set(again.files.values()) == {"same bytes"}
+    assert {"recipe.toml", "oof.csv", "test.csv", "submission.csv", "folds.csv", "fold_1/model.safetensors"} <= set(again.files)
+
+
+def test_what_differs_is_told(finished, tmp_path, main_with):
+    other = shutil.copytree(finished, tmp_path / "other")
+    text = (other / "oof.csv").read_text().splitlines()
+    cells = text[1].split(",")
+    text[1] = ",".join([cells[0], str(float(cells[1]) + 0.25 if float(cells[1]) < 0.5 else float(cells[1]) - 0.25), *cells[2:]])
+    (other / "oof.csv").write_text("\n".join(text) + "\n")
+    (other / "fold_1" / "model.safetensors").write_bytes(b"other")
+    (other / "test.csv").unlink()
+
+    def otherwise(manifest):
+        manifest["versions"]["torch"] = "1.0"
+        manifest["data"]["digest"] = "ff"
+        manifest["lwlrap"]["folds"]["0"] = 0.125
+
+    changed(other, otherwise)
+    repeated = compare_files(finished, other)
+    assert not repeated.same
+    assert repeated.files["oof.csv"] == "probabilities differ by at most 0.25"
+    assert repeated.files["fold_1/model.safetensors"] == "other bytes"
+    assert repeated.files["test.csv"] == f"not in {other}" and repeated.files["folds.csv"] == "same bytes"
+    assert len(repeated.around) == 2 and repeated.around[0].startswith("version of torch was ") and repeated.around[0].endswith("is 1.0")
+    assert repeated.around[1].startswith("digest of the data was ") and repeated.scores["fold 0"][1] == 0.125
+    assert "They differ. What was different:\n  version of torch was" in str(repeated)
+
+
+def test_a_run_is_repeated_only_from_what_it_notes(finished, tmp_path, sample, main_with):
+    with pytest.raises(CheckpointError, match="is no finished run"):
+        repeat_run(tmp_path / "nothing")
+    changed(finished, lambda manifest: manifest["made_with"].update(data="nowhere"))
+    ended = main_with("repeat", finished)
+    assert ended.returncode == 2 and "say where they are: repeat" in ended.stderr
+    with pytest.raises(DataError, match="exists already"):
+        repeat_run(finished, sample, finished)
+    changed(finished, lambda manifest: manifest["made_with"].update(only="all of them"))
+    with pytest.raises(CheckpointError, match="as made_with; expected data, only"):
+        repeat_run(finished, sample)
+    changed(finished, lambda manifest: manifest.pop("made_with"))
+    with pytest.raises(CheckpointError, match="it is of an earlier fatai"):
+        repeat_run(finished, sample)
+    changed(finished, lambda manifest: manifest.update(finished=None))
+    with pytest.raises(CheckpointError, match="is no finished run"):
+        repeat_run(finished, sample)
+
+
+class Draws(torch.utils.data.Dataset):
+    """Items that are nothing but random numbers, of every generator there is."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return torch.tensor([random.random(), np.random.rand(), float(torch.rand(()))])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_seed_settles_the_draws_of_python_numpy_and_torch_in_workers_too(workers):
+    def drawn():
+        set_seed(5, reproducible=True)
+        loader = DataLoader(Draws(), bs=2, num_workers=workers, shuffle=True)
+        return torch.cat([batch for epoch in range(2) for batch in loader])
+
+    one, other = drawn(), drawn()
+    assert torch.equal(one, other)
+    assert len(one[:, 2].unique()) == 16, "neither workers nor epochs repeat each other"
+
+
+def test_a_seed_settles_what_audiomentations_does():
+    pytest.importorskip("audiomentations")
+    change, wave = PitchShift(engine="audiomentations", p=1.0), torch.randn(1, 22050) / 10
+    one, again, other = ((set_seed(seed), change.change(wave, 22050))[1] for seed in (3, 3, 4))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_a_run_of_a_table_of_ones_own_is_made_again_too(sample, tiny_recipe, tmp_path):
+    table = pd.read_csv(sample / "train_curated.csv").iloc[::4]
+    (tmp_path / "sounds").symlink_to(sample / "train_curated")
+    own = table.rename(columns={"fname": "file", "labels": "tags"}).assign(file="sounds/" + table["fname"])
+    own.to_csv(tmp_path / "my.csv", index=False)
+    run_recipe(tmp_path / "my.csv", tiny_recipe, tmp_path / "run", only=[0], num_workers=0, say=lambda line: None)
+    assert repeat_run(tmp_path / "run", say=lambda line: None).same
+    (tmp_path / "my.csv").rename(tmp_path / "elsewhere.csv")
+    with pytest.raises(DataError, match="my.csv' any more .*say where they are: repeat .* DATA"):
+        repeat_run(tmp_path / "run", say=lambda line: None)

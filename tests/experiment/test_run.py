@@ -1,0 +1,261 @@
+"""A run folder: what is in it, that it repeats, and that what is asked wrongly is told."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fatai.errors import CheckpointError, DataError
+from fatai.inference.predictions import Predictions, check_submission
+from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.metrics.ranking import lwlrap
+from fatai.callbacks.callbacks import StopOnNaN
+from fatai.training.cross_validation import fit_folds, load_weights, save_weights
+from fatai.callbacks.history import History
+from fatai.training.learner import FatLearner
+
+
+def test_a_run_folder_holds_what_it_promises(tiny_run, sample):
+    out = tiny_run.out
+    held = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
+    assert held == {"recipe.toml", "manifest.json", "folds.csv", "oof.csv", "test.csv", "submission.csv", "report.html",
+                    *(f"fold_{k}/{f}" for k in (0, 1) for f in ("model.safetensors", "history.csv", "oof.csv", "test.csv", "fold.json"))}
+    check_submission(out / "submission.csv", sample / "sample_submission.csv")
+    assert load_recipe(out / "recipe.toml").model.arch == "m1"
+
+
+def test_out_of_fold_predictions_cover_each_curated_clip_once(tiny_run, sample):
+    oof = Predictions.from_csv(tiny_run.out / "oof.csv")
+    assert list(oof.fnames) == list(pd.read_csv(sample / "train_curated.csv", dtype=str)["fname"])
+    assert oof.score(sample / "train_curated.csv") == pytest.approx(tiny_run.oof_score)
+
+
+def test_the_test_predictions_are_the_mean_over_the_folds(tiny_run, sample):
+    test = Predictions.from_csv(tiny_run.out / "test.csv")
+    again = predict_with_run(tiny_run.out, sorted((sample / "test").iterdir()))
+    np.testing.assert_allclose(again.select(test.fnames).probs, test.probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["gmean", "mean"])
+def test_the_folds_answers_become_one_as_the_recipe_says(how, tiny_run, tiny_recipe, sample, tmp_path):
+    plain = tiny_recipe.model_dump()
+    recipe = type(tiny_recipe).model_validate({**plain, "listen": {**plain["listen"], "fold_mean": how}})
+    shutil.copytree(tiny_run.out, tmp_path / "run")
+    (tmp_path / "run" / "recipe.toml").write_text(recipe.resolved())
+    result = run_recipe(sample, recipe, tmp_path / "run", resume=True, num_workers=0, say=lambda line: None)
+    one, two = (Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "test.csv") for k in (0, 1))
+    expected = np.sqrt(one.probs * two.probs) if how == "gmean" else (one.probs + two.probs) / 2
+    np.testing.assert_allclose(result.test.probs, expected, rtol=1e-6)
+    few = sorted((sample / "test").iterdir())[:5]
+    again = predict_with_run(tmp_path / "run", few)
+    np.testing.assert_allclose(again.probs, result.test.select(again.fnames).probs, atol=1e-5)
+
+
+def test_history_has_a_row_an_epoch(tiny_run):
+    history = pd.read_csv(tiny_run.out / "fold_0" / "history.csv")
+    assert list(history.columns) == ["stage", "epoch", "train_loss", "valid_loss", "lwlrap", "seconds"]
+    assert list(history["epoch"]) == [0, 1]
+
+
+def test_the_manifest_says_what_made_the_run(tiny_run):
+    manifest = json.loads((tiny_run.out / "manifest.json").read_text())
+    assert manifest["recipe"] == "quick" and manifest["seed"] == 2019 and len(manifest["data"]["digest"]) == 64
+    assert torch.__version__.startswith(manifest["versions"]["torch"]) and manifest["lwlrap"]["oof"] == tiny_run.oof_score
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_run, tiny_recipe, sample, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_recipe(sample, tiny_recipe, tmp_path / "again", num_workers=0, say=lambda line: None)
+    for name in ("oof.csv", "test.csv", "submission.csv", "folds.csv", "recipe.toml", "fold_1/model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tiny_run.out / name).read_bytes(), name
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(tiny_run, tiny_recipe, sample):
+    with pytest.raises(DataError, match="exists already and is not empty"):
+        run_recipe(sample, tiny_recipe, tiny_run.out)
+
+
+@pytest.fixture
+def odd_data(sample, tmp_path):
+    """The sample with a broken curated and a broken test file."""
+    data = tmp_path / "data"
+    shutil.copytree(sample, data, ignore=shutil.ignore_patterns("truth", "train_noisy*"))
+    broken = [sorted((data / part).iterdir())[0] for part in ("train_curated", "test")]
+    for path in broken:
+        path.write_bytes(b"OggS")
+    return data, [b.name for b in broken]
+
+
+def test_broken_files_cost_no_row(odd_data, tiny_recipe, tmp_path):
+    data, (curated, test) = odd_data
+    with pytest.warns(UserWarning) as caught:
+        result = run_recipe(data, tiny_recipe.changed(epochs=1), tmp_path / "run", num_workers=0, say=lambda line: None)
+    told = [str(w.message) for w in caught]
+    assert sum("training files cannot be read" in t and curated in t for t in told) == 1
+    assert any("training prior" in t and test in t for t in told)
+    assert result.unreadable == (curated,) and curated not in result.oof.fnames
+    row = result.test.probs[result.test.fnames.index(test)]
+    assert np.isfinite(row).all() and result.test.unreadable == (test,)
+    check_submission(tmp_path / "run" / "submission.csv", data / "sample_submission.csv")
+
+
+def test_a_single_fold_can_be_trained_without_the_test_part(sample, tiny_recipe, tmp_path):
+    lines = []
+    result = run_recipe(
+        sample, tiny_recipe.changed(epochs=1), tmp_path / "run", only=[1], predict_test=False, num_workers=0, say=lines.append,
+    )
+    assert set(result.fold_scores) == {1} and result.test is None and not (tmp_path / "run" / "test.csv").exists()
+    assert len(result.oof.fnames) == 60 and any("fold 1: lwlrap" in line for line in lines)
+
+
+def test_a_stage_can_mix_mask_and_balance_and_a_run_can_cache(sample, tiny_recipe, tmp_path):
+    plain = tiny_recipe.changed(epochs=1).model_dump()
+    plain["clips"]["cache"] = "features"
+    plain["stages"][0].update(
+        mixup={"name": "mixup", "domain": "log"}, augment=({"name": "spec_augment"},), sampling="balanced",
+        sampling_options={"max_repeats": 2},
+    )
+    second = {**plain["stages"][0], "sampling": "shuffle", "sampling_options": {}, "mixup": None, "augment": (), "name": "plain"}
+    recipe = type(tiny_recipe).model_validate({**plain, "stages": (plain["stages"][0], second)})
+    result = run_recipe(
+        sample, recipe, tmp_path / "run", only=[0], predict_test=False, num_workers=0, say=lambda line: None, cache_dir=tmp_path / "cache",
+    )
+    assert np.isfinite(result.oof.probs).all()
+    assert sum(f.stat().st_size > 0 for f in (tmp_path / "cache").rglob("*.f16")) == 120, "every curated clip is cached once"
+    history = pd.read_csv(tmp_path / "run" / "fold_0" / "history.csv")
+    assert list(history["stage"]) == ["fit", "plain"] and history["lwlrap"].between(0, 1).all()
+    resolved = load_recipe(tmp_path / "run" / "recipe.toml")
+    assert resolved.stages == recipe.stages and resolved.clips == recipe.clips and resolved.settings() == recipe.settings()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def two_stages(tiny_recipe):
+    """Two epochs plainly, two mixed, of one fold."""
+    plain = tiny_recipe.model_dump()
+    second = {**plain["stages"][0], "name": "mixed", "mixup": {"name": "mixup", "domain": "log"}, "schedule": "warmup_cosine"}
+    return type(tiny_recipe).model_validate({**plain, "stages": (plain["stages"][0], second)})
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, monkeypatch):
+    def run(out, **options):
+        return run_recipe(sample, two_stages, tmp_path / out, only=[1], num_workers=0, say=lambda line: None, **options)
+
+    kills = [("fit", 0), ("fit", 1), ("mixed", 0), ("mixed", 1), ("views", 0)]
+    seen = []
+
+    class Kill(StopOnNaN):
+        def after_loss(self):
+            stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, History))
+            if self.iter == 1:
+                seen.append((stage, self.epoch))
+                if kills and (stage, self.epoch) == kills[0]:
+                    raise Killed("here")
+
+    def no_views(*args, **kwargs):
+        if kills and kills[0][0] == "views":
+            raise Killed
+        return views(*args, **kwargs)
+
+    monkeypatch.setattr("fatai.experiment.stage.StopOnNaN", Kill)
+    views = FatLearner.tta
+    monkeypatch.setattr(FatLearner, "tta", no_views)
+    while kills:
+        with pytest.raises(Killed):
+            run("broken", resume=True)
+        del kills[0]
+    resumed = run("broken", resume=True)
+    assert seen == [("fit", 0), ("fit", 0), ("fit", 1), ("fit", 1), ("mixed", 0), ("mixed", 0), ("mixed", 1), ("mixed", 1)]
+    unbroken = run("unbroken")
+    assert resumed.oof == unbroken.oof and resumed.test == unbroken.test
+    held = {str(f.relative_to(tmp_path / "unbroken")) for f in (tmp_path / "unbroken").rglob("*") if f.is_file()}
+    assert held == {str(f.relative_to(tmp_path / "broken")) for f in (tmp_path / "broken").rglob("*") if f.is_file()}
+    # These three tell times.
+    for name in held - {"manifest.json", "fold_1/history.csv", "report.html"}:
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
+    history = [pd.read_csv(tmp_path / out / "fold_1" / "history.csv").drop(columns="seconds") for out in ("broken", "unbroken")]
+    assert history[0].equals(history[1]) and list(history[0]["epoch"]) == [0, 1, 0, 1]
+
+
+def test_a_finished_run_is_not_trained_again_and_gets_its_test_part(sample, tiny_run, tmp_path, tiny_recipe, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run.out, out)
+    for name in ("test.csv", "submission.csv", "fold_0/test.csv", "fold_1/test.csv"):
+        (out / name).unlink()
+    monkeypatch.setattr(FatLearner, "fit_one_cycle", None)
+    result = run_recipe(sample, tiny_recipe, out, resume=True, num_workers=0, say=lambda line: None)
+    assert result.test == tiny_run.test and result.oof == tiny_run.oof and result.fold_scores == tiny_run.fold_scores
+    assert (out / "submission.csv").read_bytes() == (tiny_run.out / "submission.csv").read_bytes()
+
+
+def test_a_run_of_something_else_is_not_gone_on_with(sample, tiny_run, tiny_recipe, tmp_path):
+    out, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(tiny_run.out, out)
+    with pytest.raises(CheckpointError, match=r"another recipe: stages.0.epochs is 3 and was 2; stages.0.lr is 0.5 and was"):
+        run_recipe(sample, tiny_recipe.changed(epochs=3, lr=0.5), out, resume=True)
+    shutil.copytree(sample, other, ignore=shutil.ignore_patterns("truth"))
+    sorted((other / "test").iterdir())[0].write_bytes(b"OggS")
+    with pytest.raises(CheckpointError, match="a run of other data"):
+        run_recipe(other, tiny_recipe, out, resume=True)
+    (out / "manifest.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="is no manifest of a run"):
+        run_recipe(sample, tiny_recipe, out, resume=True)
+    (out / "manifest.json").unlink()
+    with pytest.raises(DataError, match="exists already and is not empty"):
+        run_recipe(sample, tiny_recipe, out, resume=True)
+
+
+@pytest.mark.parametrize("text, words", [('{"digest": 1', "cannot be read"), ('{"unreadable": {}}', "cannot be read"),
+                                         ('{"digest": "0", "unreadable": {"held_out": [], "test": []}}', "trained on other data")])
+def test_notes_of_a_fold_that_do_not_fit_are_told(sample, tiny_run, tiny_recipe, tmp_path, text, words):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run.out, out)
+    (out / "fold_0" / "fold.json").write_text(text)
+    with pytest.raises(CheckpointError, match=words):
+        run_recipe(sample, tiny_recipe, out, resume=True, num_workers=0)
+
+
+def test_fit_folds_puts_every_prediction_in_its_row():
+    table = pd.DataFrame({"fname": list("abcd")})
+    truth = np.eye(2)[[0, 1, 0, 1]]
+    folded = fit_folds(table, np.array([1, 0, 0, 1]), 2, lambda k, t: truth[t["is_valid"].to_numpy()] * (k + 1),
+                       lambda probs, rows: lwlrap(probs, truth[rows]))
+    assert folded.oof.tolist() == [[2, 0], [0, 1], [1, 0], [0, 2]] and folded.scores == {0: 1.0, 1: 1.0}
+    with pytest.raises(DataError, match="3 fold numbers for 4 clips"):
+        fit_folds(table, np.zeros(3), 2, None, None)
+    with pytest.raises(DataError, match="fold 7 holds no clip"):
+        fit_folds(table, np.array([1, 0, 0, 1]), 2, None, None, only=[7])
+
+
+@pytest.mark.parametrize("harm, words", [
+    (lambda run: (run / "recipe.toml").unlink(), "no finished run"),
+    (lambda run: (run / "fold_0" / "model.safetensors").write_bytes(b"not tensors at all"), "cannot be read as safetensors"),
+    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1), {}), "does not say its tags"),
+    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1),
+                              {"fatai": '{"tags": ["a"], "in_channels": 1, "prior": [0.5]}'}), "does not fit its model"),
+    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1),
+                              {"fatai": '{"tags": ["a"], "in_channels": 1e9, "prior": [0.5]}'}), "don't go together"),
+])
+def test_a_run_folder_that_does_not_fit_is_refused(tiny_run, tmp_path, sample, harm, words):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.out, run)
+    harm(run)
+    with pytest.raises(CheckpointError, match=words):
+        predict_with_run(run, [next((sample / "test").iterdir())])
+
+
+def test_weights_come_back_as_they_were(tmp_path):
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    save_weights(tmp_path / "w.safetensors", first, {})
+    load_weights(tmp_path / "w.safetensors", second)
+    assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)

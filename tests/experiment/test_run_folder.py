@@ -1,0 +1,115 @@
+"""A finished run predicts clips with the views of its recipe, or with others."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from fatai.data.blocks import ClipSettings
+from fatai.errors import CheckpointError, OptionError, RecipeError
+from fatai.inference.view_store import read_views
+from fatai.inference.tta import build_views, predict_clips
+from fatai.experiment.run_folder import FinishedRun, predict_with_run
+from fatai.experiment.recipe import Recipe, load_recipe
+from fatai.metrics.calibration import Calibration
+
+
+@pytest.fixture(scope="module")
+def clips(sample):
+    return sorted((sample / "test").iterdir())[:4]
+
+
+def by_hand(run, clips, views, mean="probs"):
+    """The mean over folds of what each answers."""
+    run = FinishedRun.open(run)
+    answers = [predict_clips(f.model, run.recipe.settings(), clips, len(f.tags), views=views, mean=mean, arithmetic=run.arithmetic(),
+                             seed=run.recipe.seed).probs for f in run.folds()]
+    assert len(answers) == 2
+    return np.mean(answers, axis=0)
+
+
+def test_a_run_listens_as_its_recipe_says(tiny_run, clips):
+    np.testing.assert_allclose(predict_with_run(tiny_run.out, clips).probs, by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5)
+
+
+def test_weights_that_a_recipe_begins_with_are_not_needed_again(tiny_run, clips, tmp_path):
+    run = shutil.copytree(tiny_run.out, tmp_path / "run")
+    text = (run / "recipe.toml").read_text()
+    assert "[model.options]\n" in text
+    (run / "recipe.toml").write_text(text.replace("[model.options]\n", '[model.options]\npretrained = "/gone/Cnn14.pth"\n'))
+    np.testing.assert_array_equal(predict_with_run(run, clips).probs, predict_with_run(tiny_run.out, clips).probs)
+
+
+def test_folds_share_what_is_read_and_each_has_its_own_prior(tiny_run, clips, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    seen = []
+    read = ClipSettings.read
+    monkeypatch.setattr(ClipSettings, "read", lambda self, path: seen.append(path) or read(self, path))
+    with pytest.warns(UserWarning, match="1 of 3 clips cannot be read"):
+        got = predict_with_run(tiny_run.out, [clips[0], broken, clips[1]])
+    assert seen == [str(clips[0]), str(broken), str(clips[1])], "once, not once a fold"
+    priors = [fold.prior for fold in FinishedRun.open(tiny_run.out).folds()]
+    assert not np.allclose(priors[0], priors[1]), "the folds trained on other clips"
+    np.testing.assert_allclose(got.probs[1], np.mean(priors, axis=0), atol=1e-7)
+    assert got.unreadable == ("broken.wav",)
+
+
+@pytest.mark.parametrize(("how", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})])
+def test_another_kind_of_view_can_be_asked_for(tiny_run, clips, how, options):
+    got = predict_with_run(tiny_run.out, clips, how=how, **options)
+    np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views(how, **options)), atol=1e-5)
+    assert got.fnames == tuple(c.name for c in clips)
+
+
+def test_another_number_of_the_runs_views_and_the_mean_of_logits(tiny_run, clips):
+    got = predict_with_run(tiny_run.out, clips, n=5, mean="logits")
+    np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views("even", 5), "logits"), atol=1e-5)
+
+
+def test_the_views_of_every_fold_are_kept(tiny_run, clips, tmp_path):
+    got = predict_with_run(tiny_run.out, clips, n=3, keep_views=tmp_path / "views")
+    kept = [read_views(tmp_path / "views" / f"fold_{k}.npz") for k in (0, 1)]
+    rows = [np.stack([views.probs[views.clip == i].mean(0) for i in range(4)]) for views in kept]
+    np.testing.assert_allclose(np.mean(rows, axis=0), got.probs, atol=1e-6)
+
+
+def test_what_is_no_run_or_no_view_is_refused(tiny_run, clips, tmp_path):
+    with pytest.raises(CheckpointError, match="no finished run; expected recipe.toml and fold_0/model.safetensors"):
+        predict_with_run(tmp_path, clips)
+    with pytest.raises(OptionError, match="'tiles' has no option 'n'"):
+        predict_with_run(tiny_run.out, clips, how="tiles", n=3)
+
+
+def test_a_recipe_may_listen_with_any_kind_of_view_and_its_options():
+    plain = load_recipe("quick").model_dump()
+    listen = {"how": "padded", "options": {"frames": [8, 64]}, "mean": "logits"}
+    recipe = Recipe.model_validate({**plain, "listen": listen})
+    assert recipe.listen.n is None and recipe.listen.mean == "logits"
+
+
+@pytest.mark.parametrize(("listen", "said"), [
+    ('how = "tiles"\nn = 8', "listen.*'tiles' has no option 'n'"),
+    ('how = "whole"\nn = 2', "a clip has one whole"),
+    ('mean = "median"', "listen.mean"),
+    ('how = "tilse"', "did you mean tiles"),
+    ("[listen.options]\nstep = 3", "no option 'step'"),
+])
+def test_a_recipe_whose_views_cannot_be_built_is_refused(tmp_path, listen, said):
+    (tmp_path / "r.toml").write_text(f'name = "r"\n[listen]\n{listen}\n')
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(tmp_path / "r.toml")
+
+
+def test_a_runs_calibration_is_applied_where_it_is_asked_for(tiny_run, clips, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.out, run)
+    plain = predict_with_run(run, clips)
+    with pytest.raises(CheckpointError, match="calibration.json: no such file; expected a calibration, as fatai-submit calibrate"):
+        predict_with_run(run, clips, calibrated=True)
+    tags = plain.tags[::-1]
+    held = Calibration(tags, slope=tuple(0.5 + i for i in range(len(tags))), shift=(0.25,) * len(tags))
+    held.to_json(run / "calibration.json")
+    assert predict_with_run(run, clips) == plain
+    expected = held.apply(plain.probs[:, ::-1])[:, ::-1]
+    np.testing.assert_allclose(predict_with_run(run, clips, calibrated=True).probs, expected, atol=1e-6)

@@ -1,0 +1,201 @@
+"""Noisy clips in a run: judged by models that never trained on them, chosen, trained on, let go of again."""
+
+import shutil
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.folds import noisy_shares
+from fatai.errors import DataError, OptionError, RecipeError
+from fatai.inference.predictions import Predictions
+from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.fold import fold_learner
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
+from fatai.callbacks.history import History
+from fatai.noisy_labels.methods import choose_noisy
+from fatai.callbacks.sample_weights import NoisyWeights
+
+
+@pytest.fixture
+def staged(tiny_recipe):
+    """A function that makes the tiny recipe with stages of one epoch that differ in what is given."""
+
+    def make(*changes, **more):
+        plain = tiny_recipe.changed(epochs=1).model_dump()
+        stages = tuple({**plain["stages"][0], "name": f"s{k}", **change} for k, change in enumerate(changes))
+        return type(tiny_recipe).model_validate({**plain, "stages": stages, **more})
+
+    return make
+
+
+@pytest.fixture
+def run(sample, tmp_path):
+    def run_it(recipe, out="run", data=sample, **options):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return run_recipe(data, recipe, tmp_path / out, num_workers=0, say=options.pop("say", lambda line: None), **options)
+
+    return run_it
+
+
+class Spy(NoisyWeights):
+    """Keeps what each fit was told."""
+
+    told: list = []
+
+    def before_fit(self):
+        super().before_fit()
+        stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, History))
+        table = self.learn.dls.files(0)
+        noisy = set(table["fname"][table["noisy"]]) if "noisy" in table else set()
+        Spy.told.append((stage, noisy, *self.of_clips(), self._own_targets()))
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    Spy.told = []
+    monkeypatch.setattr("fatai.experiment.fold.NoisyWeights", Spy)
+    return Spy.told
+
+
+def test_rounds_begin_where_clips_or_weights_change(staged):
+    ninth = {"noisy": {"name": "ninth", "n": 20}}
+    recipe = staged({}, {}, {**ninth, "fresh": True}, {}, {}, {"noisy": {"name": "kept"}})
+    assert recipe.rounds() == [range(0, 2), range(2, 3), range(3, 5), range(5, 6)]
+    assert [recipe.judges_after(k) for k in range(4)] == [True, False, False, False]
+    assert staged({}, {}).rounds() == [range(0, 2)]
+
+
+def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, spied, tmp_path):
+    lines = []
+    recipe = staged({}, {"noisy": {"name": "ninth", "n": 20, "per_tag": 3}, "noisy_weight": 0.5, "fresh": True}, {})
+    result = run(recipe, say=lines.append)
+    data = read_layout(sample)
+    judged = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_0.csv") for k in (0, 1)]
+    mean = (judged[0].probs + judged[1].probs) / 2
+    expected = choose_noisy(data.noisy, data.tags, "ninth", probs=mean, fnames=judged[0].fnames, n=20, per_tag=3)
+    told = pd.read_csv(tmp_path / "run" / "noisy_1.csv")
+    assert set(told["fname"][told["kept"]]) == set(expected.fnames) and len(told) == len(data.noisy)
+    assert [stage for stage, *_ in spied] == ["s1", "s1"]
+    for _, noisy, weights, marks, targets in spied:
+        assert noisy == set(expected.fnames) and targets is None
+        assert set(weights[marks > 0].tolist()) == {0.5} and set(weights[marks == 0].tolist()) == {1.0}
+    assert any("stage s1: ninth: " in line for line in lines)
+    history = pd.read_csv(tmp_path / "run" / "fold_1" / "history.csv")
+    assert list(history["stage"]) == ["s0", "s1", "s2"]
+    assert {f.name for f in (tmp_path / "run" / "fold_0").iterdir()} == {
+        "model.safetensors", "history.csv", "oof.csv", "test.csv", "fold.json", "judged_0.csv"}
+    assert set(result.oof.fnames) == set(data.curated["fname"]), "noisy clips are never held out"
+
+
+def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path, monkeypatch):
+    recipe = staged({}, {"noisy": {"name": "scoring", "k": 20}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 30}})
+    run(recipe, "whole")
+
+    class Killed(Exception):
+        pass
+
+    calls = []
+
+    def broken(*args, **kwargs):
+        calls.append(args)
+        if len(calls) in (2, 4, 6, 8):
+            raise Killed("here")
+        return fold_learner(*args, **kwargs)
+
+    monkeypatch.setattr("fatai.experiment.fold.fold_learner", broken)
+    for _ in range(4):
+        with pytest.raises(Killed):
+            run(recipe, "broken", resume=True)
+    run(recipe, "broken", resume=True)
+    assert len(calls) == 6 + 4, "six rounds of folds, four of them begun twice"
+    for name in ("oof.csv", "test.csv", "noisy_1.csv", "noisy_2.csv", "fold_0/model.safetensors", "fold_1/model.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_each_clip_is_judged_by_the_fold_that_left_it_out(staged, run, sample, tmp_path):
+    recipe = staged({}, {"noisy": {"name": "as_given"}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 30}})
+    run(recipe)
+    fold = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_1.csv") for k in (0, 1)]
+    names = sorted(fold[0].fnames)
+    own = noisy_shares(len(names), how="own", n=2, seed=recipe.folds.seed)
+    mine = [{names[i] for i in np.flatnonzero(share)} for share in own]
+    honest = [fold[1 if name in mine[0] else 0].probs[fold[0].fnames.index(name)] for name in fold[0].fnames]
+    told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
+    data = read_layout(sample)
+    expected = choose_noisy(data.noisy, data.tags, "scoring_30", probs=np.array(honest), fnames=fold[0].fnames)
+    assert set(told["fname"][told["kept"]]) == set(expected.fnames)
+
+
+def test_of_a_part_of_the_folds_only_clips_that_they_left_out_are_judged(staged, run, sample, tmp_path):
+    lines = []
+    recipe = staged({}, {"noisy": {"name": "as_given"}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 10}})
+    run(recipe, only=[0], say=lines.append)
+    names = sorted(read_layout(sample).noisy["fname"])
+    own = noisy_shares(len(names), how="own", n=2, seed=recipe.folds.seed)[0]
+    told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
+    assert set(told["fname"]) == {names[i] for i in np.flatnonzero(~own)} and told["kept"].sum() == 10
+    assert any(line.startswith("36 noisy clips were trained on by every fold") for line in lines)
+
+
+def test_models_that_all_trained_on_a_clip_do_not_judge_it(staged, run):
+    recipe = staged({}, {"noisy": {"name": "as_given"}}, {"noisy": {"name": "scoring", "k": 30}})
+    with pytest.raises(DataError, match="every model trained on .*how='own' or 'others'"):
+        run(recipe)
+    with pytest.raises(OptionError, match="scoring_30 needs probabilities"):
+        run(staged({"noisy": {"name": "scoring", "k": 30}}), "other")
+
+
+def test_soft_targets_reach_the_loss_and_the_second_head_its_own(staged, run, spied, sample, tmp_path):
+    run(staged({"noisy": {"name": "36th"}}), "soft", only=[0], predict_test=False)
+    _, _, weights, marks, targets = spied.pop()
+    noisy = [t for t, mark in zip(targets, marks) if mark]
+    assert all(t is None for t, mark in zip(targets, marks) if not mark)
+    assert all(t.max() == pytest.approx(0.8) and t[t < 0.5].sum() == pytest.approx(0.2, abs=1e-6) for t in noisy if (t > 0.5).sum() == 1)
+    result = run(staged({"noisy": {"name": "fourth"}}, {}), "heads", only=[0])
+    _, _, weights, marks, targets = spied[0]
+    assert weights.shape == (60 + 72, 20) and all(len(t) == 20 for t in targets)
+    for w, mark, targ in zip(weights, marks, targets):
+        first, second = (w[:10], targ[:10]), (w[10:], targ[10:])
+        taught, idle = (second, first) if mark else (first, second)
+        assert (taught[0] == 2).all() and taught[1].sum() >= 1 and (idle[0] == 0).all() and (idle[1] == 0).all()
+    assert len(spied) == 2 and result.test.probs.shape == (60, 10)
+    again = predict_with_run(tmp_path / "heads", sorted((sample / "test").iterdir())[:4])
+    np.testing.assert_allclose(again.probs, result.test.select(again.fnames).probs, atol=1e-5)
+
+
+def test_a_mixture_draws_the_shares_of_the_method(staged, run, monkeypatch):
+    from fatai.data.samplers import Mixture
+
+    drawn = []
+    monkeypatch.setattr("fatai.experiment.stage.Mixture", lambda sources, shares, **o: drawn.append((set(sources), shares, o))
+                        or Mixture(sources, shares, **o))
+    run(staged({"noisy": {"name": "first"}, "sampling": "mixture", "sampling_options": {"n": 32}, "loss": "split"}), only=[1])
+    assert drawn == [({"curated", "noisy"}, {"noisy": 0.2, "curated": 0.8}, {"n": 32})]
+    with pytest.raises(OptionError, match="nobody says its shares"):
+        run(staged({"sampling": "mixture"}), "none", only=[1])
+
+
+def test_corrections_change_what_is_trained_on(staged, run, sample, tmp_path):
+    curated = pd.read_csv(sample / "train_curated.csv", dtype=str)["fname"]
+    (tmp_path / "corrections.csv").write_text(f"fname,labels\n{curated[0]},remove\n{curated[1]},Rain\n")
+    result = run(staged({}), only=[0, 1], predict_test=False, corrections=tmp_path / "corrections.csv")
+    assert set(result.oof.fnames) == set(curated[1:])
+    with pytest.raises(Exception, match="a run of other data"):
+        run(staged({}), resume=True)
+
+
+def test_what_cannot_be_is_refused(staged, run, sample, tmp_path):
+    with pytest.raises(ValueError, match="keeps noisy clips, but no stage before it chose any"):
+        staged({"noisy": {"name": "kept"}})
+    (tmp_path / "my.toml").write_text('name = "my"\n[[stages]]\nnoisy = { name = "nineth" }\n')
+    with pytest.raises(RecipeError, match="did you mean ninth"):
+        load_recipe(tmp_path / "my.toml")
+    data = tmp_path / "data"
+    shutil.copytree(sample, data, ignore=shutil.ignore_patterns("truth", "train_noisy*"))
+    with pytest.raises(DataError, match="trains on noisy clips, but .* has none"):
+        run(staged({"noisy": {"name": "as_given"}}), "none", data=data)

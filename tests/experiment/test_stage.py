@@ -1,0 +1,66 @@
+"""What a stage's settings make of a learner."""
+
+import pytest
+import torch
+from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.callback.training import GradientAccumulation, GradientClip
+
+from fatai.experiment.schema import Stage
+from fatai.experiment.stage import fit_stage, prepare_stage
+from fatai.callbacks.callbacks import ChangesOff, ClampGradients, StopAtRate
+from fatai.training.learner import fat_learner
+
+
+@pytest.fixture
+def learn(own_dls, tmp_path):
+    return fat_learner(own_dls, "m1", width=0.05, path=tmp_path)
+
+
+def of(cbs, kind):
+    found = [cb for cb in cbs if isinstance(cb, kind)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_every_setting_becomes_its_callback(learn):
+    stage = Stage(
+        clamp_gradients=0.5, clip_norm=5.0, accumulate=3, bs=8, stop_after=4, stop_at_rate=1e-7, changes_off=2,
+        mixup={"name": "mixup"}, augment=({"name": "spec_augment"},),
+    )
+    cbs = prepare_stage(learn, stage)
+    assert [type(cb).__name__ for cb in cbs[:2]] == ["SpecAugment", "LinearMixUp"]
+    assert of(cbs, ChangesOff).last == 2 and of(cbs, ClampGradients).limit == 0.5 and of(cbs, GradientClip).max_norm == 5.0
+    assert of(cbs, GradientAccumulation).n_acc == 24, "fastai counts clips"
+    assert of(cbs, EarlyStoppingCallback).patience == 4 and of(cbs, StopAtRate).rate == 1e-7
+    assert learn.dls.train.bs == 8 and prepare_stage(learn, Stage()) == []
+
+
+@pytest.mark.parametrize("optimizer, reference", [
+    ("adam", lambda p: torch.optim.Adam([p], lr=0.1, weight_decay=0.2)),
+    ("adamw", lambda p: torch.optim.AdamW([p], lr=0.1, weight_decay=0.2)),
+    ("amsgrad", lambda p: torch.optim.Adam([p], lr=0.1, weight_decay=0.2, amsgrad=True)),
+    ("sgd", lambda p: torch.optim.SGD([p], lr=0.1, weight_decay=0.2, momentum=0.7)),
+])
+def test_optimizers_step_as_torch_does(learn, optimizer, reference):
+    prepare_stage(learn, Stage(optimizer=optimizer, wd=0.2, no_decay="none", momentum=0.7))
+    ours, theirs = (torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
+    opt, torchs = learn.opt_func([ours], lr=0.1), reference(theirs)
+    opt.set_hypers(wd=0.2)
+    for grad in ([1.0, 2.0], [-3.0, 0.1], [0.2, 0.2]):
+        ours.grad, theirs.grad = torch.tensor(grad), torch.tensor(grad)
+        opt.step()
+        torchs.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["amsgrad", "sgd"])
+def test_a_stage_trains_with_it(learn, optimizer):
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    fit_stage(learn, Stage(optimizer=optimizer, wd=0, epochs=1, bs=16, schedule="linear_one_cycle", keep="last", lr=1e-3))
+    assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
+    assert (learn.path / "history.csv").exists()
+
+
+def test_amsgrad_does_not_pretend_to_spare_parameters():
+    with pytest.raises(ValueError, match="amsgrad decays every parameter alike"):
+        Stage(optimizer="amsgrad", wd=0.1)

@@ -1,0 +1,175 @@
+"""ONNX graphs answer as front end and network do, without torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fatai.data.config import ClipSettings
+from fatai.errors import CheckpointError, MissingExtra, OptionError
+from fatai.export import onnx as onnx_export
+from fatai.export.onnx import export_onnx
+from fatai.export.pretrained import Pretrained, load_pretrained
+from fatai.models import create_model
+from fatai.experiment.run_folder import trained_model
+from fatai.audio.front_ends import front_end
+
+TAGS = ("Bark", "Meow, loud", "Rain")
+
+needs_onnx = pytest.mark.usefixtures("onnx_packages")
+
+
+@pytest.fixture
+def onnx_packages():
+    """The optional extra `onnx`."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is of the optional extra: pip install 'fatai[onnx]'")
+
+
+def pretrained(arch, name, crop_s=0.7, network=None, **options):
+    settings = ClipSettings(front_end(name), crop_s=crop_s)
+    torch.manual_seed(4)
+    model = network or create_model(arch, len(TAGS), settings.channels_module().n_channels, **options).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics as after training: not 0 and 1
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    return Pretrained(model, TAGS, settings, np.full(3, 1 / 3), None, {}, {})
+
+
+def sounds(samples):
+    """Noise, a tone that ends, a faint click, silence: (4, samples)."""
+    torch.manual_seed(7)
+    t = torch.arange(samples) / 44100
+    click = torch.zeros(samples)
+    click[samples // 2] = 1e-3
+    return torch.stack([0.2 * torch.randn(samples), 0.5 * (2765 * t).sin() * (t < 0.2), click, torch.zeros(samples)])
+
+
+def told_apart(model, waves):
+    """The model, its last layer changed so that the logits for `waves` have mean 0 and spread 1 for every tag."""
+    with torch.inference_mode():
+        logits = torch.from_numpy(of_torch(model, waves)).double().logit()
+    last = [module for module in model.model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight /= logits.std(0)[:, None].float()
+        last.bias.copy_((last.bias - logits.mean(0)) / logits.std(0))
+    return model
+
+
+def run_onnx(path, waves):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"wave": waves.numpy()})[0]
+
+
+def of_torch(model, waves):
+    """By the front end that training uses, and the network."""
+    with torch.inference_mode():
+        spec = model.settings.channels_module()(model.settings.front_end.build()(waves))
+        return model.model(spec).sigmoid().numpy()
+
+
+@needs_onnx
+@pytest.mark.parametrize(("arch", "name", "options"), [
+    ("m3", "ninth", {"width": 0.125}),
+    ("cnn14", "panns", {"width": 0.25}),
+    ("cnn2d_multilevel", "third_2d", {"width": 0.2}),
+    pytest.param("m3", "ninth", {}, marks=pytest.mark.slow),
+    pytest.param("cnn14", "panns", {}, marks=pytest.mark.slow),
+    pytest.param("cnn2d_multilevel", "third_2d", {}, marks=pytest.mark.slow),
+    pytest.param("m1", "kaggle_fat", {"width": 0.125}, marks=pytest.mark.slow),
+    pytest.param("m1", "first", {"width": 0.125}, marks=pytest.mark.slow),
+    pytest.param("m1", "baseline", {"width": 0.125}, marks=pytest.mark.slow),
+    pytest.param("cnn1d_multilevel", "third_1d", {"width": 0.1, "n_mels": 129, "aggregation": "gru"}, marks=pytest.mark.slow),
+])
+def test_a_graph_answers_as_front_end_and_network(tmp_path, arch, name, options):
+    model = pretrained(arch, name, **options)
+    waves = sounds(model.settings.crop_samples)
+    noted = export_onnx(told_apart(model, waves), tmp_path / "model.onnx")
+    expected = of_torch(model, waves)
+    assert np.ptp(expected, axis=0).min() > 0.2, "sounds that all have the same answer would tell nothing"
+    answered = run_onnx(tmp_path / "model.onnx", waves)
+    assert answered.dtype == np.float32 and answered.shape == (4, 3) and noted <= 1e-4
+    np.testing.assert_allclose(answered, expected, atol=1e-4)
+    for i in (0, 3):  # any number of waves
+        np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves[i:i + 1]), expected[i:i + 1], atol=1e-4)
+
+
+ALONE = """
+import json, sys
+sys.modules["torch"] = sys.modules["fatai"] = None  # an import of either fails
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+notes = session.get_modelmeta().custom_metadata_map
+wave = np.sin(np.arange(int(notes["samples"])) / 20)[None].astype(np.float32)
+print(json.dumps([notes["sample_rate"], json.loads(notes["tags"]), session.run(["probs"], {"wave": wave})[0][0].tolist()]))
+"""
+
+
+@needs_onnx
+def test_a_run_is_exported_by_command_and_needs_no_torch(tiny_run, tmp_path, main_with):
+    ended = main_with("export", tiny_run.out, tmp_path / "model.onnx", "--fold", 1)
+    assert ended.returncode == 0 and "wave (batch, 22050) at 44100 Hz to probs" in ended.stdout
+    alone = subprocess.run([sys.executable, "-c", ALONE, str(tmp_path / "model.onnx")], capture_output=True, text=True, timeout=120)
+    assert alone.returncode == 0, alone.stderr
+    rate, tags, probs = json.loads(alone.stdout)
+    model = trained_model(tiny_run.out, 1)
+    expected = of_torch(model, torch.sin(torch.arange(22050, dtype=torch.float64) / 20).float()[None])
+    assert rate == "44100" and tuple(tags) == model.tags
+    np.testing.assert_allclose(probs, expected[0], atol=1e-4)
+
+
+@needs_onnx
+def test_another_answer_is_refused_and_nothing_written(tmp_path, monkeypatch):
+    class Wrong:
+        def __init__(self, *_, **__):
+            pass
+
+        def run(self, *_):
+            return [np.full((3, 3), np.nan)]
+
+    monkeypatch.setattr(onnx_export, "_packages", lambda: type("Runtime", (), {"InferenceSession": Wrong}))
+    with pytest.raises(CheckpointError, match="onnxruntime answers otherwise than torch, by nan"):
+        export_onnx(pretrained("m1", "ninth", width=0.125), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_onnx
+def test_a_network_that_onnx_does_not_know_is_refused(tmp_path):
+    class Odd(torch.nn.Module):
+        def forward(self, spec):
+            return torch.linalg.eigvals(spec[:, 0, :3, :3]).real
+
+    with pytest.raises(CheckpointError, match="the network Odd cannot be written as ONNX"):
+        export_onnx(pretrained("", "ninth", network=Odd()), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match=r"onnxruntime is missing\): pip install 'fatai\[onnx\]'"):
+        export_onnx(pretrained("m1", "ninth", width=0.125), tmp_path / "model.onnx")
+
+
+def test_another_suffix_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="does not end in .onnx"):
+        export_onnx(pretrained("m1", "ninth", width=0.125), tmp_path / "model.pb")
+
+
+def test_a_fold_becomes_a_model_folder(tiny_run, tmp_path, main_with, sample):
+    ended = main_with("export", tiny_run.out, tmp_path / "model", "--fold", 1)
+    assert ended.returncode == 0 and "load_pretrained reads it" in ended.stdout
+    loaded, fold = load_pretrained(tmp_path / "model"), trained_model(tiny_run.out, 1)
+    assert loaded.training["fold"] == 1 and loaded.training["recipe"]["model"]["arch"] == "m1"
+    items = sorted((sample / "test").iterdir())[:2]
+    np.testing.assert_allclose(loaded.tta(items, n=2).probs, fold.tta(items, n=2).probs, atol=2e-2)  # folds may answer in bfloat16
+    assert trained_model(tmp_path / "model").tags == fold.tags
+
+
+def test_a_fold_that_is_not_there_is_told(tiny_run):
+    with pytest.raises(OptionError, match="has no fold 7; expected one of 0, 1"):
+        trained_model(tiny_run.out, 7)

@@ -1,0 +1,52 @@
+"""Pictures of the served pages for the documentation: python tests/helpers/screenshots.py RUN FOLDER."""
+
+import io
+import sys
+from pathlib import Path
+
+from helpers.browser import serving, started
+from PIL import Image
+
+from fatai.data.datasets.fat2019 import fat_sample
+
+MOST_BYTES = 150_000
+
+
+def taken(page, path):
+    """A screenshot of few colours, so that it stays small."""
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(96)
+    image.save(path, optimize=True)
+    assert path.stat().st_size <= MOST_BYTES, f"{path} has {path.stat().st_size:,} bytes"
+
+
+def main(run, folder):
+    from playwright.sync_api import expect
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    looks = {
+        "": {"viewport": {"width": 860, "height": 780}},
+        "_phone": {"viewport": {"width": 390, "height": 780}, "color_scheme": "dark"},
+    }
+    with started() as browser:
+        for look, options in looks.items():
+            with serving("serve", run) as (_, address):
+                page = browser.new_page(**options)
+                page.goto(address)
+                page.set_input_files("#files", [str(path) for path in sorted((fat_sample() / "test").iterdir())[7:8]])
+                expect(page.locator(".lanes")).to_have_count(1)
+                page.evaluate("() => { document.querySelector('audio').currentTime = 0.4; }")
+                page.wait_for_timeout(500)
+                taken(page, folder / f"tagger{look}.png")
+            with serving("review", run, "--serve", "--corrections", folder / ".none.csv") as (_, address):
+                page = browser.new_page(**options)
+                page.goto(address)
+                expect(page.locator("audio")).to_have_count(1)
+                if not look:
+                    page.keyboard.press("r")
+                page.wait_for_timeout(500)
+                taken(page, folder / f"review{look}.png")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

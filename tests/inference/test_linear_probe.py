@@ -1,0 +1,205 @@
+"""Logistic regressions on embeddings, against scikit-learn's own pipeline; PANNs' recipe from sounds to a submission."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from fatai.data.datasets.fat2019 import read_layout
+from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
+from fatai.inference.linear_probe import EmbeddingTagger, fit_embedding_tagger
+from fatai.inference.embeddings import Embeddings
+from fatai.ensemble.ensemble import ensemble
+from fatai.inference.predictions import Predictions, check_submission
+from fatai.models import create_model
+from fatai.experiment.panns_logreg import panns_logreg, panns_network
+from fatai.metrics.ranking import lwlrap
+
+TAGS = ("Bark", "Meow", "Rain")
+
+
+@pytest.fixture
+def known(rng):
+    """Embeddings of 60 clips whose tags lean on some of their features, and the truth."""
+    values = (3 + 5 * rng.standard_normal((60, 8))).astype(np.float32)
+    values[:, 7] = 2.5  # a unit that never fires
+    targ = (values[:, :3] + rng.standard_normal((60, 3)) > 5).astype(int)
+    targ[targ.sum(1) == 0, 0] = 1
+    fnames = tuple(f"{i}.wav" for i in range(60))
+    truth = pd.DataFrame({"fname": fnames, "labels": [",".join(t for t, there in zip(TAGS, row) if there) for row in targ]})
+    return Embeddings(fnames, values), targ, truth
+
+
+def pipeline(**options):
+    return OneVsRestClassifier(make_pipeline(StandardScaler(), LogisticRegression(**{"C": 2.0, "max_iter": 1000, **options})))
+
+
+def test_a_tagger_is_scikit_learns_pipeline(known):
+    embeddings, targ, _ = known
+    ours = EmbeddingTagger.fit(embeddings.values, targ, TAGS).predict(embeddings)
+    theirs = pipeline().fit(embeddings.values.astype(np.float64), targ).predict_proba(embeddings.values.astype(np.float64))
+    np.testing.assert_allclose(ours.probs, theirs, atol=1e-6)
+    assert ours.tags == TAGS and ours.fnames == embeddings.fnames
+    weak = EmbeddingTagger.fit(embeddings.values, targ, TAGS, C=0.01).predict(embeddings)
+    np.testing.assert_allclose(weak.probs, pipeline(C=0.01).fit(embeddings.values, targ).predict_proba(embeddings.values), atol=1e-4)
+
+
+def test_out_of_fold_each_clip_is_judged_by_a_tagger_that_never_saw_it(known):
+    embeddings, targ, truth = known
+    folds = {name: i % 3 for i, name in enumerate(embeddings.fnames)}
+    shuffled = truth.sample(frac=1, random_state=1)
+    fit = fit_embedding_tagger(embeddings, shuffled, TAGS, folds=folds)
+    number = np.arange(60) % 3
+    expected = np.empty((60, 3))
+    for k in range(3):
+        fitted = pipeline().fit(embeddings.values[number != k].astype(np.float64), targ[number != k])
+        expected[number == k] = fitted.predict_proba(embeddings.values[number == k].astype(np.float64))
+        assert fit.scores[k] == pytest.approx(lwlrap(expected[number == k], targ[number == k]), abs=1e-9)
+    np.testing.assert_allclose(fit.oof.probs, expected, atol=1e-6)
+    assert fit.oof.held_out == pytest.approx(lwlrap(expected, targ), abs=1e-9) and fit.folds.tolist() == number.tolist()
+    again = pipeline().fit(embeddings.values.astype(np.float64), targ).predict_proba(embeddings.values.astype(np.float64))
+    refitted = fit.predict(embeddings)
+    np.testing.assert_allclose(refitted.probs, again, atol=1e-6)
+    assert refitted.held_out == fit.oof.held_out
+
+
+def test_folds_that_are_not_given_are_made(known):
+    embeddings, _, truth = known
+    fit = fit_embedding_tagger(embeddings, truth, TAGS, folds=4)
+    assert sorted(fit.scores) == [0, 1, 2, 3] and np.bincount(fit.folds).min() >= 12
+    assert fit_embedding_tagger(embeddings, truth, TAGS, folds=4).folds.tolist() == fit.folds.tolist()
+
+
+def test_a_tag_without_clips_keeps_its_share_and_others_learn(known):
+    embeddings, targ, _ = known
+    targ = np.column_stack([targ[:, 0], np.zeros(60), np.ones(60)])
+    probs = EmbeddingTagger.fit(embeddings.values, targ, TAGS).predict(embeddings).probs
+    np.testing.assert_allclose(probs[:, 1], 1e-7, rtol=1e-6)
+    np.testing.assert_allclose(probs[:, 2], 1, atol=2e-7)
+    assert lwlrap(probs[:, :1], targ[:, :1]) == 1 and np.ptp(probs[:, 0]) > 0.5
+
+
+def test_clips_that_cannot_be_read_are_left_out_and_have_the_prior(known):
+    embeddings, targ, truth = known
+    values = embeddings.values.copy()
+    values[5] = np.nan
+    fit = fit_embedding_tagger(Embeddings(embeddings.fnames, values), truth, TAGS, folds=3)
+    assert "5.wav" not in fit.oof.fnames and len(fit.oof) == 59
+    predicted = fit.predict(Embeddings(embeddings.fnames, values))
+    assert predicted.unreadable == ("5.wav",)
+    np.testing.assert_allclose(predicted.probs[5], np.delete(targ, 5, axis=0).mean(0))
+
+
+def test_a_tagger_is_read_as_it_was_saved(known, tmp_path):
+    embeddings, targ, _ = known
+    tagger = EmbeddingTagger.fit(embeddings.values, targ, TAGS)
+    tagger.save(tmp_path / "t.safetensors")
+    assert EmbeddingTagger.load(tmp_path / "t.safetensors").predict(embeddings) == tagger.predict(embeddings)
+
+
+def test_what_is_no_tagger_is_refused(known, tmp_path):
+    embeddings, targ, _ = known
+    file = tmp_path / "t.safetensors"
+    with pytest.raises(CheckpointError, match="t.safetensors"):
+        EmbeddingTagger.load(file)
+    arrays = {"prior": np.zeros(2), "mean": np.zeros(4), "scale": np.ones(4), "coef": np.zeros((2, 4)), "intercept": np.zeros(2)}
+    good = {"format": "fatai embedding tagger 1", "tags": '["a", "b"]'}
+    save_file(arrays, file, good)
+    assert EmbeddingTagger.load(file).tags == ("a", "b")
+    for change, notes, message in (
+        ({}, {}, "is no embedding tagger"),
+        ({}, {**good, "tags": '["a"]'}, "prior has shape"),
+        ({}, {**good, "tags": '["a", "a"]'}, "named twice"),
+        ({}, {**good, "tags": '"ab"'}, "no list of names"),
+        ({}, {**good, "tags": "[" * 100_000}, "cannot be read"),
+        ({"more": np.zeros(1)}, good, "is no embedding tagger"),
+        ({"coef": np.zeros((2, 3))}, good, "coef has shape"),
+        ({"mean": np.full(4, np.nan)}, good, "mean has shape"),
+        ({"scale": np.zeros(4)}, good, "a scale is not above 0"),
+        ({"prior": np.full(2, 7.0)}, good, "a prior is no share"),
+    ):
+        save_file({**arrays, **change}, file, notes)
+        with pytest.raises(CheckpointError, match=message):
+            EmbeddingTagger.load(file)
+    file.write_bytes(b"\x80\x04.")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        EmbeddingTagger.load(file)
+
+
+def test_what_does_not_fit_is_refused(known):
+    embeddings, targ, truth = known
+    tagger = EmbeddingTagger.fit(embeddings.values, targ, TAGS)
+    with pytest.raises(ShapeError, match="have 5 features; expected 8"):
+        tagger.predict(Embeddings(("a",), np.zeros((1, 5))))
+    with pytest.raises(ShapeError, match=r"values has shape \(60, 8\) and targ \(60, 2\)"):
+        EmbeddingTagger.fit(embeddings.values, targ[:, :2], TAGS)
+    with pytest.raises(OptionError, match="C is 0"):
+        EmbeddingTagger.fit(embeddings.values, targ, TAGS, C=0)
+    with pytest.raises(DataError, match="no clip is in both"):
+        fit_embedding_tagger(embeddings, pd.DataFrame({"fname": ["x"], "labels": ["Bark"]}), TAGS)
+    with pytest.raises(DataError, match="there is no fold for '1.wav' .59 such clips."):
+        fit_embedding_tagger(embeddings, truth, TAGS, folds={"0.wav": 0})
+    with pytest.raises(DataError, match="all clips are in one fold"):
+        fit_embedding_tagger(embeddings, truth, TAGS, folds=dict.fromkeys(embeddings.fnames, 0))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A narrow CNN6 as torch.save leaves it."""
+    torch.manual_seed(1)
+    path = tmp_path / "Cnn6.pth"
+    torch.save({"model": create_model("cnn6", 527, 1, width=0.125).state_dict()}, path)
+    return path
+
+
+def test_the_recipe_goes_from_sounds_to_a_submission(weights, sample, tmp_path):
+    network, said, out = panns_network(weights, "cnn6", width=0.125), [], tmp_path / "panns"
+    fit = panns_logreg(sample, network, out, n_folds=2, say=said.append)
+    data = read_layout(sample)
+    assert fit.oof == Predictions.from_csv(out / "oof.csv") and len(fit.oof) == len(data.curated)
+    assert json.loads((out / "manifest.json").read_text())["lwlrap"]["oof"] == fit.oof.held_out
+    test = Predictions.from_csv(out / "test.csv")
+    embedded, tagger = Embeddings.load(out / "embeddings" / "test.npy"), EmbeddingTagger.load(out / "tagger.safetensors")
+    np.testing.assert_allclose(test.probs, tagger.predict(embedded).probs)
+    check_submission(out / "submission.csv", sample / "sample_submission.csv")
+    noted = pd.read_csv(out / "folds.csv").merge(pd.read_csv(sample / "train_curated.csv"), on="fname", suffixes=("", "_given"))
+    assert len(noted) == len(fit.oof) and (noted["labels"] == noted["labels_given"]).all()
+    assert any("out of fold: lwlrap" in line for line in said)
+    np.testing.assert_allclose(ensemble([out, out], weights="lwlrap").probs, test.probs)
+    again = panns_logreg(sample, network, out, n_folds=2, say=said.append)
+    assert again.oof == fit.oof
+
+
+def test_embeddings_are_used_again_and_never_for_other_data(weights, sample, tmp_path, monkeypatch):
+    network, out = panns_network(weights, "cnn6", width=0.125), tmp_path / "panns"
+    panns_logreg(sample, network, out, n_folds=2, say=str)
+    monkeypatch.setattr("fatai.export.pretrained.embed_clips", None)
+    panns_logreg(sample, network, out, n_folds=2, say=str)
+    with torch.no_grad():
+        network.model.bn0.bias += 1
+    with pytest.raises(DataError, match="embeddings of other data or another network"):
+        panns_logreg(sample, network, out, n_folds=2, say=str)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(DataError, match="holds something else"):
+        panns_logreg(sample, network, tmp_path / "mine", say=str)
+
+
+def test_the_network_hears_the_middle_ten_seconds_or_silence_behind(weights):
+    network = panns_network(weights, "cnn6", width=0.125)
+    settings = network.settings
+    assert (settings.sr, settings.crop_samples, settings.trim_db, settings.front_end.fmax) == (32000, 320000, None, 14000.0)
+    short = torch.ones(10)
+    assert settings.fit(short)[:10].tolist() == [1.0] * 10 and settings.fit(short)[10:].abs().sum() == 0
+
+
+def test_the_command_says_what_is_missing(sample, tmp_path, main_with):
+    ended = main_with("panns-logreg", sample, "--weights", tmp_path / "none.pth", "--out", tmp_path / "out")
+    assert ended.returncode == 2 and "there is no file" in ended.stderr and not (tmp_path / "out").exists()

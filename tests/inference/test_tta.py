@@ -1,0 +1,226 @@
+"""Views of a clip, and what becomes of their answers."""
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from torch import nn
+
+from fatai.data.blocks import ClipSettings
+from fatai.errors import AudioError, OptionError
+from fatai.inference.view_store import read_views
+from fatai.inference.tta import TagScores, _batches, build_views, predict_clips
+from fatai.inference.views import Heard, even_views, whole_view
+from fatai.models import create_model
+from fatai.registry import VIEWS
+from fatai.audio.waveform import Section
+from fatai.training.learner import fat_learner
+
+SETTINGS = ClipSettings(crop_s=0.1, trim_db=None)
+SIZE = SETTINGS.crop_samples
+
+
+def test_whole_clips_share_batches_with_those_of_their_length_and_answer_as_if_alone(clips):
+    batches = []
+
+    class Watched(Loudness):
+        def forward(self, spec):
+            batches.append(len(spec))
+            return super().forward(spec)
+
+    order = [0, 1, 2, 3, 0, 1, 2, 3]
+    views = whole_view(step_s=0.1)
+    together = predict_clips(Watched(), SETTINGS, [clips[i] for i in order], 2, views=views, bs=4)
+    # Lengths in steps: 1, 3, 1, 3. Two lengths, four clips each; three steps leave room for 4 // 3 = 1 clip.
+    assert sorted(batches) == [1, 1, 1, 1, 4]
+    for row, i in zip(together.probs, order):
+        np.testing.assert_allclose(row, predict_clips(Loudness(), SETTINGS, [clips[i]], 2, views=views).probs[0], atol=1e-6)
+
+
+def test_views_that_wait_for_others_of_their_length_are_few(rng):
+    held, most = set(), []
+
+    def items():
+        for i in range(400):
+            held.add(i)
+            most.append(len(held))
+            yield Heard(torch.zeros(1000 + 7 * i), [Section(0, 1000 + 7 * i)])
+
+    owners = []
+    for _, places in _batches(items(), 2, {}):
+        held.difference_update(places[:, 0].tolist())
+        owners += places[:, 0].tolist()
+    assert sorted(owners) == list(range(400)) and max(most) < 40
+
+
+def test_a_view_that_waits_does_not_keep_its_clip_in_memory():
+    waves = [torch.zeros(100_000) for _ in range(3)]
+    (batch, places), = _batches([Heard(wave, [Section(10, 20)]) for wave in waves], 8, {})
+    assert batch.shape == (3, 10) and places.tolist() == [[i, 0, 10, 20] for i in range(3)]
+    stream = _batches(iter([Heard(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])]), 2, {})
+    waiting = next(stream)[0]
+    assert waiting.untyped_storage().nbytes() == 2 * 10 * 4
+
+
+class Loudness(nn.Module):
+    """Logits that depend on the sound of a view alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, spec):
+        return self.scale * torch.stack([spec.mean((1, 2, 3)), spec.amax((1, 2, 3))], 1)
+
+
+@pytest.fixture
+def clips(tmp_path, rng):
+    paths = []
+    for k, length in enumerate([SIZE // 2, 3 * SIZE, SIZE, 2 * SIZE + 7]):
+        paths.append(tmp_path / f"{k}.wav")
+        sf.write(paths[-1], 0.1 * (k + 1) * rng.standard_normal(length).clip(-1, 1), 44100, subtype="PCM_16")
+    return paths
+
+
+def answer(clips, **options):
+    return predict_clips(Loudness(), SETTINGS, clips, 2, views=even_views(n=3), **options)
+
+
+def test_the_answer_is_the_mean_of_the_sigmoids_of_the_views(clips):
+    wave = SETTINGS.read(clips[1])
+    model, front_end = Loudness(), SETTINGS.front_end.build()
+    views = torch.stack([wave[s:s + SIZE] for s in (0, SIZE, 2 * SIZE)])
+    expected = torch.sigmoid(model(front_end(views)[:, None])).mean(0).detach().numpy()
+    np.testing.assert_allclose(answer(clips).probs[1], expected, atol=1e-6)
+
+
+def logit(p):
+    return np.log(p / (1 - p))
+
+
+def test_the_mean_of_logits_is_the_logit_of_the_answer(clips, tmp_path):
+    wave, front_end = SETTINGS.read(clips[1]), SETTINGS.front_end.build()
+    views = torch.stack([wave[s:s + SIZE] for s in (0, SIZE, 2 * SIZE)])
+    expected = Loudness()(front_end(views)[:, None]).mean(0).detach().numpy()
+    np.testing.assert_allclose(logit(answer(clips, mean="logits").probs[1]), expected, rtol=1e-5)
+    with pytest.raises(OptionError, match="mean is 'logit'; did you mean logits"):
+        answer(clips, mean="logit")
+
+
+@pytest.mark.parametrize("how", VIEWS.names())
+@pytest.mark.parametrize("mean", ["probs", "logits"])
+def test_a_clips_answer_is_the_same_alone_in_any_batch_in_any_order_and_with_workers(clips, how, mean):
+    def answer(clips, **options):
+        return predict_clips(Loudness(), SETTINGS, clips, 2, views=build_views(how), mean=mean, seed=3, **options).probs
+
+    together = answer(clips, bs=3)
+    assert np.unique(together[:, 0].round(4)).size == len(clips), "each clip has an answer of its own"
+    np.testing.assert_allclose(together, np.concatenate([answer([clip]) for clip in clips]), atol=1e-6)
+    for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
+        np.testing.assert_allclose(answer([clips[i] for i in order], bs=2), together[order], atol=1e-6)
+    np.testing.assert_allclose(answer(clips, num_workers=2), together, atol=1e-6)
+
+
+def test_a_network_answers_for_a_clip_the_same_alone_and_among_others(clips):
+    torch.manual_seed(0)
+    model = create_model("m1", 5, width=0.125)
+    for how in VIEWS.names():
+        together = predict_clips(model, SETTINGS, clips, 5, views=build_views(how), bs=4).probs
+        alone = np.concatenate([predict_clips(model, SETTINGS, [clip], 5, views=build_views(how)).probs for clip in clips[::-1]])
+        np.testing.assert_allclose(alone[::-1], together, atol=1e-5)
+
+
+def test_random_views_follow_the_seed(clips):
+    def heard(seed):
+        return predict_clips(Loudness(), SETTINGS, clips, 2, views=build_views("random", 2), seed=seed).probs
+
+    assert (heard(1) == heard(1)).all() and (heard(1)[1] != heard(2)[1]).any()
+
+
+def test_an_unreadable_clip_is_reported_and_the_others_answered(clips):
+    clips[2].write_bytes(b"RIFF")
+    answers = answer(clips, num_workers=2)
+    assert list(answers.faults) == [2] and "2.wav" in answers.faults[2]
+    assert np.isnan(answers.probs[2]).all() and np.isfinite(answers.probs[[0, 1, 3]]).all()
+
+
+def test_the_model_is_left_in_its_mode(clips):
+    model = Loudness().train()
+    predict_clips(model, SETTINGS, clips, 2, views=even_views(n=1))
+    assert model.training
+
+
+@pytest.fixture(scope="module")
+def learn(small_dls):
+    torch.manual_seed(0)
+    return fat_learner(small_dls, "m1", width=0.125)
+
+
+def test_tta_answers_for_the_validation_clips_in_their_order(learn):
+    preds = learn.tta(n=2)
+    assert preds.fnames == tuple(learn.dls.files(1)["fname"]) and preds.tags == learn.tags
+    assert ((preds.probs > 0) & (preds.probs < 1)).all()
+
+
+def test_a_learner_listens_with_the_workers_of_its_loaders(learn, monkeypatch):
+    from fatai.inference import tta
+
+    taken = []
+
+    class Watched(tta.DataLoader):
+        def __init__(self, *args, num_workers, **kwargs):
+            taken.append(num_workers)
+            super().__init__(*args, num_workers=num_workers, **kwargs)
+
+    monkeypatch.setattr(tta, "DataLoader", Watched)
+    learn.tta(n=1)
+    learn.tta(n=1, num_workers=1)
+    assert taken == [0, 1] == [learn.dls.train.fake_l.num_workers, 1]
+
+
+def test_every_views_answer_can_be_kept(learn, sample, tmp_path):
+    clips = sorted((sample / "test").iterdir())[:3]
+    (tmp_path / "broken.wav").write_bytes(b"")
+    clips.insert(1, tmp_path / "broken.wav")
+    kept = tmp_path / "kept" / "views.npz"
+    with pytest.warns(UserWarning, match="broken.wav"):
+        preds = learn.tta(items=clips, how="tiles", step_s=0.25, bs=2, num_workers=0, keep_views=kept)
+    views = read_views(kept)
+    assert views.fnames == preds.fnames and views.tags == preds.tags and set(views.clip) == {0, 2, 3}
+    for i in (0, 2, 3):
+        rows = views.clip == i
+        np.testing.assert_allclose(views.probs[rows].mean(0), preds.probs[i], atol=1e-6)
+        np.testing.assert_allclose(views.start_s[rows], 0.25 * np.arange(rows.sum()), atol=1e-4)
+        np.testing.assert_allclose(views.end_s[rows] - views.start_s[rows], learn.settings.crop_s)
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_an_option_that_a_kind_of_view_does_not_take_is_named(learn):
+    with pytest.raises(OptionError, match="kind of view 'tiles' has no option 'n'"):
+        learn.tta(how="tiles", n=3)
+    with pytest.raises(OptionError, match="'even' has no option 'step_s'"):
+        learn.tta(step_s=0.5)
+
+
+def test_tta_gives_an_unreadable_clip_the_training_prior_and_lists_it(learn, tmp_path, sample):
+    (tmp_path / "broken.wav").write_bytes(b"")
+    good = next((sample / "test").iterdir())
+    with pytest.warns(UserWarning, match="1 of 2 clips cannot be read; their row is the training prior.*\n.*broken.wav"):
+        preds = learn.tta(items=[tmp_path / "broken.wav", good], n=1)
+    assert preds.unreadable == ("broken.wav",) and preds.fnames == ("broken.wav", good.name)
+    np.testing.assert_allclose(preds.probs[0], learn.dls.prior())
+
+
+def test_predict_names_every_tag_best_first(learn, sample):
+    clip = next((sample / "test").iterdir())
+    scores = learn.predict(clip)
+    assert {s.tag for s in scores} == set(learn.tags) and [s.prob for s in scores] == sorted((s.prob for s in scores), reverse=True)
+    wave = SETTINGS.read(clip).numpy()
+    assert {s.tag for s in learn.predict(wave)} == set(learn.tags)
+    assert str(clip) and len(repr(TagScores(scores)).splitlines()) == len(scores)
+
+
+def test_predict_of_a_broken_file_is_a_clear_error(learn, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"")
+    with pytest.raises(AudioError, match="broken.wav"):
+        learn.predict(tmp_path / "broken.wav")

@@ -1,0 +1,242 @@
+"""Every method by hand on small tables, and what all of them have in common."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fatai.data.samplers import MIXTURES, Mixture
+from fatai.errors import DataError, OptionError, ShapeError, UnknownName
+from fatai.registry import LOSSES, NOISY
+from fatai.noisy_labels.methods import choose_noisy, judge, second_head
+
+TAGS = ["Bark", "Meow", "Purr"]
+METHODS = sorted({*NOISY.names(), "scoring_3", "fullmatch_1.1", "relabelall_1.1", "relabelall-replacenan_1.1", "relabelall-merge_1.1"})
+
+
+def table_of(**labels):
+    """A table of clips by their stems."""
+    return pd.DataFrame({"fname": [f"{stem}.wav" for stem in labels], "labels": list(labels.values())})
+
+
+def choose(how, table, rows=None, **options):
+    """A method on a table whose probabilities come in the order of the table."""
+    return choose_noisy(table, TAGS, how, probs=rows, fnames=None if rows is None else table["fname"], **options)
+
+
+# ninth
+
+PAIRS = table_of(a="Bark", b="Bark,Meow", c="Bark", d="Meow", e="Bark", f="")
+P = [[0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [0.8, 0.1, 0.1], [0.1, 0.6, 0.1], [0.5, 0.1, 0.1], [0.0, 0.0, 0.0]]
+
+
+def test_ninth_takes_the_best_of_one_label():
+    chosen = choose("ninth", PAIRS, P, n=2)
+    assert chosen.fnames == ("a.wav", "c.wav") and chosen.labels == [["Bark"], ["Bark"]]
+    assert chosen.clips["why"].tolist() == [
+        "as given", "not of one label", "as given", "not among the best 2", "not among the best 2", "not of one label"]
+    assert chosen.clips["score"][0] == pytest.approx(-np.log(0.9))  # three times 0.9 right
+
+
+def test_ninth_caps_tags_after_taking_the_best():
+    # Of the best 2 one is above the cap, and no third clip takes its place.
+    assert choose("ninth", PAIRS, P, n=2, per_tag=1).fnames == ("a.wav",)
+    assert choose("ninth", PAIRS, P, n=3, per_tag=1).fnames == ("a.wav", "d.wav")
+    assert choose("ninth", PAIRS, P, per_tag=2).clips["why"][4] == "after 2 better ones of their tag"
+
+
+def test_ninth_tells_equal_losses_apart_by_name():
+    table = table_of(c="Bark", a="Bark", b="Bark")
+    assert set(choose("ninth", table, [[0.7, 0.2, 0.2]] * 3, n=2).fnames) == {"a.wav", "b.wav"}
+
+
+def test_ninth_bears_probabilities_of_exactly_0_and_1():
+    assert np.isfinite(choose("ninth", PAIRS, np.eye(3)[[0, 1, 2, 0, 1, 2]]).clips["score"]).all()
+
+
+# gold
+
+def test_gold_keeps_adds_drops_and_weighs():
+    table = table_of(a="Bark,Meow", b="Bark", c="Purr", d="Purr")
+    chosen = choose("gold", table, [[0.8, 0.79, 0.94], [0.9, 0.95, 0.0], [0.0, 0.0, 0.79], [0.99, 0.0, 0.1]])
+    assert chosen.fnames == ("a.wav", "b.wav", "d.wav") and chosen.labels == [["Bark"], ["Bark", "Meow"], ["Bark"]]
+    np.testing.assert_allclose(chosen.weight, [0.8, 0.95, 0.99], rtol=1e-6)
+    assert chosen.clips["why"].tolist() == ["relabelled", "relabelled", "without a believed tag", "relabelled"]
+
+
+def test_gold_without_adding():
+    assert choose("gold", table_of(b="Bark", d="Purr"), [[0.9, 0.99, 0.0], [0.99, 0.0, 0.1]], add=None).labels == [["Bark"]]
+
+
+def test_gold_weights_stay_within_one_half_and_one():
+    assert choose("gold", table_of(a="Bark", b="Bark"), [[0.3, 0, 0], [1, 0, 0]], keep=0.2).weight.tolist() == [0.5, 1.0]
+
+
+def test_gold_weights_of_tags_reach_the_loss():
+    chosen = choose("gold", table_of(a="Bark"), [[0.8, 0.1, 0.1]], class_weight=[0.5, 1.0, 1.5])
+    np.testing.assert_allclose(chosen.weight, [[0.4, 0.8, 1.2]], rtol=1e-6)
+    loss = LOSSES.build("bce")
+    loss.w = torch.tensor(chosen.weight)
+    # Every logit is 0, so each tag costs ln 2: times the mean weight, 0.8.
+    assert float(loss(torch.zeros(1, 3), torch.tensor(chosen.targ))) == pytest.approx(0.8 * np.log(2))
+
+
+# 36th
+
+def test_36th_softens_every_clip():
+    chosen = choose("36th", table_of(a="Bark", b="Bark,Purr", c="Bark,Meow,Purr", d=""))
+    np.testing.assert_allclose(chosen.targ, [[0.8, 0.1, 0.1], [0.8, 0.2, 0.8], [0.8] * 3, [0.2 / 3] * 3], rtol=1e-6)
+    assert chosen.soft and not chosen.clips["changed"].any() and chosen.weight.tolist() == [1] * 4
+
+
+def test_36th_with_the_competitions_80_tags():
+    tags = [f"tag{i:02}" for i in range(80)]
+    targ = choose_noisy(pd.DataFrame({"fname": ["a.wav"], "labels": ["tag03;tag07"]}), tags, "36th").targ
+    assert targ[0, 3] == np.float32(0.8) and targ[0, 0] == pytest.approx(0.2 / 78)
+
+
+# first
+
+FIXES = pd.DataFrame({"fname": ["a.wav", "b.wav"], "labels": [None, ["Purr"]]})
+GIVEN = table_of(a="Bark", b="Meow", c="Bark,Meow")
+
+
+def test_first_marks_noisy_rows_and_adds_corrected_ones():
+    chosen = choose("first", GIVEN, corrections=FIXES)
+    assert chosen.fnames == ("b.wav", "c.wav", "b.wav") and chosen.labels == [["Meow"], ["Bark", "Meow"], ["Purr"]]
+    assert chosen.source == ("noisy", "noisy", "corrected") and chosen.noisy.tolist() == [True, True, False]
+    assert chosen.shares == {"noisy": 0.07, "corrected": 0.33, "curated": 0.60}
+    assert chosen.clips["why"].tolist() == ["removed by hand", "as given, and with corrected labels", "as given"]
+
+
+def test_first_with_nothing_removed_yet_and_without_corrections():
+    with_all = choose("first", GIVEN, corrections=FIXES, removals=False, shares="corr_noisy_003")
+    assert with_all.source == ("noisy",) * 3 + ("corrected",) and with_all.shares == MIXTURES["corr_noisy_003"]
+    plain = choose("first", GIVEN)
+    assert plain.source == ("noisy",) * 3 and plain.shares == {"noisy": 0.20, "curated": 0.80}
+
+
+def test_first_can_be_drawn_from_with_its_shares():
+    chosen = choose("first", GIVEN, corrections=FIXES)
+    sampler = Mixture([*chosen.source, "curated", "curated"], chosen.shares, n=2000, generator=torch.Generator().manual_seed(0))
+    assert np.mean([i == 2 for i in sampler]) == pytest.approx(0.33, abs=0.04)
+
+
+def test_first_warns_about_corrections_of_other_clips():
+    with pytest.warns(UserWarning, match="1 of 1 corrections in corrections fit no clip"):
+        choose("first", GIVEN, corrections=FIXES.assign(fname=["x.wav", "y.wav"]).head(1))
+
+
+# fourth
+
+def test_fourth_teaches_the_second_head_only():
+    chosen = choose("fourth", table_of(a="Bark", b="Meow,Purr"))
+    assert chosen.tags[3:] == ("Bark (noisy)", "Meow (noisy)", "Purr (noisy)")
+    assert chosen.targ.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]] and chosen.weight.tolist() == [[0, 0, 0, 2, 2, 2]] * 2
+
+
+def test_the_loss_of_two_heads_is_that_of_each_clips_own_head(rng):
+    logits, targ = torch.tensor(rng.normal(size=(4, 6))), (rng.random((4, 3)) < 0.4).astype(np.float32)
+    curated, noisy = second_head(targ[:2], noisy=False), second_head(targ[2:], noisy=True)
+    both, weight = (torch.tensor(np.concatenate(pair)) for pair in zip(curated, noisy))
+    own = torch.cat([logits[:2, :3], logits[2:, 3:]])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(own, torch.tensor(targ).double())
+    torch.testing.assert_close(LOSSES.build("bce")(logits, both, w=weight), expected)
+
+
+def test_fourth_pseudo_labels_are_squared_shares():
+    chosen = choose("fourth_pseudo", table_of(a="Purr", b="Bark"), [[0.9, 0.1, 0.2], [0, 0, 0]])
+    np.testing.assert_allclose(chosen.targ, [[0.81 / 0.86, 0.01 / 0.86, 0.04 / 0.86], [0, 0, 0]], rtol=1e-6)
+    assert chosen.weight.tolist() == [20, 20] and chosen.clips["changed"].all()
+
+
+# all of them
+
+def anything(rng, clips=12):
+    """A judged table of random labels and rough probabilities, so that many are tied; one clip without labels."""
+    labels = [[tag for tag in TAGS if rng.random() < 0.4] or ["Meow"] for _ in range(clips - 1)]
+    table = pd.DataFrame({"fname": [f"{i:02}.wav" for i in rng.permutation(clips)], "labels": pd.Series([*labels, []], dtype=object)})
+    return table, rng.integers(0, 5, (clips, 3)) / 4
+
+
+def rows_of(chosen):
+    weights = np.broadcast_to(chosen.weight.reshape(len(chosen), -1), chosen.targ.shape).tolist()
+    return sorted(zip(chosen.fnames, chosen.source, chosen.targ.tolist(), weights))
+
+
+@pytest.mark.filterwarnings("ignore:.*asks for the best")
+@pytest.mark.parametrize("name", METHODS)
+def test_the_order_of_rows_changes_nothing(name, rng):
+    table, probs = anything(rng)
+    straight = choose(name, table, probs)
+    for order in (np.argsort(table["fname"]), rng.permutation(len(table))):
+        shuffled = choose_noisy(table.iloc[order], TAGS, name, probs=probs[::-1], fnames=table["fname"][::-1])
+        assert rows_of(shuffled) == rows_of(straight)
+
+
+@pytest.mark.filterwarnings("ignore:.*asks for the best")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_result_can_be_trained_on_and_accounts_for_every_clip(name, rng):
+    table, probs = anything(rng)
+    before = table.copy(deep=True), probs.copy()
+    chosen = choose(name, table, probs)
+    assert chosen.targ.shape == (len(chosen), len(chosen.tags)) and ((chosen.targ >= 0) & (chosen.targ <= 1)).all()
+    assert chosen.weight.shape in ((len(chosen),), chosen.targ.shape) and np.isfinite(chosen.weight).all() and (chosen.weight >= 0).all()
+    assert chosen.targ.dtype == chosen.weight.dtype == np.float32 and not chosen.targ.flags.writeable
+    assert chosen.clips["fname"].tolist() == table["fname"].tolist()
+    assert set(chosen.fnames) == set(chosen.clips["fname"][chosen.clips["kept"]]) and chosen.clips["why"].str.len().all()
+    loss = LOSSES.build("bce")(torch.zeros(len(chosen), len(chosen.tags)), torch.tensor(chosen.targ), w=torch.tensor(chosen.weight))
+    assert len(chosen) == 0 or torch.isfinite(loss)
+    pd.testing.assert_frame_equal(table, before[0])
+    np.testing.assert_array_equal(probs, before[1])
+
+
+@given(arrays(np.float64, (5, 3), elements=st.floats(0, 1)), arrays(bool, (5, 3)), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_gold_keeps_no_tag_below_and_misses_none_above_its_thresholds(probs, labels, keep, add):
+    table = pd.DataFrame({"fname": list("abcde"), "labels": pd.Series([[t for t, y in zip(TAGS, row) if y] for row in labels])})
+    chosen = choose("gold", table, probs, keep=keep, add=add)
+    expected = {n: [t for t, y, p in zip(TAGS, row, ps) if (y and p >= keep) or p >= add]
+                for n, row, ps in zip("abcde", labels, probs)}
+    assert dict(zip(chosen.fnames, chosen.labels)) == {n: row for n, row in expected.items() if row}
+
+
+def test_names_and_sources_are_told():
+    assert {"ninth", "gold", "36th", "first", "fourth", "fourth_pseudo", "third", "scoring", "fullmatch", "as_given"} <= set(NOISY.names())
+    assert all(NOISY.source(name) and NOISY.about(name) for name in METHODS)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"as_given", "36th", "first", "fourth"}))
+def test_methods_that_ask_models_say_so(name):
+    with pytest.raises(OptionError, match="needs probabilities of the clips; give probs and fnames"):
+        choose(name, PAIRS)
+
+
+@pytest.mark.parametrize(("name", "options", "error", "says"), [
+    ("ninth", {"n": 0}, OptionError, "n is 0; expected a number of clips of at least 1"),
+    ("ninth", {"per_tag": -1}, OptionError, "per_tag is -1"),
+    ("ninth", {"cap": 3}, OptionError, "'ninth' has no option 'cap'"),
+    ("gold", {"keep": 1.5}, OptionError, "keep is 1.5; expected a probability"),
+    ("gold", {"add": -0.1}, OptionError, "add is -0.1"),
+    ("gold", {"class_weight": [1.0]}, OptionError, r"class_weight is \[1.0\]; expected .* each of the 3 tags"),
+    ("36th", {"positive": 0.0}, OptionError, "positive is 0.0"),
+    ("fourth_pseudo", {"power": 0}, OptionError, "power is 0"),
+    ("first", {"shares": "corr_noisy_4"}, OptionError, "no mixture is named 'corr_noisy_4'; did you mean corr_noisy_004"),
+    ("first", {"shares": "corr_noisy_004"}, DataError, "draw corrected clips, but no clip is corrected"),
+    ("nineth", {}, UnknownName, "no noisy-label method named 'nineth'; did you mean ninth"),
+])
+def test_options_that_make_no_sense_are_named(name, options, error, says):
+    with pytest.raises(error, match=says):
+        choose(name, PAIRS, P, **options)
+
+
+def test_second_head_wants_a_table():
+    with pytest.raises(ShapeError, match=r"targ has shape \(3,\)"):
+        second_head([1, 0, 0], noisy=True)
+
+
+def test_a_label_of_no_tag_is_named():
+    with pytest.raises(ValueError, match="unknown tag 'Barc'; did you mean Bark"):
+        judge(table_of(a="Barc"), TAGS)

@@ -1,0 +1,73 @@
+"""The report in Chromium: players have sound, nothing is asked for, light and dark, and a phone's width is enough."""
+
+import pytest
+from helpers.browser import players, started, watched
+
+pytestmark = pytest.mark.slow
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with started() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(tiny_run):
+    return (tiny_run.out / "report.html").as_uri()
+
+
+def ground(page):
+    return page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+
+
+def test_every_player_has_a_sound_and_every_picture_a_size(browser, address):
+    with watched(browser, address) as page:
+        seconds = players(page)
+        assert len(seconds) == 12 and min(seconds) > 0.4
+        sizes = page.evaluate("() => [...document.querySelectorAll('main svg, main img')].map(e => e.getBoundingClientRect().width)")
+        assert len(sizes) > 25 and min(sizes) > 250
+        loaded = page.evaluate("""() => Promise.all([...document.querySelectorAll('svg image')].map(i => new Promise(done => {
+            const held = new Image(); held.onload = () => done(held.naturalWidth); held.onerror = () => done(0);
+            held.src = i.getAttribute('href'); })))""")
+        assert min(loaded) > 1
+
+
+def test_one_sound_plays_at_a_time(browser, address):
+    with watched(browser, address) as page:
+        playing = page.evaluate("""async () => {
+            const [one, two] = document.querySelectorAll('audio');
+            one.loop = two.loop = true;
+            await one.play(); await two.play();
+            await new Promise(done => setTimeout(done, 100));
+            return [one.paused, two.paused];
+        }""")
+        assert playing == [True, False]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_follows_the_system_and_can_be_turned(browser, address, scheme):
+    light, dark = "rgb(255, 255, 255)", "rgb(20, 23, 27)"
+    with watched(browser, address, color_scheme=scheme) as page:
+        first, other = (light, dark) if scheme == "light" else (dark, light)
+        assert ground(page) == first
+        page.click("#theme")
+        assert ground(page) == other
+        ink = page.evaluate("() => getComputedStyle(document.querySelector('svg.figure text')).fill")
+        assert ink == page.evaluate("() => getComputedStyle(document.body).color")
+        page.click("#theme")
+        assert ground(page) == first
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(browser, address):
+    with watched(browser, address, **PHONE) as page:
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+        ends = page.evaluate("""() => [...document.querySelectorAll('.card, audio, .wide, section > svg')]
+            .map(e => e.getBoundingClientRect().right)""")
+        assert max(ends) <= 360 and page.evaluate("() => parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 12
+        heights = page.evaluate("() => [...document.querySelectorAll('section > .wide tr')].map(e => e.getBoundingClientRect().height)")
+        assert len(heights) > 20 and max(heights) < 80, "names are not broken letter by letter"
+        page.click("nav a[href='#clips']")
+        assert page.evaluate("() => Math.abs(document.getElementById('clips').getBoundingClientRect().top) < 100")

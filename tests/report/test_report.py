@@ -1,0 +1,401 @@
+"""The report of a run: all parts are there, it asks nobody for anything, strangers' names do nothing, what is missing is a sentence."""
+
+import base64
+import dataclasses
+import io
+import re
+import shutil
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+from torch import nn
+from typer.testing import CliRunner
+
+from fatai.cli import app
+from fatai.data.config import ClipSettings
+from fatai.errors import CheckpointError
+from fatai.inference import plots
+from fatai.inference.predictions import Predictions
+from fatai.export.pretrained import Pretrained
+from fatai.experiment import run as run_module
+from fatai.report.sections import training as audit
+from fatai.report.sections import examples
+from fatai.report import learner as on_learner
+from fatai.report import html as page
+from fatai.report.sections import metrics
+from fatai.report import media
+from fatai.report import data as material_module
+from fatai.report.data import Material, NotThere, material_of_run
+from fatai.report.html import report_html, run_report
+from fatai.metrics.calibration import Calibration
+from fatai.metrics.calibration_curve import expected_calibration_error
+from fatai.training.learner import fat_learner
+
+PARTS = ["overall", "costs", "tags", "confusions", "clips", "calibration", "curves", "data", "folds", "filters", "speed", "manifest"]
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its elements, the text of its sections, and the sentences that stand for missing parts."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.texts, self.missing = [], {}, []
+        self.section, self.quiet, self.in_missing = None, None, False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.quiet = tag if tag in ("style", "script") else self.quiet
+        if tag == "section":
+            self.section = dict(attrs)["id"]
+            self.texts[self.section] = ""
+        if dict(attrs).get("class") == "missing":
+            self.in_missing = True
+            self.missing.append("")
+
+    def handle_endtag(self, tag):
+        self.quiet = None if tag == self.quiet else self.quiet
+        self.section = None if tag == "section" else self.section
+        self.in_missing = self.in_missing and tag != "p"
+
+    def handle_data(self, data):
+        if self.section and not self.quiet:
+            self.texts[self.section] += data
+        if self.in_missing:
+            self.missing[-1] += data
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def sounds(page):
+    """Seconds of every player's sound."""
+    held = []
+    for player in page.of("audio"):
+        kind, data = player["src"].split(",", 1)
+        assert kind in ("data:audio/mpeg;base64", "data:audio/wav;base64")
+        held.append(sf.info(io.BytesIO(base64.b64decode(data, validate=True))).duration)
+    return held
+
+
+def assert_asks_nobody(html):
+    page = Page(html)
+    for tag, attrs in page.elements:
+        for name, value in attrs.items():
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+                assert value.startswith(("data:", "#")), (tag, name, value[:60])
+            assert not name.startswith("on"), (tag, name)
+    assert not re.findall(r"url\((?!#)|@import|\bimport\(|fetch\(|XMLHttpRequest", html)
+    policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; media-src data:;")
+    assert len(page.of("script")) == 1 and not page.of("iframe")
+
+
+@pytest.fixture(scope="module")
+def html(tiny_run):
+    return (tiny_run.out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def seen(html):
+    return Page(html)
+
+
+@pytest.fixture(scope="module")
+def material(tiny_run, sample):
+    return material_of_run(tiny_run.out, sample)
+
+
+def test_every_part_is_there_and_drawn(seen):
+    assert list(seen.texts) == PARTS and seen.missing == []
+    links = [a["href"] for a in seen.of("a")]
+    assert links == [f"#{name}" for name in PARTS[1:]]
+    assert len([s for s in seen.of("svg") if s.get("class") == "figure"]) == 5
+    assert seen.of("meta")[1]["content"] == "width=device-width, initial-scale=1"
+
+
+def test_a_report_asks_nobody_for_anything(html):
+    assert_asks_nobody(html)
+
+
+def test_it_tells_what_the_run_scored(seen, tiny_run):
+    told = seen.texts["overall"]
+    assert f"{tiny_run.oof_score:.3f}" in told and "120" in told and "95 % interval" in told
+    assert all(f"{score:.3f}" in seen.texts["folds"] for score in tiny_run.fold_scores.values())
+    assert all(tag in seen.texts["tags"] for tag in tiny_run.oof.tags)
+    assert "100 clips with 1, 20 clips with 2" in seen.texts["data"] and "No file was found to be broken" in seen.texts["data"]
+    history = pd.read_csv(tiny_run.out / "fold_1" / "history.csv")
+    assert f"{history['lwlrap'].iloc[-1]:.3f}" in seen.texts["curves"] and "fit" in seen.texts["curves"]
+    assert "8 of 8 filters of fold 0: 3 bands upwards by 3 frames (47 ms)" in seen.texts["filters"]
+    assert '"recipe": "quick"' in seen.texts["manifest"] and 'arch = "m1"' in seen.texts["manifest"]
+
+
+def test_clips_can_be_heard_and_seen(seen, sample):
+    heard = sounds(seen)
+    assert len(heard) == 12 and min(heard) > 0.4
+    pictures = [s for s in seen.of("svg") if s.get("class") == "spectrogram"]
+    assert 24 <= len(pictures) <= 36 and all(p["aria-label"] for p in pictures)
+    assert "seconds" in seen.texts["clips"] and "Hz" in seen.texts["clips"]
+    names = [h for h in re.findall(r"[0-9a-f]{8}\.ogg", seen.texts["clips"])]
+    labels = pd.read_csv(sample / "train_curated.csv").set_index("fname")["labels"]
+    assert len(set(names)) == 12 and set(names) <= set(labels.index)
+    assert all(tag in seen.texts["clips"] for name in names for tag in labels[name].split(","))
+
+
+def test_the_worst_come_before_the_best(material):
+    cards = page.best_and_worst(material)
+    _, probs, targ = material.judged()
+    precisions = {side: [card.precision for card in cards[side]] for side in ("worst", "best")}
+    assert precisions["worst"] == sorted(precisions["worst"]) and precisions["best"] == sorted(precisions["best"], reverse=True)
+    assert max(precisions["worst"]) < min(precisions["best"])
+    for card in (*cards["worst"], *cards["best"]):
+        row = material.predictions.select([card.fname]).probs[0]
+        assert [tag for tag, _, _ in card.top] == [material.tags[k] for k in np.argsort(-row)[:3]]
+        own = [k for k, tag in enumerate(material.tags) if tag in card.labels.split(", ")]
+        ranks = [(row >= row[k]).sum() for k in own]
+        assert card.low[1] == max(ranks) and card.fold == material.folds[card.fname]
+        assert card.precision == pytest.approx(np.mean([(row[own] >= row[k]).sum() / r for k, r in zip(own, ranks)]))
+
+
+def test_the_same_run_gives_the_same_bytes_by_command(tiny_run, sample, tmp_path, html):
+    ended = CliRunner().invoke(app, ["report", str(tiny_run.out), "--data", str(sample), "--out", str(tmp_path / "again.html")])
+    assert ended.exception is None, ended.exception
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == html
+    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/again.html: \d\.\d MB\n", ended.stdout)
+
+
+def test_without_its_data_a_run_still_has_its_scores(tiny_run, tmp_path):
+    path = run_report(tiny_run.out, out=tmp_path / "alone.html")
+    alone = Page(path.read_text(encoding="utf-8"))
+    assert f"{tiny_run.oof_score:.3f}" in alone.texts["overall"] and sounds(alone) == []
+    assert any("The sounds are not at hand, so there is nothing to listen to: give the data with --data." in s for s in alone.missing)
+    assert any("lengths are not shown" in s for s in alone.missing) and "Its sound is not at hand." in alone.missing
+    assert_asks_nobody(path.read_text(encoding="utf-8"))
+
+
+EVIL = '</script><script>alert(1)</script>"\'><img src=x onerror=alert(2)> $\\frac{1} {{ 7*7 }} &amp;'
+
+
+def test_names_from_strangers_do_nothing(material):
+    tags = tuple(f"{EVIL}{tag}" for tag in material.tags)
+    known = material.predictions
+    network = material.network
+
+    def renamed(fold):
+        return dataclasses.replace(network(fold), tags=tags)
+
+    evil = dataclasses.replace(
+        material, name=EVIL, tags=tags, predictions=Predictions(tuple(EVIL + f for f in known.fnames), tags, known.probs),
+        truth={EVIL + f: row for f, row in material.truth.items()}, folds={EVIL + f: k for f, k in material.folds.items()},
+        paths={EVIL + f: path for f, path in material.paths.items()}, parts={EVIL: material.parts["test"]}, broken=(EVIL,),
+        histories={EVIL: material.histories["fold_0"].assign(stage=EVIL)}, manifest={"machine": {EVIL: EVIL}, "finished": EVIL},
+        notes={EVIL: EVIL}, network=renamed,
+    )
+    html = report_html(evil)
+    assert_asks_nobody(html)
+    shown = Page(html)
+    assert "<img src=x onerror=alert(2)> $\\frac" in shown.texts["tags"] and "49" not in shown.of("title")
+    assert len(shown.of("img")) == 1, "the filters"
+    assert len(sounds(shown)) == 12 and any(EVIL in s["aria-label"] for s in shown.of("svg"))
+
+
+class Looking(nn.Module):
+    """A network whose Grad-CAM costs little."""
+
+    def __init__(self, n_tags):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.last = nn.Linear(4, n_tags)
+
+    def forward(self, spec):
+        return self.last(self.conv(spec).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mp3", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_no_run_makes_more_than_15_megabytes(mp3, tmp_path, rng, monkeypatch):
+    n, n_tags = 3000, 300
+    if not mp3:
+        monkeypatch.setattr(sf, "available_formats", lambda: {"WAV": "WAV"})
+    # Noise is what packs worst, and a front end of many bands and frames makes the largest pictures.
+    sf.write(tmp_path / "noise.wav", rng.uniform(-1, 1, 44100 * 11).astype(np.float32), 44100)
+    fnames = tuple(f"{k:05d}{'long' * 100}.wav" for k in range(n))
+    tags = tuple(f"{k:04d} {'tag ' * 50}" for k in range(n_tags))
+    settings = ClipSettings(front_end=ClipSettings().front_end.replace(n_mels=256, hop_length=441))
+    network = Pretrained(Looking(n_tags), tags, settings, np.zeros(n_tags), None, {}, {})
+    epochs = pd.DataFrame(rng.random((3000, 4)), columns=["train_loss", "valid_loss", "lwlrap", "seconds"])
+    large = Material(
+        name="large", kind="run", tags=tags, predictions=Predictions(fnames, tags, rng.random((n, n_tags))),
+        truth=dict(zip(fnames, rng.random((n, n_tags)) < 0.005)), folds={f: k % 20 for k, f in enumerate(fnames)},
+        paths=dict.fromkeys(fnames, tmp_path / "noise.wav"), parts={"curated": [tmp_path / "noise.wav"] * 50},
+        broken=tuple("broken " * 100 for _ in range(5000)),
+        histories={f"fold_{k}": epochs.assign(epoch=range(3000), stage=[f"{i // 9}" for i in range(3000)]) for k in range(20)},
+        network=lambda fold: network, manifest={"machine": {"cpu": "fast" * 1000}}, notes={"Manifest": "x" * 100_000},
+    )
+    html = report_html(large)
+    assert len(html.encode()) < 15e6
+    shown = Page(html)
+    assert len(sounds(shown)) == 12 and max(sounds(shown)) < media.MOST_SECONDS + 0.2
+    assert sum("Where it hears" in t or "speaks for" in t for t in re.findall(r"<figcaption>([^<]*)", html)) >= 12
+    assert "100 more" in shown.texts["tags"] and "4800 more" in shown.texts["data"]
+
+
+def test_a_calibrated_run_shows_both_curves(material):
+    calibration = Calibration.fit(*material.judged()[1:], material.tags)
+    before, after = (metrics.calibration(dataclasses.replace(material, calibration=c)) for c in (None, calibration))
+    assert list(before["errors"]) == ["as predicted"] and list(after["errors"]) == ["as predicted", "calibrated"]
+    assert before["errors"]["as predicted"] == pytest.approx(expected_calibration_error(*material.judged()[1:]))
+    assert after["errors"]["calibrated"] < 0.1 < after["errors"]["as predicted"], "a network of two epochs is sure of nothing rightly"
+    assert before["pairs"] == 1200 and "calibrated: error" in after["figure"] and "calibrated" not in before["figure"]
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run.out, tmp_path / "run")
+
+
+def test_a_run_without_out_of_fold_predictions_is_told(copied, sample):
+    (copied / "oof.csv").unlink()
+    shown = Page(run_report(copied, sample).read_text(encoding="utf-8"))
+    assert sum("no predictions of held-out clips (oof.csv)" in s for s in shown.missing) == 6
+    assert "fit" in shown.texts["curves"] and "8 of 8 filters" in shown.texts["filters"] and "60" in shown.texts["folds"]
+
+
+@pytest.mark.parametrize(("file", "text", "part", "said"), [
+    ("oof.csv", "fname,Bark\na.wav,loud\n", "overall", "no predictions of held-out clips"),
+    ("folds.csv", "fname,fold,labels\na.wav\n", "overall", "labels of the held-out clips are not at hand"),
+    ("manifest.json", "{", "manifest", "Recipe"),
+    ("recipe.toml", "name = 3", "filters", "no network of one's own"),
+    ("fold_0/history.csv", "PK\x03\x04", "curves", "fold 1"),
+    ("fold_0/model.safetensors", "no weights", "filters", "fold 1"),
+    ("calibration.json", "[]", "calibration", "as predicted"),
+])
+def test_a_damaged_file_costs_its_part_alone(copied, sample, file, text, part, said):
+    (copied / file).write_text(text)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        shown = Page(run_report(copied).read_text(encoding="utf-8"))
+    assert said in shown.texts[part] and list(shown.texts) == PARTS
+    assert any(file.split("/")[-1] in str(w.message) or "scores" in str(w.message) for w in told) or "/" in file
+
+
+def test_a_run_from_before_labels_were_kept_takes_them_from_the_data(copied, sample, tiny_run):
+    table = pd.read_csv(copied / "folds.csv")
+    table[["fname", "fold"]].to_csv(copied / "folds.csv", index=False)
+    assert any("give the data with --data" in s for s in Page(run_report(copied).read_text(encoding="utf-8")).missing)
+    overall = metrics.overall(material_of_run(copied, sample))
+    assert overall["lwlrap"].value == pytest.approx(tiny_run.oof_score) and overall["clips"] == 120
+
+
+def test_sounds_that_have_gone_are_told_card_by_card(material, tmp_path):
+    gone = dataclasses.replace(material, paths={f: tmp_path / f for f in material.paths}, parts={"curated": [tmp_path / "none.wav"]})
+    cards = examples.best_and_worst(gone, 2)
+    assert all(c.fault.startswith("Its sound cannot be read: ") and not c.player for c in (*cards["worst"], *cards["best"]))
+    (row,) = audit.data_audit(gone)["parts"]
+    assert row == {"part": "curated", "files": 1, "looked_at": 1, "unreadable": 1}
+
+
+def test_a_network_without_maps_is_told_once(material):
+    class Flat(nn.Module):
+        def forward(self, spec):
+            return spec.mean((1, 2, 3))[:, None].expand(-1, 10)
+
+    settings = material.recipe.settings()
+    flat = dataclasses.replace(material, network=lambda fold: Pretrained(Flat(), material.tags, settings, np.zeros(10), None, {}, {}))
+    cards = examples.best_and_worst(flat, 2)
+    assert cards["trouble"] == ("What the network looks at is not shown: Flat has no maps of convolutions; Grad-CAM can only say where a "
+                                "convolutional network looks.")
+    assert all(c.player and len(c.pictures) == 1 and not c.fault for c in (*cards["worst"], *cards["best"]))
+    with pytest.raises(NotThere, match="The filters are not shown: Flat has no convolution"):
+        examples.filters(flat)
+
+
+def test_a_network_that_cannot_be_built_any_more_is_told(material, tiny_run, sample, monkeypatch):
+    def unreachable(run, fold):
+        raise OSError("the hub does not answer")
+
+    monkeypatch.setattr(material_module, "trained_model", unreachable)
+    cards = examples.best_and_worst(material_of_run(tiny_run.out, sample), 1)
+    assert "cannot be built: the hub does not answer" in cards["trouble"] and cards["best"][0].player
+
+
+def test_predictions_of_other_tags_than_the_networks_are_told(material):
+    other = dataclasses.replace(
+        material, network=lambda fold: dataclasses.replace(material.network(fold), tags=tuple("abcdefghij")),
+    )
+    assert "the network of the run doesn't know the tag" in examples.best_and_worst(other, 1)["trouble"]
+
+
+def test_an_ensemble_has_the_scores_of_its_blend_and_links_to_its_members(tiny_run, sample, tmp_path):
+    for name in ("one", "two & three"):
+        shutil.copytree(tiny_run.out, tmp_path / name)
+    shutil.copy(tiny_run.out / "oof.csv", tmp_path / "oof.csv")
+    (tmp_path / "blend.txt").write_text("mean of <two>\n")
+    shown = Page(run_report(tmp_path, sample).read_text(encoding="utf-8"))
+    assert f"{tiny_run.oof_score:.3f}" in shown.texts["overall"] and "mean of <two>" in shown.texts["manifest"]
+    assert [a["href"] for a in shown.of("a") if "report" in a["href"]] == ["one/report.html", "two%20%26%20three/report.html"]
+    assert any("no network of one's own" in s for s in shown.missing) and len(sounds(shown)) == 12
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is no run; expected a folder with recipe.toml, oof.csv, folds.csv"):
+        run_report(tmp_path)
+
+
+def test_a_report_that_fails_leaves_the_run(copied, sample, monkeypatch):
+    (copied / "report.html").unlink()
+
+    def fail(*args):
+        raise ZeroDivisionError("of some kind")
+
+    monkeypatch.setattr(page, "report_html", fail)
+    lines = []
+    with pytest.warns(UserWarning, match=r"run is done, but its report could not be drawn \(ZeroDivisionError: of some kind\); fatai"):
+        run_module.draw_report(copied, sample, lines.append)
+    assert not lines and not list(copied.glob("*report*"))
+
+
+def test_a_learner_reports_its_held_out_clips(small_dls, tmp_path, monkeypatch):
+    learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+    preds = learn.tta(n=1)
+    path = learn.report(tmp_path / "held.html", preds=preds)
+    shown = Page(path.read_text(encoding="utf-8"))
+    assert f"{preds.held_out:.3f}" in shown.texts["overall"] and "30" in shown.texts["overall"]
+    assert shown.missing == ["A learner holds out one part of its clips; it has no folds.", "How long it took was not noted."]
+    assert len(sounds(shown)) == 12 and "training" in shown.texts["data"] and '"network": "m1"' in shown.texts["manifest"]
+    assert f"{learn.recorder.values[-1][2]:.3f}" in shown.texts["curves"]
+    assert_asks_nobody(path.read_text(encoding="utf-8"))
+    monkeypatch.setattr(type(learn), "tta", lambda self, **options: preds if options == {"n": 1} else None)
+    assert learn.report(tmp_path / "again.html", n=1).read_bytes() == path.read_bytes()
+
+
+def test_an_untrained_learner_has_no_curves(small_dls):
+    learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
+    held = learn.dls.files(1)
+    guessed = Predictions(tuple(held["fname"]), learn.tags, np.full((len(held), 10), 0.5))
+    with pytest.raises(NotThere, match="there are no curves"):
+        audit.training_curves(on_learner.learner_material(learn, guessed))
+
+
+def test_what_the_readme_says_of_looking_runs(small_dls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "learn.report(" in b]
+    learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
+    with learn.no_bar():
+        exec(compile(block, "README.md", "exec"), {"learn": learn})
+    assert len(plt.get_fignums()) == 4 and list(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts) == PARTS
+    plt.close("all")
+
+
+def test_the_command_finds_the_data_of_the_run_for_players(tiny_run, main_with, tmp_path):
+    ended = main_with("report", tiny_run.out, "--out", tmp_path / "again.html")
+    assert ended.returncode == 0 and "<audio" in (tmp_path / "again.html").read_text()

@@ -1,0 +1,110 @@
+"""Arithmetic of a network: chosen by the device, and left again whatever happens."""
+
+import pytest
+import torch
+from fastai.callback.fp16 import MixedPrecision
+
+from fatai.errors import OptionError
+from fatai.models import create_model
+from fatai.training.learner import fat_learner
+from fatai.training.precision import MixedOnCPU, arithmetic, autocast_for, best_dtype, fast_layout, inference
+
+
+@pytest.fixture
+def learn(small_dls):
+    return fat_learner(small_dls, "m1", width=0.125, precision="bf16")
+
+
+def fit(learn):
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+
+
+def inner_dtypes(learn):
+    """Types that the first convolution and the loss give during a fit."""
+    convs, losses = [], []
+    handles = [
+        learn.model.blocks[0].conv1.register_forward_hook(lambda m, i, out: convs.append(out.dtype)),
+        learn.loss_func.register_forward_hook(lambda m, i, out: losses.append(out.dtype)),
+    ]
+    fit(learn)
+    for handle in handles:
+        handle.remove()
+    return set(convs), set(losses)
+
+
+def test_a_cpu_with_bfloat16_units_is_told_by_its_capabilities(monkeypatch):
+    for has, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has, raising=False)
+        assert best_dtype("cpu") == dtype
+
+
+def test_in_bf16_convolutions_are_low_and_loss_and_logits_float32(learn):
+    assert any(isinstance(cb, MixedOnCPU) for cb in learn.cbs)
+    assert inner_dtypes(learn) == ({torch.bfloat16}, {torch.float32})
+    with inference(learn):
+        assert learn.model.eval()(torch.randn(1, 1, 64, 64)).dtype == torch.float32
+
+
+def test_fp32_adds_no_callback(small_dls):
+    learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
+    assert arithmetic("fp32", learn) == []
+    assert inner_dtypes(learn) == ({torch.float32}, {torch.float32})
+    with inference(learn):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_ends_when_the_network_raises(learn):
+    def burst(module, inputs):
+        raise RuntimeError("burst")
+
+    handle = learn.model.blocks[0].register_forward_pre_hook(burst)
+    with pytest.raises(RuntimeError, match="burst"):
+        fit(learn)
+    assert not torch.is_autocast_enabled("cpu")
+    handle.remove()
+    fit(learn)
+    assert not torch.is_autocast_enabled("cpu") and not learn.model._forward_hooks and not learn.model._forward_pre_hooks
+
+
+def test_autocast_has_ended_before_the_loss(learn):
+    seen = []
+
+    def loss(logits, targ):
+        seen.append((torch.is_autocast_enabled("cpu"), logits.dtype))
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, targ)
+
+    learn.loss_func = loss
+    fit(learn)
+    assert set(seen) == {(False, torch.float32)}
+
+
+def test_low_precision_answers_are_close_to_exact_ones():
+    model = create_model("m1", 10, width=0.25).eval()
+    spec = torch.randn(4, 1, 64, 96)
+    with torch.no_grad():
+        exact = torch.sigmoid(model(spec))
+        with autocast_for("cpu", "bf16"):
+            low = torch.sigmoid(fast_layout(model, "cpu", "bf16")(spec))
+    torch.testing.assert_close(low, exact, atol=0.02, rtol=0)
+    assert model.blocks[1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_fast_layout_leaves_float32_networks_alone():
+    model = create_model("m1", 10, width=0.25)
+    fast_layout(model, "cpu", "fp32")
+    assert model.blocks[1].conv1.weight.is_contiguous()
+
+
+def test_unknown_precisions_are_refused(small_dls, learn):
+    with pytest.raises(OptionError, match="'bf17'; expected one of auto, fp32, bf16, fp16"):
+        fat_learner(small_dls, "m1", width=0.125, precision="bf17")
+    with pytest.raises(OptionError, match="expected a CUDA device"):
+        autocast_for("cpu", "fp16")
+
+
+def test_on_a_gpu_the_callbacks_are_fastais(learn, monkeypatch):
+    monkeypatch.setattr(learn.dls, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    mixed = next(cb for cb in arithmetic("auto", learn) if isinstance(cb, MixedPrecision))
+    assert mixed.amp_mode.value == "fp16", "older GPUs"

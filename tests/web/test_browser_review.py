@@ -1,0 +1,166 @@
+"""The review in Chromium: everything by keyboard, by mouse and by touch, to corrections that a run applies."""
+
+import pytest
+from helpers.browser import players, serving, watched
+
+from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.labels import read_corrections
+from fatai.report.label_review import review_of_run, write_review
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def page_file(doubtful):
+    run, _ = doubtful
+    write_review(run, run / "review.html")
+    return (run / "review.html").as_uri()
+
+
+def downloaded(page, path):
+    with page.expect_download() as download:
+        page.click("#csv")
+    assert download.value.suggested_filename == "corrections.csv"
+    download.value.save_as(path)
+    return dict(read_corrections(path).set_index("fname")["labels"])
+
+
+def shown(page):
+    return page.locator("h2").inner_text()
+
+
+def to_clip(page, fname):
+    """Through the suspects to the first one of a clip."""
+    for _ in range(10):
+        if shown(page) == fname:
+            return
+        page.keyboard.press("ArrowRight")
+    raise AssertionError(f"{fname} does not come")
+
+
+def test_corrections_made_by_keyboard_land_in_the_csv_and_a_run_applies_them(chromium, doubtful, page_file, sample, tmp_path):
+    from playwright.sync_api import expect
+
+    run, ((first, a), (second, b), (third, c)) = doubtful
+    with watched(chromium, page_file) as page:
+        expect(page.locator("audio")).to_have_count(1)
+        assert players(page)[0] > 0
+        to_clip(page, first)
+        assert page.locator(".question").inner_text() == f"Is {a} really in it? Given, but the model says 2 %, and thinks more of Rain."
+        page.keyboard.press("r")
+        page.keyboard.press("Enter")
+        expect(page.locator("#progress")).to_have_text("1 of 3 clips decided, 1 of them corrected")
+        to_clip(page, third)
+        page.keyboard.press("x")
+        expect(page.locator("#progress")).to_have_text("2 of 3 clips decided, 2 of them corrected")
+        to_clip(page, second)
+        page.keyboard.press("k")
+        expect(page.locator("#progress")).to_have_text("3 of 3 clips decided, 2 of them corrected")
+        assert downloaded(page, tmp_path / "corrections.csv") == {first: ["Rain"], third: None}
+        # The page remembers what was decided.
+        page.reload()
+        expect(page.locator("#progress")).to_have_text("3 of 3 clips decided, 2 of them corrected")
+    labels = read_layout(sample, tmp_path / "corrections.csv").curated.set_index("fname")["labels"]
+    assert labels[first] == ["Rain"] and labels[second] == [b] and third not in labels.index
+
+
+def test_tags_are_chosen_by_number_and_a_decision_can_be_taken_back(chromium, doubtful, page_file, tmp_path):
+    from playwright.sync_api import expect
+
+    run, ((first, a), (second, b), _) = doubtful
+    with watched(chromium, page_file) as page:
+        to_clip(page, second)
+        page.keyboard.press("r")
+        chips = page.locator("#choice .chip")
+        assert [chip.split()[-1] for chip in chips.all_inner_texts()[:2]] == [b, "Rooster"]
+        assert [chips.nth(k).get_attribute("aria-pressed") for k in range(3)] == ["true", "true", "false"]
+        page.keyboard.press("1")
+        page.keyboard.press("Enter")
+        assert downloaded(page, tmp_path / "1.csv") == {second: ["Rooster"]}
+        to_clip_back(page, second)
+        expect(page.locator("#decision")).to_have_text("Decided: Rooster.")
+        page.keyboard.press("u")
+        expect(page.locator("#decision")).to_have_text("")
+        assert downloaded(page, tmp_path / "2.csv") == {}
+        # No tag at all is no correction.
+        page.keyboard.press("r")
+        page.keyboard.press("1")
+        page.keyboard.press("2")
+        page.keyboard.press("Enter")
+        expect(page.locator("#fault")).to_contain_text("would have no tag left")
+        page.keyboard.press("Escape")
+        expect(page.locator("#choice")).to_have_count(0)
+
+
+def to_clip_back(page, fname):
+    for _ in range(10):
+        if shown(page) == fname:
+            return
+        page.keyboard.press("ArrowLeft")
+    to_clip(page, fname)
+
+
+def test_space_plays_and_pauses(chromium, page_file):
+    from playwright.sync_api import expect
+
+    with watched(chromium, page_file) as page:
+        expect(page.locator("audio")).to_have_count(1)
+        players(page)
+        page.keyboard.press(" ")
+        page.wait_for_timeout(250)
+        assert page.evaluate("() => document.querySelector('audio').currentTime > 0")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("() => document.querySelectorAll('audio').length <= 1")
+
+
+def test_the_page_is_usable_by_touch_on_a_phone(chromium, doubtful, page_file, tmp_path):
+    from playwright.sync_api import expect
+
+    run, ((first, a), *_) = doubtful
+    look = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"}
+    with watched(chromium, page_file, **look) as page:
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        fname = shown(page)
+        page.tap("#remove")
+        expect(page.locator("#progress")).to_contain_text("1 of 3")
+        assert downloaded(page, tmp_path / "c.csv") == {fname: None}
+        for button in ("keep", "relabel", "remove", "undo", "play"):
+            assert page.locator(f"#{button}").bounding_box()["height"] >= 36
+
+
+def test_the_server_saves_every_decision_and_a_new_one_goes_on(chromium, doubtful):
+    from playwright.sync_api import expect
+
+    run, ((first, a), (second, b), (third, c)) = doubtful
+    path = run / "corrections.csv"
+    path.write_text("fname,labels\nelsewhere.wav,remove\n")
+    with serving("review", run, "--serve") as (_, address):
+        with watched(chromium, address) as page:
+            expect(page.locator("audio")).to_have_count(1)
+            assert players(page)[0] > 0
+            to_clip(page, first)
+            page.keyboard.press("r")
+            page.keyboard.press("Enter")
+            expect(page.locator("#progress")).to_contain_text("1 of 3")
+            assert dict(read_corrections(path).set_index("fname")["labels"]) == {"elsewhere.wav": None, first: ["Rain"]}
+            to_clip(page, second)
+            page.keyboard.press("k")
+            expect(page.locator("#progress")).to_contain_text("2 of 3")
+            assert downloaded(page, run / "again.csv") == {"elsewhere.wav": None, first: ["Rain"]}
+    with serving("review", run, "--serve") as (_, address), watched(chromium, address) as page:
+        expect(page.locator("#progress")).to_have_text("2 of 3 clips decided, 1 of them corrected")
+        assert shown(page) == third, "it begins with what is not decided"
+    assert len(review_of_run(run).clips) == 3
+
+
+def test_another_servers_page_does_not_save(chromium, doubtful):
+    from playwright.sync_api import expect
+
+    run, _ = doubtful
+    with serving("review", run, "--serve") as (_, address), watched(chromium, address, expected="403") as page:
+        expect(page.locator("audio")).to_have_count(1)
+        page.route("**/decide", lambda route: route.continue_(headers={**route.request.headers, "x-fatai-token": "old"}))
+        page.keyboard.press("x")
+        expect(page.locator("#fault")).to_contain_text("not saved: this page is not of the server that runs now; reload it")
+        expect(page.locator("#progress")).to_contain_text("0 of 3")
+    assert not (run / "corrections.csv").exists()

@@ -1,0 +1,129 @@
+"""The web tagger in Chromium: drop, choose, record, look, listen, download."""
+
+import base64
+import csv
+import io
+
+import pytest
+from helpers.browser import players, serving, watched
+
+from fatai.inference.events.formats import write_events
+from fatai.inference.events.progress_log import FileEvents
+from fatai.experiment.tagger import Tagger
+
+pytestmark = pytest.mark.slow
+
+DROP = """([name, text]) => {
+    const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0)), data = new DataTransfer();
+    data.items.add(new File([bytes], name, {type: 'audio/wav'}));
+    document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+
+
+@pytest.fixture(scope="module")
+def server(tiny_run):
+    with serving("serve", tiny_run.out) as (_, address):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def sounds(sample):
+    return sorted((sample / "test").iterdir())[:3]
+
+
+@pytest.fixture(scope="module")
+def tagger(tiny_run):
+    return Tagger(tiny_run.out)
+
+
+def drop(page, name, content):
+    page.evaluate(DROP, [name, base64.b64encode(content).decode()])
+
+
+def wav(path):
+    import soundfile as sf
+
+    wave, sr = sf.read(path)
+    file = io.BytesIO()
+    sf.write(file, wave, sr, format="WAV")
+    return file.getvalue(), len(wave) / sr
+
+
+@pytest.mark.parametrize("look", [
+    {"viewport": {"width": 1000, "height": 900}}, {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"},
+], ids=["wide", "phone"])
+def test_a_dropped_wav_shows_its_tags_over_time_and_plays(chromium, server, sounds, tagger, look):
+    from playwright.sync_api import expect
+
+    content, seconds = wav(sounds[0])
+    best = {tag: max(step.probs[k] for step in tagger.steps(content)) for k, tag in enumerate(tagger.tags)}
+    with watched(chromium, server, **look) as page:
+        drop(page, "dropped.wav", content)
+        expect(page.locator("h2")).to_have_text("dropped.wav")
+        expect(page.locator(".lanes .tag")).to_have_count(10)
+        shown = [row.split("\n") for row in page.locator(".lanes .tag").all_inner_texts()]
+        assert [row[0] for row in shown] == sorted(best, key=lambda tag: -best[tag])
+        assert [int(row[-1].rstrip(" %")) for row in shown] == pytest.approx([100 * best[row[0]] for row in shown], abs=0.6)
+        assert players(page) == [pytest.approx(seconds, abs=0.05)]
+        # The spectrogram and the bars share their time, and nothing is wider than the screen.
+        picture, bars = (page.locator(f".lanes {what}").first.bounding_box() for what in ("img", "svg"))
+        assert picture["x"] == pytest.approx(bars["x"], abs=1) and picture["width"] == pytest.approx(bars["width"], abs=1)
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        # A click in the middle of the picture goes to the middle of the sound.
+        page.mouse.click(picture["x"] + picture["width"] / 2, picture["y"] + 20)
+        assert page.evaluate("() => document.querySelector('audio').currentTime") == pytest.approx(seconds / 2, abs=0.05)
+        page.evaluate("() => document.querySelector('audio').play()")
+        page.wait_for_timeout(300)
+        assert page.evaluate("() => document.querySelector('audio').currentTime") > seconds / 2
+
+
+def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(chromium, server, sounds, tagger, tmp_path):
+    from playwright.sync_api import expect
+
+    with watched(chromium, server) as page:
+        page.set_input_files("#files", [str(path) for path in sounds])
+        expect(page.locator(".lanes")).to_have_count(3)
+        # The level is a slider; the events follow it.
+        page.locator("#threshold").fill("40")
+        with page.expect_download() as download:
+            page.click("#csv")
+        assert download.value.suggested_filename == "tags.csv"
+        rows = list(csv.DictReader(io.StringIO(open(download.value.path(), encoding="utf-8").read())))
+        write_events(tmp_path / "events.csv", [FileEvents(path.name, tagger.tag(path, threshold=0.4)) for path in sounds])
+        wanted = list(csv.DictReader(open(tmp_path / "events.csv", encoding="utf-8")))
+        assert wanted and len(rows) == len(wanted)
+        key = lambda row: (row["file"], row["tag"], float(row["start_s"]))
+        for got, want in zip(sorted(rows, key=key), sorted(wanted, key=key)):
+            assert (got["file"], got["tag"]) == (want["file"], want["tag"])
+            for column in ("start_s", "end_s", "prob"):
+                assert float(got[column]) == pytest.approx(float(want[column]), abs=0.0011)
+        page.locator("article button").first.click()
+        expect(page.locator("article")).to_have_count(2)
+
+
+def test_a_recording_is_tagged(chromium, server):
+    from playwright.sync_api import expect
+
+    with watched(chromium, server, permissions=["microphone"]) as page:
+        page.click("#record")
+        expect(page.locator("#record")).to_contain_text("stop")
+        page.wait_for_timeout(1200)
+        page.click("#record")
+        expect(page.locator(".lanes")).to_have_count(1)
+        assert page.locator("h2").inner_text().startswith("recording") and 0.5 < players(page)[0] < 5
+
+
+def test_what_is_refused_is_told_beside_its_name(chromium, server, tmp_path):
+    from playwright.sync_api import expect
+
+    (tmp_path / "<b>words.wav").write_text("no sound")
+    (tmp_path / "big.wav").write_bytes(bytes(33_000_000))
+    with watched(chromium, server, expected="415") as page:
+        page.set_input_files("#files", [str(tmp_path / "<b>words.wav"), str(tmp_path / "big.wav")])
+        expect(page.locator(".fault")).to_have_count(2)
+        words = dict(zip(page.locator("h2").all_inner_texts(), page.locator(".fault").all_inner_texts()))
+        assert "this is text" in words["<b>words.wav"] and "33.0 MB; at most 32 MB" in words["big.wav"]
+        assert page.locator("b").count() == 0
+        page.set_input_files("#files", [str(tmp_path / "<b>words.wav")] * 9)
+        expect(page.locator("#told")).to_have_text("9 files are too many at once; the first 8 are taken")
+        expect(page.locator(".fault")).to_have_count(10)

@@ -1,0 +1,145 @@
+"""Fifty uploads at once, half of them made to hurt: the good ones are answered, the others told why, the server stays small and alive."""
+
+import gzip
+import io
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+import soundfile as sf
+from helpers.browser import serving
+
+pytestmark = pytest.mark.slow
+
+MOST_BYTES = 1.5e9
+
+
+def wav(seconds, sr=44100, channels=1, kind="WAV"):
+    file = io.BytesIO()
+    wave = 0.3 * np.random.default_rng(0).standard_normal((round(seconds * sr), channels))
+    sf.write(file, wave.clip(-1, 1).astype(np.float32), sr, format=kind)
+    return file.getvalue()
+
+
+def silence(seconds, sr, channels, kind="FLAC"):
+    file = io.BytesIO()
+    with sf.SoundFile(file, "w", sr, channels, format=kind) as out:
+        for _ in range(seconds // 10):
+            out.write(np.zeros((10 * sr, channels), np.float32))
+    return file.getvalue()
+
+
+def zip_bomb():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for k in range(10):
+            archive.writestr(f"../../{k}.wav", bytes(10_000_000))
+    return file.getvalue()
+
+
+def patched(content, at, value):
+    return content[:at] + value + content[at + len(value):]
+
+
+def hostile():
+    """(name, bytes, status) of uploads that have to be refused."""
+    short, flac = wav(1), wav(1, kind="FLAC")
+    two_hours = (2 * 44100 * 7200).to_bytes(4, "little")
+    yield "claims two hours.wav", patched(short, short.index(b"data") + 4, two_hours), 422
+    yield "claims two hours.flac", patched(flac, 22, (44100 * 7200).to_bytes(4, "big")), 422
+    yield "claims 4 GB.wav", patched(short, short.index(b"data") + 4, b"\xfe\xff\xff\xff"), 422
+    yield "claims a huge header.wav", patched(short, 16, b"\xff\xff\xff\x7f"), 422
+    yield "claims 65535 channels.wav", patched(short, 22, b"\xff\xff"), 422
+    yield "claims 4 GHz.wav", patched(short, 24, b"\xff\xff\xff\xff"), 422
+    yield "is two hours of silence.flac", silence(7200, 8000, 1), 422
+    yield "is eight silent channels.flac", silence(590, 96000, 8), 422
+    yield "is too large.wav", bytes(40_000_000), 413
+    yield "bomb.zip", zip_bomb(), 415
+    yield "bomb.wav.gz", gzip.compress(bytes(50_000_000)), 415
+    yield "picture.wav", b"\x89PNG\r\n\x1a\n" + bytes(10_000), 415
+    yield "page.wav", b"<!DOCTYPE html><script>alert(1)</script>", 415
+    yield "noise.wav", b"\1" + np.random.default_rng(1).bytes(100_000), 415
+    yield "empty.wav", b"", 422
+    yield "cut.wav", short[:5000], 422
+    yield "cut.ogg", wav(1, kind="OGG")[:5000], 422
+    yield "nan.wav", float_wav(np.full(1000, np.nan, np.float32)), 422
+
+
+def float_wav(samples):
+    data = samples.tobytes()
+    head = b"fmt \x10\0\0\0\3\0\1\0" + (44100).to_bytes(4, "little") + (4 * 44100).to_bytes(4, "little") + b"\4\0\x20\0"
+    body = b"WAVE" + head + b"data" + len(data).to_bytes(4, "little") + data
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def welcome():
+    """(name, bytes, status) of uploads that have to be answered."""
+    for k in range(20):
+        yield f"good {k}.wav", wav(0.5 + k / 4), 200
+    yield "../../../../tmp/up and away.wav", wav(1), 200
+    yield "..\\..\\windows.wav", wav(1, kind="FLAC"), 200
+    yield "/etc/passwd", wav(1, kind="MP3"), 200
+    for k in range(5):
+        yield f"long {k}.wav", wav(180, sr=16000 if k else 44100, channels=1 + k % 2), 200
+    yield "one sample.wav", wav(1 / 44100), 200
+
+
+class Watch(threading.Thread):
+    """The most memory that a process had."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.process, self.most, self.stop = psutil.Process(pid), 0, threading.Event()
+
+    def run(self):
+        while not self.stop.wait(0.02):
+            self.most = max(self.most, self.process.memory_info().rss)
+
+
+def test_fifty_uploads_at_once(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    bad = [*hostile(), *[(f"words {k}.wav", b"not a sound", 415) for k in range(3)]]
+    good = list(welcome())
+    jobs = [job for pair in zip(bad, good) for job in pair] + good[len(bad):]
+    assert len(jobs) == 50
+    with serving("serve", tiny_run.out) as (process, address):
+        watch = Watch(process.pid)
+        watch.start()
+
+        def send(job):
+            name, content, _ = job
+            return requests.post(f"{address}tag", files={"sound": (name, content)}, timeout=300)
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(50) as pool:
+            answering = pool.map(send, jobs)
+            seen = 0
+            while seen < 20:  # the server still answers others while it works
+                health = requests.get(f"{address}health", timeout=5).json()
+                seen += 1
+                time.sleep(0.05)
+            answers = list(answering)
+        seconds = time.monotonic() - began
+        watch.stop.set()
+        assert health["status"] == "ok"
+        for (name, _, status), answer in zip(jobs, answers):
+            assert answer.status_code == status, (name, answer.text[:300])
+            if status == 200:
+                sound, = answer.json()["sounds"]
+                assert sound["file"] == name.replace("\\", "/").split("/")[-1] and len(sound["tags"]) == 10
+            else:
+                sentence = answer.json()["error"]
+                assert 20 < len(sentence) < 400 and str(tmp_path) not in sentence and "\n" not in sentence, sentence
+        assert requests.get(f"{address}health", timeout=5).json() == {**health, "waiting": 0, "done": 50}
+        assert process.poll() is None
+        assert watch.most < MOST_BYTES, f"{watch.most / 1e9:.2f} GB"
+        left = [path for path in tmp_path.rglob("*") if path.name.startswith("fatai-")]
+        assert left == []
+    print(f"50 uploads in {seconds:.1f} s, at most {watch.most / 1e6:.0f} MB")
+    assert not Path("/tmp/up and away.wav").exists()
