@@ -28,10 +28,10 @@ import fatai.inference.tta  # noqa: F401 - gives learners tta
 from benchmarks.rounds import report
 from benchmarks.trials import parser, read_with_truth, spread, trials
 from fatai.augment.spec_augment import SpecAugment
-from fatai.augment.mixup import LinearMixUp, MixOneOf, MixUpOr
+from fatai.augment.mixup import LinearMixUp, OneOfMixers, MixUpOr
 from fatai.augment.wave import AddNoise, Gain, Shift
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.datasets.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
 from fatai.data.tables import readable
@@ -49,7 +49,7 @@ def wave_effects() -> list[Callback]:
 
 
 def everything() -> list[Callback]:
-    return [*wave_effects(), MixOneOf(["mixup", "mixup_or"], domain="wave", p=0.5), SpecAugment()]
+    return [*wave_effects(), OneOfMixers(["mixup", "mixup_or"], domain="wave", p=0.5), SpecAugment()]
 
 
 # Name, loss, random changes; everything at its defaults.
@@ -70,23 +70,33 @@ ABOUT = (
 
 
 def trained(
-    table: pd.DataFrame, held_out: np.ndarray, data: FATData, way: str, seed: int, epochs: int, cache_dir: Path,
+    table: pd.DataFrame, oof_score: np.ndarray, data: FATDataset, way: str, seed: int, epochs: int, cache_dir: Path,
 ) -> tuple[Predictions, Predictions, int]:
     """Predictions for the clips held out and for the test part, and the number of optimiser steps."""
     loss, changes = WAYS[way]
     set_seed(seed, reproducible=True)
     dls = FATDataLoaders.from_df(
-        table[~held_out], vocab=data.tags, fn_col="fname", path_col="path", label_col="labels", valid_pct=0, crop_s=SETTINGS["crop_s"],
-        bs=SETTINGS["bs"], num_workers=0, check_files=False, cache="wave", cache_dir=cache_dir,
+        table[~oof_score],
+        vocab=data.tags,
+        fn_col="fname",
+        path_col="path",
+        label_col="labels",
+        valid_pct=0,
+        crop_s=SETTINGS["crop_s"],
+        bs=SETTINGS["bs"],
+        num_workers=0,
+        check_files=False,
+        cache="wave",
+        cache_dir=cache_dir,
     )
     learn = fat_learner(dls, SETTINGS["arch"], width=SETTINGS["width"], loss_func=loss, augment=changes(), metrics=[])
     with learn.no_logging(), learn.no_bar():
         learn.fit_one_cycle(epochs, SETTINGS["lr"])
     views = {"how": "even", "n": SETTINGS["views"]}
-    return learn.tta(items=table[held_out], **views), learn.tta(items=data.test, **views), epochs * len(dls.train)
+    return learn.tta(items=table[oof_score], **views), learn.tta(items=data.test, **views), epochs * len(dls.train)
 
 
-def trial(data: FATData, way: str, seed: int, epochs: int, cache_dir: Path) -> dict[str, Any]:
+def trial(data: FATDataset, way: str, seed: int, epochs: int, cache_dir: Path) -> dict[str, Any]:
     """Scores of one way with one seed, over all folds."""
     started = time.monotonic()
     good, _ = readable([Path(p) for p in data.curated["path"]])
@@ -99,7 +109,13 @@ def trial(data: FATData, way: str, seed: int, epochs: int, cache_dir: Path) -> d
         oof[folds == fold] = held.probs
         of_test.append(test)
     test = ensemble(of_test, how="mean").score(data.path / "truth" / "test.csv")
-    return {"clips": len(table), "steps": steps, "oof": lwlrap(oof, targ), "test": test, "seconds": round(time.monotonic() - started, 1)}
+    return {
+        "clips": len(table),
+        "steps": steps,
+        "oof": lwlrap(oof, targ),
+        "test": test,
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def verdict(gain: dict[str, list[float]], seeds: int) -> str:
@@ -128,8 +144,11 @@ def written(rows: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> st
         f"{some['epochs']} epochs = {some['steps']} optimiser steps a fold, {s['views']} views. Mean ± standard deviation over seeds; "
         f"gains against none, seed by seed. {sum(r['seconds'] for r in rows.values()) / 60:.0f} minutes of "
         f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)} in all.",
-        "", ABOUT, "",
-        "| | OOF lwlrap | gain | test lwlrap | gain | s a fold |", "|---|---|---|---|---|---|",
+        "",
+        ABOUT,
+        "",
+        "| | OOF lwlrap | gain | test lwlrap | gain | s a fold |",
+        "|---|---|---|---|---|---|",
     ]
     for way in WAYS:
         seconds = statistics.mean(scores(way, "seconds")) / s["folds"]
@@ -151,7 +170,11 @@ def main(argv: list[str] | None = None) -> None:
     data = read_with_truth(args.data, "test")
     same = {"epochs": args.epochs, "settings": SETTINGS, "data": data.path.name}
     rows = trials(
-        args.work / "rows.jsonl", WAYS, args.seeds, same, lambda way, seed: trial(data, way, seed, args.epochs, args.work / "cache"),
+        args.work / "rows.jsonl",
+        WAYS,
+        args.seeds,
+        same,
+        lambda way, seed: trial(data, way, seed, args.epochs, args.work / "cache"),
     )
     command = f"python -m benchmarks.augmentation {data.path.name} --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}"
     report("Random changes and losses", command, written(rows, args.seeds), args.out)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.cache import ClipCache
 from fatai.data.config import ClipSettings
@@ -34,7 +34,9 @@ _CHILD = "import sys; from benchmarks.data import cache_and_read; cache_and_read
 
 def waiting(cache: str, folder: Path, steps: int) -> tuple[float, float]:
     """Median milliseconds of waiting for a batch in the second epoch, and of a step of M3 on it."""
-    dls = FATDataLoaders.from_path(fat_sample(), crop_s=4, bs=32, valid_pct=0, noisy=True, cache=cache, cache_dir=folder)
+    dls = FATDataLoaders.from_path(
+        fat_sample(), crop_s=4, bs=32, valid_pct=0, noisy=True, cache=cache, cache_dir=folder
+    )
     model = create_model("m3", len(dls.tags), dls.to_spec.n_channels).to(dls.device)
     optimizer = torch.optim.Adam(model.parameters())
     for _ in dls.train:
@@ -101,7 +103,11 @@ def main(argv: list[str] | None = None) -> str:
             lines.append(f"| {cache} | {wait:.1f} | {step:.0f} | {wait / step:.2%} |")
         files = sorted((fat_sample() / "train_curated").iterdir())
         real = [save_audio(folder / f"{f.stem}.wav", load_audio(f, 44100), 44100) for f in files]
-        lines += ["", "| clips | cache, MB | peak before, MB | when built, MB | when read, MB | seconds |", "|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| clips | cache, MB | peak before, MB | when built, MB | when read, MB | seconds |",
+            "|---|---|---|---|---|---|",
+        ]
         peaks = []
         for n in args.clips:
             before, built, read, size, took = memory(n, real, folder)
@@ -109,11 +115,13 @@ def main(argv: list[str] | None = None) -> str:
             lines.append(f"| {n:,} | {size:.0f} | {before:.0f} | {built:.0f} | {read:.0f} | {took:.0f} |")
         if len(peaks) > 1:
             lines += ["", f"The peaks differ by {max(peaks) - min(peaks):.0f} MB."]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of {platform.machine()}"
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of {platform.machine()}"
+    )
     about = f"Median of {args.steps} steps, crops of 4 s, front end ninth, on {device}, torch {torch.__version__}."
     table = "\n".join([about, "", *lines])
     print(table)
-    write_text_atomic(args.out, f"# The data path\n\n    python -m benchmarks.data\n\n{table}\n")
+    write_text(args.out, f"# The data path\n\n    python -m benchmarks.data\n\n{table}\n")
     return table
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.special import expit
 
 from benchmarks.rounds import report
-from fatai.ensemble.ensemble import Blended, blend_and_judge
+from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.inference.predictions import Predictions
 from fatai.registry import ENSEMBLES
 
@@ -36,9 +36,11 @@ FIRST_PLACE = [
 
 
 def blends(published_mlp: bool) -> dict[str, dict[str, Any]]:
-    """What is tried: its name in the table to arguments of `blend_and_judge`. Weights by hand are not: nobody gives any."""
+    """What is tried: its name in the table to arguments of `ensemble_report`. Weights by hand are not: nobody gives any."""
     named = {how: {"how": how} for how in ENSEMBLES.names() if how not in ("weighted", "mlp")}
-    searched = {f"{how} of {of}": {"how": how, "of": of} for how in ("cobyla", "forward") for of in ("gmean", "rank_clip")}
+    searched = {
+        f"{how} of {of}": {"how": how, "of": of} for how in ("cobyla", "forward") for of in ("gmean", "rank_clip")
+    }
     across = {"logreg across tags": {"how": "logreg", "across_tags": True, "C": 0.01}}
     small: dict[str, Any] = {} if published_mlp else {"base": 64, "draws": 4096, "max_epochs": 40}
     second = {
@@ -48,11 +50,13 @@ def blends(published_mlp: bool) -> dict[str, dict[str, Any]]:
     return {**named, **searched, **across, **second}
 
 
-def first_place(runs: list[Path], truth: Any, mlps: list[Blended]) -> Blended:
+def first_place(runs: list[Path], truth: Any, mlps: list[EnsembleResult]) -> EnsembleResult:
     """The 1st place's answer: geometric mean of all runs and the MLPs over them, each MLP's nested predictions standing for it."""
     members = [Predictions.from_csv(run / "test.csv") for run in runs] + [mlp.predictions for mlp in mlps]
-    held_out = [Predictions.from_csv(run / "oof.csv") for run in runs] + [mlp.oof for mlp in mlps if mlp.oof is not None]
-    return blend_and_judge(members, "gmean", oof=held_out, truth=truth)
+    oof_score = [Predictions.from_csv(run / "oof.csv") for run in runs] + [
+        mlp.oof for mlp in mlps if mlp.oof is not None
+    ]
+    return ensemble_report(members, "gmean", oof=oof_score, truth=truth)
 
 
 def table(runs: list[Path], truth: Any, test_truth: Any, published_mlp: bool) -> str:
@@ -60,9 +64,9 @@ def table(runs: list[Path], truth: Any, test_truth: Any, published_mlp: bool) ->
     judged, seconds = {}, {}
     for name, options in blends(published_mlp).items():
         started = time.perf_counter()
-        judged[name] = blend_and_judge(runs, truth=truth, **options)
+        judged[name] = ensemble_report(runs, truth=truth, **options)
         seconds[name] = time.perf_counter() - started
-        print(f"{name}: nested {judged[name].predictions.held_out:.4f}, {seconds[name]:.1f} s", file=sys.stderr)
+        print(f"{name}: nested {judged[name].predictions.oof_score:.4f}, {seconds[name]:.1f} s", file=sys.stderr)
     second = [name for name in judged if name.startswith("mlp")]
     judged["gmean with the three mlp"] = first_place(runs, truth, [judged[name] for name in second])
     seconds["gmean with the three mlp"] = sum(seconds[name] for name in second)
@@ -70,28 +74,40 @@ def table(runs: list[Path], truth: Any, test_truth: Any, published_mlp: bool) ->
     tests = [Predictions.from_csv(run / "test.csv") for run in runs]
     # The run that one would send alone: the best out of fold.
     single = tests[int(np.argmax(alone))]
-    rows = [_row(f"run {run.name}", score, test, test_truth, None, None) for run, score, test in zip(runs, alone, tests, strict=True)]
+    rows = [
+        _row(f"run {run.name}", score, test, test_truth, None, None)
+        for run, score, test in zip(runs, alone, tests, strict=True)
+    ]
     blended = {name: b.predictions for name, b in judged.items()}
-    order = sorted(blended, key=lambda name: -(blended[name].held_out or 0) if test_truth is None else -blended[name].score(test_truth))
-    rows += [_row(name, blended[name].held_out, blended[name], test_truth, single, seconds[name]) for name in order]
+    order = sorted(
+        blended,
+        key=lambda name: -(blended[name].oof_score or 0) if test_truth is None else -blended[name].score(test_truth),
+    )
+    rows += [_row(name, blended[name].oof_score, blended[name], test_truth, single, seconds[name]) for name in order]
     head = ["| | out of fold, nested | test | against the best run out of fold | s |", "|---|---|---|---|---|"]
     return "\n".join(head + rows)
 
 
-def _row(name: str, oof: float | None, test: Predictions, truth: Any, single: Predictions | None, seconds: float | None) -> str:
+def _row(
+    name: str, oof: float | None, test: Predictions, truth: Any, single: Predictions | None, seconds: float | None
+) -> str:
     tested = "" if truth is None else f"{test.score(truth):.4f}"
     gain = "" if truth is None or single is None else str(test.compare(single, truth))
     return f"| {name} | {'' if oof is None else f'{oof:.4f}'} | {tested} | {gain} | {'' if seconds is None else f'{seconds:.1f}'} |"
 
 
-def draw_runs(folder: Path, *, clips: int = 800, test_clips: int = 800, n_tags: int = 20, n_folds: int = 5) -> list[Path]:
+def draw_runs(
+    folder: Path, *, clips: int = 800, test_clips: int = 800, n_tags: int = 20, n_folds: int = 5
+) -> list[Path]:
     """Five run folders of drawn numbers, and beside them truth.csv and test_truth.csv."""
     rng = np.random.default_rng(2019)
     tags = [f"tag{i:02d}" for i in range(n_tags)]
     targ = {part: np.eye(n_tags)[rng.integers(n_tags, size=n)] for part, n in (("oof", clips), ("test", test_clips))}
     names = {part: [f"{part}{i:04d}.wav" for i in range(len(t))] for part, t in targ.items()}
     for part, file in (("oof", "truth.csv"), ("test", "test_truth.csv")):
-        pd.DataFrame({"fname": names[part], "labels": [tags[i] for i in targ[part].argmax(1)]}).to_csv(folder / file, index=False)
+        pd.DataFrame({"fname": names[part], "labels": [tags[i] for i in targ[part].argmax(1)]}).to_csv(
+            folder / file, index=False
+        )
     common = {part: rng.normal(size=t.shape) for part, t in targ.items()}
     runs = []
     for k, strength in enumerate((3.0, 2.8, 2.6, 2.2, 1.0)):
@@ -112,11 +128,15 @@ def draw_runs(folder: Path, *, clips: int = 800, test_clips: int = 800, n_tags: 
 
 
 def main(argv: list[str] | None = None) -> str:
-    parser = argparse.ArgumentParser(description="Every ensemble over several runs: out of fold, nested, and on the test clips.")
+    parser = argparse.ArgumentParser(
+        description="Every ensemble over several runs: out of fold, nested, and on the test clips."
+    )
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--truth", type=Path, help="labels of the training clips")
     parser.add_argument("--test-truth", type=Path, help="labels of the test clips, if they are known")
-    parser.add_argument("--published-mlp", action="store_true", help="the 1st place's network in its size and with its rates")
+    parser.add_argument(
+        "--published-mlp", action="store_true", help="the 1st place's network in its size and with its rates"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "ensembles.md")
     args = parser.parse_args(argv)
     if len(args.runs) == 1 or args.runs and args.truth is None:
@@ -133,7 +153,9 @@ def main(argv: list[str] | None = None) -> str:
         runs = draw_runs(Path(folder))
         told = table(runs, Path(folder, "truth.csv"), Path(folder, "test_truth.csv"), args.published_mlp)
     about = f"Drawn numbers, no sound: they show that blends find what was planted, not what they are worth. {about}"
-    return report("Ensembles of drawn runs", command, f"{about}\n\n{told}", args.out.with_name(f"{args.out.stem}_drawn.md"))
+    return report(
+        "Ensembles of drawn runs", command, f"{about}\n\n{told}", args.out.with_name(f"{args.out.stem}_drawn.md")
+    )
 
 
 if __name__ == "__main__":

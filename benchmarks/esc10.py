@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from benchmarks.rounds import report
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.ensemble.members import out_of_fold
 from fatai.inference.predictions import Predictions
 from fatai.experiment.build import recipe_parameters
@@ -40,7 +40,9 @@ def read_list(data: Path) -> pd.DataFrame:
             if "esc10" in listed.columns:
                 listed = listed[listed["esc10"].astype(str) == "True"]
             return listed.rename(columns={"filename": "fname", label: "labels"})[["fname", "labels", "fold"]]
-    raise SystemExit(f"{data} has neither {' nor '.join(_LISTS)}; expected the repository of ESC-50, or esc10.csv and audio/")
+    raise SystemExit(
+        f"{data} has neither {' nor '.join(_LISTS)}; expected the repository of ESC-50, or esc10.csv and audio/"
+    )
 
 
 def lay_out(data: Path, folder: Path) -> Path:
@@ -51,7 +53,7 @@ def lay_out(data: Path, folder: Path) -> Path:
         link = folder / "train_curated" / fname
         if not link.exists():
             os.symlink((data / "audio" / fname).resolve(), link)
-    write_text_atomic(folder / "train_curated.csv", listed.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "train_curated.csv", listed.to_csv(index=False, lineterminator="\n"))
     return folder
 
 
@@ -75,7 +77,11 @@ def written(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
         f"Recipe {recipe.name}: {recipe.model.arch}, {recipe_parameters(recipe, len(oof.tags)):,} parameters, {recipe.stages[0].epochs} "
         f"epochs from scratch, {recipe.folds.n} published folds, the last epoch of each. {len(oof.fnames)} clips, {seconds / 60:.0f} "
         f"minutes of processes with {torch.get_num_threads()} thread(s) each.",
-        "", f"accuracy {right}; lwlrap {ordered}", "", "| fold | clips | accuracy |", "|---|---|---|",
+        "",
+        f"accuracy {right}; lwlrap {ordered}",
+        "",
+        "| fold | clips | accuracy |",
+        "|---|---|---|",
     ]
     for fold in sorted(set(folds)):
         own = folds == fold
@@ -102,11 +108,13 @@ def main(argv: list[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     data, recipe = lay_out(args.data, args.work / "data"), load_recipe(args.recipe)
     started = time.monotonic()
-    result = run_recipe(data, recipe, args.work / "run", only=args.only_fold, resume=True, num_workers=0, cache_dir=args.work / "cache")
+    result = run_recipe(
+        data, recipe, args.work / "run", only=args.only_fold, resume=True, num_workers=0, cache_dir=args.work / "cache"
+    )
     # A run that was gone on with took longer than its last part; its file keeps the sum.
     spent = args.work / "seconds.txt"
     seconds = time.monotonic() - started + (float(spent.read_text()) if spent.exists() else 0.0)
-    write_text_atomic(spent, f"{seconds:.1f}\n")
+    write_text(spent, f"{seconds:.1f}\n")
     told = written(result.out, recipe, data / "train_curated.csv", seconds)
     report("ESC-10", f"python -m benchmarks.esc10 {args.data.name}", told, args.out)
 

@@ -29,7 +29,7 @@ import librosa  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from fatai.io.atomic import write_text_atomic  # noqa: E402
+from fatai.io.atomic import write_text  # noqa: E402
 from fatai.data.datasets.fat2019 import fat_sample  # noqa: E402
 from fatai.audio.io import AUDIO_EXTENSIONS, load_audio, save_audio  # noqa: E402
 from fatai.audio.front_ends import front_end  # noqa: E402
@@ -45,7 +45,15 @@ def plain_way(path: Path, s: FrontEnd) -> np.ndarray:
     wave, _ = librosa.load(path, sr=s.sr)
     wave, _ = librosa.effects.trim(wave, top_db=TRIM_DB)
     mels = librosa.feature.melspectrogram(
-        y=wave, sr=s.sr, n_fft=s.n_fft, hop_length=s.hop_length, n_mels=s.n_mels, fmin=s.fmin, fmax=s.fmax, pad_mode=s.pad_mode)
+        y=wave,
+        sr=s.sr,
+        n_fft=s.n_fft,
+        hop_length=s.hop_length,
+        n_mels=s.n_mels,
+        fmin=s.fmin,
+        fmax=s.fmax,
+        pad_mode=s.pad_mode,
+    )
     return librosa.power_to_db(mels, top_db=s.top_db).astype(np.float32)
 
 
@@ -64,7 +72,12 @@ def one_core() -> None:
 
 def wav_files(sources: list[Path], clips: int, folder: Path) -> list[Path]:
     """Up to `clips` WAV files, evenly from all that there are; others than WAV are converted into `folder`."""
-    found = [f for s in sources for f in (sorted(s.rglob("*")) if s.is_dir() else [s]) if f.suffix.lower() in AUDIO_EXTENSIONS]
+    found = [
+        f
+        for s in sources
+        for f in (sorted(s.rglob("*")) if s.is_dir() else [s])
+        if f.suffix.lower() in AUDIO_EXTENSIONS
+    ]
     if not found:
         raise SystemExit(f"no sound files in {', '.join(map(str, sources))}")
     chosen = [found[i] for i in np.linspace(0, len(found) - 1, min(clips, len(found))).astype(int)]
@@ -111,21 +124,29 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "front_end.md")
     args = parser.parse_args(argv)
     one_core()
-    lines = ["| front end | librosa, ms per clip | fatai, ms per clip | times as fast | largest difference, dB |", "|---|---|---|---|---|"]
+    lines = [
+        "| front end | librosa, ms per clip | fatai, ms per clip | times as fast | largest difference, dB |",
+        "|---|---|---|---|---|",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         files = wav_files(args.sources or [fat_sample()], args.clips, Path(folder))
         length = statistics.mean(load_audio(f, None).shape[-1] / 44100 for f in files)
         for name in FRONT_ENDS:
             plain_ms, ours_ms, difference = measure(name, files, args.rounds)
             lines.append(f"| {name} | {plain_ms:.2f} | {ours_ms:.2f} | {plain_ms / ours_ms:.2f} | {difference:.5f} |")
-    about = (f"{len(files)} WAV files of {length:.1f} s on average, 44.1 kHz; median of {args.rounds} alternating rounds, one core of "
-             f"{platform.machine()}; torch {torch.__version__}, librosa {librosa.__version__}. {load()}")
+    about = (
+        f"{len(files)} WAV files of {length:.1f} s on average, 44.1 kHz; median of {args.rounds} alternating rounds, one core of "
+        f"{platform.machine()}; torch {torch.__version__}, librosa {librosa.__version__}. {load()}"
+    )
     table = "\n".join([about, "", *lines])
     print(table)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     kind = "a folder of ESC-10" if any("esc" in str(s).lower() for s in args.sources) else "the bundled sample"
     given = f"{' ESC10' if 'ESC' in kind else ''} --clips {args.clips} --rounds {args.rounds}"
-    write_text_atomic(args.out, f"# From sound file to spectrogram\n\n    python -m benchmarks.front_end{given}\n\nOn {kind}: {table}\n")
+    write_text(
+        args.out,
+        f"# From sound file to spectrogram\n\n    python -m benchmarks.front_end{given}\n\nOn {kind}: {table}\n",
+    )
     return table
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from benchmarks.rounds import report
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
@@ -33,7 +33,7 @@ PARTS = {"train_curated": 4970, "train_noisy": 19_815, "test": 3361}
 SR, N_TAGS, DIFFERENT = 44_100, 80, 300
 
 
-def lay_out(folder: Path, share: float) -> FATData:
+def lay_out(folder: Path, share: float) -> FATDataset:
     """The data; what is there already is taken as it is."""
     rng = np.random.default_rng(2019)
     tags = [f"Tag_{k:02d}" for k in range(N_TAGS)]
@@ -54,7 +54,7 @@ def lay_out(folder: Path, share: float) -> FATData:
         else:
             labels = [tags[k % n_different % N_TAGS] for k in range(len(names))]
             pd.DataFrame({"fname": names, "labels": labels}).to_csv(folder / f"{part}.csv", index=False)
-    return read_layout(folder)
+    return load_dataset(folder)
 
 
 def _clip(rng: np.random.Generator, tag: int) -> torch.Tensor:
@@ -66,7 +66,7 @@ def _clip(rng: np.random.Generator, tag: int) -> torch.Tensor:
     return torch.from_numpy(wave.astype(np.float32))
 
 
-def training(data: FATData, epochs: int, whole: bool, scale: str, work: Path) -> list[str]:
+def training(data: FATDataset, epochs: int, whole: bool, scale: str, work: Path) -> list[str]:
     """Lines on `ninth`."""
     recipe = scaled(load_recipe("ninth"), scale)
     published, n = recipe.stages[0].epochs, recipe.folds.n
@@ -74,22 +74,28 @@ def training(data: FATData, epochs: int, whole: bool, scale: str, work: Path) ->
     out = work / f"ninth_{time.time_ns()}"
     started = time.perf_counter()
     run_recipe(
-        data, recipe if whole else recipe.changed(epochs=1 + epochs), out, only=None if whole else [0], predict_test=False,
+        data,
+        recipe if whole else recipe.changed(epochs=1 + epochs),
+        out,
+        only=None if whole else [0],
+        predict_test=False,
         say=lambda line: None,
     )
     seconds = time.perf_counter() - started
     if whole:
-        return [f"`ninth`, {n} folds of {published} epochs with what is held out predicted: {seconds / 60:.1f} minutes (aim: 10)."]
+        return [
+            f"`ninth`, {n} folds of {published} epochs with what is held out predicted: {seconds / 60:.1f} minutes (aim: 10)."
+        ]
     # The first epoch warms up.
     took = pd.read_csv(out / "fold_0" / "history.csv")["seconds"]
     epoch, rest = float(took[1:].median()), seconds - float(took.sum())
     return [
         f"`ninth`: {epoch:.2f} s an epoch with its validation; {rest:.1f} s of a fold beside its epochs. Counted up, {n} folds of "
-        f"{published} epochs take {n * (published * epoch + rest) / 60:.1f} minutes (aim: 10).",
+        f"{published} epochs take {n * (published * epoch + rest) / 60:.1f} minutes (aim: 10)."
     ]
 
 
-def tagging(data: FATData, scale: str, work: Path) -> list[str]:
+def tagging(data: FATDataset, scale: str, work: Path) -> list[str]:
     """Lines on the test part by five folds of `third_place_2d`; how they were trained doesn't matter here."""
     few = replace(data, curated=data.curated.head(4 * N_TAGS))
     out = work / f"third_{time.time_ns()}"
@@ -120,7 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     lines = [
         f"{device}; {len(data.curated):,} curated, {len(data.noisy):,} noisy and {len(data.test):,} test clips, generated; {size}.",
         "",
-        *training(data, args.epochs, args.whole, args.scale, args.work), "", *tagging(data, args.scale, args.work),
+        *training(data, args.epochs, args.whole, args.scale, args.work),
+        "",
+        *tagging(data, args.scale, args.work),
     ]
     report("Full size", f"python -m benchmarks.gpu{' --whole' if args.whole else ''}", "\n".join(lines), args.out)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.inference [RUN] [DATA] [--rounds 3] [--out benchmarks/results/inference.md]
 
 RUN is a folder of a finished run (by default that of `make demo`), DATA the data it was trained on, with truth/test.csv, of which only
-scores are made. Rounds of all kinds alternate and the median counts; files are read, trimmed and predicted anew each time, by all folds
+scores are made. SelfTrainingRounds of all kinds alternate and the median counts; files are read, trimmed and predicted anew each time, by all folds
 one after another.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.rounds import report
-from fatai.data.datasets.fat2019 import fat_sample, read_layout
+from fatai.data.datasets.fat2019 import fat_sample, load_dataset
 from fatai.experiment.run_folder import FinishedRun, predict_with_run
 
 KINDS: list[tuple[str, str, dict[str, Any]]] = [
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "inference.md")
     args = parser.parse_args(argv)
-    data, opened = read_layout(args.data), FinishedRun.open(args.run)
+    data, opened = load_dataset(args.data), FinishedRun.open(args.run)
     scores: dict[str, float] = {}
     seconds: dict[str, list[float]] = {name: [] for name, *_ in KINDS}
     for _ in range(args.rounds):
@@ -58,12 +58,19 @@ def main(argv: list[str] | None = None) -> None:
     lines = [
         f"{len(data.test)} test clips of {data.path.name}; {recipe.model.arch} at width {recipe.model.width or 1:g}, crops of "
         f"{recipe.clips.crop_s:g} s, {len(opened.weights)} folds; {torch.get_num_threads()} threads, median of {args.rounds} alternating "
-        "rounds. A clip that is no longer than a crop has one view, however many were asked for.", "",
-        "| views | test lwlrap | clips per second | against 25 random crops |", "|---|---|---|---|",
+        "rounds. A clip that is no longer than a crop has one view, however many were asked for.",
+        "",
+        "| views | test lwlrap | clips per second | against 25 random crops |",
+        "|---|---|---|---|",
     ]
-    lines += [f"| {name} | {scores[name]:.4f} | {rates[name]:.1f} | {rates[name] / rates[MANY]:.2f}x |" for name, *_ in KINDS]
-    lines += ["", f"Whole clips: {rates[WHOLE] / rates[MANY]:.1f} times the clips per second of 25 random crops, lwlrap "
-              f"{scores[WHOLE] - scores[MANY]:+.4f}."]
+    lines += [
+        f"| {name} | {scores[name]:.4f} | {rates[name]:.1f} | {rates[name] / rates[MANY]:.2f}x |" for name, *_ in KINDS
+    ]
+    lines += [
+        "",
+        f"Whole clips: {rates[WHOLE] / rates[MANY]:.1f} times the clips per second of 25 random crops, lwlrap "
+        f"{scores[WHOLE] - scores[MANY]:+.4f}.",
+    ]
     report("Views", f"python -m benchmarks.inference {args.run.name} {data.path.name}", "\n".join(lines), args.out)
 
 

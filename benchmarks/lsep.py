@@ -84,25 +84,31 @@ def row(clips: int, tags: int, rounds: int) -> str:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
     plain_s, ours_s = alternate(rounds, *ways)
     plain_mb, ours_mb = (peak_bytes(way) / 1e6 for way in ways)
-    return (f"| {clips} x {tags} | {1e3 * plain_s:.2f} | {1e3 * ours_s:.2f} | {plain_s / ours_s:.1f} | {plain_mb:.2f} | {ours_mb:.2f} | "
-            f"{plain_mb / ours_mb:.0f} |")
+    return (
+        f"| {clips} x {tags} | {1e3 * plain_s:.2f} | {1e3 * ours_s:.2f} | {plain_s / ours_s:.1f} | {plain_mb:.2f} | {ours_mb:.2f} | "
+        f"{plain_mb / ours_mb:.0f} |"
+    )
 
 
 def main(argv: list[str] | None = None) -> str:
-    parser = argparse.ArgumentParser(description="Time and memory of LSEP with its gradient, against the form over all pairs.")
+    parser = argparse.ArgumentParser(
+        description="Time and memory of LSEP with its gradient, against the form over all pairs."
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "lsep.md")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(2019)
-    table = "\n".join([
-        f"Loss and gradient of a batch; median of {args.rounds} alternating rounds, one thread of {platform.machine()}; "
-        f"torch {torch.__version__}. Values and gradients agree.",
-        "",
-        "| clips x tags | all pairs, ms | fatai, ms | times as fast | all pairs, MB | fatai, MB | times as small |",
-        "|---|---|---|---|---|---|---|",
-        *(row(clips, tags, args.rounds) for clips, tags in BATCHES),
-    ])
+    table = "\n".join(
+        [
+            f"Loss and gradient of a batch; median of {args.rounds} alternating rounds, one thread of {platform.machine()}; "
+            f"torch {torch.__version__}. Values and gradients agree.",
+            "",
+            "| clips x tags | all pairs, ms | fatai, ms | times as fast | all pairs, MB | fatai, MB | times as small |",
+            "|---|---|---|---|---|---|---|",
+            *(row(clips, tags, args.rounds) for clips, tags in BATCHES),
+        ]
+    )
     return report("LSEP of a batch", "python -m benchmarks.lsep", table, args.out)
 
 

@@ -73,17 +73,20 @@ def main(argv: list[str] | None = None) -> str:
     if difference > 1e-9:
         raise SystemExit(f"the two ways differ by {difference}")
     plain_s, ours_s, interval_s = alternate(
-        args.rounds, lambda: plain_way(scores, targ), lambda: lwlrap(scores, targ), lambda: score_interval(scores, targ))
-    table = "\n".join([
-        f"{args.clips:,} clips x {args.tags} tags; median of {args.rounds} alternating rounds, one thread of {platform.machine()}; numpy "
-        f"{np.__version__}. Difference of the two scores: {difference:.0e}.",
-        "",
-        "| | ms | times as fast |",
-        "|---|---|---|",
-        f"| clip by clip | {1e3 * plain_s:.1f} | 1 |",
-        f"| fatai | {1e3 * ours_s:.3f} | {plain_s / ours_s:.0f} |",
-        f"| fatai, with an interval from 1,000 draws | {1e3 * interval_s:.1f} | {plain_s / interval_s:.1f} |",
-    ])
+        args.rounds, lambda: plain_way(scores, targ), lambda: lwlrap(scores, targ), lambda: score_interval(scores, targ)
+    )
+    table = "\n".join(
+        [
+            f"{args.clips:,} clips x {args.tags} tags; median of {args.rounds} alternating rounds, one thread of {platform.machine()}; numpy "
+            f"{np.__version__}. Difference of the two scores: {difference:.0e}.",
+            "",
+            "| | ms | times as fast |",
+            "|---|---|---|",
+            f"| clip by clip | {1e3 * plain_s:.1f} | 1 |",
+            f"| fatai | {1e3 * ours_s:.3f} | {plain_s / ours_s:.0f} |",
+            f"| fatai, with an interval from 1,000 draws | {1e3 * interval_s:.1f} | {plain_s / interval_s:.1f} |",
+        ]
+    )
     return report("lwlrap of a test set", "python -m benchmarks.lwlrap", table, args.out)
 
 

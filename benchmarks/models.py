@@ -1,7 +1,7 @@
 """Every model: parameters, GFLOP, and milliseconds per clip of the plain way and of fatai's, in one run.
 
 The plain way is float32 in torch's own layout; fatai's is what `precision="auto"` chooses for the device (channels_last, bfloat16 where the
-device computes with it). Rounds of the two alternate; the median round counts. A training step is forward, loss and backward.
+device computes with it). SelfTrainingRounds of the two alternate; the median round counts. A training step is forward, loss and backward.
 
     python -m benchmarks.models [NAMES] [--rounds 5] [--bs 16] [--mels 64] [--frames 256] [--out benchmarks/results/models.md]
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.models import count_parameters, create_model
 from fatai.models.summary import PUBLISHED_CHANNELS
 from fatai.registry import MODELS
@@ -81,7 +81,9 @@ def measure(name: str, bs: int, mels: int, frames: int, rounds: int, device: tor
     fast.load_state_dict(plain.state_dict())
     fast_layout(fast, device)
     ways = ((plain, "fp32"), (fast, "auto"))
-    times: dict[tuple[str, str], list[float]] = {(what, precision): [] for what in ("train", "infer") for _, precision in ways}
+    times: dict[tuple[str, str], list[float]] = {
+        (what, precision): [] for what in ("train", "infer") for _, precision in ways
+    }
 
     def step(model: nn.Module, precision: str) -> None:
         with autocast_for(device, precision):
@@ -114,7 +116,11 @@ def capabilities() -> dict[str, Any]:
 def head(args: argparse.Namespace, device: torch.device) -> list[str]:
     has = capabilities()
     units = ", ".join(u for u in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if has.get(u)) or "unknown"
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{has.get('cpu_name') or platform.machine()} ({units})"
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{has.get('cpu_name') or platform.machine()} ({units})"
+    )
     return [
         "# Models: the plain way and fatai's", "",
         f"    python -m benchmarks.models {' '.join(args.names)} --rounds {args.rounds} --bs {args.bs}", "",
@@ -142,7 +148,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     if device.type == "cpu" and best_dtype(device) is torch.bfloat16 and not capabilities().get("amx_bf16"):
         lines += ["", NO_TILES]
-    write_text_atomic(args.out, "\n".join(lines) + "\n")
+    write_text(args.out, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,17 +29,17 @@ import torch
 
 from benchmarks.rounds import report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
-from fatai.data.datasets.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.labels import multi_hot, read_labels
 from fatai.ensemble.ensemble import ensemble
 from fatai.models import count_parameters
-from fatai.experiment.fold import WEIGHTS, FoldJob, train_fold
+from fatai.experiment.fold import WEIGHTS, FoldContext, train_fold
 from fatai.experiment.build import recipe_network
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.experiment.self_training import Rounds
+from fatai.experiment.self_training import SelfTrainingRounds
 from fatai.experiment.run import folded_table, noisy_table
 from fatai.metrics.ranking import lwlrap
-from fatai.noisy_labels.selection import Chosen
+from fatai.noisy_labels.selection import LabelSelection
 
 WIDTH, CROP_S, BS, LR, VIEWS, FOLDS = 0.125, 1.0, 16, 3e-3, 4, 2
 GOES_ON = {"lr": 1e-3}
@@ -58,7 +58,8 @@ PROTOCOLS: dict[str, list[dict[str, Any]]] = {
     "3rd: relabelall": [{"noisy": {"name": "relabelall"}}],
     "3rd: relabelall-merge": [{"noisy": {"name": "relabelall-merge"}}],
     "3rd: ladder, then pseudo-labels": [
-        {"noisy": {"name": "scoring", "k": 100}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 200}, "noisy_share": "own"},
+        {"noisy": {"name": "scoring", "k": 100}, "noisy_share": "own"},
+        {"noisy": {"name": "scoring", "k": 200}, "noisy_share": "own"},
         {"noisy": {"name": "third", "k": 320}},
     ],
     "gold plan": [
@@ -71,14 +72,25 @@ PROTOCOLS: dict[str, list[dict[str, Any]]] = {
     "4th: sharpened pseudo-labels": [{"noisy": {"name": "fourth_pseudo", "weight": 1.0}, **HALF_NOISY}],
 }
 WITH_FEW = (
-    "curated only", "curated, then curated", "all as given", "ninth", "ninth, then curated", "3rd: scoring, a half", "3rd: fullmatch",
-    "1st: Lsoft, a fifth noisy", "4th: sharpened pseudo-labels",
+    "curated only",
+    "curated, then curated",
+    "all as given",
+    "ninth",
+    "ninth, then curated",
+    "3rd: scoring, a half",
+    "3rd: fullmatch",
+    "1st: Lsoft, a fifth noisy",
+    "4th: sharpened pseudo-labels",
 )
 
 
 def recipe_of(stages: list[dict[str, Any]], seed: int, steps: int, n_curated: int) -> Recipe:
     """The curated stage and what follows; epochs are set anew when the clips of a stage are known."""
-    plain = load_recipe("quick").changed(width=WIDTH, crop_s=CROP_S, views=VIEWS, folds=FOLDS, bs=BS, lr=LR, seed=100 * seed).model_dump()
+    plain = (
+        load_recipe("quick")
+        .changed(width=WIDTH, crop_s=CROP_S, views=VIEWS, folds=FOLDS, bs=BS, lr=LR, seed=100 * seed)
+        .model_dump()
+    )
     plain["clips"]["cache"] = "wave"
     plain["folds"]["seed"] = seed
     curated = {**plain["stages"][0], "keep": "last", "epochs": round(steps * BS / n_curated)}
@@ -86,15 +98,15 @@ def recipe_of(stages: list[dict[str, Any]], seed: int, steps: int, n_curated: in
     return Recipe.model_validate({**plain, "stages": (curated, *later)})
 
 
-class Budget(Rounds):
-    """Rounds whose stages all have the same number of steps, however many clips were chosen."""
+class Budget(SelfTrainingRounds):
+    """SelfTrainingRounds whose stages all have the same number of steps, however many clips were chosen."""
 
-    def __init__(self, job: FoldJob, steps: int, n_curated: int):
+    def __init__(self, job: FoldContext, steps: int, n_curated: int):
         super().__init__(job, only=range(FOLDS))
         self.steps, self.n_curated = steps, n_curated
-        self.choices: list[Chosen] = []
+        self.choices: list[LabelSelection] = []
 
-    def _parts(self, number: int) -> dict[int, Chosen]:
+    def _parts(self, number: int) -> dict[int, LabelSelection]:
         parts = super()._parts(number)
         if parts and self.chosen is not None:
             self.choices.append(self.chosen)
@@ -106,11 +118,14 @@ class Budget(Rounds):
         return parts
 
 
-def trial(data: FATData, way: str, seed: int, steps: int, work: Path, few: int | None = None) -> dict[str, Any]:
+def trial(data: FATDataset, way: str, seed: int, steps: int, work: Path, few: int | None = None) -> dict[str, Any]:
     """Scores of one protocol with one seed, over all folds; of `few` curated clips alone, if that is given."""
     started = time.monotonic()
     if few is not None:
-        data, work = replace(data, curated=data.curated.sample(few, random_state=seed).sort_index()), work / f"few_{few}"
+        data, work = (
+            replace(data, curated=data.curated.sample(few, random_state=seed).sort_index()),
+            work / f"few_{few}",
+        )
     plain = recipe_of([], seed, steps, len(data.curated) // FOLDS)
     table, _, folds = folded_table(data, plain)
     n_curated = len(table) // FOLDS
@@ -118,7 +133,9 @@ def trial(data: FATData, way: str, seed: int, steps: int, work: Path, few: int |
     out = work / f"{way.replace(':', '').replace(' ', '_')}_{seed}"
     shutil.rmtree(out, ignore_errors=True)
     noisy, _ = noisy_table(data, recipe_of([{"noisy": {"name": "as_given"}}], seed, steps, n_curated))
-    job = FoldJob(data, recipe, out, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
+    job = FoldContext(
+        data, recipe, out, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None
+    )
     _take_judges(data, table, folds, seed, steps, n_curated, work, out, noisy)
     rounds = Budget(job, steps, n_curated)
     with redirect_stdout(StringIO()):
@@ -127,22 +144,34 @@ def trial(data: FATData, way: str, seed: int, steps: int, work: Path, few: int |
     targ = multi_hot(table["labels"], data.tags)
     oof = np.zeros(targ.shape)
     for k, result in enumerate(results):
-        oof[folds == k] = result.held_out.probs
+        oof[folds == k] = result.oof_score.probs
     test = ensemble([result.test for result in results], how="mean")
     shutil.rmtree(out)
     return {
-        "oof": lwlrap(oof, targ), "test": test.score(data.path / "truth" / "test.csv"), "seconds": round(time.monotonic() - started, 1),
+        "oof": lwlrap(oof, targ),
+        "test": test.score(data.path / "truth" / "test.csv"),
+        "seconds": round(time.monotonic() - started, 1),
         **(labels_kept(data, rounds.choices[-1]) if rounds.choices else {}),
     }
 
 
 def _take_judges(
-    data: FATData, table: pd.DataFrame, folds: np.ndarray, seed: int, steps: int, n_curated: int, work: Path, out: Path, noisy: Any,
+    data: FATDataset,
+    table: pd.DataFrame,
+    folds: np.ndarray,
+    seed: int,
+    steps: int,
+    n_curated: int,
+    work: Path,
+    out: Path,
+    noisy: Any,
 ) -> None:
     """Copy the curated models and what they think of noisy clips into a new run; train them if no protocol did before."""
     recipe = recipe_of([{"noisy": {"name": "ninth"}}], seed, steps, n_curated)
     judges = work / f"judges_{seed}"
-    job = FoldJob(data, recipe, judges, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
+    job = FoldContext(
+        data, recipe, judges, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None
+    )
     for k in range(FOLDS):
         with redirect_stdout(StringIO()):
             train_fold(job, k, table.assign(is_valid=folds == k))
@@ -154,20 +183,28 @@ def _take_judges(
             shutil.copy(mine / "round_0.safetensors", theirs / WEIGHTS)
 
 
-def labels_kept(data: FATData, chosen: Chosen) -> dict[str, Any]:
+def labels_kept(data: FATDataset, chosen: LabelSelection) -> dict[str, Any]:
     """How many clips a method kept; how many of the labels that it trains on are true, and how many of the true ones it trains on."""
     truth = read_labels(data.path / "truth" / "train_noisy.csv").set_index("fname")["labels"]
     known = set(data.noisy["fname"])
     true = {(fname, tag) for fname, tags in truth.items() if fname in known for tag in tags}
     n_tags = len(data.tags)
-    kept = {(fname, data.tags[k % n_tags]) for fname, targ in zip(chosen.fnames, chosen.targ) for k in np.flatnonzero(targ > 0.5)}
-    return {"clips": len(set(chosen.fnames)), "precision": len(kept & true) / max(1, len(kept)), "recall": len(kept & true) / len(true)}
+    kept = {
+        (fname, data.tags[k % n_tags])
+        for fname, targ in zip(chosen.fnames, chosen.targ)
+        for k in np.flatnonzero(targ > 0.5)
+    }
+    return {
+        "clips": len(set(chosen.fnames)),
+        "precision": len(kept & true) / max(1, len(kept)),
+        "recall": len(kept & true) / len(true),
+    }
 
 
 Rows = dict[tuple[str, int], Row]
 
 
-def written(rows: Rows, with_few: Rows, seeds: list[int], data: FATData, steps: int, few: int) -> str:
+def written(rows: Rows, with_few: Rows, seeds: list[int], data: FATDataset, steps: int, few: int) -> str:
     model = recipe_network(recipe_of([], 0, steps, 1), len(data.tags), 1)
     about = (
         f"{data.path.name}: {len(data.curated)} curated and {len(data.noisy)} noisy clips, {FOLDS} folds, {len(seeds)} seeds. m3 at width "
@@ -183,7 +220,9 @@ def written(rows: Rows, with_few: Rows, seeds: list[int], data: FATData, steps: 
         "There, the models of all folds together know every curated recording already, and noisy clips add worse copies of them; with few "
         "curated clips they add recordings."
     )
-    return "\n".join([about, "", caution, "", *table(rows, seeds), "", f"## With {few} curated clips", "", *table(with_few, seeds)])
+    return "\n".join(
+        [about, "", caution, "", *table(rows, seeds), "", f"## With {few} curated clips", "", *table(with_few, seeds)]
+    )
 
 
 def table(rows: Rows, seeds: list[int]) -> list[str]:
@@ -197,7 +236,8 @@ def table(rows: Rows, seeds: list[int]) -> list[str]:
         return [a - b for a, b in zip(values(way, key), values("curated only", key), strict=True)]
 
     lines = [
-        "| protocol | OOF lwlrap | gain | test lwlrap | gain | clips | precision | recall |", "|---|---|---|---|---|---|---|---|",
+        "| protocol | OOF lwlrap | gain | test lwlrap | gain | clips | precision | recall |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for way in ways:
         cells = []
@@ -222,7 +262,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def tried(ways: list[str], few: int | None) -> Rows:
         settings = {**same, "curated": few or len(data.curated)}
-        return trials(file, ways, args.seeds, settings, lambda way, seed: trial(data, way, seed, args.steps, args.work, few))
+        return trials(
+            file, ways, args.seeds, settings, lambda way, seed: trial(data, way, seed, args.steps, args.work, few)
+        )
 
     rows, with_few = tried(args.only, None), tried([way for way in WITH_FEW if way in args.only], args.few)
     command = f"python -m benchmarks.noisy {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps {args.steps} --few {args.few}"

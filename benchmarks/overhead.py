@@ -32,13 +32,13 @@ from fatai.augment.mixup import LinearMixUp  # noqa: E402
 from fatai.data.blocks import FATDataLoaders  # noqa: E402
 from fatai.data.datasets.fat2019 import fat_sample  # noqa: E402
 from fatai.models import count_parameters  # noqa: E402
-from fatai.callbacks.callbacks import ClampGradients, StopOnNaN, scheduled  # noqa: E402
-from fatai.callbacks.history import History  # noqa: E402
-from fatai.callbacks.checkpoint import KeepBest  # noqa: E402
+from fatai.callbacks.callbacks import ClipGradValue, TerminateOnNaN, schedule_callback  # noqa: E402
+from fatai.callbacks.history import EpochCSVLogger  # noqa: E402
+from fatai.callbacks.checkpoint import SaveBestModel  # noqa: E402
 from fatai.training.learner import FatLearner, fat_learner  # noqa: E402
 from fatai.training.precision import best_dtype  # noqa: E402
-from fatai.callbacks.resume import Resumable  # noqa: E402
-from fatai.callbacks.sample_weights import NoisyWeights  # noqa: E402
+from fatai.callbacks.resume import ResumeTraining  # noqa: E402
+from fatai.callbacks.sample_weights import SampleWeights  # noqa: E402
 
 # Of a fold of the competition's curated clips, without the six corrupted ones.
 CLIPS = 4964 * 4 // 5
@@ -93,14 +93,21 @@ def timed_fit(batches: int, bs: int, width: float, folder: Path) -> tuple[Clock,
     # Weights as the method "ninth" gives them: of noisy clips, beside 1 for the others.
     learn = fat_learner(
         dls, "m3", width=width, loss_options={"reduction": "sum"}, mixup=LinearMixUp(), spec_augment=SpecAugment(),
-        cbs=[NoisyWeights(0.5), ClampGradients(1.0)], no_decay="bias", path=folder,
+        cbs=[SampleWeights(0.5), ClipGradValue(1.0)], no_decay="bias", path=folder,
     )
     clock = Clock(learn)
     with learn.no_logging(), learn.no_bar():
-        learn.fit(2, 1e-3, cbs=[
-            StopOnNaN(), scheduled("warmup_cosine", 2, 1e-3), KeepBest(min_delta=-1.0), History(folder / "history.csv"),
-            Resumable(folder / "state.safetensors"),
-        ])
+        learn.fit(
+            2,
+            1e-3,
+            cbs=[
+                TerminateOnNaN(),
+                schedule_callback("warmup_cosine", 2, 1e-3),
+                SaveBestModel(min_delta=-1.0),
+                EpochCSVLogger(folder / "history.csv"),
+                ResumeTraining(folder / "state.safetensors"),
+            ],
+        )
     return clock, count_parameters(learn.model)
 
 
@@ -117,16 +124,20 @@ def table(clock: Clock, parameters: int, args: argparse.Namespace) -> str:
         for name in names
     ]
     reached = "within" if share <= 0.1 else "above"
-    return "\n".join([
-        f"M3 ({parameters:,} parameters), crops of 4 s, batches of {args.bs}, {clock.batches} of them; one thread of {platform.machine()}, "
-        f"torch {torch.__version__}, {best_dtype('cpu')}. The network's own step takes {own:.0f} ms a batch; the last column is for an "
-        f"epoch of {n} batches ({CLIPS:,} clips), against the network's own time.",
-        "",
-        "| | ms a batch | ms an epoch beside | share of an epoch |", "|---|---|---|---|", *rows,
-        f"| all | {sum(of_batch.values()):.2f} | {sum(at_epoch.values()):.1f} | {share:.2%} |",
-        "",
-        f"All together cost {share:.1%} of the network's own time, {reached} the 10 % allowed.",
-    ])
+    return "\n".join(
+        [
+            f"M3 ({parameters:,} parameters), crops of 4 s, batches of {args.bs}, {clock.batches} of them; one thread of {platform.machine()}, "
+            f"torch {torch.__version__}, {best_dtype('cpu')}. The network's own step takes {own:.0f} ms a batch; the last column is for an "
+            f"epoch of {n} batches ({CLIPS:,} clips), against the network's own time.",
+            "",
+            "| | ms a batch | ms an epoch beside | share of an epoch |",
+            "|---|---|---|---|",
+            *rows,
+            f"| all | {sum(of_batch.values()):.2f} | {sum(at_epoch.values()):.1f} | {share:.2%} |",
+            "",
+            f"All together cost {share:.1%} of the network's own time, {reached} the 10 % allowed.",
+        ]
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -139,7 +150,9 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         clock, parameters = timed_fit(args.batches, args.bs, args.width, Path(folder))
-    command = f"python -m benchmarks.overhead --batches {args.batches} --bs {args.bs}" + f" --width {args.width:g}" * (args.width != 1)
+    command = f"python -m benchmarks.overhead --batches {args.batches} --bs {args.bs}" + f" --width {args.width:g}" * (
+        args.width != 1
+    )
     report("Callbacks and random changes beside the network", command, table(clock, parameters, args), args.out)
 
 

@@ -33,7 +33,11 @@ def trial(folder: Path, way: str, seed: int, epochs: int) -> Row:
         recipe = load_recipe("quick").changed(precision=way, seed=seed, epochs=epochs)
         result = run_recipe(folder, recipe, Path(out) / "run", say=lambda line: None)
         assert result.test is not None
-        return {"oof": result.oof_score, "test": result.test.score(folder / "truth" / "test.csv"), "seconds": round(result.seconds, 1)}
+        return {
+            "oof": result.oof_score,
+            "test": result.test.score(folder / "truth" / "test.csv"),
+            "seconds": round(result.seconds, 1),
+        }
 
 
 def differences(rows: dict[tuple[str, int], Row], seeds: list[int], score: str) -> tuple[float, float]:
@@ -50,7 +54,9 @@ def written(rows: dict[tuple[str, int], Row], seeds: list[int], about: str) -> s
             lines.append(f"| {seed} | {way} | {row['oof']:.4f} | {row['test']:.4f} | {row['seconds']:.0f} |")
     for way in WAYS:
         cells = [spread([rows[way, seed][score] for seed in seeds]) for score in SCORES]
-        lines.append(f"| mean ± sd | {way} | {' | '.join(cells)} | {statistics.mean(rows[way, seed]['seconds'] for seed in seeds):.0f} |")
+        lines.append(
+            f"| mean ± sd | {way} | {' | '.join(cells)} | {statistics.mean(rows[way, seed]['seconds'] for seed in seeds):.0f} |"
+        )
     found = {score: differences(rows, seeds, score) for score in SCORES}
     lines += ["", "auto - fp32, mean over the seeds and its standard error: " + "; ".join(
         f"{score} {mean:+.4f} ± {error:.4f}" for score, (mean, error) in found.items()) + "."]
@@ -64,7 +70,9 @@ def main(argv: list[str] | None = None) -> None:
     data = read_with_truth(args.data, "test")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     same = {"epochs": args.epochs, "data": data.path.name, "auto": str(best_dtype(device))}
-    rows = trials(args.work / "rows.jsonl", WAYS, args.seeds, same, lambda way, seed: trial(data.path, way, seed, args.epochs))
+    rows = trials(
+        args.work / "rows.jsonl", WAYS, args.seeds, same, lambda way, seed: trial(data.path, way, seed, args.epochs)
+    )
     about = (
         f"Recipe quick on {data.path.name}: {len(data.curated)} clips in 2 folds, {len(data.test)} test clips, {args.epochs} epochs; auto "
         f"is {best_dtype(device)} on {device}. Seconds of the wall, whatever else the machine did."

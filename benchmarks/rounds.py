@@ -1,4 +1,4 @@
-"""Rounds of several ways of doing the same, in turn, so that what else the machine does slows down all of them alike."""
+"""SelfTrainingRounds of several ways of doing the same, in turn, so that what else the machine does slows down all of them alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 
 
 def alternate(rounds: int, *ways: Callable[[], object], least_s: float = 0.05) -> list[float]:
@@ -26,7 +26,7 @@ def alternate(rounds: int, *ways: Callable[[], object], least_s: float = 0.05) -
 def report(title: str, command: str, table: str, path: Path) -> str:
     """Print the table and write it, with its command, to a file."""
     print(table)
-    write_text_atomic(path, f"# {title}\n\n    {command}\n\n{table}\n")
+    write_text(path, f"# {title}\n\n    {command}\n\n{table}\n")
     return table
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.datasets.fat2019 import fat_sample
 
 SIZES = (320, 3200, 25000, 250000)
@@ -68,12 +68,12 @@ def child(folder: str) -> None:
 
     warnings.filterwarnings("ignore")
     from fatai.data.blocks import FATDataLoaders
-    from fatai.data.datasets.fat2019 import read_layout
+    from fatai.data.datasets.fat2019 import load_dataset
     from fatai.data.folds import make_folds
     from fatai.data.labels import multi_hot
     from fatai.data.tables import readable
     from fatai.inference.predictions import Predictions
-    from fatai.ensemble.streaming import blend_files
+    from fatai.ensemble.streaming import average_files
     from fatai.experiment.manifest import data_digest
 
     torch.set_num_threads(1)
@@ -89,15 +89,25 @@ def child(folder: str) -> None:
         measured[name] = (seconds, memory_mb()[1] - before)
         return made
 
-    data = step("read the tables", lambda: read_layout(root))
+    data = step("read the tables", lambda: load_dataset(root))
     step("digest of the data", lambda: data_digest(data))
     step("folds", lambda: make_folds(multi_hot(data.curated["labels"], data.tags), how="plain", n=5))
     step("open every file", lambda: readable([Path(p) for p in data.curated["path"]]))
     table = data.curated.assign(is_valid=np.arange(len(data.curated)) % 5 == 0)
-    dls = step("make the loaders", lambda: FATDataLoaders.from_df(
-        table, vocab=data.tags, fn_col="fname", path_col="path", label_col="labels", valid_col="is_valid", bs=8, num_workers=0,
-        check_files=False,
-    ))
+    dls = step(
+        "make the loaders",
+        lambda: FATDataLoaders.from_df(
+            table,
+            vocab=data.tags,
+            fn_col="fname",
+            path_col="path",
+            label_col="labels",
+            valid_col="is_valid",
+            bs=8,
+            num_workers=0,
+            check_files=False,
+        ),
+    )
     step("first batch of an epoch", lambda: next(iter(dls.train)))
     step("labels of all clips", lambda: multi_hot(dls.files(0)["labels"], dls.tags))
     names = list(data.curated["fname"])
@@ -110,7 +120,7 @@ def child(folder: str) -> None:
 
     step("write three predictions", write)
     step("read a prediction", lambda: len(Predictions.from_csv(files[0])))
-    step("blend the three files", lambda: blend_files(files, root / "blend.csv"))
+    step("blend the three files", lambda: average_files(files, root / "blend.csv"))
     print(json.dumps(measured))
 
 
@@ -124,7 +134,10 @@ def measure(n: int) -> dict[str, tuple[float, float]]:
 
 def table_of(results: dict[int, dict[str, tuple[float, float]]]) -> str:
     sizes = list(results)
-    lines = ["| step, µs per clip | " + " | ".join(f"{n:,} clips" for n in sizes) + " |", "|---|" + "---:|" * len(sizes)]
+    lines = [
+        "| step, µs per clip | " + " | ".join(f"{n:,} clips" for n in sizes) + " |",
+        "|---|" + "---:|" * len(sizes),
+    ]
     for step in results[sizes[0]]:
         lines.append(f"| {step} | " + " | ".join(f"{results[n][step][0] / n * 1e6:,.0f}" for n in sizes) + " |")
     totals = {n: sum(seconds for seconds, _ in results[n].values()) for n in sizes}
@@ -140,7 +153,9 @@ def table_of(results: dict[int, dict[str, tuple[float, float]]]) -> str:
     large = [n for n in sizes if n >= 3200]
     if len(large) > 1:
         per_clip = [totals[n] / n for n in large]
-        told.append(f"From {large[0]:,} clips to {large[-1]:,} a clip's time changes by {max(per_clip) / min(per_clip) - 1:.0%} at most.")
+        told.append(
+            f"From {large[0]:,} clips to {large[-1]:,} a clip's time changes by {max(per_clip) / min(per_clip) - 1:.0%} at most."
+        )
     return "\n".join([*lines, "", *told])
 
 
@@ -155,8 +170,10 @@ def main(argv: list[str] | None = None) -> str:
         print(f"{n:,} clips: {sum(s for s, _ in results[n].values()):.1f} s", file=sys.stderr, flush=True)
     table = table_of(results)
     print(table)
-    text = "Every size in a process of its own; rows of 80 tags; hard links of the bundled clips; time of the processor."
-    write_text_atomic(args.out, f"# Flat cost\n\n    python -m benchmarks.scale\n\n{text}\n\n{table}\n")
+    text = (
+        "Every size in a process of its own; rows of 80 tags; hard links of the bundled clips; time of the processor."
+    )
+    write_text(args.out, f"# Flat cost\n\n    python -m benchmarks.scale\n\n{text}\n\n{table}\n")
     return table
 
 

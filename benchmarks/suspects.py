@@ -22,26 +22,30 @@ import numpy as np
 
 from benchmarks.noisy import BS, CROP_S, FOLDS, WIDTH, recipe_of
 from benchmarks.rounds import report
-from fatai.data.datasets.fat2019 import FATData, fat_sample, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, fat_sample, load_dataset
 from fatai.data.labels import multi_hot, read_labels
 from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.run import run_recipe
-from fatai.noisy_labels.label_issues import suspects
+from fatai.noisy_labels.label_issues import find_label_issues
 
 
-def among_noisy(data: FATData, seed: int, steps: int, work: Path) -> tuple[int, int, float]:
+def among_noisy(data: FATDataset, seed: int, steps: int, work: Path) -> tuple[int, int, float]:
     """How many of the first clips are mislabelled, how many these are, and which share of all noisy clips is."""
-    run = run_recipe(data, recipe_of([], seed, steps, len(data.curated) // FOLDS), work / "clean", predict_test=False, num_workers=0)
+    run = run_recipe(
+        data, recipe_of([], seed, steps, len(data.curated) // FOLDS), work / "clean", predict_test=False, num_workers=0
+    )
     judged = predict_with_run(run.out, data.noisy)
     table = data.noisy[~data.noisy["fname"].isin(judged.unreadable)]
     probs = judged.select(list(table["fname"])).probs
     truth = read_labels(data.path / "truth" / "train_noisy.csv").set_index("fname")["labels"]
     wrong = {name for name, given in zip(table["fname"], table["labels"]) if set(given) != set(truth[name])}
-    first = suspects(probs, multi_hot(table["labels"], data.tags), data.tags, list(table["fname"]), per_clip=True, n=100)
+    first = find_label_issues(
+        probs, multi_hot(table["labels"], data.tags), data.tags, list(table["fname"]), per_clip=True, n=100
+    )
     return len(wrong.intersection(first["fname"])), len(first), len(wrong) / len(table)
 
 
-def among_corrupted(data: FATData, seed: int, steps: int, share: float, work: Path) -> tuple[float, float]:
+def among_corrupted(data: FATDataset, seed: int, steps: int, share: float, work: Path) -> tuple[float, float]:
     """The share of corrupted clips among as many first suspects as were corrupted, and in all."""
     rng = np.random.default_rng(seed)
     corrupted = data.curated.copy()
@@ -51,14 +55,24 @@ def among_corrupted(data: FATData, seed: int, steps: int, share: float, work: Pa
         given = corrupted.iat[row, at]
         corrupted.iat[row, at] = [str(rng.choice([tag for tag in data.tags if tag not in given])), *given[1:]]
     run = run_recipe(
-        replace(data, curated=corrupted), recipe_of([], seed, steps, len(corrupted) // FOLDS), work / "corrupted", predict_test=False,
+        replace(data, curated=corrupted),
+        recipe_of([], seed, steps, len(corrupted) // FOLDS),
+        work / "corrupted",
+        predict_test=False,
         num_workers=0,
     )
     table = corrupted.set_index("fname").loc[list(run.oof.fnames)]
     names = list(run.oof.fnames)
-    first = suspects(
-        run.oof.probs, multi_hot(table["labels"], data.tags), data.tags, names, per_clip=True, n=round(share * len(names)),
-        least=-np.inf, trained_on=names, out_of_fold=True,
+    first = find_label_issues(
+        run.oof.probs,
+        multi_hot(table["labels"], data.tags),
+        data.tags,
+        names,
+        per_clip=True,
+        n=round(share * len(names)),
+        least=-np.inf,
+        trained_on=names,
+        out_of_fold=True,
     )
     odd = set(corrupted["fname"].iloc[rows]).intersection(names)
     return len(odd.intersection(first["fname"])) / len(first), len(odd) / len(names)
@@ -73,11 +87,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "suspects.md")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-    data = read_layout(args.data)
+    data = load_dataset(args.data)
     lines = [
-        f"{data.path.name}, m3 at width {WIDTH}, crops of {CROP_S:g} s, batches of {BS}, {FOLDS} folds, about {args.steps} steps.", "",
+        f"{data.path.name}, m3 at width {WIDTH}, crops of {CROP_S:g} s, batches of {BS}, {FOLDS} folds, about {args.steps} steps.",
+        "",
         "| seed | mislabelled among the first noisy suspects | among all noisy clips | corrupted among the first "
-        f"{args.share:.0%} of curated suspects | times their share |", "|---|---|---|---|---|",
+        f"{args.share:.0%} of curated suspects | times their share |",
+        "|---|---|---|---|---|",
     ]
     times, shares = [], []
     for seed in args.seeds:
@@ -88,9 +104,14 @@ def main(argv: list[str] | None = None) -> None:
         shares.append(found / shown)
         lines.append(f"| {seed} | {found} of {shown} | {base:.0%} | {precision:.0%} | {precision / rate:.1f} |")
         print(lines[-1], flush=True)
-    lines += ["", f"In the mean {statistics.mean(shares):.0%} of the first noisy suspects are mislabelled, and corrupted labels are "
-              f"{statistics.mean(times):.1f} times as frequent among the first {args.share:.0%} of curated suspects as in all."]
-    command = f"python -m benchmarks.suspects {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}"
+    lines += [
+        "",
+        f"In the mean {statistics.mean(shares):.0%} of the first noisy suspects are mislabelled, and corrupted labels are "
+        f"{statistics.mean(times):.1f} times as frequent among the first {args.share:.0%} of curated suspects as in all.",
+    ]
+    command = (
+        f"python -m benchmarks.suspects {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps {args.steps}"
+    )
     report("Suspects", command, "\n".join(lines), args.out)
 
 

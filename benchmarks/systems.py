@@ -30,8 +30,8 @@ import torch
 
 from benchmarks.rounds import report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
-from fatai.data.datasets.fat2019 import FATData
-from fatai.ensemble.ensemble import Blended, blend_and_judge
+from fatai.data.datasets.fat2019 import FATDataset
+from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.ensemble.members import out_of_fold
 from fatai.inference.predictions import Predictions
 from fatai.experiment.run_folder import predict_with_run
@@ -46,19 +46,34 @@ from fatai.metrics.ranking import lwlrap
 
 # Rows of the table: a recipe, as it is or on curated clips alone.
 WAYS: dict[str, tuple[str, bool]] = {
-    "ninth": ("ninth", False), "ninth_full": ("ninth_full", False), "ninth_full, curated": ("ninth_full", True),
-    "fastai_kernel": ("fastai_kernel", False), "panns_logreg": ("panns_logreg", False),
-    "kaggle_fat_36th": ("kaggle_fat_36th", False), "kaggle_fat_36th, curated": ("kaggle_fat_36th", True),
-    "first_place": ("first_place", False), "first_place, curated": ("first_place", True), "first_place_skip": ("first_place_skip", False),
-    "third_place_2d": ("third_place_2d", False), "third_place_1d": ("third_place_1d", False),
+    "ninth": ("ninth", False),
+    "ninth_full": ("ninth_full", False),
+    "ninth_full, curated": ("ninth_full", True),
+    "fastai_kernel": ("fastai_kernel", False),
+    "panns_logreg": ("panns_logreg", False),
+    "kaggle_fat_36th": ("kaggle_fat_36th", False),
+    "kaggle_fat_36th, curated": ("kaggle_fat_36th", True),
+    "first_place": ("first_place", False),
+    "first_place, curated": ("first_place", True),
+    "first_place_skip": ("first_place_skip", False),
+    "third_place_2d": ("third_place_2d", False),
+    "third_place_1d": ("third_place_1d", False),
     "third_place_noisy": ("third_place_noisy", False),
-    "gold_plan": ("gold_plan", False), "gold_plan, curated": ("gold_plan", True),
+    "gold_plan": ("gold_plan", False),
+    "gold_plan, curated": ("gold_plan", True),
 }
 BLENDS: dict[str, dict[str, Any]] = {
-    "mean of all": {"how": "mean"}, "geometric mean of all": {"how": "gmean"}, "ranks within clips of all": {"how": "rank_clip"},
-    "searched weights (cobyla)": {"how": "cobyla", "of": "gmean"}, "chosen one by one (forward)": {"how": "forward", "of": "gmean"},
+    "mean of all": {"how": "mean"},
+    "geometric mean of all": {"how": "gmean"},
+    "ranks within clips of all": {"how": "rank_clip"},
+    "searched weights (cobyla)": {"how": "cobyla", "of": "gmean"},
+    "chosen one by one (forward)": {"how": "forward", "of": "gmean"},
 }
-MORE: dict[str, dict[str, Any]] = {"three times the passes": {"passes": 3}, "five folds": {"folds": 2.5}, "twice as wide": {"width": 2}}
+MORE: dict[str, dict[str, Any]] = {
+    "three times the passes": {"passes": 3},
+    "five folds": {"folds": 2.5},
+    "twice as wide": {"width": 2},
+}
 """What more of a system is, as factors of its size."""
 _LENGTHS_S = (0.0, 1.0, 2.0, 4.0)  # where test clips are parted by length
 _TIMED = 24  # test clips that are predicted once more, for the time
@@ -79,11 +94,13 @@ def on_curated(recipe: Recipe) -> Recipe:
     return Recipe.model_validate({**recipe.model_dump(), "stages": tuple(kept)})
 
 
-def recipe_of(way: str, data: FATData, seed: int, size: Scale) -> Recipe:
+def recipe_of(way: str, data: FATDataset, seed: int, size: Scale) -> Recipe:
     """A row's recipe in its size, with folds that all rows share, every one of them trained."""
     way, _, more = way.partition(" with ")
     if more:
-        size = replace(size, **{key: type(getattr(size, key))(getattr(size, key) * factor) for key, factor in MORE[more].items()})
+        size = replace(
+            size, **{key: type(getattr(size, key))(getattr(size, key) * factor) for key, factor in MORE[more].items()}
+        )
     name, curated_only = WAYS[way]
     recipe = load_recipe(name)
     if curated_only:
@@ -98,7 +115,7 @@ def folder_of(work: Path, way: str, seed: int) -> Path:
     return work / f"{way.replace(', ', '_').replace(' ', '_')}_{seed}"
 
 
-def trial(data: FATData, way: str, seed: int, size: Scale, work: Path) -> Row:
+def trial(data: FATDataset, way: str, seed: int, size: Scale, work: Path) -> Row:
     """Train a run, or go on with it, and score it.
 
     Seconds are those of this process, whatever else the machine does; None of a run that another process began.
@@ -113,13 +130,19 @@ def trial(data: FATData, way: str, seed: int, size: Scale, work: Path) -> Row:
     seconds = time.process_time() - trained
     oof, test = intervals(data, Predictions.from_csv(out / "oof.csv"), Predictions.from_csv(out / "test.csv"))
     return {
-        "oof": oof.value, "oof_low": oof.low, "oof_high": oof.high, "test": test.value, "test_low": test.low, "test_high": test.high,
-        "seconds": None if begun else round(trained - started, 1), "ms_a_clip": round(1000 * seconds / _TIMED, 1),
+        "oof": oof.value,
+        "oof_low": oof.low,
+        "oof_high": oof.high,
+        "test": test.value,
+        "test_low": test.low,
+        "test_high": test.high,
+        "seconds": None if begun else round(trained - started, 1),
+        "ms_a_clip": round(1000 * seconds / _TIMED, 1),
         "parameters": recipe_parameters(recipe, len(data.tags)),
     }
 
 
-def intervals(data: FATData, oof: Predictions, test: Predictions) -> tuple[Interval, Interval]:
+def intervals(data: FATDataset, oof: Predictions, test: Predictions) -> tuple[Interval, Interval]:
     """Out of fold and on the test part."""
     found = []
     for part, truth in ((oof, data.path / "train_curated.csv"), (test, data.path / "truth" / "test.csv")):
@@ -128,8 +151,11 @@ def intervals(data: FATData, oof: Predictions, test: Predictions) -> tuple[Inter
     return found[0], found[1]
 
 
-def blended(data: FATData, runs: list[Path]) -> dict[str, Blended]:
-    return {name: blend_and_judge(list(runs), truth=data.path / "train_curated.csv", **options) for name, options in BLENDS.items()}
+def blended(data: FATDataset, runs: list[Path]) -> dict[str, EnsembleResult]:
+    return {
+        name: ensemble_report(list(runs), truth=data.path / "train_curated.csv", **options)
+        for name, options in BLENDS.items()
+    }
 
 
 def _between(low: list[float], high: list[float]) -> str:
@@ -160,16 +186,16 @@ def table_of_runs(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list
     return lines
 
 
-def blends_of_seeds(data: FATData, ways: list[str], seeds: list[int], work: Path) -> dict[str, list[Blended]]:
+def blends_of_seeds(data: FATDataset, ways: list[str], seeds: list[int], work: Path) -> dict[str, list[EnsembleResult]]:
     """Ensembles of all systems by name: of each seed's runs by themselves and, where there are several seeds, of all their runs as one."""
-    found: dict[str, list[Blended]] = {}
+    found: dict[str, list[EnsembleResult]] = {}
     for together in [*([seed] for seed in seeds), *([seeds] if len(seeds) > 1 else [])]:
         for name, blend in blended(data, [folder_of(work, way, seed) for seed in together for way in ways]).items():
             found.setdefault(f"{name}, seeds together" if len(together) > 1 else name, []).append(blend)
     return found
 
 
-def table_of_blends(data: FATData, blends: dict[str, list[Blended]]) -> list[str]:
+def table_of_blends(data: FATDataset, blends: dict[str, list[EnsembleResult]]) -> list[str]:
     """A row for each ensemble, in their order."""
     lines = ["| ensemble | OOF lwlrap, nested | 95 % | test lwlrap | 95 % |", "|---|---|---|---|---|"]
     for name, found in blends.items():
@@ -181,7 +207,7 @@ def table_of_blends(data: FATData, blends: dict[str, list[Blended]]) -> list[str
     return lines
 
 
-def table_of_limits(data: FATData, blends: list[Blended]) -> list[str]:
+def table_of_limits(data: FATDataset, blends: list[EnsembleResult]) -> list[str]:
     """Where an ensemble loses: test lwlrap of clips with one tag and with more, of short and long ones, and what is confused."""
     truth = data.path / "truth" / "test.csv"
     known = [out_of_fold([blend.predictions], truth, data.tags) for blend in blends]
@@ -190,15 +216,23 @@ def table_of_limits(data: FATData, blends: list[Blended]) -> list[str]:
     n_tags = known[0].targ.sum(1)
     parts = {"one tag": n_tags == 1, "two tags or more": n_tags > 1}
     for low, high in zip(_LENGTHS_S, (*_LENGTHS_S[1:], np.inf), strict=True):
-        parts[f"{low:g} s and longer" if high == np.inf else f"{low:g} to {high:g} s"] = (seconds >= low) & (seconds < high)
+        parts[f"{low:g} s and longer" if high == np.inf else f"{low:g} to {high:g} s"] = (seconds >= low) & (
+            seconds < high
+        )
     lines = ["| test clips | number | lwlrap |", "|---|---|---|"]
     for name, chosen in parts.items():
         if chosen.any():
             scores = [lwlrap(part.stack[0][chosen], part.targ[chosen]) for part in known]
             lines.append(f"| {name} | {chosen.sum()} | {spread(scores)} |")
-    mistaken = confusions(np.concatenate([part.stack[0] for part in known]), np.concatenate([part.targ for part in known]), data.tags)
+    mistaken = confusions(
+        np.concatenate([part.stack[0] for part in known]), np.concatenate([part.targ for part in known]), data.tags
+    )
     told = (f"{row.above} above {row.tag} in {row.clips} of {row.of}" for row in mistaken.head(6).itertuples())
-    return [*lines, "", f"Wrongly above a tag that is there, most often (of the clips that have it and lack the other): {'; '.join(told)}."]
+    return [
+        *lines,
+        "",
+        f"Wrongly above a tag that is there, most often (of the clips that have it and lack the other): {'; '.join(told)}.",
+    ]
 
 
 def table_of_more(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list[int]) -> list[str]:
@@ -210,7 +244,7 @@ def table_of_more(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list
     return lines
 
 
-def written(data: FATData, rows: dict[tuple[str, int], Row], seeds: list[int], size: Scale, work: Path) -> str:
+def written(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int], size: Scale, work: Path) -> str:
     done = list(dict.fromkeys(way for way, _ in rows if all((way, seed) in rows for seed in seeds)))
     ways, more = [way for way in WAYS if way in done], [way for way in done if " with " in way]
     about = (
@@ -225,7 +259,9 @@ def written(data: FATData, rows: dict[tuple[str, int], Row], seeds: list[int], s
     lines = [about, "", *table_of_runs(rows, ways, seeds)]
     if len(ways) > 1:
         blends = blends_of_seeds(data, ways, seeds, work)
-        blends = dict(sorted(blends.items(), key=lambda item: -statistics.mean(b.predictions.held_out or 0 for b in item[1])))
+        blends = dict(
+            sorted(blends.items(), key=lambda item: -statistics.mean(b.predictions.oof_score or 0 for b in item[1]))
+        )
         best = next(iter(blends))
         lines += ["", *table_of_blends(data, blends), "", f"Where the first of these ({best}) loses:", ""]
         lines += table_of_limits(data, blends[best])
@@ -238,7 +274,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser(__doc__, "systems", "passes", 40, list(WAYS))
     options.set_defaults(seeds=[0, 1])
     options.add_argument("--more", choices=list(WAYS), help="a system of which more is tried, too")
-    options.add_argument("--by", nargs="+", choices=list(MORE), default=list(MORE), help="what --more tries; all of it by default")
+    options.add_argument(
+        "--by", nargs="+", choices=list(MORE), default=list(MORE), help="what --more tries; all of it by default"
+    )
     args = options.parse_args(argv)
     warnings.simplefilter("ignore")
     data = read_with_truth(args.data, "test")
@@ -250,7 +288,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = trials(
         args.work / "rows.jsonl", ways, args.seeds, same, lambda way, seed: trial(data, way, seed, size, args.work),
     )
-    command = f"python -m benchmarks.systems {data.path.name} --seeds {' '.join(map(str, args.seeds))} --passes {args.passes}"
+    command = (
+        f"python -m benchmarks.systems {data.path.name} --seeds {' '.join(map(str, args.seeds))} --passes {args.passes}"
+    )
     command += f" --more {args.more}" if args.more else ""
     command += f" --by {shlex.join(args.by)}" if args.more and args.by != list(MORE) else ""
     command += f" --only {shlex.join(args.only)}" if set(args.only) != set(WAYS) else ""

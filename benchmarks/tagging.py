@@ -22,11 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.config import ClipSettings
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.data.labels import read_labels
-from fatai.inference.events.segments import TagEvent, merged, threshold_of
+from fatai.inference.events.segments import SoundEvent, merge_steps, threshold_of
 from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.tagger import Tagger
 
@@ -45,7 +45,9 @@ class Placed(NamedTuple):
     fname: str
 
 
-def generate(path: Path, *, seconds: int, every_s: float = 10.0, noise_db: float = -75.0, seed: int = 0) -> list[Placed]:
+def generate(
+    path: Path, *, seconds: int, every_s: float = 10.0, noise_db: float = -75.0, seed: int = 0
+) -> list[Placed]:
     """Write noise of `noise_db` (mean square) with a clip about every `every_s` seconds; returns what is where."""
     rng, sample = np.random.default_rng(seed), fat_sample()
     truth = read_labels(sample / "truth" / "test.csv")
@@ -74,17 +76,22 @@ def generate(path: Path, *, seconds: int, every_s: float = 10.0, noise_db: float
     return placed
 
 
-def found_within(placed: Sequence[Placed], events: Sequence[TagEvent], within_s: float) -> np.ndarray:
+def found_within(placed: Sequence[Placed], events: Sequence[SoundEvent], within_s: float) -> np.ndarray:
     """Whether an event of the tag begins within so many seconds of each that was placed."""
     starts: dict[str, list[float]] = {}
     for event in events:
         starts.setdefault(event.tag, []).append(event.start_s)
-    return np.array([any(abs(start - p.start_s) <= within_s for start in starts.get(p.tag, ())) for p in placed], dtype=bool)
+    return np.array(
+        [any(abs(start - p.start_s) <= within_s for start in starts.get(p.tag, ())) for p in placed], dtype=bool
+    )
 
 
-def overlapped(placed: Sequence[Placed], events: Sequence[TagEvent]) -> np.ndarray:
+def overlapped(placed: Sequence[Placed], events: Sequence[SoundEvent]) -> np.ndarray:
     """Whether an event of the tag is heard at any time of each that was placed."""
-    return np.array([any(e.tag == p.tag and e.start_s < p.end_s and e.end_s > p.start_s for e in events) for p in placed], dtype=bool)
+    return np.array(
+        [any(e.tag == p.tag and e.start_s < p.end_s and e.end_s > p.start_s for e in events) for p in placed],
+        dtype=bool,
+    )
 
 
 def child(run: Path, sound: Path, out: Path) -> tuple[float, float]:
@@ -97,11 +104,13 @@ def child(run: Path, sound: Path, out: Path) -> tuple[float, float]:
     return usage.ru_maxrss * 1024 / 1e9, time.monotonic() - started
 
 
-def rows(tagger: Tagger, sound: Path, placed: Sequence[Placed], alone: dict[str, dict[str, float]], noise_db: float) -> Iterator[str]:
+def rows(
+    tagger: Tagger, sound: Path, placed: Sequence[Placed], alone: dict[str, dict[str, float]], noise_db: float
+) -> Iterator[str]:
     """A row of the table for each threshold."""
     loud, steps = np.array([p.loud for p in placed]), list(tagger.steps(sound))
     for threshold in THRESHOLDS:
-        events = list(merged(steps, tagger.tags, threshold_of(threshold, tagger.tags)))
+        events = list(merge_steps(steps, tagger.tags, threshold_of(threshold, tagger.tags)))
         begins, heard = found_within(placed, events, 1.0), overlapped(placed, events)
         true = [any(e.tag == p.tag and e.start_s < p.end_s and e.end_s > p.start_s for p in placed) for e in events]
         known = np.array([alone[p.fname][p.tag] >= threshold for p in placed])
@@ -125,29 +134,43 @@ def main() -> None:
         generate(short, seconds=60)
         placed = generate(long, seconds=seconds)
         events = Path(folder, "events.csv")
-        memory = [("1 minute", *child(args.run, short, events)), (f"{args.hours:g} hours", *child(args.run, long, events))]
+        memory = [
+            ("1 minute", *child(args.run, short, events)),
+            (f"{args.hours:g} hours", *child(args.run, long, events)),
+        ]
         for share in (2, 4):
             table += rows(Tagger(args.run, step_s=window_s / share), long, placed, alone, -75)
         noisier = generate(long, seconds=seconds // 2, noise_db=-60)
         for silence_db in (-60.0, -40.0):
             table += rows(Tagger(args.run, silence_db=silence_db), long, noisier, alone, -60)
     lines = [
-        "# Tagging long files", "", f"    python -m benchmarks.tagging RUN --hours {args.hours:g}", "",
-        "RUN is what `fatai-submit demo` made. A child runs `fatai-submit tag`; torch and fastai alone take some 0.75 GB.", "",
-        "| sound | peak memory, GB | seconds |", "|---|---|---|", *(f"| {name} | {gb:.2f} | {s:.0f} |" for name, gb, s in memory), "",
+        "# Tagging long files",
+        "",
+        f"    python -m benchmarks.tagging RUN --hours {args.hours:g}",
+        "",
+        "RUN is what `fatai-submit demo` made. A child runs `fatai-submit tag`; torch and fastai alone take some 0.75 GB.",
+        "",
+        "| sound | peak memory, GB | seconds |",
+        "|---|---|---|",
+        *(f"| {name} | {gb:.2f} | {s:.0f} |" for name, gb, s in memory),
+        "",
         f"Over noise of -75 dB {len(placed)} tags were placed, {sum(p.loud for p in placed)} of them loud; over noise of -60 dB",
         f"{len(noisier)}. Recall counts tags: an event of the tag *begins* within 1 s of it, or is *heard* at some time of it. *Alone* is",
         "the share of loud tags that the networks give as much when the clip is predicted by itself. Precision is the share of events",
-        "during a clip with their tag.", "",
+        "during a clip with their tag.",
+        "",
         "| noise, dB | `silence_db` | `step_s` | threshold | loud: begins | loud: heard | loud: alone | quiet: begins | precision |",
-        "|---|---|---|---|---|---|---|---|---|", *table, "",
+        "|---|---|---|---|---|---|---|---|---|",
+        *table,
+        "",
         "What limits it: the networks learnt ten tags from a hundred trimmed clips and never heard a background alone, which looks to them",
         "like the filling around short clips: dogs and sneezes. So they also bark where it is quiet, such an event runs into the one that",
         "was placed, and then it begins too early. A `silence_db` above the background's peaks (some 12 dB above its mean square) mends",
-        "that; most that are missed are missed alone, too. Precision counts every event in a clip that is not the clip's own tag.", "",
+        "that; most that are missed are missed alone, too. Precision counts every event in a clip that is not the clip's own tag.",
+        "",
     ]
     print("\n".join(lines))
-    write_text_atomic(args.out, "\n".join(lines))
+    write_text(args.out, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fatai.data.datasets.fat2019 import FATData, fat_sample, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, fat_sample, load_dataset
 
 Row = dict[str, Any]
 
@@ -27,12 +27,12 @@ def parser(text: str | None, name: str, budget: str, amount: int, ways: Sequence
     return options
 
 
-def read_with_truth(folder: Path, *parts: str) -> FATData:
+def read_with_truth(folder: Path, *parts: str) -> FATDataset:
     """A data folder whose truth is there to score with; ends the program if it isn't."""
     for part in parts:
         if not (folder / "truth" / f"{part}.csv").is_file():
             raise SystemExit(f"{folder} has no truth/{part}.csv; expected the true labels, to score with")
-    return read_layout(folder)
+    return load_dataset(folder)
 
 
 def trials(

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.blocks import WaveToSpec
 from fatai.data.config import ClipSettings
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.errors import AudioError
 from fatai.inference.tta import predict_clips
-from fatai.inference.views import Heard, Views, whole_view
+from fatai.inference.views import ClipViews, Views, whole_view
 from fatai.models import create_model
 from fatai.audio.io import AUDIO_EXTENSIONS
 from fatai.audio.waveform import Section, fit_length
@@ -33,7 +33,9 @@ N_TAGS = 80
 
 def padded_to(samples: int) -> Views:
     """A view of the whole clip, filled up to a length that all share."""
-    return lambda wave, settings, generator: Heard(fit_length(wave, samples, settings.short_fill), [Section(0, samples)])
+    return lambda wave, settings, generator: ClipViews(
+        fit_length(wave, samples, settings.short_fill), [Section(0, samples)]
+    )
 
 
 def readable_waves(folder: Path, n: int, settings: ClipSettings) -> list[np.ndarray]:
@@ -78,15 +80,22 @@ def main() -> None:
     median = {way: statistics.median(values) for way, values in times.items()}
     ratio = median["padded to the longest"] / median["grouped by length"]
     lines = [
-        "# Full-length inference", "", f"    python -m benchmarks.whole_clips --clips {args.clips} --rounds {args.rounds}", "",
+        "# Full-length inference",
+        "",
+        f"    python -m benchmarks.whole_clips --clips {args.clips} --rounds {args.rounds}",
+        "",
         f"{len(waves)} clips of {seconds[0]:.1f} to {seconds[-1]:.1f} s, median {statistics.median(seconds):.1f} s; m1 at half width, "
-        f"batches of {args.bs}, medians of {args.rounds} alternating rounds.", "",
-        "| way | seconds |", "|---|---|", *(f"| {way} | {median[way]:.2f} |" for way in ways), "",
+        f"batches of {args.bs}, medians of {args.rounds} alternating rounds.",
+        "",
+        "| way | seconds |",
+        "|---|---|",
+        *(f"| {way} | {median[way]:.2f} |" for way in ways),
+        "",
         f"Grouped by length is {ratio:.2f}x as fast. A clip's score among others differs from its score alone by at most "
         f"{np.abs(together - alone).max():.1e}.",
     ]
     print("\n".join(lines))
-    write_text_atomic(args.out, "\n".join(lines) + "\n")
+    write_text(args.out, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 README_TABLE = re.compile(r"(<!-- recipes -->\n).*?(<!-- /recipes -->)", re.S)
 _MARK = re.compile(r"<!-- table: ([\w ]+) -->")
 _ROOMS = {
-    "sound": "Sound", "score": "Scores", "data": "Data", "models": "Models", "augment": "Random changes", "train": "Training",
-    "infer": "Prediction", "recipes": "Recipes and runs", "report": "Reports",
+    "sound": "Sound",
+    "score": "Scores",
+    "data": "Data",
+    "models": "Models",
+    "augment": "Random changes",
+    "train": "Training",
+    "infer": "Prediction",
+    "recipes": "Recipes and runs",
+    "report": "Reports",
 }
 _NOT_MEASURED = "not measured yet"
 _LONG = {
@@ -32,15 +39,28 @@ def registry_table(name: str) -> str:
     from fatai import registry
 
     of = getattr(registry, name)
-    return _table(["name", "what it is", "source"], [_row([f"`{n}`", _cell(of.about(n)), _cell(of.source(n))]) for n in of.names()])
+    return _table(
+        ["name", "what it is", "source"],
+        [_row([f"`{n}`", _cell(of.about(n)), _cell(of.source(n))]) for n in of.names()],
+    )
 
 
 def models() -> str:
     """Networks with their sizes."""
     from fatai.models.summary import model_table
 
-    rows = [_row([f"`{m.name}`", f"{m.parameters:,}", f"{m.n_mels or m.min_mels} x {m.min_frames}", _cell(m.about), _cell(m.source)])
-            for m in model_table()]
+    rows = [
+        _row(
+            [
+                f"`{m.name}`",
+                f"{m.parameters:,}",
+                f"{m.n_mels or m.min_mels} x {m.min_frames}",
+                _cell(m.about),
+                _cell(m.source),
+            ]
+        )
+        for m in model_table()
+    ]
     return _table(["name", "parameters", "smallest input", "what it is", "source"], rows)
 
 
@@ -55,7 +75,9 @@ def front_ends() -> str:
         mels = f"{f.n_mels} from {f.fmin:,.0f} to {f.top_hz:,.0f} Hz" if f.n_mels else f"none: {f.bins} bins"
         window = f.win_length or f.n_fft
         lengths = [f"{samples} ({1000 * samples / f.sr:.1f} ms)" for samples in (window, f.hop_length)]
-        rows.append(_row([f"`{name}`", f"{f.sr:,}", *lengths, mels, f.log, f.normalise, _cell(FRONT_ENDS.source(name))]))
+        rows.append(
+            _row([f"`{name}`", f"{f.sr:,}", *lengths, mels, f.log, f.normalise, _cell(FRONT_ENDS.source(name))])
+        )
     return _table(["name", "Hz", "window", "hop", "mel bands", "values", "normalised", "source"], rows)
 
 
@@ -66,7 +88,9 @@ def recipes() -> str:
     rows = []
     for name in recipe_names():
         recipe, result = load_recipe(name), measured(name)
-        rows.append(_row([f"[`{name}`]({name}.md)", recipe.model.arch, _cell(recipe.published), result or _NOT_MEASURED]))
+        rows.append(
+            _row([f"[`{name}`]({name}.md)", recipe.model.arch, _cell(recipe.published), result or _NOT_MEASURED])
+        )
     return _table(["recipe", "network", "published", "measured here"], rows)
 
 
@@ -89,15 +113,30 @@ def commands() -> str:
     from fatai.cli import app
 
     listed = get_command(app).commands.items()
-    return _table(["command", "what it does"], [_row([f"`{name}`", _cell((c.help or "").split("\n\n")[0])]) for name, c in listed])
+    return _table(
+        ["command", "what it does"], [_row([f"`{name}`", _cell((c.help or "").split("\n\n")[0])]) for name, c in listed]
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "models": models, "front ends": front_ends, "recipes": recipes, "ensembles": ensembles, "commands": commands,
-    **{words: (lambda name=name: registry_table(name)) for words, name in {
-        "losses": "LOSSES", "channels": "CHANNELS", "mixers": "MIXERS", "augmentations": "AUGMENTATIONS", "schedules": "SCHEDULES",
-        "noisy": "NOISY", "views": "VIEWS", "blends": "ENSEMBLES",
-    }.items()},
+    "models": models,
+    "front ends": front_ends,
+    "recipes": recipes,
+    "ensembles": ensembles,
+    "commands": commands,
+    **{
+        words: (lambda name=name: registry_table(name))
+        for words, name in {
+            "losses": "LOSSES",
+            "channels": "CHANNELS",
+            "mixers": "MIXERS",
+            "augmentations": "AUGMENTATIONS",
+            "schedules": "SCHEDULES",
+            "noisy": "NOISY",
+            "views": "VIEWS",
+            "blends": "ENSEMBLES",
+        }.items()
+    },
 }
 
 
@@ -128,10 +167,16 @@ def recipe_page(name: str) -> str:
     recipe, text = load_recipe(name), recipe_text(name)
     listen, front_end = recipe.listen.how, recipe.front_end.get("name", "ninth")
     head = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
-    stages = [_row([s.name, str(s.epochs), str(s.bs), f"{s.lr:g}", s.schedule, s.optimizer, s.loss]) for s in recipe.stages]
+    stages = [
+        _row([s.name, str(s.epochs), str(s.bs), f"{s.lr:g}", s.schedule, s.optimizer, s.loss]) for s in recipe.stages
+    ]
     hears = f"front end `{front_end}`, crops of {recipe.clips.crop_s:g} s; at the end `{listen}` views"
     own = list(results_of(name))
-    told = ["Scaled by the rule of `small`, on the data and in the way that [the results](../results.md) tell:", "", *own]
+    told = [
+        "Scaled by the rule of `small`, on the data and in the way that [the results](../results.md) tell:",
+        "",
+        *own,
+    ]
     return "\n".join([
         f"# {name}", "", head, "",
         f"- **Source:** {recipe.source}", f"- **Published:** {recipe.published}",
@@ -151,7 +196,10 @@ def results_page() -> str:
     """All that benchmarks/results holds."""
     files = sorted(RESULTS.glob("*.md"))
     parts = [re.sub(r"^# ", "## ", f.read_text(encoding="utf-8"), flags=re.M) for f in files]
-    head = ["# Measured results", "Each number was measured by the script that its section names; ratios within one run."]
+    head = [
+        "# Measured results",
+        "Each number was measured by the script that its section names; ratios within one run.",
+    ]
     for name, what in _LONG.items():
         if not _result(name):
             head.append(f"{what} (`python -m benchmarks.{name}`): {_NOT_MEASURED}.")
@@ -200,9 +248,15 @@ def on_config(config: Any) -> Any:
     for section in (entry for entry in config.nav if isinstance(entry, dict)):
         for title, entries in section.items():
             if isinstance(entries, list):
-                section[title] = [place for entry in entries for place in (
-                    [g for g in generated if g.startswith(entry)] if isinstance(entry, str) and entry.endswith("/") else [entry]
-                )]
+                section[title] = [
+                    place
+                    for entry in entries
+                    for place in (
+                        [g for g in generated if g.startswith(entry)]
+                        if isinstance(entry, str) and entry.endswith("/")
+                        else [entry]
+                    )
+                ]
     return config
 
 

@@ -235,8 +235,18 @@ def attribution(parts: dict[str, list[Clip]]) -> list[tuple[str, ...]]:
                 sources.setdefault(key, set()).add(row["filename"])
                 files.setdefault(key, set()).add(f"{part}/{clip.fname}")
     return [
-        (key, r["source_title"], r["author"], r["license"], r["license_url"], f"https://freesound.org/s/{key}/", r["label"], r["fold"],
-         " ".join(sorted(sources[key])), " ".join(sorted(files[key])))
+        (
+            key,
+            r["source_title"],
+            r["author"],
+            r["license"],
+            r["license_url"],
+            f"https://freesound.org/s/{key}/",
+            r["label"],
+            r["fold"],
+            " ".join(sorted(sources[key])),
+            " ".join(sorted(files[key])),
+        )
         for key, r in sorted(rows.items(), key=lambda item: int(item[0]))
     ]
 
@@ -284,14 +294,34 @@ def main(audio: Path, table: Path, out: Path, seed: int = 2019) -> dict[str, lis
         clips.sort(key=lambda c: c.fname)
         for clip in clips:
             write_clip(out / part / clip.fname, clip, rng)
-    write_csv(out / "train_curated.csv", ("fname", "labels"), [(c.fname, ",".join(c.labels)) for c in parts["train_curated"]])
-    write_csv(out / "train_noisy.csv", ("fname", "labels"), [(c.fname, ",".join(c.given)) for c in parts["train_noisy"]])
+    write_csv(
+        out / "train_curated.csv", ("fname", "labels"), [(c.fname, ",".join(c.labels)) for c in parts["train_curated"]]
+    )
+    write_csv(
+        out / "train_noisy.csv", ("fname", "labels"), [(c.fname, ",".join(c.given)) for c in parts["train_noisy"]]
+    )
     write_csv(out / "sample_submission.csv", ("fname", *tags), [(c.fname, *[0] * len(tags)) for c in parts["test"]])
     for part in ("test", "train_noisy"):
-        write_csv(out / "truth" / f"{part}.csv", ("fname", "labels"), [(c.fname, ",".join(c.labels)) for c in parts[part]])
+        write_csv(
+            out / "truth" / f"{part}.csv", ("fname", "labels"), [(c.fname, ",".join(c.labels)) for c in parts[part]]
+        )
     rows = attribution(parts)
-    write_csv(out / "attribution.csv", ("freesound_id", "title", "author", "license", "license_url", "url", "tag", "esc10_fold",
-                                        "esc10_clips", "files"), rows)
+    write_csv(
+        out / "attribution.csv",
+        (
+            "freesound_id",
+            "title",
+            "author",
+            "license",
+            "license_url",
+            "url",
+            "tag",
+            "esc10_fold",
+            "esc10_clips",
+            "files",
+        ),
+        rows,
+    )
     minutes = sum(len(c.wave) for clips in parts.values() for c in clips) / SR / 60
     (out / "README.md").write_text(README.format(
         n_curated=len(parts["train_curated"]), n_noisy=len(parts["train_noisy"]), n_test=len(parts["test"]),

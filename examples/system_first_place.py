@@ -8,7 +8,16 @@ two busy cores. As published: width 1, up to 700 epochs of 32,768 draws, bs 128,
 import sys
 from pathlib import Path
 
-from fatai.all import FATDataLoaders, NoisyWeights, RandomResizedCrop, ensemble, fat_learner, fat_sample, quiet_unless_terminal, set_seed
+from fatai.all import (
+    FATDataLoaders,
+    SampleWeights,
+    RandomResizedCrop,
+    ensemble,
+    fat_learner,
+    fat_sample,
+    quiet_unless_terminal,
+    set_seed,
+)
 
 
 def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
@@ -18,12 +27,12 @@ def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
         dls = FATDataLoaders.from_path(data, noisy=True, front_end="first", crop_s=4, bs=16, seed=0)
         learn = quiet_unless_terminal(fat_learner(
             dls, "aux_skip_attention", width=width, loss_func="split", loss_options=loss, mixup="mixer_first",
-            spec_augment="spec_augment_first", augment=["loop_fill", RandomResizedCrop()], cbs=NoisyWeights(),
+            spec_augment="spec_augment_first", augment=["loop_fill", RandomResizedCrop()], cbs=SampleWeights(),
         ))
         learn.fit_one_cycle(epochs, 9e-4)
         parts.append(learn.tta(items=sorted((data / "test").iterdir()), how="tiles", step_s=4))
     ensemble(parts, how="gmean").to_submission(out, sample=data / "sample_submission.csv")
-    print(f"{out}: two seeds, of which the last has lwlrap {learn.tta(how='tiles', step_s=4).held_out:.3f}")
+    print(f"{out}: two seeds, of which the last has lwlrap {learn.tta(how='tiles', step_s=4).oof_score:.3f}")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,24 @@ from fatai.all import AddNoise, FATDataLoaders, Gain, Shift, fat_learner, fat_sa
 
 
 def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1, crop_s: float = 4.0) -> None:
-    dls = FATDataLoaders.from_path(data, front_end="panns", crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0)
+    dls = FATDataLoaders.from_path(
+        data, front_end="panns", crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0
+    )
     learn = fat_learner(
-        dls, "cnn14", width=width, arch_options={"head": "attention"}, loss_func="smooth_positives", mixup="mixup_gold_plan",
-        spec_augment="spec_augment_gold_plan", augment=[Gain(), AddNoise(), Shift()], splitter=lambda m: m.layer_groups(),
+        dls,
+        "cnn14",
+        width=width,
+        arch_options={"head": "attention"},
+        loss_func="smooth_positives",
+        mixup="mixup_gold_plan",
+        spec_augment="spec_augment_gold_plan",
+        augment=[Gain(), AddNoise(), Shift()],
+        splitter=lambda m: m.layer_groups(),
     )
     quiet_unless_terminal(learn).fit_one_cycle(epochs, slice(1e-4, 2e-4), wd=1e-4)
     preds = learn.tta(items=sorted((data / "test").iterdir()), how="varied", n=2, mean="logits")
     preds.to_submission(out, sample=data / "sample_submission.csv")
-    print(f"{out}: {len(preds)} clips, held-out lwlrap {learn.tta(how='varied', n=2, mean='logits').held_out:.3f}")
+    print(f"{out}: {len(preds)} clips, held-out lwlrap {learn.tta(how='varied', n=2, mean='logits').oof_score:.3f}")
 
 
 if __name__ == "__main__":

@@ -8,23 +8,43 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from fatai.all import SGD, FATDataLoaders, NoisyWeights, choose_noisy, ensemble, fat_learner, fat_sample, quiet_unless_terminal
-from fatai.all import read_layout, scheduled
+from fatai.all import (
+    SGD,
+    FATDataLoaders,
+    SampleWeights,
+    select_noisy_labels,
+    ensemble,
+    fat_learner,
+    fat_sample,
+    quiet_unless_terminal,
+)
+from fatai.all import load_dataset, schedule_callback
 
 
 def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
-    read, bodies = read_layout(data, corrupted="noisy"), []
-    soft = choose_noisy(read.noisy, read.tags, "36th", positive=0.8)
-    dls = FATDataLoaders.from_path(read, noisy=True, front_end="kaggle_fat", crop_s=1.96, short_fill="wrap_right", bs=16, seed=0)
+    read, bodies = load_dataset(data, corrupted="noisy"), []
+    soft = select_noisy_labels(read.noisy, read.tags, "36th", positive=0.8)
+    dls = FATDataLoaders.from_path(
+        read, noisy=True, front_end="kaggle_fat", crop_s=1.96, short_fill="wrap_right", bs=16, seed=0
+    )
     for arch in ("resnet18_cbam", "mobilenetv3_large"):
-        learn = quiet_unless_terminal(fat_learner(
-            dls, arch, width=width, loss_func="bce_mass+lovasz", opt_func=partial(SGD, mom=0.9, decouple_wd=False), wd=1e-4,
-            mixup="mixup_kaggle_fat", spec_augment="spec_augment_kaggle_fat", cbs=NoisyWeights(targets=soft.target_of),
-        ))
-        learn.fit(epochs, 0.03, cbs=scheduled("warmup_steps", epochs, 0.03))
+        learn = quiet_unless_terminal(
+            fat_learner(
+                dls,
+                arch,
+                width=width,
+                loss_func="bce_mass+lovasz",
+                opt_func=partial(SGD, mom=0.9, decouple_wd=False),
+                wd=1e-4,
+                mixup="mixup_kaggle_fat",
+                spec_augment="spec_augment_kaggle_fat",
+                cbs=SampleWeights(targets=soft.target_of),
+            )
+        )
+        learn.fit(epochs, 0.03, cbs=schedule_callback("warmup_steps", epochs, 0.03))
         bodies.append(learn.tta(items=read.test, n=2))
     ensemble(bodies).to_submission(out, sample=read.sample)
-    print(f"{out}: the mean of {len(bodies)} bodies, of which the last has lwlrap {learn.tta(n=2).held_out:.3f}")
+    print(f"{out}: the mean of {len(bodies)} bodies, of which the last has lwlrap {learn.tta(n=2).oof_score:.3f}")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ arch_options={"pretrained": "Cnn14_mAP=0.431.pth"}, out of fold 0.8001.
 import sys
 from pathlib import Path
 
-from fatai.all import FATDataLoaders, fat_learner, fat_sample, fit_embedding_tagger, read_layout
+from fatai.all import FATDataLoaders, fat_learner, fat_sample, fit_embedding_tagger, load_dataset
 
 
 def main(data: Path, out: Path, width: float = 1 / 16, crop_s: float = 4.0) -> None:
-    read = read_layout(data)
-    dls = FATDataLoaders.from_path(read, front_end="panns", crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16)
+    read = load_dataset(data)
+    dls = FATDataLoaders.from_path(
+        read, front_end="panns", crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16
+    )
     frozen = fat_learner(dls, "cnn14", width=width)
     fitted = fit_embedding_tagger(frozen.embed(read.curated, n=1), read.curated[["fname", "labels"]], read.tags, C=2.0)
     preds = fitted.predict(frozen.embed(read.test, n=1))
     preds.to_submission(out, sample=read.sample)
-    print(f"{out}: {len(preds)} clips, lwlrap by fold {fitted.scores}, out of fold {fitted.oof.held_out:.3f}")
+    print(f"{out}: {len(preds)} clips, lwlrap by fold {fitted.scores}, out of fold {fitted.oof.oof_score:.3f}")
 
 
 if __name__ == "__main__":

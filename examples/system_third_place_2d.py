@@ -8,22 +8,48 @@ the width and crops of 4 s: 18 s on two busy cores. As published: width 1, 100 e
 import sys
 from pathlib import Path
 
-from fatai.all import ChangesOff, ChunkShuffle, FATDataLoaders, MixUpOr, OnItems, fat_learner, fat_sample, quiet_unless_terminal, scheduled
+from fatai.all import (
+    DisableAugmentation,
+    ChunkShuffle,
+    FATDataLoaders,
+    MixUpOr,
+    ItemAugmentations,
+    fat_learner,
+    fat_sample,
+    quiet_unless_terminal,
+    schedule_callback,
+)
 
 
 def main(
-    data: Path, out: Path, front_end: str = "third_2d", arch: str = "cnn2d_multilevel", width: float = 1 / 16, epochs: int = 2,
+    data: Path,
+    out: Path,
+    front_end: str = "third_2d",
+    arch: str = "cnn2d_multilevel",
+    width: float = 1 / 16,
+    epochs: int = 2,
     crop_s: float = 4.0,
 ) -> None:
-    dls = FATDataLoaders.from_path(data, front_end=front_end, crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0)
-    learn = quiet_unless_terminal(fat_learner(
-        dls, arch, width=width, arch_options={"n_blocks": 5, "base_depth": 100}, loss_func="lsep", wd=0.0,
-        mixup=MixUpOr(partner="set"), augment=["to_longest", "third_effects"], cbs=[OnItems(ChunkShuffle()), ChangesOff(1)],
-    ))
-    learn.fit(epochs, 5e-3, cbs=scheduled("linear_one_cycle", epochs, 5e-3))
+    dls = FATDataLoaders.from_path(
+        data, front_end=front_end, crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0
+    )
+    learn = quiet_unless_terminal(
+        fat_learner(
+            dls,
+            arch,
+            width=width,
+            arch_options={"n_blocks": 5, "base_depth": 100},
+            loss_func="lsep",
+            wd=0.0,
+            mixup=MixUpOr(partner="set"),
+            augment=["to_longest", "third_effects"],
+            cbs=[ItemAugmentations(ChunkShuffle()), DisableAugmentation(1)],
+        )
+    )
+    learn.fit(epochs, 5e-3, cbs=schedule_callback("linear_one_cycle", epochs, 5e-3))
     preds = learn.tta(items=sorted((data / "test").iterdir()), how="whole")
     preds.to_submission(out, sample=data / "sample_submission.csv")
-    print(f"{out}: {len(preds)} clips, held-out lwlrap {learn.tta(how='whole').held_out:.3f}")
+    print(f"{out}: {len(preds)} clips, held-out lwlrap {learn.tta(how='whole').oof_score:.3f}")
 
 
 if __name__ == "__main__":

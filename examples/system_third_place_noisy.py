@@ -10,22 +10,46 @@ from pathlib import Path
 
 import pandas as pd
 
-from fatai.all import FATDataLoaders, choose_noisy, fat_learner, fat_sample, quiet_unless_terminal, read_layout, scheduled
+from fatai.all import (
+    FATDataLoaders,
+    select_noisy_labels,
+    fat_learner,
+    fat_sample,
+    quiet_unless_terminal,
+    load_dataset,
+    schedule_callback,
+)
 
-SOUND = {"front_end": "third_2d", "crop_s": 4, "trim_db": None, "short_fill": "zeros_right", "bs": 16, "valid_col": "is_valid"}
+SOUND = {
+    "front_end": "third_2d",
+    "crop_s": 4,
+    "trim_db": None,
+    "short_fill": "zeros_right",
+    "bs": 16,
+    "valid_col": "is_valid",
+}
 
 
 def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1, best: int = 20) -> None:
-    read = read_layout(data)
-    table, chosen = read.curated[["fname", "path", "labels"]].assign(is_valid=[i % 5 == 0 for i in range(len(read.curated))]), None
+    read = load_dataset(data)
+    table, chosen = (
+        read.curated[["fname", "path", "labels"]].assign(is_valid=[i % 5 == 0 for i in range(len(read.curated))]),
+        None,
+    )
     for step in ("curated", "with the best noisy clips"):
-        dls = FATDataLoaders.from_df(table, fn_col="fname", path_col="path", label_col="labels", vocab=read.tags, **SOUND)
-        learn = quiet_unless_terminal(fat_learner(dls, "cnn2d_multilevel", width=width, loss_func="lsep", mixup="mixup_or"))
-        learn.fit(epochs, 5e-3, cbs=scheduled("linear_one_cycle", epochs, 5e-3))
-        print(f"{step}: {len(table)} clips, held-out lwlrap {learn.tta(how='whole').held_out:.3f}")
+        dls = FATDataLoaders.from_df(
+            table, fn_col="fname", path_col="path", label_col="labels", vocab=read.tags, **SOUND
+        )
+        learn = quiet_unless_terminal(
+            fat_learner(dls, "cnn2d_multilevel", width=width, loss_func="lsep", mixup="mixup_or")
+        )
+        learn.fit(epochs, 5e-3, cbs=schedule_callback("linear_one_cycle", epochs, 5e-3))
+        print(f"{step}: {len(table)} clips, held-out lwlrap {learn.tta(how='whole').oof_score:.3f}")
         if chosen is None:
             judged = learn.tta(items=read.noisy, how="whole")
-            chosen = choose_noisy(read.noisy, read.tags, "scoring", k=best, probs=judged.probs, fnames=judged.fnames)
+            chosen = select_noisy_labels(
+                read.noisy, read.tags, "scoring", k=best, probs=judged.probs, fnames=judged.fnames
+            )
             noisy = read.noisy[read.noisy["fname"].isin(chosen.fnames)][["fname", "path", "labels"]]
             table = pd.concat([table, noisy.assign(is_valid=False)], ignore_index=True)
     learn.tta(items=read.test, how="whole").to_submission(out, sample=read.sample)

@@ -1,8 +1,8 @@
 """Several processes that do one job: which of them this one is, and what they tell each other.
 
 torchrun starts them and says in the environment who they are. fastai reads `RANK` and `WORLD_SIZE` there at every call, so that what a
-process does on its own (a fold, a prediction after training) would wait for the others or mix their rows into its own. So `join` takes both
-out of the environment, and `seen_by_fastai` puts them back while the processes work on the same batches.
+process does on its own (a fold, a prediction after training) would wait for the others or mix their rows into its own. So `init` takes both
+out of the environment, and `fastai_env` puts them back while the processes work on the same batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fatai.errors import OptionError
 
-__all__ = ["ALONE", "Company", "join", "leave", "seen_by_fastai", "was_started_by_torchrun"]
+__all__ = ["SINGLE_PROCESS", "ProcessGroup", "init", "destroy", "fastai_env", "was_started_by_torchrun"]
 
 _OWN = ("RANK", "WORLD_SIZE")  # what fastai looks at
 # Whoever is done with its folds waits for the others, which may take days; that one of them died is seen by its connection, not by a clock.
@@ -29,7 +29,7 @@ _PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
-class Company:
+class ProcessGroup:
     """This process among those of its job: its number, how many there are, its number on this machine."""
 
     rank: int = 0
@@ -37,24 +37,24 @@ class Company:
     local_rank: int = 0
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
     def wait(self) -> None:
         """Go on when all have come here."""
         if self.size > 1:
-            self.gathered(None)
+            self.all_gather(None)
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process passes, in all of them."""
         if self.size == 1:
             return value
-        held = [value if self.leads else None]
+        held = [value if self.is_main else None]
         dist.broadcast_object_list(held, 0, device=torch.device("cpu"))
         return held[0]
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What every process passes, by their numbers."""
         if self.size == 1:
             return [value]
@@ -62,7 +62,7 @@ class Company:
         dist.all_gather_object(held, value)
         return held
 
-    def summed(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over all processes of a tensor of the same shape in each, in place."""
         if self.size > 1:
             dist.all_reduce(values)
@@ -74,7 +74,14 @@ class Company:
             return own[:sizes[0]]
         n, shape = sizes[self.rank], own.shape[1:]
         # A copy: one row that is a column of something else passes for contiguous, and cannot be seen as bytes.
-        flat = own[:n].detach().as_subclass(Tensor).cpu().reshape(n, math.prod(shape)).clone(memory_format=torch.contiguous_format)
+        flat = (
+            own[:n]
+            .detach()
+            .as_subclass(Tensor)
+            .cpu()
+            .reshape(n, math.prod(shape))
+            .clone(memory_format=torch.contiguous_format)
+        )
         mine = torch.zeros(max(sizes), flat.shape[1] * flat.element_size(), dtype=torch.uint8)
         mine[:n] = flat.view(torch.uint8)
         parts = [torch.empty_like(mine) for _ in sizes]
@@ -82,26 +89,26 @@ class Company:
         return torch.cat([part[:k] for part, k in zip(parts, sizes)]).view(own.dtype).reshape(sum(sizes), *shape)
 
     @contextmanager
-    def leader_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process does what the block does, then the others: a cache is built once."""
-        if not self.leads:
+        if not self.is_main:
             self.wait()
         yield
-        if self.leads:
+        if self.is_main:
             self.wait()
 
-    def share_of(self, n: int) -> list[int]:
+    def split_counts(self, n: int) -> list[int]:
         """How many of `n` things each process gets: as equal as can be, the first ones one more.
 
         Examples
         --------
-        >>> Company(0, 3).share_of(8)
+        >>> ProcessGroup(0, 3).share_of(8)
         [3, 3, 2]
         """
         return [n // self.size + (k < n % self.size) for k in range(self.size)]
 
 
-ALONE = Company()
+SINGLE_PROCESS = ProcessGroup()
 """A process on its own."""
 
 
@@ -110,8 +117,8 @@ def was_started_by_torchrun() -> bool:
     return dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-def join() -> Company:
-    """The company that torchrun started this process in; `ALONE` where it is the only one. May be called again.
+def init() -> ProcessGroup:
+    """The company that torchrun started this process in; `SINGLE_PROCESS` where it is the only one. May be called again.
 
     Processes on CPUs talk through gloo; beside GPUs, each gets one of its own, and tensors on them go through NCCL.
 
@@ -122,37 +129,39 @@ def join() -> Company:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if dist.is_initialized():
-        return Company(dist.get_rank(), dist.get_world_size(), local_rank)
+        return ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank)
     if not was_started_by_torchrun():
-        return ALONE
+        return SINGLE_PROCESS
     lacking = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if lacking:
-        raise OptionError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(lacking)} is not set; start the processes with "
-                          "torchrun (accelerate launch --cpu starts a single one)")
+        raise OptionError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(lacking)} is not set; start the processes with "
+            "torchrun (accelerate launch --cpu starts a single one)"
+        )
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
-    company = Company(dist.get_rank(), dist.get_world_size(), local_rank)
+    group = ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank)
     for name in _OWN:
         os.environ.pop(name, None)
-    return company
+    return group
 
 
-def leave() -> None:
-    """End what `join` began."""
+def destroy() -> None:
+    """End what `init` began."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def seen_by_fastai(company: Company) -> Iterator[None]:
+def fastai_env(group: ProcessGroup) -> Iterator[None]:
     """Let fastai know of the other processes within the block, and only there."""
-    if company.size == 1:
+    if group.size == 1:
         yield
         return
     before = {name: os.environ.get(name) for name in _OWN}
-    os.environ.update({"RANK": str(company.rank), "WORLD_SIZE": str(company.size)})
+    os.environ.update({"RANK": str(group.rank), "WORLD_SIZE": str(group.size)})
     try:
         yield
     finally:

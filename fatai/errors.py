@@ -5,8 +5,21 @@ Messages say what was given, what was expected and what to do.
 """
 
 __all__ = [
-    "AudioError", "CacheError", "CheckpointError", "DataError", "FataiError", "FrontEndError", "LabelError", "MissingExtra",
-    "OptionError", "RecipeError", "ShapeError", "StorageError", "SubmissionError", "UnknownName", "WorkerError",
+    "AudioError",
+    "CacheError",
+    "CheckpointError",
+    "DataError",
+    "FataiError",
+    "FrontEndError",
+    "LabelError",
+    "MissingDependencyError",
+    "OptionError",
+    "RecipeError",
+    "ShapeError",
+    "StorageError",
+    "SubmissionError",
+    "UnknownNameError",
+    "WorkerError",
 ]
 
 
@@ -42,7 +55,7 @@ class LabelError(FataiError, ValueError):
     """A label cell that does not name known tags."""
 
 
-class MissingExtra(FataiError, ImportError):
+class MissingDependencyError(FataiError, ImportError):
     """An optional package that is not installed."""
 
 
@@ -66,7 +79,7 @@ class SubmissionError(FataiError, ValueError):
     """Predictions that do not fit the sample submission or each other."""
 
 
-class UnknownName(FataiError, KeyError):
+class UnknownNameError(FataiError, KeyError):
     """A name that no registry entry has."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from fatai.errors import OptionError, UnknownName
+from fatai.errors import OptionError, UnknownNameError
 
 __all__ = [
     "AUGMENTATIONS", "CHANNELS", "ENSEMBLES", "FRONT_ENDS", "LOSSES", "MIXERS", "MODELS", "NOISY", "SCHEDULES", "VIEWS",
@@ -63,13 +63,15 @@ class Registry:
         def add(builder: Builder) -> Builder:
             taken = self._entries.get(name)
             if taken is not None and taken[0].__qualname__ != builder.__qualname__:
-                raise OptionError(f"a {self.kind} named {name!r} is registered already (source: {taken[1]}); choose another name")
+                raise OptionError(
+                    f"a {self.kind} named {name!r} is registered already (source: {taken[1]}); choose another name"
+                )
             self._entries[name] = (builder, source)
             return builder
 
         return add
 
-    def register_family(self, mark: str, *, source: str) -> Callable[[Builder], Builder]:
+    def register_pattern(self, mark: str, *, source: str) -> Callable[[Builder], Builder]:
         """Decorator for a builder of every name that holds `mark`, such as "timm:" or "+"; the name is its first argument."""
 
         def add(builder: Builder) -> Builder:
@@ -88,7 +90,7 @@ class Registry:
                     named = functools.partial(builder, name)
                     named.__doc__ = builder.__doc__
                     return named, source
-            raise UnknownName(f"no {self.kind} named {name!r}; {did_you_mean(name, self.names())}") from None
+            raise UnknownNameError(f"no {self.kind} named {name!r}; {did_you_mean(name, self.names())}") from None
 
     def _fill(self) -> None:
         if self.home:
@@ -122,7 +124,9 @@ class Registry:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for option in options:
                 if option not in parameters:
-                    raise OptionError(f"{self.kind} {name!r} has no option {option!r}; {did_you_mean(option, list(parameters))}")
+                    raise OptionError(
+                        f"{self.kind} {name!r} has no option {option!r}; {did_you_mean(option, list(parameters))}"
+                    )
         return builder(*args, **options)
 
 

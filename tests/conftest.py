@@ -26,8 +26,8 @@ def seeded():
 def few_reports(request, monkeypatch):
     """Runs that a test makes draw their report only where it is looked at: it takes longer than so small a run."""
     if "report.html" not in request.node.path.read_text(encoding="utf-8"):
-        for module in ("run", "run_list"):
-            monkeypatch.setattr(f"fatai.recipes.{module}.draw_report", lambda *args: None)
+        for module in ("run", "ensemble_run"):
+            monkeypatch.setattr(f"fatai.experiment.{module}.draw_report", lambda *args: None)
 
 
 @pytest.fixture

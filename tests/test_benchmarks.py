@@ -28,7 +28,9 @@ def test_the_makefile_runs_every_benchmark_or_names_it():
 def test_a_benchmark_trains_and_writes_its_table(name, tmp_path, capsys):
     options, n_rows = TRIED[name]
     work = [] if name == "suspects" else ["--work", str(tmp_path / "work")]
-    importlib.import_module(f"benchmarks.{name}").main(["--seeds", "3", *options, *work, "--out", str(tmp_path / "table.md")])
+    importlib.import_module(f"benchmarks.{name}").main(
+        ["--seeds", "3", *options, *work, "--out", str(tmp_path / "table.md")]
+    )
     told = (tmp_path / "table.md").read_text()
     assert f"python -m benchmarks.{name} sample --seeds 3" in told and "nan" not in told
     heads = re.compile(r"\|(---| \||.*(OOF|test) lwlrap| seed| test clips)")

@@ -26,7 +26,13 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 def commands(page: str, languages: tuple[str, ...]) -> list[list[str]]:
     """Words of every line that calls fatai-submit, comments left out."""
-    lines = [line[2:] for language, text in blocks(page) if language in languages for line in text.splitlines() if line.startswith("$ ")]
+    lines = [
+        line[2:]
+        for language, text in blocks(page)
+        if language in languages
+        for line in text.splitlines()
+        if line.startswith("$ ")
+    ]
     words = [shlex.split(line, comments=True) for line in lines]
     return [line[1:] for line in words if line[:1] == ["fatai-submit"]]
 
@@ -117,8 +123,12 @@ def test_commands_and_options_that_are_shown_exist(page):
         command = get_command(app)
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
-        assert not hasattr(command, "commands") or not words or words[0].startswith("-"), f"{page}: there is no command {words[0]}"
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        assert not hasattr(command, "commands") or not words or words[0].startswith("-"), (
+            f"{page}: there is no command {words[0]}"
+        )
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {
+            "--help"
+        }
         for word in words:
             if re.match(r"--?[a-z]", word):
                 assert word.split("=")[0] in known, f"{page}: {command.name} has no option {word}"
@@ -142,8 +152,15 @@ def test_tables_name_everything_in_the_registries(generate):
     marks = set(re.findall(r"<!-- table: ([\w ]+) -->", pages))
     assert marks == set(generate.TABLES)
     for mark, registry in {
-        "augmentations": AUGMENTATIONS, "blends": ENSEMBLES, "front ends": FRONT_ENDS, "losses": LOSSES, "mixers": MIXERS, "models": MODELS,
-        "noisy": NOISY, "schedules": SCHEDULES, "views": VIEWS,
+        "augmentations": AUGMENTATIONS,
+        "blends": ENSEMBLES,
+        "front ends": FRONT_ENDS,
+        "losses": LOSSES,
+        "mixers": MIXERS,
+        "models": MODELS,
+        "noisy": NOISY,
+        "schedules": SCHEDULES,
+        "views": VIEWS,
     }.items():
         table = generate.on_page_markdown(f"<!-- table: {mark} -->")
         assert re.findall(r"^\| `([^`]+)` \|", table, re.M) == registry.names()
@@ -163,9 +180,14 @@ def test_measured_results_are_read_where_they_are(generate, tmp_path, monkeypatc
     page = generate.recipe_page("ninth")
     assert "| ninth, curated | 0.80 |" in page and "ot measured yet" not in page
     assert generate.measured("quick") == ""
-    (tmp_path / "esc10.md").write_text("about\n\naccuracy 0.91, 95 % interval 0.88 to 0.94; lwlrap 0.9\n", encoding="utf-8")
+    (tmp_path / "esc10.md").write_text(
+        "about\n\naccuracy 0.91, 95 % interval 0.88 to 0.94; lwlrap 0.9\n", encoding="utf-8"
+    )
     assert generate.measured("esc10") == "ESC-10, five folds: accuracy 0.91, 95 % interval 0.88 to 0.94"
-    assert "benchmarks.esc10`): not" not in generate.results_page() and "benchmarks.gpu`): not measured yet." in generate.results_page()
+    assert (
+        "benchmarks.esc10`): not" not in generate.results_page()
+        and "benchmarks.gpu`): not measured yet." in generate.results_page()
+    )
 
 
 def test_links_and_pictures_of_the_readme_are_there_and_small():
@@ -180,18 +202,28 @@ def test_links_and_pictures_of_the_readme_are_there_and_small():
 def test_the_site_is_built_strictly_and_asks_nobody(tmp_path):
     pytest.importorskip("mkdocs")
     made = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")], cwd=ROOT,
-        capture_output=True, text=True,
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert made.returncode == 0, made.stdout + made.stderr
     site = tmp_path / "site"
     pages = {str(p.relative_to(site)): p.read_text(encoding="utf-8") for p in site.rglob("*.html")}
-    assert {"index.html", "start.html", "recipes/ninth.html", "notebooks/00_start.html", "reference/train.html"} <= pages.keys()
+    assert {
+        "index.html",
+        "start.html",
+        "recipes/ninth.html",
+        "notebooks/00_start.html",
+        "reference/train.html",
+    } <= pages.keys()
     assert (site / "llms.txt").is_file()
     assert "cnn2d_multilevel" in pages["models.html"] and "fat_learner" in pages["reference/train.html"]
     for name, html in pages.items():
         fetched = re.findall(r"<(?:script|img|iframe|audio|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^\"'> ]+", html)
-        fetched += re.findall(r"<link[^>]*rel=[\"']?(?:stylesheet|preconnect|preload|icon)[^>]*href=[\"']?(?:https?:)?//[^\"'> ]+", html)
+        fetched += re.findall(
+            r"<link[^>]*rel=[\"']?(?:stylesheet|preconnect|preload|icon)[^>]*href=[\"']?(?:https?:)?//[^\"'> ]+", html
+        )
         assert fetched == [], f"{name} asks for {fetched[0]}"
     for style in site.rglob("*.css"):
         assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style

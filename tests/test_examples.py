@@ -11,7 +11,9 @@ import pytest
 from fatai.experiment.recipe import recipe_names
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted(p.name for p in (ROOT / "examples").glob("*.py") if p.name != "make_sample.py")  # which needs the source recordings
+EXAMPLES = sorted(
+    p.name for p in (ROOT / "examples").glob("*.py") if p.name != "make_sample.py"
+)  # which needs the source recordings
 NOTEBOOKS = sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
 
 
@@ -21,7 +23,9 @@ def test_there_are_examples_and_notebooks():
 
 def test_each_published_system_has_an_example_of_15_lines_at_most():
     systems = {name.removesuffix(".py").removeprefix("system_") for name in EXAMPLES if name.startswith("system_")}
-    assert systems == {name for name in recipe_names() if name not in ("quick", "esc10", "ninth_full", "first_place_skip")}
+    assert systems == {
+        name for name in recipe_names() if name not in ("quick", "esc10", "ninth_full", "first_place_skip")
+    }
     for system in systems:
         tree = ast.parse((ROOT / "examples" / f"system_{system}.py").read_text(encoding="utf-8"))
         main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
@@ -32,12 +36,16 @@ def test_each_published_system_has_an_example_of_15_lines_at_most():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_runs_without_arguments(name, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, str(ROOT / "examples" / name)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name)], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == NOTEBOOKS[0] else pytest.mark.slow) for name in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == NOTEBOOKS[0] else pytest.mark.slow) for name in NOTEBOOKS]
+)
 def test_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel draws into its cells
     nbformat = pytest.importorskip("nbformat")
@@ -48,7 +56,9 @@ def test_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert [o for o in outputs if o.output_type == "error"] == []
     shown = [o.get("data", {}) for o in outputs]
-    assert any("image/png" in data or "<audio" in data.get("text/html", "") for data in shown), "something to look at or to listen to"
+    assert any("image/png" in data or "<audio" in data.get("text/html", "") for data in shown), (
+        "something to look at or to listen to"
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

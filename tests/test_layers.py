@@ -76,7 +76,9 @@ def violations(package: Path) -> list[str]:
                 if (package / Path(*target.split("."))).with_suffix(".py").exists():
                     found.append(f"{file.relative_to(package)}:{line} imports {target}, which has no room in the table")
             elif other > own:
-                found.append(f"{file.relative_to(package)}:{line} (rank {own}) imports {target} (rank {other}), which is below it")
+                found.append(
+                    f"{file.relative_to(package)}:{line} (rank {own}) imports {target} (rank {other}), which is below it"
+                )
     return found
 
 
@@ -96,7 +98,9 @@ def test_data_and_models_do_not_know_each_other():
 def test_sound_and_score_work_without_fastai(room):
     for file in sorted((PACKAGE / room).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            names = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            )
             assert not [n for n in names if n.split(".")[0] in ("fastai", "fastcore")], file
 
 

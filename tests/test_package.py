@@ -13,8 +13,13 @@ from helpers.oldest_versions import floors
 
 ROOT = Path(__file__).parents[1]
 NEEDED = {
-    "fatai/__init__.py", "fatai/py.typed", "fatai/recipes/ninth.toml", "fatai/recipes/ensembles/third_place.toml",
-    "fatai/data/sample/train_curated.csv", "fatai/data/sample/sample_submission.csv", "fatai/data/sample/attribution.csv",
+    "fatai/__init__.py",
+    "fatai/py.typed",
+    "fatai/recipes/ninth.toml",
+    "fatai/recipes/ensembles/third_place.toml",
+    "fatai/data/sample/train_curated.csv",
+    "fatai/data/sample/sample_submission.csv",
+    "fatai/data/sample/attribution.csv",
     "fatai/data/sample/truth/test.csv",
 }
 
@@ -37,13 +42,21 @@ def built(tmp_path_factory):
     source.mkdir()
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
     subprocess.run(["tar", "x", "-C", str(source)], input=archive, check=True)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(source)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(source)],
+        check=True,
+        capture_output=True,
+    )
     # What `python -m build` asks of the backend, without a package for it.
     subprocess.run([sys.executable, "-m", "venv", str(out / "backend")], check=True)
     python = str(out / "backend/bin/python")
     subprocess.run([python, "-m", "pip", "install", "-q", "setuptools>=68", "wheel"], check=True, capture_output=True)
-    subprocess.run([python, "-c", f"from setuptools.build_meta import build_sdist; build_sdist({str(out)!r})"], cwd=source, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [python, "-c", f"from setuptools.build_meta import build_sdist; build_sdist({str(out)!r})"],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
     return out
 
 
@@ -76,7 +89,11 @@ class TestBuilt:
         told = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert told.returncode == 0 and "fatai-submit demo" in told.stdout, told.stderr[-2000:]
         own, = (tmp_path / "empty").glob("lib/python*/site-packages")
-        read = (f"import sys; sys.path.insert(0, {str(own)!r}); import fatai; from fatai.data.datasets.fat2019 import fat_sample, read_layout; "
-                "print(fatai.__file__); print(read_layout(fat_sample()))")
+        read = (
+            f"import sys; sys.path.insert(0, {str(own)!r}); import fatai; from fatai.data.datasets.fat2019 import fat_sample, read_layout; "
+            "print(fatai.__file__); print(read_layout(fat_sample()))"
+        )
         told = subprocess.run([python, "-c", read], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert str(tmp_path / "empty") in told.stdout and "120 curated, 72 noisy, 60 test clips" in told.stdout, told.stderr[-2000:]
+        assert str(tmp_path / "empty") in told.stdout and "120 curated, 72 noisy, 60 test clips" in told.stdout, (
+            told.stderr[-2000:]
+        )

@@ -28,7 +28,11 @@ def test_the_three_doors_open(tmp_path, monkeypatch, sample):
     monkeypatch.chdir(tmp_path)
     audio = tmp_path / "my_sounds" / "audio"
     audio.mkdir(parents=True)
-    table = pd.read_csv(sample / "train_curated.csv", dtype=str).head(12).rename(columns={"fname": "file", "labels": "tags"})
+    table = (
+        pd.read_csv(sample / "train_curated.csv", dtype=str)
+        .head(12)
+        .rename(columns={"fname": "file", "labels": "tags"})
+    )
     for name in table["file"]:
         shutil.copy(sample / "train_curated" / name, audio / name)
     table.to_csv(tmp_path / "my_sounds" / "labels.csv", index=False)
@@ -46,7 +50,9 @@ def test_what_is_said_of_training_runs(tmp_path, monkeypatch, sample):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec("from fatai.all import *", names)
-    names["dls"] = names["FATDataLoaders"].from_path(sample, front_end="ninth", crop_s=0.5, bs=16, seed=0, num_workers=0)
+    names["dls"] = names["FATDataLoaders"].from_path(
+        sample, front_end="ninth", crop_s=0.5, bs=16, seed=0, num_workers=0
+    )
     exec(compile(BLOCKS[2], "README.md", "exec"), names)
     assert (tmp_path / "state.safetensors").exists() and names["learn"].final_record
     assert names["learn"].show_augs() is not None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fatai.errors import FataiError, OptionError, UnknownName
+from fatai.errors import FataiError, OptionError, UnknownNameError
 from fatai.registry import Registry, did_you_mean
 
 
@@ -23,11 +23,15 @@ def test_build_calls_the_builder_with_its_options(shapes):
 
 
 def test_names_source_and_about(shapes):
-    assert (shapes.names(), shapes.source("square"), shapes.about("square")) == (["square"], "Euclid, Elements I.46", "A square.")
+    assert (shapes.names(), shapes.source("square"), shapes.about("square")) == (
+        ["square"],
+        "Euclid, Elements I.46",
+        "A square.",
+    )
 
 
 def test_an_unknown_name_suggests_the_nearest(shapes):
-    with pytest.raises(UnknownName, match="no shape named 'sqare'; did you mean square\\?") as caught:
+    with pytest.raises(UnknownNameError, match="no shape named 'sqare'; did you mean square\\?") as caught:
         shapes.build("sqare")
     assert isinstance(caught.value, KeyError) and isinstance(caught.value, FataiError)
     assert str(caught.value).startswith("no shape"), "a KeyError would print quotes around the sentence"

@@ -25,7 +25,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_compiled
-def windowed(wave: np.ndarray, starts: np.ndarray, window: np.ndarray, out: np.ndarray) -> None:  # pragma: no cover - compiled
+def windowed(
+    wave: np.ndarray, starts: np.ndarray, window: np.ndarray, out: np.ndarray
+) -> None:  # pragma: no cover - compiled
     """Stretches of a wave (samples,) from `starts` (frames,) on, times the window, into `out` (frames, length of the window).
 
     Beyond the ends of the wave are zeros: a stretch may start before it, or end behind it.
@@ -42,7 +44,13 @@ def windowed(wave: np.ndarray, starts: np.ndarray, window: np.ndarray, out: np.n
 
 @_compiled
 def band_levels(
-    parts: np.ndarray, root: bool, first: np.ndarray, ends: np.ndarray, weights: np.ndarray, at: np.ndarray, levels: np.ndarray,
+    parts: np.ndarray,
+    root: bool,
+    first: np.ndarray,
+    ends: np.ndarray,
+    weights: np.ndarray,
+    at: np.ndarray,
+    levels: np.ndarray,
     sums: np.ndarray,
 ) -> None:  # pragma: no cover - compiled
     """Levels of spectra in bands.
@@ -88,7 +96,9 @@ def band_levels(
 
 
 @_compiled
-def doubtful_frames(levels: np.ndarray, sums: np.ndarray, faint: np.ndarray, floor: float) -> np.ndarray:  # pragma: no cover - compiled
+def doubtful_frames(
+    levels: np.ndarray, sums: np.ndarray, faint: np.ndarray, floor: float
+) -> np.ndarray:  # pragma: no cover - compiled
     """Which of the frames of `levels` (rows, frames) have a level above `floor`, yet below their sum times `faint` (rows,)."""
     found = np.zeros(levels.shape[1], np.bool_)
     for band in range(len(levels)):
@@ -105,7 +115,11 @@ def decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # pragma:
     For the logarithm of m * 2 ** e, with m between the roots of 1/2 and of 2, a few terms of e * ln 2 + 2 artanh((m - 1) / (m + 1))
     are enough, and many of these are computed at once: it takes a third of the time of torch's.
     """
-    factor, least, exponents = np.float32(scale / np.log(10.0)), np.float32(max(floor, 1.2e-38)), np.empty(levels.shape[1], np.float32)
+    factor, least, exponents = (
+        np.float32(scale / np.log(10.0)),
+        np.float32(max(floor, 1.2e-38)),
+        np.empty(levels.shape[1], np.float32),
+    )
     for band in range(len(levels)):
         row = levels[band]
         for i in range(len(row)):
@@ -118,12 +132,16 @@ def decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # pragma:
         for i in range(len(row)):
             s = (row[i] - np.float32(1)) / (row[i] + np.float32(1))
             square = s * s
-            series = s * (np.float32(2) + square * (np.float32(2 / 3) + square * (np.float32(2 / 5) + square * np.float32(2 / 7))))
+            series = s * (
+                np.float32(2) + square * (np.float32(2 / 3) + square * (np.float32(2 / 5) + square * np.float32(2 / 7)))
+            )
             row[i] = factor * (exponents[i] * np.float32(np.log(2)) + series)
 
 
 @_compiled
-def stretched(levels: np.ndarray, low: np.float32, high: np.float32, flat: float) -> None:  # pragma: no cover - compiled
+def stretched(
+    levels: np.ndarray, low: np.float32, high: np.float32, flat: float
+) -> None:  # pragma: no cover - compiled
     """Stretch `levels` (rows, frames) from low..high to 0..255 and cut them down to whole numbers; all 0 if that range is at most flat."""
     width = high - low if high - low > flat else np.float32(np.inf)
     for band in range(len(levels)):

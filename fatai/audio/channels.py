@@ -23,7 +23,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def _checked(spec: Tensor) -> Tensor:
     if spec.ndim != 3:
-        raise ShapeError(f"got a spectrogram of shape {tuple(spec.shape)}; expected (batch, rows, frames): one clip is spec[None]")
+        raise ShapeError(
+            f"got a spectrogram of shape {tuple(spec.shape)}; expected (batch, rows, frames): one clip is spec[None]"
+        )
     return spec
 
 
@@ -64,7 +66,9 @@ def delta(spec: Tensor, *, order: int = 1, width: int = 9) -> Tensor:
     Shape of `spec`, change per frame.
     """
     if width < 3 or width % 2 == 0 or not 1 <= order < width:
-        raise OptionError(f"width={width}, order={order}; expected an odd width of at least 3, and an order from 1 to below it")
+        raise OptionError(
+            f"width={width}, order={order}; expected an odd width of at least 3, and an order from 1 to below it"
+        )
     half, frames = width // 2, spec.shape[-1]
     kernel = torch.from_numpy(_savgol(width, order)).to(spec)
     rows = spec.reshape(-1, 1, frames)
@@ -86,7 +90,9 @@ class Deltas(nn.Module):
         self.width = width
 
     def forward(self, spec: Tensor) -> Tensor:
-        return torch.stack([_checked(spec), delta(spec, order=1, width=self.width), delta(spec, order=2, width=self.width)], 1)
+        return torch.stack(
+            [_checked(spec), delta(spec, order=1, width=self.width), delta(spec, order=2, width=self.width)], 1
+        )
 
 
 class Ramp(nn.Module):

@@ -12,12 +12,23 @@ from fatai.errors import AudioError
 
 __all__ = ["check_container", "chunks", "why_not_sound"]
 
-_OGG_TAIL = 1 << 17  # a page is at most 65,307 bytes, so the last whole one always starts within this many bytes of the end
+_OGG_TAIL = (
+    1 << 17
+)  # a page is at most 65,307 bytes, so the last whole one always starts within this many bytes of the end
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what a recorder that writes to a pipe puts where it cannot go back to fill in the size
 _NOT_SOUND = {
-    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GIF8": "a GIF picture", b"%PDF": "a PDF document",
-    b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7z archive", b"\x7fELF": "a program",
-    b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file", b"<!DO": "a web page", b"<htm": "a web page",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\x7fELF": "a program",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"<!DO": "a web page",
+    b"<htm": "a web page",
     b"version https://git-lfs": "a Git LFS pointer",
 }
 
@@ -41,7 +52,11 @@ def _missing_from_chunks(file: BinaryIO, size: int, wanted: bytes, order: str) -
     for name, start, claimed in chunks(file, size, order):
         held = size - start
         if name == wanted:
-            return f"its header promises {claimed:,} bytes of sound, {held:,} are there" if _UNKNOWN_SIZE > claimed > held else ""
+            return (
+                f"its header promises {claimed:,} bytes of sound, {held:,} are there"
+                if _UNKNOWN_SIZE > claimed > held
+                else ""
+            )
     return f"it ends inside its header, after {size:,} bytes"
 
 
@@ -76,13 +91,17 @@ def why_not_sound(path: Path, file: BinaryIO, problem: str) -> str:
     if _is_text(start):
         return f"{path}: this is text ({start[:20]!r}), not sound; put the sound file itself there"
     if start[:4] in (b"RIFF", b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"RF64", b"riff"):
-        return f"{path}: the header is damaged or of an unknown kind ({problem}); download it again or convert it to WAV"
+        return (
+            f"{path}: the header is damaged or of an unknown kind ({problem}); download it again or convert it to WAV"
+        )
     return (f"{path}: the file has no header of a known sound format (it starts with {start[:8]!r}); "
             "if these are raw samples, save them as WAV with their rate")
 
 
 def _is_text(start: bytes) -> bool:
     try:
-        return start.decode("utf-8").isprintable() or all(c.isprintable() or c in "\t\r\n" for c in start.decode("utf-8"))
+        return start.decode("utf-8").isprintable() or all(
+            c.isprintable() or c in "\t\r\n" for c in start.decode("utf-8")
+        )
     except UnicodeDecodeError:
         return False

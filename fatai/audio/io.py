@@ -21,15 +21,27 @@ import soundfile
 import torch
 from torch import Tensor
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import AudioError, OptionError, ShapeError
-from fatai.io.retries import PASSING, again
+from fatai.io.retries import PASSING, retry
 from fatai.audio.containers import check_container, chunks, why_not_sound
 from fatai.audio.waveform import resample
 
-__all__ = ["AUDIO_EXTENSIONS", "LOUDEST", "RATES", "AudioInfo", "audio_info", "check_audio", "is_readable", "load_audio", "save_audio"]
+__all__ = [
+    "AUDIO_EXTENSIONS",
+    "LOUDEST",
+    "RATES",
+    "AudioInfo",
+    "audio_info",
+    "check_audio",
+    "is_readable",
+    "load_audio",
+    "save_audio",
+]
 
-AUDIO_EXTENSIONS = frozenset({".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"})
+AUDIO_EXTENSIONS = frozenset(
+    {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
+)
 """Suffixes, in lower case, of the files that a search of a folder takes for sound; `load_audio` looks at the content only."""
 
 T = TypeVar("T")
@@ -41,11 +53,15 @@ LOUDEST = 1e12
 """Highest magnitude of a sample that is read, full scale being 1: floats may be scaled as integers, but powers of more would overflow."""
 
 _INT16_STEP = 1 / 32768
-_MOST_SAMPLES = 1 << 28  # of all channels, that are read at once, and that become of them: 1 GiB, or 100 minutes at 44.1 kHz
+_MOST_SAMPLES = (
+    1 << 28
+)  # of all channels, that are read at once, and that become of them: 1 GiB, or 100 minutes at 44.1 kHz
 _HIGH_RATE = 48_000
 _BLOCK = 1 << 18  # samples of all channels that are decoded at a time where nobody needs them together
 _LENGTH_TELLS = frozenset({"WAV", "WAVEX", "AIFF"})  # containers whose length is compared with the file's
-_PLAIN = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"})  # codings whose samples are finite and not packed
+_PLAIN = frozenset(
+    {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"}
+)  # codings whose samples are finite and not packed
 
 
 @dataclass(frozen=True)
@@ -125,15 +141,19 @@ def _from_a_steady_disk(path: Path, read: Callable[[], T]) -> T:
             raise
 
     try:
-        return again(attempt)
+        return retry(attempt)
     except AudioError:
         raise
     except OSError as e:
         problem = e.strerror or str(e)
-    raise AudioError(f"{path}: the file system answers with errors ({problem}), several times; is the drive connected and whole?")
+    raise AudioError(
+        f"{path}: the file system answers with errors ({problem}), several times; is the drive connected and whole?"
+    )
 
 
-def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s: float = 0.0, duration_s: float | None = None) -> Tensor:
+def load_audio(
+    path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s: float = 0.0, duration_s: float | None = None
+) -> Tensor:
     """Read a sound file, or a section of it, as one channel.
 
     Parameters
@@ -165,7 +185,13 @@ def load_audio(path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s
     def read() -> tuple[int, Tensor]:
         with opened_sound(path, plain_wav=True) as sound:
             rate = sound.samplerate
-            return rate, _decoded(path, sound, round(offset_s * rate), None if duration_s is None else round(duration_s * rate), sr or rate)
+            return rate, _decoded(
+                path,
+                sound,
+                round(offset_s * rate),
+                None if duration_s is None else round(duration_s * rate),
+                sr or rate,
+            )
 
     rate, wave = _from_a_steady_disk(path, read)
     return wave if sr is None or sr == rate else resample(wave, rate, sr)
@@ -199,13 +225,26 @@ def save_audio(path: str | os.PathLike[str], wave: Tensor | np.ndarray, sr: int,
     """
     path = Path(path)
     samples = _samples_to_write(wave)
-    format_ = path.suffix.lstrip(".").upper().replace("AIF", "AIFF").replace("AIFFF", "AIFF").replace("OGA", "OGG").replace("OPUS", "OGG")
+    format_ = (
+        path.suffix.lstrip(".")
+        .upper()
+        .replace("AIF", "AIFF")
+        .replace("AIFFF", "AIFF")
+        .replace("OGA", "OGG")
+        .replace("OPUS", "OGG")
+    )
     known = soundfile.available_formats()
     if format_ not in known:
         raise AudioError(f"{path}: no sound format belongs to the suffix {path.suffix!r}; use one of .wav, .flac, .ogg")
     subtypes = soundfile.available_subtypes(format_)
     if subtype is None:
-        subtype = "OPUS" if path.suffix.lower() == ".opus" else "PCM_16" if "PCM_16" in subtypes else soundfile.default_subtype(format_)
+        subtype = (
+            "OPUS"
+            if path.suffix.lower() == ".opus"
+            else "PCM_16"
+            if "PCM_16" in subtypes
+            else soundfile.default_subtype(format_)
+        )
     if subtype not in subtypes:
         raise OptionError(f"{format_} files have no subtype {subtype!r}; choose one of {', '.join(subtypes)}")
     if subtype == "PCM_16":
@@ -218,18 +257,24 @@ def _samples_to_write(wave: Tensor | np.ndarray) -> np.ndarray:
     """Finite samples, shape (samples, channels), of a wave of shape (samples,) or (channels, samples)."""
     samples = wave.detach().cpu().numpy() if isinstance(wave, Tensor) else np.asarray(wave)
     if samples.ndim not in (1, 2) or samples.shape[-1] == 0 or not np.issubdtype(samples.dtype, np.floating):
-        raise ShapeError(f"got a wave of shape {samples.shape} and type {samples.dtype}; expected floats of shape (samples,) or "
-                         "(channels, samples) with at least one sample")
+        raise ShapeError(
+            f"got a wave of shape {samples.shape} and type {samples.dtype}; expected floats of shape (samples,) or "
+            "(channels, samples) with at least one sample"
+        )
     if not np.isfinite(samples).all():
-        raise AudioError("the wave has samples that are not finite; replace them first, for instance with torch.nan_to_num")
+        raise AudioError(
+            "the wave has samples that are not finite; replace them first, for instance with torch.nan_to_num"
+        )
     return np.ascontiguousarray(np.atleast_2d(samples).T, dtype=np.float32)
 
 
 def _write_whole(path: Path, samples: np.ndarray, sr: int, format_: str, subtype: str) -> None:
     problem = ""
     try:
-        with write_atomic(path) as beside:
-            with soundfile.SoundFile(beside, "w", samplerate=int(sr), channels=samples.shape[1], format=format_, subtype=subtype) as sound:
+        with write_file(path) as beside:
+            with soundfile.SoundFile(
+                beside, "w", samplerate=int(sr), channels=samples.shape[1], format=format_, subtype=subtype
+            ) as sound:
                 # libsndfile's Vorbis encoder keeps one write on the stack and crashes the process on minutes of sound at once.
                 for at in range(0, len(samples), 1 << 16):
                     sound.write(samples[at:at + (1 << 16)])
@@ -250,7 +295,7 @@ def _check_section(sr: int | None, offset_s: float, duration_s: float | None) ->
 
 
 class _PlainWav:
-    """Reads a WAV file of 16-bit samples, with the attributes and methods of a `SoundFile` that are used here, in half of its time."""
+    """Reads a WAV file of 16-bit samples, with the attributes and methods of a `AudioFileInfo` that are used here, in half of its time."""
 
     format, subtype = "WAV", "PCM_16"
 
@@ -323,7 +368,9 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
         kind = os.stat(path).st_mode
         # A pipe would be waited for, and a device never ends.
         if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise AudioError(f"{path}: this is no ordinary file but a device, a pipe or a socket; give the path of a sound file")
+            raise AudioError(
+                f"{path}: this is no ordinary file but a device, a pipe or a socket; give the path of a sound file"
+            )
         file = open(path, "rb")
     except AudioError:
         raise
@@ -336,7 +383,9 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
             raise
         raise AudioError(f"{path}: the file cannot be opened ({e.strerror}); check its permissions") from None
     except ValueError:
-        raise AudioError(f"{str(path)!r}: no file can have this name, which holds a zero byte; mend the table that names it") from None
+        raise AudioError(
+            f"{str(path)!r}: no file can have this name, which holds a zero byte; mend the table that names it"
+        ) from None
     with file:
         if os.fstat(file.fileno()).st_size == 0:
             raise AudioError(f"{path}: the file is empty (0 bytes); download or copy it again")
@@ -418,5 +467,7 @@ def read_samples(path: Path, sound: _Decoder, samples: int) -> np.ndarray:
 
 
 def _cut_short(path: Path, sound: _Decoder) -> str:
-    return (f"{path}: the file is cut short or damaged (its header promises {sound.frames:,} samples, not all can be decoded); "
-            "download or copy it again")
+    return (
+        f"{path}: the file is cut short or damaged (its header promises {sound.frames:,} samples, not all can be decoded); "
+        "download or copy it again"
+    )

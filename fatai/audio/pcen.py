@@ -41,14 +41,25 @@ class PCEN(nn.Module):
     Source: arXiv:1607.05666; constants and trainable form of Kaggle-FAT.
     """
 
-    def __init__(self, rows: int, *, gain: float = 0.5, bias: float = 1e-3, power: float = 0.2, b: float = 0.02469, eps: float = 1e-9,
-                 trainable: bool = False):
+    def __init__(
+        self,
+        rows: int,
+        *,
+        gain: float = 0.5,
+        bias: float = 1e-3,
+        power: float = 0.2,
+        b: float = 0.02469,
+        eps: float = 1e-9,
+        trainable: bool = False,
+    ):
         super().__init__()
         self.eps, self.trainable = eps, trainable
         for name, value in dict(gain=gain, bias=bias, power=power, b=b).items():
             if trainable:
                 if not value > 0:
-                    raise FrontEndError(f"PCEN's {name}={value} cannot be trained: it is stored as a logarithm, so it has to start above 0")
+                    raise FrontEndError(
+                        f"PCEN's {name}={value} cannot be trained: it is stored as a logarithm, so it has to start above 0"
+                    )
                 self.register_parameter(f"log_{name}", nn.Parameter(torch.full((rows, 1), math.log(value))))
             else:
                 self.register_buffer(f"fixed_{name}", torch.full((rows, 1), float(value)), persistent=False)

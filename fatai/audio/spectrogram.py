@@ -33,8 +33,21 @@ _CHOICES = {
     "log": ("db", "ln", "pcen", "none"),
     "normalise": ("none", "global", "clip", "bin", "image"),
 }
-_ABOVE_ZERO = ("sr", "n_fft", "hop_length", "power", "n_mels", "win_length", "top_db", "amin", "log_offset", "pcen_time_s", "pcen_power",
-               "pcen_eps", "clamp")
+_ABOVE_ZERO = (
+    "sr",
+    "n_fft",
+    "hop_length",
+    "power",
+    "n_mels",
+    "win_length",
+    "top_db",
+    "amin",
+    "log_offset",
+    "pcen_time_s",
+    "pcen_power",
+    "pcen_eps",
+    "clamp",
+)
 _NOT_BELOW_ZERO = ("fmin", "eps", "pcen_gain", "pcen_bias")
 _MOST = {"sr": 1_000_000, "n_fft": 1 << 17, "win_length": 1 << 17, "n_mels": 4096}
 _MOST_WINDOWS = 8
@@ -134,25 +147,33 @@ class FrontEnd:
             if (getattr(self, name) or 0) > most:
                 raise FrontEndError(f"{name}={getattr(self, name)}; expected at most {most}")
         if len(self.windows) > _MOST_WINDOWS or not all(0 < w <= _MOST["n_fft"] for w in self.windows):
-            raise FrontEndError(f"windows={self.windows[:10]}; expected at most {_MOST_WINDOWS}, of 1 to {_MOST['n_fft']} samples")
+            raise FrontEndError(
+                f"windows={self.windows[:10]}; expected at most {_MOST_WINDOWS}, of 1 to {_MOST['n_fft']} samples"
+            )
 
     def _check_together(self) -> None:
         if not self.fmin < self.top_hz <= self.sr / 2:
-            raise FrontEndError(f"fmin={self.fmin}, fmax={self.fmax} at sr={self.sr}; expected fmin < fmax <= {self.sr / 2} Hz")
+            raise FrontEndError(
+                f"fmin={self.fmin}, fmax={self.fmax} at sr={self.sr}; expected fmin < fmax <= {self.sr / 2} Hz"
+            )
         if self.win_length is not None and (self.win_length > self.n_fft or self.windows):
             raise FrontEndError(f"win_length={self.win_length}, n_fft={self.n_fft}, windows={self.windows}; "
                                 "expected a window no longer than the transform, and none where several are stacked")
         if self.windows and not self.center:
             raise FrontEndError("stacked windows of several lengths only share their frames when center is true")
         if self.windows and self.n_mels is None:
-            raise FrontEndError("stacked windows of several lengths need mel bins, of which each has as many: set n_mels")
+            raise FrontEndError(
+                "stacked windows of several lengths need mel bins, of which each has as many: set n_mels"
+            )
         for name in ("mean", "std"):
             value = getattr(self, name)
             if self.normalise == "bin" and (not isinstance(value, tuple) or len(value) != self.rows):
                 raise FrontEndError(f"normalise='bin' needs one {name} for each of the {self.rows} rows; "
                                     "measure them with `spectrogram_stats`")
             if self.normalise == "global" and isinstance(value, tuple):
-                raise FrontEndError(f"normalise='global' needs {name} as one number, got {len(value)}; or choose normalise='bin'")
+                raise FrontEndError(
+                    f"normalise='global' needs {name} as one number, got {len(value)}; or choose normalise='bin'"
+                )
         if any(not s > 0 for s in (self.std if isinstance(self.std, tuple) else (self.std,))):
             raise FrontEndError("std must be above 0 everywhere; a row that never changes cannot be standardised")
 
@@ -208,7 +229,9 @@ class FrontEnd:
         if self.n_mels is None:
             return None
         n_fft = n_fft or self.n_fft
-        filters = mel_filters(self.sr, n_fft, self.n_mels, float(self.fmin), float(self.top_hz), htk=self.htk, norm=self.norm)
+        filters = mel_filters(
+            self.sr, n_fft, self.n_mels, float(self.fmin), float(self.top_hz), htk=self.htk, norm=self.norm
+        )
         return torch.from_numpy(filters.astype(np.float32))
 
     def replace(self, **overrides: Any) -> FrontEnd:
@@ -238,9 +261,15 @@ class Spectrogram(nn.Module):
         super().__init__()
         self.settings = settings
         self.spectra = nn.ModuleList(
-            ShortTimeSpectra(n_fft, settings.win_length or n_fft, settings.hop_length, settings.power, settings.filters(n_fft),
-                             least=settings.amin if settings.log == "db" else 0.0,
-                             range_db=settings.top_db if settings.log == "db" else None)
+            ShortTimeSpectra(
+                n_fft,
+                settings.win_length or n_fft,
+                settings.hop_length,
+                settings.power,
+                settings.filters(n_fft),
+                least=settings.amin if settings.log == "db" else 0.0,
+                range_db=settings.top_db if settings.log == "db" else None,
+            )
             for n_fft in settings.transforms
         )
         self.pcen = nn.ModuleList(_pcen(settings) for _ in settings.transforms) if settings.log == "pcen" else None
@@ -256,8 +285,10 @@ class Spectrogram(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         if wave.ndim != 2 or wave.shape[1] == 0 or not wave.is_floating_point():
-            raise ShapeError(f"got a wave of shape {tuple(wave.shape)} and type {wave.dtype}; "
-                             "expected floats of shape (batch, samples) with at least one sample: one clip is wave[None]")
+            raise ShapeError(
+                f"got a wave of shape {tuple(wave.shape)} and type {wave.dtype}; "
+                "expected floats of shape (batch, samples) with at least one sample: one clip is wave[None]"
+            )
         device = wave.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             wave = (wave if torch.compiler.is_compiling() else wave.as_subclass(Tensor)).float()
@@ -285,7 +316,9 @@ class Spectrogram(nn.Module):
         s = self.settings
         least, scale = s.amin ** (s.power / 2), 20 / s.power
         for clip in spec.numpy():
-            _numba_kernels.decibels(clip, scale, least if s.top_db is None else max(least, float(clip.max()) * 10 ** (-s.top_db / scale)))
+            _numba_kernels.decibels(
+                clip, scale, least if s.top_db is None else max(least, float(clip.max()) * 10 ** (-s.top_db / scale))
+            )
         return spec
 
     def _normalised(self, spec: Tensor) -> Tensor:
@@ -327,19 +360,35 @@ def _as_image(spec: Tensor, eps: float) -> Tensor:
 
 def _in_memory(spec: Tensor) -> bool:
     """Whether compiled loops may change it in place; they are no part of a traced graph."""
-    return not torch.compiler.is_compiling() and spec.device.type == "cpu" and spec.is_contiguous() and not spec.requires_grad
+    return (
+        not torch.compiler.is_compiling()
+        and spec.device.type == "cpu"
+        and spec.is_contiguous()
+        and not spec.requires_grad
+    )
 
 
 def _continued(wave: Tensor, settings: FrontEnd, n_fft: int) -> tuple[Tensor, int, int]:
     """The wave with what lies beyond its ends, but for zeros, and how many of these the transforms may reach before and behind it."""
     if settings.center:
         reach = n_fft // 2
-        return (wave, reach, reach) if settings.pad_mode == "constant" else (pad_ends(wave, reach, settings.pad_mode), 0, 0)
+        return (
+            (wave, reach, reach)
+            if settings.pad_mode == "constant"
+            else (pad_ends(wave, reach, settings.pad_mode), 0, 0)
+        )
     # The first window starts with the wave; the transform, in whose middle it lies, may start before.
     unused = n_fft - settings.frame_length
     return wave, unused // 2, unused - unused // 2
 
 
 def _pcen(settings: FrontEnd) -> PCEN:
-    return PCEN(settings.bins, gain=settings.pcen_gain, bias=settings.pcen_bias, power=settings.pcen_power, eps=settings.pcen_eps,
-                b=smoothing(settings.pcen_time_s / settings.seconds_per_frame), trainable=settings.pcen_trainable)
+    return PCEN(
+        settings.bins,
+        gain=settings.pcen_gain,
+        bias=settings.pcen_bias,
+        power=settings.pcen_power,
+        eps=settings.pcen_eps,
+        b=smoothing(settings.pcen_time_s / settings.seconds_per_frame),
+        trainable=settings.pcen_trainable,
+    )

@@ -37,12 +37,16 @@ class SpectrogramStats:
     def add(self, spec: Tensor) -> None:
         """Count in the frames of spectrograms (batch, rows, frames), not normalised."""
         if spec.ndim != 3 or not spec.shape[1]:
-            raise ShapeError(f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, rows, frames): one clip is spec[None]")
+            raise ShapeError(
+                f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, rows, frames): one clip is spec[None]"
+            )
         rows = spec.detach().transpose(0, 1).flatten(1).double().cpu().numpy()
         if not rows.size:
             return
         if not np.isfinite(rows).all():
-            raise DataError("the spectrograms have values that are not finite; find the clip that they come from and leave it out")
+            raise DataError(
+                "the spectrograms have values that are not finite; find the clip that they come from and leave it out"
+            )
         means = rows.mean(1)
         self._count_in(rows.shape[1], means, ((rows - means[:, None]) ** 2).sum(1))
 
@@ -57,7 +61,9 @@ class SpectrogramStats:
             self.frames, self._means, self._squares = frames, means, squares
             return
         if len(means) != len(self._means):
-            raise ShapeError(f"got spectrograms of {len(means)} rows after some of {len(self._means)}; use one front end for all")
+            raise ShapeError(
+                f"got spectrograms of {len(means)} rows after some of {len(self._means)}; use one front end for all"
+            )
         total, shift = self.frames + frames, means - self._means
         self._squares = self._squares + squares + shift ** 2 * (self.frames * frames / total)
         self._means = self._means + shift * (frames / total)
@@ -95,7 +101,9 @@ class SpectrogramStats:
             return {"normalise": normalise, "mean": self.mean, "std": self.std}
         if normalise == "bin":
             return {"normalise": normalise, "mean": tuple(self.bin_mean.tolist()), "std": tuple(self.bin_std.tolist())}
-        raise OptionError(f"normalise={normalise!r}; expected 'global' or 'bin', the two that need statistics of a data set")
+        raise OptionError(
+            f"normalise={normalise!r}; expected 'global' or 'bin', the two that need statistics of a data set"
+        )
 
 
 def spectrogram_stats(front_end: FrontEnd, waves: Iterable[Tensor]) -> SpectrogramStats:

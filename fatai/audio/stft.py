@@ -60,7 +60,11 @@ class ShortTimeSpectra(nn.Module):
         # A copy: the buffer's own memory is given up when it moves, as to a loader's workers.
         self._windows = self.window.numpy().copy(), self._exact_window(None).numpy()
         # The powers of one half of the bins add up to half of n_fft times the norm squared.
-        self._faint = self.filters.amax(-1).numpy() * np.float32(_SAFE_SHARE * 2 / n_fft) if self._bands else np.empty(0, np.float32)
+        self._faint = (
+            self.filters.amax(-1).numpy() * np.float32(_SAFE_SHARE * 2 / n_fft)
+            if self._bands
+            else np.empty(0, np.float32)
+        )
 
     def _exact_window(self, device: torch.device | None) -> Tensor:
         """Periodic Hann window in the middle of the transform, in float64 but for Apple's GPUs, which have none."""
@@ -77,7 +81,12 @@ class ShortTimeSpectra(nn.Module):
     def forward(self, wave: Tensor, before: int = 0, behind: int = 0) -> Tensor:
         """The first transform starts `before` samples in front of the wave; the last ends at most `behind` it, unless it is the first."""
         traced = torch.compiler.is_compiling()
-        if traced or wave.device.type != "cpu" or self._bands is None or (wave.requires_grad and torch.is_grad_enabled()):
+        if (
+            traced
+            or wave.device.type != "cpu"
+            or self._bands is None
+            or (wave.requires_grad and torch.is_grad_enabled())
+        ):
             return self._by_torch(F.pad(wave, (before, max(behind, self.n_fft - before - wave.shape[-1]))))
         frames = 1 + max(0, before + wave.shape[-1] + behind - self.n_fft) // self.hop_length
         starts, spec = np.arange(frames) * self.hop_length - before, torch.empty(len(wave), len(self.filters), frames)
@@ -114,15 +123,26 @@ class ShortTimeSpectra(nn.Module):
         if self.power == 1.0 or (self.least == 0 and self.range_db is None):
             return self._fill(clip, frames, exact, bands)
         self._fill(clip, frames, quick, bands)
-        floor = self.least if self.range_db is None else max(self.least, float(clip.levels.max()) * 10 ** (-self.range_db / 10))
-        self._fill(clip, _numba_kernels.doubtful_frames(clip.levels, clip.sums, self._faint, _FLOOR_SHARE * floor), exact, bands)
+        floor = (
+            self.least
+            if self.range_db is None
+            else max(self.least, float(clip.levels.max()) * 10 ** (-self.range_db / 10))
+        )
+        self._fill(
+            clip,
+            _numba_kernels.doubtful_frames(clip.levels, clip.sums, self._faint, _FLOOR_SHARE * floor),
+            exact,
+            bands,
+        )
 
     def _fill(self, clip: _Clip, frames: np.ndarray, window: np.ndarray, bands: _Bands) -> None:
         """Fill in the given frames of a clip, in float64 if the window is."""
         from fatai.audio import _numba_kernels
 
         limit = max(1, _CHUNK_CPU // window.nbytes)
-        held = torch.empty(min(limit, len(frames)), self.n_fft, dtype=torch.float64 if window.dtype == np.float64 else torch.float32)
+        held = torch.empty(
+            min(limit, len(frames)), self.n_fft, dtype=torch.float64 if window.dtype == np.float64 else torch.float32
+        )
         for first in range(0, len(frames), limit):
             some = frames[first:first + limit]
             stretches = held[:len(some)]

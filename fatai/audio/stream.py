@@ -82,10 +82,14 @@ def _of_bytes(encoded: bytes, sr: int) -> Iterator[Tensor]:
 def _of_samples(given: np.ndarray | Tensor) -> Iterator[Tensor]:
     samples = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
     if samples.ndim not in (1, 2) or samples.size == 0 or samples.ndim == 2 and len(samples) > samples.shape[1]:
-        raise ShapeError(f"got samples of shape {samples.shape}; expected (samples,) or (channels, samples) with at least one sample: "
-                         "transpose what has its channels last")
+        raise ShapeError(
+            f"got samples of shape {samples.shape}; expected (samples,) or (channels, samples) with at least one sample: "
+            "transpose what has its channels last"
+        )
     if not (np.issubdtype(samples.dtype, np.floating) or samples.dtype == np.int16):
-        raise ShapeError(f"got samples of type {samples.dtype}; expected floats at full scale [-1, 1], or 16-bit integers")
+        raise ShapeError(
+            f"got samples of type {samples.dtype}; expected floats at full scale [-1, 1], or 16-bit integers"
+        )
     kind = np.int16 if samples.dtype == np.int16 else np.float32
     for start in range(0, samples.shape[-1], _BLOCK):
         yield one_channel("the samples given", samples[..., start:start + _BLOCK].T.astype(kind))

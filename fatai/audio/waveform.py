@@ -50,7 +50,9 @@ def sound_section(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 204
         In samples.
     """
     if top_db <= 0 or frame_length < 1 or hop_length < 1:
-        raise OptionError(f"top_db={top_db}, frame_length={frame_length}, hop_length={hop_length}; expected numbers above 0")
+        raise OptionError(
+            f"top_db={top_db}, frame_length={frame_length}, hop_length={hop_length}; expected numbers above 0"
+        )
     if wave.ndim == 0:
         raise ShapeError("got a single number; expected a wave of shape (..., samples)")
     samples, floor = wave.shape[-1], _SILENCE_AMIN ** 2
@@ -86,7 +88,9 @@ def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.nda
     return (running[:, frame_length // block::step][:, :frames] - running[:, ::step][:, :frames]) / frame_length
 
 
-def fit_length(wave: Tensor, samples: int, how: str = "zeros_both", *, left: int | None = None, cut: str = "none") -> Tensor:
+def fit_length(
+    wave: Tensor, samples: int, how: str = "zeros_both", *, left: int | None = None, cut: str = "none"
+) -> Tensor:
     """Fill a short wave up to `samples`; a longer one is kept, or cut if `cut` says where.
 
     Parameters
@@ -130,7 +134,9 @@ def fit_length(wave: Tensor, samples: int, how: str = "zeros_both", *, left: int
     if how.startswith("zeros"):
         return F.pad(wave, (left, samples - n - left))
     if n == 0:
-        raise ShapeError(f"an empty wave cannot be filled with {how!r}: there is nothing to repeat; use 'zeros_both' or leave the clip out")
+        raise ShapeError(
+            f"an empty wave cannot be filled with {how!r}: there is nothing to repeat; use 'zeros_both' or leave the clip out"
+        )
     at = torch.arange(samples, device=wave.device) - left
     if how.startswith("wrap"):
         return wave[..., at % n]

@@ -25,12 +25,12 @@ from fatai.registry import did_you_mean
 from fatai.audio.channels import Deltas, Ramp
 from fatai.audio.front_ends import FrontEnd, Spectrogram
 
-__all__ = ["BatchChange", "PLACES", "SpecChange", "random_changes", "switch_changes"]
+__all__ = ["BatchAugmentation", "PLACES", "SpecAugmentation", "augmentation_callbacks", "set_augmentation"]
 
 PLACES = ("wave", "power", "log", "bn0")
 """Where in a batch a change acts."""
 
-# Three steps a place: before mixing, mixing, after it. All lie between NoisyWeights (-8) and fastai's cast to plain tensors (9).
+# Three steps a place: before mixing, mixing, after it. All lie between SampleWeights (-8) and fastai's cast to plain tensors (9).
 _ORDER = {"wave": -4, "power": -1, "log": 2, "bn0": 5}
 
 Drawn = TypeVar("Drawn", bound=tuple)
@@ -42,7 +42,9 @@ def uniform(shape: int | Sequence[int], low: float, high: float, generator: torc
     return low + (high - low) * torch.rand(size, generator=generator, dtype=torch.float64)
 
 
-def integers(shape: int | Sequence[int], low: int | Tensor, high: int | Tensor, generator: torch.Generator | None = None) -> Tensor:
+def integers(
+    shape: int | Sequence[int], low: int | Tensor, high: int | Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """Whole numbers from `low` to `high`, both included, which may be tensors that fit `shape`; int64 on the CPU."""
     return (low + torch.floor(uniform(shape, 0, 1, generator) * (high - low + 1))).long()
 
@@ -65,7 +67,9 @@ def checked_p(p: float, what: str = "p") -> float:
     return p
 
 
-def checked_range(values: Sequence[float], what: str, *, low: float = -float("inf"), high: float = float("inf")) -> None:
+def checked_range(
+    values: Sequence[float], what: str, *, low: float = -float("inf"), high: float = float("inf")
+) -> None:
     """Two numbers in rising order within [low, high], or an `OptionError`."""
     if len(values) != 2 or not low <= values[0] <= values[1] <= high:
         within = "" if low == -float("inf") and high == float("inf") else f" within [{low:g}, {high:g}]"
@@ -115,10 +119,10 @@ def finish_power(module: Spectrogram, power: Tensor) -> Tensor:
     return module._standardised(spec).contiguous()
 
 
-class BatchChange(FastaiCallback):
+class BatchAugmentation(FastaiCallback):
     """A random change of training batches, and its switch.
 
-    A subclass writes `change_batch`. `active` may be set to False at any time, for instance for the last epochs; `random_changes` finds all
+    A subclass writes `change_batch`. `active` may be set to False at any time, for instance for the last epochs; `augmentation_callbacks` finds all
     that a learner has. Nothing happens in validation or prediction.
 
     Parameters
@@ -187,7 +191,9 @@ class BatchChange(FastaiCallback):
         if isinstance(x, TensorWave):
             if self.place == "wave":
                 return plain(x)
-            raise OptionError(f"{type(self).__name__} acts on the {self.place}, but this learner's batches are waves: take domain='wave'")
+            raise OptionError(
+                f"{type(self).__name__} acts on the {self.place}, but this learner's batches are waves: take domain='wave'"
+            )
         held = getattr(x, "held", None)
         wave = held if self.place == "wave" or held is None or held.ndim == 2 else None
         if self.place == "power" and held is not None and wave is None:
@@ -212,7 +218,9 @@ class BatchChange(FastaiCallback):
         if not changed and getattr(x, "held", None) is None:
             return x
         old_wave = getattr(x, "wave", None)
-        known: dict[str, Any] = {"wave": like_tensor(old_wave, after) if self.place == "wave" and old_wave is not None else None}
+        known: dict[str, Any] = {
+            "wave": like_tensor(old_wave, after) if self.place == "wave" and old_wave is not None else None
+        }
         if self._more_below_log():
             return like_tensor(x, plain(x), held=after, **known)
         to_spec = self._front_end()
@@ -224,7 +232,9 @@ class BatchChange(FastaiCallback):
 
     def _more_below_log(self) -> bool:
         """Whether another change of waves or powers is still to come in this batch."""
-        changes = (cb for cb in self.learn.cbs.sorted("order") if isinstance(cb, BatchChange) and cb.active and cb.run)
+        changes = (
+            cb for cb in self.learn.cbs.sorted("order") if isinstance(cb, BatchAugmentation) and cb.active and cb.run
+        )
         return [cb for cb in changes if cb.place in ("wave", "power")][-1] is not self
 
     def made_channels(self, x: Tensor) -> Deltas | Ramp | None:
@@ -288,11 +298,13 @@ class BatchChange(FastaiCallback):
 def checked_spec(spec: Tensor) -> Tensor:
     """A batch of spectrograms, or a `ShapeError`."""
     if spec.ndim != 4:
-        raise ShapeError(f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames): one clip is spec[None]")
+        raise ShapeError(
+            f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames): one clip is spec[None]"
+        )
     return spec
 
 
-class SpecChange(BatchChange):
+class SpecAugmentation(BatchAugmentation):
     """A random change of single spectrograms: `draw`, then `apply`, for clips chosen with probability `p`.
 
     Parameters
@@ -308,9 +320,18 @@ class SpecChange(BatchChange):
         Of the draws; None is torch's global one.
     """
 
-    def __init__(self, *, p: float = 1.0, domain: str = "log", before_mixing: bool = True, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        *,
+        p: float = 1.0,
+        domain: str = "log",
+        before_mixing: bool = True,
+        generator: torch.Generator | None = None,
+    ):
         if domain == "wave":
-            raise OptionError(f"{type(self).__name__} changes spectrograms; expected the domain 'log', 'power' or 'bn0', not 'wave'")
+            raise OptionError(
+                f"{type(self).__name__} changes spectrograms; expected the domain 'log', 'power' or 'bn0', not 'wave'"
+            )
         super().__init__(domain, -1 if before_mixing else 1, generator)
         self.p = checked_p(p)
 
@@ -357,12 +378,12 @@ class SpecChange(BatchChange):
         return self.change(spec)
 
 
-def random_changes(learn: Any) -> list[Any]:
+def augmentation_callbacks(learn: Any) -> list[Any]:
     """Every random change of a learner that has a switch `active`: of batches, of mixing, of items."""
     return [cb for cb in learn.cbs if getattr(cb, "is_random_change", False)]
 
 
-def switch_changes(learn: Any, on: bool) -> None:
+def set_augmentation(learn: Any, on: bool) -> None:
     """Switch all random changes of a learner on or off; those of items obey from the next epoch on, the others at once."""
-    for change in random_changes(learn):
+    for change in augmentation_callbacks(learn):
         change.active = on

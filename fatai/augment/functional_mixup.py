@@ -15,7 +15,17 @@ from torch import Tensor
 
 from fatai.errors import OptionError
 
-__all__ = ["Content", "LABEL_RULES", "between_class", "concat_sigmoid", "content", "level_db", "mix_labels", "mix_linear", "mix_or"]
+__all__ = [
+    "Content",
+    "LABEL_RULES",
+    "between_class",
+    "concat_sigmoid",
+    "content",
+    "level_db",
+    "mix_labels",
+    "mix_linear",
+    "mix_or",
+]
 
 LABEL_RULES = ("linear", "or")
 """Labels of a mixture: the shares' weighted mean of both, or what either has (their sum, 1 at most)."""
@@ -115,7 +125,9 @@ def mix_or(
     swap = own.length < partner.length
     share = torch.where(same, 0.5, share)
     long, short = (torch.where(per_clip(swap, x).bool(), a, b) for a, b in ((other, x), (x, other)))
-    outer, inner = (Content(*(torch.where(swap, a, b) for a, b in zip(*pair))) for pair in ((partner, own), (own, partner)))
+    outer, inner = (
+        Content(*(torch.where(swap, a, b) for a, b in zip(*pair))) for pair in ((partner, own), (own, partner))
+    )
     begin = outer.start + (place * (outer.length - inner.length + 1)).long()
     begin = torch.where(same, outer.start, begin)
     at = torch.arange(x.shape[-1], device=x.device) - begin[:, None]
@@ -178,7 +190,9 @@ def level_db(x: Tensor, domain: str, *, window: int = 4096) -> Tensor:
     return 10 * power.clamp(min=_SILENT_POWER).log10()
 
 
-def between_class(x: Tensor, other: Tensor, share: Tensor, level: Tensor, other_level: Tensor, *, domain: str = "wave") -> Tensor:
+def between_class(
+    x: Tensor, other: Tensor, share: Tensor, level: Tensor, other_level: Tensor, *, domain: str = "wave"
+) -> Tensor:
     """Between-class mixing: the ear hears the own clip in the proportion `share`, whatever the levels of the two.
 
     The own clip's amplitude is weighted by t = 1 / (1 + 10 ** ((level - other_level) / 20) (1 - share) / share), its partner's by 1 - t.

@@ -16,11 +16,21 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
-from fatai.errors import MissingExtra, OptionError
+from fatai.errors import MissingDependencyError, OptionError
 from fatai.audio.waveform import fit_length, resample
 
 __all__ = [
-    "ENGINES", "add_noise", "change_pace", "cut_out", "overdrive", "pink", "reverb", "shift", "shift_pitch", "shuffle_chunks", "stretch",
+    "ENGINES",
+    "add_noise",
+    "change_pace",
+    "cut_out",
+    "overdrive",
+    "pink",
+    "reverb",
+    "shift",
+    "shift_pitch",
+    "shuffle_chunks",
+    "stretch",
 ]
 
 ENGINES = ("librosa", "audiomentations")
@@ -37,7 +47,9 @@ def _audiomentations() -> Any:
     try:
         import audiomentations
     except ImportError as e:
-        raise MissingExtra("engine='audiomentations' needs that package: pip install 'fatai[augment]', or take engine='librosa'") from e
+        raise MissingDependencyError(
+            "engine='audiomentations' needs that package: pip install 'fatai[augment]', or take engine='librosa'"
+        ) from e
     return audiomentations
 
 
@@ -166,7 +178,9 @@ def reverb(wave: Tensor, sr: int, *, reverberance: float = 50.0, room: float = 1
 
     def wet(y: np.ndarray) -> np.ndarray:
         dry = y.astype(np.float64)
-        out = np.sum([freeverb.echo(dry, max(1, round(scale * sr / 44100 * d)), feedback, dull) for d in _ECHOES], axis=0)
+        out = np.sum(
+            [freeverb.echo(dry, max(1, round(scale * sr / 44100 * d)), feedback, dull) for d in _ECHOES], axis=0
+        )
         for delay in _DIFFUSERS:
             out = freeverb.diffused(out, max(1, round(sr / 44100 * delay)))
         return dry + _WET * out

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from fasttransform import Transform
 
 from fatai.augment.base import like_tensor, plain
-from fatai.augment.wave import WaveChange
-from fatai.augment.while_training import WhileTraining
+from fatai.augment.wave import WaveAugmentation
+from fatai.augment.while_training import TrainOnlyCallback
 from fatai.data.tensors import TensorWave
 
-__all__ = ["OnItems"]
+__all__ = ["ItemAugmentations"]
 
 
-class OnItems(WhileTraining):
+class ItemAugmentations(TrainOnlyCallback):
     """Changes of whole clips as they are read for training.
 
     Parameters
@@ -31,7 +31,7 @@ class OnItems(WhileTraining):
 
     is_random_change = True
 
-    def __init__(self, *changes: WaveChange):
+    def __init__(self, *changes: WaveAugmentation):
         self.changes, self.active = changes, True
         self._transform = _ItemChange(changes)
 
@@ -49,7 +49,7 @@ class _ItemChange(Transform):
 
     order = 5
 
-    def __init__(self, changes: Sequence[WaveChange]):
+    def __init__(self, changes: Sequence[WaveAugmentation]):
         super().__init__()
         self.changes = changes
 

@@ -19,7 +19,7 @@ from fatai.augment.functional_mixup import between_class, concat_sigmoid, level_
 from fatai.errors import OptionError
 from fatai.registry import MIXERS, did_you_mean
 
-__all__ = ["BetweenClass", "LinearMixUp", "MixOneOf", "MixUpOr", "SigmoidConcat"]
+__all__ = ["BetweenClass", "LinearMixUp", "OneOfMixers", "MixUpOr", "SigmoidConcat"]
 
 
 class _Share(NamedTuple):
@@ -61,13 +61,17 @@ class LinearMixUp(Mixer):
     """
 
     @delegates(Mixer.__init__)
-    def __init__(self, *, lam: float | tuple[float, float] = 0.4, per: str = "batch", larger: bool = False, **kwargs: Any):
+    def __init__(
+        self, *, lam: float | tuple[float, float] = 0.4, per: str = "batch", larger: bool = False, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         _checked_lam(lam)
         if per not in ("batch", "clip", "pair"):
             raise OptionError(f"per is {per!r}; {did_you_mean(per, ('batch', 'clip', 'pair'))}")
         if per == "pair" and (self.p != 1 or self.partner != "batch"):
-            raise OptionError(f"per='pair' mixes neighbours: expected p=1 and partner='batch', not p={self.p} and partner={self.partner!r}")
+            raise OptionError(
+                f"per='pair' mixes neighbours: expected p=1 and partner='batch', not p={self.p} and partner={self.partner!r}"
+            )
         self.lam, self.per, self.larger = lam, per, larger
 
     def draw_pairs(self, n: int, generator: torch.Generator | None = None) -> Pairs:
@@ -150,7 +154,13 @@ class MixUpOr(Mixer):
 
     @delegates(Mixer.__init__)
     def __init__(
-        self, *, share: tuple[float, float] = (0.4, 0.6), replaces: bool = False, p: float = 0.5, domain: str = "wave", labels: str = "or",
+        self,
+        *,
+        share: tuple[float, float] = (0.4, 0.6),
+        replaces: bool = False,
+        p: float = 0.5,
+        domain: str = "wave",
+        labels: str = "or",
         **kwargs: Any,
     ):
         super().__init__(p=p, domain=domain, labels=labels, **kwargs)
@@ -195,7 +205,10 @@ class SigmoidConcat(Mixer):
         return concat_sigmoid(x, other, drawn.reach), torch.full((len(x),), 0.5)
 
 
-@MIXERS.register("between_class", source="Tokozume et al., arXiv:1711.10282; FAT2019 4th place (MIT), here with a partner clip; own code")
+@MIXERS.register(
+    "between_class",
+    source="Tokozume et al., arXiv:1711.10282; FAT2019 4th place (MIT), here with a partner clip; own code",
+)
 class BetweenClass(Mixer):
     """Mixing by loudness as the ear hears it, labels linear in the drawn share; see `between_class`.
 
@@ -233,7 +246,7 @@ class _Choice(NamedTuple):
     drawn: Any
 
 
-class MixOneOf(Mixer):
+class OneOfMixers(Mixer):
     """Each clip is mixed by one of several mixers, which is drawn.
 
     Parameters
@@ -252,10 +265,14 @@ class MixOneOf(Mixer):
         self.mixers = [MIXERS.build(m, domain=self.place) if isinstance(m, str) else m for m in mixers]
         weights = [1.0] * len(self.mixers) if weights is None else list(weights)
         if not self.mixers or len(weights) != len(self.mixers) or min(weights) < 0 or sum(weights) <= 0:
-            raise OptionError(f"weights is {weights} for {len(self.mixers)} mixers; expected a number from 0 up for each, not all 0")
+            raise OptionError(
+                f"weights is {weights} for {len(self.mixers)} mixers; expected a number from 0 up for each, not all 0"
+            )
         odd = next((m for m in self.mixers if m.place != self.place), None)
         if odd is not None:
-            raise OptionError(f"{type(odd).__name__} acts on the {odd.place}; expected mixers of one domain, here {self.place!r}")
+            raise OptionError(
+                f"{type(odd).__name__} acts on the {odd.place}; expected mixers of one domain, here {self.place!r}"
+            )
         self.weights = torch.tensor(weights, dtype=torch.float64)
         self.remakes_channels = any(m.remakes_channels for m in self.mixers)
 
@@ -291,10 +308,10 @@ class MixOneOf(Mixer):
 
 @MIXERS.register("mixer_first", source="FAT2019 1st place (argus-freesound, MIT); own code")
 @delegates(Mixer.__init__, but=["labels"])
-def mixer_first(**kwargs: Any) -> MixOneOf:
+def mixer_first(**kwargs: Any) -> OneOfMixers:
     """The 1st place's: four of five clips, 0.6 of them one after the other, 0.4 with a share of up to one half of another."""
     options = {"p": 0.8, **kwargs}
-    return MixOneOf(["sigmoid_concat", "mixup_first"], weights=[0.6, 0.4], **options)
+    return OneOfMixers(["sigmoid_concat", "mixup_first"], weights=[0.6, 0.4], **options)
 
 
 @MIXERS.register("mixup_or_third", source="FAT2019 3rd place repository (Apache-2.0); own code")

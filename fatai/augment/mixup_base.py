@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fatai.augment.base import BatchChange, chance, checked_p, like_tensor, plain, rows_of
+from fatai.augment.base import BatchAugmentation, chance, checked_p, like_tensor, plain, rows_of
 from fatai.augment.functional_mixup import LABEL_RULES, mix_labels, mix_linear
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import did_you_mean
@@ -44,7 +44,7 @@ class Mixed(NamedTuple):
     share: Tensor
 
 
-class Mixer(BatchChange):
+class Mixer(BatchAugmentation):
     """What all mixers share: pairs, labels, weights; a mixer adds `draw` and `mix`.
 
     Parameters
@@ -74,7 +74,9 @@ class Mixer(BatchChange):
         if partner not in PARTNERS:
             raise OptionError(f"partner is {partner!r}; {did_you_mean(partner, PARTNERS)}")
         if partner == "set" and domain == "bn0":
-            raise OptionError("partner='set' needs clips from outside of the batch, which don't pass the network: take partner='batch'")
+            raise OptionError(
+                "partner='set' needs clips from outside of the batch, which don't pass the network: take partner='batch'"
+            )
         self.p, self.labels, self.partner = checked_p(p), labels, partner
         self._partners: Iterator[Any] | None = None
 
@@ -102,7 +104,12 @@ class Mixer(BatchChange):
         return torch.zeros(len(x), device=x.device)
 
     def change(
-        self, x: Tensor, targ: Tensor, partners: tuple[Tensor, Tensor] | None = None, *, levels: tuple[Tensor, Tensor] | None = None,
+        self,
+        x: Tensor,
+        targ: Tensor,
+        partners: tuple[Tensor, Tensor] | None = None,
+        *,
+        levels: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Mixed:
         """Draw and mix.
@@ -121,8 +128,10 @@ class Mixer(BatchChange):
             Instead of the mixer's own.
         """
         if not targ.is_floating_point() or targ.ndim != 2 or len(targ) != len(x):
-            raise ShapeError(f"labels have shape {tuple(targ.shape)} and type {targ.dtype}; mixing needs multi-hot floats of shape "
-                             f"({len(x)}, tags): read them with a MultiCategoryBlock")
+            raise ShapeError(
+                f"labels have shape {tuple(targ.shape)} and type {targ.dtype}; mixing needs multi-hot floats of shape "
+                f"({len(x)}, tags): read them with a MultiCategoryBlock"
+            )
         generator = generator or self.generator
         other_x, other_targ = (x, targ) if partners is None else partners
         pairs = self.draw_pairs(len(x), generator)
@@ -151,15 +160,19 @@ class Mixer(BatchChange):
         if not len(self.learn.yb):
             raise OptionError(f"{type(self).__name__} mixes labels with sounds, but these batches have no labels")
         targ, rest = self.learn.yb[0], self.learn.yb[1:]
-        other_batch, other_targ, other_rest = (batch, targ, rest) if self.partner == "batch" else self._next_partners(len(x))
+        other_batch, other_targ, other_rest = (
+            (batch, targ, rest) if self.partner == "batch" else self._next_partners(len(x))
+        )
         other = x if other_batch is batch else _as_long(plain(self._reach(other_batch)).to(x.device), x, self.place)
         levels = self.levels(x, batch), self.levels(other, other_batch)
         channels = self.made_channels(x) if self.remakes_channels and self.place == "log" else None
         own, other = (x, other) if channels is None else (x[:, :1], other[:, :1])
-        done = self.change(own, plain(targ), None if other_batch is batch else (other, plain(other_targ)), levels=levels)
+        done = self.change(
+            own, plain(targ), None if other_batch is batch else (other, plain(other_targ)), levels=levels
+        )
         if done.x is own:
             return x
-        # Weights that NoisyWeights has told the loss are no longer in the batch, but in that of the partners.
+        # Weights that SampleWeights has told the loss are no longer in the batch, but in that of the partners.
         self.learn.yb = (
             like_tensor(targ, done.targ), *(self._shared(plain(a), plain(b), done) for a, b in zip(rest, other_rest)),
         )
@@ -179,7 +192,9 @@ class Mixer(BatchChange):
                 continue
             own = plain(own)
             other = own if self.partner == "batch" else plain(elsewhere[i]).view_as(own) if i < len(elsewhere) else own
-            setattr(self.learn.loss_func, name, self._shared(own if own.is_floating_point() else own.float(), other, done))
+            setattr(
+                self.learn.loss_func, name, self._shared(own if own.is_floating_point() else own.float(), other, done)
+            )
 
     # Partners from the whole training set
 
@@ -194,7 +209,9 @@ class Mixer(BatchChange):
     def _new_partners(self) -> Iterator[Any]:
         """As many clips as an epoch needs, drawn with replacement, loaded as the training clips are."""
         loader = self.learn.dls.train
-        drawn = torch.randint(len(loader.dataset), (max(1, len(loader)) * loader.bs,), generator=self.generator).tolist()
+        drawn = torch.randint(
+            len(loader.dataset), (max(1, len(loader)) * loader.bs,), generator=self.generator
+        ).tolist()
         return iter(loader.new(shuffle=False, drop_last=False, get_idxs=partial(list, drawn)))
 
     def before_train(self) -> None:

@@ -14,8 +14,8 @@ from fastai.torch_core import subplots, to_device
 from fastcore.foundation import L
 from torch import nn
 
-from fatai.augment.base import BatchChange, like_tensor, plain, random_changes
-from fatai.augment.item import OnItems
+from fatai.augment.base import BatchAugmentation, like_tensor, plain, augmentation_callbacks
+from fatai.augment.item import ItemAugmentations
 from fatai.errors import DataError
 
 __all__ = ["augmented", "show_augs", "show_each"]
@@ -41,7 +41,7 @@ def augmented(dls: DataLoaders, augs: Any, n: int = 4) -> tuple[tuple[Any, ...],
     learn = Learner(dls, nn.Identity(), loss_func=nn.Identity(), cbs=changes)
     learn.training = True
     plain_batch = batch = _read(dls, n)
-    of_items = [c for c in changes if isinstance(c, OnItems)]
+    of_items = [c for c in changes if isinstance(c, ItemAugmentations)]
     if of_items:
         for change in of_items:
             change.before_train()
@@ -52,7 +52,7 @@ def augmented(dls: DataLoaders, augs: Any, n: int = 4) -> tuple[tuple[Any, ...],
                 change.after_train()
     learn._split(batch)
     for change in learn.cbs.sorted("order"):
-        if isinstance(change, BatchChange):
+        if isinstance(change, BatchAugmentation):
             _apply(learn, change)
     return plain_batch, (learn.xb[0], learn.yb[0])
 
@@ -60,10 +60,12 @@ def augmented(dls: DataLoaders, augs: Any, n: int = 4) -> tuple[tuple[Any, ...],
 def _read(dls: DataLoaders, n: int) -> tuple[Any, ...]:
     loader = dls.train
     loader.before_iter()  # which tells the transforms that this is training
-    return tuple(loader.after_batch(to_device(loader.do_batch([loader.do_item(i) for i in range(n)]), loader.device))[:2])
+    return tuple(
+        loader.after_batch(to_device(loader.do_batch([loader.do_item(i) for i in range(n)]), loader.device))[:2]
+    )
 
 
-def _apply(learn: Learner, change: BatchChange) -> None:
+def _apply(learn: Learner, change: BatchAugmentation) -> None:
     if change.place != "bn0":
         change.before_batch()
     elif change.active:
@@ -160,14 +162,19 @@ def show_each(dls: DataLoaders, changes: Mapping[str, Any], n: int = 4, *, seed:
     for image in (image for axis in axes.flat for image in axis.images):
         image.set_clim(float(clean.min()), float(clean.max()))
     figure.colorbar(
-        axes[0, 0].images[0], ax=axes, label="value, as the network sees it", pad=0.01, shrink=min(1, 3 / len(rows)), anchor=(0, 1),
+        axes[0, 0].images[0],
+        ax=axes,
+        label="value, as the network sees it",
+        pad=0.01,
+        shrink=min(1, 3 / len(rows)),
+        anchor=(0, 1),
     )
     return axes
 
 
 def _show_augs(self: Learner, n: int = 4, **kwargs: Any) -> np.ndarray:
     """Draw `n` training clips before and after this learner's random changes; see `fatai.augment.show.show_augs`."""
-    return show_augs(self.dls, random_changes(self), n, **kwargs)
+    return show_augs(self.dls, augmentation_callbacks(self), n, **kwargs)
 
 
 Learner.show_augs = _show_augs

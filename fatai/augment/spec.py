@@ -14,13 +14,23 @@ import torch
 from fastcore.meta import delegates
 from torch import Tensor
 
-from fatai.augment.base import SpecChange, chance, checked_p, checked_range, integers, uniform
+from fatai.augment.base import SpecAugmentation, chance, checked_p, checked_range, integers, uniform
 from fatai.augment.spec_augment import FILLS, Bands, fill_of
 from fatai.errors import OptionError
 from fatai.registry import AUGMENTATIONS, did_you_mean
 from fatai.audio.channels import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["Boxes", "ContentShrink", "Flip", "Lighting", "RandomResizedCrop", "TimeWarp", "light", "resized_crop", "time_warp"]
+__all__ = [
+    "Boxes",
+    "ContentShrink",
+    "Flip",
+    "BrightnessContrast",
+    "RandomResizedCrop",
+    "TimeWarp",
+    "light",
+    "resized_crop",
+    "time_warp",
+]
 
 
 class Boxes(NamedTuple):
@@ -64,8 +74,10 @@ def resized_crop(spec: Tensor, boxes: Boxes) -> Tensor:
     return _interpolated(spec, *_between(boxes.left, boxes.width, spec.shape[3], spec.device), dim=3)
 
 
-@AUGMENTATIONS.register("random_resized_crop", source="Szegedy et al., arXiv:1409.4842; ranges of the FAT2019 1st place (MIT); own code")
-class RandomResizedCrop(SpecChange):
+@AUGMENTATIONS.register(
+    "random_resized_crop", source="Szegedy et al., arXiv:1409.4842; ranges of the FAT2019 1st place (MIT); own code"
+)
+class RandomResizedCrop(SpecAugmentation):
     """A random rectangle of the spectrogram stretched to its whole: a shift and scaling of pitch and tempo.
 
     Parameters
@@ -78,12 +90,17 @@ class RandomResizedCrop(SpecChange):
     tries
         Rectangles drawn until one fits; after that the whole spectrogram is taken.
     p, domain, before_mixing, generator
-        As in `SpecChange`.
+        As in `SpecAugmentation`.
     """
 
-    @delegates(SpecChange.__init__)
+    @delegates(SpecAugmentation.__init__)
     def __init__(
-        self, *, scale: tuple[float, float] = (0.8, 1.0), ratio: tuple[float, float] = (0.85, 1.15), tries: int = 10, p: float = 0.33,
+        self,
+        *,
+        scale: tuple[float, float] = (0.8, 1.0),
+        ratio: tuple[float, float] = (0.85, 1.15),
+        tries: int = 10,
+        p: float = 0.33,
         **kwargs: Any,
     ):
         super().__init__(p=p, **kwargs)
@@ -142,7 +159,7 @@ def time_warp(spec: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 
 @AUGMENTATIONS.register("time_warp", source="Park et al., arXiv:1904.08779; rate of the FAT2019 36th place; own code")
-class TimeWarp(SpecChange):
+class TimeWarp(SpecAugmentation):
     """One frame is moved by up to `rate` of the length, and what lies around it is stretched.
 
     Parameters
@@ -150,10 +167,10 @@ class TimeWarp(SpecChange):
     rate
         Largest shift as a share of the frames, below 0.5; the moved frame keeps as far from either end.
     p, domain, before_mixing, generator
-        As in `SpecChange`.
+        As in `SpecAugmentation`.
     """
 
-    @delegates(SpecChange.__init__)
+    @delegates(SpecAugmentation.__init__)
     def __init__(self, *, rate: float = 0.1, p: float = 1.0, **kwargs: Any):
         super().__init__(p=p, **kwargs)
         if not 0 <= rate < 0.5:
@@ -175,10 +192,10 @@ class _Nothing(NamedTuple):
 
 
 @AUGMENTATIONS.register("flip", source="FAT2019 fastai kernel: do_flip; own code")
-class Flip(SpecChange):
+class Flip(SpecAugmentation):
     """Time runs backwards in half of the clips."""
 
-    @delegates(SpecChange.__init__)
+    @delegates(SpecAugmentation.__init__)
     def __init__(self, *, p: float = 0.5, **kwargs: Any):
         super().__init__(p=p, **kwargs)
 
@@ -189,8 +206,10 @@ class Flip(SpecChange):
         return spec.flip(-1)
 
 
-@AUGMENTATIONS.register("content_shrink", source="FAT2019 4th place repository, crop 'additional' (MIT), rows and frames set right")
-class ContentShrink(SpecChange):
+@AUGMENTATIONS.register(
+    "content_shrink", source="FAT2019 4th place repository, crop 'additional' (MIT), rows and frames set right"
+)
+class ContentShrink(SpecAugmentation):
     """Only a random stretch of the frames is kept, the rest is silence: the network learns from little.
 
     Parameters
@@ -200,10 +219,10 @@ class ContentShrink(SpecChange):
     fill
         What silence is, a name of `FILLS`: "min" for log spectrograms, "zero" with domain="power".
     p, domain, before_mixing, generator
-        As in `SpecChange`.
+        As in `SpecAugmentation`.
     """
 
-    @delegates(SpecChange.__init__)
+    @delegates(SpecAugmentation.__init__)
     def __init__(self, *, share: tuple[float, float] = (0.25, 1.0), fill: str = "min", p: float = 0.5, **kwargs: Any):
         super().__init__(p=p, **kwargs)
         checked_range(share, "share", low=0, high=1)
@@ -247,8 +266,10 @@ def light(pixels: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     return ((pixels.logit(eps=1e-6) + brightness) * contrast).sigmoid()
 
 
-@AUGMENTATIONS.register("lighting", source="fastai (Apache-2.0), max_lighting=0.1 of the FAT2019 fastai kernel; own code")
-class Lighting(SpecChange):
+@AUGMENTATIONS.register(
+    "lighting", source="fastai (Apache-2.0), max_lighting=0.1 of the FAT2019 fastai kernel; own code"
+)
+class BrightnessContrast(SpecAugmentation):
     """Brightness and contrast, each in three of four clips.
 
     Parameters
@@ -261,10 +282,10 @@ class Lighting(SpecChange):
         How values become pixels: "imagenet" (three channels standardised as ImageNet's), "range" (each clip and channel from its smallest
         to its largest value); None takes "imagenet" if the batch's front end makes pictures.
     domain, before_mixing, generator
-        As in `SpecChange`.
+        As in `SpecAugmentation`.
     """
 
-    @delegates(SpecChange.__init__)
+    @delegates(SpecAugmentation.__init__)
     def __init__(self, *, max_lighting: float = 0.1, p_lighting: float = 0.75, scale: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         if not 0 <= max_lighting < 1:

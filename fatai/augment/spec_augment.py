@@ -13,7 +13,7 @@ import torch
 from fastcore.meta import delegates
 from torch import Tensor
 
-from fatai.augment.base import SpecChange, checked_p, checked_range, integers, uniform
+from fatai.augment.base import SpecAugmentation, checked_p, checked_range, integers, uniform
 from fatai.errors import OptionError
 from fatai.registry import AUGMENTATIONS, did_you_mean
 
@@ -69,10 +69,14 @@ class MaskSettings:
             return
         if self.width == "centre":
             if not isinstance(limit, (tuple, list)):
-                raise OptionError(f"{name} is {limit!r}; the width rule 'centre' takes a pair of half-widths, such as (8, 31)")
+                raise OptionError(
+                    f"{name} is {limit!r}; the width rule 'centre' takes a pair of half-widths, such as (8, 31)"
+                )
             checked_range(limit, name, low=0)
         elif isinstance(limit, (tuple, list)) or limit < 0 or (isinstance(limit, float) and limit > 1):
-            raise OptionError(f"{name} is {limit!r}; expected a share of the axis between 0.0 and 1.0, or a whole number of bins or frames")
+            raise OptionError(
+                f"{name} is {limit!r}; expected a share of the axis between 0.0 and 1.0, or a whole number of bins or frames"
+            )
 
 
 class Bands(NamedTuple):
@@ -107,7 +111,11 @@ def _draw_bands(
         stop = torch.where(stop - start == size, stop - 1, stop)
     else:
         most = min(limit * size if isinstance(limit, float) else limit, size)
-        first = torch.floor(uniform(shape, 0, most if settings.width == "share" else int(most), generator)).long().clamp(max=size - 1)
+        first = (
+            torch.floor(uniform(shape, 0, most if settings.width == "share" else int(most), generator))
+            .long()
+            .clamp(max=size - 1)
+        )
         start = integers(shape, 0, size - first - int(settings.width == "double"), generator)
         if settings.width == "double":
             inside = (first - 1).clamp(min=0)
@@ -152,8 +160,10 @@ def mask_spec(spec: Tensor, masks: Masks, fill: str = "zero") -> Tensor:
     return torch.where(hidden, fill_of(spec, fill), spec)
 
 
-@AUGMENTATIONS.register("spec_augment", source="Park et al., arXiv:1904.08779; as the FAT2019 9th place kernel draws it")
-class SpecAugment(SpecChange):
+@AUGMENTATIONS.register(
+    "spec_augment", source="Park et al., arXiv:1904.08779; as the FAT2019 9th place kernel draws it"
+)
+class SpecAugment(SpecAugmentation):
     """Masks over mel bins and frames; as it stands, the 9th place's: two of each, up to 15 % and 30 % wide, filled with 0.
 
     Parameters
@@ -161,7 +171,7 @@ class SpecAugment(SpecChange):
     p, rounds, freq, time, width, fill
         As in `MaskSettings`; `rounds` may be one number.
     domain, before_mixing, generator
-        As in `SpecChange`.
+        As in `SpecAugmentation`.
 
     Other systems' are named in `AUGMENTATIONS`: `AUGMENTATIONS.build("spec_augment_panns")`.
     """
@@ -203,7 +213,9 @@ def spec_augment_first(**kwargs: Any) -> SpecAugment:
 @delegates(SpecAugment.__init__)
 def spec_augment_kaggle_fat(**kwargs: Any) -> SpecAugment:
     """SpecAugment of the 36th place: two and two doubly random masks, 20 % at most, filled with the clip's mean, after mixup."""
-    return SpecAugment(**{"freq": 0.2, "time": 0.2, "width": "double", "fill": "mean", "before_mixing": False, **kwargs})
+    return SpecAugment(
+        **{"freq": 0.2, "time": 0.2, "width": "double", "fill": "mean", "before_mixing": False, **kwargs}
+    )
 
 
 @AUGMENTATIONS.register("spec_augment_panns", source="PANNs, arXiv:1912.10211 (MIT); own code")

@@ -3,7 +3,7 @@
 Each change is a fastai callback (`cbs=Gain()`) that changes the waves of a training batch, from which the spectrograms are then made
 anew. Its `draw` gives all random numbers with a row for each clip, its `apply` is a pure function of `fatai.augment.functional_wave`. In a batch
 waves keep their length: what became longer is cut, what became shorter gets silence behind. Changes of whole clips, as they are read and
-before they are cropped, are run by `fatai.augment.item.OnItems(PitchShift(), ...)`.
+before they are cropped, are run by `fatai.augment.item.ItemAugmentations(PitchShift(), ...)`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,25 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 from fatai.augment import functional_wave
-from fatai.augment.base import BatchChange, chance, checked_p, checked_range, integers, rows_of, uniform
+from fatai.augment.base import BatchAugmentation, chance, checked_p, checked_range, integers, rows_of, uniform
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import AUGMENTATIONS, did_you_mean
 from fatai.audio.waveform import fit_length
 
 __all__ = [
-    "AddNoise", "ChunkShuffle", "CropLengths", "Cutout", "Gain", "Overdrive", "PitchShift", "Reverb", "Shift", "Speed", "TimeStretch",
-    "WaveChain", "WaveChange",
+    "AddNoise",
+    "ChunkShuffle",
+    "CropLengths",
+    "Cutout",
+    "Gain",
+    "Overdrive",
+    "PitchShift",
+    "Reverb",
+    "Shift",
+    "Speed",
+    "TimeStretch",
+    "WaveChain",
+    "WaveAugmentation",
 ]
 
 
@@ -34,7 +45,7 @@ class Numbers(NamedTuple):
     value: Tensor
 
 
-class WaveChange(BatchChange):
+class WaveAugmentation(BatchAugmentation):
     """A random change of single waves: `draw`, then `apply`, for clips chosen with probability `p`.
 
     Parameters
@@ -76,13 +87,17 @@ class WaveChange(BatchChange):
         A new tensor of the same shape, or `wave` itself if no clip was chosen.
         """
         if wave.ndim != 2:
-            raise ShapeError(f"got waves of shape {tuple(wave.shape)}; expected (batch, samples): one clip is wave[None]")
+            raise ShapeError(
+                f"got waves of shape {tuple(wave.shape)}; expected (batch, samples): one clip is wave[None]"
+            )
         chosen, drawn = self._draws(len(wave), wave.shape[1], sr, generator)
         if not chosen.any():
             return wave
         size = wave.shape[1]
         changed = [
-            fit_length(self.apply(row, rows_of(drawn, torch.tensor(i)), sr), size, "zeros_right", cut="right") if chosen[i] else row
+            fit_length(self.apply(row, rows_of(drawn, torch.tensor(i)), sr), size, "zeros_right", cut="right")
+            if chosen[i]
+            else row
             for i, row in enumerate(wave)
         ]
         return torch.stack(changed)
@@ -111,10 +126,12 @@ def rate_of(batch: Any) -> int:
     return int(sr)
 
 
-class _Uniform(WaveChange):
+class _Uniform(WaveAugmentation):
     """A change by one number, uniform in a range."""
 
-    def __init__(self, bounds: tuple[float, float], what: str, *, low: float = -math.inf, high: float = math.inf, **kwargs: Any):
+    def __init__(
+        self, bounds: tuple[float, float], what: str, *, low: float = -math.inf, high: float = math.inf, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         checked_range(bounds, what, low=low, high=high)
         self.bounds = bounds
@@ -127,7 +144,7 @@ class _Uniform(WaveChange):
 class Gain(_Uniform):
     """Louder or quieter by `gain_db` (lowest, highest), uniform in dB; it may leave [-1, 1]."""
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, gain_db: tuple[float, float] = (-6.0, 6.0), **kwargs: Any):
         super().__init__(gain_db, "gain_db", **kwargs)
 
@@ -147,13 +164,13 @@ class _Noise(NamedTuple):
 class AddNoise(_Uniform):
     """Noise at `snr_db` (lowest, highest) below the clip, "white", "pink", or "either" with the same chance."""
 
-    COLOURS = ("white", "pink", "either")
+    COLORS = ("white", "pink", "either")
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, snr_db: tuple[float, float] = (20.0, 30.0), colour: str = "either", **kwargs: Any):
         super().__init__(snr_db, "snr_db", **kwargs)
-        if colour not in self.COLOURS:
-            raise OptionError(f"colour is {colour!r}; {did_you_mean(colour, self.COLOURS)}")
+        if colour not in self.COLORS:
+            raise OptionError(f"colour is {colour!r}; {did_you_mean(colour, self.COLORS)}")
         self.p_pink = {"white": 0.0, "pink": 1.0, "either": 0.5}[colour]
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> _Noise:
@@ -170,7 +187,7 @@ class AddNoise(_Uniform):
 class Shift(_Uniform):
     """Earlier or later by `seconds` (lowest, highest), with silence in the gap, or what fell off if it `wraps`."""
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, seconds: tuple[float, float] = (-0.5, 0.5), wraps: bool = False, **kwargs: Any):
         super().__init__(seconds, "seconds", **kwargs)
         self.wraps = wraps
@@ -185,11 +202,13 @@ def _checked_engine(engine: str) -> str:
     return engine
 
 
-@AUGMENTATIONS.register("pitch", source="Gold-only plan notebook, FAT2019; librosa and audiomentations (MIT) do the work")
+@AUGMENTATIONS.register(
+    "pitch", source="Gold-only plan notebook, FAT2019; librosa and audiomentations (MIT) do the work"
+)
 class PitchShift(_Uniform):
     """Higher or lower by `semitones` (lowest, highest) at the same pace; `engine` is one of `functional_wave.ENGINES`."""
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, semitones: tuple[float, float] = (-2.0, 2.0), engine: str = "librosa", **kwargs: Any):
         super().__init__(semitones, "semitones", low=-24, high=24, **kwargs)
         self.engine = _checked_engine(engine)
@@ -198,11 +217,13 @@ class PitchShift(_Uniform):
         return functional_wave.shift_pitch(wave, sr, float(drawn.value), engine=self.engine)
 
 
-@AUGMENTATIONS.register("stretch", source="Gold-only plan notebook, FAT2019; librosa and audiomentations (MIT) do the work")
+@AUGMENTATIONS.register(
+    "stretch", source="Gold-only plan notebook, FAT2019; librosa and audiomentations (MIT) do the work"
+)
 class TimeStretch(_Uniform):
     """Faster or slower by `rate` (lowest, highest) at the same pitch; `engine` is one of `functional_wave.ENGINES`."""
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, rate: tuple[float, float] = (0.9, 1.1), engine: str = "librosa", **kwargs: Any):
         super().__init__(rate, "rate", low=0.1, high=10, **kwargs)
         self.engine = _checked_engine(engine)
@@ -218,7 +239,7 @@ class Speed(_Uniform):
     The 4th place's is factor=(0.8, 1.25), even=True.
     """
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, factor: tuple[float, float] = (0.9, 1.1), even: bool = False, **kwargs: Any):
         super().__init__(factor, "factor", low=0.1, high=10, **kwargs)
         self.even = even
@@ -239,11 +260,13 @@ class _Room(NamedTuple):
     room: Tensor
 
 
-@AUGMENTATIONS.register("reverb", source="FAT2019 3rd place repository (Apache-2.0): SoX's reverb; Freeverb (public domain); own code")
-class Reverb(WaveChange):
+@AUGMENTATIONS.register(
+    "reverb", source="FAT2019 3rd place repository (Apache-2.0): SoX's reverb; Freeverb (public domain); own code"
+)
+class Reverb(WaveAugmentation):
     """A room around the sound: reverberance and room size are whole numbers of the ranges given (lowest, highest), 0 to 100."""
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, reverberance: tuple[int, int] = (0, 49), room: tuple[int, int] = (0, 49), **kwargs: Any):
         super().__init__(**kwargs)
         checked_range(reverberance, "reverberance", low=0, high=100)
@@ -261,7 +284,7 @@ class Reverb(WaveChange):
 class Overdrive(_Uniform):
     """An overdriven amplifier with a gain of `gain_db` (lowest, highest)."""
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, gain_db: tuple[float, float] = (2.0, 9.0), **kwargs: Any):
         super().__init__(gain_db, "gain_db", **kwargs)
 
@@ -270,10 +293,10 @@ class Overdrive(_Uniform):
 
 
 @AUGMENTATIONS.register("chunk_shuffle", source="FAT2019 3rd place repository (Apache-2.0); own code")
-class ChunkShuffle(WaveChange):
+class ChunkShuffle(WaveAugmentation):
     """The clip cut into parts of about `chunk_s` seconds, in random order; a clip of fewer than two parts stays."""
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, chunk_s: float = 0.5, **kwargs: Any):
         super().__init__(**kwargs)
         if not chunk_s > 0:
@@ -289,10 +312,10 @@ class ChunkShuffle(WaveChange):
 
 
 @AUGMENTATIONS.register("cutout", source="FAT2019 3rd place repository (Apache-2.0), unused there; own code")
-class Cutout(WaveChange):
+class Cutout(WaveAugmentation):
     """A stretch of `share` of the clip is silenced, anywhere."""
 
-    @delegates(WaveChange.__init__)
+    @delegates(WaveAugmentation.__init__)
     def __init__(self, *, share: float = 0.25, **kwargs: Any):
         super().__init__(**kwargs)
         self.share = checked_p(share, "share")
@@ -305,7 +328,7 @@ class Cutout(WaveChange):
 
 
 @AUGMENTATIONS.register("crop_lengths", source="Gold-only plan notebook, FAT2019: crops of 5, 10 and 12 s; own code")
-class CropLengths(BatchChange):
+class CropLengths(BatchAugmentation):
     """Every batch has crops of a length drawn for it: the network sees sounds at several scales.
 
     Parameters
@@ -324,15 +347,25 @@ class CropLengths(BatchChange):
     ):
         super().__init__("wave", -1, generator)
         weights = [1.0] * len(seconds) if weights is None else list(weights)
-        if not len(seconds) or min(seconds) <= 0 or len(weights) != len(seconds) or min(weights) < 0 or sum(weights) <= 0:
-            raise OptionError(f"seconds is {tuple(seconds)} with weights {tuple(weights)}; expected lengths above 0 and a weight for each")
+        if (
+            not len(seconds)
+            or min(seconds) <= 0
+            or len(weights) != len(seconds)
+            or min(weights) < 0
+            or sum(weights) <= 0
+        ):
+            raise OptionError(
+                f"seconds is {tuple(seconds)} with weights {tuple(weights)}; expected lengths above 0 and a weight for each"
+            )
         self.seconds = tuple(seconds)
         self.upper = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
 
     def change(self, wave: Tensor, sr: int, generator: torch.Generator | None = None) -> Tensor:
         """Crops (batch, samples of the drawn length) of waves (batch, samples), each from a place of its own."""
         generator = generator or self.generator
-        which = int(torch.bucketize(uniform(1, 0, 1, generator), self.upper, right=True).clamp(max=len(self.seconds) - 1))
+        which = int(
+            torch.bucketize(uniform(1, 0, 1, generator), self.upper, right=True).clamp(max=len(self.seconds) - 1)
+        )
         size = max(1, round(self.seconds[which] * sr))
         if size >= wave.shape[1]:
             return wave
@@ -343,14 +376,16 @@ class CropLengths(BatchChange):
         return self.change(x, rate_of(batch))
 
 
-class WaveChain(WaveChange):
+class WaveChain(WaveAugmentation):
     """Several changes one after the other, for the same clips: one coin of `p` for the whole chain, theirs don't count."""
 
-    @delegates(WaveChange.__init__)
-    def __init__(self, *changes: WaveChange, **kwargs: Any):
+    @delegates(WaveAugmentation.__init__)
+    def __init__(self, *changes: WaveAugmentation, **kwargs: Any):
         super().__init__(**kwargs)
         if not changes:
-            raise OptionError("a chain of no changes changes nothing: give it at least one, such as WaveChain(Reverb(), Overdrive())")
+            raise OptionError(
+                "a chain of no changes changes nothing: give it at least one, such as WaveChain(Reverb(), Overdrive())"
+            )
         self.changes = changes
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> tuple[Any, ...]:
@@ -363,7 +398,7 @@ class WaveChain(WaveChange):
 
 
 @AUGMENTATIONS.register("third_effects", source="FAT2019 3rd place repository (Apache-2.0); own code")
-@delegates(WaveChange.__init__)
+@delegates(WaveAugmentation.__init__)
 def third_effects(*, engine: str = "librosa", **kwargs: Any) -> WaveChain:
     """The 3rd place's chain: reverb, pitch by up to 300 cents, overdrive of 2 to 9 dB, speed of 0.9 to 1.1, in 3 of 4 mixtures."""
     chain = Reverb(), PitchShift(semitones=(-3.0, 3.0), engine=engine), Overdrive(), Speed()

@@ -1,13 +1,13 @@
-"""`WhileTraining`: a callback that puts something in place while an epoch trains, and takes it out however training ends."""
+"""`TrainOnlyCallback`: a callback that puts something in place while an epoch trains, and takes it out however training ends."""
 
 from __future__ import annotations
 
 from fastai.callback.core import Callback
 
-__all__ = ["WhileTraining"]
+__all__ = ["TrainOnlyCallback"]
 
 
-class WhileTraining(Callback):
+class TrainOnlyCallback(Callback):
     """Subclasses write `put_in` and `take_out`; the latter may come several times, also when nothing is in."""
 
     def put_in(self) -> None:

@@ -13,20 +13,30 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.learner import Learner
 
-from fatai.augment.base import random_changes
+from fatai.augment.base import augmentation_callbacks
 from fatai.errors import OptionError
 from fatai.registry import SCHEDULES
-from fatai.callbacks.failure import HalveOnOOM, NotFinite, StopOnNaN
-from fatai.callbacks.checkpoint import KeepBest, Snapshots
+from fatai.callbacks.failure import SplitBatchOnOOM, NonFiniteError, TerminateOnNaN
+from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
 from fatai.callbacks.schedulers import Schedule
 
 __all__ = [
-    "ChangesOff", "ClampGradients", "EpochLines", "FollowSchedule", "HalveOnOOM", "KeepBest", "NotFinite", "Snapshots", "StopAtRate",
-    "StopOnNaN", "quiet_unless_terminal", "scheduled",
+    "DisableAugmentation",
+    "ClipGradValue",
+    "PlainProgress",
+    "LRSchedulerCallback",
+    "SplitBatchOnOOM",
+    "SaveBestModel",
+    "NonFiniteError",
+    "SaveSnapshots",
+    "StopAtLR",
+    "TerminateOnNaN",
+    "quiet_unless_terminal",
+    "schedule_callback",
 ]
 
 
-class FollowSchedule(Callback):
+class LRSchedulerCallback(Callback):
     """Set the learning rate from a schedule of `fatai.callbacks.schedulers` before each batch.
 
     Where the fit was given different rates for the parameter groups, `lr=slice(1e-5, 1e-3)`, their ratios stay: the schedule is that of the
@@ -57,13 +67,13 @@ class FollowSchedule(Callback):
         self.lrs.append(lr)
 
 
-def scheduled(name: str, epochs: int, lr: float, **options: Any) -> Callback:
+def schedule_callback(name: str, epochs: int, lr: float, **options: Any) -> Callback:
     """The callback that makes a fit of `epochs` epochs, begun with the rate `lr`, follow a schedule of `SCHEDULES`."""
     built = SCHEDULES.build(name, epochs, lr, **options)
-    return built if isinstance(built, Callback) else FollowSchedule(built)
+    return built if isinstance(built, Callback) else LRSchedulerCallback(built)
 
 
-class ChangesOff(Callback):
+class DisableAugmentation(Callback):
     """No random changes and no mixing in the last epochs, as the 3rd place trained; crops stay random.
 
     Changes of items obey too, whatever the workers: they are taken out of the loader before its epoch begins. After the fit all is as it
@@ -89,7 +99,7 @@ class ChangesOff(Callback):
 
     def before_epoch(self) -> None:
         if self.learn.epoch >= self.learn.n_epoch - self.last and not self._were:
-            self._were = [(change, change.active) for change in random_changes(self.learn)]
+            self._were = [(change, change.active) for change in augmentation_callbacks(self.learn)]
             for change, _ in self._were:
                 change.active = False
 
@@ -102,7 +112,7 @@ class ChangesOff(Callback):
         self._were = []
 
 
-class StopAtRate(Callback):
+class StopAtLR(Callback):
     """End the fit when the learning rate has come down to `rate`: the 9th place's early stopping, after `plateau`."""
 
     # When ReduceLROnPlateau has decided.
@@ -119,7 +129,7 @@ class StopAtRate(Callback):
             raise CancelFitException
 
 
-class ClampGradients(Callback):
+class ClipGradValue(Callback):
     """Clamp every element of every gradient to [-limit, limit]: the 9th place kernel's clipping, beside fastai's by norm."""
 
     # Behind mixed precision, which scales the gradients back.
@@ -137,7 +147,7 @@ class ClampGradients(Callback):
         torch._foreach_clamp_max_(grads, self.limit)
 
 
-class EpochLines(Callback):
+class PlainProgress(Callback):
     """One plain line an epoch, for logs and files: epoch, losses, metrics, seconds."""
 
     # Where fastai's progress bar stands, which this replaces.
@@ -178,6 +188,6 @@ def quiet_unless_terminal(learn: Learner) -> Learner:
     # fastai draws bars into log files too: its own check for a terminal never says no.
     if not sys.stdout.isatty():
         learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
-        if not any(isinstance(cb, EpochLines) for cb in learn.cbs):
-            learn.add_cb(EpochLines())
+        if not any(isinstance(cb, PlainProgress) for cb in learn.cbs):
+            learn.add_cb(PlainProgress())
     return learn

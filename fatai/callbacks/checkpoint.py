@@ -20,10 +20,10 @@ from fatai.registry import did_you_mean
 from fatai.training.cross_validation import load_weights, save_weights
 from fatai.callbacks.schedulers import restarts
 
-__all__ = ["KeepBest", "Snapshots"]
+__all__ = ["SaveBestModel", "SaveSnapshots"]
 
 
-class KeepBest(TrackerCallback):
+class SaveBestModel(TrackerCallback):
     """The weights of the best epoch, put back at the fit's end.
 
     `path_of_best` is their file, None before the first; `best` their score. A score that is no number is never the best, and without any
@@ -53,7 +53,13 @@ class KeepBest(TrackerCallback):
     kept_on_resume = ("number",)
 
     def __init__(
-        self, monitor: str = "lwlrap", *, fname: str = "best", min_delta: float = 0.0, reset_on_fit: bool = True, load: bool = True,
+        self,
+        monitor: str = "lwlrap",
+        *,
+        fname: str = "best",
+        min_delta: float = 0.0,
+        reset_on_fit: bool = True,
+        load: bool = True,
     ):
         super().__init__(monitor=monitor, min_delta=min_delta, reset_on_fit=reset_on_fit)
         self.fname, self.load_at_end, self.number = fname, load, 0
@@ -66,7 +72,9 @@ class KeepBest(TrackerCallback):
         self.folder = _folder(self.learn)
         columns = list(self.recorder.metric_names[1:])
         if self.monitor not in columns:
-            raise OptionError(f"monitor is {self.monitor!r}, no column of the table of epochs; {did_you_mean(self.monitor, columns)}")
+            raise OptionError(
+                f"monitor is {self.monitor!r}, no column of the table of epochs; {did_you_mean(self.monitor, columns)}"
+            )
         if self.reset_on_fit:
             self.number = 0
         super().before_fit()
@@ -98,7 +106,7 @@ class KeepBest(TrackerCallback):
         load_weights(self.path_of_best, get_model(learn.model))
 
 
-class Snapshots(Callback):
+class SaveSnapshots(Callback):
     """The weights at the end of each cycle of `cosine_restarts`, for a mean of their predictions, as the 4th place took it.
 
     `paths` lists their files, `fname_<epochs done>.safetensors`, the first cycle first.
@@ -128,7 +136,9 @@ class Snapshots(Callback):
             self.folder = _folder(self.learn)
             self.ends = restarts(self.learn.n_epoch, self.cycle, self.mult)
             if not self.ends:
-                raise OptionError(f"a fit of {self.learn.n_epoch} epochs ends before the first cycle of {self.cycle}: take a shorter cycle")
+                raise OptionError(
+                    f"a fit of {self.learn.n_epoch} epochs ends before the first cycle of {self.cycle}: take a shorter cycle"
+                )
 
     def after_epoch(self) -> None:
         if self.learn.epoch + 1 in self.ends:

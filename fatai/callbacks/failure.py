@@ -18,16 +18,16 @@ from torch.utils.checkpoint import checkpoint
 
 from fatai.errors import FataiError, WorkerError
 
-__all__ = ["HalveOnOOM", "NotFinite", "StopOnNaN", "by_halves", "told_plainly"]
+__all__ = ["SplitBatchOnOOM", "NonFiniteError", "TerminateOnNaN", "split_on_oom", "translate_errors"]
 
 _NAMED = 8  # files of a batch that a message lists
 
 
-class NotFinite(FataiError, ArithmeticError):
+class NonFiniteError(FataiError, ArithmeticError):
     """The loss left the numbers."""
 
 
-class StopOnNaN(Callback):
+class TerminateOnNaN(Callback):
     """Stop with a clear error when the training loss, or a weight at an epoch's end, is no longer a number.
 
     The error names the batch's files. The learner is left with finite weights: its own, if the batch was the first to go wrong, otherwise
@@ -66,7 +66,9 @@ class StopOnNaN(Callback):
             get_model(self.learn.model).load_state_dict(self.good)
             since = "before the fit" if self.good_epoch < 0 else f"after epoch {self.good_epoch}"
             kept = f"the weights are again those {since}"
-        raise NotFinite(f"{what}; {kept}: lower the learning rate, or look for clips of odd level with fatai-submit scan")
+        raise NonFiniteError(
+            f"{what}; {kept}: lower the learning rate, or look for clips of odd level with fatai-submit scan"
+        )
 
     def _files(self) -> str:
         names = batch_files(self.learn)
@@ -87,7 +89,7 @@ def _finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(v).all()) for v in model.state_dict().values() if v.is_floating_point())
 
 
-class HalveOnOOM(Callback):
+class SplitBatchOnOOM(Callback):
     """Go on when the device has too little memory for a batch: the network is given its halves one after another, then and from then on.
 
     The step is still that of the whole batch, since each half is computed again when its gradient is asked for; only batch normalisation
@@ -117,7 +119,7 @@ class HalveOnOOM(Callback):
                 return self._whole(*inputs)
             except torch.OutOfMemoryError:
                 self._halve(len(inputs[0]), "")
-        with told_plainly(f"half a batch of {len(inputs[0])} clips"):
+        with translate_errors(f"half a batch of {len(inputs[0])} clips"):
             halves = zip(*(x.chunk(2) for x in inputs))
             return _joined([_computed_again(self._whole, half) for half in halves])
 
@@ -136,8 +138,11 @@ class HalveOnOOM(Callback):
         self.halved = True
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"the memory of the device is too small for a batch of {clips} clips: from here on its halves are computed one after "
-                      f"the other, which is slower{besides}; a smaller --bs avoids it", stacklevel=2)
+        warnings.warn(
+            f"the memory of the device is too small for a batch of {clips} clips: from here on its halves are computed one after "
+            f"the other, which is slower{besides}; a smaller --bs avoids it",
+            stacklevel=2,
+        )
 
     def after_fit(self) -> None:
         self._restore()
@@ -170,7 +175,7 @@ def _computed_again(answer: Callable[..., Any], inputs: tuple[Tensor, ...]) -> A
     return answered
 
 
-def by_halves(answer: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+def split_on_oom(answer: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """`answer` of a batch; where memory is too small for it, of its two halves, with a warning."""
     try:
         return answer(batch)
@@ -180,12 +185,12 @@ def by_halves(answer: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(f"the memory of the device is too small for a batch of {len(batch)}: it is halved", stacklevel=2)
-        with told_plainly(f"half a batch of {len(batch)}"):
+        with translate_errors(f"half a batch of {len(batch)}"):
             return torch.cat([answer(half) for half in batch.chunk(2)])
 
 
 @contextmanager
-def told_plainly(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """Turn what torch says of missing memory and of killed processes into a `WorkerError` that says what to do."""
     try:
         yield
@@ -195,8 +200,10 @@ def told_plainly(what: str) -> Iterator[None]:
         killed = re.search(r"DataLoader worker.*?(killed by signal: \w+|exited unexpectedly)", str(e), re.DOTALL)
         if killed is None:
             raise
-        raise WorkerError(f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --workers, or 0, and "
-                          "go on with --resume") from None
+        raise WorkerError(
+            f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --workers, or 0, and "
+            "go on with --resume"
+        ) from None
 
 
 def _no_memory(what: str) -> str:

@@ -11,13 +11,13 @@ from fastai.callback.core import Callback
 from fastai.learner import Recorder
 from fastai.torch_core import rank_distrib
 
-from fatai.io.atomic import write_text_atomic
-from fatai.io.json import read_small_text
+from fatai.io.atomic import write_text
+from fatai.io.json import read_text_limited
 
-__all__ = ["History"]
+__all__ = ["EpochCSVLogger"]
 
 
-class History(Callback):
+class EpochCSVLogger(Callback):
     """Write stage, epoch, losses, metrics and seconds of every epoch to a CSV as the epochs end.
 
     Parameters
@@ -43,7 +43,7 @@ class History(Callback):
             return
         if not self.append and not rank_distrib():
             self.path.unlink(missing_ok=True)
-        self.text = read_small_text(self.path) if self.path.exists() else ""
+        self.text = read_text_limited(self.path) if self.path.exists() else ""
         self.started = time.monotonic()
 
     def after_epoch(self) -> None:
@@ -64,4 +64,4 @@ class History(Callback):
     def resumed(self) -> None:
         """Write the rows that are known."""
         if not rank_distrib():
-            write_text_atomic(self.path, self.text)
+            write_text(self.path, self.text)

@@ -31,12 +31,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fatai.io.atomic import remove_leftovers, write_atomic
+from fatai.io.atomic import remove_temp_files, write_file
 from fatai.errors import CheckpointError
 from fatai.io.json import parse_json
-from fatai.distributed import ALONE, Company
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 
-__all__ = ["ResumePoint", "Resumable", "resume_point"]
+__all__ = ["ResumePoint", "ResumeTraining", "resume_point"]
 
 # What callbacks of fastai know from earlier epochs; those of fatai say it themselves, as `kept_on_resume`.
 _KEPT: tuple[tuple[type, tuple[str, ...]], ...] = (
@@ -56,10 +56,10 @@ class ResumePoint(NamedTuple):
     notes: dict[str, Any]
 
 
-class Resumable(Callback):
+class ResumeTraining(Callback):
     """Write the state after each epoch; a fit that finds a state at `path` goes on from there.
 
-    To be given to the fit, `learn.fit_one_cycle(9, cbs=Resumable("state.safetensors"))`, not to the learner. The file stays when the fit is
+    To be given to the fit, `learn.fit_one_cycle(9, cbs=ResumeTraining("state.safetensors"))`, not to the learner. The file stays when the fit is
     done, and a fit that finds one of a finished fit does nothing but end as that one ended; delete it when its outcome is stored.
 
     Parameters
@@ -90,19 +90,21 @@ class Resumable(Callback):
         self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
         self.skip_to = 0
         if self.run and not rank_distrib():
-            remove_leftovers(self.path_of_state)
+            remove_temp_files(self.path_of_state)
         if self.run and self.path_of_state.exists():
             header = _header(self.path_of_state)
             self._check(header)
             self.skip_to = header["done"]
-        self.skip_to = company_of(self.learn).told(self.skip_to)
+        self.skip_to = group_of(self.learn).broadcast(self.skip_to)
 
     def _check(self, header: dict[str, Any]) -> None:
         now = {"epochs": self.learn.n_epoch, "batches": len(self.learn.dls.train), **self.notes}
         then = {"epochs": header["epochs"], "batches": header["batches"], **header["notes"]}
         told = [f"{k} was {then.get(k)!r} and is {now.get(k)!r}" for k in {**then, **now} if then.get(k) != now.get(k)]
         if told:
-            raise CheckpointError(f"{self.path_of_state} is the state of another fit: {'; '.join(told)}. Fit as then, or delete the file")
+            raise CheckpointError(
+                f"{self.path_of_state} is the state of another fit: {'; '.join(told)}. Fit as then, or delete the file"
+            )
 
     def before_epoch(self) -> None:
         if self.learn.epoch < self.skip_to:
@@ -136,7 +138,7 @@ def resume_point(path: str | Path) -> ResumePoint | None:
 
 def save_state(path: str | Path, learn: Learner, notes: Mapping[str, Any]) -> None:
     """Write the state of a learner whose epoch `learn.epoch` has ended."""
-    generators = company_of(learn).gathered(_generator_states(learn))
+    generators = group_of(learn).all_gather(_generator_states(learn))
     if rank_distrib():
         return
     tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in get_model(learn.model).state_dict().items()}
@@ -152,10 +154,14 @@ def save_state(path: str | Path, learn: Learner, notes: Mapping[str, Any]) -> No
         "generators_of_others": generators[1:],
     }
     header = {
-        "format": 1, "done": learn.epoch + 1, "epochs": learn.n_epoch, "batches": len(learn.dls.train), "notes": dict(notes),
+        "format": 1,
+        "done": learn.epoch + 1,
+        "epochs": learn.n_epoch,
+        "batches": len(learn.dls.train),
+        "notes": dict(notes),
         "state": _pack(state, tensors, "state"),
     }
-    with write_atomic(path) as beside:
+    with write_file(path) as beside:
         save_file(_storable(tensors), str(beside), metadata={"fatai_resume": json.dumps(header)})
 
 
@@ -166,7 +172,9 @@ def load_state(path: str | Path, learn: Learner) -> None:
         tensors = {key: f.get_tensor(key) for key in f.keys()}
     try:
         state = _unpack(header["state"], tensors)
-        _load_model(Path(path), learn, {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+        _load_model(
+            Path(path), learn, {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+        )
         parameters = _parameters(learn)
         learn.opt.load_state_dict(_placed(state["opt"], parameters))
         for i, grad in state["grads"].items():
@@ -187,12 +195,14 @@ def load_state(path: str | Path, learn: Learner) -> None:
         if rank_distrib() < len(generators):
             _set_generators(learn, generators[rank_distrib()])
     except (KeyError, IndexError, TypeError, AttributeError, AssertionError) as e:
-        raise CheckpointError(f"{path} does not fit this learner's optimiser or callbacks ({e!r}); fit as then, or delete the file") from e
+        raise CheckpointError(
+            f"{path} does not fit this learner's optimiser or callbacks ({e!r}); fit as then, or delete the file"
+        ) from e
 
 
-def company_of(learn: Learner) -> Company:
+def group_of(learn: Learner) -> ProcessGroup:
     """The processes that train a learner with this one."""
-    return getattr(learn, "company", ALONE)
+    return getattr(learn, "group", SINGLE_PROCESS)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -211,7 +221,9 @@ def _load_model(path: Path, learn: Learner, saved: dict[str, Tensor]) -> None:
     own = model.state_dict()
     odd = sorted(k for k in {**own, **saved} if k not in own or k not in saved or own[k].shape != saved[k].shape)
     if odd:
-        raise CheckpointError(f"{path} is the state of another network: {', '.join(odd[:3])}{' ...' * (len(odd) > 3)} differ")
+        raise CheckpointError(
+            f"{path} is the state of another network: {', '.join(odd[:3])}{' ...' * (len(odd) > 3)} differ"
+        )
     model.load_state_dict(saved)
 
 
@@ -241,7 +253,9 @@ def _kept(learn: Learner) -> Iterator[tuple[str, Callback, tuple[str, ...]]]:
     """Callbacks that know something from earlier epochs: a key, the callback, the names of what it knows."""
     seen: dict[str, int] = {}
     for cb in learn.cbs:
-        names = tuple(n for kind, known in _KEPT if isinstance(cb, kind) for n in known) + tuple(getattr(type(cb), "kept_on_resume", ()))
+        names = tuple(n for kind, known in _KEPT if isinstance(cb, kind) for n in known) + tuple(
+            getattr(type(cb), "kept_on_resume", ())
+        )
         if names:
             kind_name = type(cb).__name__
             seen[kind_name] = seen.get(kind_name, 0) + 1
@@ -327,7 +341,9 @@ def _pack(value: Any, tensors: dict[str, Tensor], at: str) -> Any:
             tensors[at] = torch.tensor(items, dtype=torch.float64)
             return ["floats", kind, at]
         return [kind, [_pack(v, tensors, f"{at}/{i}") for i, v in enumerate(items)]]
-    raise CheckpointError(f"{at} is a {type(value).__name__}, which a resume state can't hold; expected numbers, tensors, lists or dicts")
+    raise CheckpointError(
+        f"{at} is a {type(value).__name__}, which a resume state can't hold; expected numbers, tensors, lists or dicts"
+    )
 
 
 _MAKE = {"tuple": tuple, "list": list, "L": L}

@@ -1,4 +1,4 @@
-"""`NoisyWeights`: how much each training clip counts, and which ones are noisy, told to the loss batch by batch."""
+"""`SampleWeights`: how much each training clip counts, and which ones are noisy, told to the loss batch by batch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from fastcore.basics import GetAttr
 from torch import Tensor
 
-from fatai.augment.while_training import WhileTraining
+from fatai.augment.while_training import TrainOnlyCallback
 from fatai.errors import DataError, OptionError, ShapeError
 
-__all__ = ["NoisyWeights"]
+__all__ = ["SampleWeights"]
 
 
-class NoisyWeights(WhileTraining):
+class SampleWeights(TrainOnlyCallback):
     """Weights and noisy marks of training clips, looked up by the clip and told to the loss: `loss.w`, `loss.noisy`.
 
     They travel with the clips, so any order of a sampler and any number of workers is fine; mixers of `fatai.augment` mix them along
@@ -55,7 +55,9 @@ class NoisyWeights(WhileTraining):
     def before_fit(self) -> None:
         self.take_out()
         if not hasattr(self.learn.loss_func, "w"):
-            raise OptionError(f"the loss {type(self.learn.loss_func).__name__} takes no weights; take one of LOSSES, such as 'bce'")
+            raise OptionError(
+                f"the loss {type(self.learn.loss_func).__name__} takes no weights; take one of LOSSES, such as 'bce'"
+            )
         self.of_clips()
         self._own_targets()
 
@@ -73,7 +75,9 @@ class NoisyWeights(WhileTraining):
     def _table(self) -> pd.DataFrame:
         table = getattr(self.learn.dls.train.dataset, "items", None)
         if not isinstance(table, pd.DataFrame) or "fname" not in table.columns:
-            raise DataError("the training clips have no file names to look weights up by; make the loaders with FATDataLoaders")
+            raise DataError(
+                "the training clips have no file names to look weights up by; make the loaders with FATDataLoaders"
+            )
         return table
 
     def _own_targets(self) -> list[Tensor | None] | None:
@@ -86,8 +90,10 @@ class NoisyWeights(WhileTraining):
         lacking = [name for name in names if name not in rows]
         if len(widths) > 1 or (widths != {len(self.learn.dls.tags)} and lacking):
             without = f" and {lacking[0]} has none" if lacking else ""
-            raise ShapeError(f"targets have {sorted(widths)} columns for {len(self.learn.dls.tags)} tags{without}; expected one number for "
-                             "each tag, or rows of one length for all clips")
+            raise ShapeError(
+                f"targets have {sorted(widths)} columns for {len(self.learn.dls.tags)} tags{without}; expected one number for "
+                "each tag, or rows of one length for all clips"
+            )
         return [rows.get(name) for name in names]
 
     def put_in(self) -> None:
@@ -138,28 +144,44 @@ def _target(name: str, row: Any) -> Tensor:
 
 def _marks(table: pd.DataFrame, names: Collection[str] | None) -> Tensor:
     if names is None:
-        marks = table["noisy"].to_numpy(dtype=np.float32) if "noisy" in table.columns else np.zeros(len(table), dtype=np.float32)
+        marks = (
+            table["noisy"].to_numpy(dtype=np.float32)
+            if "noisy" in table.columns
+            else np.zeros(len(table), dtype=np.float32)
+        )
     else:
         marks = table["fname"].isin({str(n) for n in names}).to_numpy(dtype=np.float32)
         if len(names) and not marks.any():
-            raise OptionError(f"none of the {len(names)} noisy names is a training clip; names look like {table['fname'].iloc[0]!r}")
+            raise OptionError(
+                f"none of the {len(names)} noisy names is a training clip; names look like {table['fname'].iloc[0]!r}"
+            )
     return torch.from_numpy(marks.copy())
 
 
 def _column(table: pd.DataFrame) -> Tensor:
-    weights = table["weight"].to_numpy(dtype=np.float32) if "weight" in table.columns else np.ones(len(table), dtype=np.float32)
+    weights = (
+        table["weight"].to_numpy(dtype=np.float32)
+        if "weight" in table.columns
+        else np.ones(len(table), dtype=np.float32)
+    )
     return torch.from_numpy(weights.copy())
 
 
 def _looked_up(table: pd.DataFrame, weights: Mapping[str, Any] | pd.Series, n_tags: int) -> Tensor:
     known = dict(weights.items())
-    rows = [np.asarray(known[n], dtype=np.float32) if n in known else np.ones((), dtype=np.float32) for n in table["fname"]]
+    rows = [
+        np.asarray(known[n], dtype=np.float32) if n in known else np.ones((), dtype=np.float32) for n in table["fname"]
+    ]
     if known and not table["fname"].isin(known).any():
-        raise OptionError(f"none of the {len(known)} names with weights is a training clip; names look like {table['fname'].iloc[0]!r}")
+        raise OptionError(
+            f"none of the {len(known)} names with weights is a training clip; names look like {table['fname'].iloc[0]!r}"
+        )
     per_tag = any(row.ndim for row in rows)
     for name, row in zip(table["fname"], rows):
         if row.shape not in ((), (n_tags,)):
-            raise ShapeError(f"the weight of {name} has shape {row.shape}; expected one number, or one for each of the {n_tags} tags")
+            raise ShapeError(
+                f"the weight of {name} has shape {row.shape}; expected one number, or one for each of the {n_tags} tags"
+            )
     return torch.from_numpy(np.stack([np.broadcast_to(row, (n_tags,) if per_tag else ()) for row in rows]))
 
 
@@ -167,5 +189,7 @@ def _checked(w: Tensor, table: pd.DataFrame) -> Tensor:
     odd = ~((w >= 0) & w.isfinite())
     if odd.any():
         clip = int(odd.flatten(1).any(1).nonzero()[0]) if w.ndim > 1 else int(odd.nonzero()[0])
-        raise OptionError(f"the weight of {table['fname'].iloc[clip]} is {w[clip].tolist()}; expected numbers from 0 up")
+        raise OptionError(
+            f"the weight of {table['fname'].iloc[clip]} is {w[clip].tolist()}; expected numbers from 0 up"
+        )
     return w

@@ -17,8 +17,17 @@ from fatai.errors import OptionError
 from fatai.registry import SCHEDULES
 
 __all__ = [
-    "Schedule", "constant", "cosine_restarts", "linear_one_cycle", "one_cycle", "plateau", "restarts", "stairs", "warmup_cosine",
-    "warmup_smooth_cosine", "warmup_steps",
+    "Schedule",
+    "constant",
+    "cosine_restarts",
+    "linear_one_cycle",
+    "one_cycle",
+    "plateau",
+    "restarts",
+    "stairs",
+    "warmup_cosine",
+    "warmup_smooth_cosine",
+    "warmup_steps",
 ]
 
 Schedule = Callable[[float], float]
@@ -37,7 +46,9 @@ def constant(epochs: int, lr: float) -> Schedule:
 
 
 @SCHEDULES.register("warmup_cosine", source="FAT2019 9th place kernel: the rates its log shows")
-def warmup_cosine(epochs: int, lr: float, *, warmup: float = 0.1, start: float = 0.05, final_lr: float = 1e-7) -> Schedule:
+def warmup_cosine(
+    epochs: int, lr: float, *, warmup: float = 0.1, start: float = 0.05, final_lr: float = 1e-7
+) -> Schedule:
     """Linear warm-up, then a cosine whose counter starts after it: ninth's real run.
 
     The rate changes once an epoch. Over the first `warmup * epochs` epochs it climbs from `start * lr` in steps of
@@ -65,7 +76,12 @@ def warmup_cosine(epochs: int, lr: float, *, warmup: float = 0.1, start: float =
 
 @SCHEDULES.register("warmup_steps", source="FAT2019 36th place repository")
 def warmup_steps(
-    epochs: int, lr: float, *, warmup: float = 0.05, start: float = 0.1, milestones: tuple[float, ...] = (0.3, 0.6, 0.9),
+    epochs: int,
+    lr: float,
+    *,
+    warmup: float = 0.05,
+    start: float = 0.1,
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9),
     factor: float = 0.1,
 ) -> Schedule:
     """Linear warm-up from `start * lr` over the first share `warmup`, then times `factor` at each milestone (shares of the whole)."""
@@ -81,7 +97,9 @@ def warmup_steps(
 
 
 @SCHEDULES.register("linear_one_cycle", source="FAT2019 3rd place repository (Apache-2.0): 1cycle_0.0001_0.005")
-def linear_one_cycle(epochs: int, lr: float = 5e-3, *, start_lr: float = 1e-4, up: float = 0.3, final_divisor: float = 1000.0) -> Schedule:
+def linear_one_cycle(
+    epochs: int, lr: float = 5e-3, *, start_lr: float = 1e-4, up: float = 0.3, final_divisor: float = 1000.0
+) -> Schedule:
     """Straight up from `start_lr` to `lr` over the first share `up`, then straight down to `start_lr / final_divisor`; every iteration."""
     _checked(epochs, lr)
     final = start_lr / final_divisor
@@ -99,7 +117,7 @@ def linear_one_cycle(epochs: int, lr: float = 5e-3, *, start_lr: float = 1e-4, u
 def cosine_restarts(epochs: int, lr: float, *, cycle: int = 64, mult: int = 1, final_lr: float = 1e-6) -> Schedule:
     """Cosine from `lr` to `final_lr` over `cycle` epochs, again and again, each cycle `mult` times as long as the last; every iteration.
 
-    The 4th place took a snapshot at the end of each cycle: `fatai.callbacks.checkpoint.Snapshots`. The 1st place refined with `cycle` 10,
+    The 4th place took a snapshot at the end of each cycle: `fatai.callbacks.checkpoint.SaveSnapshots`. The 1st place refined with `cycle` 10,
     `mult` 2, 3e-4 to 1e-5.
     """
     _checked(epochs, lr)
@@ -131,7 +149,9 @@ def restarts(epochs: int, cycle: int, mult: int = 1) -> list[int]:
     return ends
 
 
-@SCHEDULES.register("stairs", source="DCASE 2019 Task 2 baseline: staircase decay, its curated stage 0.94 every 2.5 epochs from 3e-3")
+@SCHEDULES.register(
+    "stairs", source="DCASE 2019 Task 2 baseline: staircase decay, its curated stage 0.94 every 2.5 epochs from 3e-3"
+)
 def stairs(epochs: int, lr: float, *, factor: float = 0.94, every: float = 2.5) -> Schedule:
     """Times `factor` every so many epochs."""
     _checked(epochs, lr)
@@ -148,7 +168,9 @@ def warmup_smooth_cosine(epochs: int, lr: float, *, warmup_epochs: float = 1.0, 
     """
     _checked(epochs, lr)
     if not 0 <= warmup_epochs < epochs:
-        raise OptionError(f"warmup_epochs is {warmup_epochs}; expected a number from 0 up, less than the {epochs} epochs")
+        raise OptionError(
+            f"warmup_epochs is {warmup_epochs}; expected a number from 0 up, less than the {epochs} epochs"
+        )
 
     def at(t: float) -> float:
         if t < warmup_epochs:
@@ -165,17 +187,28 @@ def one_cycle(
 ) -> ParamScheduler:
     """fastai's `fit_one_cycle` as a callback of a plain fit: cosine up to `lr` and down again, momentum the other way round."""
     _checked(epochs, lr)
-    return ParamScheduler({"lr": combined_cos(pct_start, lr / div, lr, lr / div_final), "mom": combined_cos(pct_start, *moms)})
+    return ParamScheduler(
+        {"lr": combined_cos(pct_start, lr / div, lr, lr / div_final), "mom": combined_cos(pct_start, *moms)}
+    )
 
 
-@SCHEDULES.register("plateau", source="fastai (Apache-2.0), ReduceLROnPlateau; the 9th place's refit on the loss, the 1st place on lwlrap")
+@SCHEDULES.register(
+    "plateau",
+    source="fastai (Apache-2.0), ReduceLROnPlateau; the 9th place's refit on the loss, the 1st place on lwlrap",
+)
 def plateau(
-    epochs: int, lr: float, *, monitor: str = "valid_loss", patience: int = 3, factor: float = 0.1, min_lr: float = 0.0,
+    epochs: int,
+    lr: float,
+    *,
+    monitor: str = "valid_loss",
+    patience: int = 3,
+    factor: float = 0.1,
+    min_lr: float = 0.0,
     min_delta: float = 0.0,
 ) -> ReduceLROnPlateau:
     """Times `factor` when `monitor` got no better for more than `patience` epochs; from the rate that the fit begins with.
 
-    As it stands the 9th place's, which stopped at 1e-7 (`fatai.callbacks.callbacks.StopAtRate`); the 1st place's is "lwlrap", 6, 0.6, 1e-8.
+    As it stands the 9th place's, which stopped at 1e-7 (`fatai.callbacks.callbacks.StopAtLR`); the 1st place's is "lwlrap", 6, 0.6, 1e-8.
 
     Parameters
     ----------
@@ -189,5 +222,7 @@ def plateau(
     """
     _checked(epochs, lr)
     if not 0 < factor < 1 or patience < 0:
-        raise OptionError(f"factor is {factor} and patience {patience}; expected a factor between 0 and 1 and at least 0 epochs")
+        raise OptionError(
+            f"factor is {factor} and patience {patience}; expected a factor between 0 and 1 and at least 0 epochs"
+        )
     return ReduceLROnPlateau(monitor, min_delta=min_delta, patience=patience + 1, factor=1 / factor, min_lr=min_lr)

@@ -36,7 +36,10 @@ app = typer.Typer(
     help="Tag sounds: from a folder of clips to a model, a report and a checked submission.\n\nExample: fatai-submit demo\n\n"
     "Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine",
     epilog="Options with their units and defaults, and an example: fatai-submit COMMAND --help",
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for commands in (train, tag, export, evaluate, preview, reporting, data, doubting, serve, repeating, listing):
@@ -51,7 +54,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
     pass
 
@@ -79,7 +84,9 @@ def main() -> None:
         raise SystemExit(_INTERRUPTED) from None
 
 
-def _plain_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+def _plain_warning(
+    message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 

@@ -18,7 +18,9 @@ app = typer.Typer()
 def scan(
     data: Data,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
-    front_end: Annotated[str, typer.Option("--front-end", help="Front end whose cache and epoch are estimated.")] = "ninth",
+    front_end: Annotated[
+        str, typer.Option("--front-end", help="Front end whose cache and epoch are estimated.")
+    ] = "ninth",
     folds: Annotated[int, typer.Option(help="Folds in which each tag is counted.")] = 5,
     most: Annotated[int, typer.Option(help="Findings of a kind that are listed before the rest is counted.")] = 20,
 ) -> None:
@@ -28,7 +30,7 @@ def scan(
 
     For programs: fatai-submit scan DATA --json > scan.json
     """
-    from fatai.data.audit.dataset import scan as scan_data
+    from fatai.data.audit.dataset import check_dataset as scan_data
 
     report = scan_data(data, front_end=front_end, n_folds=folds)
     typer.echo(report.to_json() if as_json else report.to_text(most=most))
@@ -37,9 +39,13 @@ def scan(
 @app.command()
 def download(
     name: Annotated[str, typer.Argument(metavar="NAME", help="fsdkaggle2019 (the competition's sounds) or esc50.")],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to put it in; an interrupted download goes on there.")],
+    dest: Annotated[
+        Path, typer.Argument(metavar="DEST", help="Folder to put it in; an interrupted download goes on there.")
+    ],
     noisy: Annotated[bool, typer.Option(help="With the noisy part, which is most of fsdkaggle2019.")] = True,
-    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Leave the archives beside what was in them.")] = False,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Leave the archives beside what was in them.")
+    ] = False,
 ) -> None:
     """Get a data set in the layout that all commands read. Files are checked; an interrupted download goes on.
 
@@ -53,17 +59,21 @@ def download(
 @app.command()
 def stats(
     data: Data,
-    front_end: Annotated[Optional[str], typer.Option("--front-end", help="Front end to measure; without it the recipe's.")] = None,
+    front_end: Annotated[
+        Optional[str], typer.Option("--front-end", help="Front end to measure; without it the recipe's.")
+    ] = None,
     recipe: RecipeName = "ninth",
     normalise: Annotated[str, typer.Option(help="global: one mean and deviation; bin: those of each row.")] = "global",
     parts: Annotated[str, typer.Option(help="Parts of the data set, comma separated.")] = "curated,noisy",
-    out: Annotated[Optional[Path], typer.Option("--out", help="Write the recipe with these numbers in it to a .toml file.")] = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", help="Write the recipe with these numbers in it to a .toml file.")
+    ] = None,
 ) -> None:
     """Measure the mean and deviation of a data set's spectrograms. For a recipe's front end, whose last step they are.
 
     Example: fatai-submit stats DATA --recipe ninth --out my.toml
     """
-    from fatai.io.atomic import write_text_atomic
+    from fatai.io.atomic import write_text
     from fatai.data.stats import data_stats
     from fatai.experiment.recipe import load_recipe
 
@@ -71,10 +81,12 @@ def stats(
     if front_end is not None:
         loaded = loaded.with_front_end(name=front_end)
     settings = loaded.settings()
-    measured = data_stats(data, settings.front_end, parts=[p.strip() for p in parts.split(",")], trim_db=settings.trim_db)
+    measured = data_stats(
+        data, settings.front_end, parts=[p.strip() for p in parts.split(",")], trim_db=settings.trim_db
+    )
     numbers = measured.settings(normalise)
     if out is not None:
-        write_text_atomic(out, loaded.with_front_end(**numbers).resolved())
+        write_text(out, loaded.with_front_end(**numbers).resolved())
         typer.echo(f"{out}: {loaded.name} with the statistics of {measured.frames} frames")
         return
     import tomli_w
@@ -94,13 +106,13 @@ def doctor(
     Times of an epoch, and what would shorten it: fatai-submit doctor DATA --recipe ninth
     """
     if data is not None:
-        from fatai.diagnostics.profile import time_split
+        from fatai.diagnostics.profile import profile_step
 
-        typer.echo(time_split(data, recipe).to_text())
+        typer.echo(profile_step(data, recipe).to_text())
         return
-    from fatai.diagnostics.environment import examine
+    from fatai.diagnostics.environment import check_environment
 
-    report = examine()
+    report = check_environment()
     typer.echo(report.to_text())
     if report.faults:
         raise typer.Exit(2)

@@ -17,9 +17,13 @@ app = typer.Typer()
 @app.command()
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="model.onnx for one ONNX graph; another name for a model folder.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="model.onnx for one ONNX graph; another name for a model folder.")
+    ],
     fold: Annotated[int, typer.Option(min=0, help="Which fold of the run, counted from 0.")] = 0,
-    tolerance: Annotated[float, typer.Option(min=0, help="ONNX: how far its probabilities may be from torch's, at most.")] = 1e-4,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="ONNX: how far its probabilities may be from torch's, at most.")
+    ] = 1e-4,
 ) -> None:
     """Write one trained network as an ONNX file or a model folder. Both are checked before they are handed out.
 
@@ -29,22 +33,30 @@ def export(
 
     model = trained_model(run_folder, fold)
     if out.suffix != ".onnx":
-        typer.echo(f"{model.save(out)}: {len(model.tags)} tags; load_pretrained reads it, predict and tag take it as a run")
+        typer.echo(
+            f"{model.save(out)}: {len(model.tags)} tags; load_pretrained reads it, predict and tag take it as a run"
+        )
         return
     from fatai.export.onnx import export_onnx
 
     difference = export_onnx(model, out, tolerance=tolerance)
-    typer.echo(f"{out}: wave (batch, {model.settings.crop_samples}) at {model.settings.sr} Hz to probs (batch, {len(model.tags)}); "
-               f"onnxruntime differs from torch by at most {difference:.1e}")
+    typer.echo(
+        f"{out}: wave (batch, {model.settings.crop_samples}) at {model.settings.sr} Hz to probs (batch, {len(model.tags)}); "
+        f"onnxruntime differs from torch by at most {difference:.1e}"
+    )
 
 
 @app.command()
 def embed(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
     sounds: Annotated[list[Path], typer.Argument(metavar="SOUND", help="Sound files, or folders of them.")],
-    out: Annotated[Path, typer.Option("--out", help="embeddings.npy: float32 (clips, features); names go beside it as .csv.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="embeddings.npy: float32 (clips, features); names go beside it as .csv.")
+    ],
     fold: Annotated[int, typer.Option(min=0, help="Which fold of the run, counted from 0.")] = 0,
-    tta: Annotated[str, typer.Option(help="Kind of views that are averaged: even, random, tiles, whole, padded, ...")] = "even",
+    tta: Annotated[
+        str, typer.Option(help="Kind of views that are averaged: even, random, tiles, whole, padded, ...")
+    ] = "even",
     views: Views = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
 ) -> None:
@@ -63,14 +75,21 @@ def embed(
     items = pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
     embeddings = trained_model(run_folder, fold).embed(items, how=tta, n=views, num_workers=workers)
     embeddings.save(out)
-    typer.echo(f"{out}: {embeddings.values.shape[0]} clips, {embeddings.values.shape[1]} features; names in {out.with_suffix('.csv')}")
+    typer.echo(
+        f"{out}: {embeddings.values.shape[0]} clips, {embeddings.values.shape[1]} features; names in {out.with_suffix('.csv')}"
+    )
 
 
 @app.command("panns-logreg")
 def panns_logreg(
     data: Data,
-    weights: Annotated[Path, typer.Option("--weights", help="Published weights of PANNs, such as Cnn14_mAP=0.431.pth.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for embeddings, out-of-fold and test predictions, tagger and submission.")],
+    weights: Annotated[
+        Path, typer.Option("--weights", help="Published weights of PANNs, such as Cnn14_mAP=0.431.pth.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for embeddings, out-of-fold and test predictions, tagger and submission."),
+    ],
     arch: Annotated[str, typer.Option(help="The network that the weights belong to.")] = "cnn14",
     folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
@@ -83,4 +102,6 @@ def panns_logreg(
     """
     from fatai.experiment import panns_logreg as recipe
 
-    recipe.panns_logreg(data, recipe.panns_network(weights, arch), out, n_folds=folds, num_workers=workers, say=typer.echo)
+    recipe.panns_logreg(
+        data, recipe.panns_network(weights, arch), out, n_folds=folds, num_workers=workers, say=typer.echo
+    )

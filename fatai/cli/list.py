@@ -9,7 +9,9 @@ import typer
 __all__ = ["app"]
 
 app = typer.Typer()
-recipes_app = typer.Typer(help="List the recipes, or show one.\n\nExample: fatai-submit recipes show ninth", rich_markup_mode=None)
+recipes_app = typer.Typer(
+    help="List the recipes, or show one.\n\nExample: fatai-submit recipes show ninth", rich_markup_mode=None
+)
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -28,7 +30,9 @@ def recipes(context: typer.Context) -> None:
             typer.echo(f"{name:28s} {recipe.source}" + (f"; {recipe.published}" if recipe.published else ""))
         for name in ensemble_names():
             listed = load_ensemble(name)
-            typer.echo(f"{name:28s} {len(listed.members) + len(listed.stackers)} models; {listed.source}; {listed.published}")
+            typer.echo(
+                f"{name:28s} {len(listed.members) + len(listed.stackers)} models; {listed.source}; {listed.published}"
+            )
 
 
 @recipes_app.command("show")

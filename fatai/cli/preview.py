@@ -18,9 +18,14 @@ Fold = Annotated[int, typer.Option("--fold", help="Fold whose training clips are
 
 @app.command("show-augs")
 def show_augs(
-    data: Data, recipe: RecipeName = "ninth",
-    augment: Annotated[Optional[list[str]], typer.Option("--augment", help="An augmentation to show as well; may be repeated.")] = None,
-    mixup: Annotated[Optional[list[str]], typer.Option("--mixup", help="A mixer to show as well; may be repeated.")] = None,
+    data: Data,
+    recipe: RecipeName = "ninth",
+    augment: Annotated[
+        Optional[list[str]], typer.Option("--augment", help="An augmentation to show as well; may be repeated.")
+    ] = None,
+    mixup: Annotated[
+        Optional[list[str]], typer.Option("--mixup", help="A mixer to show as well; may be repeated.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")] = Path("augs.png"),
     fold: Fold = 0,
     n: Annotated[int, typer.Option("-n", help="How many clips are shown.")] = 4,
@@ -32,7 +37,7 @@ def show_augs(
     """
     import matplotlib
 
-    from fatai.io.atomic import write_atomic
+    from fatai.io.atomic import write_file
     from fatai.augment.show import show_each
     from fatai.errors import OptionError
     from fatai.experiment.preview import preview_learner
@@ -53,9 +58,11 @@ def show_augs(
     shown.update({name: [AUGMENTATIONS.build(name)] for name in augment or ()})
     shown.update({name: [MIXERS.build(name)] for name in mixup or ()})
     if not shown:
-        raise OptionError(f"the recipe {loaded.name} changes nothing at random; name what to show with --augment or --mixup")
+        raise OptionError(
+            f"the recipe {loaded.name} changes nothing at random; name what to show with --augment or --mixup"
+        )
     axes = show_each(preview_learner(data, loaded, fold, num_workers=0).dls, shown, n, seed=loaded.seed)
-    with write_atomic(out) as beside:
+    with write_file(out) as beside:
         axes[0, 0].figure.savefig(beside, dpi=120)
     typer.echo(f"{out}: {n} clips before and after {', '.join(shown)}")
 

@@ -14,11 +14,19 @@ app = typer.Typer()
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of an ensemble of runs.")],
-    data: Annotated[Optional[Path], typer.Option(
-        "--data", help="The run's data, for players and pictures of its clips; by default where its manifest says that they were.",
-    )] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="HTML file to write; RUN/report.html if not given.")] = None,
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or of an ensemble of runs.")
+    ],
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--data",
+            help="The run's data, for players and pictures of its clips; by default where its manifest says that they were.",
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", help="HTML file to write; RUN/report.html if not given.")
+    ] = None,
 ) -> None:
     """Write one HTML file that shows how a run went. Scores, costliest tags, confusions, clips to listen to, curves, data.
 

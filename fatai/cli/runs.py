@@ -28,9 +28,9 @@ def repeat(
 
     Example: fatai-submit repeat runs/ninth
     """
-    from fatai.experiment.reproduce import repeat_run
+    from fatai.experiment.reproduce import reproduce_run
 
-    repeated = repeat_run(run_folder, data, out, resume=resume, say=typer.echo)
+    repeated = reproduce_run(run_folder, data, out, resume=resume, say=typer.echo)
     typer.echo(f"\n{repeated}")
     if not repeated.same:
         raise typer.Exit(1)

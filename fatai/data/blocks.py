@@ -15,14 +15,22 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.all import (
-    ColReader, ColSplitter, DataBlock, DataLoaders, IndexSplitter, MultiCategoryBlock, RandomSplitter, Transform, TransformBlock,
+    ColReader,
+    ColSplitter,
+    DataBlock,
+    DataLoaders,
+    IndexSplitter,
+    MultiCategoryBlock,
+    RandomSplitter,
+    Transform,
+    TransformBlock,
     delegates,
 )
 from torch import Tensor, nn
 
 from fatai.data.cache import ClipCache, StoredClip
 from fatai.data.config import ClipSettings
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.labels import apply_corrections, check_labels, multi_hot, read_corrections, tags_of, warn_unused
 from fatai.data.tables import readable, standard_table, training_table
 from fatai.data.tensors import TensorFrames, TensorSpec, TensorWave
@@ -32,8 +40,16 @@ from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
 from fatai.audio.waveform import trim_silence
 
 __all__ = [
-    "AudioBlock", "CentreCrop", "ClipSettings", "FATDataLoaders", "LoadClip", "RandomCrop", "SpectrogramBlock", "WaveToSpec",
-    "WholeClip", "readable",
+    "AudioBlock",
+    "CentreCrop",
+    "ClipSettings",
+    "FATDataLoaders",
+    "LoadClip",
+    "RandomCrop",
+    "SpectrogramBlock",
+    "WaveToSpec",
+    "WholeClip",
+    "readable",
 ]
 
 
@@ -71,7 +87,9 @@ class LoadClip(Transform):
 
     def encodes(self, samples: np.ndarray):  # type: ignore[no-redef]  # noqa: F811
         wave = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
-        return _as_wave(wave if self.settings.trim_db is None else trim_silence(wave, self.settings.trim_db), self.settings)
+        return _as_wave(
+            wave if self.settings.trim_db is None else trim_silence(wave, self.settings.trim_db), self.settings
+        )
 
 
 class RandomCrop(Transform):
@@ -156,7 +174,9 @@ class WaveToSpec(Transform):
 def AudioBlock(settings: ClipSettings | None = None, cache: ClipCache | None = None) -> TransformBlock:
     """Block of waves: each item a `TensorWave` of `crop_s` seconds, for models and callbacks that start from samples."""
     settings = settings or ClipSettings()
-    return TransformBlock(type_tfms=LoadClip(settings, cache), item_tfms=[RandomCrop(settings), CentreCrop(settings), WholeClip(settings)])
+    return TransformBlock(
+        type_tfms=LoadClip(settings, cache), item_tfms=[RandomCrop(settings), CentreCrop(settings), WholeClip(settings)]
+    )
 
 
 def SpectrogramBlock(settings: ClipSettings | None = None, cache: ClipCache | None = None) -> TransformBlock:
@@ -170,9 +190,13 @@ def _leave_out(df: pd.DataFrame, good: np.ndarray, faults: Sequence[str]) -> tup
     """The rows of `df` that are `good`, and the names of the others, after a warning that says why."""
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
-        warnings.warn(f"{len(faults)} of {len(df)} training files cannot be read and are left out:\n{listed}", stacklevel=3)
+        warnings.warn(
+            f"{len(faults)} of {len(df)} training files cannot be read and are left out:\n{listed}", stacklevel=3
+        )
     if not good.any():
-        raise DataError(f"none of the {len(df)} training files can be read; the first: {faults[0] if faults else 'the table is empty'}")
+        raise DataError(
+            f"none of the {len(df)} training files can be read; the first: {faults[0] if faults else 'the table is empty'}"
+        )
     return df[good].reset_index(drop=True), tuple(df["fname"][~good])
 
 
@@ -266,7 +290,9 @@ class FATDataLoaders(DataLoaders):
             table = apply_corrections(table, fixes)
         tags = tuple(vocab) if vocab is not None else tags_of(table["labels"])
         check_labels(table, tags)
-        table, unreadable = _leave_out(table, *readable([Path(p) for p in table["path"]])) if check_files else (table, ())
+        table, unreadable = (
+            _leave_out(table, *readable([Path(p) for p in table["path"]])) if check_files else (table, ())
+        )
         if settings is None:
             settings = ClipSettings(find_front_end(front_end), channels, crop_s, trim_db, short_fill)
         stored = None
@@ -297,7 +323,9 @@ class FATDataLoaders(DataLoaders):
 
     @classmethod
     @delegates(from_df)
-    def from_csv(cls, path: str | Path, csv_fname: str = "train_curated.csv", *, delimiter: str = ",", **kwargs: Any) -> FATDataLoaders:
+    def from_csv(
+        cls, path: str | Path, csv_fname: str = "train_curated.csv", *, delimiter: str = ",", **kwargs: Any
+    ) -> FATDataLoaders:
         """From a CSV at `path/csv_fname`, with a header; the rest as in `from_df`."""
         csv = Path(path) / csv_fname
         if not csv.is_file():
@@ -315,10 +343,16 @@ class FATDataLoaders(DataLoaders):
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"there is no folder {root}; expected one that holds a folder of sounds for each tag")
-        files = sorted(f for f in root.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS and f.is_file() and f.parent != root)
+        files = sorted(
+            f for f in root.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS and f.is_file() and f.parent != root
+        )
         if not files:
-            raise DataError(f"no sound files in the folders of {root}; expected {root}/<tag>/<file>.wav (or flac, ogg, mp3)")
-        df = pd.DataFrame({"fname": [str(f.relative_to(root)) for f in files], "labels": [[f.parent.name] for f in files]})
+            raise DataError(
+                f"no sound files in the folders of {root}; expected {root}/<tag>/<file>.wav (or flac, ogg, mp3)"
+            )
+        df = pd.DataFrame(
+            {"fname": [str(f.relative_to(root)) for f in files], "labels": [[f.parent.name] for f in files]}
+        )
         if valid is not None:
             df["is_valid"] = [f.relative_to(root).parts[0] == valid for f in files]
             kwargs = {"valid_col": "is_valid", **kwargs}
@@ -327,9 +361,9 @@ class FATDataLoaders(DataLoaders):
     @classmethod
     @delegates(from_df)
     def from_path(
-        cls, path: str | Path | FATData, *, noisy: bool = False, corrections: str | Path | None = None, **kwargs: Any,
+        cls, path: str | Path | FATDataset, *, noisy: bool = False, corrections: str | Path | None = None, **kwargs: Any
     ) -> FATDataLoaders:
-        """From a folder in the competition's layout, or what `read_layout` made of it.
+        """From a folder in the competition's layout, or what `load_dataset` made of it.
 
         Parameters
         ----------
@@ -338,7 +372,7 @@ class FATDataLoaders(DataLoaders):
         corrections
             A CSV of (fname, labels or "remove") that is applied first.
         """
-        data = path if isinstance(path, FATData) else read_layout(path, corrections=corrections)
+        data = path if isinstance(path, FATDataset) else load_dataset(path, corrections=corrections)
         table = training_table(data, noisy=noisy, **_take(kwargs, "valid_pct", "seed"))
         columns = {"fn_col": "fname", "path_col": "path", "label_col": "labels", "valid_col": "is_valid"}
         return cls.from_df(table, data.path, vocab=data.tags, **columns, **kwargs)

@@ -55,11 +55,19 @@ def recipe_of(settings: ClipSettings, kind: str) -> dict[str, Any]:
     """Everything that decides about a cache's bytes, except for the sound files."""
     if kind not in CACHE_KINDS:
         raise OptionError(f"no kind of cache is called {kind!r}; {did_you_mean(kind, CACHE_KINDS)}")
-    recipe: dict[str, Any] = {"format": _FORMAT, "fatai": __version__, "kind": kind, "sr": settings.sr, "trim_db": settings.trim_db}
+    recipe: dict[str, Any] = {
+        "format": _FORMAT,
+        "fatai": __version__,
+        "kind": kind,
+        "sr": settings.sr,
+        "trim_db": settings.trim_db,
+    }
     if kind == "features":
         front_end = asdict(settings.front_end)
         if settings.front_end.log == "pcen" and settings.front_end.pcen_trainable:
-            raise OptionError("a trainable PCEN changes while it learns, so its features cannot be cached; choose cache='wave'")
+            raise OptionError(
+                "a trainable PCEN changes while it learns, so its features cannot be cached; choose cache='wave'"
+            )
         del front_end["channels"]  # made from the crop, each time
         recipe |= {"front_end": front_end, "crop_samples": settings.crop_samples, "short_fill": settings.short_fill}
     return recipe
@@ -101,7 +109,9 @@ class StoredClip:
         """From the sample or frame `start` on, to the end if `size` is None: float32, (size,) of a wave and (rows, size) of features."""
         stop = len(self) if size is None else start + size
         if not 0 <= start <= stop <= len(self):
-            raise OptionError(f"a crop from {start} to {stop} was asked of a clip of {len(self)} {'samples' if self.is_wave else 'frames'}")
+            raise OptionError(
+                f"a crop from {start} to {stop} was asked of a clip of {len(self)} {'samples' if self.is_wave else 'frames'}"
+            )
         part = torch.from_numpy(self.values[start:stop].astype(np.float32))
         return part.mul_(WAVE_STEP) if self.is_wave else part.T.contiguous()
 
@@ -122,7 +132,14 @@ class ClipCache:
     """
 
     def __init__(
-        self, folder: Path, kind: str, rows: int, paths: Sequence[str], names: np.ndarray, lengths: np.ndarray, faults: dict[int, str],
+        self,
+        folder: Path,
+        kind: str,
+        rows: int,
+        paths: Sequence[str],
+        names: np.ndarray,
+        lengths: np.ndarray,
+        faults: dict[int, str],
     ):
         self.folder, self.kind, self.rows, self.paths = folder, kind, rows, tuple(paths)
         self._names, self.lengths, self.faults = names, lengths, faults
@@ -130,7 +147,12 @@ class ClipCache:
 
     @classmethod
     def open_or_build(
-        cls, files: Sequence[str | Path], settings: ClipSettings, *, kind: str = "features", folder: str | Path | None = None,
+        cls,
+        files: Sequence[str | Path],
+        settings: ClipSettings,
+        *,
+        kind: str = "features",
+        folder: str | Path | None = None,
         threads: int | None = None,
     ) -> ClipCache:
         """The cache of `files`; what is missing in it, or belongs to a file that changed, is made first, with a progress bar.
@@ -159,7 +181,9 @@ class ClipCache:
         """
         from fatai.data.cache_build import build
 
-        return build(cls, files, settings, kind, Path(folder) if folder is not None else default_cache_folder(), threads)
+        return build(
+            cls, files, settings, kind, Path(folder) if folder is not None else default_cache_folder(), threads
+        )
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fatai.io.atomic import write_atomic, write_text_atomic
+from fatai.io.atomic import write_file, write_text
 from fatai.data.cache import DTYPES, SUFFIXES, ClipCache, clip_name, describe, recipe_of, short_digest, stored_names
 from fatai.data.config import ClipSettings
 from fatai.errors import AudioError, CacheError, FataiError
@@ -33,7 +33,12 @@ T = TypeVar("T", bound=ClipCache)
 
 
 def build(
-    kind_of_cache: Callable[..., T], files: Sequence[str | Path], settings: ClipSettings, kind: str, root: Path, threads: int | None,
+    kind_of_cache: Callable[..., T],
+    files: Sequence[str | Path],
+    settings: ClipSettings,
+    kind: str,
+    root: Path,
+    threads: int | None,
 ) -> T:
     """What `ClipCache.open_or_build` does."""
     text = describe(recipe_of(settings, kind))
@@ -46,13 +51,15 @@ def build(
             with _alone(folder) as alone:
                 if alone:
                     _sweep(folder)
-                write_text_atomic(folder / "settings.json", text)
+                write_text(folder / "settings.json", text)
                 _make(folder, settings, kind, paths, names, faults, rows, threads)
         sizes = _sizes(folder, kind, rows)
     except FataiError:
         raise
     except OSError as e:
-        raise CacheError(f"the cache {folder} cannot be built ({e.strerror or e}); choose another cache_dir, or cache='none'") from e
+        raise CacheError(
+            f"the cache {folder} cannot be built ({e.strerror or e}); choose another cache_dir, or cache='none'"
+        ) from e
     for i in _missing(names, sizes):
         faults.setdefault(i, f"{paths[i]}: the file was changed while its cache was made; start again")
     lengths = np.array([sizes.get(name, 0) for name in names], dtype=np.int64)
@@ -115,7 +122,13 @@ def _sweep(folder: Path) -> None:
 
 
 def _make(
-    folder: Path, settings: ClipSettings, kind: str, paths: Sequence[str], names: Sequence[str], faults: dict[int, str], rows: int,
+    folder: Path,
+    settings: ClipSettings,
+    kind: str,
+    paths: Sequence[str],
+    names: Sequence[str],
+    faults: dict[int, str],
+    rows: int,
     threads: int | None,
 ) -> None:
     """Write the clips that are missing, and take away those that they replace."""
@@ -133,7 +146,7 @@ def _make(
         except (AudioError, FileNotFoundError) as e:
             return str(e)
         if unchanged:
-            with write_atomic(folder / name[:2] / name) as beside:
+            with write_file(folder / name[:2] / name) as beside:
                 values.tofile(beside)
         for old in before.get(name.split("-")[0], ()):
             if not old.endswith(name):

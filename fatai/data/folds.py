@@ -32,7 +32,15 @@ from fatai.errors import DataError, OptionError, ShapeError
 from fatai.registry import did_you_mean
 
 __all__ = [
-    "FOLD_MAKERS", "AbsentTags", "Leak", "absent_tags", "find_leaks", "fold_table", "make_folds", "noisy_shares", "warn_about_folds",
+    "FOLD_MAKERS",
+    "AbsentTags",
+    "Leak",
+    "absent_tags",
+    "find_leaks",
+    "fold_table",
+    "make_folds",
+    "noisy_shares",
+    "warn_about_folds",
     "warn_about_leaks",
 ]
 
@@ -41,7 +49,12 @@ ALWAYS_TRAINING = -1
 
 
 def make_folds(
-    targ: np.ndarray, *, how: str = "stratified_argmax", n: int = 5, seed: int = 2019, groups: Sequence[Any] | None = None,
+    targ: np.ndarray,
+    *,
+    how: str = "stratified_argmax",
+    n: int = 5,
+    seed: int = 2019,
+    groups: Sequence[Any] | None = None,
     tags: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Give every clip the fold that holds it out.
@@ -99,8 +112,8 @@ def make_folds(
 def _from_splits(splits: Any, n_clips: int) -> np.ndarray:
     """Fold numbers from scikit-learn's pairs of indices."""
     folds = np.full(n_clips, -1, dtype=np.int64)
-    for k, (_, held_out) in enumerate(splits):
-        folds[held_out] = k
+    for k, (_, oof_score) in enumerate(splits):
+        folds[oof_score] = k
     return folds
 
 
@@ -113,7 +126,9 @@ def _stratified_argmax(positive: np.ndarray, n: int, seed: int, groups: Sequence
         return _plain(positive, n, seed, groups)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
-        return _from_splits(StratifiedKFold(n, shuffle=True, random_state=seed).split(positive, first_tag), len(positive))
+        return _from_splits(
+            StratifiedKFold(n, shuffle=True, random_state=seed).split(positive, first_tag), len(positive)
+        )
 
 
 def _multilabel(positive: np.ndarray, n: int, seed: int, groups: Sequence[Any]) -> np.ndarray:
@@ -122,7 +137,10 @@ def _multilabel(positive: np.ndarray, n: int, seed: int, groups: Sequence[Any]) 
     if positive.shape[1] == 1:
         # One column alone is not multi-label to scikit-learn; with its opposite it is, and means the same.
         positive = np.concatenate([positive, ~positive], 1)
-    folds = _from_splits(MultilabelStratifiedKFold(n, shuffle=True, random_state=seed).split(positive, positive.astype(int)), len(positive))
+    folds = _from_splits(
+        MultilabelStratifiedKFold(n, shuffle=True, random_state=seed).split(positive, positive.astype(int)),
+        len(positive),
+    )
     # With hardly more clips than folds, the stratification may leave a fold empty; training on such a fold could not be scored.
     return folds if len(np.unique(folds)) == n else _plain(positive, n, seed, groups)
 
@@ -177,7 +195,9 @@ def _given(positive: np.ndarray, n: int, seed: int, groups: Sequence[Any]) -> np
     else:
         names, folds = np.unique(np.array(numbers), return_inverse=True)
     if len(names) < 2:
-        raise OptionError(f"the given folds hold only the value {values[0] if values else ''!r}; expected at least two different ones")
+        raise OptionError(
+            f"the given folds hold only the value {values[0] if values else ''!r}; expected at least two different ones"
+        )
     return folds.astype(np.int64)
 
 
@@ -199,8 +219,11 @@ def _warn_rare(positive: np.ndarray, n: int, tags: Sequence[str] | None) -> None
     count = positive.sum(0)
     rare = [f"{_name(int(k), tags)} ({count[k]})" for k in np.flatnonzero((count > 0) & (count < n))]
     if rare:
-        warnings.warn(f"fewer clips than the {n} folds have: {', '.join(rare)}; some folds hold none of them out, so their scores "
-                      "say little about these tags", stacklevel=3)
+        warnings.warn(
+            f"fewer clips than the {n} folds have: {', '.join(rare)}; some folds hold none of them out, so their scores "
+            "say little about these tags",
+            stacklevel=3,
+        )
 
 
 def fold_table(folds: np.ndarray, targ: np.ndarray, tags: Sequence[str]) -> pd.DataFrame:
@@ -222,11 +245,11 @@ def fold_table(folds: np.ndarray, targ: np.ndarray, tags: Sequence[str]) -> pd.D
 class AbsentTags(NamedTuple):
     """Tags that a fold lacks; each a dict from the fold's number to the names, without folds that lack none.
 
-    `held_out`: no clip that the fold holds out has the tag, so it can't be scored there.
+    `oof_score`: no clip that the fold holds out has the tag, so it can't be scored there.
     `training`: every clip with the tag is held out (or there is none at all), so it can't be learnt there.
     """
 
-    held_out: dict[int, list[str]]
+    oof_score: dict[int, list[str]]
     training: dict[int, list[str]]
 
 
@@ -234,15 +257,15 @@ def absent_tags(folds: np.ndarray, targ: np.ndarray, tags: Sequence[str]) -> Abs
     """Which tags are missing from which fold."""
     table = fold_table(folds, targ, tags)
     numbers = [int(k) for k in table.columns if k != "all"]
-    held_out = {k: list(table.index[table[k] == 0]) for k in numbers}
+    oof_score = {k: list(table.index[table[k] == 0]) for k in numbers}
     training = {k: list(table.index[table[k] == table["all"]]) for k in numbers}
-    return AbsentTags({k: t for k, t in held_out.items() if t}, {k: t for k, t in training.items() if t})
+    return AbsentTags({k: t for k, t in oof_score.items() if t}, {k: t for k, t in training.items() if t})
 
 
 def warn_about_folds(folds: np.ndarray, targ: np.ndarray, tags: Sequence[str]) -> AbsentTags:
     """Warn about the tags that folds lack, naming both, and return them."""
     absent = absent_tags(folds, targ, tags)
-    told = [f"fold {k} holds out no clip of {', '.join(names)}" for k, names in absent.held_out.items()]
+    told = [f"fold {k} holds out no clip of {', '.join(names)}" for k, names in absent.oof_score.items()]
     told += [f"fold {k} leaves no clip to learn from of {', '.join(names)}" for k, names in absent.training.items()]
     if told:
         warnings.warn("; ".join(told), stacklevel=2)
@@ -263,7 +286,9 @@ def noisy_shares(n_clips: int, *, how: str = "all", n: int = 5, seed: int = 42) 
     bool, shape (n, n_clips).
     """
     if how not in ("all", "own", "others"):
-        raise OptionError(f"how is {how!r}; expected all, own or others: which part of the noisy clips a fold trains on")
+        raise OptionError(
+            f"how is {how!r}; expected all, own or others: which part of the noisy clips a fold trains on"
+        )
     if how == "all":
         return np.ones((n, n_clips), dtype=bool)
     if not 2 <= n <= n_clips:
@@ -332,7 +357,11 @@ def warn_about_leaks(leaks: Sequence[Leak]) -> None:
         of_kind = [leak for leak in leaks if leak.kind == kind]
         if of_kind:
             some = ", ".join(leak.key if kind != "sound" else " = ".join(leak.files) for leak in of_kind[:5])
-            told.append(f"{len(of_kind)} {kind}{'s' * (len(of_kind) > 1)} ({some}{', ...' if len(of_kind) > 5 else ''})")
+            told.append(
+                f"{len(of_kind)} {kind}{'s' * (len(of_kind) > 1)} ({some}{', ...' if len(of_kind) > 5 else ''})"
+            )
     if told:
-        warnings.warn(f"on both sides of a split: {'; '.join(told)}; scores of those folds are too good to be true - group the folds",
-                      stacklevel=2)
+        warnings.warn(
+            f"on both sides of a split: {'; '.join(told)}; scores of those folds are too good to be true - group the folds",
+            stacklevel=2,
+        )

@@ -21,8 +21,17 @@ from fatai.errors import DataError, LabelError
 from fatai.registry import did_you_mean
 
 __all__ = [
-    "REMOVE", "apply_corrections", "check_labels", "join_labels", "multi_hot", "parse_labels", "read_corrections", "read_labels",
-    "read_table", "tags_of", "warn_unused",
+    "REMOVE",
+    "apply_corrections",
+    "check_labels",
+    "join_labels",
+    "multi_hot",
+    "parse_labels",
+    "read_corrections",
+    "read_labels",
+    "read_table",
+    "tags_of",
+    "warn_unused",
 ]
 
 REMOVE = "remove"
@@ -53,7 +62,9 @@ def parse_labels(cell: Any, delim: str | None = None) -> list[str]:
         # A set has no order of its own, and one that differs from run to run would make runs differ.
         parts = [str(part) for part in (sorted(cell) if isinstance(cell, (set, frozenset)) else cell)]
     else:
-        raise LabelError(f"a cell of labels is {cell!r} ({type(cell).__name__}); expected text such as 'Bark,Meow' or a list of tags")
+        raise LabelError(
+            f"a cell of labels is {cell!r} ({type(cell).__name__}); expected text such as 'Bark,Meow' or a list of tags"
+        )
     return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
@@ -61,7 +72,9 @@ def join_labels(labels: Sequence[str]) -> str:
     """The cell of some tags, the reverse of `parse_labels`; a tag with a comma, a semicolon or outer spaces is a `LabelError`."""
     for label in labels:
         if parse_labels(label) != [label]:
-            raise LabelError(f"the tag {label!r} cannot be written into a cell of labels: take out commas, semicolons and spaces around it")
+            raise LabelError(
+                f"the tag {label!r} cannot be written into a cell of labels: take out commas, semicolons and spaces around it"
+            )
     return ",".join(labels)
 
 
@@ -84,13 +97,17 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     header = [column.strip() for column in rows[0]]
     for column in columns:
         if column not in header:
-            raise DataError(f"{path} has no column {column!r}; {did_you_mean(column, header)} - rename it, or name the columns to from_csv")
+            raise DataError(
+                f"{path} has no column {column!r}; {did_you_mean(column, header)} - rename it, or name the columns to from_csv"
+            )
     twice = next((column for column, n in Counter(header).items() if n > 1), None)
     if twice is not None:
         raise DataError(f"{path} has the column {twice!r} twice; expected every column once")
     for k, row in enumerate(rows[1:]):
         if len(row) != len(header):
-            raise DataError(f'{path}, {_row(k)} has {len(row)} cells, but the header {len(header)}; put "quotes" around a cell with commas')
+            raise DataError(
+                f'{path}, {_row(k)} has {len(row)} cells, but the header {len(header)}; put "quotes" around a cell with commas'
+            )
     return pd.DataFrame(rows[1:], columns=header, dtype=str)
 
 
@@ -123,7 +140,9 @@ def read_labels(
     table = read_table(path, [fn_col, label_col]).rename(columns={fn_col: "fname", label_col: "labels"})
     table["fname"] = [name.strip() for name in table["fname"]]
     _check_names(table["fname"], Path(path))
-    table["labels"] = pd.Series([parse_labels(cell, label_delim) for cell in table["labels"]], index=table.index, dtype=object)
+    table["labels"] = pd.Series(
+        [parse_labels(cell, label_delim) for cell in table["labels"]], index=table.index, dtype=object
+    )
     if tags is not None:
         check_labels(table, tags, path)
     first = ["fname", "labels"]
@@ -141,7 +160,9 @@ def _check_names(names: pd.Series, path: Path) -> None:
         if not name:
             raise DataError(f"{path}, {_row(k)} has no file name: fill it in or take the row out")
         if name in seen:
-            raise DataError(f"{path} names {name} twice, in {_row(seen[name])} and {_row(k)}: join them, or take one out")
+            raise DataError(
+                f"{path} names {name} twice, in {_row(seen[name])} and {_row(k)}: join them, or take one out"
+            )
         seen[name] = k
 
 
@@ -151,7 +172,9 @@ def check_labels(table: pd.DataFrame, tags: Sequence[str], source: str | Path = 
     for k, (fname, labels) in enumerate(zip(table["fname"], table["labels"])):
         for label in labels:
             if label not in known:
-                raise LabelError(f"{source}, {_row(k)}, {fname}: unknown tag {label!r}; {did_you_mean(label, list(tags))}")
+                raise LabelError(
+                    f"{source}, {_row(k)}, {fname}: unknown tag {label!r}; {did_you_mean(label, list(tags))}"
+                )
 
 
 def tags_of(labels: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -216,9 +239,13 @@ def read_corrections(path: str | Path, *, tags: Sequence[str] | None = None) -> 
     table = read_labels(path)
     for k, (fname, labels) in enumerate(zip(table["fname"], table["labels"])):
         if not labels:
-            raise LabelError(f"{path}, {_row(k)}, {fname}: no labels; expected the right tags, or {REMOVE!r} to leave the clip out")
+            raise LabelError(
+                f"{path}, {_row(k)}, {fname}: no labels; expected the right tags, or {REMOVE!r} to leave the clip out"
+            )
         if REMOVE in labels and len(labels) > 1:
-            raise LabelError(f"{path}, {_row(k)}, {fname}: {join_labels(labels)!r}; expected either tags or {REMOVE!r} alone")
+            raise LabelError(
+                f"{path}, {_row(k)}, {fname}: {join_labels(labels)!r}; expected either tags or {REMOVE!r} alone"
+            )
     removed = np.array([labels == [REMOVE] for labels in table["labels"]], dtype=bool)
     if tags is not None:
         check_labels(table, [*tags, REMOVE], path)
@@ -245,4 +272,7 @@ def warn_unused(corrections: pd.DataFrame, known: Iterable[str], source: str | P
     unused = [fname for fname in corrections["fname"] if fname not in names]
     if unused:
         some = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
-        warnings.warn(f"{len(unused)} of {len(corrections)} corrections in {source} fit no clip and do nothing: {some}", stacklevel=4)
+        warnings.warn(
+            f"{len(unused)} of {len(corrections)} corrections in {source} fit no clip and do nothing: {some}",
+            stacklevel=4,
+        )

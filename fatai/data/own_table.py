@@ -59,7 +59,9 @@ def read_own_table(path: str | Path) -> pd.DataFrame:
     for name, words in _CALLED.items():
         if name not in standard:
             what = "file names" if name == "fname" else "tags"
-            raise DataError(f"{csv} has no column of {what}: it has {', '.join(header)}; call one {name} (or {', '.join(words)})")
+            raise DataError(
+                f"{csv} has no column of {what}: it has {', '.join(header)}; call one {name} (or {', '.join(words)})"
+            )
     table = read_labels(csv, fn_col=header[standard.index("fname")], label_col=header[standard.index("labels")])
     if not len(table):
         raise DataError(f"{csv} has a header but no rows; expected a file name and its labels in each")
@@ -81,10 +83,14 @@ def _sounds_below(folder: Path) -> dict[str, list[Path]]:
 def _place_of(fname: str, csv: Path, below: dict[str, list[Path]]) -> Path:
     named = csv.parent / fname
     if Path(fname).is_absolute() or ".." in Path(fname).parts:
-        raise DataError(f"{csv} names the file {fname!r}, which leads out of {csv.parent}; expected names of files in it or below")
+        raise DataError(
+            f"{csv} names the file {fname!r}, which leads out of {csv.parent}; expected names of files in it or below"
+        )
     if os.path.isfile(named):
         return named
     same = below.get(fname, [])
     if len(same) > 1:
-        raise DataError(f"{csv} names the file {fname!r}, which is there {len(same)} times ({same[0]}, {same[1]}); write its folder too")
+        raise DataError(
+            f"{csv} names the file {fname!r}, which is there {len(same)} times ({same[0]}, {same[1]}); write its folder too"
+        )
     return same[0] if same else named

@@ -34,7 +34,11 @@ MIXTURES: dict[str, dict[str, float]] = {
 
 def _drawn(generator: Generator | None) -> Generator:
     """The generator, or a new one whose seed comes from torch's random state."""
-    return generator if generator is not None else Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+    return (
+        generator
+        if generator is not None
+        else Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+    )
 
 
 class LengthGrouped(Sampler[list[int]]):
@@ -121,15 +125,19 @@ class Balanced(Sampler[int]):
         More draws than `max_repeats` of every clip make up.
     """
 
-    def __init__(self, targ: np.ndarray, *, n: int | None = None, max_repeats: int = 5, generator: Generator | None = None):
+    def __init__(
+        self, targ: np.ndarray, *, n: int | None = None, max_repeats: int = 5, generator: Generator | None = None
+    ):
         positive = np.asarray(targ) > 0
         if positive.ndim != 2:
             raise ShapeError(f"targ has shape {positive.shape}; expected (clips, tags)")
         tagged = int(positive.any(1).sum())
         self.n = tagged if n is None else n
         if max_repeats < 1 or not 0 <= self.n <= tagged * max_repeats:
-            raise OptionError(f"n={n}, max_repeats={max_repeats}; expected at least 1 repeat, and at most {tagged} clips with tags x "
-                              f"max_repeats = {tagged * max(0, max_repeats)} draws")
+            raise OptionError(
+                f"n={n}, max_repeats={max_repeats}; expected at least 1 repeat, and at most {tagged} clips with tags x "
+                f"max_repeats = {tagged * max(0, max_repeats)} draws"
+            )
         self.clips_of = [np.flatnonzero(column) for column in positive.T if column.any()]
         self.max_repeats, self.generator = max_repeats, generator
 
@@ -180,16 +188,22 @@ class Mixture(Sampler[int]):
         Shares that don't add up to 1, or of a source that has no clips.
     """
 
-    def __init__(self, sources: Sequence[str], shares: Mapping[str, float], *, n: int = 32768, generator: Generator | None = None):
+    def __init__(
+        self, sources: Sequence[str], shares: Mapping[str, float], *, n: int = 32768, generator: Generator | None = None
+    ):
         at: dict[str, list[int]] = {}
         for i, source in enumerate(sources):
             at.setdefault(source, []).append(i)
         if any(not share >= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
-            raise OptionError(f"shares {dict(shares)} add up to {sum(shares.values()):g}; expected parts of at least 0 that make 1")
+            raise OptionError(
+                f"shares {dict(shares)} add up to {sum(shares.values()):g}; expected parts of at least 0 that make 1"
+            )
         absent = [name for name, share in shares.items() if share > 0 and name not in at]
         if absent:
-            raise OptionError(f"no clip comes from {absent[0]!r}, which is to have a share of {shares[absent[0]]:g}; there are clips from "
-                              f"{', '.join(sorted(at))}")
+            raise OptionError(
+                f"no clip comes from {absent[0]!r}, which is to have a share of {shares[absent[0]]:g}; there are clips from "
+                f"{', '.join(sorted(at))}"
+            )
         self.clips = [torch.tensor(at.get(name, []), dtype=torch.int64) for name in shares]
         self.shares, self.n, self.generator = torch.tensor(list(shares.values()), dtype=torch.float64), n, generator
 
@@ -218,7 +232,9 @@ class Shard(Sampler[Any]):
         if not 0 <= rank < world_size:
             raise OptionError(f"rank={rank}, world_size={world_size}; expected a rank from 0 to world_size - 1")
         if getattr(sampler, "generator", None) is None:
-            raise OptionError("without a generator, each process draws something else; give the sampler torch.Generator().manual_seed(0)")
+            raise OptionError(
+                "without a generator, each process draws something else; give the sampler torch.Generator().manual_seed(0)"
+            )
         self.sampler, self.rank, self.world_size = sampler, rank, world_size
 
     def __len__(self) -> int:
@@ -241,7 +257,9 @@ class SampledDL(TfmdDL):
         self.sampler = sampler
         bs = getattr(sampler, "bs", None)
         if bs is not None and bs != kwargs.get("bs"):
-            raise OptionError(f"the sampler makes batches of {bs}, the loader of {kwargs.get('bs')}; give both the same bs")
+            raise OptionError(
+                f"the sampler makes batches of {bs}, the loader of {kwargs.get('bs')}; give both the same bs"
+            )
         n = len(dataset) if bs is not None else len(sampler)  # type: ignore[arg-type]
         of_a_batch = kwargs.get("bs") or 1
         if bs is None and n > of_a_batch > 1 and n % of_a_batch == 1:
@@ -250,10 +268,14 @@ class SampledDL(TfmdDL):
 
     def get_idxs(self) -> list[int]:
         drawn = list(self.sampler)
-        return [i for batch in drawn for i in batch] if getattr(self.sampler, "bs", None) is not None else drawn[:self.n]
+        return (
+            [i for batch in drawn for i in batch] if getattr(self.sampler, "bs", None) is not None else drawn[: self.n]
+        )
 
     def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> Any:
         """Another loader like this one; of another data set it is a plain one."""
         if dataset is None or dataset is self.dataset:
-            return super().new(dataset, cls, **{"sampler": self.sampler, **kwargs} if cls in (None, SampledDL) else kwargs)
+            return super().new(
+                dataset, cls, **{"sampler": self.sampler, **kwargs} if cls in (None, SampledDL) else kwargs
+            )
         return super().new(dataset, cls or TfmdDL, **kwargs)

@@ -21,7 +21,9 @@ def tag_words(target: Any, most: int = 4) -> str:
     return "\n".join(tags[:most] + [f"and {len(tags) - most} more"] * (len(tags) > most)) or "no tag"
 
 
-def _grid(x: TensorSpec, n: int, ctxs: Any, nrows: int | None, ncols: int | None, figsize: tuple[float, float] | None) -> Any:
+def _grid(
+    x: TensorSpec, n: int, ctxs: Any, nrows: int | None, ncols: int | None, figsize: tuple[float, float] | None
+) -> Any:
     if ctxs is not None:
         return ctxs
     ncols = ncols or min(n, 4) if nrows is None else ncols

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fatai.data.config import ClipSettings
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import AudioError, DataError, OptionError
 from fatai.io.progress import track
 from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
@@ -23,7 +23,10 @@ _AHEAD = 16  # clips that are read before the front end asks for them
 
 
 def data_stats(
-    data: str | Path | FATData | Sequence[str | Path], front_end: str | FrontEnd = "ninth", *, parts: Sequence[str] = ("curated", "noisy"),
+    data: str | Path | FATDataset | Sequence[str | Path],
+    front_end: str | FrontEnd = "ninth",
+    *,
+    parts: Sequence[str] = ("curated", "noisy"),
     trim_db: float | None = 60.0,
 ) -> SpectrogramStats:
     """Statistics of a data set as a front end sees it before it normalises; memory stays flat.
@@ -31,7 +34,7 @@ def data_stats(
     Parameters
     ----------
     data
-        A folder in the competition's layout, what `read_layout` made of it, or paths of sound files.
+        A folder in the competition's layout, what `load_dataset` made of it, or paths of sound files.
     parts
         Of a data set: curated, noisy, test; a part that isn't there is passed over.
     trim_db
@@ -50,14 +53,16 @@ def data_stats(
     paths = _paths(data, parts)
     stats = spectrogram_stats(settings.front_end, _waves(settings, paths))
     if not stats.frames:
-        raise DataError(f"none of the {len(paths)} clips can be read, so there is nothing to measure; look at them with fatai-submit scan")
+        raise DataError(
+            f"none of the {len(paths)} clips can be read, so there is nothing to measure; look at them with fatai-submit scan"
+        )
     return stats
 
 
-def _paths(data: str | Path | FATData | Sequence[str | Path], parts: Sequence[str]) -> list[Path]:
+def _paths(data: str | Path | FATDataset | Sequence[str | Path], parts: Sequence[str]) -> list[Path]:
     if isinstance(data, (str, Path)):
-        data = read_layout(data)
-    if not isinstance(data, FATData):
+        data = load_dataset(data)
+    if not isinstance(data, FATDataset):
         return [Path(p) for p in data]
     unknown = set(parts) - {"curated", "noisy", "test"}
     if unknown:

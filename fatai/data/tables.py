@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fatai.data.datasets.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.labels import parse_labels
 from fatai.errors import AudioError, DataError
 from fatai.registry import did_you_mean
@@ -38,14 +38,16 @@ def readable(paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
     return np.array([not f for f in faults], dtype=bool), [f for f in faults if f]
 
 
-def training_table(data: FATData, *, noisy: bool = False, valid_pct: float = 0.2, seed: int | None = None) -> pd.DataFrame:
+def training_table(
+    data: FATDataset, *, noisy: bool = False, valid_pct: float = 0.2, seed: int | None = None
+) -> pd.DataFrame:
     """Curated clips with a random part of them held out, then, if asked, the noisy ones: columns fname, path, labels, is_valid."""
     columns = ["fname", "path", "labels"]
     table = data.curated[columns].copy()
-    held_out = np.zeros(len(table), dtype=bool)
+    oof_score = np.zeros(len(table), dtype=bool)
     order = torch.randperm(len(table), generator=None if seed is None else torch.Generator().manual_seed(seed)).numpy()
-    held_out[order[: int(valid_pct * len(table))]] = True
-    table["is_valid"] = held_out
+    oof_score[order[: int(valid_pct * len(table))]] = True
+    table["is_valid"] = oof_score
     if noisy:
         table["noisy"] = False
         if data.noisy is None:
@@ -69,17 +71,25 @@ def standard_table(
     def column(which: int | str, what: str) -> pd.Series:
         if isinstance(which, int):
             if which >= df.shape[1]:
-                raise DataError(f"{what} is column number {which}, but the table has {df.shape[1]}: {', '.join(map(str, df.columns))}")
+                raise DataError(
+                    f"{what} is column number {which}, but the table has {df.shape[1]}: {', '.join(map(str, df.columns))}"
+                )
             return df.iloc[:, which]
         if which not in df.columns:
-            raise DataError(f"{what} is {which!r}, which is no column; {did_you_mean(which, [str(c) for c in df.columns])}")
+            raise DataError(
+                f"{what} is {which!r}, which is no column; {did_you_mean(which, [str(c) for c in df.columns])}"
+            )
         return df[which]
 
     names = [str(n) for n in column(fn_col, "fn_col")]
     cells = column(label_col, "label_col")
     labels = [parse_labels(cell, label_delim) for cell in cells]
     table = pd.DataFrame({"fname": [Path(n).name if Path(n).is_absolute() else n for n in names]})
-    table["path"] = [str(root / f"{n}{suff}") for n in names] if path_col is None else [str(p) for p in column(path_col, "path_col")]
+    table["path"] = (
+        [str(root / f"{n}{suff}") for n in names]
+        if path_col is None
+        else [str(p) for p in column(path_col, "path_col")]
+    )
     table["labels"] = labels
     table["is_valid"] = False if valid_col is None else _truth_of(column(valid_col, "valid_col"), "valid_col")
     if "noisy" in df.columns:
@@ -95,14 +105,27 @@ def _numbers_of(column: pd.Series) -> list[float]:
     try:
         return [float(v) for v in column]
     except (TypeError, ValueError) as e:
-        raise DataError(f"the column {column.name!r} holds what is no number ({e}); expected how much each clip counts, such as 1 or 0.5"
-                        ) from None
+        raise DataError(
+            f"the column {column.name!r} holds what is no number ({e}); expected how much each clip counts, such as 1 or 0.5"
+        ) from None
 
 
 def _truth_of(column: pd.Series, what: str) -> list[bool]:
     """Booleans from booleans, 0/1 or the words a CSV holds; a word like "no" must not count as true because it is not empty."""
-    words = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False, "": False}
+    words = {
+        "true": True,
+        "1": True,
+        "1.0": True,
+        "yes": True,
+        "false": False,
+        "0": False,
+        "0.0": False,
+        "no": False,
+        "": False,
+    }
     try:
         return [words[str(v).strip().lower()] for v in column]
     except KeyError as e:
-        raise DataError(f"{what} {column.name!r} holds {e.args[0]!r}; expected true or false, yes or no, 1 or 0") from None
+        raise DataError(
+            f"{what} {column.name!r} holds {e.args[0]!r}; expected true or false, yes or no, 1 or 0"
+        ) from None

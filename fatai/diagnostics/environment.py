@@ -12,14 +12,14 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-__all__ = ["Examination", "examine"]
+__all__ = ["EnvironmentReport", "check_environment"]
 
 _OPTIONAL = ("audiomentations", "onnxruntime", "tensorboard")
 
 
 @dataclass(frozen=True)
-class Examination:
-    """What `examine` found: (what, finding) pairs, and sentences about what is wrong."""
+class EnvironmentReport:
+    """What `check_environment` found: (what, finding) pairs, and sentences about what is wrong."""
 
     findings: tuple[tuple[str, str], ...]
     faults: tuple[str, ...]
@@ -31,7 +31,7 @@ class Examination:
         return "\n".join([*lines, "", *verdict])
 
 
-def examine() -> Examination:
+def check_environment() -> EnvironmentReport:
     """Look at packages, arithmetic, decoders and the temporary folder; never raises for what it finds wrong."""
     findings = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     faults: list[str] = []
@@ -46,14 +46,16 @@ def examine() -> Examination:
         if not found:
             faults.append(f"{requirement.name} is not installed: pip install '{requirement}'")
         elif not requirement.specifier.contains(found, prereleases=True):
-            faults.append(f"{requirement.name} is {found}; expected {requirement.specifier}: pip install -U '{requirement}'")
+            faults.append(
+                f"{requirement.name} is {found}; expected {requirement.specifier}: pip install -U '{requirement}'"
+            )
     findings += [(package, _version(package) or "not installed (optional)") for package in _OPTIONAL]
     for look in (_device, _decoders, _reads_back, _workers, _disk):
         try:
             findings += look()
         except Exception as e:  # noqa: BLE001 - a doctor reports what fails, whatever it is
             faults.append(f"{look.__name__.strip('_')}: {type(e).__name__}: {e}")
-    return Examination(tuple(findings), tuple(faults))
+    return EnvironmentReport(tuple(findings), tuple(faults))
 
 
 def _requirements() -> list[Requirement]:
@@ -89,8 +91,15 @@ def _decoders() -> list[tuple[str, str]]:
     wanted = ("WAV", "FLAC", "OGG", "MP3")
     lacking = [w for w in wanted if w not in formats]
     if lacking:
-        raise RuntimeError(f"libsndfile {soundfile.__libsndfile_version__} does not read {', '.join(lacking)}: pip install -U soundfile")
-    return [("decoders", f"libsndfile {soundfile.__libsndfile_version__}: {', '.join(wanted)} and {len(formats) - len(wanted)} more")]
+        raise RuntimeError(
+            f"libsndfile {soundfile.__libsndfile_version__} does not read {', '.join(lacking)}: pip install -U soundfile"
+        )
+    return [
+        (
+            "decoders",
+            f"libsndfile {soundfile.__libsndfile_version__}: {', '.join(wanted)} and {len(formats) - len(wanted)} more",
+        )
+    ]
 
 
 def _reads_back() -> list[tuple[str, str]]:
@@ -104,7 +113,9 @@ def _reads_back() -> list[tuple[str, str]]:
         save_audio(path, 0.5 * torch.sin(torch.arange(32000) * 0.1), 32000)
         samples = load_audio(path, 44100).shape[-1]
     if samples != 44100:
-        raise RuntimeError(f"a second at 32 kHz came back as {samples} samples at 44.1 kHz: pip install -U soxr soundfile")
+        raise RuntimeError(
+            f"a second at 32 kHz came back as {samples} samples at 44.1 kHz: pip install -U soxr soundfile"
+        )
     return [("sound", "a written tone is read back and resampled")]
 
 

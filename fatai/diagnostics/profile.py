@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 from fatai.data.config import ClipSettings
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.tables import readable
 from fatai.errors import DataError
 from fatai.experiment.recipe import Recipe, load_recipe
@@ -20,11 +20,11 @@ from fatai.audio.waveform import trim_silence
 from fatai.training.learner import named_loss, named_model
 from fatai.training.precision import autocast_for, fast_layout
 
-__all__ = ["TimeSplit", "time_split"]
+__all__ = ["StepProfile", "profile_step"]
 
 
 @dataclass(frozen=True)
-class TimeSplit:
+class StepProfile:
     """Milliseconds for each clip of a training step, on one thread of reading.
 
     Attributes
@@ -77,12 +77,19 @@ class TimeSplit:
         ]
         whole = sum(ms for _, ms in rows)
         lines = [f"{what:10s} {ms:8.2f} ms a clip  {ms / whole:4.0%}" for what, ms in rows]
-        return "\n".join([*lines, f"an epoch of {self.clips} clips, uncached, without workers: {self.epoch_s:.0f} s", self.advice()])
+        return "\n".join(
+            [*lines, f"an epoch of {self.clips} clips, uncached, without workers: {self.epoch_s:.0f} s", self.advice()]
+        )
 
 
-def time_split(
-    data: str | Path | FATData, recipe: str | Path | Recipe = "ninth", *, clips: int = 16, rounds: int = 3, device: str | None = None,
-) -> TimeSplit:
+def profile_step(
+    data: str | Path | FATDataset,
+    recipe: str | Path | Recipe = "ninth",
+    *,
+    clips: int = 16,
+    rounds: int = 3,
+    device: str | None = None,
+) -> StepProfile:
     """Measure a data set with a recipe on this machine, for a few clips.
 
     Parameters
@@ -97,7 +104,7 @@ def time_split(
     DataError
         If no clip can be read.
     """
-    data = data if isinstance(data, FATData) else read_layout(data)
+    data = data if isinstance(data, FATDataset) else load_dataset(data)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     settings = recipe.settings()
     paths = _some([Path(p) for p in data.curated["path"]], clips)
@@ -111,8 +118,14 @@ def time_split(
     front_end, model = _network_ms(settings, recipe, batch, len(data.tags), where, rounds)
     each = 1 / len(paths)
     resample = max(0.0, loaded - own)
-    return TimeSplit(
-        own * each, resample * each, trim * each, front_end * each, model * each, clips=len(data.curated), cache=recipe.clips.cache,
+    return StepProfile(
+        own * each,
+        resample * each,
+        trim * each,
+        front_end * each,
+        model * each,
+        clips=len(data.curated),
+        cache=recipe.clips.cache,
     )
 
 
@@ -153,7 +166,9 @@ def _network_ms(
 
     spec = spectrogram()
     network = recipe.model
-    model = named_model(network.arch, n_tags, spec.shape[1], settings.front_end, width=network.width, options=network.options).to(device)
+    model = named_model(
+        network.arch, n_tags, spec.shape[1], settings.front_end, width=network.width, options=network.options
+    ).to(device)
     fast_layout(model, device, recipe.precision).train()
     loss, targ = named_loss("bce", model), torch.zeros(len(batch), n_tags, device=device)
 

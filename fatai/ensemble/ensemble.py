@@ -18,19 +18,19 @@ import numpy as np
 
 from fatai.errors import OptionError
 from fatai.ensemble import stacking
-from fatai.ensemble.weight_search import WEIGHT_RULES, LearntWeights, Rule
-from fatai.ensemble.averaging import Blend, Fitted, FixedWeights, Learnt, shares
+from fatai.ensemble.weight_search import WEIGHT_RULES, WeightSearch, Rule
+from fatai.ensemble.averaging import Averager, Fitted, WeightedAverage, FittableEnsemble, normalized_weights
 from fatai.ensemble.members import Given, Member, OutOfFold, aligned, members_of, out_of_fold
 from fatai.inference.predictions import Predictions
 from fatai.inference.ground_truth import Table
 from fatai.registry import ENSEMBLES, did_you_mean
 from fatai.metrics.ranking import lwlrap
 
-__all__ = ["Blended", "blend_and_judge", "ensemble", "nested_predictions"]
+__all__ = ["EnsembleResult", "ensemble_report", "ensemble", "nested_cv_predict"]
 
 
 @dataclass(frozen=True)
-class Blended:
+class EnsembleResult:
     """A blend and what is known of it.
 
     Attributes
@@ -57,7 +57,7 @@ class Blended:
         """A row for each member, then the blend: weight and out-of-fold lwlrap, as far as they are known."""
         scores = [""] * len(self.members) if self.alone is None else [f"{score:.4f}" for score in self.alone]
         weights = [""] * len(self.members) if self.weights is None else [f"{weight:.3f}" for weight in self.weights]
-        nested = "" if self.predictions.held_out is None else f"{self.predictions.held_out:.4f}"
+        nested = "" if self.predictions.oof_score is None else f"{self.predictions.oof_score:.4f}"
         rows = [("member", "weight", "oof lwlrap"), *zip(self.members, weights, scores), ("blend, nested", "", nested)]
         wide = max(len(name) for name, *_ in rows)
         return "\n".join(f"{name:<{wide}}  {weight:>6}  {score:>10}".rstrip() for name, weight, score in rows)
@@ -72,7 +72,7 @@ def ensemble(
     truth: Table | None = None,
     **options: object,
 ) -> Predictions:
-    """Blend predictions of the same clips and tags; rows and columns are matched by name, so their order may differ.
+    """Averager predictions of the same clips and tags; rows and columns are matched by name, so their order may differ.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def ensemble(
         A name of `ENSEMBLES`; `options` are its own.
     weights
         One number >= 0 for each of `predictions` (only their ratios count); None weighs all alike; "lwlrap" weighs each by the score of
-        its out-of-fold predictions. Without those, by the score that the predictions carry as `held_out`, as those of `learn.tta()` on the
+        its out-of-fold predictions. Without those, by the score that the predictions carry as `oof_score`, as those of `learn.tta()` on the
         validation part do, or that a run's manifest names.
     oof
         Out-of-fold predictions, in the order of `predictions`; None takes those of the run folders, where all are run folders.
@@ -92,7 +92,7 @@ def ensemble(
 
     Returns
     -------
-    Predictions within [0, 1]; a clip that was unreadable to any is unreadable. With out-of-fold predictions and their truth, `held_out` is
+    Predictions within [0, 1]; a clip that was unreadable to any is unreadable. With out-of-fold predictions and their truth, `oof_score` is
     the blend's nested out-of-fold lwlrap.
 
     Raises
@@ -101,7 +101,7 @@ def ensemble(
         If the clips or tags are not the same, with the names that differ.
     OptionError
         If the weights do not fit, `how` is "weighted" and there are none, or something is to be learnt and there is nothing to learn from.
-    UnknownName
+    UnknownNameError
         If there is no such `how`.
 
     Examples
@@ -111,10 +111,10 @@ def ensemble(
     >>> ensemble([one, two], weights=[3, 1]).probs.tolist()
     [[0.375, 0.375], [0.875, 0.125]]
     """
-    return blend_and_judge(predictions, how, weights, oof=oof, truth=truth, **options).predictions
+    return ensemble_report(predictions, how, weights, oof=oof, truth=truth, **options).predictions
 
 
-def blend_and_judge(
+def ensemble_report(
     predictions: Sequence[Given],
     how: str = "mean",
     weights: Sequence[float] | str | None = None,
@@ -122,7 +122,7 @@ def blend_and_judge(
     oof: Sequence[Given] | None = None,
     truth: Table | None = None,
     **options: object,
-) -> Blended:
+) -> EnsembleResult:
     """What `ensemble` returns, with the weights found and the scores of members and blend; arguments and errors are the same."""
     members = members_of(predictions)
     first = members[0].predictions
@@ -140,12 +140,14 @@ def blend_and_judge(
             nested = Predictions(known.fnames, first.tags, _nested(plan, known))
             score = lwlrap(nested.probs, known.targ)
     blended = Predictions(first.fnames, first.tags, fitted(stack), unreadable, score)
-    found = tuple(float(w) for w in fitted.weights) if isinstance(fitted, FixedWeights) else None
-    return Blended(blended, tuple(m.name for m in members), found, alone, nested)
+    found = tuple(float(w) for w in fitted.weights) if isinstance(fitted, WeightedAverage) else None
+    return EnsembleResult(blended, tuple(m.name for m in members), found, alone, nested)
 
 
-def nested_predictions(known: OutOfFold, how: str = "mean", weights: Sequence[float] | str | None = None, **options: object) -> np.ndarray:
-    """Blended probabilities of clips with known tags, (clips, tags), each fold's from what was fitted on the others alone."""
+def nested_cv_predict(
+    known: OutOfFold, how: str = "mean", weights: Sequence[float] | str | None = None, **options: object
+) -> np.ndarray:
+    """EnsembleResult probabilities of clips with known tags, (clips, tags), each fold's from what was fitted on the others alone."""
     return _nested(_plan(how, weights, options, len(known.stack), True), known)
 
 
@@ -158,29 +160,37 @@ def _known(members: Sequence[Member], oof: Sequence[Given] | None, truth: Table 
     if oof is not None:
         given = members_of(oof, "oof", part="oof.csv")
         if len(given) != len(members):
-            raise OptionError(f"oof holds {len(given)} predictions; expected {len(members)}, one for each of those to blend, in order")
+            raise OptionError(
+                f"oof holds {len(given)} predictions; expected {len(members)}, one for each of those to blend, in order"
+            )
         parts, folds = [m.predictions for m in given], [m.folds for m in given]
     else:
         lacking = [m.name for m in members if m.oof is None]
         if lacking:
-            raise OptionError(f"{lacking[0]} has no out-of-fold predictions for the truth to judge ({len(lacking)} such); "
-                              "blend run folders that hold an oof.csv, or pass oof=[...]")
+            raise OptionError(
+                f"{lacking[0]} has no out-of-fold predictions for the truth to judge ({len(lacking)} such); "
+                "blend run folders that hold an oof.csv, or pass oof=[...]"
+            )
         parts, folds = [m.oof for m in members if m.oof is not None], [m.folds for m in members]
     return out_of_fold(parts, truth, members[0].predictions.tags, folds)
 
 
-def _plan(how: str, weights: Sequence[float] | str | None, options: dict[str, object], n: int, learns: bool) -> Learnt | FixedWeights:
+def _plan(
+    how: str, weights: Sequence[float] | str | None, options: dict[str, object], n: int, learns: bool
+) -> FittableEnsemble | WeightedAverage:
     """The blend of `n` with its weights, or how to find them."""
-    blend: Blend | Learnt = ENSEMBLES.build(how, **options)
-    if isinstance(blend, Learnt):
+    blend: Averager | FittableEnsemble = ENSEMBLES.build(how, **options)
+    if isinstance(blend, FittableEnsemble):
         if weights is not None:
             raise OptionError(f"how={how!r} finds what each counts by itself; leave weights out")
         if not learns:
-            raise OptionError(f"how={how!r} is learnt from out-of-fold predictions: blend run folders or pass oof=[...], and pass truth=")
+            raise OptionError(
+                f"how={how!r} is learnt from out-of-fold predictions: blend run folders or pass oof=[...], and pass truth="
+            )
         return blend
     if isinstance(weights, str):
-        return LearntWeights(blend, _rule(weights))
-    return FixedWeights(blend, shares(how, weights, n))
+        return WeightSearch(blend, _rule(weights))
+    return WeightedAverage(blend, normalized_weights(how, weights, n))
 
 
 def _rule(name: str) -> Rule:
@@ -192,21 +202,23 @@ def _rule(name: str) -> Rule:
 def _carried(rule: str, members: Sequence[Member]) -> list[float]:
     """The scores that predictions carry."""
     _rule(rule)
-    silent = [m.name for m in members if m.predictions.held_out is None]
+    silent = [m.name for m in members if m.predictions.oof_score is None]
     if silent:
-        raise OptionError(f"weights={rule!r} is learnt out of fold, and {silent[0]} carries no score ({len(silent)} such): "
-                          "pass oof=[...] and truth=, or blend run folders, or what learn.tta() makes of the validation part")
-    return [m.predictions.held_out for m in members if m.predictions.held_out is not None]
+        raise OptionError(
+            f"weights={rule!r} is learnt out of fold, and {silent[0]} carries no score ({len(silent)} such): "
+            "pass oof=[...] and truth=, or blend run folders, or what learn.tta() makes of the validation part"
+        )
+    return [m.predictions.oof_score for m in members if m.predictions.oof_score is not None]
 
 
-def _fitted(plan: Learnt | FixedWeights, known: OutOfFold | None) -> Fitted:
-    if isinstance(plan, FixedWeights):
+def _fitted(plan: FittableEnsemble | WeightedAverage, known: OutOfFold | None) -> Fitted:
+    if isinstance(plan, WeightedAverage):
         return plan
     assert known is not None
     return plan.fit(known.stack, known.targ)
 
 
-def _nested(plan: Learnt | FixedWeights, known: OutOfFold) -> np.ndarray:
+def _nested(plan: FittableEnsemble | WeightedAverage, known: OutOfFold) -> np.ndarray:
     probs = np.empty(known.targ.shape)
     for fold in np.unique(known.folds):
         held = known.folds == fold

@@ -18,7 +18,7 @@ from fatai.errors import DataError, OptionError, SubmissionError
 from fatai.io.csv import read_csv, some, width_fault
 from fatai.inference.predictions import Predictions
 from fatai.inference.ground_truth import Table, read_truth
-from fatai.io.json import read_small_json
+from fatai.io.json import read_json_limited
 
 __all__ = ["Given", "Member", "OutOfFold", "members_of", "out_of_fold", "read_folds"]
 
@@ -50,7 +50,9 @@ class OutOfFold(NamedTuple):
 def members_of(given: Sequence[Given], what: str = "predictions", *, part: str = "test.csv") -> list[Member]:
     """Each of `given` with what is known of it; a folder is a run, whose `part` is taken. Errors call them `what`."""
     if isinstance(given, (str, os.PathLike, Predictions)):
-        raise OptionError(f"{what} is a single {type(given).__name__}; expected a list of Predictions or of their CSV files")
+        raise OptionError(
+            f"{what} is a single {type(given).__name__}; expected a list of Predictions or of their CSV files"
+        )
     if not len(given):
         raise OptionError(f"{what} is empty; an ensemble needs at least one")
     return [_member(each, i, part) for i, each in enumerate(given, start=1)]
@@ -66,7 +68,7 @@ def _member(given: Given, position: int, part: str) -> Member:
     preds = Predictions.from_csv(path / part)
     return Member(
         str(path),
-        Predictions(preds.fnames, preds.tags, preds.probs, held_out=_noted_score(path / "manifest.json")),
+        Predictions(preds.fnames, preds.tags, preds.probs, oof_score=_noted_score(path / "manifest.json")),
         Predictions.from_csv(oof) if oof.is_file() else None,
         read_folds(folds) if folds.is_file() else None,
     )
@@ -75,7 +77,7 @@ def _member(given: Given, position: int, part: str) -> Member:
 def _noted_score(manifest: Path) -> float | None:
     """The out-of-fold lwlrap that a run's manifest names, if it does."""
     try:
-        score = read_small_json(manifest)["lwlrap"]["oof"]
+        score = read_json_limited(manifest)["lwlrap"]["oof"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(score) if isinstance(score, (int, float)) and 0 <= score <= 1 else None
@@ -94,7 +96,9 @@ def read_folds(path: str | os.PathLike[str]) -> dict[str, int]:
         try:
             folds[row.cells[name_at]] = int(row.cells[fold_at])
         except ValueError:
-            raise DataError(f"{path}: line {row.line}: fold is {row.cells[fold_at][:40]!r}; expected a whole number") from None
+            raise DataError(
+                f"{path}: line {row.line}: fold is {row.cells[fold_at][:40]!r}; expected a whole number"
+            ) from None
     return folds
 
 
@@ -137,10 +141,14 @@ def out_of_fold(
     common = set(known).intersection(*(part.fnames for part in parts))
     fnames = tuple(name for name in parts[0].fnames if name in common)
     if not fnames:
-        raise DataError("no clip is in the truth and in the out-of-fold predictions of every model: is this their truth?")
+        raise DataError(
+            "no clip is in the truth and in the out-of-fold predictions of every model: is this their truth?"
+        )
     targ = np.array([known[name] for name in fnames], dtype=bool)
     if not targ.any():
-        raise DataError(f"none of the {len(fnames)} clips in both the truth and the out-of-fold predictions has a tag: nothing to learn")
+        raise DataError(
+            f"none of the {len(fnames)} clips in both the truth and the out-of-fold predictions has a tag: nothing to learn"
+        )
     stack = np.stack([part.select(fnames, tags).probs for part in parts])
     return OutOfFold(fnames, stack, targ, _folds_for(fnames, targ, folds))
 

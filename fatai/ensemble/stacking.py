@@ -61,7 +61,10 @@ class LogisticStack:
         return lambda tag: logits[:, :, tag].T
 
 
-@ENSEMBLES.register("logreg", source="stacking by one-vs-rest logistic regression, as the gold plan's classifier on embeddings; own code")
+@ENSEMBLES.register(
+    "logreg",
+    source="stacking by one-vs-rest logistic regression, as the gold plan's classifier on embeddings; own code",
+)
 def logreg(*, C: float = 1.0, max_iter: int = 1000, across_tags: bool = False, floor: float = 1e-7) -> LogisticStack:
     """A logistic regression for each tag on the models' logits of that tag, or with `across_tags` of all tags.
 
@@ -69,7 +72,9 @@ def logreg(*, C: float = 1.0, max_iter: int = 1000, across_tags: bool = False, f
     tag that no clip or every clip has keeps the mean of the models.
     """
     if not C > 0 or max_iter < 1 or not 0 < floor < 0.5:
-        raise OptionError(f"C is {C}, max_iter {max_iter} and floor {floor}; expected C above 0, an iteration or more, and a small floor")
+        raise OptionError(
+            f"C is {C}, max_iter {max_iter} and floor {floor}; expected C above 0, an iteration or more, and a small floor"
+        )
     return LogisticStack(C, max_iter, across_tags, floor)
 
 
@@ -99,8 +104,18 @@ class MLPStack:
 
 @ENSEMBLES.register("mlp", source="second level of the 1st place: a gated MLP on out-of-fold probabilities; own code")
 def mlp(
-    *, reduction: int = 16, dropout: float = 0.051, lr: float = 4.6e-5, patience: int = 5, factor: float = 0.658, base: int = 512,
-    bs: int = 128, draws: int = 32768, stop_after: int = 30, max_epochs: int = 1000, seed: int = 0,
+    *,
+    reduction: int = 16,
+    dropout: float = 0.051,
+    lr: float = 4.6e-5,
+    patience: int = 5,
+    factor: float = 0.658,
+    base: int = 512,
+    bs: int = 128,
+    draws: int = 32768,
+    stop_after: int = 30,
+    max_epochs: int = 1000,
+    seed: int = 0,
 ) -> MLPStack:
     """The 1st place's stacking network; `reduction`, `dropout`, `lr`, `patience` and `factor` made three members of it.
 
@@ -109,12 +124,23 @@ def mlp(
     `factor`, after `stop_after` the fit ends, and the best epoch's weights answer. The source drew from predictions of tiles; this draws
     from those of whole clips, which is what a run keeps.
     """
-    counts = {"reduction": reduction, "base": base, "bs": bs, "draws": draws, "stop_after": stop_after, "max_epochs": max_epochs}
+    counts = {
+        "reduction": reduction,
+        "base": base,
+        "bs": bs,
+        "draws": draws,
+        "stop_after": stop_after,
+        "max_epochs": max_epochs,
+    }
     low = [name for name, value in counts.items() if value < 1]
     if low or patience < 0:
-        raise OptionError(f"{low[0] if low else 'patience'} is {counts[low[0]] if low else patience}; expected a whole number above 0")
+        raise OptionError(
+            f"{low[0] if low else 'patience'} is {counts[low[0]] if low else patience}; expected a whole number above 0"
+        )
     if not (0 <= dropout < 1 and lr > 0 and 0 < factor < 1):
-        raise OptionError(f"dropout is {dropout}, lr {lr} and factor {factor}; expected dropout in [0, 1), lr above 0, factor in (0, 1)")
+        raise OptionError(
+            f"dropout is {dropout}, lr {lr} and factor {factor}; expected dropout in [0, 1), lr above 0, factor in (0, 1)"
+        )
     return MLPStack(reduction, dropout, lr, patience, factor, base, bs, draws, stop_after, max_epochs, seed)
 
 

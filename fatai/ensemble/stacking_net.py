@@ -34,7 +34,12 @@ class StackingNet(nn.Module):
         squeezed = max(1, n_in // reduction)
         self.gate = nn.Sequential(nn.Linear(n_in, squeezed), nn.ReLU(), nn.Linear(squeezed, n_in), nn.Sigmoid())
         self.layers = nn.Sequential(
-            nn.Linear(n_in, 2 * base), nn.PReLU(), nn.Dropout(dropout), nn.Linear(2 * base, base), nn.PReLU(), nn.Dropout(dropout),
+            nn.Linear(n_in, 2 * base),
+            nn.PReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * base, base),
+            nn.PReLU(),
+            nn.Dropout(dropout),
             nn.Linear(base, n_tags),
         )
 
@@ -48,7 +53,7 @@ def fit_network(inputs: np.ndarray, targ: np.ndarray, settings: MLPStack) -> Sta
     order = np.random.default_rng(settings.seed).permutation(len(inputs))
     n_held_out = max(1, len(inputs) // _HELD_OUT)
     # Of one clip alone nothing can be held out.
-    held_out, own = order[:n_held_out], order[n_held_out:] if len(order) > 1 else order
+    oof_score, own = order[:n_held_out], order[n_held_out:] if len(order) > 1 else order
     x, y = torch.from_numpy(inputs[own]).to(device), torch.from_numpy(targ[own]).to(device)
     # Dropout and the first weights draw from torch's global generator, which is left as it was found.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -57,11 +62,13 @@ def fit_network(inputs: np.ndarray, targ: np.ndarray, settings: MLPStack) -> Sta
             inputs.shape[1], targ.shape[1], reduction=settings.reduction, dropout=settings.dropout, base=settings.base,
         ).to(device)
         opt = torch.optim.Adam(network.parameters(), lr=settings.lr)
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(opt, mode="max", factor=settings.factor, patience=settings.patience)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            opt, mode="max", factor=settings.factor, patience=settings.patience
+        )
         best, best_score, waited = deepcopy(network), -1.0, 0
         for _ in range(settings.max_epochs):
             _train(network, opt, x, y, settings)
-            score = lwlrap(network_answer(network, inputs[held_out]), targ[held_out])
+            score = lwlrap(network_answer(network, inputs[oof_score]), targ[oof_score])
             plateau.step(score)
             waited += 1
             # Held-out clips without any tag have no score; the last weights are then as good as any.

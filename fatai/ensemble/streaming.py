@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fatai.io.atomic import text_atomic
+from fatai.io.atomic import open_atomic
 from fatai.errors import DataError, OptionError, SubmissionError
-from fatai.ensemble.averaging import Blend, shares
+from fatai.ensemble.averaging import Averager, normalized_weights
 from fatai.io.csv import Duplicates, read_csv, tag_columns, value_faults, width_fault
 from fatai.registry import ENSEMBLES
 
-__all__ = ["ROW_BLENDS", "Rows", "blend_files", "row_chunks", "write_rows"]
+__all__ = ["ROW_BLENDS", "Rows", "average_files", "row_chunks", "write_rows"]
 
 CHUNK = 4096  # rows
 ROW_BLENDS = ("mean", "weighted", "gmean")
@@ -93,8 +93,10 @@ def write_rows(writer: Any, fnames: Sequence[str], probs: np.ndarray) -> None:
         writer.writerows((name, *row) for name, row in zip(fnames[part], probs[part].tolist(), strict=True))
 
 
-def blend_files(files: Sequence[Name], out: Name, how: str = "mean", weights: Sequence[float] | None = None, **options: Any) -> int:
-    """Blend prediction files row by row into one, in the memory of a few thousand rows; returns how many clips there are.
+def average_files(
+    files: Sequence[Name], out: Name, how: str = "mean", weights: Sequence[float] | None = None, **options: Any
+) -> int:
+    """Averager prediction files row by row into one, in the memory of a few thousand rows; returns how many clips there are.
 
     The result is that of `ensemble`, which also takes files whose rows or columns are in other orders.
 
@@ -109,14 +111,16 @@ def blend_files(files: Sequence[Name], out: Name, how: str = "mean", weights: Se
         raise OptionError(f"how is {how!r}, which looks at all clips; row by row go {', '.join(ROW_BLENDS)}")
     if not files:
         raise OptionError("files is empty; expected one table of predictions or more")
-    of_each = shares(how, weights, len(files))
-    blend: Blend = ENSEMBLES.build(how, **options)
+    of_each = normalized_weights(how, weights, len(files))
+    blend: Averager = ENSEMBLES.build(how, **options)
     opened = [row_chunks(file) for file in files]
     for file, other in zip(files, opened):
         if other.tags != opened[0].tags:
-            raise SubmissionError(f"{file} has other tags than {files[0]}, or in another order; expected the same columns")
+            raise SubmissionError(
+                f"{file} has other tags than {files[0]}, or in another order; expected the same columns"
+            )
     n = 0
-    with text_atomic(out) as f:
+    with open_atomic(out) as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(("fname", *opened[0].tags))
         with ExitStack() as stack:
@@ -125,7 +129,9 @@ def blend_files(files: Sequence[Name], out: Name, how: str = "mean", weights: Se
             while parts := [next(each.chunks, Rows([], np.empty(0))) for each in opened]:
                 for file, part in zip(files, parts):
                     if part.fnames != parts[0].fnames:
-                        raise SubmissionError(f"{file} has other rows than {files[0]} from row {n + 1} to {n + CHUNK}, or in another order")
+                        raise SubmissionError(
+                            f"{file} has other rows than {files[0]} from row {n + 1} to {n + CHUNK}, or in another order"
+                        )
                 if not parts[0].fnames:
                     break
                 write_rows(writer, parts[0].fnames, blend(np.stack([part.probs for part in parts]), of_each))
@@ -144,7 +150,7 @@ def join_files(parts: Sequence[Path], out: Name) -> int:
         If a clip is in two tables of predictions, whose first column is `fname`.
     """
     seen, n, tags = Duplicates(), 0, None
-    with text_atomic(out) as f:
+    with open_atomic(out) as f:
         writer = csv.writer(f, lineterminator="\n")
         for part in parts:
             table = read_csv(part)
@@ -152,7 +158,9 @@ def join_files(parts: Sequence[Path], out: Name) -> int:
                 tags = table.columns
                 writer.writerow(tags)
             if table.columns != tags:
-                raise SubmissionError(f"{part} has other tags than {parts[0]}, or in another order; expected shards of one list")
+                raise SubmissionError(
+                    f"{part} has other tags than {parts[0]}, or in another order; expected shards of one list"
+                )
             for row in table.rows:
                 fault = width_fault(row, tags) or (seen.fault(row._replace(line=n + 1)) if tags[0] == "fname" else "")
                 if fault:

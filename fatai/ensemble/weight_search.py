@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fatai.errors import OptionError
-from fatai.ensemble.averaging import Blend, Fitted, FixedWeights, Learnt, rank_tag
+from fatai.ensemble.averaging import Averager, Fitted, WeightedAverage, FittableEnsemble, rank_tag
 from fatai.registry import ENSEMBLES
 from fatai.metrics.calibration import Calibration
 from fatai.metrics.ranking import lwlrap
 
-__all__ = ["WEIGHT_RULES", "LearntWeights"]
+__all__ = ["WEIGHT_RULES", "WeightSearch"]
 
 
 class Search(NamedTuple):
@@ -32,35 +32,39 @@ Rule = Callable[[Search], np.ndarray]
 
 
 @dataclass(frozen=True)
-class LearntWeights:
+class WeightSearch:
     """A fixed blend whose weights are found by a rule."""
 
-    blend: Blend
+    blend: Averager
     rule: Rule
 
-    def fit(self, stack: np.ndarray, targ: np.ndarray) -> FixedWeights:
+    def fit(self, stack: np.ndarray, targ: np.ndarray) -> WeightedAverage:
         ready = self.blend.before(stack)
         alone = np.array([lwlrap(probs, targ) for probs in stack])
         weights = self.rule(Search(alone, lambda weights: lwlrap(self.blend.finish(ready, weights), targ)))
         # All models at 0 leaves nothing to tell them apart.
-        return FixedWeights(self.blend, weights / weights.sum() if weights.sum() > 0 else np.full(len(stack), 1 / len(stack)))
+        return WeightedAverage(
+            self.blend, weights / weights.sum() if weights.sum() > 0 else np.full(len(stack), 1 / len(stack))
+        )
 
 
 @ENSEMBLES.register("lwlrap_weights", source="weights proportional to the cross-validated lwlrap, gold-plan")
-def lwlrap_weights(*, of: str = "mean") -> LearntWeights:
+def lwlrap_weights(*, of: str = "mean") -> WeightSearch:
     """The blend `of`, each model weighted by its out-of-fold lwlrap; the same as weights="lwlrap"."""
-    return LearntWeights(_fixed(of), _by_lwlrap)
+    return WeightSearch(_fixed(of), _by_lwlrap)
 
 
 @ENSEMBLES.register("cobyla", source="blending tool of the 3rd place: COBYLA on out-of-fold lwlrap")
-def cobyla(*, of: str = "mean", rhobeg: float = 0.5, maxiter: int = 300) -> LearntWeights:
+def cobyla(*, of: str = "mean", rhobeg: float = 0.5, maxiter: int = 300) -> WeightSearch:
     """The blend `of` with the weights that COBYLA finds for the best out-of-fold lwlrap, from equal ones on.
 
     Each weight lies in [0, 1], their sum in [0.01, 0.99], as in the source. The first step is `rhobeg` times an equal weight, and there are
     at most `maxiter` trials. Where COBYLA ends below its start, the start is kept.
     """
     if not rhobeg > 0 or maxiter < 1:
-        raise OptionError(f"rhobeg is {rhobeg} and maxiter {maxiter}; expected a step above 0, such as 0.5, and at least one trial")
+        raise OptionError(
+            f"rhobeg is {rhobeg} and maxiter {maxiter}; expected a step above 0, such as 0.5, and at least one trial"
+        )
 
     def rule(search: Search) -> np.ndarray:
         from scipy.optimize import LinearConstraint, minimize
@@ -76,14 +80,16 @@ def cobyla(*, of: str = "mean", rhobeg: float = 0.5, maxiter: int = 300) -> Lear
             return -search.score(inside / inside.sum()) if inside.sum() >= 0.01 else 0.0
 
         limits = [LinearConstraint(np.eye(n), 0, 1), LinearConstraint(np.ones((1, n)), 0.01, 0.99)]
-        found = minimize(loss, equal, method="COBYLA", constraints=limits, options={"rhobeg": rhobeg / n, "maxiter": maxiter}).x
+        found = minimize(
+            loss, equal, method="COBYLA", constraints=limits, options={"rhobeg": rhobeg / n, "maxiter": maxiter}
+        ).x
         return np.clip(found, 0, 1) if loss(found) < loss(equal) else equal
 
-    return LearntWeights(_fixed(of), rule)
+    return WeightSearch(_fixed(of), rule)
 
 
 @ENSEMBLES.register("forward", source="Caruana et al. 2004, ensemble selection from libraries of models; own code")
-def forward(*, of: str = "mean", rounds: int = 50) -> LearntWeights:
+def forward(*, of: str = "mean", rounds: int = 50) -> WeightSearch:
     """The blend `of`, to which the model that helps out-of-fold lwlrap most is added, `rounds` times; models may come again.
 
     The weights are the counts at the round that scored best, the earliest of equal ones. Of models that help alike the first is taken.
@@ -102,7 +108,7 @@ def forward(*, of: str = "mean", rounds: int = 50) -> LearntWeights:
                 best, best_score = counts, max(scores)
         return best
 
-    return LearntWeights(_fixed(of), rule)
+    return WeightSearch(_fixed(of), rule)
 
 
 @dataclass(frozen=True)
@@ -110,12 +116,14 @@ class RankTemperature:
     """Ranks within each tag, weighted by lwlrap; the mean rank stretched to [0, 1], and its logit divided by the tag's temperature."""
 
     def fit(self, stack: np.ndarray, targ: np.ndarray) -> Fitted:
-        ranked = LearntWeights(rank_tag(), _by_lwlrap).fit(stack, targ)
+        ranked = WeightSearch(rank_tag(), _by_lwlrap).fit(stack, targ)
         calibration = Calibration.fit(ranked(stack), targ, how="temperature", stretch=True)
         return lambda stack: calibration.apply(ranked(stack))
 
 
-@ENSEMBLES.register("rank_temperature", source="the gold plan's ensemble: rank mean within a tag, min-max, logit, temperature")
+@ENSEMBLES.register(
+    "rank_temperature", source="the gold plan's ensemble: rank mean within a tag, min-max, logit, temperature"
+)
 def rank_temperature() -> RankTemperature:
     """Ranks within a tag, weighted by lwlrap, min-max and a temperature for each tag, all from out-of-fold predictions."""
     return RankTemperature()
@@ -128,8 +136,10 @@ def _by_lwlrap(search: Search) -> np.ndarray:
 WEIGHT_RULES: dict[str, Rule] = {"lwlrap": _by_lwlrap}
 
 
-def _fixed(of: str) -> Blend:
+def _fixed(of: str) -> Averager:
     blend = ENSEMBLES.build(of)
-    if isinstance(blend, Learnt):
-        raise OptionError(f"of is {of!r}, which is fitted itself; expected a fixed blend such as mean, gmean or rank_clip")
+    if isinstance(blend, FittableEnsemble):
+        raise OptionError(
+            f"of is {of!r}, which is fitted itself; expected a fixed blend such as mean, gmean or rank_clip"
+        )
     return blend

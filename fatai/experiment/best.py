@@ -8,18 +8,18 @@ from typing import Any
 from fastai.torch_core import rank_distrib
 from safetensors.torch import load_file, save_file
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import CheckpointError
 from fatai.training.cross_validation import notes_of
-from fatai.callbacks.checkpoint import KeepBest
+from fatai.callbacks.checkpoint import SaveBestModel
 
 __all__ = ["BestOfStages"]
 
 _SCORE = "best"
 
 
-class BestOfStages(KeepBest):
-    """As `KeepBest`, beginning with what an earlier stage left, and leaving the best of both for a later one.
+class BestOfStages(SaveBestModel):
+    """As `SaveBestModel`, beginning with what an earlier stage left, and leaving the best of both for a later one.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class BestOfStages(KeepBest):
     after
         File that takes the best weights so far when the fit ends; None where nobody asks for them.
     load, fname
-        As in `KeepBest`; with `load` the best of this and of earlier stages is put back at the end.
+        As in `SaveBestModel`; with `load` the best of this and of earlier stages is put back at the end.
     """
 
     def __init__(self, before: Path | None, after: Path | None, **kwargs: Any):
@@ -41,7 +41,9 @@ class BestOfStages(KeepBest):
             try:
                 self.best = float(notes_of(self.before)[_SCORE])
             except (KeyError, ValueError) as e:
-                raise CheckpointError(f"{self.before} does not say how good its weights are ({e!r}); begin the fold anew") from None
+                raise CheckpointError(
+                    f"{self.before} does not say how good its weights are ({e!r}); begin the fold anew"
+                ) from None
 
     @property
     def path_of_best(self) -> Path | None:
@@ -52,6 +54,6 @@ class BestOfStages(KeepBest):
     def after_fit(self) -> None:
         best = self.path_of_best
         if self.run and self.after is not None and best is not None and not rank_distrib():
-            with write_atomic(self.after) as beside:
+            with write_file(self.after) as beside:
                 save_file(load_file(best), str(beside), metadata={_SCORE: repr(float(self.best))})
         super().after_fit()

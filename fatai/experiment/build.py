@@ -41,6 +41,6 @@ def _unread(recipe: Recipe) -> Recipe:
 def _network(recipe: Recipe, n_tags: int, in_channels: int, front_end: FrontEnd) -> nn.Module:
     network, twice = recipe.model, has_two_heads(recipe)
     model = named_model(
-        network.arch, n_tags * (2 if twice else 1), in_channels, front_end, width=network.width, options=network.options,
+        network.arch, n_tags * (2 if twice else 1), in_channels, front_end, width=network.width, options=network.options
     )
     return TwoHeads(model, n_tags) if twice else model

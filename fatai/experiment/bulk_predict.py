@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from fatai.io.atomic import storage_told, text_atomic
+from fatai.io.atomic import translate_os_errors, open_atomic
 from fatai.data.datasets.fetch import file_digest
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.ensemble.streaming import join_files
@@ -53,12 +53,21 @@ def part_of(text: str) -> ListPart:
     """A part as it is written: "2/8" is the second of eight; raises `OptionError`."""
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise OptionError(f"the shard is {text!r}; expected its number and how many there are, such as 2/8: 1/8 is the first, 8/8 the last")
+        raise OptionError(
+            f"the shard is {text!r}; expected its number and how many there are, such as 2/8: 1/8 is the first, 8/8 the last"
+        )
     return ListPart(int(found[1]), int(found[2]))
 
 
-def predict_list(run: str | Path, items: pd.DataFrame, out: str | Path, *, chunk: int = 2048, keep_journal: bool = False,
-                 **options: Any) -> int:
+def predict_list(
+    run: str | Path,
+    items: pd.DataFrame,
+    out: str | Path,
+    *,
+    chunk: int = 2048,
+    keep_journal: bool = False,
+    **options: Any,
+) -> int:
     """Predict clips into a CSV of one column per tag; returns how many there are.
 
     Memory holds `chunk` clips' rows. If the process is killed, the same call goes on where it stopped.
@@ -81,11 +90,15 @@ def predict_list(run: str | Path, items: pd.DataFrame, out: str | Path, *, chunk
     doubled = items["fname"][items["fname"].duplicated()]
     if len(doubled):
         raise DataError(f"two clips are called {doubled.iloc[0]!r}; give every clip a name of its own")
-    made_by = {"run": _digest_of(Path(run)), "clips": _digest(names), "options": {k: repr(v) for k, v in sorted(options.items())}}
+    made_by = {
+        "run": _digest_of(Path(run)),
+        "clips": _digest(names),
+        "options": {k: repr(v) for k, v in sorted(options.items())},
+    }
     journal = _journal_of(out)
     done = _go_on(journal, made_by)
     workers = {k: options.pop(k) for k in ("num_workers",) if k in options}
-    with storage_told(journal), journal.open("a", encoding="utf-8", newline="\n") as f:
+    with translate_os_errors(journal), journal.open("a", encoding="utf-8", newline="\n") as f:
         if journal.stat().st_size == 0:
             f.write(json.dumps({"made": _MARK, "by": made_by}) + "\n")
         for start in range(done, len(names), chunk):
@@ -111,15 +124,21 @@ def merge_parts(whole: str | Path) -> int:
     """
     whole = Path(whole)
     shape = re.compile(re.escape(whole.stem) + r"\.(\d+)-of-(\d+)" + re.escape(whole.suffix))
-    found = {ListPart(int(m[1]), int(m[2])): file for file in whole.parent.glob("*") if (m := shape.fullmatch(file.name))}
+    found = {
+        ListPart(int(m[1]), int(m[2])): file for file in whole.parent.glob("*") if (m := shape.fullmatch(file.name))
+    }
     counts = sorted({part.of for part in found})
     if not found:
-        raise DataError(f"there are no parts of {whole}, such as {ListPart(1, 2).file(whole).name}; make them with --shard 1/2 and so on")
+        raise DataError(
+            f"there are no parts of {whole}, such as {ListPart(1, 2).file(whole).name}; make them with --shard 1/2 and so on"
+        )
     if len(counts) > 1:
         raise DataError(f"the parts of {whole} are of lists cut into {counts}; remove those that don't belong together")
     lacking = [f"{k}/{counts[0]}" for k in range(1, counts[0] + 1) if ListPart(k, counts[0]) not in found]
     if lacking:
-        raise DataError(f"of {whole} the parts {', '.join(lacking[:5])}{' ...' * (len(lacking) > 5)} are lacking; make them first")
+        raise DataError(
+            f"of {whole} the parts {', '.join(lacking[:5])}{' ...' * (len(lacking) > 5)} are lacking; make them first"
+        )
     parts = [found[part] for part in sorted(found)]
     n = join_files(parts, whole)
     for part in parts:
@@ -143,8 +162,10 @@ def _go_on(journal: Path, made_by: dict[str, Any]) -> int:
             if not line.endswith(b"\n"):
                 break
             if lines == 0 and _told(journal, line).get("by") != made_by:
-                raise DataError(f"{journal} was begun with other clips, another run or other options; give the same ones to go on, "
-                                "or remove it")
+                raise DataError(
+                    f"{journal} was begun with other clips, another run or other options; give the same ones to go on, "
+                    "or remove it"
+                )
             lines, whole = lines + 1, whole + len(line)
         if lines == 1:
             whole = 0  # begun, and not even the tags are known
@@ -169,7 +190,7 @@ def _write_table(journal: Path, out: Path) -> int:
 
     n, each = -1, rows()
     next(each)
-    with text_atomic(out) as f:
+    with open_atomic(out) as f:
         writer = csv.writer(f, lineterminator="\n")
         for n, row in enumerate(each):
             writer.writerow(row if n else ("fname", *row["tags"]))
@@ -178,7 +199,11 @@ def _write_table(journal: Path, out: Path) -> int:
 
 def _digest_of(run: Path) -> str:
     """Of all weights and settings of a run or model folder."""
-    files = [f for pattern in ("*.toml", "*.json", "*.safetensors", "fold_*/model.safetensors") for f in sorted(run.glob(pattern))]
+    files = [
+        f
+        for pattern in ("*.toml", "*.json", "*.safetensors", "fold_*/model.safetensors")
+        for f in sorted(run.glob(pattern))
+    ]
     return _digest([_digest_of_file(f) for f in files if f.name != "manifest.json"])
 
 

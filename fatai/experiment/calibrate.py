@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import DataError, OptionError
 from fatai.ensemble.members import out_of_fold, read_folds
 from fatai.inference.predictions import Predictions
@@ -19,10 +19,10 @@ from fatai.metrics.ranking import lwlrap
 from fatai.metrics.calibration_curve import Reliability, plot_reliability, reliability
 from fatai.metrics.thresholds import Thresholds, f1_thresholds, precision_thresholds
 
-__all__ = ["BeforeAfter", "CalibratedRun", "calibrate_run"]
+__all__ = ["MetricChange", "CalibrationResult", "calibrate_run"]
 
 
-class BeforeAfter(NamedTuple):
+class MetricChange(NamedTuple):
     """A number of a run's out-of-fold predictions as they are, and calibrated with what was fitted on other folds."""
 
     before: float
@@ -30,7 +30,7 @@ class BeforeAfter(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CalibratedRun:
+class CalibrationResult:
     """What `calibrate_run` found.
 
     Attributes
@@ -50,8 +50,8 @@ class CalibratedRun:
     path: Path
     calibration: Calibration
     clips: int
-    errors: BeforeAfter
-    scores: BeforeAfter
+    errors: MetricChange
+    scores: MetricChange
     curves: dict[str, Reliability]
 
     def draw(self, path: str | os.PathLike[str]) -> None:
@@ -60,14 +60,18 @@ class CalibratedRun:
 
         figure = Figure(figsize=(5, 5), layout="constrained")
         plot_reliability(self.curves, figure.add_subplot())
-        with write_atomic(path) as beside:
+        with write_file(path) as beside:
             try:
                 figure.savefig(beside, dpi=150, format=beside.suffix[1:] or "png")
             except ValueError as e:
-                raise OptionError(f"{path} cannot be drawn: {e}; expected a name that ends in .png, .svg or .pdf") from None
+                raise OptionError(
+                    f"{path} cannot be drawn: {e}; expected a name that ends in .png, .svg or .pdf"
+                ) from None
 
 
-def calibrate_run(run: str | os.PathLike[str], truth: Table, *, how: str = "platt", thresholds: str | None = None) -> CalibratedRun:
+def calibrate_run(
+    run: str | os.PathLike[str], truth: Table, *, how: str = "platt", thresholds: str | None = None
+) -> CalibrationResult:
     """Fit a calibration on a run's oof.csv and write it to calibration.json in the run.
 
     Parameters
@@ -87,22 +91,24 @@ def calibrate_run(run: str | os.PathLike[str], truth: Table, *, how: str = "plat
         If `how` or `thresholds` is unknown.
     """
     run = Path(run)
-    held_out, folds = Predictions.from_csv(run / "oof.csv"), read_folds(run / "folds.csv")
-    known = out_of_fold([held_out], truth, held_out.tags, [folds])
+    oof_score, folds = Predictions.from_csv(run / "oof.csv"), read_folds(run / "folds.csv")
+    known = out_of_fold([oof_score], truth, oof_score.tags, [folds])
     n_trained = len({folds[name] for name in known.fnames if name in folds})
     if n_trained < 2:
-        raise DataError(f"{run} has out-of-fold predictions of {n_trained} folds; a calibration is judged across two or more: train them")
+        raise DataError(
+            f"{run} has out-of-fold predictions of {n_trained} folds; a calibration is judged across two or more: train them"
+        )
     probs, targ = known.stack[0], known.targ
     crossed = cross_calibrated(probs, targ, known.folds, how=how)
-    calibration = Calibration.fit(probs, targ, held_out.tags, how=how)
+    calibration = Calibration.fit(probs, targ, oof_score.tags, how=how)
     if thresholds is not None:
         # Those of the calibrated probabilities that no clip's own label shaped.
-        calibration = replace(calibration, thresholds=_thresholds(thresholds, crossed, targ, held_out.tags))
+        calibration = replace(calibration, thresholds=_thresholds(thresholds, crossed, targ, oof_score.tags))
     curves = {"before": reliability(probs, targ), "after": reliability(crossed, targ)}
     calibration.to_json(run / CALIBRATION)
-    return CalibratedRun(
-        run / CALIBRATION, calibration, len(known.fnames), BeforeAfter(curves["before"].error, curves["after"].error),
-        BeforeAfter(lwlrap(probs, targ), lwlrap(crossed, targ)), curves,
+    return CalibrationResult(
+        run / CALIBRATION, calibration, len(known.fnames), MetricChange(curves["before"].error, curves["after"].error),
+        MetricChange(lwlrap(probs, targ), lwlrap(crossed, targ)), curves,
     )
 
 

@@ -12,7 +12,7 @@ from fatai.inference.ground_truth import Table
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import load_recipe
 from fatai.metrics.bootstrap import Difference, Interval, score_difference, score_interval
-from fatai.io.json import read_small_json
+from fatai.io.json import read_json_limited
 
 __all__ = ["Comparison", "ComparedRun", "compare_runs"]
 
@@ -45,7 +45,8 @@ class Comparison:
             minutes = "-" if row.seconds is None else f"{row.seconds / 60:.1f}"
             less = "" if row.against_best is None else _less(row.against_best)
             lines.append(
-                f"{row.name:<{wide}}  {row.score.value:.4f}  {_ends(row.score):<14}  {less:<26}  {minutes:>7}  {row.parameters:>10,d}")
+                f"{row.name:<{wide}}  {row.score.value:.4f}  {_ends(row.score):<14}  {less:<26}  {minutes:>7}  {row.parameters:>10,d}"
+            )
         return "\n".join([*lines, f"{self.clips} clips; * the difference's interval leaves out 0"])
 
 
@@ -81,12 +82,19 @@ def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof",
     scores = [score_interval(probs, known.targ, draws=draws) for probs in known.stack]
     order = sorted(range(len(folders)), key=lambda k: -scores[k].value)
     best = known.stack[order[0]]
-    return Comparison(tuple(
-        ComparedRun(
-            members[k].name, scores[k], None if k == order[0] else score_difference(known.stack[k], best, known.targ, draws=draws),
-            _seconds(folders[k]), recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags)),
-        ) for k in order
-    ), len(known.fnames))
+    return Comparison(
+        tuple(
+            ComparedRun(
+                members[k].name,
+                scores[k],
+                None if k == order[0] else score_difference(known.stack[k], best, known.targ, draws=draws),
+                _seconds(folders[k]),
+                recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags)),
+            )
+            for k in order
+        ),
+        len(known.fnames),
+    )
 
 
 def _ends(of: Interval | Difference) -> str:
@@ -100,7 +108,7 @@ def _less(difference: Difference) -> str:
 def _seconds(run: Path) -> float | None:
     """How long a run took, as its manifest says."""
     try:
-        seconds = read_small_json(run / "manifest.json")["seconds"]
+        seconds = read_json_limited(run / "manifest.json")["seconds"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(seconds) if isinstance(seconds, (int, float)) else None

@@ -17,13 +17,13 @@ from fatai.experiment.recipe import Recipe, load_recipe, parse_toml, recipe_text
 from fatai.experiment.schema import Section
 from fatai.registry import ENSEMBLES, did_you_mean
 
-__all__ = ["EnsembleList", "ListedRun", "ensemble_names", "ensemble_text", "is_ensemble", "load_ensemble"]
+__all__ = ["EnsembleRecipe", "EnsembleMember", "ensemble_names", "ensemble_text", "is_ensemble", "load_ensemble"]
 
 _FOLDER = "ensembles/"
 _SECTIONS = ("clips", "folds", "model", "listen")
 
 
-class ListedRun(Section):
+class EnsembleMember(Section):
     """One run.
 
     Attributes
@@ -60,7 +60,9 @@ class ListedRun(Section):
                 raise RecipeError(f"member {self.name}: until is {self.until!r}; {did_you_mean(self.until, names)}")
             plain["stages"] = plain["stages"][:names.index(self.until) + 1]
         for stage in plain["stages"]:
-            stage.update({k: v for k, v in changes.get("stages", {}).items() if k != "noisy" or stage["noisy"] is not None})
+            stage.update(
+                {k: v for k, v in changes.get("stages", {}).items() if k != "noisy" or stage["noisy"] is not None}
+            )
         changes.pop("stages", None)
         for section in _SECTIONS:
             given = changes.pop(section, {})
@@ -69,7 +71,7 @@ class ListedRun(Section):
         return validated({**plain, **changes}, f"member {self.name}")
 
 
-class Stacker(Section):
+class StackerConfig(Section):
     """A blend that learns from the members, and joins them in the ensemble."""
 
     name: str
@@ -77,7 +79,7 @@ class Stacker(Section):
     options: dict[str, Any] = {}
 
 
-class EnsembleList(Section):
+class EnsembleRecipe(Section):
     """An ensemble.
 
     Attributes
@@ -94,12 +96,12 @@ class EnsembleList(Section):
     how: str = "mean"
     options: dict[str, Any] = {}
     weights: tuple[float, ...] | Literal["lwlrap"] | None = None
-    members: tuple[ListedRun, ...] = Field(min_length=1, max_length=1000)
-    stackers: tuple[Stacker, ...] = ()
+    members: tuple[EnsembleMember, ...] = Field(min_length=1, max_length=1000)
+    stackers: tuple[StackerConfig, ...] = ()
 
     @field_validator("members")
     @classmethod
-    def _different_names(cls, value: tuple[ListedRun, ...]) -> tuple[ListedRun, ...]:
+    def _different_names(cls, value: tuple[EnsembleMember, ...]) -> tuple[EnsembleMember, ...]:
         names = [member.name for member in value]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -107,7 +109,7 @@ class EnsembleList(Section):
         return value
 
     @model_validator(mode="after")
-    def _known_blends(self) -> EnsembleList:
+    def _known_blends(self) -> EnsembleRecipe:
         for how, options in [(self.how, self.options), *((s.how, s.options) for s in self.stackers)]:
             try:
                 ENSEMBLES.build(how, **options)
@@ -138,18 +140,23 @@ def ensemble_text(name: str | Path) -> str:
     text = str(name)
     if not text.endswith(".toml"):
         if text not in ensemble_names():
-            raise RecipeError(f"no ensemble named {text!r}; {did_you_mean(text, ensemble_names())}; a file of yours must end in .toml")
+            raise RecipeError(
+                f"no ensemble named {text!r}; {did_you_mean(text, ensemble_names())}; a file of yours must end in .toml"
+            )
         return ((resources.files("fatai") / "recipes") / f"{text}.toml").read_text(encoding="utf-8")
     return recipe_text(text)
 
 
-def load_ensemble(name: str | Path) -> EnsembleList:
+def load_ensemble(name: str | Path) -> EnsembleRecipe:
     """A list by name ("ensembles/third_place"), or from a path that ends in .toml; raises `RecipeError` that says what is wrong."""
     text = str(name)
     try:
-        listed = EnsembleList.model_validate(parse_toml(ensemble_text(name), text))
+        listed = EnsembleRecipe.model_validate(parse_toml(ensemble_text(name), text))
     except ValidationError as e:
-        faults = [f"{'.'.join(map(str, error['loc'])) or 'the list'}: {error['msg'].removeprefix('Value error, ')}" for error in e.errors()]
+        faults = [
+            f"{'.'.join(map(str, error['loc'])) or 'the list'}: {error['msg'].removeprefix('Value error, ')}"
+            for error in e.errors()
+        ]
         raise RecipeError(f"{text}: " + "; ".join(faults)) from None
     for member in listed.members:
         member.changed_recipe()

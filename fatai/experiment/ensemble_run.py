@@ -8,31 +8,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fatai.io.atomic import write_text_atomic
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.io.atomic import write_text
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import DataError
-from fatai.ensemble.ensemble import Blended, blend_and_judge
+from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.ensemble.members import Given
 from fatai.inference.predictions import Predictions
-from fatai.experiment.ensemble_recipe import EnsembleList, Stacker, load_ensemble
+from fatai.experiment.ensemble_recipe import EnsembleRecipe, StackerConfig, load_ensemble
 from fatai.experiment.manifest import data_digest, read_manifest
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import draw_report, run_recipe
 from fatai.experiment.scaling import SCALES, scaled
-from fatai.distributed import join
+from fatai.distributed import init
 
-__all__ = ["EnsembleResult", "member_recipes", "run_ensemble"]
+__all__ = ["EnsembleRunResult", "member_recipes", "run_ensemble"]
 
 _NAMES = ("name", "source", "published")  # what a recipe is called doesn't change what it trains
 
 
 @dataclass(frozen=True)
-class EnsembleResult:
+class EnsembleRunResult:
     """What was made: the folder, the runs in the order of the list, the blend with its nested out-of-fold score, the seconds it took."""
 
     out: Path
     runs: tuple[Path, ...]
-    blended: Blended
+    blended: EnsembleResult
     seconds: float
 
     @property
@@ -41,15 +41,23 @@ class EnsembleResult:
         return self.blended.predictions
 
 
-def member_recipes(listed: EnsembleList, *, scale: str = "full", changes: dict[str, Any] | None = None, n_noisy: int | None = None,
-                   n_curated: int | None = None) -> dict[str, Recipe]:
+def member_recipes(
+    listed: EnsembleRecipe,
+    *,
+    scale: str = "full",
+    changes: dict[str, Any] | None = None,
+    n_noisy: int | None = None,
+    n_curated: int | None = None,
+) -> dict[str, Recipe]:
     """The recipe of every member by its name, in a size of `SCALES` and with the changes that `Recipe.changed` takes."""
-    return {m.name: scaled(m.changed_recipe(), scale, n_noisy, n_curated).changed(**(changes or {})) for m in listed.members}
+    return {
+        m.name: scaled(m.changed_recipe(), scale, n_noisy, n_curated).changed(**(changes or {})) for m in listed.members
+    }
 
 
 def run_ensemble(
     data: str | Path,
-    listed: str | Path | EnsembleList,
+    listed: str | Path | EnsembleRecipe,
     out: str | Path,
     *,
     scale: str = "full",
@@ -60,7 +68,7 @@ def run_ensemble(
     num_workers: int | None = None,
     command: str = "",
     say: Callable[[str], None] = print,
-) -> EnsembleResult:
+) -> EnsembleRunResult:
     """Train or take over every run of a list, blend their test predictions, and tell how good the blend is out of fold.
 
     `out` gets a run folder for each member that was trained, `test.csv`, `oof.csv` (nested), `blend.txt`, `report.html` and, where there is
@@ -89,62 +97,84 @@ def run_ensemble(
         If a run in `out` is one of another recipe or of other data.
     """
     started = time.monotonic()
-    listed = listed if isinstance(listed, EnsembleList) else load_ensemble(listed)
+    listed = listed if isinstance(listed, EnsembleRecipe) else load_ensemble(listed)
     out = Path(out)
-    company = join()
-    if company.leads and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists already and is not empty; choose another folder, or go on with the ensemble there: --resume")
-    read = read_layout(data, corrections)
+    group = init()
+    if group.is_main and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(
+            f"{out} exists already and is not empty; choose another folder, or go on with the ensemble there: --resume"
+        )
+    read = load_dataset(data, corrections)
     if not len(read.test):
-        raise DataError(f"{data} has no test part, of which an ensemble would blend predictions; train its recipes one by one")
-    company.wait()
-    tell = say if company.leads else (lambda line: None)
+        raise DataError(
+            f"{data} has no test part, of which an ensemble would blend predictions; train its recipes one by one"
+        )
+    group.wait()
+    tell = say if group.is_main else (lambda line: None)
     runs: list[Path] = []
     for name, recipe in member_recipes(
-        listed, scale=scale, changes=changes, n_noisy=None if read.noisy is None else len(read.noisy), n_curated=len(read.curated),
+        listed,
+        scale=scale,
+        changes=changes,
+        n_noisy=None if read.noisy is None else len(read.noisy),
+        n_curated=len(read.curated),
     ).items():
-        own = read_layout(data, corrections, corrupted=recipe.clips.corrupted)
+        own = load_dataset(data, corrections, corrupted=recipe.clips.corrupted)
         found = _reusable(reuse, recipe, own)
-        tell(f"member {len(runs) + 1} of {len(listed.members)}: {name}" + ("" if found is None else f", taken from {found}"))
+        tell(
+            f"member {len(runs) + 1} of {len(listed.members)}: {name}"
+            + ("" if found is None else f", taken from {found}")
+        )
         if found is None:
-            run_recipe(own, recipe, out / name, resume=resume, num_workers=num_workers, corrections=corrections, command=command, say=say)
+            run_recipe(
+                own,
+                recipe,
+                out / name,
+                resume=resume,
+                num_workers=num_workers,
+                corrections=corrections,
+                command=command,
+                say=say,
+            )
         runs.append(found or out / name)
-    company.wait()
+    group.wait()
     blended = _blend(listed, runs, read, scale, tell)
-    if not company.leads:
-        return EnsembleResult(out, tuple(runs), blended, time.monotonic() - started)
+    if not group.is_main:
+        return EnsembleRunResult(out, tuple(runs), blended, time.monotonic() - started)
     out.mkdir(parents=True, exist_ok=True)
     blended.predictions.to_csv(out / "test.csv")
     if blended.oof is not None:
         blended.oof.to_csv(out / "oof.csv")
-    write_text_atomic(out / "blend.txt", f"{blended}\n")
+    write_text(out / "blend.txt", f"{blended}\n")
     say(str(blended))
     if read.sample is not None:
         blended.predictions.to_submission(out / "submission.csv", sample=read.sample)
         say(f"submission: {out / 'submission.csv'}, {listed.how} of {len(blended.members)}")
     draw_report(out, read, say)
-    return EnsembleResult(out, tuple(runs), blended, time.monotonic() - started)
+    return EnsembleRunResult(out, tuple(runs), blended, time.monotonic() - started)
 
 
-def _blend(listed: EnsembleList, runs: list[Path], data: FATData, scale: str, say: Callable[[str], None]) -> Blended:
+def _blend(
+    listed: EnsembleRecipe, runs: list[Path], data: FATDataset, scale: str, say: Callable[[str], None]
+) -> EnsembleResult:
     """Members and stackers as one, judged by the curated clips that all of them held out."""
     truth = data.curated[["fname", "labels"]]
     tests: list[Given] = list(runs)
     oofs: list[Given] = [Predictions.from_csv(run / "oof.csv") for run in runs]
     for stacker in listed.stackers:
         say(f"stacking: {stacker.name}")
-        stacked = blend_and_judge(runs, stacker.how, truth=truth, **_options(stacker, scale))
+        stacked = ensemble_report(runs, stacker.how, truth=truth, **_options(stacker, scale))
         assert stacked.oof is not None
         tests.append(stacked.predictions)
         oofs.append(stacked.oof)
     weights = list(listed.weights) if isinstance(listed.weights, tuple) else listed.weights
     if not listed.stackers:
-        return blend_and_judge(runs, listed.how, weights, truth=truth, **listed.options)
-    blended = blend_and_judge(tests, listed.how, weights, oof=oofs, truth=truth, **listed.options)
+        return ensemble_report(runs, listed.how, weights, truth=truth, **listed.options)
+    blended = ensemble_report(tests, listed.how, weights, oof=oofs, truth=truth, **listed.options)
     return replace(blended, members=(*blended.members[:len(runs)], *(stacker.name for stacker in listed.stackers)))
 
 
-def _options(stacker: Stacker, scale: str) -> dict[str, Any]:
+def _options(stacker: StackerConfig, scale: str) -> dict[str, Any]:
     """A stacker's options; in a smaller size its network is narrower, as those of the members are, and draws as much less."""
     size = SCALES[scale]
     if size is None or stacker.how != "mlp":
@@ -154,7 +184,7 @@ def _options(stacker: Stacker, scale: str) -> dict[str, Any]:
             "max_epochs": max(1, size.passes)}
 
 
-def _reusable(runs: Sequence[str | Path], recipe: Recipe, data: FATData) -> Path | None:
+def _reusable(runs: Sequence[str | Path], recipe: Recipe, data: FATDataset) -> Path | None:
     """The first finished run of the same recipe and data."""
     for run in map(Path, runs):
         if not (run / "recipe.toml").is_file():

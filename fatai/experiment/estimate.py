@@ -14,27 +14,27 @@ from typing import Any
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 
-from fatai.data.datasets.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATDataset
 from fatai.errors import OptionError
 from fatai.experiment.clips import clips_and_steps
-from fatai.experiment.fold import FoldJob, fold_learner, told_of_noisy
+from fatai.experiment.fold import FoldContext, fold_learner, sample_weight_callbacks
 from fatai.experiment.manifest import data_digest
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.run import folded_table, noisy_table
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import curated_alone, prepare_stage
-from fatai.callbacks.callbacks import EpochLines
+from fatai.callbacks.callbacks import PlainProgress
 from fatai.training.learner import FatLearner
 
-__all__ = ["Forecast", "StageForecast", "forecast", "seconds_of"]
+__all__ = ["RunEstimate", "StageEstimate", "estimate_run", "seconds_of"]
 
 _VALIDATION = 1 / 3  # of a training step: a forward pass without the backward one, which is twice as much
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 @dataclass(frozen=True)
-class StageForecast:
+class StageEstimate:
     """A stage in one fold: epochs, steps of an epoch, clips of an epoch at most, clips in a batch, seconds at most."""
 
     name: str
@@ -46,7 +46,7 @@ class StageForecast:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class RunEstimate:
     """What a run will take at most: stages may end early, and noisy methods may choose fewer clips.
 
     Attributes
@@ -60,7 +60,7 @@ class Forecast:
     recipe: str
     parameters: int
     folds: int
-    stages: tuple[StageForecast, ...]
+    stages: tuple[StageEstimate, ...]
     predicting: float
     memory: int
     device: str
@@ -74,13 +74,19 @@ class Forecast:
         wide = max(len("predicting"), *(len(stage.name) for stage in self.stages))
         rows = [f"{'stage':<{wide}}  epochs  steps  clips   bs   time of a fold"]
         for s in self.stages:
-            rows.append(f"{s.name:<{wide}}  {s.epochs:6d} {s.steps:6d} {s.clips:6d} {s.bs:4d}  {_clock(s.seconds):>15s}")
+            rows.append(
+                f"{s.name:<{wide}}  {s.epochs:6d} {s.steps:6d} {s.clips:6d} {s.bs:4d}  {_clock(s.seconds):>15s}"
+            )
         rows.append(f"{'predicting':<{wide}}  {'':24s}  {_clock(self.predicting):>15s}")
         heading = f"{self.recipe}: {self.parameters:,d} parameters, {self.folds} folds, on {self.device}"
-        return "\n".join([heading, *rows, f"all folds: at most {_clock(self.seconds)}, {self.memory / 2**30:.1f} GiB of memory"])
+        return "\n".join(
+            [heading, *rows, f"all folds: at most {_clock(self.seconds)}, {self.memory / 2**30:.1f} GiB of memory"]
+        )
 
 
-def forecast(data: FATData, recipe: Recipe, *, predict_test: bool = True, num_workers: int | None = None, steps: int = 3) -> Forecast:
+def estimate_run(
+    data: FATDataset, recipe: Recipe, *, predict_test: bool = True, num_workers: int | None = None, steps: int = 3
+) -> RunEstimate:
     """Count the stages of a recipe on some data, and measure `steps` steps of each kind and the prediction of a few clips.
 
     Nothing is written but below a temporary folder.
@@ -91,28 +97,37 @@ def forecast(data: FATData, recipe: Recipe, *, predict_test: bool = True, num_wo
     own = table.assign(is_valid=folds == trained[0])
     n_noisy, n_held = 0 if noisy is None else len(noisy), int(own["is_valid"].sum())
     with tempfile.TemporaryDirectory() as scratch:
-        job = FoldJob(data, recipe, Path(scratch), data_digest(data), noisy=noisy, num_workers=num_workers, say=lambda line: None)
+        job = FoldContext(
+            data, recipe, Path(scratch), data_digest(data), noisy=noisy, num_workers=num_workers, say=lambda line: None
+        )
         learn = fold_learner(job, trained[0], own)
         _forget_memory(learn)
         measured: dict[str, float] = {}
-        listening = _listening_seconds(learn, recipe, own)
+        listening = _tta_seconds(learn, recipe, own)
         stages = []
         for stage in recipe.stages:
             clips, count = clips_and_steps(stage, len(table) - n_held, n_noisy, recipe.folds.n)
             if stage.solve is not None:
-                stages.append(StageForecast(stage.name, 1, count, clips, stage.bs, clips * listening))
+                stages.append(StageEstimate(stage.name, 1, count, clips, stage.bs, clips * listening))
                 continue
             key = repr((stage.bs, stage.mixup, stage.augment, stage.items, stage.loss))
             if key not in measured:
                 measured[key] = _step_seconds(job, learn, stage, steps)
             seconds = stage.epochs * measured[key] * (count + _VALIDATION * n_held / stage.bs)
-            stages.append(StageForecast(stage.name, stage.epochs, count, clips, stage.bs, seconds))
+            stages.append(StageEstimate(stage.name, stage.epochs, count, clips, stage.bs, seconds))
         judged = n_noisy * sum(recipe.judges_after(k) for k in range(len(recipe.rounds())))
         listened = n_held + judged + (len(data.test) if predict_test else 0)
         predicting = listened * listening
         memory = _peak_memory(learn)
-    return Forecast(recipe.name, recipe_parameters(recipe, len(data.tags)), len(trained), tuple(stages), predicting, memory,
-                    str(learn.dls.device))
+    return RunEstimate(
+        recipe.name,
+        recipe_parameters(recipe, len(data.tags)),
+        len(trained),
+        tuple(stages),
+        predicting,
+        memory,
+        str(learn.dls.device),
+    )
 
 
 class _Stopwatch(Callback):
@@ -134,17 +149,17 @@ class _Stopwatch(Callback):
             raise CancelFitException
 
 
-def _step_seconds(job: FoldJob, learn: FatLearner, stage: Stage, steps: int) -> float:
+def _step_seconds(job: FoldContext, learn: FatLearner, stage: Stage, steps: int) -> float:
     watch = _Stopwatch(steps + 1)
     cbs = [cb for cb in prepare_stage(learn, curated_alone(stage)) if hasattr(cb, "active")]
-    lines = [cb for cb in learn.cbs if isinstance(cb, EpochLines)]
+    lines = [cb for cb in learn.cbs if isinstance(cb, PlainProgress)]
     with learn.removed_cbs(lines), learn.no_bar(), learn.no_logging():
-        learn.fit(steps + 1, 1e-9, cbs=[*cbs, *told_of_noisy(job, learn, None), watch])
+        learn.fit(steps + 1, 1e-9, cbs=[*cbs, *sample_weight_callbacks(job, learn, None), watch])
     took = [after - before for before, after in zip(watch.ends, watch.ends[1:])]
     return statistics.median(took[1:] or took)  # the first one also sets up
 
 
-def _listening_seconds(learn: FatLearner, recipe: Recipe, table: Any, clips: int = 6) -> float:
+def _tta_seconds(learn: FatLearner, recipe: Recipe, table: Any, clips: int = 6) -> float:
     listen, items = recipe.listen, table.iloc[:clips]
 
     def heard(part: Any) -> float:
@@ -172,12 +187,12 @@ def _peak_memory(learn: FatLearner) -> int:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
-def verdict(seconds: float, budget_s: float) -> str:
+def fits_budget(seconds: float, budget_s: float) -> str:
     """Whether something fits into a budget of time, in a sentence.
 
     Examples
     --------
-    >>> verdict(5400, 32400)
+    >>> fits_budget(5400, 32400)
     'fits the budget of 9:00:00: 17% of it'
     """
     share = seconds / budget_s

@@ -17,9 +17,9 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.datasets.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.labels import multi_hot
 from fatai.errors import CheckpointError
 from fatai.inference import tta
@@ -28,24 +28,24 @@ from fatai.experiment.best import BestOfStages
 from fatai.experiment.build import has_two_heads, recipe_network
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.stage import fit_stage
-from fatai.io.json import read_small_json
+from fatai.io.json import read_json_limited
 from fatai.callbacks.callbacks import quiet_unless_terminal
-from fatai.distributed import ALONE, Company
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.training.cross_validation import load_weights, save_weights
-from fatai.noisy_labels.selection import Chosen
+from fatai.noisy_labels.selection import LabelSelection
 from fatai.training.learner import FatLearner, fat_learner
 from fatai.noisy_labels.methods import second_head
-from fatai.callbacks.resume import Resumable
-from fatai.callbacks.sample_weights import NoisyWeights
+from fatai.callbacks.resume import ResumeTraining
+from fatai.callbacks.sample_weights import SampleWeights
 
-__all__ = ["WEIGHTS", "FoldJob", "FoldResult", "fold_learner", "told_of_noisy", "train_fold"]
+__all__ = ["WEIGHTS", "FoldContext", "FoldResult", "fold_learner", "sample_weight_callbacks", "train_fold"]
 
 WEIGHTS = "model.safetensors"
 _APART = 1_000_003  # between the seeds of processes: folds and users take neighbouring ones
 
 
 @dataclass(frozen=True)
-class FoldJob:
+class FoldContext:
     """What is the same for all folds of a run.
 
     Attributes
@@ -58,11 +58,11 @@ class FoldJob:
         Whether the last round predicts the test part.
     say
         What takes a line of progress.
-    company
+    group
         Processes that train every fold together; alone, where each process has folds of its own.
     """
 
-    data: FATData
+    data: FATDataset
     recipe: Recipe
     out: Path
     digest: str
@@ -71,19 +71,21 @@ class FoldJob:
     num_workers: int | None = None
     cache_dir: str | Path | None = None
     say: Callable[[str], None] = print
-    company: Company = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
 
 
 @dataclass(frozen=True)
 class FoldResult:
     """Predictions of a fold: after the last round of held-out clips and, if asked, of the test part; before it, of noisy clips."""
 
-    held_out: Predictions | None = None
+    oof_score: Predictions | None = None
     test: Predictions | None = None
     noisy: Predictions | None = None
 
 
-def train_fold(job: FoldJob, fold: int, table: pd.DataFrame, number: int = 0, chosen: Chosen | None = None) -> FoldResult:
+def train_fold(
+    job: FoldContext, fold: int, table: pd.DataFrame, number: int = 0, chosen: LabelSelection | None = None
+) -> FoldResult:
     """Train a round of a fold and predict, or do what of it is not done yet.
 
     Parameters
@@ -102,7 +104,7 @@ def train_fold(job: FoldJob, fold: int, table: pd.DataFrame, number: int = 0, ch
     """
     folder, rounds = job.out / f"fold_{fold}", job.recipe.rounds()
     last = number == len(rounds) - 1
-    job.company.wait()  # what the others still write of the fold before is no answer to what is done
+    job.group.wait()  # what the others still write of the fold before is no answer to what is done
     done = _done(job, folder) if last else _round_done(job, folder, number)
     if done is not None:
         if last:
@@ -112,60 +114,68 @@ def train_fold(job: FoldJob, fold: int, table: pd.DataFrame, number: int = 0, ch
     held, more = int(table["is_valid"].sum()), "" if chosen is None else f" and {len(chosen)} noisy ones"
     job.say(f"fold {fold}: {part}training on {len(table) - held} clips{more}, held out {held}")
     learn = fold_learner(job, fold, table, chosen)
-    weights = folder / (WEIGHTS if last else _round_weights(number))
-    with learn.distrib_ctx(company=job.company):
-        if job.company.told(weights.exists()):
+    weights = folder / (WEIGHTS if last else _round_path(number))
+    with learn.distrib_ctx(group=job.group):
+        if job.group.broadcast(weights.exists()):
             load_weights(weights, learn.model)
         else:
             _fit_round(job, fold, learn, number, chosen)
-            if job.company.leads:
+            if job.group.is_main:
                 _save(learn, weights)
-        if job.company.leads:
+        if job.group.is_main:
             _remove_states(learn, number, rounds[number].stop - 1, last)
         if not last:
-            return FoldResult(noisy=_judge_noisy(job, fold, learn, number) if job.recipe.judges_after(number) else None)
+            return FoldResult(
+                noisy=_predict_noisy(job, fold, learn, number) if job.recipe.judges_after(number) else None
+            )
         return _predict(job, fold, learn, table)
 
 
-def _predict(job: FoldJob, fold: int, learn: FatLearner, table: pd.DataFrame) -> FoldResult:
-    held_out = _listen(job, learn, table[table["is_valid"]], f"fold {fold}: held-out clips")
-    if job.company.leads:
-        held_out.to_csv(learn.path / "oof.csv")
+def _predict(job: FoldContext, fold: int, learn: FatLearner, table: pd.DataFrame) -> FoldResult:
+    oof_score = _predict_items(job, learn, table[table["is_valid"]], f"fold {fold}: held-out clips")
+    if job.group.is_main:
+        oof_score.to_csv(learn.path / "oof.csv")
     test = None
     if job.predict_test and len(job.data.test):
-        test = _listen(job, learn, job.data.test, f"fold {fold}: test clips")
-    if job.company.leads:
+        test = _predict_items(job, learn, job.data.test, f"fold {fold}: test clips")
+    if job.group.is_main:
         if test is not None:
             test.to_csv(learn.path / "test.csv")
-        unreadable = {"held_out": held_out.unreadable, "test": test.unreadable if test else ()}
-        write_text_atomic(learn.path / "fold.json", json.dumps({"digest": job.digest, "unreadable": unreadable}, indent=2) + "\n")
-    return FoldResult(held_out, test)
+        unreadable = {"held_out": oof_score.unreadable, "test": test.unreadable if test else ()}
+        write_text(
+            learn.path / "fold.json", json.dumps({"digest": job.digest, "unreadable": unreadable}, indent=2) + "\n"
+        )
+    return FoldResult(oof_score, test)
 
 
-def _judge_noisy(job: FoldJob, fold: int, learn: FatLearner, number: int) -> Predictions | None:
+def _predict_noisy(job: FoldContext, fold: int, learn: FatLearner, number: int) -> Predictions | None:
     if job.noisy is None:
         return None
-    judged = _listen(job, learn, job.noisy, f"fold {fold}: noisy clips")
-    if job.company.leads:
-        judged.to_csv(learn.path / _judgements(number))
+    judged = _predict_items(job, learn, job.noisy, f"fold {fold}: noisy clips")
+    if job.group.is_main:
+        judged.to_csv(learn.path / _noisy_predictions_path(number))
     return judged
 
 
-def _listen(job: FoldJob, learn: FatLearner, items: pd.DataFrame, what: str) -> Predictions:
+def _predict_items(job: FoldContext, learn: FatLearner, items: pd.DataFrame, what: str) -> Predictions:
     listen = job.recipe.listen
-    return learn.tta(items=items, what=what, how=listen.how, n=listen.n, mean=listen.mean, seed=job.recipe.seed, **listen.options)
+    return learn.tta(
+        items=items, what=what, how=listen.how, n=listen.n, mean=listen.mean, seed=job.recipe.seed, **listen.options
+    )
 
 
-def _done(job: FoldJob, folder: Path) -> FoldResult | None:
+def _done(job: FoldContext, folder: Path) -> FoldResult | None:
     """What a finished fold predicted; None if something is still to do."""
     names = ("oof.csv", "test.csv") if job.predict_test and len(job.data.test) else ("oof.csv",)
     if not all((folder / name).exists() for name in ("fold.json", WEIGHTS, *names)):
         return None
     try:
-        notes = read_small_json(folder / "fold.json")
+        notes = read_json_limited(folder / "fold.json")
         digest, unreadable = notes["digest"], {k: tuple(map(str, notes["unreadable"][k])) for k in ("held_out", "test")}
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{folder / 'fold.json'} cannot be read ({e!r}); delete it to predict with the fold again") from None
+        raise CheckpointError(
+            f"{folder / 'fold.json'} cannot be read ({e!r}); delete it to predict with the fold again"
+        ) from None
     if digest != job.digest:
         raise CheckpointError(f"{folder} was trained on other data; choose another folder for this run, or remove it")
     read = [Predictions.from_csv(folder / name) for name in names]
@@ -173,56 +183,71 @@ def _done(job: FoldJob, folder: Path) -> FoldResult | None:
     return FoldResult(read[0], read[1] if len(read) > 1 else None)
 
 
-def _round_done(job: FoldJob, folder: Path, number: int) -> FoldResult | None:
+def _round_done(job: FoldContext, folder: Path, number: int) -> FoldResult | None:
     """What an earlier round gave; None if something is still to do."""
     if job.recipe.judges_after(number) and job.noisy is not None:
-        path = folder / _judgements(number)
+        path = folder / _noisy_predictions_path(number)
         return FoldResult(noisy=Predictions.from_csv(path)) if path.exists() else None
-    later = [_round_weights(k) for k in range(number, len(job.recipe.rounds()) - 1)]
+    later = [_round_path(k) for k in range(number, len(job.recipe.rounds()) - 1)]
     return FoldResult() if any((folder / name).exists() for name in (*later, WEIGHTS)) else None
 
 
-def _round_weights(number: int) -> str:
+def _round_path(number: int) -> str:
     return f"round_{number}.safetensors"
 
 
-def _judgements(number: int) -> str:
+def _noisy_predictions_path(number: int) -> str:
     return f"judged_{number}.csv"
 
 
-def fold_learner(job: FoldJob, fold: int, table: pd.DataFrame, chosen: Chosen | None = None) -> FatLearner:
+def fold_learner(job: FoldContext, fold: int, table: pd.DataFrame, chosen: LabelSelection | None = None) -> FatLearner:
     """The learner of a fold with newly drawn weights, for curated clips and the chosen noisy ones."""
     recipe = job.recipe
     # Before the loaders: they draw their shuffle's seed when they are made.
     set_seed(recipe.seed + fold, reproducible=True)
-    with job.company.leader_first():
+    with job.group.main_process_first():
         dls = FATDataLoaders.from_df(
-            table if chosen is None else _with_noisy(job, table, chosen), vocab=job.data.tags, fn_col="fname", path_col="path",
-            label_col="labels", valid_col="is_valid", settings=recipe.settings(), bs=recipe.stages[0].bs, num_workers=job.num_workers,
-            check_files=False, cache=recipe.clips.cache, cache_dir=job.cache_dir,
+            table if chosen is None else _with_noisy(job, table, chosen),
+            vocab=job.data.tags,
+            fn_col="fname",
+            path_col="path",
+            label_col="labels",
+            valid_col="is_valid",
+            settings=recipe.settings(),
+            bs=recipe.stages[0].bs,
+            num_workers=job.num_workers,
+            check_files=False,
+            cache=recipe.clips.cache,
+            cache_dir=job.cache_dir,
         )
     network = recipe_network(recipe, len(dls.tags), dls.to_spec.n_channels)
     learn = quiet_unless_terminal(fat_learner(dls, network, precision=recipe.precision, path=job.out / f"fold_{fold}"))
-    if not job.company.leads:
+    if not job.group.is_main:
         # The same weights and batches, but crops and changes of its own.
-        set_seed(recipe.seed + fold + _APART * job.company.rank, reproducible=True)
+        set_seed(recipe.seed + fold + _APART * job.group.rank, reproducible=True)
     return learn
 
 
-def _with_noisy(job: FoldJob, table: pd.DataFrame, chosen: Chosen) -> pd.DataFrame:
+def _with_noisy(job: FoldContext, table: pd.DataFrame, chosen: LabelSelection) -> pd.DataFrame:
     """Curated clips, then the chosen noisy ones; of soft targets the labels are what is above one half."""
     assert job.noisy is not None
     paths = dict(zip(job.noisy["fname"], job.noisy["path"]))
     n_tags = len(job.data.tags)
     labels = [[job.data.tags[k] for k in np.flatnonzero(row[:n_tags] > 0.5)] for row in chosen.targ]
-    rows = pd.DataFrame({
-        "fname": list(chosen.fnames), "path": [paths[name] for name in chosen.fnames], "labels": pd.Series(labels, dtype=object),
-        "is_valid": False, "noisy": chosen.noisy, "source": list(chosen.source),
-    })
+    rows = pd.DataFrame(
+        {
+            "fname": list(chosen.fnames),
+            "path": [paths[name] for name in chosen.fnames],
+            "labels": pd.Series(labels, dtype=object),
+            "is_valid": False,
+            "noisy": chosen.noisy,
+            "source": list(chosen.source),
+        }
+    )
     return pd.concat([table.assign(noisy=False, source="curated"), rows], ignore_index=True)
 
 
-def told_of_noisy(job: FoldJob, learn: FatLearner, chosen: Chosen | None) -> list[Callback]:
+def sample_weight_callbacks(job: FoldContext, learn: FatLearner, chosen: LabelSelection | None) -> list[Callback]:
     """What tells the loss of weights, marks and targets of noisy clips."""
     if chosen is None and not has_two_heads(job.recipe):
         return []
@@ -235,25 +260,25 @@ def told_of_noisy(job: FoldJob, learn: FatLearner, chosen: Chosen | None) -> lis
             targets[fname], weights[fname] = targ, weight
     elif chosen is not None and not chosen.soft:
         targets = {}
-    return [NoisyWeights(weights, targets=targets)]
+    return [SampleWeights(weights, targets=targets)]
 
 
-def _fit_round(job: FoldJob, fold: int, learn: FatLearner, number: int, chosen: Chosen | None) -> None:
+def _fit_round(job: FoldContext, fold: int, learn: FatLearner, number: int, chosen: LabelSelection | None) -> None:
     """All stages of a round that are not done yet."""
     stages = job.recipe.stages
     states = {k: learn.path / _state(k) for k in job.recipe.rounds()[number]}
     # A state holds all that came before it.
     begun = max((k for k, state in states.items() if state.exists()), default=job.recipe.rounds()[number].start)
     if number and not stages[job.recipe.rounds()[number].start].fresh:
-        load_weights(learn.path / _round_weights(number - 1), learn.model)
+        load_weights(learn.path / _round_path(number - 1), learn.model)
     for k, state in states.items():
         if k < begun:
             continue
-        weighted = told_of_noisy(job, learn, chosen)
+        weighted = sample_weight_callbacks(job, learn, chosen)
         notes = {"recipe": job.recipe.digest(), "data": job.digest, "fold": fold, "stage": k}
         shares = dict(chosen.shares) if chosen is not None and chosen.shares else None
         best = _best_of_stages(job.recipe, learn.path, k)
-        fit_stage(learn, stages[k], number=k, cbs=[Resumable(state, notes), *weighted], shares=shares, best=best)
+        fit_stage(learn, stages[k], number=k, cbs=[ResumeTraining(state, notes), *weighted], shares=shares, best=best)
 
 
 def _best_of_stages(recipe: Recipe, folder: Path, stage: int) -> BestOfStages | None:
@@ -261,12 +286,12 @@ def _best_of_stages(recipe: Recipe, folder: Path, stage: int) -> BestOfStages | 
     tracked, keep = recipe.tracks_best(stage), recipe.stages[stage].keep
     if not tracked and keep != "best_of_all":
         return None
-    before = folder / _best_until(stage - 1) if stage and recipe.tracks_best(stage - 1) else None
-    after = folder / _best_until(stage) if tracked else None
+    before = folder / _best_path(stage - 1) if stage and recipe.tracks_best(stage - 1) else None
+    after = folder / _best_path(stage) if tracked else None
     return BestOfStages(before, after, load=keep != "last", fname=f"best_of_stage_{stage}")
 
 
-def _best_until(stage: int) -> str:
+def _best_path(stage: int) -> str:
     return f"best_until_{stage}.safetensors"
 
 
@@ -275,7 +300,11 @@ def _state(stage: int) -> str:
 
 
 def _save(learn: FatLearner, path: Path) -> None:
-    notes = {"tags": list(learn.tags), "in_channels": learn.dls.to_spec.n_channels, "prior": [float(p) for p in learn.dls.prior()]}
+    notes = {
+        "tags": list(learn.tags),
+        "in_channels": learn.dls.to_spec.n_channels,
+        "prior": [float(p) for p in learn.dls.prior()],
+    }
     save_weights(path, learn.model, {"fatai": json.dumps(notes)})
 
 
@@ -284,7 +313,11 @@ def _remove_states(learn: FatLearner, number: int, stage: int, last: bool) -> No
 
     What the round `number`, which ended with `stage`, leaves of its best weights is for the next one, if it isn't the `last`.
     """
-    bests = [learn.path / _best_until(k) for k in range(stage + last)]
-    for leftover in (*learn.path.glob("state_*.safetensors"), *bests, *(learn.path / _round_weights(k) for k in range(number))):
+    bests = [learn.path / _best_path(k) for k in range(stage + last)]
+    for leftover in (
+        *learn.path.glob("state_*.safetensors"),
+        *bests,
+        *(learn.path / _round_path(k) for k in range(number)),
+    ):
         leftover.unlink(missing_ok=True)
     shutil.rmtree(learn.path / learn.model_dir, ignore_errors=True)

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from fatai.errors import FataiError, OptionError
-from fatai.distributed import ALONE, Company, join, leave, was_started_by_torchrun
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup, init, destroy, was_started_by_torchrun
 
-__all__ = ["ProcessLost", "Sharing", "in_company", "share_out", "start_processes", "start_shards"]
+__all__ = ["WorkerDiedError", "Sharing", "in_process_group", "share_out", "start_processes", "start_shards"]
 
 _LOST = (75, -15)  # how processes end because another one did: by themselves, or by torchrun
 _TOLD = "FATAI_PARENT_TELLS"  # set for processes whose starter says what became of them
 _BROKEN = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|process group|Socket", re.IGNORECASE)
 
 
-class ProcessLost(FataiError, ChildProcessError):
+class WorkerDiedError(FataiError, ChildProcessError):
     """One of several processes ended before its work was done."""
 
 
@@ -31,22 +31,22 @@ class ProcessLost(FataiError, ChildProcessError):
 class Sharing:
     """Who shares what: the folds, or every batch; and what takes a line about a fold."""
 
-    of_folds: Company
-    of_batches: Company
+    of_folds: ProcessGroup
+    of_batches: ProcessGroup
     say: Callable[[str], None]
 
 
-def share_out(company: Company, n_folds: int, say: Callable[[str], None]) -> Sharing:
+def share_out(group: ProcessGroup, n_folds: int, say: Callable[[str], None]) -> Sharing:
     """Folds of its own for each process where there are enough of them, else every batch shared by all."""
-    if company.size == 1:
-        return Sharing(ALONE, ALONE, say)
-    if n_folds >= company.size:
-        if company.leads:
-            say(f"{company.size} processes share {n_folds} folds")
-        return Sharing(company, ALONE, lambda line: say(f"process {company.rank}: {line}"))
-    if company.leads:
-        say(f"{company.size} processes share every batch")
-    return Sharing(ALONE, company, say if company.leads else lambda line: None)
+    if group.size == 1:
+        return Sharing(SINGLE_PROCESS, SINGLE_PROCESS, say)
+    if n_folds >= group.size:
+        if group.is_main:
+            say(f"{group.size} processes share {n_folds} folds")
+        return Sharing(group, SINGLE_PROCESS, lambda line: say(f"process {group.rank}: {line}"))
+    if group.is_main:
+        say(f"{group.size} processes share every batch")
+    return Sharing(SINGLE_PROCESS, group, say if group.is_main else lambda line: None)
 
 
 def start_processes(n: int, arguments: Sequence[str], what: str = "the run") -> None:
@@ -54,7 +54,7 @@ def start_processes(n: int, arguments: Sequence[str], what: str = "the run") -> 
 
     Raises
     ------
-    ProcessLost
+    WorkerDiedError
         If one of them was killed or failed; the message says which one, how, and what to do.
     SystemExit
         With code 2 if one of them has told an error.
@@ -73,11 +73,15 @@ def start_processes(n: int, arguments: Sequence[str], what: str = "the run") -> 
         torchrun.run(args)
     except ChildFailedError as e:
         # Of those that ended, the one that did not end because of another.
-        rank, failure = min(e.failures.items(), key=lambda item: (item[1].exitcode in _LOST, item[1].exitcode > 0, item[1].timestamp))
+        rank, failure = min(
+            e.failures.items(), key=lambda item: (item[1].exitcode in _LOST, item[1].exitcode > 0, item[1].timestamp)
+        )
         if failure.exitcode in (2, 130):
             raise SystemExit(failure.exitcode) from None
-        raise ProcessLost(f"process {rank} of {n} {_how(failure.exitcode)}, so {what} has stopped; what was finished is kept: "
-                          "give the same command with --resume") from None
+        raise WorkerDiedError(
+            f"process {rank} of {n} {_how(failure.exitcode)}, so {what} has stopped; what was finished is kept: "
+            "give the same command with --resume"
+        ) from None
     except SignalException:
         raise SystemExit(130) from None
 
@@ -88,7 +92,10 @@ def start_shards(n: int, arguments: Sequence[str], what: str) -> None:
     # The option stands as two words or as one; a process that kept it would start others without end.
     kept = [arg for before, arg in zip(("", *arguments), arguments)
             if "--processes" not in (before, arg) and not arg.startswith("--processes=")]
-    started = [subprocess.Popen([sys.executable, "-m", "fatai.cli", *kept, "--shard", f"{k}/{n}"], env=env) for k in range(1, n + 1)]
+    started = [
+        subprocess.Popen([sys.executable, "-m", "fatai.cli", *kept, "--shard", f"{k}/{n}"], env=env)
+        for k in range(1, n + 1)
+    ]
     try:
         codes = [process.wait() for process in started]
     except KeyboardInterrupt:
@@ -100,7 +107,9 @@ def start_shards(n: int, arguments: Sequence[str], what: str) -> None:
         if code in (2, 130):
             raise SystemExit(code)
         if code:
-            raise ProcessLost(f"the process of shard {k}/{n} {_how(code)}, so {what} is not whole; the same command does what is lacking")
+            raise WorkerDiedError(
+                f"the process of shard {k}/{n} {_how(code)}, so {what} is not whole; the same command does what is lacking"
+            )
 
 
 def _threads_of_each(n: int) -> str:
@@ -119,7 +128,7 @@ def _how(exitcode: int) -> str:
 
 
 @contextmanager
-def in_company(processes: int | None = None) -> Iterator[Company]:
+def in_process_group(processes: int | None = None) -> Iterator[ProcessGroup]:
     """The other processes that torchrun started with this one, until the block ends.
 
     Parameters
@@ -135,26 +144,28 @@ def in_company(processes: int | None = None) -> Iterator[Company]:
         If another process ended, so that this one cannot go on.
     """
     if not was_started_by_torchrun():
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    company = join()
-    if processes is not None and processes != company.size and int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
-        raise OptionError(f"processes is {processes}, but torchrun started {company.size}; leave --processes to one of the two")
-    if not company.leads:
+    group = init()
+    if processes is not None and processes != group.size and int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
+        raise OptionError(
+            f"processes is {processes}, but torchrun started {group.size}; leave --processes to one of the two"
+        )
+    if not group.is_main:
         # All would tell the same.
-        warnings.showwarning = _told_by_the_first
+        warnings.showwarning = _broadcast_from_main
     try:
-        yield company
+        yield group
     except RuntimeError as e:
         if isinstance(e, FataiError) or not _BROKEN.search(str(e)):
             raise
         if _TOLD not in os.environ:
-            print(f"fatai-submit: process {company.rank} of {company.size} lost another one, so the run stops; "
+            print(f"fatai-submit: process {group.rank} of {group.size} lost another one, so the run stops; "
                   "what was finished is kept: give the same command with --resume", file=sys.stderr, flush=True)
         # At once: to take leave of those that are gone may take forever.
         os._exit(_LOST[0])
-    leave()
+    destroy()
 
 
-def _told_by_the_first(*args: Any, **kwargs: Any) -> None:
+def _broadcast_from_main(*args: Any, **kwargs: Any) -> None:
     pass

@@ -10,7 +10,7 @@ from torch import nn
 from fatai.data.labels import multi_hot
 from fatai.errors import OptionError
 from fatai.inference import embeddings
-from fatai.inference.linear_probe import EmbeddingTagger
+from fatai.inference.linear_probe import LinearProbe
 from fatai.training.learner import FatLearner
 
 __all__ = ["solve_last_layer"]
@@ -27,7 +27,7 @@ def solve_last_layer(learn: FatLearner, *, C: float = 2.0, max_iter: int = 1000)
     Parameters
     ----------
     C, max_iter
-        As in `EmbeddingTagger.fit`.
+        As in `LinearProbe.fit`.
 
     Raises
     ------
@@ -36,12 +36,14 @@ def solve_last_layer(learn: FatLearner, *, C: float = 2.0, max_iter: int = 1000)
     """
     last = getattr(learn.model, _LAST, None)
     if not isinstance(last, nn.Linear) or getattr(learn.model, "head", None) != "published":
-        raise OptionError(f"solve needs a network of PANNs with its published head and linear last layer, not {type(learn.model).__name__}")
+        raise OptionError(
+            f"solve needs a network of PANNs with its published head and linear last layer, not {type(learn.model).__name__}"
+        )
     table = learn.dls.files(0)
     # In the arithmetic in which the learner will listen: standardising magnifies how it rounds.
     held = learn.embed(table, n=1)
     targ = multi_hot(table["labels"], learn.tags)
-    fitted = EmbeddingTagger.fit(held.values[held.readable], targ[held.readable], learn.tags, C=C, max_iter=max_iter)
+    fitted = LinearProbe.fit(held.values[held.readable], targ[held.readable], learn.tags, C=C, max_iter=max_iter)
     slopes = fitted.coef / fitted.scale
     values: dict[str, Any] = {"weight": slopes, "bias": fitted.intercept - slopes @ fitted.mean}
     with torch.no_grad():

@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 
 from fatai import __version__
-from fatai.io.atomic import write_text_atomic
-from fatai.data.datasets.fat2019 import FATData
+from fatai.io.atomic import write_text
+from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.own_table import is_own_table
 from fatai.errors import CheckpointError
 from fatai.experiment.recipe import Recipe
-from fatai.io.json import read_small_json
+from fatai.io.json import read_json_limited
 
 __all__ = ["data_digest", "noted_data", "read_manifest", "write_folds", "write_manifest"]
 
@@ -29,7 +29,13 @@ _PACKAGES = ("fatai", "fastai", "torch", "numpy", "pandas", "librosa", "soundfil
 
 
 def write_manifest(
-    out: Path, data: FATData, recipe: Recipe, digest: str, command: str, made_with: dict[str, Any], results: dict[str, Any] | None = None,
+    out: Path,
+    data: FATDataset,
+    recipe: Recipe,
+    digest: str,
+    command: str,
+    made_with: dict[str, Any],
+    results: dict[str, Any] | None = None,
 ) -> None:
     """Write manifest.json into a run folder.
 
@@ -47,13 +53,15 @@ def write_manifest(
         "finished": None if results is None else datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **(results or {}),
     }
-    write_text_atomic(out / "manifest.json", json.dumps(plain, indent=2) + "\n")
+    write_text(out / "manifest.json", json.dumps(plain, indent=2) + "\n")
 
 
-def write_folds(out: Path, fnames: Sequence[str], folds: Sequence[int] | np.ndarray, labels: Sequence[Sequence[str]]) -> None:
+def write_folds(
+    out: Path, fnames: Sequence[str], folds: Sequence[int] | np.ndarray, labels: Sequence[Sequence[str]]
+) -> None:
     """Note in a run folder which fold holds out each clip, and the labels it was trained with: a run can be judged without its data."""
     table = pd.DataFrame({"fname": fnames, "fold": folds, "labels": [",".join(tags) for tags in labels]})
-    write_text_atomic(out / "folds.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(out / "folds.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
@@ -62,7 +70,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        plain = read_small_json(path)
+        plain = read_json_limited(path)
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path} cannot be read ({e}); expected the JSON of a run") from None
     if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict):
@@ -78,7 +86,7 @@ def noted_data(run: Path) -> Path | None:
     return path if path is not None and (is_own_table(path) or (path / "train_curated.csv").is_file()) else None
 
 
-def data_digest(data: FATData) -> str:
+def data_digest(data: FATDataset) -> str:
     """SHA-256 over the names, sizes and labels of the clips: changes when the data do, without reading all sound."""
     digest = hashlib.sha256()
     for part in (data.curated, data.noisy, data.test):

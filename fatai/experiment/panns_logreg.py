@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.config import ClipSettings
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import DataError
-from fatai.inference.linear_probe import EmbeddingFit, fit_embedding_tagger
+from fatai.inference.linear_probe import LinearProbeFit, fit_embedding_tagger
 from fatai.inference.embeddings import Embeddings
 from fatai.export.pretrained import Pretrained
 from fatai.models import create_model
 from fatai.experiment.manifest import data_digest, write_folds
-from fatai.io.json import read_small_json
+from fatai.io.json import read_json_limited
 from fatai.audio.front_ends import front_end
 
 __all__ = ["panns_logreg", "panns_network"]
@@ -48,15 +48,23 @@ def panns_network(weights: str | os.PathLike[str], arch: str = "cnn14", *, width
 
 
 def panns_logreg(
-    data: str | Path | FATData, network: Pretrained, out: str | Path, *, n_folds: int = 5, seed: int = 42, C: float = 2.0,
-    max_iter: int = 1000, num_workers: int = 0, say: Callable[[str], None] = print,
-) -> EmbeddingFit:
+    data: str | Path | FATDataset,
+    network: Pretrained,
+    out: str | Path,
+    *,
+    n_folds: int = 5,
+    seed: int = 42,
+    C: float = 2.0,
+    max_iter: int = 1000,
+    num_workers: int = 0,
+    say: Callable[[str], None] = print,
+) -> LinearProbeFit:
     """Embed the clips of a data folder, fit a tagger out of fold and on all, predict the test part, and write what `ensemble` takes.
 
     Parameters
     ----------
     data
-        A folder in the competition's layout, or what `read_layout` made of it.
+        A folder in the competition's layout, or what `load_dataset` made of it.
     network
         What embeds, from `panns_network`. A network that was trained on these very clips would make the out-of-fold score too good.
     out
@@ -66,26 +74,28 @@ def panns_logreg(
     n_folds, seed, C, max_iter
         As in `fit_embedding_tagger`; the defaults are the plan's.
     """
-    data, out = data if isinstance(data, FATData) else read_layout(data), Path(out)
+    data, out = data if isinstance(data, FATDataset) else load_dataset(data), Path(out)
     made_of = {"data": data_digest(data), "network": network.digest()}
     _claim(out, made_of)
     curated = _embedded(network, data.curated, out / "embeddings" / "curated.npy", num_workers)
-    fit = fit_embedding_tagger(curated, data.curated[["fname", "labels"]], data.tags, folds=n_folds, seed=seed, C=C, max_iter=max_iter)
+    fit = fit_embedding_tagger(
+        curated, data.curated[["fname", "labels"]], data.tags, folds=n_folds, seed=seed, C=C, max_iter=max_iter
+    )
     fit.tagger.save(out / TAGGER)
     labels = dict(zip(data.curated["fname"], data.curated["labels"]))
     write_folds(out, fit.oof.fnames, fit.folds, [labels[name] for name in fit.oof.fnames])
     fit.oof.to_csv(out / "oof.csv")
     listed = ", ".join(f"{score:.4f}" for score in fit.scores.values())
-    say(f"out of fold: lwlrap {fit.oof.held_out or float('nan'):.4f} over {len(fit.oof)} clips, folds {listed}")
+    say(f"out of fold: lwlrap {fit.oof.oof_score or float('nan'):.4f} over {len(fit.oof)} clips, folds {listed}")
     if len(data.test):
         test = fit.predict(_embedded(network, data.test, out / "embeddings" / "test.npy", num_workers))
         test.to_csv(out / "test.csv")
         if data.sample is not None:
             test.to_submission(out / "submission.csv", sample=data.sample)
             say(f"submission: {out / 'submission.csv'}, {len(test)} clips, fits {data.sample.name}")
-    results = {"folds": {str(k): v for k, v in fit.scores.items()}, "oof": fit.oof.held_out}
+    results = {"folds": {str(k): v for k, v in fit.scores.items()}, "oof": fit.oof.oof_score}
     plain = {"recipe": "panns_logreg", "made_of": made_of, "tags": list(data.tags), "lwlrap": results}
-    write_text_atomic(out / "manifest.json", json.dumps(plain, indent=2) + "\n")
+    write_text(out / "manifest.json", json.dumps(plain, indent=2) + "\n")
     return fit
 
 
@@ -94,12 +104,14 @@ def _claim(out: Path, made_of: dict[str, str]) -> None:
     noted = out / "made_of.json"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         try:
-            same = read_small_json(noted) == made_of
+            same = read_json_limited(noted) == made_of
         except (OSError, ValueError):
             same = False
         if not same:
-            raise DataError(f"{out} holds something else, or embeddings of other data or another network; choose another folder")
-    write_text_atomic(noted, json.dumps(made_of, indent=2) + "\n")
+            raise DataError(
+                f"{out} holds something else, or embeddings of other data or another network; choose another folder"
+            )
+    write_text(noted, json.dumps(made_of, indent=2) + "\n")
 
 
 def _embedded(network: Pretrained, table: pd.DataFrame, file: Path, num_workers: int) -> Embeddings:

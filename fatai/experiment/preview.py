@@ -7,7 +7,7 @@ from typing import Any
 
 from fastcore.meta import delegates
 
-from fatai.data.datasets.fat2019 import FATData
+from fatai.data.datasets.fat2019 import FATDataset
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.run import recipe_learner
 from fatai.experiment.stage import curated_alone, prepare_stage
@@ -17,7 +17,7 @@ __all__ = ["preview_learner"]
 
 
 @delegates(recipe_learner)
-def preview_learner(data: str | Path | FATData, recipe: Recipe, fold: int = 0, **kwargs: Any) -> FatLearner:
+def preview_learner(data: str | Path | FATDataset, recipe: Recipe, fold: int = 0, **kwargs: Any) -> FatLearner:
     """As `recipe_learner`, with the batches of curated clips, loss, optimiser and random changes of the first stage."""
     learn = recipe_learner(data, recipe, fold, **kwargs)
     learn.add_cbs(prepare_stage(learn, curated_alone(recipe.stages[0])))

@@ -23,7 +23,7 @@ from fatai.errors import FataiError, RecipeError
 from fatai.export.config import bounded
 from fatai.experiment.schema import KEPT, Clips, Folds, Listen, Model, Section, Seed, Stage
 from fatai.registry import FRONT_ENDS, did_you_mean
-from fatai.io.json import read_small_text
+from fatai.io.json import read_text_limited
 from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
 
 if sys.version_info >= (3, 11):
@@ -75,9 +75,15 @@ class Recipe(Section):
         told: list[Any] = []
         for k, stage in enumerate(value):
             if isinstance(stage, dict) and "like" in stage:
-                known = {earlier["name"]: earlier for earlier in told if isinstance(earlier, dict) and isinstance(earlier.get("name"), str)}
+                known = {
+                    earlier["name"]: earlier
+                    for earlier in told
+                    if isinstance(earlier, dict) and isinstance(earlier.get("name"), str)
+                }
                 if not isinstance(stage["like"], str) or stage["like"] not in known:
-                    raise ValueError(f"stage {k} is like {stage['like']!r}; {did_you_mean(str(stage['like']), list(known))}")
+                    raise ValueError(
+                        f"stage {k} is like {stage['like']!r}; {did_you_mean(str(stage['like']), list(known))}"
+                    )
                 stage = {**known[stage["like"]], **{key: v for key, v in stage.items() if key != "like"}}
             told.append(stage)
         return told
@@ -168,7 +174,10 @@ class Recipe(Section):
         """The whole recipe as TOML, every default and every constant of the front end spelled out."""
         plain = _without_none(self.model_dump())
         front_end = _without_none(asdict(self.settings().front_end))
-        plain["front_end"] = {"name": self.front_end.get("name", "ninth"), **{k: v for k, v in front_end.items() if k != "name"}}
+        plain["front_end"] = {
+            "name": self.front_end.get("name", "ninth"),
+            **{k: v for k, v in front_end.items() if k != "name"},
+        }
         return tomli_w.dumps(plain)
 
     def digest(self) -> str:
@@ -207,7 +216,9 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
     section: Any = Recipe
     for part in location[:-1]:
         if isinstance(part, str):
-            section = {"clips": Clips, "folds": Folds, "model": Model, "stages": Stage, "listen": Listen}.get(part, section)
+            section = {"clips": Clips, "folds": Folds, "model": Model, "stages": Stage, "listen": Listen}.get(
+                part, section
+            )
     return list(section.model_fields)
 
 
@@ -234,7 +245,11 @@ def validated(plain: dict[str, Any], where: str) -> Recipe:
 
 def recipe_names() -> list[str]:
     """Recipes that come with fatai."""
-    return sorted(f.name.removesuffix(".toml") for f in (resources.files("fatai") / "recipes").iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml")
+        for f in (resources.files("fatai") / "recipes").iterdir()
+        if f.name.endswith(".toml")
+    )
 
 
 def recipe_text(name: str) -> str:
@@ -242,13 +257,17 @@ def recipe_text(name: str) -> str:
     if str(name).endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise RecipeError(f"there is no recipe file {path}; expected a TOML file, or one of: {', '.join(recipe_names())}")
+            raise RecipeError(
+                f"there is no recipe file {path}; expected a TOML file, or one of: {', '.join(recipe_names())}"
+            )
         try:
-            return read_small_text(path, _MAX_BYTES)
+            return read_text_limited(path, _MAX_BYTES)
         except (OSError, UnicodeDecodeError) as e:
             raise RecipeError(f"{path} cannot be read as text: {e}") from None
     if name not in recipe_names():
-        raise RecipeError(f"no recipe named {name!r}; {did_you_mean(name, recipe_names())}; a file of yours must end in .toml")
+        raise RecipeError(
+            f"no recipe named {name!r}; {did_you_mean(name, recipe_names())}; a file of yours must end in .toml"
+        )
     return ((resources.files("fatai") / "recipes") / f"{name}.toml").read_text(encoding="utf-8")
 
 

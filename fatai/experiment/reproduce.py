@@ -22,17 +22,25 @@ from fatai.experiment.launch import start_processes
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 
-__all__ = ["Repeated", "compare_files", "repeat_run"]
+__all__ = ["ReproductionResult", "compare_files", "reproduce_run"]
 
 # What a run makes of its recipe and data alone; clocks and machines stand in the other files.
 _MADE = (
-    "recipe.toml", "folds.csv", "noisy_*.csv", "oof.csv", "test.csv", "submission.csv", "fold_*/model.safetensors", "fold_*/judged_*.csv",
-    "fold_*/oof.csv", "fold_*/test.csv",
+    "recipe.toml",
+    "folds.csv",
+    "noisy_*.csv",
+    "oof.csv",
+    "test.csv",
+    "submission.csv",
+    "fold_*/model.safetensors",
+    "fold_*/judged_*.csv",
+    "fold_*/oof.csv",
+    "fold_*/test.csv",
 )
 
 
 @dataclass(frozen=True)
-class Repeated:
+class ReproductionResult:
     """Two runs side by side.
 
     Attributes
@@ -59,16 +67,20 @@ class Repeated:
     def __str__(self) -> str:
         wide = max(map(len, self.files), default=0)
         lines = [f"{name:<{wide}}  {told}" for name, told in self.files.items()]
-        lines += ["", "lwlrap      then     now"] + [f"{name:<9} {then:.4f}  {now:.4f}" for name, (then, now) in self.scores.items()]
-        different = [f"  {line}" for line in self.around] or ["  nothing that is known: versions, machine, data and recipe are the same"]
+        lines += ["", "lwlrap      then     now"] + [
+            f"{name:<9} {then:.4f}  {now:.4f}" for name, (then, now) in self.scores.items()
+        ]
+        different = [f"  {line}" for line in self.around] or [
+            "  nothing that is known: versions, machine, data and recipe are the same"
+        ]
         lines += ["", f"{self.again} is {self.run}, byte for byte" if self.same else "They differ. What was different:"]
         return "\n".join(lines + ([] if self.same and not self.around else different))
 
 
-def repeat_run(
+def reproduce_run(
     run: str | Path, data: str | Path | None = None, out: str | Path | None = None, *, resume: bool = False,
     say: Callable[[str], None] = print,
-) -> Repeated:
+) -> ReproductionResult:
     """Make a run again with its recipe, seed, folds, workers, threads and processes, and compare.
 
     Parameters
@@ -94,7 +106,9 @@ def repeat_run(
     made = _how_it_was_made(run, manifest)
     found = noted_data(run) if data is None else Path(data)
     if found is None:
-        raise DataError(f"the data of {run} are not in {made['data']!r} any more (seen from here); say where they are: repeat {run} DATA")
+        raise DataError(
+            f"the data of {run} are not in {made['data']!r} any more (seen from here); say where they are: repeat {run} DATA"
+        )
     again = run.with_name(f"{run.name}-repeat") if out is None else Path(out)
     threads = int(manifest["machine"].get("threads", torch.get_num_threads()))
     if made["processes"] > 1:
@@ -103,17 +117,27 @@ def repeat_run(
     else:
         torch.set_num_threads(threads)
         run_recipe(
-            found, run / "recipe.toml", again, only=made["only"], predict_test=made["predict_test"], corrections=made["corrections"],
-            num_workers=made["num_workers"], resume=resume, command=f"fatai-submit repeat {run}", say=say,
+            found,
+            run / "recipe.toml",
+            again,
+            only=made["only"],
+            predict_test=made["predict_test"],
+            corrections=made["corrections"],
+            num_workers=made["num_workers"],
+            resume=resume,
+            command=f"fatai-submit repeat {run}",
+            say=say,
         )
     return compare_files(run, again)
 
 
-def compare_files(run: str | Path, again: str | Path) -> Repeated:
+def compare_files(run: str | Path, again: str | Path) -> ReproductionResult:
     """Compare the files of two runs, and what their manifests say of their making; raises `CheckpointError` if one isn't finished."""
     run, again = Path(run), Path(again)
     then, now = _finished_manifest(run), _finished_manifest(again)
-    names = dict.fromkeys(str(f.relative_to(folder)) for folder in (run, again) for pattern in _MADE for f in sorted(folder.glob(pattern)))
+    names = dict.fromkeys(
+        str(f.relative_to(folder)) for folder in (run, again) for pattern in _MADE for f in sorted(folder.glob(pattern))
+    )
     files = {name: _difference(run / name, again / name) for name in names}
     flat_then, flat_now = (dict(_around(manifest)) for manifest in (then, now))
     around = [
@@ -121,14 +145,16 @@ def compare_files(run: str | Path, again: str | Path) -> Repeated:
         for key in {**flat_then, **flat_now} if flat_then.get(key) != flat_now.get(key)
     ]
     around += load_recipe(again / "recipe.toml").differences(load_recipe(run / "recipe.toml"))
-    return Repeated(run, again, files, tuple(around), _scores(then, now))
+    return ReproductionResult(run, again, files, tuple(around), _scores(then, now))
 
 
 def _finished_manifest(run: Path) -> dict[str, Any]:
     manifest = read_manifest(run)
     if manifest is None or not manifest.get("finished") or not (run / "recipe.toml").is_file():
-        raise CheckpointError(f"{run} is no finished run; expected recipe.toml and a manifest.json that says when it ended, as "
-                              "fatai-submit run makes them")
+        raise CheckpointError(
+            f"{run} is no finished run; expected recipe.toml and a manifest.json that says when it ended, as "
+            "fatai-submit run makes them"
+        )
     return manifest
 
 
@@ -136,24 +162,38 @@ def _how_it_was_made(run: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The options that a manifest noted, checked: the folder may come from a stranger."""
     made = manifest.get("made_with")
     if not isinstance(made, dict):
-        raise CheckpointError(f"{run}/manifest.json doesn't note how the run was made; it is of an earlier fatai: give its command again "
-                              f"({manifest.get('command') or 'none is noted'}) and compare")
+        raise CheckpointError(
+            f"{run}/manifest.json doesn't note how the run was made; it is of an earlier fatai: give its command again "
+            f"({manifest.get('command') or 'none is noted'}) and compare"
+        )
     only, workers, corrections = made.get("only"), made.get("num_workers"), made.get("corrections")
     fits = (
-        isinstance(made.get("data"), str) and isinstance(made.get("predict_test"), bool) and isinstance(made.get("processes"), int)
+        isinstance(made.get("data"), str)
+        and isinstance(made.get("predict_test"), bool)
+        and isinstance(made.get("processes"), int)
         and (only is None or isinstance(only, list) and all(isinstance(fold, int) for fold in only))
-        and (workers is None or isinstance(workers, int)) and (corrections is None or isinstance(corrections, str))
+        and (workers is None or isinstance(workers, int))
+        and (corrections is None or isinstance(corrections, str))
         and 1 <= made["processes"] <= 4096
     )
     if not fits:
-        raise CheckpointError(f"{run}/manifest.json notes {made} as made_with; expected data, only, predict_test, num_workers, processes "
-                              "and corrections as fatai-submit run writes them")
+        raise CheckpointError(
+            f"{run}/manifest.json notes {made} as made_with; expected data, only, predict_test, num_workers, processes "
+            "and corrections as fatai-submit run writes them"
+        )
     return made
 
 
 def _arguments(run: Path, data: Path, again: Path, made: dict[str, Any], resume: bool) -> list[str]:
     """The command that makes a run again."""
-    told = ["run" if made["predict_test"] else "train", str(data), "--recipe", str(run / "recipe.toml"), "--out", str(again)]
+    told = [
+        "run" if made["predict_test"] else "train",
+        str(data),
+        "--recipe",
+        str(run / "recipe.toml"),
+        "--out",
+        str(again),
+    ]
     for fold in made["only"] or ():
         told += ["--only-fold", str(fold)]
     if made["num_workers"] is not None:

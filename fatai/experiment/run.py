@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fatai.io.atomic import storage_told, write_text_atomic
+from fatai.io.atomic import translate_os_errors, write_text
 from fatai.data.blocks import readable
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
 from fatai.data.own_table import is_own_table
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions
-from fatai.experiment.fold import FoldJob, fold_learner
+from fatai.experiment.fold import FoldContext, fold_learner
 from fatai.experiment.manifest import data_digest, read_manifest, write_folds, write_manifest
 from fatai.experiment.launch import share_out
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.experiment.self_training import Rounds
+from fatai.experiment.self_training import SelfTrainingRounds
 from fatai.metrics.ranking import lwlrap
-from fatai.distributed import join
+from fatai.distributed import init
 from fatai.training.cross_validation import fit_folds
 from fatai.training.learner import FatLearner
 
@@ -48,7 +48,7 @@ class RunResult:
 
 
 def run_recipe(
-    data: str | Path | FATData,
+    data: str | Path | FATDataset,
     recipe: str | Path | Recipe,
     out: str | Path,
     *,
@@ -71,7 +71,7 @@ def run_recipe(
     Parameters
     ----------
     data
-        A folder in the competition's layout, or what `read_layout` made of it.
+        A folder in the competition's layout, or what `load_dataset` made of it.
     recipe
         A recipe, its name, or a path that ends in .toml.
     out
@@ -100,45 +100,53 @@ def run_recipe(
         If `out` holds a run of another recipe or of other data; the message says what differs.
     """
     started = time.monotonic()
-    company = join()
+    group = init()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    data = data if isinstance(data, FATData) else read_layout(data, corrections, corrupted=recipe.clips.corrupted)
+    data = data if isinstance(data, FATDataset) else load_dataset(data, corrections, corrupted=recipe.clips.corrupted)
     digest = data_digest(data)
     out = Path(out)
     table, unreadable, folds = folded_table(data, recipe)
     targ = multi_hot(table["labels"], data.tags)
     made_with = {
         "only": None if only is None else sorted(set(only)), "predict_test": predict_test, "num_workers": num_workers,
-        "processes": company.size, "corrections": None if corrections is None else str(corrections),
+        "processes": group.size, "corrections": None if corrections is None else str(corrections),
     }
-    begun = resume and company.leads and _begun(out, recipe, digest)
-    if company.leads and not begun:
+    begun = resume and group.is_main and _begun(out, recipe, digest)
+    if group.is_main and not begun:
         _new_folder(out)
-        write_text_atomic(out / "recipe.toml", recipe.resolved())
+        write_text(out / "recipe.toml", recipe.resolved())
         write_folds(out, list(table["fname"]), folds, list(table["labels"]))
         # The last of the three: a folder with a manifest has the other two.
         write_manifest(out, data, recipe, digest, command, made_with)
-    tell = say if company.leads else _silent
+    tell = say if group.is_main else _silent
     tell(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
     noisy, odd_noisy = noisy_table(data, recipe)
     only = recipe.folds.only if only is None else only
     only = sorted(set(folds.tolist())) if only is None else sorted(set(only))
-    sharing = share_out(company, len(only), say)
-    job = FoldJob(
-        data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers, cache_dir=cache_dir, say=sharing.say,
-        company=sharing.of_batches,
+    sharing = share_out(group, len(only), say)
+    job = FoldContext(
+        data,
+        recipe,
+        out,
+        digest,
+        noisy=noisy,
+        predict_test=predict_test,
+        num_workers=num_workers,
+        cache_dir=cache_dir,
+        say=sharing.say,
+        group=sharing.of_batches,
     )
-    rounds = Rounds(job, only, sharing.of_folds)
-    company.wait()
+    rounds = SelfTrainingRounds(job, only, sharing.of_folds)
+    group.wait()
     rounds.until_last(table, folds)
     results = rounds.last(table, folds)
     parts = [result.test for result in results.values() if result.test is not None]
 
     def fit_fold(fold: int, fold_table: pd.DataFrame) -> np.ndarray:
-        held_out = results[fold].held_out
-        assert held_out is not None
-        tell(f"fold {fold}: lwlrap {lwlrap(held_out.probs, targ[folds == fold]):.4f}")
-        return held_out.probs
+        oof_score = results[fold].oof_score
+        assert oof_score is not None
+        tell(f"fold {fold}: lwlrap {lwlrap(oof_score.probs, targ[folds == fold]):.4f}")
+        return oof_score.probs
 
     folded = fit_folds(table, folds, len(data.tags), fit_fold, lambda probs, rows: lwlrap(probs, targ[rows]), only=only)
     trained = ~np.isnan(folded.oof).any(axis=1)
@@ -146,7 +154,7 @@ def run_recipe(
     oof_score = lwlrap(oof.probs, targ[trained])
     test = ensemble(parts, how=recipe.listen.fold_mean) if parts else None
     result = RunResult(out, folded.scores, oof_score, oof, test, unreadable + odd_noisy, time.monotonic() - started)
-    if not company.leads:
+    if not group.is_main:
         return result
     oof.to_csv(out / "oof.csv")
     say(f"out of fold: lwlrap {oof_score:.4f} over {int(trained.sum())} clips")
@@ -167,7 +175,7 @@ def _new_folder(out: Path) -> None:
         raise DataError(
             f"{out} exists already and is not empty; choose another folder for this run, remove it, or go on with the run in it: --resume"
         )
-    with storage_told(out):
+    with translate_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
 
 
@@ -182,37 +190,50 @@ def _begun(out: Path, recipe: Recipe, digest: str) -> bool:
         return False
     differs = recipe.differences(load_recipe(out / "recipe.toml"))
     if differs:
-        raise CheckpointError(f"{out} holds a run of another recipe: {'; '.join(differs)}. Give the same options, or another folder")
+        raise CheckpointError(
+            f"{out} holds a run of another recipe: {'; '.join(differs)}. Give the same options, or another folder"
+        )
     if manifest["data"].get("digest") != digest:
-        raise CheckpointError(f"{out} holds a run of other data: names, sizes or labels of clips have changed. Choose another folder")
+        raise CheckpointError(
+            f"{out} holds a run of other data: names, sizes or labels of clips have changed. Choose another folder"
+        )
     return True
 
 
 def recipe_learner(
-    data: str | Path | FATData, recipe: str | Path | Recipe, fold: int = 0, *, path: str | Path = ".", num_workers: int | None = None,
+    data: str | Path | FATDataset,
+    recipe: str | Path | Recipe,
+    fold: int = 0,
+    *,
+    path: str | Path = ".",
+    num_workers: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> FatLearner:
     """The learner of one fold of a recipe before its first stage, to look at or to fit by hand; writes nothing."""
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    data = data if isinstance(data, FATData) else read_layout(data, corrupted=recipe.clips.corrupted)
+    data = data if isinstance(data, FATDataset) else load_dataset(data, corrupted=recipe.clips.corrupted)
     table, _, folds = folded_table(data, recipe)
     if fold not in folds:
         raise OptionError(f"fold is {fold}; {recipe.name} has the folds 0 to {recipe.folds.n - 1}")
-    job = FoldJob(data, recipe, Path(path), data_digest(data), num_workers=num_workers, cache_dir=cache_dir)
+    job = FoldContext(data, recipe, Path(path), data_digest(data), num_workers=num_workers, cache_dir=cache_dir)
     return fold_learner(job, fold, table.assign(is_valid=folds == fold))
 
 
-def folded_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str, ...], np.ndarray]:
+def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str, ...], np.ndarray]:
     """The curated clips that can be read, the names of those that can't, and the fold of each that can."""
     table, unreadable = _readable_rows(data.curated)
     if len(table) < recipe.folds.n:
         raise DataError(f"{data.path} has {len(table)} readable curated clips, too few for {recipe.folds.n} folds")
     how = recipe.folds
     groups = None if how.column is None else _groups(table, how.column, data.path)
-    folds = make_folds(multi_hot(table["labels"], data.tags), how=how.how, n=how.n, seed=how.seed, groups=groups, tags=data.tags)
+    folds = make_folds(
+        multi_hot(table["labels"], data.tags), how=how.how, n=how.n, seed=how.seed, groups=groups, tags=data.tags
+    )
     if folds.max() + 1 != how.n:
-        raise DataError(f"the column {how.column} of {data.path.name} tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
-                        f"{how.n}; give --folds {folds.max() + 1}")
+        raise DataError(
+            f"the column {how.column} of {data.path.name} tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
+            f"{how.n}; give --folds {folds.max() + 1}"
+        )
     return table, unreadable, folds
 
 
@@ -228,12 +249,14 @@ def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
     return list(table[column])
 
 
-def noisy_table(data: FATData, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
+def noisy_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
     """The noisy clips that can be read, and the names of those that can't; none where the recipe asks for none."""
     if all(stage.noisy is None for stage in recipe.stages):
         return None, ()
     if data.noisy is None:
-        raise DataError(f"the recipe {recipe.name} trains on noisy clips, but {data.path} has none: expected train_noisy.csv")
+        raise DataError(
+            f"the recipe {recipe.name} trains on noisy clips, but {data.path} has none: expected train_noisy.csv"
+        )
     return _readable_rows(data.noisy)
 
 
@@ -245,22 +268,24 @@ def _readable_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     return table[good].reset_index(drop=True), tuple(table["fname"][~good])
 
 
-def _write_test(out: Path, data: FATData, test: Predictions, say: Callable[[str], None]) -> None:
+def _write_test(out: Path, data: FATDataset, test: Predictions, say: Callable[[str], None]) -> None:
     test.to_csv(out / "test.csv")
     if data.sample is not None:
         test.to_submission(out / "submission.csv", sample=data.sample)
         say(f"submission: {out / 'submission.csv'}, {len(test.fnames)} clips, fits {data.sample.name}")
 
 
-def draw_report(out: Path, data: FATData, say: Callable[[str], None]) -> None:
+def draw_report(out: Path, data: FATDataset, say: Callable[[str], None]) -> None:
     """Write report.html into the folder of a run, or of an ensemble of runs; one that is done stays done if that goes wrong."""
     from fatai.report.html import run_report  # which reads runs, and so imports what they are made of
 
     try:
         say(f"report: {run_report(out, data)}")
     except Exception as e:
-        warnings.warn(f"{out} is done, but its report could not be drawn ({type(e).__name__}: {e}); fatai-submit report {out} tries again",
-                      stacklevel=3)
+        warnings.warn(
+            f"{out} is done, but its report could not be drawn ({type(e).__name__}: {e}); fatai-submit report {out} tries again",
+            stacklevel=3,
+        )
 
 
 def _results(result: RunResult) -> dict[str, Any]:

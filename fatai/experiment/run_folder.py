@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fatai.data.blocks import WaveToSpec
 from fatai.errors import CheckpointError, OptionError
 from fatai.ensemble.ensemble import ensemble
-from fatai.inference.view_store import ViewRows, views_file
+from fatai.inference.view_store import ViewWriter, views_file
 from fatai.inference.predictions import Predictions
 from fatai.export.pretrained import Pretrained, is_model_folder, load_pretrained
-from fatai.inference.tta import ClipAnswers, build_views, names_and_paths, predict_clips, with_priors
+from fatai.inference.tta import ClipPredictions, build_views, names_and_paths, predict_clips, with_priors
 from fatai.experiment.fold import WEIGHTS
 from fatai.experiment.build import recipe_network
 from fatai.experiment.recipe import Recipe, load_recipe
@@ -58,9 +58,13 @@ class FinishedRun:
         run = Path(run)
         weights = tuple(sorted(run.glob(f"fold_*/{WEIGHTS}")))
         if not (run / "recipe.toml").is_file() or not weights:
-            raise CheckpointError(f"{run} is no finished run; expected recipe.toml and fold_0/{WEIGHTS} in it, as fatai-submit run makes "
-                                  "them")
-        return cls(run, load_recipe(run / "recipe.toml"), weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            raise CheckpointError(
+                f"{run} is no finished run; expected recipe.toml and fold_0/{WEIGHTS} in it, as fatai-submit run makes "
+                "them"
+            )
+        return cls(
+            run, load_recipe(run / "recipe.toml"), weights, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        )
 
     def folds(self) -> Iterator[TrainedFold]:
         """Every fold's network; raises `CheckpointError` where weights don't fit the recipe."""
@@ -122,10 +126,21 @@ def predict_with_run(
     # Read first: without it, the clips need not be listened to.
     calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
 
-    def listened(fold: TrainedFold, keep: ViewRows | None = None) -> ClipAnswers:
+    def listened(fold: TrainedFold, keep: ViewWriter | None = None) -> ClipPredictions:
         return predict_clips(
-            fold.model, settings, paths, len(fold.tags), views=views, to_spec=WaveToSpec(settings), arithmetic=opened.arithmetic(),
-            device=opened.device, bs=bs, num_workers=num_workers, seed=recipe.seed, mean=mean or recipe.listen.mean, keep=keep,
+            fold.model,
+            settings,
+            paths,
+            len(fold.tags),
+            views=views,
+            to_spec=WaveToSpec(settings),
+            arithmetic=opened.arithmetic(),
+            device=opened.device,
+            bs=bs,
+            num_workers=num_workers,
+            seed=recipe.seed,
+            mean=mean or recipe.listen.mean,
+            keep=keep,
             what=fold.name.replace("_", " "),
         )
 
@@ -134,7 +149,10 @@ def predict_with_run(
         for folds in _with_the_same_tags(opened.folds()):
             answers = listened(_as_one(folds))
             each = np.split(answers.probs, len(folds), axis=1)
-            parts += [with_priors(names, fold.tags, answers._replace(probs=own), fold.prior) for fold, own in zip(folds, each, strict=True)]
+            parts += [
+                with_priors(names, fold.tags, answers._replace(probs=own), fold.prior)
+                for fold, own in zip(folds, each, strict=True)
+            ]
     else:
         for fold in opened.folds():
             with views_file(Path(keep_views) / f"{fold.name}.npz", names, fold.tags, settings.sr) as keep:
@@ -174,7 +192,9 @@ def model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
     """A model folder, with its calibration or without; raises `CheckpointError` if that is asked for and not there."""
     held = load_pretrained(folder)
     if calibrated and held.calibration is None:
-        raise CheckpointError(f"{folder} holds no calibration; expected a model that was calibrated before it was saved")
+        raise CheckpointError(
+            f"{folder} holds no calibration; expected a model that was calibrated before it was saved"
+        )
     return held if calibrated else replace(held, calibration=None)
 
 
@@ -193,11 +213,15 @@ def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
     opened = FinishedRun.open(run)
     weights = [path for path in opened.weights if path.parent.name == f"fold_{fold}"]
     if not weights:
-        raise OptionError(f"{run} has no fold {fold}; expected one of {', '.join(path.parent.name[5:] for path in opened.weights)}")
+        raise OptionError(
+            f"{run} has no fold {fold}; expected one of {', '.join(path.parent.name[5:] for path in opened.weights)}"
+        )
     held, path = next(replace(opened, weights=tuple(weights)).folds()), opened.folder / CALIBRATION
     calibration = Calibration.from_json(path) if path.exists() else None
     training = {"recipe": opened.recipe.model_dump(), "fold": fold}
-    return Pretrained(held.model, held.tags, opened.recipe.settings(), held.prior, calibration, training, {}, opened.recipe.precision)
+    return Pretrained(
+        held.model, held.tags, opened.recipe.settings(), held.prior, calibration, training, {}, opened.recipe.precision
+    )
 
 
 def thresholds_of_run(run: str | Path) -> Thresholds:
@@ -208,7 +232,9 @@ def thresholds_of_run(run: str | Path) -> Thresholds:
     else:
         thresholds = Calibration.from_json(Path(run) / CALIBRATION).thresholds
     if thresholds is None:
-        raise CheckpointError(f"{run}/{CALIBRATION} holds no thresholds; find them with fatai-submit calibrate --thresholds f1")
+        raise CheckpointError(
+            f"{run}/{CALIBRATION} holds no thresholds; find them with fatai-submit calibrate --thresholds f1"
+        )
     return thresholds
 
 
@@ -216,9 +242,17 @@ def _notes(path: Path) -> tuple[list[str], int, np.ndarray]:
     """Tags, channels and prior that stand beside the weights; the file may come from a stranger, so nothing is taken on trust."""
     try:
         notes = parse_json(notes_of(path)["fatai"])
-        tags, in_channels, prior = [str(t) for t in notes["tags"]], int(notes["in_channels"]), np.array(notes["prior"], dtype=np.float64)
+        tags, in_channels, prior = (
+            [str(t) for t in notes["tags"]],
+            int(notes["in_channels"]),
+            np.array(notes["prior"], dtype=np.float64),
+        )
     except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path} does not say its tags, channels and prior ({e}); expected weights of fatai-submit run") from None
+        raise CheckpointError(
+            f"{path} does not say its tags, channels and prior ({e}); expected weights of fatai-submit run"
+        ) from None
     if not 0 < len(tags) <= 100_000 or not 0 < in_channels <= 64 or prior.shape != (len(tags),):
-        raise CheckpointError(f"{path} names {len(tags)} tags, {in_channels} channels and {prior.shape} priors; these don't go together")
+        raise CheckpointError(
+            f"{path} names {len(tags)} tags, {in_channels} channels and {prior.shape} priors; these don't go together"
+        )
     return tags, in_channels, prior

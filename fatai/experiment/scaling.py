@@ -50,7 +50,11 @@ class Scale:
     crop_s: float = math.inf
 
 
-SCALES: dict[str, Scale | None] = {"full": None, "small": Scale(1 / 4, 40), "tiny": Scale(1 / 16, 0, views=2, crop_s=4.0)}
+SCALES: dict[str, Scale | None] = {
+    "full": None,
+    "small": Scale(1 / 4, 40),
+    "tiny": Scale(1 / 16, 0, views=2, crop_s=4.0),
+}
 """The sizes by name; None leaves a recipe as it is."""
 
 
@@ -96,7 +100,9 @@ def scaled(recipe: Recipe, size: str | Scale, n_noisy: int | None = None, n_cura
         listen["n"] = min(scale.views, listen["n"] or scale.views)
     for stage in plain["stages"]:
         _fewer_noisy(stage, scale, n_noisy)
-    for stage, epochs in zip(plain["stages"], _epochs(plain["stages"], scale, n_folds, n_noisy or 0, n_curated), strict=True):
+    for stage, epochs in zip(
+        plain["stages"], _epochs(plain["stages"], scale, n_folds, n_noisy or 0, n_curated), strict=True
+    ):
         _shrink(stage, epochs, scale)
     return validated(plain, f"{recipe.name} in a smaller size")
 

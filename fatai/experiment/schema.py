@@ -11,9 +11,20 @@ from fatai.data.cache import CACHE_KINDS
 from fatai.data.datasets.fat2019 import CORRUPTED_HOW
 from fatai.data.folds import FOLD_MAKERS
 from fatai.errors import FataiError
-from fatai.registry import AUGMENTATIONS, CHANNELS, LOSSES, MIXERS, MODELS, NOISY, SCHEDULES, VIEWS, Registry, did_you_mean
+from fatai.registry import (
+    AUGMENTATIONS,
+    CHANNELS,
+    LOSSES,
+    MIXERS,
+    MODELS,
+    NOISY,
+    SCHEDULES,
+    VIEWS,
+    Registry,
+    did_you_mean,
+)
 from fatai.audio.waveform import SHORT_FILLS
-from fatai.training.learner import NO_DECAY
+from fatai.training.learner import NO_WEIGHT_DECAY
 
 __all__ = ["KEPT", "Clips", "Folds", "Listen", "Model", "Section", "Seed", "Stage", "built"]
 
@@ -96,7 +107,9 @@ class Folds(Section):
         if reads and self.column is None:
             raise ValueError(f"how is {self.how!r}, which reads a column of train_curated.csv; give its name as column")
         if not reads and self.column is not None:
-            raise ValueError(f"column is {self.column!r}, but folds made by {self.how!r} read none; expected grouped or given")
+            raise ValueError(
+                f"column is {self.column!r}, but folds made by {self.how!r} read none; expected grouped or given"
+            )
         return self
 
 
@@ -171,7 +184,7 @@ class Stage(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     sqr_mom: float = Field(0.999, ge=0, lt=1)
     wd: float = Field(0.01, ge=0)
-    no_decay: Annotated[str, _among(NO_DECAY)] = "norm_and_bias"
+    no_decay: Annotated[str, _among(NO_WEIGHT_DECAY)] = "norm_and_bias"
     loss: Annotated[str, _among(LOSSES, free=lambda loss: "+" in loss)] = "bce"
     loss_options: dict[str, Any] = {}
     clamp_gradients: float | None = Field(None, gt=0)
@@ -206,7 +219,8 @@ class Stage(Section):
     @model_validator(mode="after")
     def _loss_and_rates_can_be_built(self) -> Stage:
         for registry, name, options, arguments in [
-            (LOSSES, self.loss, self.loss_options, ()), (SCHEDULES, self.schedule, self.schedule_options, (self.epochs, self.lr)),
+            (LOSSES, self.loss, self.loss_options, ()),
+            (SCHEDULES, self.schedule, self.schedule_options, (self.epochs, self.lr)),
         ]:
             try:
                 registry.build(name, *arguments, **options)
@@ -229,7 +243,9 @@ class Stage(Section):
     def _known_changes_of_waves(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         for change in value:
             if not hasattr(built(AUGMENTATIONS, _buildable(AUGMENTATIONS, change)), "change_item"):
-                raise ValueError(f"{change['name']} doesn't change single waves as they are read; it belongs into augment")
+                raise ValueError(
+                    f"{change['name']} doesn't change single waves as they are read; it belongs into augment"
+                )
         return value
 
 

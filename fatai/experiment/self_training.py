@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fatai.io.atomic import write_text_atomic
-from fatai.experiment.fold import FoldJob, FoldResult, train_fold
+from fatai.io.atomic import write_text
+from fatai.experiment.fold import FoldContext, FoldResult, train_fold
 from fatai.experiment.schema import KEPT, built
 from fatai.registry import NOISY
-from fatai.distributed import ALONE, Company
-from fatai.noisy_labels.selection import Chosen, Judged, judge, out_of_fold_mean
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup
+from fatai.noisy_labels.selection import LabelSelection, NoisyLabelData, attach_predictions, out_of_fold_mean
 
-__all__ = ["Rounds"]
+__all__ = ["SelfTrainingRounds"]
 
 
-class Rounds:
+class SelfTrainingRounds:
     """Trains the folds of a run round by round.
 
     What a choice made of each noisy clip is written to `noisy_<stage>.csv` in the run's folder: fname, kept, changed, score, why.
@@ -27,14 +27,14 @@ class Rounds:
     ----------
     only
         The folds that take part.
-    company
+    group
         Processes among which the folds are shared out; those that train every fold together stand in the job.
     """
 
-    def __init__(self, job: FoldJob, only: Sequence[int], company: Company = ALONE):
-        self.job, self.only, self.company = job, list(only), company
+    def __init__(self, job: FoldContext, only: Sequence[int], group: ProcessGroup = SINGLE_PROCESS):
+        self.job, self.only, self.group = job, list(only), group
         self.rounds = job.recipe.rounds()
-        self.chosen: Chosen | None = None  # by the last stage that chose, for all folds
+        self.chosen: LabelSelection | None = None  # by the last stage that chose, for all folds
         self.learnt: dict[int, set[str]] = {fold: set() for fold in self.only}  # noisy clips behind each fold's weights
         self.judgements: list[np.ndarray] = []
 
@@ -52,23 +52,23 @@ class Rounds:
         """What a round gave in each fold: trained by this process, or read from what another one wrote."""
         parts = self._parts(number)
 
-        def trained(fold: int, job: FoldJob) -> FoldResult:
+        def trained(fold: int, job: FoldContext) -> FoldResult:
             return train_fold(job, fold, table.assign(is_valid=folds == fold), number, parts.get(fold))
 
-        results = {fold: trained(fold, self.job) for fold in self.only[self.company.rank::self.company.size]}
-        self.company.wait()
+        results = {fold: trained(fold, self.job) for fold in self.only[self.group.rank::self.group.size]}
+        self.group.wait()
         silent = replace(self.job, say=lambda line: None)
         return {fold: results[fold] if fold in results else trained(fold, silent) for fold in self.only}
 
-    def _parts(self, number: int) -> dict[int, Chosen]:
+    def _parts(self, number: int) -> dict[int, LabelSelection]:
         """The noisy clips that each fold trains on in a round; empty for a round of curated clips alone."""
         stage = self.job.recipe.stages[self.rounds[number].start]
         if stage.noisy is not None and stage.noisy["name"] != KEPT:
             self.chosen = built(NOISY, stage.noisy)(self._judged())
-            if self.company.leads and self.job.company.leads:
+            if self.group.is_main and self.job.group.is_main:
                 self.job.say(f"stage {stage.name}: {self.chosen}")
                 told = self.chosen.clips.to_csv(index=False, lineterminator="\n")
-                write_text_atomic(self.job.out / f"noisy_{self.rounds[number].start}.csv", told)
+                write_text(self.job.out / f"noisy_{self.rounds[number].start}.csv", told)
         if stage.fresh:
             self.learnt = {fold: set() for fold in self.only}
         if stage.noisy is None:
@@ -82,17 +82,19 @@ class Rounds:
             self.learnt[fold] |= set(shares[fold].fnames)
         return {fold: shares[fold] for fold in self.only}
 
-    def _judged(self) -> Judged:
+    def _judged(self) -> NoisyLabelData:
         noisy, tags = self.job.noisy, self.job.data.tags
         assert noisy is not None
         if not self.judgements:
-            return judge(noisy, tags)
+            return attach_predictions(noisy, tags)
         stack, learnt = np.stack(self.judgements), [self.learnt[fold] for fold in self.only]
         known = set.intersection(*learnt) if len(self.only) < self.job.recipe.folds.n else set()
         judged = ~noisy["fname"].isin(known).to_numpy()
         if judged.any() and not judged.all():
-            self.job.say(f"{int((~judged).sum())} noisy clips were trained on by every fold that takes part: left out, for want of a judge")
+            self.job.say(
+                f"{int((~judged).sum())} noisy clips were trained on by every fold that takes part: left out, for want of a judge"
+            )
             noisy, stack = noisy[judged].reset_index(drop=True), stack[:, judged]
         names = list(noisy["fname"])
         probs = out_of_fold_mean(stack, names, learnt)
-        return judge(noisy, tags, probs, names, out_of_fold=True)
+        return attach_predictions(noisy, tags, probs, names, out_of_fold=True)

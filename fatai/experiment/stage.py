@@ -18,7 +18,7 @@ from fastai.optimizer import SGD, Adam, OptimWrapper
 from fastai.torch_core import trainable_params
 from torch import nn
 
-from fatai.augment.item import OnItems
+from fatai.augment.item import ItemAugmentations
 from fatai.data.labels import multi_hot
 from fatai.data.samplers import Balanced, Mixture, SampledDL
 from fatai.errors import OptionError
@@ -26,9 +26,17 @@ from fatai.experiment.best import BestOfStages
 from fatai.experiment.linear_head import solve_last_layer
 from fatai.experiment.schema import Stage, built
 from fatai.registry import AUGMENTATIONS, MIXERS
-from fatai.callbacks.callbacks import ChangesOff, ClampGradients, HalveOnOOM, KeepBest, StopAtRate, StopOnNaN, scheduled
-from fatai.callbacks.failure import told_plainly
-from fatai.callbacks.history import History
+from fatai.callbacks.callbacks import (
+    DisableAugmentation,
+    ClipGradValue,
+    SplitBatchOnOOM,
+    SaveBestModel,
+    StopAtLR,
+    TerminateOnNaN,
+    schedule_callback,
+)
+from fatai.callbacks.failure import translate_errors
+from fatai.callbacks.history import EpochCSVLogger
 from fatai.training.learner import FatLearner, named_loss
 
 __all__ = ["curated_alone", "fit_stage", "prepare_stage", "stage_changes"]
@@ -65,23 +73,28 @@ def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] |
     _set_batches(learn, stage, shares)
     learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
     _count_tags(learn)
-    learn.opt_func, learn.no_decay, learn.wd, learn.opt = _OPTIMIZERS[stage.optimizer](stage), stage.no_decay, stage.wd, None
+    learn.opt_func, learn.no_decay, learn.wd, learn.opt = (
+        _OPTIMIZERS[stage.optimizer](stage),
+        stage.no_decay,
+        stage.wd,
+        None,
+    )
     learn.splitter = trainable_params if stage.lr_first is None else _layer_groups
     cbs = [change for name, change in stage_changes(stage)]
     if stage.items:
-        cbs.append(OnItems(*(built(AUGMENTATIONS, change) for change in stage.items)))
+        cbs.append(ItemAugmentations(*(built(AUGMENTATIONS, change) for change in stage.items)))
     if stage.changes_off is not None:
-        cbs.append(ChangesOff(stage.changes_off))
+        cbs.append(DisableAugmentation(stage.changes_off))
     if stage.accumulate > 1:
         cbs.append(GradientAccumulation(stage.accumulate * learn.dls.train.bs))
     if stage.clip_norm is not None:
         cbs.append(GradientClip(stage.clip_norm))
     if stage.clamp_gradients is not None:
-        cbs.append(ClampGradients(stage.clamp_gradients))
+        cbs.append(ClipGradValue(stage.clamp_gradients))
     if stage.stop_after is not None and len(learn.dls.valid_ds):
         cbs.append(EarlyStoppingCallback(monitor="lwlrap", patience=stage.stop_after))
     if stage.stop_at_rate is not None:
-        cbs.append(StopAtRate(stage.stop_at_rate))
+        cbs.append(StopAtLR(stage.stop_at_rate))
     return cbs
 
 
@@ -108,23 +121,29 @@ def fit_stage(
         solve_last_layer(learn, C=stage.solve.get("C", 2.0), max_iter=int(stage.solve.get("max_iter", 1000)))
         return learn
     # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
-    cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), StopOnNaN(), HalveOnOOM()]
-    cbs.append(History(learn.path / "history.csv", stage.name, append=number > 0))
+    cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), TerminateOnNaN(), SplitBatchOnOOM()]
+    cbs.append(EpochCSVLogger(learn.path / "history.csv", stage.name, append=number > 0))
     if (best is not None or stage.keep != "last") and len(learn.dls.valid_ds):
-        cbs.append(best or KeepBest(monitor="lwlrap", fname=f"best_of_stage_{number}"))
+        cbs.append(best or SaveBestModel(monitor="lwlrap", fname=f"best_of_stage_{number}"))
     lr = stage.lr if stage.lr_first is None else slice(stage.lr_first, stage.lr)
-    with warnings.catch_warnings(), told_plainly(f"batches of {stage.bs} clips"):
+    with warnings.catch_warnings(), translate_errors(f"batches of {stage.bs} clips"):
         warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
         if stage.schedule == "one_cycle":
             learn.fit_one_cycle(stage.epochs, lr, cbs=cbs, **stage.schedule_options)
         else:
-            learn.fit(stage.epochs, lr, cbs=[*cbs, scheduled(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)])
+            learn.fit(
+                stage.epochs,
+                lr,
+                cbs=[*cbs, schedule_callback(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)],
+            )
     return learn
 
 
 def _layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     if not hasattr(model, "layer_groups"):
-        raise OptionError(f"lr_first is given, but {type(model).__name__} tells no groups of layers: give it a method layer_groups")
+        raise OptionError(
+            f"lr_first is given, but {type(model).__name__} tells no groups of layers: give it a method layer_groups"
+        )
     return model.layer_groups()  # type: ignore[operator]
 
 
@@ -152,8 +171,12 @@ def _set_batches(learn: FatLearner, stage: Stage, shares: dict[str, float] | Non
         options = dict(stage.sampling_options)
         given = options.pop("shares", shares)
         if given is None:
-            raise OptionError(f"stage {stage.name} draws from a mixture, but nobody says its shares: give sampling_options.shares")
+            raise OptionError(
+                f"stage {stage.name} draws from a mixture, but nobody says its shares: give sampling_options.shares"
+            )
         sources = table["source"] if "source" in table.columns else ["curated"] * len(table)
-        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=Mixture(list(sources), given, **{"n": len(table), **options}), bs=bs)
+        learn.dls.loaders[0] = train.new(
+            cls=SampledDL, sampler=Mixture(list(sources), given, **{"n": len(table), **options}), bs=bs
+        )
     elif isinstance(train, SampledDL):
         learn.dls.loaders[0] = train.new(cls=TfmdDL, bs=bs, shuffle=True, drop_last=True, n=None)

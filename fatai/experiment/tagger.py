@@ -9,18 +9,18 @@ from fastcore.meta import delegates
 
 from fatai.errors import CheckpointError
 from fatai.export.pretrained import is_model_folder
-from fatai.inference.events.tagger import WindowTagger
+from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.experiment.run_folder import FinishedRun, model_folder
 from fatai.metrics.calibration import CALIBRATION, Calibration
 
 __all__ = ["Tagger"]
 
 
-@delegates(WindowTagger.__init__, but=["precision", "calibration", "activation"])
-class Tagger(WindowTagger):
+@delegates(SlidingWindowTagger.__init__, but=["precision", "calibration", "activation"])
+class Tagger(SlidingWindowTagger):
     """Tags sound of any length with every fold of a finished run, averaged, or with a model folder.
 
-    `Tagger("runs/demo").tag("forest.flac")` lists what is heard, from when to when. Options are those of `WindowTagger`; with `calibrated`
+    `Tagger("runs/demo").tag("forest.flac")` lists what is heard, from when to when. Options are those of `SlidingWindowTagger`; with `calibrated`
     the calibration of the run or of the model folder is applied.
 
     Raises
@@ -40,7 +40,9 @@ class Tagger(WindowTagger):
         folds = list(opened.folds())
         for fold in folds:
             if fold.tags != folds[0].tags:
-                raise CheckpointError(f"{run}: {fold.name} has other tags than {folds[0].name}; expected folds of one run")
+                raise CheckpointError(
+                    f"{run}: {fold.name} has other tags than {folds[0].name}; expected folds of one run"
+                )
         super().__init__(
             [fold.model for fold in folds], folds[0].tags, opened.recipe.settings(), precision=opened.recipe.precision,
             calibration=calibration, **options,

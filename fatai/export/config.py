@@ -10,14 +10,23 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from fatai.data.config import ClipSettings
 from fatai.errors import CheckpointError, FataiError
 from fatai.models.layers import BuiltAs
 from fatai.registry import did_you_mean
 from fatai.metrics.calibration import Calibration
-from fatai.io.json import read_small_text
+from fatai.io.json import read_text_limited
 from fatai.audio.front_ends import FrontEnd
 from fatai.audio.waveform import SHORT_FILLS
 
@@ -49,14 +58,18 @@ class Network(_Section):
     @model_validator(mode="after")
     def _brings_its_weights(self) -> Network:
         if "pretrained" in self.options:
-            raise ValueError("options hold pretrained, which would fetch other weights; expected those of the folder alone")
+            raise ValueError(
+                "options hold pretrained, which would fetch other weights; expected those of the folder alone"
+            )
         return self
 
     @classmethod
     def of(cls, built: BuiltAs, two_heads: bool = False) -> Network:
         """The network that was built so, without where its first weights came from."""
         options = {name: value for name, value in built.options.items() if name != "pretrained"}
-        return _validated(cls, {"arch": built.arch, "options": options, "two_heads": two_heads}, f"the network {built.arch}")
+        return _validated(
+            cls, {"arch": built.arch, "options": options, "two_heads": two_heads}, f"the network {built.arch}"
+        )
 
 
 def _only_known(given: Any) -> Any:
@@ -76,10 +89,16 @@ def _only_known(given: Any) -> Any:
 def bounded(settings: ClipSettings) -> ClipSettings:
     """Settings that can be computed with; raises `ValueError` for those that would take more memory or time than any honest ones."""
     described = settings.front_end
-    sizes = settings.crop_samples, settings.crop_frames * described.rows, settings.crop_frames * sum(described.transforms)
+    sizes = (
+        settings.crop_samples,
+        settings.crop_frames * described.rows,
+        settings.crop_frames * sum(described.transforms),
+    )
     if any(size > most for size, most in zip(sizes, (_MAX_SAMPLES, _MAX_CELLS, _MAX_TRANSFORMED))):
-        raise ValueError(f"a crop of {settings.crop_s:g} s has {sizes[0]} samples and {settings.crop_frames} frames of {described.rows} "
-                         f"rows and transforms of {described.transforms}, which is too much to compute: shorten it, or lengthen the hop")
+        raise ValueError(
+            f"a crop of {settings.crop_s:g} s has {sizes[0]} samples and {settings.crop_frames} frames of {described.rows} "
+            f"rows and transforms of {described.transforms}, which is too much to compute: shorten it, or lengthen the hop"
+        )
     if settings.short_fill not in SHORT_FILLS:
         raise ValueError(f"short_fill is {settings.short_fill!r}; {did_you_mean(settings.short_fill, SHORT_FILLS)}")
     settings.channels_module()  # an unknown name is an error here
@@ -128,7 +147,9 @@ class ModelConfig(_Section):
             raise ValueError("tags names one twice; expected each tag once")
         for name in ("prior", "logits"):
             if len(getattr(self, name)) not in (len(self.tags), 0 if name == "logits" else -1):
-                raise ValueError(f"{name} holds {len(getattr(self, name))} numbers for {len(self.tags)} tags; expected one for each")
+                raise ValueError(
+                    f"{name} holds {len(getattr(self, name))} numbers for {len(self.tags)} tags; expected one for each"
+                )
         known = self.calibrated()
         if known is not None and known.tags != self.tags:
             raise ValueError("the calibration has other tags than the model; expected the same, in the same order")
@@ -147,7 +168,7 @@ class ModelConfig(_Section):
     def read(cls, path: Path) -> ModelConfig:
         """From a file; raises `CheckpointError` that names it, the key and what is wrong."""
         try:
-            held = json.loads(read_small_text(path, MAX_BYTES), parse_constant=_no_number)
+            held = json.loads(read_text_limited(path, MAX_BYTES), parse_constant=_no_number)
         except (OSError, ValueError, RecursionError) as e:
             raise CheckpointError(f"{path} is no JSON ({e}); expected the config.json of a model folder") from None
         if not isinstance(held, dict) or held.get("format") != FORMAT:
@@ -169,7 +190,11 @@ def _validated(kind: Any, plain: dict[str, Any], where: str) -> Any:
         faults = []
         for error in e.errors(include_url=False, include_input=False, include_context=False)[:3]:
             key = ".".join(str(part) for part in error["loc"])[:80]
-            message = f"unknown key {key}" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
+            message = (
+                f"unknown key {key}"
+                if error["type"] == "extra_forbidden"
+                else error["msg"].removeprefix("Value error, ")
+            )
             faults.append(message if not key or error["type"] == "extra_forbidden" else f"{key}: {message}")
         raise CheckpointError(f"{where}: {'; '.join(faults)}") from None
     except (FataiError, TypeError, OverflowError, RecursionError) as e:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from fatai import __version__
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.data.blocks import WaveToSpec
-from fatai.errors import CheckpointError, MissingExtra, OptionError
+from fatai.errors import CheckpointError, MissingDependencyError, OptionError
 from fatai.export.pretrained import Pretrained, made_sound
 
 __all__ = ["export_onnx"]
@@ -47,7 +47,7 @@ def export_onnx(model: Pretrained, path: str | os.PathLike[str], *, tolerance: f
 
     Raises
     ------
-    MissingExtra
+    MissingDependencyError
         Without the packages of fatai[onnx].
     CheckpointError
         If the network has a part that ONNX doesn't know, or the answers differ; no file is written.
@@ -57,30 +57,46 @@ def export_onnx(model: Pretrained, path: str | os.PathLike[str], *, tolerance: f
     runtime = _packages()
     settings = model.settings
     graph = nn.Sequential(WaveToSpec(settings).module, copy.deepcopy(model.model), nn.Sigmoid()).cpu().float().eval()
-    graph.to(memory_format=torch.contiguous_format)  # ONNX knows no other layout, but takes over strides that were meant for one
+    graph.to(
+        memory_format=torch.contiguous_format
+    )  # ONNX knows no other layout, but takes over strides that were meant for one
     waves = _probes(made_sound(settings), settings.crop_samples)
     try:
         with _quiet():
             program = torch.onnx.export(
-                graph, (waves[:2],), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["wave"],
-                output_names=["probs"], verbose=False,
+                graph,
+                (waves[:2],),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["wave"],
+                output_names=["probs"],
+                verbose=False,
             )
     except torch.onnx.OnnxExporterError as e:
         why = str(e.__cause__ or e)[:300]
         raise CheckpointError(f"the network {type(model.model).__name__} cannot be written as ONNX: {why}") from None
     assert program is not None
-    program.model.metadata_props.update({
-        "fatai": __version__, "sample_rate": str(settings.sr), "samples": str(settings.crop_samples), "tags": json.dumps(model.tags),
-    })
-    with write_atomic(path) as beside:
+    program.model.metadata_props.update(
+        {
+            "fatai": __version__,
+            "sample_rate": str(settings.sr),
+            "samples": str(settings.crop_samples),
+            "tags": json.dumps(model.tags),
+        }
+    )
+    with write_file(path) as beside:
         program.save(beside, external_data=False)
         with torch.inference_mode():
             expected = graph(waves).numpy()
-        answered = runtime.InferenceSession(str(beside), providers=["CPUExecutionProvider"]).run(None, {"wave": waves.numpy()})[0]
+        answered = runtime.InferenceSession(str(beside), providers=["CPUExecutionProvider"]).run(
+            None, {"wave": waves.numpy()}
+        )[0]
         difference = float(np.abs(answered - expected).max())
         if not difference <= tolerance:  # written so that NaN is too much
-            raise CheckpointError(f"onnxruntime answers otherwise than torch, by {difference:.2g}; expected at most {tolerance:g}. Nothing "
-                                  "was written; a front end of 256 levels may need a greater tolerance")
+            raise CheckpointError(
+                f"onnxruntime answers otherwise than torch, by {difference:.2g}; expected at most {tolerance:g}. Nothing "
+                "was written; a front end of 256 levels may need a greater tolerance"
+            )
     return difference
 
 
@@ -89,7 +105,9 @@ def _packages() -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401 - what torch's exporter is written with
     except ImportError as e:
-        raise MissingExtra(f"ONNX needs more packages ({e.name} is missing): pip install 'fatai[onnx]'") from e
+        raise MissingDependencyError(
+            f"ONNX needs more packages ({e.name} is missing): pip install 'fatai[onnx]'"
+        ) from e
     return onnxruntime
 
 

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from fatai import __version__
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.blocks import WaveToSpec
 from fatai.data.config import ClipSettings
 from fatai.errors import AudioError, CheckpointError, FataiError, OptionError
@@ -32,7 +32,7 @@ from fatai.inference.embeddings import Embeddings, embed_clips
 from fatai.inference.view_store import views_file
 from fatai.export.config import ModelConfig, Network
 from fatai.inference.predictions import Predictions
-from fatai.inference.events.tagger import WindowTagger, weights_digest
+from fatai.inference.events.tagger import SlidingWindowTagger, weights_digest
 from fatai.inference.tta import build_views, names_and_paths, predict_clips, with_priors
 from fatai.models import create_model
 from fatai.models.multi_task import TwoHeads
@@ -93,10 +93,22 @@ class Pretrained:
     ) -> Predictions:
         """Predict clips by the mean over several views of each; arguments are those of `learn.tta`."""
         names, paths = names_and_paths(items)
-        with nullcontext() if keep_views is None else views_file(keep_views, names, self.tags, self.settings.sr) as keep:
+        with (
+            nullcontext() if keep_views is None else views_file(keep_views, names, self.tags, self.settings.sr) as keep
+        ):
             answers = predict_clips(
-                self.model, self.settings, paths, len(self.tags), views=build_views(how, n, **options), to_spec=WaveToSpec(self.settings),
-                arithmetic=autocast_for(self.device, self.precision), bs=bs, num_workers=num_workers, seed=seed, mean=mean, keep=keep,
+                self.model,
+                self.settings,
+                paths,
+                len(self.tags),
+                views=build_views(how, n, **options),
+                to_spec=WaveToSpec(self.settings),
+                arithmetic=autocast_for(self.device, self.precision),
+                bs=bs,
+                num_workers=num_workers,
+                seed=seed,
+                mean=mean,
+                keep=keep,
                 what=what,
             )
         predicted = with_priors(names, self.tags, answers, self.prior)
@@ -104,11 +116,21 @@ class Pretrained:
 
     def embed(self, items: Any, *, n: int | None = None, how: str = "even", **options: Any) -> Embeddings:
         """Features of clips, the mean over several views of each; arguments are those of `embed_clips`."""
-        return embed_clips(self.model, self.settings, items, n=n, how=how, arithmetic=autocast_for(self.device, self.precision), **options)
+        return embed_clips(
+            self.model,
+            self.settings,
+            items,
+            n=n,
+            how=how,
+            arithmetic=autocast_for(self.device, self.precision),
+            **options,
+        )
 
-    def tagger(self, **options: Any) -> WindowTagger:
-        """A tagger of sound of any length; `options` are those of `WindowTagger`."""
-        return WindowTagger([self.model], self.tags, self.settings, precision=self.precision, calibration=self.calibration, **options)
+    def tagger(self, **options: Any) -> SlidingWindowTagger:
+        """A tagger of sound of any length; `options` are those of `SlidingWindowTagger`."""
+        return SlidingWindowTagger(
+            [self.model], self.tags, self.settings, precision=self.precision, calibration=self.calibration, **options
+        )
 
     def save(self, folder: str | os.PathLike[str], *, reference: str | os.PathLike[str] | None = None) -> Path:
         """Write a model folder; see `save_model_folder`."""
@@ -149,13 +171,21 @@ def load_pretrained(
     except CheckpointError:
         raise
     except (FataiError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{root / CONFIG}: the network {config.network.arch!r} cannot be built: {str(e)[:300]}") from None
+        raise CheckpointError(
+            f"{root / CONFIG}: the network {config.network.arch!r} cannot be built: {str(e)[:300]}"
+        ) from None
     load_weights(root / WEIGHTS, model)
     _refuse_drift(root, config, _reference_logits(root, config, model))
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     return Pretrained(
-        fast_layout(model.to(device), device, precision).eval(), config.tags, config.clips, np.array(config.prior), config.calibrated(),
-        config.training, config.versions, precision,
+        fast_layout(model.to(device), device, precision).eval(),
+        config.tags,
+        config.clips,
+        np.array(config.prior),
+        config.calibrated(),
+        config.training,
+        config.versions,
+        precision,
     )
 
 
@@ -189,15 +219,23 @@ def save_model_folder(
     inner = model.model if isinstance(model, TwoHeads) else model
     built = getattr(inner, "built_as", None)
     if built is None:
-        raise CheckpointError(f"the network is a {type(inner).__name__} that was not built by name, so a folder cannot say how to build it "
-                              "again; give fat_learner the name of a registered model, @MODELS.register adds yours")
+        raise CheckpointError(
+            f"the network is a {type(inner).__name__} that was not built by name, so a folder cannot say how to build it "
+            "again; give fat_learner the name of a registered model, @MODELS.register adds yours"
+        )
     values: dict[str, Any] = {
-        "network": Network.of(built, isinstance(model, TwoHeads)), "clips": settings, "tags": tuple(tags),
-        "prior": tuple(float(p) for p in prior), "calibration": None if calibration is None else calibration.select(tags).to_plain(),
-        "training": dict(training or {}), "versions": _versions(),
+        "network": Network.of(built, isinstance(model, TwoHeads)),
+        "clips": settings,
+        "tags": tuple(tags),
+        "prior": tuple(float(p) for p in prior),
+        "calibration": None if calibration is None else calibration.select(tags).to_plain(),
+        "training": dict(training or {}),
+        "versions": _versions(),
     }
     config = ModelConfig.of(**values)
-    (root / CONFIG).unlink(missing_ok=True)  # a folder without it is none: a save that is killed leaves nothing that looks whole
+    (root / CONFIG).unlink(
+        missing_ok=True
+    )  # a folder without it is none: a save that is killed leaves nothing that looks whole
     save_weights(root / WEIGHTS, model, {})
     sound = made_sound(settings) if reference is None else load_audio(reference, settings.sr, duration_s=_LONGEST_S)
     save_audio(root / REFERENCE, sound, settings.sr, subtype="PCM_16")
@@ -205,7 +243,7 @@ def save_model_folder(
     again = _network(config)
     load_weights(root / WEIGHTS, again)
     logits = _reference_logits(root, config, again)
-    write_text_atomic(root / CONFIG, ModelConfig.of(**values, logits=tuple(logits.tolist())).to_json())
+    write_text(root / CONFIG, ModelConfig.of(**values, logits=tuple(logits.tolist())).to_json())
     return root
 
 
@@ -223,8 +261,10 @@ def save_pretrained(
     """
     activation, probe = getattr(self.loss_func, "activation", torch.sigmoid), torch.linspace(-4, 4, 9)[None]
     if not torch.allclose(activation(probe), probe.sigmoid()):
-        raise OptionError(f"the loss {type(self.loss_func).__name__} turns logits into probabilities by another way than the sigmoid; "
-                          "a model folder knows no other")
+        raise OptionError(
+            f"the loss {type(self.loss_func).__name__} turns logits into probabilities by another way than the sigmoid; "
+            "a model folder knows no other"
+        )
     return save_model_folder(
         folder, self.model, self.tags, self.settings, self.dls.prior(), calibration=self.calibration,
         training={**_told_by(self), **(training or {})}, reference=reference,
@@ -233,11 +273,17 @@ def save_pretrained(
 
 def _told_by(learn: FatLearner) -> dict[str, Any]:
     """What a learner knows of its training, as JSON holds it."""
-    told: dict[str, Any] = {"loss": type(learn.loss_func).__name__, "clips": len(learn.dls.train_ds), "held_out": len(learn.dls.valid_ds)}
+    told: dict[str, Any] = {
+        "loss": type(learn.loss_func).__name__,
+        "clips": len(learn.dls.train_ds),
+        "held_out": len(learn.dls.valid_ds),
+    }
     record = getattr(learn, "final_record", None)
     if record:
         names = ["train_loss", "valid_loss", *(m.name for m in learn.metrics)]
-        told["last_epoch"] = {name: float(value) for name, value in zip(names, record) if value is not None and np.isfinite(value)}
+        told["last_epoch"] = {
+            name: float(value) for name, value in zip(names, record) if value is not None and np.isfinite(value)
+        }
     return told
 
 
@@ -261,7 +307,9 @@ def _reference_logits(root: Path, config: ModelConfig, model: nn.Module) -> np.n
     if answers.faults:
         raise CheckpointError(f"{root}: the reference clip cannot be read: {answers.faults[0]}")
     if not np.isfinite(answers.probs).all():
-        raise CheckpointError(f"{root}: the network's answer for the reference clip is not finite; its weights or its front end are broken")
+        raise CheckpointError(
+            f"{root}: the network's answer for the reference clip is not finite; its weights or its front end are broken"
+        )
     return answers.probs[0]
 
 
@@ -271,7 +319,9 @@ def _unchanged(logits: Tensor) -> Tensor:
 
 def _refuse_drift(root: Path, config: ModelConfig, logits: np.ndarray) -> None:
     if not config.logits:
-        raise CheckpointError(f"{root / CONFIG} holds no logits of the reference clip; expected what save_pretrained writes")
+        raise CheckpointError(
+            f"{root / CONFIG} holds no logits of the reference clip; expected what save_pretrained writes"
+        )
     noted = np.array(config.logits)
     # Of sigmoids by way of tanh, which never overflows.
     drift = float(np.abs(np.tanh(logits / 2) - np.tanh(noted / 2)).max() / 2)
@@ -301,12 +351,16 @@ def _refuse_odd(root: Path) -> None:
             raise CheckpointError(f"{file} has {about.st_size:,} bytes; at most {most:,} are read")
     for entry in os.scandir(root):
         if Path(entry.name).suffix.lower() in _COULD_BE_CODE:
-            raise CheckpointError(f"{root} holds {entry.name}, which could be code; nothing of the folder was opened. A model folder needs "
-                                  f"only {', '.join(FILES)}: where you trust its maker, move the rest away")
+            raise CheckpointError(
+                f"{root} holds {entry.name}, which could be code; nothing of the folder was opened. A model folder needs "
+                f"only {', '.join(FILES)}: where you trust its maker, move the rest away"
+            )
     info = _reference_info(root / REFERENCE)
     if info.format != "WAV" or info.channels != 1 or info.seconds > 60:
-        raise CheckpointError(f"{root / REFERENCE} is {info.seconds:.0f} s of {info.format} with {info.channels} channels; "
-                              "expected a WAV of one channel and at most 60 s")
+        raise CheckpointError(
+            f"{root / REFERENCE} is {info.seconds:.0f} s of {info.format} with {info.channels} channels; "
+            "expected a WAV of one channel and at most 60 s"
+        )
 
 
 def _reference_info(path: Path) -> Any:
@@ -321,10 +375,14 @@ def _refuse_other_content(root: Path) -> None:
         raise CheckpointError(f"{root} is a file; expected the name of a folder")
     others = sorted(entry.name for entry in os.scandir(root) if entry.name not in FILES) if root.is_dir() else []
     if others:
-        raise CheckpointError(f"{root} holds {others[0]}, which is no part of a model folder; choose a new or empty folder")
+        raise CheckpointError(
+            f"{root} holds {others[0]}, which is no part of a model folder; choose a new or empty folder"
+        )
     linked = [name for name in FILES if (root / name).is_symlink()]
     if linked:
-        raise CheckpointError(f"{root / linked[0]} is a link, which would be written through; choose a new or empty folder")
+        raise CheckpointError(
+            f"{root / linked[0]} is a link, which would be written through; choose a new or empty folder"
+        )
 
 
 def made_sound(settings: ClipSettings) -> Tensor:

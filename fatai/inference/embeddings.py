@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from fatai.io.atomic import write_atomic, write_text_atomic
+from fatai.io.atomic import write_file, write_text
 from fatai.data.blocks import WaveToSpec
 from fatai.data.config import ClipSettings
 from fatai.errors import DataError, OptionError, ShapeError
@@ -52,9 +52,13 @@ class Embeddings:
         object.__setattr__(self, "fnames", tuple(str(name) for name in self.fnames))
         object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float32))
         if self.values.ndim != 2 or len(self.values) != len(self.fnames):
-            raise ShapeError(f"values has shape {self.values.shape}; expected ({len(self.fnames)}, features), a row for each fname")
+            raise ShapeError(
+                f"values has shape {self.values.shape}; expected ({len(self.fnames)}, features), a row for each fname"
+            )
         if len(set(self.fnames)) < len(self.fnames):
-            raise DataError(f"fnames holds {some(pd.Series(self.fnames)[pd.Series(self.fnames).duplicated()].tolist())} more than once")
+            raise DataError(
+                f"fnames holds {some(pd.Series(self.fnames)[pd.Series(self.fnames).duplicated()].tolist())} more than once"
+            )
 
     def __len__(self) -> int:
         return len(self.fnames)
@@ -67,9 +71,12 @@ class Embeddings:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npy file and the names beside it as .csv, each whole or not at all."""
         file = _npy(path)
-        with write_atomic(file) as beside:
+        with write_file(file) as beside:
             np.save(beside, self.values, allow_pickle=False)
-        write_text_atomic(file.with_suffix(".csv"), pd.DataFrame({"fname": list(self.fnames)}).to_csv(index=False, lineterminator="\n"))
+        write_text(
+            file.with_suffix(".csv"),
+            pd.DataFrame({"fname": list(self.fnames)}).to_csv(index=False, lineterminator="\n"),
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embeddings:
@@ -93,9 +100,18 @@ class Embeddings:
             # Mapped first: a header that declares more than the file holds is found out before memory is taken.
             values = np.load(file, mmap_mode="r", allow_pickle=False)
         except (EOFError, OSError, ValueError, OverflowError) as e:
-            raise DataError(f"{file} cannot be read as an array: {e}; expected what fatai-submit embed writes") from None
-        if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.ndim != 2 or len(values) != len(names):
-            raise DataError(f"{file} is no float32 array of {len(names)} rows, one for each name in {file.with_suffix('.csv').name}")
+            raise DataError(
+                f"{file} cannot be read as an array: {e}; expected what fatai-submit embed writes"
+            ) from None
+        if (
+            not isinstance(values, np.ndarray)
+            or values.dtype != np.float32
+            or values.ndim != 2
+            or len(values) != len(names)
+        ):
+            raise DataError(
+                f"{file} is no float32 array of {len(names)} rows, one for each name in {file.with_suffix('.csv').name}"
+            )
         return cls(tuple(names), np.array(values))
 
 
@@ -106,7 +122,9 @@ class _Body(nn.Module):
         super().__init__()
         inner = model.model if isinstance(model, TwoHeads) else model
         if not isinstance(inner, SpectrogramModel):
-            raise OptionError(f"a {type(inner).__name__} does not tell its features; expected a SpectrogramModel, as all of fatai's are")
+            raise OptionError(
+                f"a {type(inner).__name__} does not tell its features; expected a SpectrogramModel, as all of fatai's are"
+            )
         self.model = inner
 
     def forward(self, spec: Tensor) -> Tensor:
@@ -147,16 +165,22 @@ def embed_clips(
     )
     if answers.faults:
         listed = "\n".join(f"  {fault}" for fault in answers.faults.values())
-        warnings.warn(f"{len(answers.faults)} of {len(names)} clips cannot be read; their row is NaN:\n{listed}", stacklevel=2)
+        warnings.warn(
+            f"{len(answers.faults)} of {len(names)} clips cannot be read; their row is NaN:\n{listed}", stacklevel=2
+        )
     return Embeddings(tuple(names), answers.probs)
 
 
 @patch
-def embed(self: FatLearner, items: Any, *, n: int | None = None, how: str = "even", bs: int | None = None, **options: Any) -> Embeddings:
+def embed(
+    self: FatLearner, items: Any, *, n: int | None = None, how: str = "even", bs: int | None = None, **options: Any
+) -> Embeddings:
     """Features of clips by the learner's network; arguments are those of `embed_clips`."""
     was_training = self.model.training
     try:
-        return embed_clips(self.model, self.settings, items, n=n, how=how, arithmetic=inference(self), bs=bs or self.dls.bs, **options)
+        return embed_clips(
+            self.model, self.settings, items, n=n, how=how, arithmetic=inference(self), bs=bs or self.dls.bs, **options
+        )
     finally:
         self.model.train(was_training)
 

@@ -60,7 +60,9 @@ def grad_cam(model: nn.Module, spec: Tensor, tag: int | Sequence[int]) -> Tensor
              [0.0000, 1.0000]]])
     """
     if spec.ndim != 4 or 0 in spec.shape:
-        raise ShapeError(f"got a spectrogram of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames), none of them 0")
+        raise ShapeError(
+            f"got a spectrogram of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames), none of them 0"
+        )
     batch, _, mels, frames = spec.shape
     inner = model.model if isinstance(model, TwoHeads) else model
     modes = {module: module.training for module in model.modules()}
@@ -148,7 +150,9 @@ def _last_maps(model: nn.Module, spec: Tensor) -> tuple[Tensor, Tensor]:
     # Maps over mels and frames where there are any; what follows them over time alone is the head.
     maps = found.get(4, found.get(3))
     if maps is None:
-        raise OptionError(f"{_name(model)} has no maps of convolutions; Grad-CAM can only say where a convolutional network looks")
+        raise OptionError(
+            f"{_name(model)} has no maps of convolutions; Grad-CAM can only say where a convolutional network looks"
+        )
     return maps, logits
 
 

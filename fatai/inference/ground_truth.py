@@ -41,7 +41,9 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
     by_column = set(tags) <= set(table.columns)
     if not by_column and "labels" not in table.columns:
         lacking = [t for t in tags if t not in table.columns]
-        raise DataError(f"{table.path}: it has neither a column labels nor a column for each tag: it lacks {some(lacking)}")
+        raise DataError(
+            f"{table.path}: it has neither a column labels nor a column for each tag: it lacks {some(lacking)}"
+        )
     if by_column and (extra := set(table.columns).difference(tags, ["fname"])):
         raise DataError(f"{table.path}: the columns {some(sorted(extra))} are no tags of the predictions")
     name_at = table.columns.index("fname")
@@ -52,7 +54,9 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
         if fault:
             raise DataError(f"{table.path}: {fault}")
         cells = dict(zip(table.columns, row.cells, strict=True))
-        known[row.cells[name_at]] = _flags(cells, tags, row, table.path) if by_column else _parsed(cells["labels"], tags, row, table.path)
+        known[row.cells[name_at]] = (
+            _flags(cells, tags, row, table.path) if by_column else _parsed(cells["labels"], tags, row, table.path)
+        )
     return known
 
 
@@ -77,5 +81,7 @@ def _parsed(cell: str, tags: Sequence[str], row: Row, path: str) -> np.ndarray:
     labels = parse_labels(cell)
     for label in labels:
         if label not in tags:
-            raise LabelError(f"{path}: line {row.line}: {label!r} is no tag of the predictions; {did_you_mean(label, tags)}")
+            raise LabelError(
+                f"{path}: line {row.line}: {label!r} is no tag of the predictions; {did_you_mean(label, tags)}"
+            )
     return np.array([tag in labels for tag in tags], dtype=bool)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.special import expit, logit
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.data.folds import make_folds
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
 from fatai.inference.embeddings import Embeddings
@@ -27,7 +27,7 @@ from fatai.io.progress import track
 from fatai.metrics.ranking import lwlrap
 from fatai.io.json import parse_json
 
-__all__ = ["EmbeddingFit", "EmbeddingTagger", "fit_embedding_tagger"]
+__all__ = ["LinearProbeFit", "LinearProbe", "fit_embedding_tagger"]
 
 _FORMAT = "fatai embedding tagger 1"
 _FLOOR = 1e-7  # probability of a tag that no clip has
@@ -35,7 +35,7 @@ _MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingTagger:
+class LinearProbe:
     """sigmoid(coef @ ((x - mean) / scale) + intercept) for each tag.
 
     Attributes
@@ -57,18 +57,31 @@ class EmbeddingTagger:
 
     def __post_init__(self) -> None:
         tags, features = len(self.tags), len(self.mean)
-        expected = {"prior": (tags,), "mean": (features,), "scale": (features,), "coef": (tags, features), "intercept": (tags,)}
+        expected = {
+            "prior": (tags,),
+            "mean": (features,),
+            "scale": (features,),
+            "coef": (tags, features),
+            "intercept": (tags,),
+        }
         for name, shape in expected.items():
             values = getattr(self, name)
             if values.shape != shape or not np.isfinite(values).all():
-                raise ShapeError(f"{name} has shape {values.shape}; expected {shape}, finite, for {tags} tags and {features} features")
-        if not tags or len(set(self.tags)) < tags or (self.scale <= 0).any() or ((self.prior < 0) | (self.prior > 1)).any():
+                raise ShapeError(
+                    f"{name} has shape {values.shape}; expected {shape}, finite, for {tags} tags and {features} features"
+                )
+        if (
+            not tags
+            or len(set(self.tags)) < tags
+            or (self.scale <= 0).any()
+            or ((self.prior < 0) | (self.prior > 1)).any()
+        ):
             raise DataError("a tag is named twice, a scale is not above 0, or a prior is no share")
 
     @classmethod
     def fit(
         cls, values: np.ndarray, targ: np.ndarray, tags: Sequence[str], *, C: float = 2.0, max_iter: int = 1000,
-    ) -> EmbeddingTagger:
+    ) -> LinearProbe:
         """Learn from features (clips, features) and flags (clips, tags); a tag that no or every clip has keeps its share.
 
         `C` is the inverse strength of the penalty on the coefficients.
@@ -78,7 +91,9 @@ class EmbeddingTagger:
 
         targ = np.asarray(targ, dtype=bool)
         if values.ndim != 2 or targ.shape != (len(values), len(tags)) or not len(values):
-            raise ShapeError(f"values has shape {values.shape} and targ {targ.shape}; expected (clips, features) and (clips, {len(tags)})")
+            raise ShapeError(
+                f"values has shape {values.shape} and targ {targ.shape}; expected (clips, features) and (clips, {len(tags)})"
+            )
         if not C > 0 or max_iter < 1:
             raise OptionError(f"C is {C} and max_iter {max_iter}; expected C above 0 and an iteration or more")
         scaler = StandardScaler().fit(values.astype(np.float64))
@@ -93,8 +108,10 @@ class EmbeddingTagger:
     def predict(self, embeddings: Embeddings) -> Predictions:
         """Probabilities of every tag; a clip that could not be read has the prior, and is named in `unreadable`."""
         if embeddings.values.shape[1] != len(self.mean):
-            raise ShapeError(f"the embeddings have {embeddings.values.shape[1]} features; expected {len(self.mean)}: those of the network "
-                             "that this was fitted on")
+            raise ShapeError(
+                f"the embeddings have {embeddings.values.shape[1]} features; expected {len(self.mean)}: those of the network "
+                "that this was fitted on"
+            )
         readable = embeddings.readable
         probs = np.tile(self.prior, (len(embeddings), 1))
         probs[readable] = expit((embeddings.values[readable] - self.mean) / self.scale @ self.coef.T + self.intercept)
@@ -103,12 +120,14 @@ class EmbeddingTagger:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a .safetensors file with the tags in its notes, whole or not at all."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("prior", "mean", "scale", "coef", "intercept")}
-        with write_atomic(path) as beside:
+        arrays = {
+            name: np.ascontiguousarray(getattr(self, name)) for name in ("prior", "mean", "scale", "coef", "intercept")
+        }
+        with write_file(path) as beside:
             save_file(arrays, str(beside), metadata={"format": _FORMAT, "tags": json.dumps(self.tags)})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> EmbeddingTagger:
+    def load(cls, path: str | os.PathLike[str]) -> LinearProbe:
         """Read what `save` wrote; whoever it comes from, nothing in it is executed.
 
         Raises
@@ -121,8 +140,14 @@ class EmbeddingTagger:
                 raise CheckpointError(f"{path} has {os.path.getsize(path):,} bytes; at most {_MAX_BYTES:,} are read")
             with safe_open(str(path), framework="np") as f:
                 notes = dict(f.metadata() or {})
-                if notes.get("format") != _FORMAT or sorted(f.keys()) != ["coef", "intercept", "mean", "prior", "scale"]:
-                    raise CheckpointError(f"{path} is no embedding tagger; expected what `EmbeddingTagger.save` writes")
+                if notes.get("format") != _FORMAT or sorted(f.keys()) != [
+                    "coef",
+                    "intercept",
+                    "mean",
+                    "prior",
+                    "scale",
+                ]:
+                    raise CheckpointError(f"{path} is no embedding tagger; expected what `LinearProbe.save` writes")
                 arrays = {key: np.asarray(f.get_tensor(key), dtype=np.float64) for key in f.keys()}
             tags = parse_json(notes["tags"])
             if not isinstance(tags, list) or not all(isinstance(tag, str) and tag for tag in tags):
@@ -134,27 +159,33 @@ class EmbeddingTagger:
             raise CheckpointError(f"{path} cannot be read as an embedding tagger: {e}") from None
 
 
-class EmbeddingFit(NamedTuple):
+class LinearProbeFit(NamedTuple):
     """What `fit_embedding_tagger` found.
 
-    `tagger` is fitted on all clips; `oof` has each clip from the tagger that did not see its fold, with the lwlrap as `held_out`; `scores`
+    `tagger` is fitted on all clips; `oof` has each clip from the tagger that did not see its fold, with the lwlrap as `oof_score`; `scores`
     is the lwlrap of each fold; `folds` the fold of each clip of `oof`.
     """
 
-    tagger: EmbeddingTagger
+    tagger: LinearProbe
     oof: Predictions
     scores: dict[int, float]
     folds: np.ndarray
 
     def predict(self, embeddings: Embeddings) -> Predictions:
-        """Other clips by `tagger`; `held_out` tells the out-of-fold lwlrap, so that `ensemble` can weigh them."""
-        return replace(self.tagger.predict(embeddings), held_out=self.oof.held_out)
+        """Other clips by `tagger`; `oof_score` tells the out-of-fold lwlrap, so that `ensemble` can weigh them."""
+        return replace(self.tagger.predict(embeddings), oof_score=self.oof.oof_score)
 
 
 def fit_embedding_tagger(
-    embeddings: Embeddings, truth: Table, tags: Sequence[str], *, folds: Mapping[str, int] | int = 5, seed: int = 42, C: float = 2.0,
+    embeddings: Embeddings,
+    truth: Table,
+    tags: Sequence[str],
+    *,
+    folds: Mapping[str, int] | int = 5,
+    seed: int = 42,
+    C: float = 2.0,
     max_iter: int = 1000,
-) -> EmbeddingFit:
+) -> LinearProbeFit:
     """Fit a tagger out of fold and on all clips.
 
     Parameters
@@ -187,13 +218,15 @@ def fit_embedding_tagger(
     else:
         numbers = make_folds(targ, how="multilabel", n=folds, seed=seed, tags=tags)
     if len(set(numbers.tolist())) < 2:
-        raise DataError("all clips are in one fold; expected two or more, so that each clip has a tagger that never saw it")
+        raise DataError(
+            "all clips are in one fold; expected two or more, so that each clip has a tagger that never saw it"
+        )
     probs, scores = np.empty(targ.shape), {}
     for number in sorted(set(numbers.tolist())):
         held = numbers == number
-        fitted = EmbeddingTagger.fit(values[~held], targ[~held], tags, C=C, max_iter=max_iter)
+        fitted = LinearProbe.fit(values[~held], targ[~held], tags, C=C, max_iter=max_iter)
         probs[held] = fitted.predict(Embeddings(tuple(np.array(fnames, dtype=object)[held]), values[held])).probs
         scores[number] = lwlrap(probs[held], targ[held])
     score = lwlrap(probs, targ)
-    oof = Predictions(fnames, tuple(tags), probs, held_out=None if np.isnan(score) else score)
-    return EmbeddingFit(EmbeddingTagger.fit(values, targ, tags, C=C, max_iter=max_iter), oof, scores, numbers)
+    oof = Predictions(fnames, tuple(tags), probs, oof_score=None if np.isnan(score) else score)
+    return LinearProbeFit(LinearProbe.fit(values, targ, tags, C=C, max_iter=max_iter), oof, scores, numbers)

@@ -38,7 +38,12 @@ _LONGEST_S = 10.0  # of a clip that is looked at
 
 @patch
 def plot_lwlrap(
-    self: FatLearner, preds: Predictions | None = None, *, most: int = 40, figsize: tuple[float, float] | None = None, **options: Any,
+    self: FatLearner,
+    preds: Predictions | None = None,
+    *,
+    most: int = 40,
+    figsize: tuple[float, float] | None = None,
+    **options: Any,
 ) -> Any:
     """Draw the lwlrap of each tag of the held-out clips, lowest first, with its 95 % interval and how many clips have it.
 
@@ -75,7 +80,9 @@ def plot_lwlrap(
 
 
 @dispatch
-def plot_top_losses(x: TensorSpec, y, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None, tags=None, **kwargs):
+def plot_top_losses(
+    x: TensorSpec, y, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None, tags=None, **kwargs
+):
     """Spectrograms of the clips with the largest losses, with their tags, the likeliest of `tags` and the loss; extends fastai's.
 
     `ClassificationInterpretation.plot_top_losses` doesn't know the tags' names: it says those that are above one half.
@@ -102,7 +109,9 @@ def _plot_top_losses(self: FatLearner, k: int = 8, *, largest: bool = True, ds_i
     from matplotlib.pyplot import gcf
 
     k = min(k, len(self.dls.loaders[ds_idx].dataset))
-    ClassificationInterpretation.from_learner(self, ds_idx).plot_top_losses(k, largest=largest, tags=self.tags, **kwargs)
+    ClassificationInterpretation.from_learner(self, ds_idx).plot_top_losses(
+        k, largest=largest, tags=self.tags, **kwargs
+    )
     return gcf().axes[:k]  # fastai's returns nothing
 
 
@@ -112,7 +121,13 @@ FatLearner.plot_top_losses = _plot_top_losses
 
 @patch
 def show_cam(
-    self: FatLearner, n: int = 4, *, tag: str | None = None, items: Any = None, ds_idx: int = 1, figsize: tuple[float, float] | None = None,
+    self: FatLearner,
+    n: int = 4,
+    *,
+    tag: str | None = None,
+    items: Any = None,
+    ds_idx: int = 1,
+    figsize: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Draw clips (above) and where in them the network finds a tag (below, orange): Grad-CAM over time and frequency.
 
@@ -139,8 +154,12 @@ def show_cam(
     table = self.dls.files(ds_idx) if items is None else None
     paths = names_and_paths(table if items is None else items)[1][:n]
     if not paths:
-        raise DataError(f"there is no clip to show; expected some in part {ds_idx} of the loaders, or a list of paths as items")
-    given = [", ".join(labels) for labels in table["labels"][:n]] if table is not None else [Path(p).name for p in paths]
+        raise DataError(
+            f"there is no clip to show; expected some in part {ds_idx} of the loaders, or a list of paths as items"
+        )
+    given = (
+        [", ".join(labels) for labels in table["labels"][:n]] if table is not None else [Path(p).name for p in paths]
+    )
     axes = np.array(subplots(2, len(paths), figsize=figsize or (3.4 * len(paths), 5.8))[1]).reshape(2, len(paths))
     waves = []
     for (above, below), path, title in zip(axes.T, paths, given):
@@ -152,10 +171,21 @@ def show_cam(
         shown = TensorSpec(spec[0])
         shown.front_end = self.settings.front_end
         shown.show(ctx=above, title=title)
-        shown.show(ctx=below, title=f"{self.tags[column]} {probs[column]:.2f}" + ("" if heat.max() > 0 else "\n(nothing speaks for it)"))
+        shown.show(
+            ctx=below,
+            title=f"{self.tags[column]} {probs[column]:.2f}" + ("" if heat.max() > 0 else "\n(nothing speaks for it)"),
+        )
         below.images[0].set_cmap("gray")
-        below.imshow(np.ones_like(heat), cmap="Wistia", vmin=-1, vmax=1, alpha=0.8 * heat, origin="lower", aspect="auto",
-                     extent=below.images[0].get_extent())
+        below.imshow(
+            np.ones_like(heat),
+            cmap="Wistia",
+            vmin=-1,
+            vmax=1,
+            alpha=0.8 * heat,
+            origin="lower",
+            aspect="auto",
+            extent=below.images[0].get_extent(),
+        )
         waves.append(wave)
     axes[0, 0].figure.tight_layout()
     _play(waves, self.settings.sr, given)
@@ -172,8 +202,10 @@ def plot_filters(self: FatLearner, n: int = 64, *, figsize: tuple[float, float] 
     image = axis.imshow(mosaic, origin="lower", cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[], ylabel="Hz upwards", xlabel="seconds to the right")
     ms = 1000 * weights.shape[3] * self.settings.front_end.seconds_per_frame
-    axis.set_title(f"{min(n, len(weights))} of {len(weights)} filters: {weights.shape[2]} bands by {weights.shape[3]} frames ({ms:.0f} ms)",
-                   fontsize=9)
+    axis.set_title(
+        f"{min(n, len(weights))} of {len(weights)} filters: {weights.shape[2]} bands by {weights.shape[3]} frames ({ms:.0f} ms)",
+        fontsize=9,
+    )
     axis.figure.colorbar(image, ax=axis, label="weight over the filter's largest", location="bottom", shrink=0.6)
     return axis
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import DataError, SubmissionError
 from fatai.io.csv import read_sample, some
 from fatai.ensemble.streaming import row_chunks, write_rows
@@ -28,10 +28,10 @@ from fatai.metrics.ranking import lwlrap
 from fatai.metrics.classification import tag_scores
 from fatai.metrics.thresholds import Thresholds
 
-__all__ = ["Aligned", "Predictions", "check_submission", "submission_problems"]
+__all__ = ["PairedPredictions", "Predictions", "check_submission", "submission_problems"]
 
 
-class Aligned(NamedTuple):
+class PairedPredictions(NamedTuple):
     """Predictions beside their truth, row by row: `probs` float and `targ` bool, both (clips, tags)."""
 
     probs: np.ndarray
@@ -72,7 +72,7 @@ class Predictions:
     tags: tuple[str, ...]
     probs: np.ndarray
     unreadable: tuple[str, ...] = ()
-    held_out: float | None = None
+    oof_score: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("fnames", "tags", "unreadable"):
@@ -80,17 +80,21 @@ class Predictions:
         probs = _float64(self.probs)
         expected = (len(self.fnames), len(self.tags))
         if probs.shape != expected:
-            raise SubmissionError(f"probs has shape {probs.shape}; expected {expected}: one row for each fname, one column for each tag")
+            raise SubmissionError(
+                f"probs has shape {probs.shape}; expected {expected}: one row for each fname, one column for each tag"
+            )
         bad = ~((probs >= 0) & (probs <= 1))  # written so that NaN is bad too
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            raise SubmissionError(f"probs holds {probs[row, column]} for {self.fnames[row]!r}, tag {self.tags[column]!r} "
-                                  f"({int(bad.sum())} such values); expected numbers within [0, 1]: take the sigmoid of logits first")
+            raise SubmissionError(
+                f"probs holds {probs[row, column]} for {self.fnames[row]!r}, tag {self.tags[column]!r} "
+                f"({int(bad.sum())} such values); expected numbers within [0, 1]: take the sigmoid of logits first"
+            )
         unknown = set(self.unreadable).difference(self.fnames)
         if unknown:
             raise SubmissionError(f"unreadable names {some(sorted(unknown))}, which fnames lacks")
-        if self.held_out is not None and not 0 <= self.held_out <= 1:
-            raise SubmissionError(f"held_out is {self.held_out}; expected an lwlrap, within [0, 1], or None")
+        if self.oof_score is not None and not 0 <= self.oof_score <= 1:
+            raise SubmissionError(f"held_out is {self.oof_score}; expected an lwlrap, within [0, 1], or None")
         probs.setflags(write=False)
         object.__setattr__(self, "probs", probs)
 
@@ -128,12 +132,14 @@ class Predictions:
 
         Each number is written with the fewest digits that read back as the same number, so equal predictions give equal bytes.
         """
-        with write_atomic(path) as beside:
+        with write_file(path) as beside:
             _write_csv(beside, self)
 
     def to_frame(self) -> pd.DataFrame:
         """A data frame with the column `fname`, then one per tag."""
-        return pd.concat([pd.DataFrame({"fname": list(self.fnames)}), pd.DataFrame(self.probs, columns=list(self.tags))], axis=1)
+        return pd.concat(
+            [pd.DataFrame({"fname": list(self.fnames)}), pd.DataFrame(self.probs, columns=list(self.tags))], axis=1
+        )
 
     def select(self, fnames: Iterable[str], tags: Iterable[str] | None = None) -> Predictions:
         """The rows of `fnames` and the columns of `tags` (by default all), in the order given.
@@ -143,12 +149,18 @@ class Predictions:
         fnames, tags = tuple(fnames), self.tags if tags is None else tuple(tags)
         rows, columns = _positions(fnames, self.fnames, "clips"), _positions(tags, self.tags, "tags")
         kept = set(fnames).intersection(self.unreadable)
-        return Predictions(fnames, tags, self.probs[np.ix_(rows, columns)], tuple(u for u in self.unreadable if u in kept), self.held_out)
+        return Predictions(
+            fnames,
+            tags,
+            self.probs[np.ix_(rows, columns)],
+            tuple(u for u in self.unreadable if u in kept),
+            self.oof_score,
+        )
 
     def calibrated(self, calibration: Calibration) -> Predictions:
         """These, each tag calibrated by its name; rows of unreadable clips, which hold shares of clips, stay as they are.
 
-        `held_out` is given up, since other probabilities score otherwise. A tag that the calibration lacks is a `DataError`.
+        `oof_score` is given up, since other probabilities score otherwise. A tag that the calibration lacks is a `DataError`.
         """
         probs = calibration.select(self.tags).apply(self.probs)
         guessed = np.isin(np.array(self.fnames, dtype=object), np.array(self.unreadable, dtype=object))
@@ -169,9 +181,11 @@ class Predictions:
             raise DataError(f"there is no threshold for the tags {some(lacking)}")
         at = dict(zip(thresholds.tags, thresholds.values, strict=True))
         there = Thresholds(self.tags, tuple(at[tag] for tag in self.tags)).apply(self.probs)
-        return pd.DataFrame({"fname": list(self.fnames), "labels": [",".join(np.array(self.tags)[row]) for row in there]})
+        return pd.DataFrame(
+            {"fname": list(self.fnames), "labels": [",".join(np.array(self.tags)[row]) for row in there]}
+        )
 
-    def against(self, truth: Table, *, partial: bool = False) -> Aligned:
+    def align_with(self, truth: Table, *, partial: bool = False) -> PairedPredictions:
         """These predictions and the truth, row by row, for any score.
 
         Parameters
@@ -194,21 +208,31 @@ class Predictions:
         lacking = [name for name in self.fnames if name not in known]
         extra = sorted(set(known).difference(self.fnames))
         if (lacking or extra) and not (partial and both):
-            said = [f"the truth lacks {some(lacking)}" if lacking else "", f"the predictions lack {some(extra)}" if extra else ""]
-            remedy = "score the same clips, or only those in both with partial=True" if both else "no clip is in both: is this its truth?"
+            said = [
+                f"the truth lacks {some(lacking)}" if lacking else "",
+                f"the predictions lack {some(extra)}" if extra else "",
+            ]
+            remedy = (
+                "score the same clips, or only those in both with partial=True"
+                if both
+                else "no clip is in both: is this its truth?"
+            )
             raise DataError(f"{'; '.join(filter(None, said))}: {remedy}")
-        return Aligned(self.select(both).probs, np.array([known[name] for name in both], dtype=bool).reshape(len(both), len(self.tags)))
+        return PairedPredictions(
+            self.select(both).probs,
+            np.array([known[name] for name in both], dtype=bool).reshape(len(both), len(self.tags)),
+        )
 
     def score(self, truth: Table, *, partial: bool = False) -> float:
         """The lwlrap against a truth table; arguments and errors are those of `against`."""
-        return lwlrap(*self.against(truth, partial=partial))
+        return lwlrap(*self.align_with(truth, partial=partial))
 
     def per_tag(self, truth: Table, *, partial: bool = False) -> pd.DataFrame:
         """One row per tag, worst lwlrap first, with the columns of `fatai.metrics.classification.tag_scores`.
 
         Where no clip has the tag, the scores are NaN. Arguments and errors are those of `against`.
         """
-        table = tag_scores(*self.against(truth, partial=partial), self.tags)
+        table = tag_scores(*self.align_with(truth, partial=partial), self.tags)
         return table.sort_values(["lwlrap", "tag"], ignore_index=True)
 
     def interval(self, truth: Table, score: Score = "lwlrap", *, partial: bool = False, **options: Any) -> Interval:
@@ -216,14 +240,19 @@ class Predictions:
 
         `score` and `options` are those of `fatai.metrics.bootstrap.score_interval`, the rest that of `against`.
         """
-        return score_interval(*self.against(truth, partial=partial), score, **options)
+        return score_interval(*self.align_with(truth, partial=partial), score, **options)
 
-    def compare(self, other: Predictions, truth: Table, score: Score = "lwlrap", *, partial: bool = False, **options: Any) -> Difference:
+    def compare(
+        self, other: Predictions, truth: Table, score: Score = "lwlrap", *, partial: bool = False, **options: Any
+    ) -> Difference:
         """How much better these are than `other`, of the same clips and tags in any order, and how sure that is.
 
         `score` and `options` are those of `fatai.metrics.bootstrap.score_difference`, the rest that of `against`.
         """
-        ours, theirs = self.against(truth, partial=partial), other.select(self.fnames, self.tags).against(truth, partial=partial)
+        ours, theirs = (
+            self.align_with(truth, partial=partial),
+            other.select(self.fnames, self.tags).align_with(truth, partial=partial),
+        )
         return score_difference(ours.probs, theirs.probs, ours.targ, score, **options)
 
     def top(self, n: int = 3) -> pd.DataFrame:
@@ -255,8 +284,10 @@ class Predictions:
         fnames, tags = read_sample(sample)
         extra = sorted(set(self.tags).difference(tags))
         if extra:
-            raise SubmissionError(f"{sample} has no column for the tags {some(extra)}: predict with the sample's vocabulary")
-        with write_atomic(path) as beside:
+            raise SubmissionError(
+                f"{sample} has no column for the tags {some(extra)}: predict with the sample's vocabulary"
+            )
+        with write_file(path) as beside:
             _write_csv(beside, self.select(fnames, tags))
             check_submission(beside, sample)
 

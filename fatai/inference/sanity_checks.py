@@ -11,14 +11,17 @@ from fatai.errors import SubmissionError
 from fatai.io.csv import some
 from fatai.inference.predictions import Predictions
 
-__all__ = ["constant_tags", "shifted_tags", "suspicions", "tied_share"]
+__all__ = ["constant_tags", "shifted_tags", "sanity_warnings", "tied_share"]
 
 TIED_SHARE = 0.1  # of the values of a table; of 80 tags rounded to 4 digits about a seventh tie
 TIED_FIRST = 0.01  # of the clips: whose first place is shared
-SHIFT, SURE = 0.2, 0.001  # least distance of the distributions that is told, and the chance of it, over all tags, if there were none
+SHIFT, SURE = (
+    0.2,
+    0.001,
+)  # least distance of the distributions that is told, and the chance of it, over all tags, if there were none
 
 
-def suspicions(preds: Predictions, oof: Predictions | None = None) -> list[str]:
+def sanity_warnings(preds: Predictions, oof: Predictions | None = None) -> list[str]:
     """One sentence for each thing that looks wrong; none if nothing does.
 
     Parameters
@@ -36,19 +39,27 @@ def suspicions(preds: Predictions, oof: Predictions | None = None) -> list[str]:
     found = []
     constant = constant_tags(preds)
     if constant:
-        found.append(f"{len(constant)} of {len(preds.tags)} tags are the same in every clip: {some(constant)}; were they trained on?")
+        found.append(
+            f"{len(constant)} of {len(preds.tags)} tags are the same in every clip: {some(constant)}; were they trained on?"
+        )
     tied, first = tied_share(preds)
     if first > TIED_FIRST:
-        found.append(f"in {first:.0%} of the clips several tags share the first place; the score counts ties against you")
+        found.append(
+            f"in {first:.0%} of the clips several tags share the first place; the score counts ties against you"
+        )
     elif tied > TIED_SHARE:
-        found.append(f"{tied:.0%} of the values are shared by tags of the same clip; the score counts ties against you: write more digits, "
-                     "or blend by mean rather than by a rank")
+        found.append(
+            f"{tied:.0%} of the values are shared by tags of the same clip; the score counts ties against you: write more digits, "
+            "or blend by mean rather than by a rank"
+        )
     if oof is not None:
         shifted = shifted_tags(preds, oof)
         if shifted:
             worst = ", ".join(f"{tag!r} (by {distance:.2f})" for tag, distance in shifted[:3])
-            found.append(f"{len(shifted)} of {len(preds.tags)} tags are distributed otherwise in the test clips than out of fold, most "
-                         f"of all {worst}; are both prepared alike? A mean over folds is narrower than one fold by nature")
+            found.append(
+                f"{len(shifted)} of {len(preds.tags)} tags are distributed otherwise in the test clips than out of fold, most "
+                f"of all {worst}; are both prepared alike? A mean over folds is narrower than one fold by nature"
+            )
     return found
 
 
@@ -83,7 +94,9 @@ def tied_share(preds: Predictions) -> tuple[float, float]:
     return float(tied.mean()), float(first.mean())
 
 
-def shifted_tags(preds: Predictions, oof: Predictions, *, least: float = SHIFT, sure: float = SURE) -> list[tuple[str, float]]:
+def shifted_tags(
+    preds: Predictions, oof: Predictions, *, least: float = SHIFT, sure: float = SURE
+) -> list[tuple[str, float]]:
     """Tags whose values are distributed otherwise in the two, the farthest first, each with the distance.
 
     The distance is that of Kolmogorov and Smirnov: the greatest gap between the shares of clips below a value, in [0, 1]. Told are
@@ -98,6 +111,13 @@ def shifted_tags(preds: Predictions, oof: Predictions, *, least: float = SHIFT, 
         return []
     theirs = oof.select(oof.fnames, preds.tags).probs
     # The asymptotic chance: the exact one of some thousand clips takes long and differs by nothing.
-    tests = [ks_2samp(ours, other, method="auto" if len(ours) < 500 else "asymp") for ours, other in zip(preds.probs.T, theirs.T)]
-    found = [(tag, float(t.statistic)) for tag, t in zip(preds.tags, tests) if t.statistic >= least and t.pvalue < sure / len(preds.tags)]
+    tests = [
+        ks_2samp(ours, other, method="auto" if len(ours) < 500 else "asymp")
+        for ours, other in zip(preds.probs.T, theirs.T)
+    ]
+    found = [
+        (tag, float(t.statistic))
+        for tag, t in zip(preds.tags, tests)
+        if t.statistic >= least and t.pvalue < sure / len(preds.tags)
+    ]
     return sorted(found, key=lambda pair: -pair[1])

@@ -47,13 +47,23 @@ def check_submission(path: str | os.PathLike[str], sample: str | os.PathLike[str
 
 def _header_problems(columns: Sequence[str], expected: Sequence[str]) -> list[str]:
     lacking, extra = [c for c in expected if c not in set(columns)], [c for c in columns if c not in set(expected)]
-    problems = [f"the column {c!r} is missing" for c in lacking] + [f"the column {c!r} is not in the sample" for c in extra]
+    problems = [f"the column {c!r} is missing" for c in lacking] + [
+        f"the column {c!r} is not in the sample" for c in extra
+    ]
     if problems:
         return problems
-    moved = [(i, given, wanted) for i, (given, wanted) in enumerate(zip(columns, expected, strict=True), start=1) if given != wanted]
+    moved = [
+        (i, given, wanted)
+        for i, (given, wanted) in enumerate(zip(columns, expected, strict=True), start=1)
+        if given != wanted
+    ]
     if len(moved) == 2:
-        return [f"the columns {moved[0][1]!r} and {moved[1][1]!r} are swapped (columns {moved[0][0]} and {moved[1][0]})"]
-    return [f"the columns are in another order: column {i} is {given!r}; expected {wanted!r}" for i, given, wanted in moved]
+        return [
+            f"the columns {moved[0][1]!r} and {moved[1][1]!r} are swapped (columns {moved[0][0]} and {moved[1][0]})"
+        ]
+    return [
+        f"the columns are in another order: column {i} is {given!r}; expected {wanted!r}" for i, given, wanted in moved
+    ]
 
 
 def _row_problems(table: CsvTable, fnames: Sequence[str], tags: Sequence[str]) -> list[str]:

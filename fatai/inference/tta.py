@@ -25,15 +25,15 @@ from torch.utils.data import DataLoader, Dataset
 from fatai.data.blocks import ClipSettings, WaveToSpec
 from fatai.data.labels import multi_hot
 from fatai.errors import AudioError, DataError, OptionError
-from fatai.inference.view_store import ViewRows, views_file
+from fatai.inference.view_store import ViewWriter, views_file
 from fatai.inference.predictions import Predictions
-from fatai.inference.views import Heard, Views
+from fatai.inference.views import ClipViews, Views
 from fatai.io.progress import track
 from fatai.registry import VIEWS, did_you_mean
 from fatai.metrics.ranking import lwlrap
 from fatai.audio.waveform import trim_silence
-from fatai.distributed import ALONE, Company
-from fatai.callbacks.failure import by_halves, told_plainly
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup
+from fatai.callbacks.failure import split_on_oom, translate_errors
 from fatai.training.learner import FatLearner
 from fatai.training.precision import inference
 
@@ -58,7 +58,7 @@ class _Views(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, i: int) -> Heard | str:
+    def __getitem__(self, i: int) -> ClipViews | str:
         clip = self.clips[i]
         try:
             if isinstance(clip, np.ndarray):
@@ -73,14 +73,14 @@ class _Views(Dataset):
         return self.views(wave, self.settings, generator)
 
 
-class ClipAnswers(NamedTuple):
+class ClipPredictions(NamedTuple):
     """What `predict_clips` returns: `probs` (clips, tags), NaN rows where a clip could not be read; and why, by its position."""
 
     probs: np.ndarray
     faults: dict[int, str]
 
 
-def _batches(items: Iterable[Heard | str], bs: int, faults: dict[int, str]) -> Iterator[tuple[Tensor, np.ndarray]]:
+def _batches(items: Iterable[ClipViews | str], bs: int, faults: dict[int, str]) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Pack views of equal length into batches: pairs of waves (views, samples) and their places (views, 4).
 
     A place is the clip, the number of the view among the clip's, its first sample and the one behind its last. A batch has at most `bs`
@@ -129,10 +129,10 @@ def predict_clips(
     num_workers: int = 0,
     seed: int = 0,
     mean: str = "probs",
-    keep: ViewRows | None = None,
-    company: Company = ALONE,
+    keep: ViewWriter | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
     what: str = "listening",
-) -> ClipAnswers:
+) -> ClipPredictions:
     """Probabilities of every tag for every clip: the mean over its views.
 
     Memory holds one clip and a few batches of views at a time.
@@ -151,17 +151,38 @@ def predict_clips(
         "probs": mean of the views' probabilities. "logits": probabilities of the mean of their logits.
     keep
         What takes the probabilities of every view, from `views_file`; then no clips are shared.
-    company
+    group
         Processes that share the clips, every one of which gets all answers, in the clips' order.
     """
-    if company.size > 1 and keep is None:
-        return _together(company, clips, n_tags, lambda own: predict_clips(
-            model, settings, own, n_tags, views=views, to_spec=to_spec, activation=activation, arithmetic=arithmetic, device=device, bs=bs,
-            num_workers=num_workers, seed=seed, mean=mean, what=what,
-        ))
+    if group.size > 1 and keep is None:
+        return _together(
+            group,
+            clips,
+            n_tags,
+            lambda own: predict_clips(
+                model,
+                settings,
+                own,
+                n_tags,
+                views=views,
+                to_spec=to_spec,
+                activation=activation,
+                arithmetic=arithmetic,
+                device=device,
+                bs=bs,
+                num_workers=num_workers,
+                seed=seed,
+                mean=mean,
+                what=what,
+            ),
+        )
     if mean not in MEANS:
         raise OptionError(f"mean is {mean!r}; {did_you_mean(mean, MEANS)}")
-    device = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = (
+        torch.device(device)
+        if device is not None
+        else next((p.device for p in model.parameters()), torch.device("cpu"))
+    )
     to_spec = to_spec or WaveToSpec(settings)
     loader: DataLoader = DataLoader(_Views(clips, settings, views, seed), batch_size=None, num_workers=num_workers)
     sums, counts = torch.zeros(len(clips), n_tags, dtype=torch.float64), torch.zeros(len(clips), dtype=torch.float64)
@@ -169,9 +190,11 @@ def predict_clips(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), arithmetic or nullcontext(), told_plainly(f"a batch of {bs} views"):
+        with torch.inference_mode(), arithmetic or nullcontext(), translate_errors(f"a batch of {bs} views"):
             for waves, places in _batches(track(loader, what, total=len(clips)), bs, faults):
-                logits = by_halves(lambda part: model(to_spec.spec(part.to(device, non_blocking=True))).float(), waves)
+                logits = split_on_oom(
+                    lambda part: model(to_spec.spec(part.to(device, non_blocking=True))).float(), waves
+                )
                 probs = activation(logits) if mean == "probs" or keep is not None else logits
                 if keep is not None:
                     keep.add(places, probs.cpu().numpy())
@@ -181,17 +204,21 @@ def predict_clips(
     finally:
         model.train(was_training)
     means = sums / counts[:, None]
-    return ClipAnswers((means if mean == "probs" else activation(means)).numpy(), faults)
+    return ClipPredictions((means if mean == "probs" else activation(means)).numpy(), faults)
 
 
-def _together(company: Company, clips: Sequence[Any], n_tags: int, answer: Callable[[Sequence[Any]], ClipAnswers]) -> ClipAnswers:
+def _together(
+    group: ProcessGroup, clips: Sequence[Any], n_tags: int, answer: Callable[[Sequence[Any]], ClipPredictions]
+) -> ClipPredictions:
     """The answers to all clips, of which each process listens to every `size`-th."""
-    mine = range(company.rank, len(clips), company.size)
+    mine = range(group.rank, len(clips), group.size)
     own = answer([clips[i] for i in mine])
     probs = torch.zeros(len(clips), n_tags, dtype=torch.float64)
-    probs[mine.start::company.size] = torch.from_numpy(own.probs)
-    faults = company.gathered({mine[k]: fault for k, fault in own.faults.items()})
-    return ClipAnswers(company.summed(probs).numpy(), dict(sorted((i, fault) for part in faults for i, fault in part.items())))
+    probs[mine.start::group.size] = torch.from_numpy(own.probs)
+    faults = group.all_gather({mine[k]: fault for k, fault in own.faults.items()})
+    return ClipPredictions(
+        group.all_reduce(probs).numpy(), dict(sorted((i, fault) for part in faults for i, fault in part.items()))
+    )
 
 
 def _clips_of(learn: FatLearner, ds_idx: int, dl: Any, items: Any) -> tuple[list[str], list[str]]:
@@ -206,7 +233,9 @@ def names_and_paths(items: Any) -> tuple[list[str], list[str]]:
     """Of a table with a column `path` and maybe `fname`, of a list of paths, or of one path."""
     if isinstance(items, pd.DataFrame):
         if "path" not in items.columns:
-            raise DataError(f"the table has no column 'path', only {', '.join(map(str, items.columns))}; give it one, or a list of paths")
+            raise DataError(
+                f"the table has no column 'path', only {', '.join(map(str, items.columns))}; give it one, or a list of paths"
+            )
         paths = [str(p) for p in items["path"]]
         names = [str(n) for n in items["fname"]] if "fname" in items.columns else [Path(p).name for p in paths]
         return names, paths
@@ -251,34 +280,50 @@ def tta(
     Returns
     -------
     `Predictions` in the clips' order, every clip with a row: one that cannot be read has the share of training clips with each tag; it is
-    warned of and listed in `unreadable`. Those of the validation part carry their lwlrap as `held_out`, with which `ensemble` weighs them.
+    warned of and listed in `unreadable`. Those of the validation part carry their lwlrap as `oof_score`, with which `ensemble` weighs them.
     Calibrated if the learner has a `calibration`.
     """
     names, paths = _clips_of(self, ds_idx, dl, items)
     views = build_views(how, n, **options)
     with nullcontext() if keep_views is None else views_file(keep_views, names, self.tags, self.settings.sr) as keep:
         answers = predict_clips(
-            self.model, self.settings, paths, len(self.tags), views=views, to_spec=self.dls.to_spec,
-            activation=getattr(self.loss_func, "activation", torch.sigmoid), arithmetic=inference(self), device=self.dls.device,
-            bs=bs or self.dls.bs, num_workers=self.dls.loaders[0].fake_l.num_workers if num_workers is None else num_workers, seed=seed,
-            mean=mean, keep=keep, company=self.company, what=what,
+            self.model,
+            self.settings,
+            paths,
+            len(self.tags),
+            views=views,
+            to_spec=self.dls.to_spec,
+            activation=getattr(self.loss_func, "activation", torch.sigmoid),
+            arithmetic=inference(self),
+            device=self.dls.device,
+            bs=bs or self.dls.bs,
+            num_workers=self.dls.loaders[0].fake_l.num_workers if num_workers is None else num_workers,
+            seed=seed,
+            mean=mean,
+            keep=keep,
+            group=self.group,
+            what=what,
         )
     predicted = with_priors(names, self.tags, answers, self.dls.prior() if answers.faults else None)
     if self.calibration is not None:
         predicted = predicted.calibrated(self.calibration)
     if dl is None and items is None and ds_idx == 1:
         score = lwlrap(predicted.probs, multi_hot(self.dls.files(1)["labels"], self.tags))
-        return replace(predicted, held_out=None if np.isnan(score) else score)
+        return replace(predicted, oof_score=None if np.isnan(score) else score)
     return predicted
 
 
-def with_priors(names: Sequence[str], tags: Sequence[str], answers: ClipAnswers, prior: np.ndarray | None) -> Predictions:
+def with_priors(
+    names: Sequence[str], tags: Sequence[str], answers: ClipPredictions, prior: np.ndarray | None
+) -> Predictions:
     """`Predictions` in which a clip that could not be read has the row `prior`, after one warning that lists such clips."""
     probs = answers.probs.copy()
     if answers.faults:
         listed = "\n".join(f"  {fault}" for fault in answers.faults.values())
-        warnings.warn(f"{len(answers.faults)} of {len(names)} clips cannot be read; their row is the training prior of each tag:\n{listed}",
-                      stacklevel=3)
+        warnings.warn(
+            f"{len(answers.faults)} of {len(names)} clips cannot be read; their row is the training prior of each tag:\n{listed}",
+            stacklevel=3,
+        )
         probs[list(answers.faults)] = prior
     return Predictions(tuple(names), tuple(tags), probs, unreadable=tuple(names[i] for i in answers.faults))
 
@@ -299,7 +344,13 @@ class TagScores(list):
 
 @patch
 def predict(
-    self: FatLearner, item: str | Path | np.ndarray, *, n: int | None = None, how: str = "even", mean: str = "probs", **options: Any,
+    self: FatLearner,
+    item: str | Path | np.ndarray,
+    *,
+    n: int | None = None,
+    how: str = "even",
+    mean: str = "probs",
+    **options: Any,
 ) -> TagScores:
     """Tags of one clip with their probabilities, best first.
 
@@ -320,8 +371,16 @@ def predict(
         If the file cannot be read.
     """
     answers = predict_clips(
-        self.model, self.settings, [item], len(self.tags), views=build_views(how, n, **options), to_spec=self.dls.to_spec,
-        activation=getattr(self.loss_func, "activation", torch.sigmoid), arithmetic=inference(self), device=self.dls.device, mean=mean,
+        self.model,
+        self.settings,
+        [item],
+        len(self.tags),
+        views=build_views(how, n, **options),
+        to_spec=self.dls.to_spec,
+        activation=getattr(self.loss_func, "activation", torch.sigmoid),
+        arithmetic=inference(self),
+        device=self.dls.device,
+        mean=mean,
     )
     if answers.faults:
         raise AudioError(answers.faults[0])

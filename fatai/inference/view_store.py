@@ -18,16 +18,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import DataError
 
-__all__ = ["KeptViews", "read_views", "views_file"]
+__all__ = ["ViewPredictions", "load_views", "views_file"]
 
 _CHUNK = 1 << 14  # rows that are copied at a time
 
 
 @dataclass(frozen=True, eq=False)
-class KeptViews:
+class ViewPredictions:
     """Views one by one: `clip`, `start_s`, `end_s` of shape (views,), `probs` (views, tags); `clip` counts in `fnames`."""
 
     fnames: tuple[str, ...]
@@ -38,7 +38,7 @@ class KeptViews:
     probs: np.ndarray
 
 
-class ViewRows:
+class ViewWriter:
     """Takes rows in the order in which they are computed, and puts them in a file outside of memory."""
 
     def __init__(self, rows: IO[bytes]):
@@ -51,7 +51,7 @@ class ViewRows:
         self._places.append(places)
 
     def write(self, path: Path, fnames: Sequence[str], tags: Sequence[str], sr: int) -> None:
-        """Everything, sorted, to the file that `read_views` reads."""
+        """Everything, sorted, to the file that `load_views` reads."""
         places = np.concatenate(self._places)
         order = np.lexsort((places[:, 1], places[:, 0]))
         clip, _, start, stop = places[order].T
@@ -60,7 +60,7 @@ class ViewRows:
         held = np.memmap(self._rows, "<f4", "r", shape=shape) if len(places) else np.zeros(shape, "<f4")
         names = {"fnames": np.array(fnames, np.str_), "tags": np.array(tags, np.str_)}
         small = {**names, "clip": clip, "start_s": start / sr, "end_s": stop / sr}
-        with write_atomic(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+        with write_file(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
             for name, array in small.items():
                 with archive.open(f"{name}.npy", "w") as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
@@ -71,7 +71,9 @@ class ViewRows:
 
 
 @contextmanager
-def views_file(path: str | os.PathLike[str], fnames: Sequence[str], tags: Sequence[str], sr: int) -> Iterator[ViewRows]:
+def views_file(
+    path: str | os.PathLike[str], fnames: Sequence[str], tags: Sequence[str], sr: int
+) -> Iterator[ViewWriter]:
     """Rows added within the block become the file `path` when it ends well; otherwise nothing is written."""
     path = Path(path)
     if path.suffix != ".npz":
@@ -79,12 +81,12 @@ def views_file(path: str | os.PathLike[str], fnames: Sequence[str], tags: Sequen
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a name from the start: whatever ends the process, nothing of it stays.
     with tempfile.TemporaryFile(dir=path.parent) as rows:
-        kept = ViewRows(rows)
+        kept = ViewWriter(rows)
         yield kept
         kept.write(path, fnames, tags, sr)
 
 
-def read_views(path: str | os.PathLike[str]) -> KeptViews:
+def load_views(path: str | os.PathLike[str]) -> ViewPredictions:
     """What `learn.tta(keep_views=...)` wrote; whoever it comes from, nothing in it is executed.
 
     Raises
@@ -97,20 +99,28 @@ def read_views(path: str | os.PathLike[str]) -> KeptViews:
         if not isinstance(held, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with held:
-            fnames, tags, clip, start_s, end_s, probs = (held[name] for name in ("fnames", "tags", "clip", "start_s", "end_s", "probs"))
+            fnames, tags, clip, start_s, end_s, probs = (
+                held[name] for name in ("fnames", "tags", "clip", "start_s", "end_s", "probs")
+            )
     except (OSError, EOFError, KeyError, MemoryError, ValueError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path} cannot be read as kept views ({e}); expected the .npz that tta(keep_views=...) writes") from None
+        raise DataError(
+            f"{path} cannot be read as kept views ({e}); expected the .npz that tta(keep_views=...) writes"
+        ) from None
     faults = _faults(fnames, tags, clip, start_s, end_s, probs)
     if faults:
         raise DataError(f"{path}: {faults}; expected the .npz that tta(keep_views=...) writes")
-    return KeptViews(tuple(fnames.tolist()), tuple(tags.tolist()), clip, start_s, end_s, probs)
+    return ViewPredictions(tuple(fnames.tolist()), tuple(tags.tolist()), clip, start_s, end_s, probs)
 
 
 def _faults(fnames: Any, tags: Any, clip: Any, start_s: Any, end_s: Any, probs: Any) -> str:
     """What does not go together; empty if nothing."""
     if fnames.ndim != 1 or tags.ndim != 1 or fnames.dtype.kind != "U" or tags.dtype.kind != "U":
         return "fnames and tags are no lists of text"
-    if clip.ndim != 1 or clip.dtype.kind != "i" or any(a.shape != clip.shape or a.dtype.kind != "f" for a in (start_s, end_s)):
+    if (
+        clip.ndim != 1
+        or clip.dtype.kind != "i"
+        or any(a.shape != clip.shape or a.dtype.kind != "f" for a in (start_s, end_s))
+    ):
         return "clip, start_s and end_s are not one whole number and two seconds for each view"
     if probs.shape != (len(clip), len(tags)) or probs.dtype.kind != "f":
         return f"probs has shape {probs.shape} for {len(clip)} views and {len(tags)} tags"

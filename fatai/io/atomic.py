@@ -13,20 +13,34 @@ from pathlib import Path
 from typing import TextIO
 
 from fatai.errors import FataiError, StorageError
-from fatai.io.retries import again
+from fatai.io.retries import retry
 
-__all__ = ["remove_leftovers", "storage_told", "text_atomic", "write_atomic", "write_text_atomic"]
+__all__ = ["remove_temp_files", "translate_os_errors", "open_atomic", "write_file", "write_text"]
 
 _REMEDIES = {
-    "the disk is full; make room, then start again: what was finished is kept": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    "the folder may not be written to; choose another, or change its permissions": (errno.EROFS, errno.EACCES, errno.EPERM),
+    "the disk is full; make room, then start again: what was finished is kept": (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+    ),
+    "the folder may not be written to; choose another, or change its permissions": (
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    ),
     "the name is longer than names of files may be; choose a shorter one": (errno.ENAMETOOLONG,),
-    "something of that name is in the way; choose another one": (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP),
+    "something of that name is in the way; choose another one": (
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENOTEMPTY,
+        errno.ELOOP,
+    ),
 }
 
 
 @contextmanager
-def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a name beside `path` to write to; the file takes the name `path` when the block ends well.
 
     A block that raises, or a process that is killed, leaves what was at `path` before: nobody ever reads half a file.
@@ -43,7 +57,7 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     --------
     >>> import tempfile
     >>> name = Path(tempfile.mkdtemp(), "scores.csv")
-    >>> with write_atomic(name) as beside:
+    >>> with write_file(name) as beside:
     ...     _ = beside.write_text("fname,Bark")
     >>> name.read_text()
     'fname,Bark'
@@ -51,22 +65,22 @@ def write_atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     whole = Path(os.path.realpath(path))
     # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255 bytes.
     beside = whole.parent / f".{whole.stem[:40]}.{secrets.token_hex(6)}.part{whole.suffix}"
-    with storage_told(whole):
+    with translate_os_errors(whole):
         if whole.exists() and not whole.is_file():
             # To rename over a device would end it, for all that use it.
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     try:
-        with storage_told(whole):
+        with translate_os_errors(whole):
             whole.parent.mkdir(parents=True, exist_ok=True)
             yield beside
-            again(lambda: os.replace(beside, whole))
+            retry(lambda: os.replace(beside, whole))
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
 
 
 @contextmanager
-def storage_told(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Turn what the system says while a block writes `path` into a `StorageError` that says what to do."""
     try:
         yield
@@ -77,7 +91,9 @@ def storage_told(path: Path) -> Iterator[None]:
         if code in (None, errno.ENOENT):  # the block wrote nothing: its own fault
             raise
         assert code is not None
-        remedy = next((remedy for remedy, codes in _REMEDIES.items() if code in codes), "the file system fails; try again later")
+        remedy = next(
+            (remedy for remedy, codes in _REMEDIES.items() if code in codes), "the file system fails; try again later"
+        )
         raise StorageError(f"{path}: cannot be written ({os.strerror(code)}): {remedy}") from e
 
 
@@ -92,22 +108,22 @@ def _errno_of(e: Exception) -> int | None:
 
 
 @contextmanager
-def text_atomic(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+def open_atomic(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """A UTF-8 file to write, which becomes `path` when the block ends; newlines are written as they are on every system.
 
     Of names that are not UTF-8 on the disk the bytes are told, `caf\\udce9.wav`: what is written can be read everywhere.
     """
-    with write_atomic(path) as beside, open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
+    with write_file(path) as beside, open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
         yield f
 
 
-def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` by `text_atomic`, whole or not at all."""
-    with text_atomic(path) as f:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` by `open_atomic`, whole or not at all."""
+    with open_atomic(path) as f:
         f.write(text)
 
 
-def remove_leftovers(path: str | os.PathLike[str]) -> None:
+def remove_temp_files(path: str | os.PathLike[str]) -> None:
     """Remove what killed processes left beside `path` while they wrote it; nobody else may be writing it now."""
     whole = Path(os.path.realpath(path))
     for part in whole.parent.glob(f".{glob.escape(whole.stem[:40])}.*.part{glob.escape(whole.suffix)}"):

@@ -15,7 +15,17 @@ from typing import NamedTuple
 
 from fatai.errors import DataError
 
-__all__ = ["CsvTable", "Duplicates", "Row", "read_csv", "read_sample", "some", "tag_columns", "value_faults", "width_fault"]
+__all__ = [
+    "CsvTable",
+    "Duplicates",
+    "Row",
+    "read_csv",
+    "read_sample",
+    "some",
+    "tag_columns",
+    "value_faults",
+    "width_fault",
+]
 
 # Far above the competition's 24,000 x 80 (about 40 MB), far below what fills the memory of the machine that reads it.
 MAX_CSV_BYTES = 1 << 30
@@ -44,7 +54,11 @@ class Duplicates:
         first = self.lines.setdefault(name, row.line)
         if not name:
             return f"line {row.line}: the fname is empty"
-        return f"line {row.line}: the row of {name!r} is a duplicate, it is on line {first} already" if first != row.line else ""
+        return (
+            f"line {row.line}: the row of {name!r} is a duplicate, it is on line {first} already"
+            if first != row.line
+            else ""
+        )
 
 
 def read_csv(path: str | os.PathLike[str]) -> CsvTable:
@@ -53,7 +67,9 @@ def read_csv(path: str | os.PathLike[str]) -> CsvTable:
     if not file.is_file():
         raise DataError(f"{path}: no such file; expected a CSV file with the column fname")
     if file.stat().st_size > MAX_CSV_BYTES:
-        raise DataError(f"{path}: {file.stat().st_size / 1e9:.1f} GB; a table of more than {MAX_CSV_BYTES / 1e9:.1f} GB is not read")
+        raise DataError(
+            f"{path}: {file.stat().st_size / 1e9:.1f} GB; a table of more than {MAX_CSV_BYTES / 1e9:.1f} GB is not read"
+        )
     rows = _csv_rows(file)
     header = next(rows, None)
     if header is None:
@@ -76,13 +92,17 @@ def _csv_rows(file: Path) -> Iterator[Row]:
         except csv.Error as e:
             raise DataError(f"{file}: line {reader.line_num}: not a CSV row ({e})") from e
         except UnicodeDecodeError as e:
-            raise DataError(f"{file}: after line {reader.line_num}: not UTF-8 text ({e.reason}); is this a CSV file?") from e
+            raise DataError(
+                f"{file}: after line {reader.line_num}: not UTF-8 text ({e.reason}); is this a CSV file?"
+            ) from e
 
 
 def tag_columns(table: CsvTable) -> tuple[str, ...]:
     if table.columns[0] != "fname" or len(table.columns) < 2 or not all(table.columns):
         shown = ", ".join(table.columns[:4])
-        raise DataError(f"{table.path}: the header begins {shown!r}; expected fname, then one column per tag, each with a name")
+        raise DataError(
+            f"{table.path}: the header begins {shown!r}; expected fname, then one column per tag, each with a name"
+        )
     return table.columns[1:]
 
 
@@ -99,7 +119,11 @@ def read_sample(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], tuple[st
 
 def width_fault(row: Row, columns: Sequence[str]) -> str:
     given, expected = len(row.cells), len(columns)
-    return f"line {row.line} ({row.cells[0]!r}): {given} cells; expected {expected}, as in the header" if given != expected else ""
+    return (
+        f"line {row.line} ({row.cells[0]!r}): {given} cells; expected {expected}, as in the header"
+        if given != expected
+        else ""
+    )
 
 
 def value_faults(row: Row, tags: Sequence[str]) -> Iterator[str]:
@@ -112,7 +136,9 @@ def value_faults(row: Row, tags: Sequence[str]) -> Iterator[str]:
             value = None
         if value is not None and 0 <= value <= 1:
             continue
-        what = "is no number" if value is None else "is not finite" if not math.isfinite(value) else "lies outside [0, 1]"
+        what = (
+            "is no number" if value is None else "is not finite" if not math.isfinite(value) else "lies outside [0, 1]"
+        )
         yield f"line {row.line} ({row.cells[0]!r}), column {tag!r}: {cell[:40]!r} {what}"
 
 

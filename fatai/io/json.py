@@ -13,12 +13,12 @@ from typing import Any
 
 from fatai.errors import StorageError
 
-__all__ = ["parse_json", "read_small_json", "read_small_text"]
+__all__ = ["parse_json", "read_json_limited", "read_text_limited"]
 
 MOST_BYTES = 1 << 24
 
 
-def read_small_text(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> str:
+def read_text_limited(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> str:
     """The UTF-8 text of a file of at most `most_bytes`.
 
     Raises
@@ -38,9 +38,9 @@ def read_small_text(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) 
     return Path(path).read_text(encoding="utf-8")
 
 
-def read_small_json(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> Any:
-    """What a JSON file says; raises as `read_small_text` and `parse_json` do."""
-    return parse_json(read_small_text(path, most_bytes))
+def read_json_limited(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> Any:
+    """What a JSON file says; raises as `read_text_limited` and `parse_json` do."""
+    return parse_json(read_text_limited(path, most_bytes))
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["PASSING", "again"]
+__all__ = ["PASSING", "retry"]
 
 T = TypeVar("T")
 
 PASSING = frozenset(
-    getattr(errno, name) for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EREMOTEIO")
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EREMOTEIO")
     if hasattr(errno, name)
 )
 """What a server that is busy, or comes back, answers; a disk that is broken says EIO too, but says it every time."""
 TRIES, WAIT_S = 4, 0.25
 
 
-def again(action: Callable[[], T], *, tries: int = TRIES, wait_s: float = WAIT_S) -> T:
+def retry(action: Callable[[], T], *, tries: int = TRIES, wait_s: float = WAIT_S) -> T:
     """What `action` returns, tried up to `tries` times while it ends with an error that passes; `wait_s` seconds are doubled each time.
 
     The last error is raised, and any other at once.
@@ -31,7 +32,7 @@ def again(action: Callable[[], T], *, tries: int = TRIES, wait_s: float = WAIT_S
     ...     if answer := next(answers):
     ...         raise answer
     ...     return "sound"
-    >>> again(read, wait_s=0)
+    >>> retry(read, wait_s=0)
     'sound'
     """
     for attempt in range(tries):

@@ -57,7 +57,9 @@ class TagLoss(nn.Module):
         self.w: Tensor | None = None
         self.noisy: Tensor | None = None
 
-    def per_clip(self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None) -> Tensor:
+    def per_clip(
+        self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None
+    ) -> Tensor:
         """One number per clip, before the clips' weights; `tag_w`, if given, weighs the tags, shape (batch, tags)."""
         raise NotImplementedError(f"{type(self).__name__} defines no per_clip")
 
@@ -95,7 +97,9 @@ class OverTags(TagLoss):
         """One number per clip and tag."""
         raise NotImplementedError(f"{type(self).__name__} defines no per_tag")
 
-    def per_clip(self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None) -> Tensor:
+    def per_clip(
+        self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None
+    ) -> Tensor:
         values = self.per_tag(logits, targ) if tag_w is None else tag_w * self.per_tag(logits, targ)
         return values.sum(1) if self.sum_tags else values.mean(1)
 
@@ -125,9 +129,13 @@ def not_negative(value: float, name: str) -> float:
 def _checked(logits: Any, targ: Tensor) -> tuple[Tensor, Tensor]:
     """Plain tensors of one shape (batch, tags), in float32 or better."""
     if not isinstance(logits, Tensor):
-        raise ShapeError(f"the model gave {len(logits)} outputs; wrap the loss as AuxLoss(loss, weights) to teach them all")
+        raise ShapeError(
+            f"the model gave {len(logits)} outputs; wrap the loss as AuxLoss(loss, weights) to teach them all"
+        )
     if logits.shape != targ.shape or logits.ndim != 2:
-        raise ShapeError(f"logits are {tuple(logits.shape)} and targets {tuple(targ.shape)}; expected (batch, tags) for both")
+        raise ShapeError(
+            f"logits are {tuple(logits.shape)} and targets {tuple(targ.shape)}; expected (batch, tags) for both"
+        )
     logits = logits.as_subclass(Tensor)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     return logits, targ.as_subclass(Tensor).to(logits.dtype)

@@ -34,7 +34,9 @@ class Smoothed(TagLoss):
         self.loss, self.eps, self.how = _built(loss, reduction), eps, how
         smooth_labels(torch.zeros(1, 1), eps, how=how)  # a wrong option is an error now, not in the first batch
 
-    def per_clip(self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None) -> Tensor:
+    def per_clip(
+        self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None
+    ) -> Tensor:
         return self.loss.per_clip(logits, smooth_labels(targ, self.eps, how=self.how), noisy, tag_w)
 
 
@@ -44,7 +46,9 @@ def smooth_positives(loss: str | TagLoss = "bce", *, eps: float = 0.05, reductio
     return Smoothed(loss, eps=eps, how="positives", reduction=reduction)
 
 
-@LOSSES.register("smooth_both", source="DCASE 2019 Task 2 baseline: (1 - eps) targ + eps / 2; 0.3 on noisy, 0.1 on curated clips")
+@LOSSES.register(
+    "smooth_both", source="DCASE 2019 Task 2 baseline: (1 - eps) targ + eps / 2; 0.3 on noisy, 0.1 on curated clips"
+)
 def smooth_both(loss: str | TagLoss = "bce", *, eps: float = 0.1, reduction: str = "mean") -> Smoothed:
     """Another loss with positives and negatives smoothed."""
     return Smoothed(loss, eps=eps, how="both", reduction=reduction)
@@ -67,17 +71,21 @@ class Combined(TagLoss):
         One number for each; None takes each as it is.
     """
 
-    def __init__(self, losses: Sequence[str | TagLoss], *, weights: Sequence[float] | None = None, reduction: str = "mean"):
+    def __init__(
+        self, losses: Sequence[str | TagLoss], *, weights: Sequence[float] | None = None, reduction: str = "mean"
+    ):
         super().__init__(reduction=reduction)
         self.parts = [_built(loss, reduction) for loss in losses]
         self.losses = nn.ModuleList(self.parts)  # so that their buffers move with this module
         self.weights = _as_many(weights, len(self.parts), "losses")
 
-    def per_clip(self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None) -> Tensor:
+    def per_clip(
+        self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None
+    ) -> Tensor:
         return _weighted(self.weights, (loss.per_clip(logits, targ, noisy, tag_w) for loss in self.parts))
 
 
-@LOSSES.register_family("+", source="36th place: 'bce_mass+lovasz'")
+@LOSSES.register_pattern("+", source="36th place: 'bce_mass+lovasz'")
 def combined(name: str, *, weights: Sequence[float] | None = None, reduction: str = "mean") -> Combined:
     """Losses joined by plus signs, each with a factor before it or one of `weights`: "bce+lovasz", "bce+0.5*lovasz"."""
     parts = [re.fullmatch(r"\s*(?:([0-9.eE-]+)\s*\*)?\s*(\w+)\s*", part) for part in name.split("+")]
@@ -112,7 +120,9 @@ class SplitLoss(TagLoss):
         self.curated_weight = not_negative(curated_weight, "curated_weight")
         self.noisy_weight = not_negative(noisy_weight, "noisy_weight")
 
-    def per_clip(self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None) -> Tensor:
+    def per_clip(
+        self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None
+    ) -> Tensor:
         share = logits.new_zeros(len(logits)) if noisy is None else noisy
         curated = self.curated_weight * self.curated_loss.per_clip(logits, targ, None, tag_w)
         return (1 - share) * curated + share * self.noisy_weight * self.noisy_loss.per_clip(logits, targ, None, tag_w)
@@ -142,7 +152,9 @@ class AuxLoss(nn.Module):
         if isinstance(logits, Tensor):
             return self.loss(logits, targ, *args, **kwargs)
         if len(logits) != len(self.weights):
-            raise ShapeError(f"the model has {len(logits)} outputs; expected {len(self.weights)}, one for each of weights {self.weights}")
+            raise ShapeError(
+                f"the model has {len(logits)} outputs; expected {len(self.weights)}, one for each of weights {self.weights}"
+            )
         return _weighted(self.weights, (self.loss(each, targ, *args, **kwargs) for each in logits))
 
     def activation(self, logits: Any) -> Any:
@@ -203,7 +215,9 @@ def _built(loss: str | TagLoss, reduction: str) -> TagLoss:
     if isinstance(loss, str):
         return LOSSES.build(loss, reduction=reduction)
     if not isinstance(loss, TagLoss):
-        raise OptionError(f"got {loss!r} as a loss; expected a name of LOSSES or a TagLoss: others have no number for each clip")
+        raise OptionError(
+            f"got {loss!r} as a loss; expected a name of LOSSES or a TagLoss: others have no number for each clip"
+        )
     return loss
 
 

@@ -18,8 +18,24 @@ from fatai.losses.composite import AuxLoss, Combined, Smoothed, SplitLoss, smoot
 from fatai.losses.base import OverTags, TagLoss, cross_entropy, focus, not_negative
 
 __all__ = [
-    "AuxLoss", "BCE", "ClassBCE", "Combined", "Focal", "GCE", "LSEP", "Lovasz", "Lq", "Lsoft", "MassBCE", "OverTags", "SCE", "Smoothed",
-    "SplitLoss", "TagLoss", "class_weights", "smooth_labels",
+    "AuxLoss",
+    "BCE",
+    "ClassBCE",
+    "Combined",
+    "Focal",
+    "GCE",
+    "LSEP",
+    "Lovasz",
+    "Lq",
+    "Lsoft",
+    "MassBCE",
+    "OverTags",
+    "SCE",
+    "Smoothed",
+    "SplitLoss",
+    "TagLoss",
+    "class_weights",
+    "smooth_labels",
 ]
 
 # What log-sum-exp sees in place of a tag that has no part in it. Infinity would give inf - inf = NaN in the gradient of an empty sum;
@@ -35,7 +51,9 @@ class BCE(OverTags):
         return cross_entropy(logits, targ)
 
 
-@LOSSES.register("bce_mass", source="36th place: class-summed, clips weighted by their label mass; gamma as in its focal variant")
+@LOSSES.register(
+    "bce_mass", source="36th place: class-summed, clips weighted by their label mass; gamma as in its focal variant"
+)
 class MassBCE(TagLoss):
     """Cross-entropy summed over the tags, each clip weighted by the sum of its targets.
 
@@ -47,7 +65,9 @@ class MassBCE(TagLoss):
         super().__init__(reduction=reduction)
         self.gamma = not_negative(gamma, "gamma")
 
-    def per_clip(self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None) -> Tensor:
+    def per_clip(
+        self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None
+    ) -> Tensor:
         mass = targ.sum(1)
         share = mass / mass.mean().clamp(min=torch.finfo(mass.dtype).tiny)
         values = focus(logits, targ, self.gamma) * cross_entropy(logits, targ)
@@ -120,7 +140,9 @@ class LSEP(TagLoss):
         super().__init__(reduction=reduction)
         self.soft = soft
 
-    def per_clip(self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None) -> Tensor:
+    def per_clip(
+        self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None
+    ) -> Tensor:
         soft = bool(((targ != 0) & (targ != 1)).any()) if self.soft is None else self.soft
         # exp(s_j - s_i) times the weights of both tags is exp of the difference of s + log w and s - log w.
         up = logits if tag_w is None else logits + tag_w.log().clamp(min=_ABSENT)
@@ -135,7 +157,9 @@ class Lovasz(TagLoss):
     Soft targets go into the same formula, as the 36th place did, though only 0 and 1 give the extension of a Jaccard index.
     """
 
-    def per_clip(self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None) -> Tensor:
+    def per_clip(
+        self, logits: Tensor, targ: Tensor, noisy: Tensor | None = None, tag_w: Tensor | None = None
+    ) -> Tensor:
         errors, order = (1 - logits * (2 * targ - 1)).sort(dim=1, descending=True)
         ordered = targ.gather(1, order)
         total = ordered.sum(1, keepdim=True)

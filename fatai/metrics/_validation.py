@@ -12,10 +12,10 @@ import numpy as np
 
 from fatai.errors import DataError, ShapeError
 
-__all__ = ["Scored", "scored"]
+__all__ = ["CheckedInputs", "check_inputs"]
 
 
-class Scored(NamedTuple):
+class CheckedInputs(NamedTuple):
     """Scores without NaN and flags of the present tags, both (clips, tags), and where in the flattened tables a tag is present."""
 
     scores: np.ndarray
@@ -23,7 +23,7 @@ class Scored(NamedTuple):
     places: np.ndarray
 
 
-def scored(probs: Any, targ: Any) -> Scored:
+def check_inputs(probs: Any, targ: Any) -> CheckedInputs:
     """What `probs` and `targ` hold; errors are those that `fatai.metrics.ranking.lwlrap` lists."""
     scores, present = _as_array(probs), _as_array(targ)
     if scores.ndim != 2 or scores.shape != present.shape:
@@ -39,9 +39,11 @@ def scored(probs: Any, targ: Any) -> Scored:
     odd = np.flatnonzero(present.ravel()[places] != 1)
     if len(odd):
         clip, tag = np.divmod(places[odd[0]], present.shape[1])
-        raise DataError(f"targ holds {present[clip, tag]} at clip {clip}, tag {tag}; expected 0 or 1: decide what counts as present, "
-                        "for instance targ > 0.5")
-    return Scored(scores, flags, places)
+        raise DataError(
+            f"targ holds {present[clip, tag]} at clip {clip}, tag {tag}; expected 0 or 1: decide what counts as present, "
+            "for instance targ > 0.5"
+        )
+    return CheckedInputs(scores, flags, places)
 
 
 def _as_array(values: Any) -> np.ndarray:

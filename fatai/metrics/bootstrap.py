@@ -18,7 +18,7 @@ import numpy as np
 
 from fatai.errors import DataError, OptionError
 from fatai.registry import did_you_mean
-from fatai.metrics._validation import Scored, scored
+from fatai.metrics._validation import CheckedInputs, check_inputs
 from fatai.metrics.ranking import precision_hits
 from fatai.metrics.classification import Average, Sorted, d_prime_of, mean_of_existing
 
@@ -75,7 +75,9 @@ class Difference:
         return f"{said}, {_interval(self)}"
 
 
-def score_interval(probs: Any, targ: Any, score: Score = "lwlrap", *, draws: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
+def score_interval(
+    probs: Any, targ: Any, score: Score = "lwlrap", *, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> Interval:
     """A score of (clips, tags) and its interval over clips.
 
     Parameters
@@ -104,14 +106,21 @@ def score_interval(probs: Any, targ: Any, score: Score = "lwlrap", *, draws: int
     >>> print(score_interval(probs, targ))
     0.833, 95 % interval 0.500 to 1.000
     """
-    both = scored(probs, targ)
+    both = check_inputs(probs, targ)
     counted = _counted(score, both)
     drawn = [counted(counts) for counts in _draws(len(both.scores), draws, level, seed)]
     return Interval(*_middle(counted(np.ones(len(both.scores))), drawn, level), level)
 
 
 def score_difference(
-    first: Any, second: Any, targ: Any, score: Score = "lwlrap", *, draws: int = 1000, level: float = 0.95, seed: int = 0,
+    first: Any,
+    second: Any,
+    targ: Any,
+    score: Score = "lwlrap",
+    *,
+    draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Difference:
     """How much better `first` is than `second`, two tables of probabilities (clips, tags) for the same rows.
 
@@ -124,7 +133,7 @@ def score_difference(
     >>> print(score_difference([[0.9, 0.1], [0.2, 0.8], [0.3, 0.4]], [[0.9, 0.1], [0.2, 0.8], [0.7, 0.4]], targ))
     0.167 better, 95 % interval 0.000 to 0.500
     """
-    one, two = _counted(score, scored(first, targ)), _counted(score, scored(second, targ))
+    one, two = _counted(score, check_inputs(first, targ)), _counted(score, check_inputs(second, targ))
     n_clips = len(np.asarray(targ))
     drawn = [one(counts) - two(counts) for counts in _draws(n_clips, draws, level, seed)]
     every = np.ones(n_clips)
@@ -134,7 +143,9 @@ def score_difference(
 def _draws(n_clips: int, draws: int, level: float, seed: int) -> Iterator[np.ndarray]:
     """How often each clip is drawn, (clips,), one draw after the other."""
     if draws < 1 or not 0 < level < 1:
-        raise OptionError(f"draws is {draws} and level {level}; expected at least one draw and a level between 0 and 1, such as 0.95")
+        raise OptionError(
+            f"draws is {draws} and level {level}; expected at least one draw and a level between 0 and 1, such as 0.95"
+        )
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         yield np.bincount(rng.integers(n_clips, size=n_clips, dtype=np.int32), minlength=n_clips).astype(np.float64)
@@ -157,17 +168,22 @@ def _interval(of: Interval | Difference) -> str:
 # Scores by name, as functions of how often each clip counts.
 
 
-def _counted(score: Score, both: Scored) -> Counted:
+def _counted(score: Score, both: CheckedInputs) -> Counted:
     if not isinstance(score, str):
         return lambda counts: float(score(*(x.repeat(counts.astype(int), axis=0) for x in both[:2])))
     if score not in _COUNTED:
-        raise OptionError(f"no score named {score!r}; {did_you_mean(score, list(_COUNTED))}, or a function of (probs, targ)")
+        raise OptionError(
+            f"no score named {score!r}; {did_you_mean(score, list(_COUNTED))}, or a function of (probs, targ)"
+        )
     return _COUNTED[score](both)
 
 
-def _counted_lwlrap(both: Scored) -> Counted:
+def _counted_lwlrap(both: CheckedInputs) -> Counted:
     hits = precision_hits(*both[:2])
-    sums, tags = np.bincount(hits.clips, weights=hits.precision, minlength=len(both.scores)), both.present.sum(axis=1).astype(float)
+    sums, tags = (
+        np.bincount(hits.clips, weights=hits.precision, minlength=len(both.scores)),
+        both.present.sum(axis=1).astype(float),
+    )
 
     def lwlrap(counts: np.ndarray) -> float:
         total = counts @ tags
@@ -176,22 +192,22 @@ def _counted_lwlrap(both: Scored) -> Counted:
     return lwlrap
 
 
-def _counted_map(both: Scored, average: Average = "macro") -> Counted:
+def _counted_map(both: CheckedInputs, average: Average = "macro") -> Counted:
     in_order = Sorted(both, average)
     return lambda counts: mean_of_existing(in_order.average_precision(counts))
 
 
-def _counted_auc(both: Scored, average: Average = "macro") -> Counted:
+def _counted_auc(both: CheckedInputs, average: Average = "macro") -> Counted:
     in_order = Sorted(both, average)
     return lambda counts: mean_of_existing(in_order.auc(counts))
 
 
-def _counted_d_prime(both: Scored, average: Average = "macro") -> Counted:
+def _counted_d_prime(both: CheckedInputs, average: Average = "macro") -> Counted:
     auc = _counted_auc(both, average)
     return lambda counts: d_prime_of(auc(counts))
 
 
-_COUNTED: dict[str, Callable[[Scored], Counted]] = {
+_COUNTED: dict[str, Callable[[CheckedInputs], Counted]] = {
     "lwlrap": _counted_lwlrap,
     "map": _counted_map,
     "map_micro": lambda both: _counted_map(both, "micro"),

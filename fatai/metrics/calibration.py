@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, log_expit, logit
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
 from fatai.registry import did_you_mean
-from fatai.metrics._validation import scored
+from fatai.metrics._validation import check_inputs
 from fatai.metrics.thresholds import Thresholds
-from fatai.io.json import read_small_json
+from fatai.io.json import read_json_limited
 
 __all__ = ["CALIBRATION", "Calibration", "cross_calibrated"]
 
@@ -82,15 +82,21 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not self.tags or len(set(self.tags)) < len(self.tags):
-            raise DataError(f"a calibration has {len(self.tags)} tags, {len(set(self.tags))} of them different; expected each tag once")
+            raise DataError(
+                f"a calibration has {len(self.tags)} tags, {len(set(self.tags))} of them different; expected each tag once"
+            )
         for field in ("slope", "shift", "low", "high"):
             values = getattr(self, field)
             if len(values) != len(self.tags) and not (field in ("low", "high") and not values):
-                raise DataError(f"{field} holds {len(values)} numbers; expected one for each of the {len(self.tags)} tags")
+                raise DataError(
+                    f"{field} holds {len(values)} numbers; expected one for each of the {len(self.tags)} tags"
+                )
             if not np.isfinite(values).all():
                 raise DataError(f"{field} holds a value that is not finite; expected numbers")
         if min(self.slope) <= 0:
-            raise DataError(f"slope holds {min(self.slope)}; expected numbers above 0, so that the order within a tag stays")
+            raise DataError(
+                f"slope holds {min(self.slope)}; expected numbers above 0, so that the order within a tag stays"
+            )
         if len(self.low) != len(self.high) or any(low >= high for low, high in zip(self.low, self.high)):
             raise DataError("low and high do not go together; expected both or neither, each low below its high")
         if self.thresholds is not None and self.thresholds.tags != self.tags:
@@ -122,7 +128,7 @@ class Calibration:
         """
         if how not in _FITS:
             raise OptionError(f"no way to calibrate is named {how!r}; {did_you_mean(how, list(_FITS))}")
-        both = scored(probs, targ)
+        both = check_inputs(probs, targ)
         values = _probabilities(both.scores)
         names = tuple(str(i) for i in range(values.shape[1])) if tags is None else tuple(tags)
         low, high = _range(values) if stretch else ((), ())
@@ -134,14 +140,18 @@ class Calibration:
         """Calibrated probabilities, float64, of a table (clips, tags) whose columns are in the order of `tags`."""
         values = _probabilities(np.asarray(probs, dtype=np.float64))
         if values.ndim != 2 or values.shape[1] != len(self.tags):
-            raise ShapeError(f"probs has shape {values.shape}; expected (clips, {len(self.tags)}), a column for each tag")
+            raise ShapeError(
+                f"probs has shape {values.shape}; expected (clips, {len(self.tags)}), a column for each tag"
+            )
         return expit(np.array(self.slope) * _logits(values, self.low, self.high) + np.array(self.shift))
 
     def select(self, tags: Sequence[str]) -> Calibration:
         """The same for `tags` alone, in the order given; one that is not there is a `DataError`."""
         lacking = [tag for tag in tags if tag not in self.tags]
         if lacking:
-            raise DataError(f"the calibration lacks the tag {lacking[0]!r} ({len(lacking)} such); {did_you_mean(lacking[0], self.tags)}")
+            raise DataError(
+                f"the calibration lacks the tag {lacking[0]!r} ({len(lacking)} such); {did_you_mean(lacking[0], self.tags)}"
+            )
         at = [self.tags.index(tag) for tag in tags]
 
         def of(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -153,7 +163,11 @@ class Calibration:
     def to_plain(self) -> dict[str, Any]:
         """Lists, numbers and text, as JSON holds them; a threshold that nothing reaches is None."""
         lists = {name: list(getattr(self, name)) for name in ("tags", "slope", "shift", "low", "high")}
-        return {"format": _FORMAT, **lists, "thresholds": None if self.thresholds is None else self.thresholds.to_list()}
+        return {
+            "format": _FORMAT,
+            **lists,
+            "thresholds": None if self.thresholds is None else self.thresholds.to_list(),
+        }
 
     @classmethod
     def from_plain(cls, held: Any) -> Calibration:
@@ -162,7 +176,7 @@ class Calibration:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, whole or not at all; a threshold that nothing reaches is null."""
-        write_text_atomic(path, json.dumps(self.to_plain(), allow_nan=False, indent=1) + "\n")
+        write_text(path, json.dumps(self.to_plain(), allow_nan=False, indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -175,9 +189,11 @@ class Calibration:
         """
         file = Path(path)
         if not file.is_file():
-            raise CheckpointError(f"{path}: no such file; expected a calibration, as fatai-submit calibrate writes it into a run")
+            raise CheckpointError(
+                f"{path}: no such file; expected a calibration, as fatai-submit calibrate writes it into a run"
+            )
         try:
-            return cls.from_plain(read_small_json(file, _MAX_JSON_BYTES))
+            return cls.from_plain(read_json_limited(file, _MAX_JSON_BYTES))
         except (OSError, ValueError, OverflowError) as e:
             raise CheckpointError(f"{path} is no calibration: {e}") from None
 
@@ -190,11 +206,13 @@ def cross_calibrated(probs: Any, targ: Any, folds: Any, *, how: str = "platt", s
     folds
         Number of each clip's fold, (clips,), two or more different ones. The other parameters are those of `Calibration.fit`.
     """
-    both, fold = scored(probs, targ), np.asarray(folds)
+    both, fold = check_inputs(probs, targ), np.asarray(folds)
     numbers = np.unique(fold)
     if fold.shape != (len(both.scores),) or len(numbers) < 2:
-        raise ShapeError(f"folds has shape {fold.shape} and {len(numbers)} different values; expected a number for each of the "
-                         f"{len(both.scores)} clips, and two folds or more")
+        raise ShapeError(
+            f"folds has shape {fold.shape} and {len(numbers)} different values; expected a number for each of the "
+            f"{len(both.scores)} clips, and two folds or more"
+        )
     calibrated = np.empty(both.scores.shape)
     for number in numbers:
         held = fold == number
@@ -229,7 +247,9 @@ def _fit_temperature(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
     # In the slope the loss is convex, so in its logarithm it has one valley.
     found = minimize_scalar(
-        lambda log_slope: _log_loss(np.exp(log_slope) * z, y), bounds=(np.log(_LEAST_SLOPE), np.log(_GREATEST_SLOPE)), method="bounded",
+        lambda log_slope: _log_loss(np.exp(log_slope) * z, y),
+        bounds=(np.log(_LEAST_SLOPE), np.log(_GREATEST_SLOPE)),
+        method="bounded",
         options={"xatol": 1e-6},
     )
     return float(np.exp(found.x)), 0.0
@@ -247,7 +267,9 @@ def _fit_platt(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         return _log_loss(scaled, softened), np.array([(over * z).mean(), over.mean()])
 
     # A slope below 0 would turn the tag's order round.
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(_LEAST_SLOPE, _GREATEST_SLOPE), (None, None)])
+    found = minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(_LEAST_SLOPE, _GREATEST_SLOPE), (None, None)]
+    )
     return float(found.x[0]), float(found.x[1])
 
 

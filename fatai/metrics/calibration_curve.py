@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fatai.errors import DataError, OptionError
-from fatai.metrics._validation import scored
+from fatai.metrics._validation import check_inputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,9 @@ class Reliability(NamedTuple):
     @property
     def error(self) -> float:
         """Mean distance of probability and share, each bin counted by its pairs; NaN without any."""
-        return float(np.average(np.abs(self.prob - self.share), weights=self.pairs)) if len(self.pairs) else float("nan")
+        return (
+            float(np.average(np.abs(self.prob - self.share), weights=self.pairs)) if len(self.pairs) else float("nan")
+        )
 
 
 def reliability(probs: Any, targ: Any, *, bins: int = 15, by: str = "width") -> Reliability:
@@ -63,7 +65,7 @@ def reliability(probs: Any, targ: Any, *, bins: int = 15, by: str = "width") -> 
     """
     if bins < 1 or by not in ("width", "count"):
         raise OptionError(f"bins is {bins} and by {by!r}; expected a bin or more, by 'width' or 'count'")
-    both = scored(probs, targ)
+    both = check_inputs(probs, targ)
     values, present = both.scores.ravel().astype(np.float64), both.present.ravel()
     if not ((values >= 0) & (values <= 1)).all():
         raise DataError("probs leaves [0, 1]; expected probabilities: take the sigmoid of logits first")
@@ -77,7 +79,9 @@ def reliability(probs: Any, targ: Any, *, bins: int = 15, by: str = "width") -> 
     return Reliability(prob[full] / count[full], share[full] / count[full], count[full].astype(int))
 
 
-def expected_calibration_error(probs: Any, targ: Any, *, bins: int = 15, by: str = "width", average: str = "micro") -> float:
+def expected_calibration_error(
+    probs: Any, targ: Any, *, bins: int = 15, by: str = "width", average: str = "micro"
+) -> float:
     """Mean distance of what is said and what happens, within [0, 1]; 0 is perfect.
 
     Parameters
@@ -98,9 +102,11 @@ def expected_calibration_error(probs: Any, targ: Any, *, bins: int = 15, by: str
         raise OptionError(f"average is {average!r}; expected 'micro' or 'macro'")
     if average == "micro":
         return reliability(probs, targ, bins=bins, by=by).error
-    both = scored(probs, targ)
+    both = check_inputs(probs, targ)
     columns = range(both.scores.shape[1])
-    return float(np.mean([reliability(both.scores[:, [k]], both.present[:, [k]], bins=bins, by=by).error for k in columns]))
+    return float(
+        np.mean([reliability(both.scores[:, [k]], both.present[:, [k]], bins=bins, by=by).error for k in columns])
+    )
 
 
 def plot_reliability(curves: Mapping[str, Reliability], ax: Axes | None = None) -> Axes:
@@ -121,7 +127,20 @@ def plot_reliability(curves: Mapping[str, Reliability], ax: Axes | None = None) 
         _, ax = plt.subplots(figsize=(5, 5), layout="constrained")
     ax.plot([0, 1], [0, 1], color="#999999", linewidth=1, label="perfect")
     for (name, curve), (colour, marker, line) in zip(curves.items(), _STYLES):
-        ax.plot(curve.prob, curve.share, color=colour, marker=marker, linestyle=line, label=f"{name}: error {curve.error:.4f}")
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="probability said", ylabel="share of clips with the tag", aspect="equal")
+        ax.plot(
+            curve.prob,
+            curve.share,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            label=f"{name}: error {curve.error:.4f}",
+        )
+    ax.set(
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+        xlabel="probability said",
+        ylabel="share of clips with the tag",
+        aspect="equal",
+    )
     ax.legend()
     return ax

@@ -25,7 +25,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from fatai.errors import OptionError, ShapeError
-from fatai.metrics._validation import Scored, scored
+from fatai.metrics._validation import CheckedInputs, check_inputs
 from fatai.metrics.ranking import lwlrap_per_class
 
 __all__ = ["d_prime", "mean_ap", "roc_auc", "tag_scores"]
@@ -43,7 +43,7 @@ def mean_ap(probs: Any, targ: Any, *, average: Average = "macro") -> float:
     >>> round(mean_ap([[0.9, 0.1], [0.5, 0.7], [0.4, 0.5]], [[1, 0], [0, 0], [1, 1]]), 4)
     0.6667
     """
-    return mean_of_existing(Sorted(scored(probs, targ), average).average_precision())
+    return mean_of_existing(Sorted(check_inputs(probs, targ), average).average_precision())
 
 
 def roc_auc(probs: Any, targ: Any, *, average: Average = "macro") -> float:
@@ -54,7 +54,7 @@ def roc_auc(probs: Any, targ: Any, *, average: Average = "macro") -> float:
     >>> roc_auc([[0.9, 0.1], [0.5, 0.7], [0.4, 0.5]], [[1, 0], [0, 0], [1, 1]])
     0.5
     """
-    return mean_of_existing(Sorted(scored(probs, targ), average).auc())
+    return mean_of_existing(Sorted(check_inputs(probs, targ), average).auc())
 
 
 def d_prime(probs: Any, targ: Any, *, average: Average = "macro") -> float:
@@ -72,7 +72,7 @@ def tag_scores(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.D
     tags
         Names of the columns; their numbers if None.
     """
-    both = scored(probs, targ)
+    both = check_inputs(probs, targ)
     n_tags = both.present.shape[1]
     names = list(range(n_tags)) if tags is None else list(tags)
     if len(names) != n_tags:
@@ -84,7 +84,7 @@ def tag_scores(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.D
                          "ap": in_order.average_precision(), "auc": auc, "d_prime": math.sqrt(2) * ndtri(auc)})
 
 
-def checked_average(average: Average) -> Average:
+def check_average(average: Average) -> Average:
     """`average`, or an `OptionError` if it is none."""
     if average not in ("macro", "micro"):
         raise OptionError(f"average is {average!r}; expected 'macro' (mean over tags) or 'micro' (all tags as one)")
@@ -107,8 +107,10 @@ class Sorted:
         "macro" for one row per tag; "micro" for a single row of all (clip, tag) pairs.
     """
 
-    def __init__(self, both: Scored, average: Average = "macro"):
-        scores, present = (x.T if checked_average(average) == "macro" else x.reshape(1, -1) for x in both[:2])  # (rows, n)
+    def __init__(self, both: CheckedInputs, average: Average = "macro"):
+        scores, present = (
+            x.T if check_average(average) == "macro" else x.reshape(1, -1) for x in both[:2]
+        )  # (rows, n)
         self.n_clips, (n_rows, n) = len(both.scores), scores.shape
         order = np.argsort(scores, axis=1)[:, ::-1]
         self.clips = order if average == "macro" else order // both.scores.shape[1]

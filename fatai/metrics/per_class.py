@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from fatai.errors import OptionError, ShapeError
-from fatai.metrics._validation import Scored, scored
+from fatai.metrics._validation import CheckedInputs, check_inputs
 from fatai.metrics.ranking import precision_hits
 
 __all__ = ["confusions", "tag_costs", "tag_intervals"]
@@ -38,8 +38,10 @@ def tag_intervals(
     [['Bark', 1, 1.0, 1.0, 1.0], ['Meow', 2, 0.75, 0.5, 1.0]]
     """
     if draws < 1 or not 0 < level < 1:
-        raise OptionError(f"draws is {draws} and level {level}; expected at least one draw and a level between 0 and 1, such as 0.95")
-    both = scored(probs, targ)
+        raise OptionError(
+            f"draws is {draws} and level {level}; expected at least one draw and a level between 0 and 1, such as 0.95"
+        )
+    both = check_inputs(probs, targ)
     hits, rng = precision_hits(*both[:2]), np.random.default_rng(seed)
     rows = []
     for k, tag in enumerate(_names(both, tags)):
@@ -65,7 +67,7 @@ def tag_costs(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.Da
     >>> tag_costs([[0.9, 0.1], [0.8, 0.2]], [[1, 0], [0, 1]], ["Bark", "Meow"]).values.tolist()
     [['Bark', 1, 0.0, 0.25, 0.25], ['Meow', 1, 0.25, 0.0, 0.25]]
     """
-    both = scored(probs, targ)
+    both = check_inputs(probs, targ)
     clips, own = np.divmod(both.places, max(both.scores.shape[1], 1))
     # One row for each pair of a clip and a tag that it has.
     scores, present = both.scores[clips], both.present[clips]
@@ -98,7 +100,7 @@ def confusions(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.D
     >>> confusions([[0.9, 0.1], [0.8, 0.2], [0.9, 0.8]], [[1, 0], [0, 1], [1, 1]], ["Bark", "Meow"]).values.tolist()
     [['Meow', 'Bark', 1, 1, 1.0, 1]]
     """
-    both = scored(probs, targ)
+    both = check_inputs(probs, targ)
     names = np.array(_names(both, tags), dtype=object)
     present = both.present
     # (tag, above): clips that have the first, lack the second, and rank it as high.
@@ -107,12 +109,22 @@ def confusions(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.D
     together = present.T.astype(int) @ present.astype(int)
     of = present.sum(axis=0)[:, None] - together
     at = np.nonzero(clips)
-    table = pd.DataFrame({"tag": names[at[0]], "above": names[at[1]], "clips": clips[at], "of": of[at], "share": clips[at] / of[at],
-                          "together": together[at]})
-    return table.sort_values(["clips", "share", "tag", "above"], ascending=[False, False, True, True], ignore_index=True)
+    table = pd.DataFrame(
+        {
+            "tag": names[at[0]],
+            "above": names[at[1]],
+            "clips": clips[at],
+            "of": of[at],
+            "share": clips[at] / of[at],
+            "together": together[at],
+        }
+    )
+    return table.sort_values(
+        ["clips", "share", "tag", "above"], ascending=[False, False, True, True], ignore_index=True
+    )
 
 
-def _names(both: Scored, tags: Sequence[str] | None) -> list[Any]:
+def _names(both: CheckedInputs, tags: Sequence[str] | None) -> list[Any]:
     n_tags = both.present.shape[1]
     names = list(range(n_tags)) if tags is None else list(tags)
     if len(names) != n_tags:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fatai.metrics._validation import scored
+from fatai.metrics._validation import check_inputs
 
 __all__ = ["LwlrapPerClass", "lwlrap", "lwlrap_per_class"]
 
@@ -33,7 +33,7 @@ class LwlrapPerClass(NamedTuple):
     weights: np.ndarray
 
 
-class Hits(NamedTuple):
+class PrecisionHits(NamedTuple):
     """One entry for each (clip, present tag) pair, by clip, then tag: which clip, which tag, and the precision at that tag's rank."""
 
     clips: np.ndarray
@@ -90,9 +90,9 @@ def lwlrap_per_class(probs: Any, targ: Any) -> LwlrapPerClass:
     return LwlrapPerClass(sums / np.maximum(counts, 1), counts / max(int(counts.sum()), 1))
 
 
-def precision_hits(probs: Any, targ: Any) -> Hits:
+def precision_hits(probs: Any, targ: Any) -> PrecisionHits:
     """The pairs of which lwlrap is the mean; parameters and errors are those of `lwlrap`."""
-    scores, _, places = scored(probs, targ)
+    scores, _, places = check_inputs(probs, targ)
     n_clips, n_tags = scores.shape
     clips, tags = np.divmod(places, max(n_tags, 1))
     per_clip = np.bincount(clips, minlength=n_clips)
@@ -110,7 +110,7 @@ def precision_hits(probs: Any, targ: Any) -> Hits:
     begins = clips[several] * (n_tags + 1)
     in_order = np.sort(begins + ranks[several])
     hits[several] = np.searchsorted(in_order, begins + ranks[several], side="right") - np.searchsorted(in_order, begins)
-    return Hits(clips, tags, hits / ranks)
+    return PrecisionHits(clips, tags, hits / ranks)
 
 
 def _count_rows(flags: np.ndarray) -> np.ndarray:

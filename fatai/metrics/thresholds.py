@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fatai.errors import DataError, OptionError, ShapeError
-from fatai.metrics._validation import scored
+from fatai.metrics._validation import check_inputs
 
 __all__ = ["Thresholds", "f1_thresholds", "precision_thresholds"]
 
@@ -35,16 +35,22 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.tags) or len(set(self.tags)) < len(self.tags):
-            raise DataError(f"there are {len(self.values)} thresholds for {len(self.tags)} tags; expected one for each tag, no tag twice")
+            raise DataError(
+                f"there are {len(self.values)} thresholds for {len(self.tags)} tags; expected one for each tag, no tag twice"
+            )
         if not all(0 <= value <= 1 or value == math.inf for value in self.values):
-            raise DataError(f"thresholds hold {next(v for v in self.values if not 0 <= v <= 1 and v != math.inf)}; expected numbers "
-                            "within [0, 1], or infinity for never")
+            raise DataError(
+                f"thresholds hold {next(v for v in self.values if not 0 <= v <= 1 and v != math.inf)}; expected numbers "
+                "within [0, 1], or infinity for never"
+            )
 
     def apply(self, probs: Any) -> np.ndarray:
         """Bool, shape (clips, tags): which tags are there, of probabilities whose columns are in the order of `tags`."""
         values = np.asarray(probs, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.tags):
-            raise ShapeError(f"probs has shape {values.shape}; expected (clips, {len(self.tags)}), a column for each tag")
+            raise ShapeError(
+                f"probs has shape {values.shape}; expected (clips, {len(self.tags)}), a column for each tag"
+            )
         return values >= np.array(self.values)
 
     def to_list(self) -> list[float | None]:
@@ -54,7 +60,9 @@ class Thresholds:
     @classmethod
     def from_list(cls, tags: Sequence[str], values: Any) -> Thresholds:
         """What `to_list` made, checked."""
-        numbers = isinstance(values, list) and all(v is None or isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+        numbers = isinstance(values, list) and all(
+            v is None or isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
+        )
         if not numbers:
             raise DataError("thresholds is no list of numbers and nulls")
         return cls(tuple(tags), tuple(math.inf if v is None else float(v) for v in values))
@@ -106,10 +114,12 @@ class _Curve:
 
 
 def _for_each_tag(probs: Any, targ: Any, tags: Sequence[str] | None, choose: Callable[[_Curve], float]) -> Thresholds:
-    both = scored(probs, targ)
+    both = check_inputs(probs, targ)
     scores = both.scores.astype(np.float64)
     names = tuple(str(i) for i in range(scores.shape[1])) if tags is None else tuple(tags)
-    return Thresholds(names, tuple(choose(_curve(p, y)) if len(p) else math.inf for p, y in zip(scores.T, both.present.T)))
+    return Thresholds(
+        names, tuple(choose(_curve(p, y)) if len(p) else math.inf for p, y in zip(scores.T, both.present.T))
+    )
 
 
 def _curve(probs: np.ndarray, present: np.ndarray) -> _Curve:

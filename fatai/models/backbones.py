@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fatai.errors import OptionError, UnknownName
+from fatai.errors import OptionError, UnknownNameError
 from fatai.models.layers import SpectrogramModel, scaled
 from fatai.registry import MODELS, did_you_mean
 
@@ -20,8 +20,17 @@ __all__ = ["FastaiNet", "RESNETS", "TimmNet", "XRESNETS", "resnet_body", "timm_m
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 XRESNETS = (
-    "xresnet18", "xresnet34", "xresnet50", "xresnet101", "xresnet152", "xresnet18_deep", "xresnet34_deep", "xresnet50_deep",
-    "xresnet18_deeper", "xresnet34_deeper", "xresnet50_deeper",
+    "xresnet18",
+    "xresnet34",
+    "xresnet50",
+    "xresnet101",
+    "xresnet152",
+    "xresnet18_deep",
+    "xresnet34_deep",
+    "xresnet50_deep",
+    "xresnet18_deeper",
+    "xresnet34_deeper",
+    "xresnet50_deeper",
 )
 SOURCE = "kernel 'CNN 2D Basic Solution Powered by fast.ai'; fastai (Apache-2.0) and torchvision (BSD-3-Clause)"
 
@@ -78,7 +87,9 @@ class FastaiNet(SpectrogramModel):
     # One place of the last map.
     min_mels = min_frames = 32
 
-    def __init__(self, n_tags: int, in_channels: int, *, body: nn.Sequential, n_features: int, split: int, dropout: float = 0.5):
+    def __init__(
+        self, n_tags: int, in_channels: int, *, body: nn.Sequential, n_features: int, split: int, dropout: float = 0.5
+    ):
         from fastai.torch_core import apply_init
         from fastai.vision.learner import create_head
 
@@ -137,7 +148,7 @@ class TimmNet(SpectrogramModel):
         if not 1 <= in_channels <= 4:
             raise OptionError(f"in_channels={in_channels}; timm networks take 1 to 4 channels")
         if not timm.is_model(arch):
-            raise UnknownName(f"timm has no network named {arch!r}; {did_you_mean(arch, timm.list_models())}")
+            raise UnknownNameError(f"timm has no network named {arch!r}; {did_you_mean(arch, timm.list_models())}")
         self.body = timm.create_model(arch, pretrained=pretrained, num_classes=0, in_chans=in_channels)
         cfg = self.body.default_cfg
         self.fixed_size: tuple[int, int] | None = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else None
@@ -173,7 +184,11 @@ class TimmNet(SpectrogramModel):
         return self.head(features)
 
 
-@MODELS.register_family("timm:", source="timm, github.com/huggingface/pytorch-image-models (Apache-2.0); weights have their own licences")
-def timm_model(name: str, n_tags: int, in_channels: int = 1, *, pretrained: bool = False, dropout: float = 0.0) -> TimmNet:
+@MODELS.register_pattern(
+    "timm:", source="timm, github.com/huggingface/pytorch-image-models (Apache-2.0); weights have their own licences"
+)
+def timm_model(
+    name: str, n_tags: int, in_channels: int = 1, *, pretrained: bool = False, dropout: float = 0.0
+) -> TimmNet:
     """Any network of timm as `timm:NAME`, from scratch unless `pretrained`."""
     return TimmNet(n_tags, in_channels, arch=name.removeprefix("timm:"), pretrained=pretrained, dropout=dropout)

@@ -101,7 +101,9 @@ def read_weights(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) ->
         # What torch says of a file that it refuses is mostly how to run the code in it.
         refused = isinstance(e, pickle.UnpicklingError) or "weights_only" in str(e)
         reason = "it holds other things" if refused else str(e).strip().split("\n")[0] or type(e).__name__
-        raise CheckpointError(f"{file} cannot be read as weights ({reason}); expected a file of torch.save or of safetensors") from None
+        raise CheckpointError(
+            f"{file} cannot be read as weights ({reason}); expected a file of torch.save or of safetensors"
+        ) from None
     return _named_tensors(content, file)
 
 
@@ -111,7 +113,9 @@ def _refuse_inflating(file: Path, size: int) -> None:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
         if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
-            raise CheckpointError(f"{file} is a compressed archive; expected a file as torch.save writes it, which is not compressed")
+            raise CheckpointError(
+                f"{file} is a compressed archive; expected a file as torch.save writes it, which is not compressed"
+            )
 
 
 def _named_tensors(content: Any, file: Path) -> dict[str, Tensor]:
@@ -123,9 +127,13 @@ def _named_tensors(content: Any, file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{file} holds a {type(content).__name__}; expected named tensors, such as a state_dict")
     for key, value in content.items():
-        plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta and not value.is_quantized
+        plain = (
+            isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta and not value.is_quantized
+        )
         if not isinstance(key, str) or not plain:
-            raise CheckpointError(f"{file} holds a {type(value).__name__} under {key!r}; expected a dictionary of names to dense tensors")
+            raise CheckpointError(
+                f"{file} holds a {type(value).__name__} under {key!r}; expected a dictionary of names to dense tensors"
+            )
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
 
@@ -180,7 +188,9 @@ def load_checkpoint(
             raise CheckpointError(f"{file.name} holds {found.dtype} under {key}; the model expects {value.dtype}")
         elif found.shape == value.shape:
             new[key] = found
-        elif key.startswith(tuple(first_channel)) and (widened := _widened(found, value, model.in_channels)) is not None:
+        elif (
+            key.startswith(tuple(first_channel)) and (widened := _widened(found, value, model.in_channels)) is not None
+        ):
             new[key] = widened
             partly.append(key)
         elif key.startswith(tuple(fresh)):

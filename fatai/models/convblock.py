@@ -70,8 +70,18 @@ class ConvBlockNet(SpectrogramModel):
     """
 
     def __init__(
-        self, n_tags: int, in_channels: int = 1, *, channels: Sequence[int], pooled: Sequence[int], hidden: int, width: float = 1.0,
-        concat: bool = True, last_pool: bool = False, pool: str = "avg_max", dropout_samples: int = 0,
+        self,
+        n_tags: int,
+        in_channels: int = 1,
+        *,
+        channels: Sequence[int],
+        pooled: Sequence[int],
+        hidden: int,
+        width: float = 1.0,
+        concat: bool = True,
+        last_pool: bool = False,
+        pool: str = "avg_max",
+        dropout_samples: int = 0,
     ):
         super().__init__(n_tags, in_channels)
         if pool not in ("avg_max", "max"):
@@ -80,7 +90,8 @@ class ConvBlockNet(SpectrogramModel):
         ins = [in_channels, *outs[:-1]]
         last = len(outs) - 1
         self.blocks = nn.ModuleList(
-            ConvBlock(i, o, concat=concat, pool=last_pool or k < last) for k, (i, o) in enumerate(zip(ins, outs, strict=True))
+            ConvBlock(i, o, concat=concat, pool=last_pool or k < last)
+            for k, (i, o) in enumerate(zip(ins, outs, strict=True))
         )
         self.pooled = tuple(pooled)
         self.concat_pool = ConcatPool("avg_max") if pool == "avg_max" else None
@@ -105,7 +116,15 @@ class ConvBlockNet(SpectrogramModel):
 def m0(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples: int = 0) -> ConvBlockNet:
     """Four plain double-convolution blocks, 64 to 512, global maximum: the 9th place's M0."""
     return ConvBlockNet(
-        n_tags, in_channels, channels=(64, 128, 256, 512), pooled=(3,), hidden=128, width=width, concat=False, last_pool=True, pool="max",
+        n_tags,
+        in_channels,
+        channels=(64, 128, 256, 512),
+        pooled=(3,),
+        hidden=128,
+        width=width,
+        concat=False,
+        last_pool=True,
+        pool="max",
         dropout_samples=dropout_samples,
     )
 
@@ -123,7 +142,13 @@ def m1(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples
 def m2(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples: int = 0) -> ConvBlockNet:
     """Four input-concatenating blocks, 64 to 512, pyramid of the last three: the 9th place's M2."""
     return ConvBlockNet(
-        n_tags, in_channels, channels=(64, 128, 256, 512), pooled=(1, 2, 3), hidden=256, width=width, dropout_samples=dropout_samples,
+        n_tags,
+        in_channels,
+        channels=(64, 128, 256, 512),
+        pooled=(1, 2, 3),
+        hidden=256,
+        width=width,
+        dropout_samples=dropout_samples,
     )
 
 
@@ -140,5 +165,11 @@ def m3(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples
 def m4(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples: int = 0) -> ConvBlockNet:
     """Five input-concatenating blocks, 64 to 1024, last one pooled: the 9th place's M4."""
     return ConvBlockNet(
-        n_tags, in_channels, channels=(64, 128, 256, 512, 1024), pooled=(4,), hidden=256, width=width, dropout_samples=dropout_samples,
+        n_tags,
+        in_channels,
+        channels=(64, 128, 256, 512, 1024),
+        pooled=(4,),
+        hidden=256,
+        width=width,
+        dropout_samples=dropout_samples,
     )

@@ -18,8 +18,21 @@ from torch import Tensor, nn
 from fatai.errors import OptionError, ShapeError
 
 __all__ = [
-    "AttentionPool", "BuiltAs", "CBAM", "ConcatPool", "GRUPool", "MultiSampleDropout", "SpectrogramModel", "TagAttentionPool", "bn_head",
-    "count_parameters", "in_float32", "kaiming_convs", "laid_out_like", "prior_linear", "scaled",
+    "AttentionPool",
+    "BuiltAs",
+    "CBAM",
+    "ConcatPool",
+    "GRUPool",
+    "MultiSampleDropout",
+    "SpectrogramModel",
+    "TagAttentionPool",
+    "bn_head",
+    "count_parameters",
+    "in_float32",
+    "kaiming_convs",
+    "laid_out_like",
+    "prior_linear",
+    "scaled",
 ]
 
 
@@ -91,16 +104,22 @@ class SpectrogramModel(nn.Module):
         """
         shape = tuple(spec.shape)
         if spec.ndim != 4 or 0 in shape:
-            raise ShapeError(f"the model got an input of shape {shape}; expected (batch, channels, mels, frames), none of them 0")
+            raise ShapeError(
+                f"the model got an input of shape {shape}; expected (batch, channels, mels, frames), none of them 0"
+            )
         if shape[1] != self.in_channels:
             raise ShapeError(
                 f"the model got {shape[1]} channels in an input of shape {shape}; it was built with in_channels={self.in_channels}: "
                 "build it for the channels that your front end makes"
             )
         if self.n_mels is not None and shape[2] > self.n_mels:
-            raise ShapeError(f"the model got {shape[2]} mel bins in an input of shape {shape}; it was built with n_mels={self.n_mels}")
+            raise ShapeError(
+                f"the model got {shape[2]} mel bins in an input of shape {shape}; it was built with n_mels={self.n_mels}"
+            )
         if self.training and shape[0] == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.modules()):
-            raise ShapeError(f"the model got one clip, shape {shape}; batch norm of its head needs at least 2 in training: raise bs")
+            raise ShapeError(
+                f"the model got one clip, shape {shape}; batch norm of its head needs at least 2 in training: raise bs"
+            )
         more_mels, more_frames = max(self.min_mels - shape[2], 0), max(self.min_frames - shape[3], 0)
         if more_mels or more_frames:
             return F.pad(spec, (0, more_frames, 0, more_mels), mode="replicate")
@@ -163,7 +182,9 @@ class CBAM(nn.Module):
         if form not in ("plain", "normed"):
             raise OptionError(f"form={form!r}; expected 'plain' (1st place) or 'normed' (36th)")
         if kernel_size % 2 != 1:
-            raise OptionError(f"kernel_size={kernel_size}; expected an odd number, such as 7: the gate must be as large as the maps")
+            raise OptionError(
+                f"kernel_size={kernel_size}; expected an odd number, such as 7: the gate must be as large as the maps"
+            )
         self.normed = form == "normed"
         hidden = max(channels // reduction, 1)
         self.channel_gate = nn.Sequential(
@@ -294,7 +315,9 @@ def bn_head(features: int, hidden: int, n_tags: int, *, dropout_samples: int = 0
     With `dropout_samples` the last layer is a `MultiSampleDropout` (p 0.1) of that many masks.
     """
     last = MultiSampleDropout(hidden, n_tags, samples=dropout_samples) if dropout_samples else nn.Linear(hidden, n_tags)
-    return nn.Sequential(nn.BatchNorm1d(features), nn.Linear(features, hidden), nn.PReLU(), nn.BatchNorm1d(hidden), last)
+    return nn.Sequential(
+        nn.BatchNorm1d(features), nn.Linear(features, hidden), nn.PReLU(), nn.BatchNorm1d(hidden), last
+    )
 
 
 def prior_linear(features: int, n_tags: int) -> nn.Linear:

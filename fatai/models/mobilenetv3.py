@@ -33,11 +33,21 @@ class Row:
 
 
 LARGE = (
-    Row(3, 16, 16, False, False, 1), Row(3, 64, 24, False, False, 2), Row(3, 72, 24, False, False, 1),
-    Row(5, 72, 40, True, False, 2), Row(5, 120, 40, True, False, 1), Row(5, 120, 40, True, False, 1),
-    Row(3, 240, 80, False, True, 2), Row(3, 200, 80, False, True, 1), Row(3, 184, 80, False, True, 1), Row(3, 184, 80, False, True, 1),
-    Row(3, 480, 112, True, True, 1), Row(3, 672, 112, True, True, 1),
-    Row(5, 672, 160, True, True, 2), Row(5, 960, 160, True, True, 1), Row(5, 960, 160, True, True, 1),
+    Row(3, 16, 16, False, False, 1),
+    Row(3, 64, 24, False, False, 2),
+    Row(3, 72, 24, False, False, 1),
+    Row(5, 72, 40, True, False, 2),
+    Row(5, 120, 40, True, False, 1),
+    Row(5, 120, 40, True, False, 1),
+    Row(3, 240, 80, False, True, 2),
+    Row(3, 200, 80, False, True, 1),
+    Row(3, 184, 80, False, True, 1),
+    Row(3, 184, 80, False, True, 1),
+    Row(3, 480, 112, True, True, 1),
+    Row(3, 672, 112, True, True, 1),
+    Row(5, 672, 160, True, True, 2),
+    Row(5, 960, 160, True, True, 1),
+    Row(5, 960, 160, True, True, 1),
 )
 SMALL = (
     Row(3, 16, 16, True, False, 2), Row(3, 72, 24, False, False, 2), Row(3, 88, 24, False, False, 1),
@@ -58,7 +68,9 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int, reduction: int = 4):
         super().__init__()
         hidden = channels // reduction
-        self.gate = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU6(), nn.Linear(hidden, channels), nn.Hardsigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU6(), nn.Linear(hidden, channels), nn.Hardsigmoid()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x.mean(dim=(2, 3)))[:, :, None, None]
@@ -70,9 +82,12 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, row: Row):
         super().__init__()
         wide = row.expanded
-        self.expand = nn.Sequential(nn.Conv2d(in_channels, wide, 1, bias=False), nn.BatchNorm2d(wide), activation(row.hswish))
+        self.expand = nn.Sequential(
+            nn.Conv2d(in_channels, wide, 1, bias=False), nn.BatchNorm2d(wide), activation(row.hswish)
+        )
         self.depthwise = nn.Sequential(
-            nn.Conv2d(wide, wide, row.kernel, stride=row.stride, padding=row.kernel // 2, groups=wide, bias=False), nn.BatchNorm2d(wide),
+            nn.Conv2d(wide, wide, row.kernel, stride=row.stride, padding=row.kernel // 2, groups=wide, bias=False),
+            nn.BatchNorm2d(wide),
             activation(row.hswish),
         )
         self.squeeze = SqueezeExcite(wide)
@@ -107,17 +122,29 @@ class MobileNetV3(SpectrogramModel):
     min_mels, min_frames = 32, 64
 
     def __init__(
-        self, n_tags: int, in_channels: int = 1, *, rows: tuple[Row, ...], last_squeeze: bool, dropout: float = 0.5, width: float = 1.0
+        self,
+        n_tags: int,
+        in_channels: int = 1,
+        *,
+        rows: tuple[Row, ...],
+        last_squeeze: bool,
+        dropout: float = 0.5,
+        width: float = 1.0,
     ):
         super().__init__(n_tags, in_channels)
         rows = tuple(
-            Row(row.kernel, scaled(row.expanded, width), scaled(row.out, width), row.squeeze, row.hswish, row.stride) for row in rows
+            Row(row.kernel, scaled(row.expanded, width), scaled(row.out, width), row.squeeze, row.hswish, row.stride)
+            for row in rows
         )
         stem, last, hidden = scaled(16, width), rows[-1].expanded, scaled(1280, width)
         self.body = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(stem), nn.Hardswish(),
+            nn.Conv2d(in_channels, stem, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(stem),
+            nn.Hardswish(),
             *(InvertedResidual(i, row) for i, row in zip([stem, *(row.out for row in rows)], rows)),
-            nn.Conv2d(rows[-1].out, last, 1, bias=False), *([SqueezeExcite(last)] if last_squeeze else []), nn.BatchNorm2d(last),
+            nn.Conv2d(rows[-1].out, last, 1, bias=False),
+            *([SqueezeExcite(last)] if last_squeeze else []),
+            nn.BatchNorm2d(last),
             nn.Hardswish(),
         )
         # On one place per clip a 1x1 convolution is a linear layer.

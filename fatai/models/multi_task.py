@@ -27,7 +27,9 @@ class TwoHeads(nn.Module):
     def __init__(self, model: nn.Module, n_tags: int):
         super().__init__()
         if getattr(model, "aux_weights", None):
-            raise OptionError(f"{type(model).__name__} has auxiliary outputs; a second head needs a network with one output")
+            raise OptionError(
+                f"{type(model).__name__} has auxiliary outputs; a second head needs a network with one output"
+            )
         self.model, self.n_tags = model, n_tags
 
     def forward(self, spec: Tensor) -> Tensor:

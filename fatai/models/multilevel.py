@@ -17,7 +17,9 @@ from fatai.registry import MODELS
 
 __all__ = ["BackboneNet", "MultiLevelNet", "ResidualUnit", "cnn1d_multilevel", "cnn2d_multilevel"]
 
-SOURCE = "3rd place of Freesound Audio Tagging 2019, github.com/ex4sperans/freesound-classification (Apache-2.0); own code"
+SOURCE = (
+    "3rd place of Freesound Audio Tagging 2019, github.com/ex4sperans/freesound-classification (Apache-2.0); own code"
+)
 
 GRU_UNITS = 128
 # Convolution, batch norm and maximum pooling over so many dimensions.
@@ -63,14 +65,23 @@ def level_block(in_channels: int, depth: int, ndim: int) -> nn.Sequential:
     """Batch norm, convolution, halving by maximum, batch norm, PReLU, residual unit."""
     conv, norm, pool = LAYERS[ndim]
     return nn.Sequential(
-        norm(in_channels), conv(in_channels, depth, 3, padding=1), pool(2), norm(depth), nn.PReLU(depth), ResidualUnit(depth, ndim)
+        norm(in_channels),
+        conv(in_channels, depth, 3, padding=1),
+        pool(2),
+        norm(depth),
+        nn.PReLU(depth),
+        ResidualUnit(depth, ndim),
     )
 
 
 def level_head(features: int, n_tags: int, dropout: float) -> nn.Sequential:
     """Batch norm, a linear layer of the same width, batch norm, PReLU, dropout, linear."""
     return nn.Sequential(
-        nn.BatchNorm1d(features), nn.Linear(features, features), nn.BatchNorm1d(features), nn.PReLU(features), nn.Dropout(dropout),
+        nn.BatchNorm1d(features),
+        nn.Linear(features, features),
+        nn.BatchNorm1d(features),
+        nn.PReLU(features),
+        nn.Dropout(dropout),
         nn.Linear(features, n_tags),
     )
 
@@ -97,12 +108,25 @@ class MultiLevelNet(SpectrogramModel):
     """
 
     def __init__(
-        self, n_tags: int, in_channels: int = 1, *, ndim: int, n_blocks: int = 5, base_depth: int = 100, growth: float = 1.5,
-        first_pooled: int = 1, aggregation: str = "max", dropout: float = 0.5, width: float = 1.0, n_mels: int = 128,
+        self,
+        n_tags: int,
+        in_channels: int = 1,
+        *,
+        ndim: int,
+        n_blocks: int = 5,
+        base_depth: int = 100,
+        growth: float = 1.5,
+        first_pooled: int = 1,
+        aggregation: str = "max",
+        dropout: float = 0.5,
+        width: float = 1.0,
+        n_mels: int = 128,
     ):
         super().__init__(n_tags, in_channels)
         if not 0 <= first_pooled < n_blocks:
-            raise OptionError(f"first_pooled={first_pooled}; expected a block from 0 to {n_blocks - 1}, of n_blocks={n_blocks}")
+            raise OptionError(
+                f"first_pooled={first_pooled}; expected a block from 0 to {n_blocks - 1}, of n_blocks={n_blocks}"
+            )
         if aggregation not in ("max", "gru"):
             raise OptionError(f"aggregation={aggregation!r}; expected 'max' or 'gru'")
         base = scaled(base_depth, width)
@@ -152,9 +176,13 @@ class BackboneNet(SpectrogramModel):
 
         super().__init__(n_tags, in_channels)
         if backbone not in ("resnet18", "resnet34"):
-            raise OptionError(f"backbone={backbone!r}; expected 'resnet18', 'resnet34', or None for the blocks of its own")
+            raise OptionError(
+                f"backbone={backbone!r}; expected 'resnet18', 'resnet34', or None for the blocks of its own"
+            )
         if in_channels not in (1, 3):
-            raise OptionError(f"in_channels={in_channels}; with backbone={backbone!r} expected 1 (repeated three times) or 3")
+            raise OptionError(
+                f"in_channels={in_channels}; with backbone={backbone!r} expected 1 (repeated three times) or 3"
+            )
         body, n_features = resnet_body(backbone, 3, width)
         self.body = nn.Sequential(nn.BatchNorm2d(3), *body, GlobalMax())
         self.head = level_head(n_features, n_tags, dropout)
@@ -168,8 +196,17 @@ class BackboneNet(SpectrogramModel):
 
 @MODELS.register("cnn2d_multilevel", source=SOURCE)
 def cnn2d_multilevel(
-    n_tags: int, in_channels: int = 1, *, n_blocks: int = 5, base_depth: int = 100, growth: float = 1.5, first_pooled: int = 1,
-    aggregation: str = "max", dropout: float = 0.5, width: float = 1.0, backbone: str | None = None,
+    n_tags: int,
+    in_channels: int = 1,
+    *,
+    n_blocks: int = 5,
+    base_depth: int = 100,
+    growth: float = 1.5,
+    first_pooled: int = 1,
+    aggregation: str = "max",
+    dropout: float = 0.5,
+    width: float = 1.0,
+    backbone: str | None = None,
 ) -> MultiLevelNet | BackboneNet:
     """Residual 2-D blocks with pooled levels: the 3rd place's; with `backbone` a ResNet in their stead."""
     if backbone is not None:
@@ -182,11 +219,29 @@ def cnn2d_multilevel(
 
 @MODELS.register("cnn1d_multilevel", source=SOURCE)
 def cnn1d_multilevel(
-    n_tags: int, in_channels: int = 1, *, n_mels: int = 128, n_blocks: int = 5, base_depth: int = 100, growth: float = 1.5,
-    first_pooled: int = 1, aggregation: str = "max", dropout: float = 0.5, width: float = 1.0,
+    n_tags: int,
+    in_channels: int = 1,
+    *,
+    n_mels: int = 128,
+    n_blocks: int = 5,
+    base_depth: int = 100,
+    growth: float = 1.5,
+    first_pooled: int = 1,
+    aggregation: str = "max",
+    dropout: float = 0.5,
+    width: float = 1.0,
 ) -> MultiLevelNet:
     """Residual 1-D blocks over time with pooled levels: the 3rd place's."""
     return MultiLevelNet(
-        n_tags, in_channels, ndim=1, n_mels=n_mels, n_blocks=n_blocks, base_depth=base_depth, growth=growth, first_pooled=first_pooled,
-        aggregation=aggregation, dropout=dropout, width=width,
+        n_tags,
+        in_channels,
+        ndim=1,
+        n_mels=n_mels,
+        n_blocks=n_blocks,
+        base_depth=base_depth,
+        growth=growth,
+        first_pooled=first_pooled,
+        aggregation=aggregation,
+        dropout=dropout,
+        width=width,
     )

@@ -78,7 +78,9 @@ class PannsModel(SpectrogramModel):
         if head not in HEADS:
             raise OptionError(f"head={head!r}; {did_you_mean(head, list(HEADS))}")
         if n_mels < self.min_frames:
-            raise OptionError(f"n_mels={n_mels}; {type(self).__name__} halves them {self.halvings} times, so at least {self.min_frames}")
+            raise OptionError(
+                f"n_mels={n_mels}; {type(self).__name__} halves them {self.halvings} times, so at least {self.min_frames}"
+            )
         self.n_mels = self.min_mels = n_mels
         self.head = head
         self.head_names = HEADS[head]
@@ -193,7 +195,9 @@ class _Cnn(PannsModel):
         n_in = self.in_channels
         for k, channels in enumerate(self.channels, 1):
             n_out = scaled(channels, width)
-            self.add_module(f"conv_block{k}", PannsBlock(n_in, n_out, kernel=self.kernel, pool=2 if k <= self.halvings else 1))
+            self.add_module(
+                f"conv_block{k}", PannsBlock(n_in, n_out, kernel=self.kernel, pool=2 if k <= self.halvings else 1)
+            )
             n_in = n_out
         return n_in
 

@@ -15,10 +15,18 @@ __all__ = ["InvertedResidual", "MobileNetV1", "MobileNetV2"]
 
 
 def conv_bn(
-    in_channels: int, out_channels: int, kernel: int, *, pool: int = 0, groups: int = 1, activation: type[nn.Module] | None = nn.ReLU,
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    pool: int = 0,
+    groups: int = 1,
+    activation: type[nn.Module] | None = nn.ReLU,
 ) -> list[nn.Module]:
     """A convolution, averages over squares of `pool` by `pool` (none at 0, a layer without effect at 1), batch norm, activation."""
-    layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+    ]
     if pool:
         layers.append(nn.AvgPool2d(pool))
     return [*layers, nn.BatchNorm2d(out_channels), *([] if activation is None else [activation()])]

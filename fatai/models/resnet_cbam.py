@@ -58,7 +58,9 @@ class AttentionResNet(SpectrogramModel):
     # Five halvings; one more in time, since batch norm in training needs two places of a single clip.
     min_mels, min_frames = 32, 64
 
-    def __init__(self, n_tags: int, in_channels: int = 1, *, attention: bool = True, dropout: float = 0.5, width: float = 1.0):
+    def __init__(
+        self, n_tags: int, in_channels: int = 1, *, attention: bool = True, dropout: float = 0.5, width: float = 1.0
+    ):
         super().__init__(n_tags, in_channels)
         half, *stages = (scaled(c, width) for c in (32, 64, 128, 256, 512))
         stem: list[nn.Module] = []
@@ -67,7 +69,8 @@ class AttentionResNet(SpectrogramModel):
         blocks: list[nn.Module] = []
         for i, o, stride in zip([stages[0], *stages[:-1]], stages, (1, 2, 2, 2), strict=True):
             blocks += [
-                AttentionBlock(i, o, stride=stride, attention=attention), AttentionBlock(o, o, stride=1, attention=attention),
+                AttentionBlock(i, o, stride=stride, attention=attention),
+                AttentionBlock(o, o, stride=1, attention=attention),
             ]
         self.body = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1), *blocks)
         self.head = nn.Sequential(nn.Dropout(dropout), prior_linear(stages[-1], n_tags))

@@ -52,8 +52,18 @@ class SkipAttentionNet(SpectrogramModel):
     min_mels = min_frames = 16
 
     def __init__(
-        self, n_tags: int, in_channels: int = 1, *, base: int = 64, dropout: float = 0.4, reduction: int = 16, kernel_size: int = 7,
-        hidden: int = 4, aux_weights: Sequence[float] | None = AUX_WEIGHTS, recurrent: bool = False, width: float = 1.0,
+        self,
+        n_tags: int,
+        in_channels: int = 1,
+        *,
+        base: int = 64,
+        dropout: float = 0.4,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        hidden: int = 4,
+        aux_weights: Sequence[float] | None = AUX_WEIGHTS,
+        recurrent: bool = False,
+        width: float = 1.0,
     ):
         super().__init__(n_tags, in_channels)
         if aux_weights is not None and len(aux_weights) != 4:
@@ -62,10 +72,13 @@ class SkipAttentionNet(SpectrogramModel):
         depth = 8 * base
         ins, outs = (in_channels, base, 2 * base, 4 * base), (base, 2 * base, 4 * base, depth)
         self.stages = nn.ModuleList(
-            nn.Sequential(*conv_bn_relu(i, o), *conv_bn_relu(o, o), nn.AvgPool2d(2)) for i, o in zip(ins, outs, strict=True)
+            nn.Sequential(*conv_bn_relu(i, o), *conv_bn_relu(o, o), nn.AvgPool2d(2))
+            for i, o in zip(ins, outs, strict=True)
         )
         kaiming_convs(self.stages)
-        self.skips = nn.ModuleList(nn.Sequential(nn.AvgPool2d(by), *conv_bn_relu(o, depth)) for by, o in zip((8, 4, 2), outs))
+        self.skips = nn.ModuleList(
+            nn.Sequential(nn.AvgPool2d(by), *conv_bn_relu(o, depth)) for by, o in zip((8, 4, 2), outs)
+        )
         self.attention = CBAM(4 * depth, form="plain", reduction=reduction, kernel_size=kernel_size)
         self.merge = nn.Sequential(*conv_bn_relu(4 * depth, depth))
         self.lstm = nn.LSTM(depth, depth, batch_first=True, bidirectional=True) if recurrent else None
@@ -73,7 +86,11 @@ class SkipAttentionNet(SpectrogramModel):
 
         def head() -> nn.Sequential:
             return nn.Sequential(
-                nn.Dropout(dropout), nn.Linear(depth, hidden * base), nn.PReLU(), nn.BatchNorm1d(hidden * base), nn.Dropout(dropout / 2),
+                nn.Dropout(dropout),
+                nn.Linear(depth, hidden * base),
+                nn.PReLU(),
+                nn.BatchNorm1d(hidden * base),
+                nn.Dropout(dropout / 2),
                 nn.Linear(hidden * base, n_tags),
             )
 
@@ -113,20 +130,42 @@ class SkipAttentionNet(SpectrogramModel):
 
 @MODELS.register("skip_attention", source=SOURCE)
 def skip_attention(
-    n_tags: int, in_channels: int = 1, *, base: int = 64, dropout: float = 0.2, reduction: int = 16, kernel_size: int = 7, hidden: int = 2,
+    n_tags: int,
+    in_channels: int = 1,
+    *,
+    base: int = 64,
+    dropout: float = 0.2,
+    reduction: int = 16,
+    kernel_size: int = 7,
+    hidden: int = 2,
     width: float = 1.0,
 ) -> SkipAttentionNet:
     """Four stages, three skips, attention: the 1st place's, kernel 7 or 3."""
     return SkipAttentionNet(
-        n_tags, in_channels, base=base, dropout=dropout, reduction=reduction, kernel_size=kernel_size, hidden=hidden, aux_weights=None,
+        n_tags,
+        in_channels,
+        base=base,
+        dropout=dropout,
+        reduction=reduction,
+        kernel_size=kernel_size,
+        hidden=hidden,
+        aux_weights=None,
         width=width,
     )
 
 
 @MODELS.register("aux_skip_attention", source=SOURCE)
 def aux_skip_attention(
-    n_tags: int, in_channels: int = 1, *, base: int = 64, dropout: float = 0.4, reduction: int = 16, kernel_size: int = 7, hidden: int = 4,
-    aux_weights: Sequence[float] = AUX_WEIGHTS, width: float = 1.0,
+    n_tags: int,
+    in_channels: int = 1,
+    *,
+    base: int = 64,
+    dropout: float = 0.4,
+    reduction: int = 16,
+    kernel_size: int = 7,
+    hidden: int = 4,
+    aux_weights: Sequence[float] = AUX_WEIGHTS,
+    width: float = 1.0,
 ) -> SkipAttentionNet:
     """`skip_attention` with an auxiliary head on each skip: the 1st place's main model."""
     return SkipAttentionNet(
@@ -137,8 +176,16 @@ def aux_skip_attention(
 
 @MODELS.register("rnn_aux_skip_attention", source=SOURCE)
 def rnn_aux_skip_attention(
-    n_tags: int, in_channels: int = 1, *, base: int = 64, dropout: float = 0.4, reduction: int = 16, kernel_size: int = 7, hidden: int = 4,
-    aux_weights: Sequence[float] = AUX_WEIGHTS, width: float = 1.0,
+    n_tags: int,
+    in_channels: int = 1,
+    *,
+    base: int = 64,
+    dropout: float = 0.4,
+    reduction: int = 16,
+    kernel_size: int = 7,
+    hidden: int = 4,
+    aux_weights: Sequence[float] = AUX_WEIGHTS,
+    width: float = 1.0,
 ) -> SkipAttentionNet:
     """`aux_skip_attention` with a bidirectional LSTM over the merged maps: the 1st place's."""
     return SkipAttentionNet(

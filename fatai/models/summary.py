@@ -13,7 +13,9 @@ from fatai.registry import MODELS
 __all__ = ["ModelRow", "model_table"]
 
 # Channels of the input as published where they are not 1; parameter counts depend on them.
-PUBLISHED_CHANNELS = dict.fromkeys((*RESNETS, *XRESNETS, "skip_attention", "aux_skip_attention", "rnn_aux_skip_attention"), 3)
+PUBLISHED_CHANNELS = dict.fromkeys(
+    (*RESNETS, *XRESNETS, "skip_attention", "aux_skip_attention", "rnn_aux_skip_attention"), 3
+)
 PUBLISHED_CHANNELS["cnn2d_multilevel"] = 2
 
 

@@ -10,22 +10,25 @@ import numpy as np
 
 from fatai.errors import DataError, OptionError
 from fatai.registry import NOISY
-from fatai.noisy_labels.selection import Chosen, Judged
+from fatai.noisy_labels.selection import LabelSelection, NoisyLabelData
 
-__all__ = ["Advice", "NoisyStage", "gold_stages", "ladder", "loss_advice"]
+__all__ = ["LossSuggestion", "CurriculumStage", "gold_plan_stages", "noisy_curriculum", "suggest_loss"]
 
 
-def ladder(
-    judge_again: Callable[[Chosen | None], Judged], *, ks: Sequence[int] = (1000, 2000, 3000, 4000, 5000),
-    cardinality: float | None = None, pseudo: bool = True,
-) -> Iterator[Chosen]:
+def noisy_curriculum(
+    judge_again: Callable[[LabelSelection | None], NoisyLabelData],
+    *,
+    ks: Sequence[int] = (1000, 2000, 3000, 4000, 5000),
+    cardinality: float | None = None,
+    pseudo: bool = True,
+) -> Iterator[LabelSelection]:
     """The 3rd place's iteration: the best 1,000 clips, training with them, the best 2,000 by the new models, and so on; then pseudo-labels.
 
     Parameters
     ----------
     judge_again
         Trains with the chosen clips (None at first: curated ones only) and returns the noisy clips judged by the new models. From the
-        second time on each clip must be judged by folds that left it out (`Chosen.split(how="own")`, `out_of_fold_mean`,
+        second time on each clip must be judged by folds that left it out (`LabelSelection.split(how="own")`, `out_of_fold_mean`,
         `judge(..., out_of_fold=True)`): otherwise the clips of one step would look best in the next because they were learnt.
     ks
         How many clips each step keeps.
@@ -47,24 +50,30 @@ def ladder(
     """
     if not ks or list(ks) != sorted(set(ks)):
         raise OptionError(f"ks are {list(ks)}; expected numbers of clips that grow, such as 1000, 2000")
-    steps = [NOISY.build("scoring", k=k) for k in ks] + ([NOISY.build("third", k=ks[-1], cardinality=cardinality)] if pseudo else [])
-    chosen: Chosen | None = None
+    steps = [NOISY.build("scoring", k=k) for k in ks] + (
+        [NOISY.build("third", k=ks[-1], cardinality=cardinality)] if pseudo else []
+    )
+    chosen: LabelSelection | None = None
     names: frozenset[str] | None = None
     for method in steps:
         judged = judge_again(chosen)
         if chosen is not None and not judged.out_of_fold:
-            raise DataError(f"the models trained on {len(chosen)} of the clips that they judge; predict each by the folds that left it out "
-                            "(Chosen.split, out_of_fold_mean), and say judge(..., out_of_fold=True)")
+            raise DataError(
+                f"the models trained on {len(chosen)} of the clips that they judge; predict each by the folds that left it out "
+                "(LabelSelection.split, out_of_fold_mean), and say judge(..., out_of_fold=True)"
+            )
         if names is not None and names != frozenset(judged.fnames):
-            raise DataError(f"{len(judged)} clips are judged, others than the {len(names)} before; expected all noisy clips each time")
+            raise DataError(
+                f"{len(judged)} clips are judged, others than the {len(names)} before; expected all noisy clips each time"
+            )
         names = frozenset(judged.fnames)
         chosen = method(judged)
         yield chosen
 
 
 @dataclass(frozen=True)
-class NoisyStage:
-    """A stretch of training: how much noisy clips weigh beside curated ones (`Chosen.times`), epochs, and whether more layers learn."""
+class CurriculumStage:
+    """A stretch of training: how much noisy clips weigh beside curated ones (`LabelSelection.times`), epochs, and whether more layers learn."""
 
     name: str
     noisy_weight: float
@@ -73,33 +82,37 @@ class NoisyStage:
 
     def __post_init__(self) -> None:
         if not 0 <= self.noisy_weight < np.inf or self.epochs < 1:
-            raise OptionError(f"stage {self.name} has noisy_weight {self.noisy_weight} and {self.epochs} epochs; expected a weight of at "
-                              "least 0 and at least 1 epoch")
+            raise OptionError(
+                f"stage {self.name} has noisy_weight {self.noisy_weight} and {self.epochs} epochs; expected a weight of at "
+                "least 0 and at least 1 epoch"
+            )
 
 
-def gold_stages(
+def gold_plan_stages(
     *, epochs: tuple[int, int] = (4, 8), weights: tuple[float, float] = (0.5, 1.0), unfreeze: bool = False,
-) -> tuple[NoisyStage, NoisyStage]:
+) -> tuple[CurriculumStage, CurriculumStage]:
     """The gold plan's curriculum from the curated checkpoint: stage a, 3-5 epochs with noisy clips at 0.5; stage b, 5-10 at 0.75-1.
 
-    `unfreeze` lets more layers learn in stage b. After each, out-of-fold predictions are made anew and `loss_advice` is asked.
+    `unfreeze` lets more layers learn in stage b. After each, out-of-fold predictions are made anew and `suggest_loss` is asked.
 
     Examples
     --------
-    >>> [(stage.name, stage.noisy_weight, stage.epochs) for stage in gold_stages(weights=(0.5, 0.75))]
+    >>> [(stage.name, stage.noisy_weight, stage.epochs) for stage in gold_plan_stages(weights=(0.5, 0.75))]
     [('a', 0.5, 4), ('b', 0.75, 8)]
     """
-    return NoisyStage("a", weights[0], epochs[0]), NoisyStage("b", weights[1], epochs[1], unfreeze)
+    return CurriculumStage("a", weights[0], epochs[0]), CurriculumStage("b", weights[1], epochs[1], unfreeze)
 
 
-class Advice(NamedTuple):
+class LossSuggestion(NamedTuple):
     """The loss to go on with, and why."""
 
     loss: str
     why: str
 
 
-def loss_advice(scores: Sequence[float], loss: str = "bce", *, drop: float = 0.01, patience: int = 2) -> Advice:
+def suggest_loss(
+    scores: Sequence[float], loss: str = "bce", *, drop: float = 0.01, patience: int = 2
+) -> LossSuggestion:
     """Whether to go on with a loss, or to fall back to one that bears wrong labels: to "gce", and from that to "sce".
 
     The plan says to change when lwlrap destabilises; here that is when it stays more than `drop` below its best for `patience` epochs.
@@ -113,7 +126,7 @@ def loss_advice(scores: Sequence[float], loss: str = "bce", *, drop: float = 0.0
 
     Examples
     --------
-    >>> loss_advice([0.70, 0.72, 0.69, 0.70]).loss, loss_advice([0.70, 0.72, 0.69, 0.715]).loss
+    >>> suggest_loss([0.70, 0.72, 0.69, 0.70]).loss, suggest_loss([0.70, 0.72, 0.69, 0.715]).loss
     ('gce', 'bce')
     """
     if not drop >= 0 or patience < 1:
@@ -122,7 +135,12 @@ def loss_advice(scores: Sequence[float], loss: str = "bce", *, drop: float = 0.0
     # Nothing is known to be lost before there is a score to fall from.
     best = values[:-patience].max(initial=-np.inf)
     if len(values) <= patience or not (values[-patience:] < best - drop).all():
-        return Advice(loss, f"lwlrap is not more than {drop} below its best for {patience} epochs")
+        return LossSuggestion(loss, f"lwlrap is not more than {drop} below its best for {patience} epochs")
     if loss == "sce":
-        return Advice(loss, "lwlrap dropped, but no loss is left to fall back to: weigh noisy clips less, or choose fewer")
-    return Advice("sce" if loss == "gce" else "gce", f"lwlrap was more than {drop} below its best {best:.4f} for {patience} epochs")
+        return LossSuggestion(
+            loss, "lwlrap dropped, but no loss is left to fall back to: weigh noisy clips less, or choose fewer"
+        )
+    return LossSuggestion(
+        "sce" if loss == "gce" else "gce",
+        f"lwlrap was more than {drop} below its best {best:.4f} for {patience} epochs",
+    )

@@ -19,15 +19,15 @@ import numpy as np
 import pandas as pd
 
 from fatai.data.labels import join_labels
-from fatai.metrics._validation import scored
-from fatai.noisy_labels.selection import check_unseen, checked_probs
+from fatai.metrics._validation import check_inputs
+from fatai.noisy_labels.selection import check_no_leakage, checked_probs
 
-__all__ = ["suspects"]
+__all__ = ["find_label_issues"]
 
 _LEAST = 1e-7
 
 
-def suspects(
+def find_label_issues(
     probs: Any, targ: Any, tags: Sequence[str], fnames: Sequence[str], *, n: int | None = None, per_clip: bool = False,
     least: float = 0.0, trained_on: Iterable[str] = (), out_of_fold: bool = False,
 ) -> pd.DataFrame:
@@ -66,12 +66,12 @@ def suspects(
 
     Examples
     --------
-    >>> found = suspects([[0.1, 0.9], [0.8, 0.3]], [[1, 0], [1, 0]], ["Bark", "Meow"], ["a.wav", "b.wav"])
+    >>> found = find_label_issues([[0.1, 0.9], [0.8, 0.3]], [[1, 0], [1, 0]], ["Bark", "Meow"], ["a.wav", "b.wav"])
     >>> found[["kind", "tag", "fname", "prob", "instead"]].values.tolist()
     [['wrong', 'Bark', 'a.wav', 0.1, 'Meow'], ['missing', 'Meow', 'a.wav', 0.9, '']]
     """
-    p, given, _ = scored(checked_probs(probs, fnames, tags), targ)
-    check_unseen(fnames, trained_on, out_of_fold=out_of_fold)
+    p, given, _ = check_inputs(checked_probs(probs, fnames, tags), targ)
+    check_no_leakage(fnames, trained_on, out_of_fold=out_of_fold)
     clipped = p.clip(_LEAST, 1 - _LEAST)
     log_odds = np.log(clipped) - np.log1p(-clipped)
     others = np.where(given, -np.inf, log_odds)

@@ -1,6 +1,6 @@
 """Select, relabel, weigh doubtful clips: one method for each system, by name in `NOISY`.
 
-`choose_noisy(table, tags, "ninth", probs=..., fnames=...)` looks at a table once and says which clips to train on, with which targets and
+`select_noisy_labels(table, tags, "ninth", probs=..., fnames=...)` looks at a table once and says which clips to train on, with which targets and
 weights; `write_labels` and `write_corrections` make files of it. No method looks at anything but what it is given: labels, and
 probabilities from models that did not train on the clips.
 
@@ -35,44 +35,60 @@ from fatai.data.labels import warn_unused
 from fatai.data.samplers import MIXTURES
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.registry import NOISY, did_you_mean
-from fatai.noisy_labels.selection import Chosen, Judged, Method, choice, judge, out_of_fold_mean
+from fatai.noisy_labels.selection import (
+    LabelSelection,
+    NoisyLabelData,
+    Method,
+    make_selection,
+    attach_predictions,
+    out_of_fold_mean,
+)
 from fatai.noisy_labels.io import write_corrections, write_labels
-from fatai.noisy_labels.pseudo_labels import agreement, best_first, cardinality_threshold, mean_log_loss
+from fatai.noisy_labels.pseudo_labels import label_ranking_agreement, best_first, cardinality_threshold, mean_log_loss
 
 __all__ = [
-    "Chosen", "Judged", "agreement", "cardinality_threshold", "choose_noisy", "judge", "mean_log_loss", "out_of_fold_mean",
-    "second_head", "write_corrections", "write_labels",
+    "LabelSelection",
+    "NoisyLabelData",
+    "label_ranking_agreement",
+    "cardinality_threshold",
+    "select_noisy_labels",
+    "attach_predictions",
+    "mean_log_loss",
+    "out_of_fold_mean",
+    "second_head",
+    "write_corrections",
+    "write_labels",
 ]
 
 
-def choose_noisy(
+def select_noisy_labels(
     table: pd.DataFrame, tags: Sequence[str], how: str, *, probs: Any = None, fnames: Iterable[str] | None = None,
     trained_on: Iterable[str] = (), out_of_fold: bool = False, **options: Any,
-) -> Chosen:
+) -> LabelSelection:
     """What a method of `NOISY` makes of a noisy table.
 
     Parameters
     ----------
     table, tags, probs, fnames, trained_on, out_of_fold
-        As in `judge`.
+        As in `attach_predictions`.
     how
         A name of `NOISY`, with its parameter behind an underscore for the 3rd place's modes ("scoring_1000"); `options` are its own.
 
     Examples
     --------
     >>> table = pd.DataFrame({"fname": ["a.wav", "b.wav"], "labels": ["Bark", "Meow"]})
-    >>> best = choose_noisy(table, ["Bark", "Meow"], "scoring_1", probs=[[0.2, 0.8], [0.1, 0.7]], fnames=["a.wav", "b.wav"])
+    >>> best = select_noisy_labels(table, ["Bark", "Meow"], "scoring_1", probs=[[0.2, 0.8], [0.1, 0.7]], fnames=["a.wav", "b.wav"])
     >>> best.fnames, best.labels
     (('b.wav',), [['Meow']])
     """
     method: Method = NOISY.build(how, **options)
-    return method(judge(table, tags, probs, fnames, trained_on=trained_on, out_of_fold=out_of_fold))
+    return method(attach_predictions(table, tags, probs, fnames, trained_on=trained_on, out_of_fold=out_of_fold))
 
 
 @NOISY.register("as_given", source="all noisy clips as they are; own code")
 def as_given() -> Method:
     """Every clip with its labels, all weighing alike."""
-    return lambda judged: choice("as_given", judged, np.ones(len(judged), dtype=bool), "as given")
+    return lambda judged: make_selection("as_given", judged, np.ones(len(judged), dtype=bool), "as given")
 
 
 @NOISY.register("ninth", source="FAT2019 9th place kernel and report; own code")
@@ -85,7 +101,7 @@ def ninth(*, n: int = 5000, per_tag: int = 50) -> Method:
         if value < 1:
             raise OptionError(f"{name} is {value}; expected a number of clips of at least 1")
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         loss = mean_log_loss(judged.probs_for("ninth"), judged.given)
         single = judged.given.sum(1) == 1
         why = np.where(single, f"not among the best {n}", "not of one label").astype(object)
@@ -95,13 +111,15 @@ def ninth(*, n: int = 5000, per_tag: int = 50) -> Method:
             keep[clip] = taken[tag] < per_tag
             why[clip] = "as given" if keep[clip] else f"after {per_tag} better ones of their tag"
             taken[tag] += 1
-        return choice("ninth", judged, keep, why, score=loss)
+        return make_selection("ninth", judged, keep, why, score=loss)
 
     return method
 
 
 @NOISY.register("gold", source="notebook 'Gold-only plan' for FAT2019, a plan that was not run; own code")
-def gold(*, keep: float = 0.8, add: float | None = 0.95, least: float = 0.5, class_weight: Sequence[float] | None = None) -> Method:
+def gold(
+    *, keep: float = 0.8, add: float | None = 0.95, least: float = 0.5, class_weight: Sequence[float] | None = None
+) -> Method:
     """Given labels that the teacher believes, weighed by its belief.
 
     Parameters
@@ -120,7 +138,7 @@ def gold(*, keep: float = 0.8, add: float | None = 0.95, least: float = 0.5, cla
         if not 0 <= value <= 1:
             raise OptionError(f"{name} is {value}; expected a probability from 0 to 1")
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         probs = judged.probs_for("gold")
         targ = judged.given & (probs >= keep)
         if add is not None:
@@ -131,7 +149,7 @@ def gold(*, keep: float = 0.8, add: float | None = 0.95, least: float = 0.5, cla
         if class_weight is not None:
             weight = weight[:, None] * _of_tags(class_weight, judged)
         why = np.select([~stays, (targ == judged.given).all(1)], ["without a believed tag", "as given"], "relabelled")
-        return choice("gold", judged, stays, why, targ=targ, weight=weight, score=belief)
+        return make_selection("gold", judged, stays, why, targ=targ, weight=weight, score=belief)
 
     return method
 
@@ -145,10 +163,12 @@ def soft_labels(*, positive: float = 0.8) -> Method:
     if not 0 < positive <= 1:
         raise OptionError(f"positive is {positive}; expected a target above 0 and at most 1")
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         absent = len(judged.tags) - judged.given.sum(1, keepdims=True)
         targ = np.where(judged.given, positive, (1 - positive) / np.maximum(absent, 1))
-        return choice("36th", judged, np.ones(len(judged), dtype=bool), "as given, softened", targ=targ, changed=False)
+        return make_selection(
+            "36th", judged, np.ones(len(judged), dtype=bool), "as given, softened", targ=targ, changed=False
+        )
 
     return method
 
@@ -171,20 +191,26 @@ def first(
     removals
         Whether removed clips leave the noisy rows; the 1st place's first model with corrected clips left them there.
     """
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         fixes = {} if corrections is None else dict(zip(corrections["fname"], corrections["labels"]))
         if corrections is not None:
             warn_unused(corrections, judged.fnames, "corrections")
         removed = np.array([removals and name in fixes and fixes[name] is None for name in judged.fnames], dtype=bool)
-        noisy = choice("first", judged, ~removed, np.where(removed, "removed by hand", "as given"))
-        right = pd.DataFrame([(name, fixes[name]) for name in judged.fnames if fixes.get(name) is not None], columns=["fname", "labels"])
-        corrected = judge(right, judged.tags)
+        noisy = make_selection("first", judged, ~removed, np.where(removed, "removed by hand", "as given"))
+        right = pd.DataFrame(
+            [(name, fixes[name]) for name in judged.fnames if fixes.get(name) is not None], columns=["fname", "labels"]
+        )
+        corrected = attach_predictions(right, judged.tags)
         twice = noisy.clips["fname"].isin(corrected.fnames)
         clips = noisy.clips.assign(why=noisy.clips["why"].mask(twice, "as given, and with corrected labels"))
         drawn = _shares(shares, with_corrected=len(corrected) > 0)
         return replace(
-            noisy, fnames=noisy.fnames + corrected.fnames, targ=_joined(noisy.targ, corrected.given),
-            weight=_joined(noisy.weight, np.ones(len(corrected))), source=noisy.source + ("corrected",) * len(corrected), clips=clips,
+            noisy,
+            fnames=noisy.fnames + corrected.fnames,
+            targ=_joined(noisy.targ, corrected.given),
+            weight=_joined(noisy.weight, np.ones(len(corrected))),
+            source=noisy.source + ("corrected",) * len(corrected),
+            clips=clips,
             shares=drawn,
         )
 
@@ -197,10 +223,19 @@ def fourth() -> Method:
 
     Curated clips get theirs by `second_head(targ, noisy=False)`; predictions are the first half of the logits.
     """
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         targ, weight = second_head(judged.given, noisy=True)
         heads = (*judged.tags, *(f"{tag} (noisy)" for tag in judged.tags))
-        return choice("fourth", judged, np.ones(len(judged), dtype=bool), "as given", targ=targ, weight=weight, tags=heads, changed=False)
+        return make_selection(
+            "fourth",
+            judged,
+            np.ones(len(judged), dtype=bool),
+            "as given",
+            targ=targ,
+            weight=weight,
+            tags=heads,
+            changed=False,
+        )
 
     return method
 
@@ -213,13 +248,23 @@ def fourth_pseudo(*, power: float = 2.0, weight: float = 20.0) -> Method:
     a cross-entropy it belongs near 1.
     """
     if not 0 < power < np.inf:
-        raise OptionError(f"power is {power}; expected a number above 0: 1 keeps the probabilities' ratios, 2 is the published one")
+        raise OptionError(
+            f"power is {power}; expected a number above 0: 1 keeps the probabilities' ratios, 2 is the published one"
+        )
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         sharp = judged.probs_for("fourth_pseudo") ** power
         total = sharp.sum(1, keepdims=True)
         targ = np.divide(sharp, total, out=np.zeros_like(sharp), where=total > 0)
-        return choice("fourth_pseudo", judged, np.ones(len(judged), dtype=bool), "pseudo-labelled", targ=targ, weight=weight, changed=True)
+        return make_selection(
+            "fourth_pseudo",
+            judged,
+            np.ones(len(judged), dtype=bool),
+            "pseudo-labelled",
+            targ=targ,
+            weight=weight,
+            changed=True,
+        )
 
     return method
 
@@ -254,10 +299,12 @@ def second_head(targ: Any, *, noisy: bool) -> tuple[np.ndarray, np.ndarray]:
     return both_heads[0], both_heads[1]
 
 
-def _of_tags(class_weight: Sequence[float], judged: Judged) -> np.ndarray:
+def _of_tags(class_weight: Sequence[float], judged: NoisyLabelData) -> np.ndarray:
     weights = np.asarray(class_weight, dtype=np.float64)
     if weights.shape != (len(judged.tags),) or not (weights >= 0).all():
-        raise OptionError(f"class_weight is {class_weight}; expected a number of at least 0 for each of the {len(judged.tags)} tags")
+        raise OptionError(
+            f"class_weight is {class_weight}; expected a number of at least 0 for each of the {len(judged.tags)} tags"
+        )
     return weights
 
 
@@ -269,7 +316,9 @@ def _shares(given: str | Mapping[str, float] | None, *, with_corrected: bool) ->
             raise OptionError(f"no mixture is named {given!r}; {did_you_mean(given, list(MIXTURES))}")
         given = MIXTURES[given]
     if given.get("corrected") and not with_corrected:
-        raise DataError(f"shares {dict(given)} draw corrected clips, but no clip is corrected: give corrections, or other shares")
+        raise DataError(
+            f"shares {dict(given)} draw corrected clips, but no clip is corrected: give corrections, or other shares"
+        )
     return dict(given)
 
 

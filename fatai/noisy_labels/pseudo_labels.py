@@ -23,9 +23,9 @@ import numpy as np
 from fatai.errors import OptionError
 from fatai.registry import NOISY
 from fatai.metrics.ranking import precision_hits
-from fatai.noisy_labels.selection import Chosen, Judged, Method, choice
+from fatai.noisy_labels.selection import LabelSelection, NoisyLabelData, Method, make_selection
 
-__all__ = ["Threshold", "agreement", "best_first", "cardinality_threshold", "mean_log_loss"]
+__all__ = ["Threshold", "label_ranking_agreement", "best_first", "cardinality_threshold", "mean_log_loss"]
 
 _SOURCE = "FAT2019 3rd place repository (Apache-2.0): relabel_noisy_data; own code"
 
@@ -65,14 +65,14 @@ def cardinality_threshold(probs: np.ndarray, cardinality: float) -> Threshold:
     return Threshold(float(_CANDIDATES[best]), float(above[best]))
 
 
-def agreement(probs: np.ndarray, given: np.ndarray) -> np.ndarray:
+def label_ranking_agreement(probs: np.ndarray, given: np.ndarray) -> np.ndarray:
     """Label-ranking average precision of each clip's given labels; 1 for a clip without any, as in scikit-learn.
 
     A tie counts against the labels. Shapes (clips, tags); returns (clips,).
 
     Examples
     --------
-    >>> agreement(np.array([[0.9, 0.8, 0.1], [0.9, 0.8, 0.1]]), np.array([[True, False, False], [False, True, False]])).tolist()
+    >>> label_ranking_agreement(np.array([[0.9, 0.8, 0.1], [0.9, 0.8, 0.1]]), np.array([[True, False, False], [False, True, False]])).tolist()
     [1.0, 0.5]
     """
     hits = precision_hits(probs, given)
@@ -95,24 +95,24 @@ def mean_log_loss(probs: np.ndarray, given: np.ndarray) -> np.ndarray:
     return -np.log(np.where(given, clipped, 1 - clipped)).mean(1)
 
 
-def best_first(judged: Judged, *keys: np.ndarray) -> np.ndarray:
+def best_first(judged: NoisyLabelData, *keys: np.ndarray) -> np.ndarray:
     """Positions of the clips by the first of `keys`, the lowest value first; ties by the next key, at last by name."""
     return np.lexsort((np.array(judged.fnames, dtype=str), *reversed(keys)))
 
 
 @NOISY.register("scoring", source=_SOURCE)
 def scoring(*, k: int = 1000) -> Method:
-    """The `k` clips whose given labels rank highest under the models (`agreement`), labels as given.
+    """The `k` clips whose given labels rank highest under the models (`label_ranking_agreement`), labels as given.
 
     Equal clips are ordered by mean log loss, then by name. A clip without labels agrees perfectly, as published.
     """
     if isinstance(k, bool) or int(k) != k or k < 1:
         raise OptionError(f"k is {k!r}; expected how many clips to keep, a whole number of at least 1")
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         name = f"scoring_{k}"
         keep, score = _top(judged, int(k), name)
-        return choice(name, judged, keep, np.where(keep, "as given", f"not among the best {k}"), score=score)
+        return make_selection(name, judged, keep, np.where(keep, "as given", f"not among the best {k}"), score=score)
 
     return method
 
@@ -122,10 +122,10 @@ def fullmatch(*, cardinality: float | None = None) -> Method:
     """The clips whose predicted labels are exactly those given."""
     _check(cardinality)
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         predicted = _predicted(judged, cardinality, "fullmatch")
         keep = ~(predicted ^ judged.given).any(1)
-        return choice("fullmatch", judged, keep, np.where(keep, "as given", "predicted otherwise"))
+        return make_selection("fullmatch", judged, keep, np.where(keep, "as given", "predicted otherwise"))
 
     return method
 
@@ -147,15 +147,17 @@ def relabelall_merge(*, cardinality: float | None = None) -> Method:
     """Given and predicted labels together; every clip stays."""
     _check(cardinality)
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         merged = judged.given | _predicted(judged, cardinality, "relabelall-merge")
         why = np.where((merged != judged.given).any(1), "with labels added", "as given")
-        return choice("relabelall-merge", judged, np.ones(len(judged), dtype=bool), why, targ=merged)
+        return make_selection("relabelall-merge", judged, np.ones(len(judged), dtype=bool), why, targ=merged)
 
     return method
 
 
-@NOISY.register("third", source="FAT2019 3rd place: after 5,000 clips with their own labels the rest is pseudo-labelled; own code")
+@NOISY.register(
+    "third", source="FAT2019 3rd place: after 5,000 clips with their own labels the rest is pseudo-labelled; own code"
+)
 def third(*, k: int = 5000, cardinality: float | None = None) -> Method:
     """The best `k` clips with their given labels; the others with predicted ones, those without any dropped.
 
@@ -164,21 +166,21 @@ def third(*, k: int = 5000, cardinality: float | None = None) -> Method:
     scoring(k=k)
     _check(cardinality)
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         best, score = _top(judged, k, "third")
         targ = np.where(best[:, None], judged.given, _predicted(judged, cardinality, "third"))
         keep = np.logical_or(best, targ.any(1))
         why = np.select([best, keep], ["as given", "pseudo-labelled"], "without a predicted label")
-        return choice("third", judged, keep, why, targ=targ, score=score)
+        return make_selection("third", judged, keep, why, targ=targ, score=score)
 
     return method
 
 
-@NOISY.register_family("scoring_", source=_SOURCE)
-@NOISY.register_family("fullmatch_", source=_SOURCE)
-@NOISY.register_family("relabelall_", source=_SOURCE)
-@NOISY.register_family("relabelall-replacenan_", source=_SOURCE)
-@NOISY.register_family("relabelall-merge_", source=_SOURCE)
+@NOISY.register_pattern("scoring_", source=_SOURCE)
+@NOISY.register_pattern("fullmatch_", source=_SOURCE)
+@NOISY.register_pattern("relabelall_", source=_SOURCE)
+@NOISY.register_pattern("relabelall-replacenan_", source=_SOURCE)
+@NOISY.register_pattern("relabelall-merge_", source=_SOURCE)
 def with_parameter(name: str) -> Method:
     """A mode of the 3rd place with its parameter, such as scoring_1000 or relabelall_1.2."""
     mode, _, text = name.rpartition("_")
@@ -194,37 +196,45 @@ def with_parameter(name: str) -> Method:
 def _replaced(name: str, cardinality: float | None) -> Method:
     _check(cardinality)
 
-    def method(judged: Judged) -> Chosen:
+    def method(judged: NoisyLabelData) -> LabelSelection:
         predicted = _predicted(judged, cardinality, name)
         keep = predicted.sum(1) > 0
-        why = np.select([~keep, (predicted == judged.given).all(1)], ["without a predicted label", "as given"], "relabelled")
-        return choice(name, judged, keep, why, targ=predicted)
+        why = np.select(
+            [~keep, (predicted == judged.given).all(1)], ["without a predicted label", "as given"], "relabelled"
+        )
+        return make_selection(name, judged, keep, why, targ=predicted)
 
     return method
 
 
-def _top(judged: Judged, k: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _top(judged: NoisyLabelData, k: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Which clips are the best `k`, bool (clips,), and the agreement of each."""
     probs = judged.probs_for(name)
     if k > len(judged):
-        warnings.warn(f"{name} asks for the best {k} of {len(judged)} clips: all are kept with their own labels", stacklevel=4)
-    score = agreement(probs, judged.given)
+        warnings.warn(
+            f"{name} asks for the best {k} of {len(judged)} clips: all are kept with their own labels", stacklevel=4
+        )
+    score = label_ranking_agreement(probs, judged.given)
     keep = np.zeros(len(judged), dtype=bool)
     keep[best_first(judged, -score, mean_log_loss(probs, judged.given))[:k]] = True
     return keep, score
 
 
-def _predicted(judged: Judged, cardinality: float | None, name: str) -> np.ndarray:
+def _predicted(judged: NoisyLabelData, cardinality: float | None, name: str) -> np.ndarray:
     """Labels by the threshold for that cardinality, bool (clips, tags)."""
     probs = judged.probs_for(name)
     if not len(judged):
         return judged.given
     wanted = judged.given.sum(1).mean() if cardinality is None else cardinality
     if wanted > len(judged.tags):
-        raise OptionError(f"{name} is to leave {wanted} tags a clip; expected at most {len(judged.tags)}, the number of tags")
+        raise OptionError(
+            f"{name} is to leave {wanted} tags a clip; expected at most {len(judged.tags)}, the number of tags"
+        )
     return probs > cardinality_threshold(probs, wanted).value
 
 
 def _check(cardinality: float | None) -> None:
     if cardinality is not None and not 0 < cardinality < np.inf:
-        raise OptionError(f"cardinality is {cardinality}; expected the wanted mean number of tags a clip, above 0 (curated clips: 1.158)")
+        raise OptionError(
+            f"cardinality is {cardinality}; expected the wanted mean number of tags a clip, above 0 (curated clips: 1.158)"
+        )

@@ -2,10 +2,10 @@
 
 Conventions: `given` and `probs` are (clips, tags), rows known by `fnames`, columns by `tags`. Rows of tables and of probabilities are
 matched by name, never by position: a file of predictions in another order than the labels gives the same result. A method of `NOISY` maps
-a `Judged` to a `Chosen`; nothing is changed in place, nothing is random, and equal clips are told apart by name, so the order of rows
+a `NoisyLabelData` to a `LabelSelection`; nothing is changed in place, nothing is random, and equal clips are told apart by name, so the order of rows
 decides nothing.
 
-A model that trained on a clip has learnt its label, right or wrong, and can't judge it. `judge` refuses such predictions where it is told
+A model that trained on a clip has learnt its label, right or wrong, and can't judge it. `attach_predictions` refuses such predictions where it is told
 what the models trained on; `out_of_fold_mean` makes honest ones from several models.
 """
 
@@ -22,12 +22,21 @@ from fatai.data.folds import noisy_shares
 from fatai.data.labels import check_labels, multi_hot, parse_labels
 from fatai.errors import DataError, OptionError, ShapeError
 
-__all__ = ["Chosen", "Judged", "Method", "check_unseen", "checked_probs", "choice", "judge", "out_of_fold_mean"]
+__all__ = [
+    "LabelSelection",
+    "NoisyLabelData",
+    "Method",
+    "check_no_leakage",
+    "checked_probs",
+    "make_selection",
+    "attach_predictions",
+    "out_of_fold_mean",
+]
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """Clips with doubtful labels, and how likely models find each tag in them; `judge` makes one.
+class NoisyLabelData:
+    """Clips with doubtful labels, and how likely models find each tag in them; `attach_predictions` makes one.
 
     Attributes
     ----------
@@ -53,12 +62,14 @@ class Judged:
     def probs_for(self, method: str) -> np.ndarray:
         """The probabilities, which `method` can't do without."""
         if self.probs is None:
-            raise OptionError(f"{method} needs probabilities of the clips; give probs and fnames, of models that didn't train on them")
+            raise OptionError(
+                f"{method} needs probabilities of the clips; give probs and fnames, of models that didn't train on them"
+            )
         return self.probs
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class LabelSelection:
     """The clips that a method trains on, with targets and weights, and what became of every clip.
 
     Attributes
@@ -112,23 +123,28 @@ class Chosen:
     def labels(self) -> list[list[str]]:
         """The tags of each row, in the order of `tags`; an `OptionError` for soft targets."""
         if self.soft:
-            raise OptionError(f"{self.method} gives soft targets, which no list of labels can say: train on targ, or choose another method")
+            raise OptionError(
+                f"{self.method} gives soft targets, which no list of labels can say: train on targ, or choose another method"
+            )
         return [[self.tags[k] for k in np.flatnonzero(row)] for row in self.targ]
 
     @property
     def table(self) -> pd.DataFrame:
         """The rows as a table of labels: `fname`, `labels` (lists), `source`, `noisy`, and `weight` where clips, not tags, are weighed.
 
-        Loaders made of it tell weights and marks to `fatai.callbacks.sample_weights.NoisyWeights`.
+        Loaders made of it tell weights and marks to `fatai.callbacks.sample_weights.SampleWeights`.
         """
         columns: dict[str, Any] = {
-            "fname": list(self.fnames), "labels": pd.Series(self.labels, dtype=object), "source": list(self.source), "noisy": self.noisy,
+            "fname": list(self.fnames),
+            "labels": pd.Series(self.labels, dtype=object),
+            "source": list(self.source),
+            "noisy": self.noisy,
         }
         return pd.DataFrame({**columns, "weight": self.weight} if self.weight.ndim == 1 else columns)
 
     @property
     def weight_of(self) -> dict[str, Any]:
-        """Clip to weight, a number or one for each tag: what `fatai.callbacks.sample_weights.NoisyWeights` takes."""
+        """Clip to weight, a number or one for each tag: what `fatai.callbacks.sample_weights.SampleWeights` takes."""
         return dict(zip(self.fnames, self.weight))
 
     @property
@@ -136,13 +152,13 @@ class Chosen:
         """Clip to its row of `targ`, for targets that no list of labels can say; of a clip with two rows the corrected one."""
         return dict(zip(self.fnames, self.targ))
 
-    def times(self, factor: float) -> Chosen:
+    def times(self, factor: float) -> LabelSelection:
         """The same with every weight times `factor`, for a stage that trusts noisy clips less."""
         if not 0 <= factor < np.inf:
             raise OptionError(f"factor is {factor}; expected a number of at least 0")
         return replace(self, weight=_fixed(self.weight * factor))
 
-    def split(self, *, how: str = "all", n: int = 5, seed: int = 42) -> tuple[Chosen, ...]:
+    def split(self, *, how: str = "all", n: int = 5, seed: int = 42) -> tuple[LabelSelection, ...]:
         """What each fold trains on: `how` is "all" (shared), "own" (3rd place) or "others" (4th), as in `fatai.data.folds.noisy_shares`.
 
         The clips are split sorted by name; rows of one clip stay together. `clips` still tells of all of them.
@@ -152,21 +168,29 @@ class Chosen:
         sets = [{names[i] for i in np.flatnonzero(share)} for share in shares]
         return tuple(self._rows([i for i, name in enumerate(self.fnames) if name in mine]) for mine in sets)
 
-    def _rows(self, rows: list[int]) -> Chosen:
+    def _rows(self, rows: list[int]) -> LabelSelection:
         return replace(
-            self, fnames=tuple(self.fnames[i] for i in rows), targ=_fixed(self.targ[rows]), weight=_fixed(self.weight[rows]),
+            self,
+            fnames=tuple(self.fnames[i] for i in rows),
+            targ=_fixed(self.targ[rows]),
+            weight=_fixed(self.weight[rows]),
             source=tuple(self.source[i] for i in rows),
         )
 
 
-Method: TypeAlias = Callable[[Judged], Chosen]
+Method: TypeAlias = Callable[[NoisyLabelData], LabelSelection]
 """What an entry of `NOISY` builds."""
 
 
-def judge(
-    table: pd.DataFrame, tags: Sequence[str], probs: Any = None, fnames: Iterable[str] | None = None, *, trained_on: Iterable[str] = (),
+def attach_predictions(
+    table: pd.DataFrame,
+    tags: Sequence[str],
+    probs: Any = None,
+    fnames: Iterable[str] | None = None,
+    *,
+    trained_on: Iterable[str] = (),
     out_of_fold: bool = False,
-) -> Judged:
+) -> NoisyLabelData:
     """Put the labels of a noisy table beside the probabilities that models give its clips.
 
     Parameters
@@ -200,32 +224,44 @@ def judge(
     Examples
     --------
     >>> table = pd.DataFrame({"fname": ["b.wav", "a.wav"], "labels": ["Meow", "Bark"]})
-    >>> judge(table, ["Bark", "Meow"], [[0.9, 0.2], [0.4, 0.3]], ["a.wav", "b.wav"]).probs.tolist()
+    >>> attach_predictions(table, ["Bark", "Meow"], [[0.9, 0.2], [0.4, 0.3]], ["a.wav", "b.wav"]).probs.tolist()
     [[0.4, 0.3], [0.9, 0.2]]
     """
     for column in ("fname", "labels"):
         if column not in table.columns:
-            raise DataError(f"the table has the columns {', '.join(map(str, table.columns))}; expected fname and labels")
+            raise DataError(
+                f"the table has the columns {', '.join(map(str, table.columns))}; expected fname and labels"
+            )
     names, tags = tuple(str(name) for name in table["fname"]), tuple(tags)
     _refuse_twice(names, "the table")
-    parsed = pd.DataFrame({"fname": list(names), "labels": pd.Series([parse_labels(cell) for cell in table["labels"]], dtype=object)})
+    parsed = pd.DataFrame(
+        {"fname": list(names), "labels": pd.Series([parse_labels(cell) for cell in table["labels"]], dtype=object)}
+    )
     check_labels(parsed, tags)
     given = _fixed(multi_hot(parsed["labels"], tags), bool)
     if probs is None:
-        return Judged(names, tags, given)
+        return NoisyLabelData(names, tags, given)
     if fnames is None:
         raise OptionError("probs come without fnames; name the clip of each row, since rows are matched by name")
-    check_unseen(names, trained_on, out_of_fold=out_of_fold)
-    return Judged(names, tags, given, _fixed(_matched(names, tags, probs, tuple(str(name) for name in fnames)), np.float64), out_of_fold)
+    check_no_leakage(names, trained_on, out_of_fold=out_of_fold)
+    return NoisyLabelData(
+        names,
+        tags,
+        given,
+        _fixed(_matched(names, tags, probs, tuple(str(name) for name in fnames)), np.float64),
+        out_of_fold,
+    )
 
 
-def check_unseen(fnames: Iterable[str], trained_on: Iterable[str], *, out_of_fold: bool) -> None:
+def check_no_leakage(fnames: Iterable[str], trained_on: Iterable[str], *, out_of_fold: bool) -> None:
     """Raise a `DataError` if models judge clips that they trained on; with `out_of_fold`, rows are said to be from models that did not."""
     learnt = set(trained_on)
     seen = [] if out_of_fold else [name for name in fnames if name in learnt]
     if seen:
-        raise DataError(f"the models trained on {_some(seen)}, so they know the labels that they are to judge: predict each clip by the "
-                        "folds that left it out (out_of_fold_mean) and say out_of_fold=True")
+        raise DataError(
+            f"the models trained on {_some(seen)}, so they know the labels that they are to judge: predict each clip by the "
+            "folds that left it out (out_of_fold_mean) and say out_of_fold=True"
+        )
 
 
 def out_of_fold_mean(stack: Any, fnames: Sequence[str], trained_on: Sequence[Collection[str]]) -> np.ndarray:
@@ -256,21 +292,35 @@ def out_of_fold_mean(stack: Any, fnames: Sequence[str], trained_on: Sequence[Col
     """
     stack = np.asarray(stack, dtype=np.float64)
     if stack.ndim != 3 or stack.shape[:2] != (len(trained_on), len(fnames)):
-        raise ShapeError(f"stack has shape {stack.shape}; expected (models, clips, tags) with {len(trained_on)} models and {len(fnames)} "
-                         "clips, one for each entry of trained_on and of fnames")
-    honest = np.array([[name not in names for name in fnames] for names in map(set, trained_on)], dtype=bool).reshape(stack.shape[:2])
+        raise ShapeError(
+            f"stack has shape {stack.shape}; expected (models, clips, tags) with {len(trained_on)} models and {len(fnames)} "
+            "clips, one for each entry of trained_on and of fnames"
+        )
+    honest = np.array([[name not in names for name in fnames] for names in map(set, trained_on)], dtype=bool).reshape(
+        stack.shape[:2]
+    )
     judges = honest.sum(0)
     if not judges.all():
         lost = [name for name, n in zip(fnames, judges) if not n]
-        raise DataError(f"every model trained on {_some(lost)}; share such clips over the folds (how='own' or 'others'), so that some "
-                        "leave them out")
+        raise DataError(
+            f"every model trained on {_some(lost)}; share such clips over the folds (how='own' or 'others'), so that some "
+            "leave them out"
+        )
     return np.where(honest[..., None], stack, 0).sum(0) / judges[:, None]
 
 
-def choice(
-    method: str, judged: Judged, keep: np.ndarray, why: np.ndarray | str, *, targ: np.ndarray | None = None,
-    weight: np.ndarray | float = 1.0, score: np.ndarray | None = None, tags: Sequence[str] | None = None, changed: bool | None = None,
-) -> Chosen:
+def make_selection(
+    method: str,
+    judged: NoisyLabelData,
+    keep: np.ndarray,
+    why: np.ndarray | str,
+    *,
+    targ: np.ndarray | None = None,
+    weight: np.ndarray | float = 1.0,
+    score: np.ndarray | None = None,
+    tags: Sequence[str] | None = None,
+    changed: bool | None = None,
+) -> LabelSelection:
     """The clips of `judged` where `keep`, in its order.
 
     Parameters
@@ -298,20 +348,32 @@ def choice(
     })
     weight = np.full(len(judged), weight) if np.ndim(weight) == 0 else np.asarray(weight)
     fnames = tuple(name for name, stays in zip(judged.fnames, keep) if stays)
-    return Chosen(method, fnames, tuple(tags or judged.tags), _fixed(labels[keep]), _fixed(weight[keep]), ("noisy",) * len(fnames), clips)
+    return LabelSelection(
+        method,
+        fnames,
+        tuple(tags or judged.tags),
+        _fixed(labels[keep]),
+        _fixed(weight[keep]),
+        ("noisy",) * len(fnames),
+        clips,
+    )
 
 
 def checked_probs(probs: Any, fnames: Sequence[str], tags: Sequence[str]) -> np.ndarray:
-    """`probs` as float64, (clips, tags); one shaped or named otherwise, or with a value outside [0, 1], is refused as `judge` says."""
+    """`probs` as float64, (clips, tags); one shaped or named otherwise, or with a value outside [0, 1], is refused as `attach_predictions` says."""
     probs = np.asarray(probs.detach().cpu() if hasattr(probs, "detach") else probs, dtype=np.float64)
     if probs.shape != (len(fnames), len(tags)):
-        raise ShapeError(f"probs has shape {probs.shape}; expected {(len(fnames), len(tags))}: a row for each fname, a column for each tag")
+        raise ShapeError(
+            f"probs has shape {probs.shape}; expected {(len(fnames), len(tags))}: a row for each fname, a column for each tag"
+        )
     _refuse_twice(fnames, "fnames")
     odd = ~((probs >= 0) & (probs <= 1))  # written so that NaN is odd too
     if odd.any():
         clip, tag = np.argwhere(odd)[0]
-        raise DataError(f"probs holds {probs[clip, tag]} for {fnames[clip]}, tag {tags[tag]}; expected numbers within [0, 1]: take the "
-                        "sigmoid of logits first, and leave out clips that no fold predicted")
+        raise DataError(
+            f"probs holds {probs[clip, tag]} for {fnames[clip]}, tag {tags[tag]}; expected numbers within [0, 1]: take the "
+            "sigmoid of logits first, and leave out clips that no fold predicted"
+        )
     return probs
 
 
@@ -321,7 +383,9 @@ def _matched(names: tuple[str, ...], tags: tuple[str, ...], probs: Any, fnames: 
     row = {name: i for i, name in enumerate(fnames)}
     lacking = [name for name in names if name not in row]
     if lacking:
-        raise DataError(f"there are no probabilities of {_some(lacking)}; predict every clip of the table, or leave these out of it")
+        raise DataError(
+            f"there are no probabilities of {_some(lacking)}; predict every clip of the table, or leave these out of it"
+        )
     return probs[[row[name] for name in names]]
 
 

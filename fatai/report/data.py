@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import CheckpointError, FataiError
 from fatai.io.csv import read_csv
 from fatai.ensemble.members import read_folds
@@ -23,17 +23,17 @@ from fatai.experiment.run_folder import trained_model
 from fatai.experiment.manifest import read_manifest
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.metrics.calibration import CALIBRATION, Calibration
-from fatai.io.json import read_small_text
+from fatai.io.json import read_text_limited
 
-__all__ = ["Material", "NotThere", "material_of_run"]
+__all__ = ["ReportData", "SectionUnavailable", "material_of_run"]
 
 
-class NotThere(Exception):
+class SectionUnavailable(Exception):
     """A part of the report that cannot be drawn; its message is the sentence that takes its place."""
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """What a report is drawn from; what is None or empty is not at hand.
 
     Attributes
@@ -84,20 +84,22 @@ class Material:
     def judged(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Names of the clips with both predictions and truth, their probabilities and their tags, both (clips, tags).
 
-        Raises `NotThere` if there is no such clip, or none has a tag.
+        Raises `SectionUnavailable` if there is no such clip, or none has a tag.
         """
         if self.predictions is None:
-            raise NotThere("There are no predictions of held-out clips (oof.csv), so nothing can be scored.")
+            raise SectionUnavailable("There are no predictions of held-out clips (oof.csv), so nothing can be scored.")
         fnames = [name for name in self.predictions.fnames if name in self.truth]
         if not fnames:
-            raise NotThere("The labels of the held-out clips are not at hand, so nothing can be scored: give the data with --data.")
+            raise SectionUnavailable(
+                "The labels of the held-out clips are not at hand, so nothing can be scored: give the data with --data."
+            )
         targ = np.array([self.truth[name] for name in fnames], dtype=bool)
         if not targ.any():
-            raise NotThere("None of the held-out clips has a tag, so nothing can be scored.")
+            raise SectionUnavailable("None of the held-out clips has a tag, so nothing can be scored.")
         return fnames, self.predictions.select(fnames).probs, targ
 
 
-def material_of_run(run: str | Path, data: str | Path | FATData | None = None) -> Material:
+def material_of_run(run: str | Path, data: str | Path | FATDataset | None = None) -> ReportData:
     """Gather what a run folder, or the folder of an ensemble of runs, holds.
 
     Parameters
@@ -116,22 +118,36 @@ def material_of_run(run: str | Path, data: str | Path | FATData | None = None) -
     members = () if (run / "recipe.toml").is_file() else tuple(sorted(p.parent.name for p in run.glob("*/recipe.toml")))
     known = ("recipe.toml", "oof.csv", "folds.csv")
     if not any((run / name).is_file() for name in known):
-        raise CheckpointError(f"{run} is no run; expected a folder with {', '.join(known)}, as fatai-submit run makes them")
+        raise CheckpointError(
+            f"{run} is no run; expected a folder with {', '.join(known)}, as fatai-submit run makes them"
+        )
     manifest = _or_none(read_manifest, run) or {}
     recipe = _or_none(load_recipe, run / "recipe.toml") if (run / "recipe.toml").is_file() else None
     predictions = _or_none(Predictions.from_csv, run / "oof.csv") if (run / "oof.csv").is_file() else None
     tags = predictions.tags if predictions is not None else _tags(manifest)
     layout = None if data is None else _layout(data, recipe)
     noted = run / (members[0] if members else ".") / "folds.csv"
-    return Material(
-        name=run.resolve().name, kind="ensemble" if members else "run", tags=tags, predictions=predictions,
-        truth=_truth(noted, layout, tags), folds=_or_none(read_folds, noted) or {} if noted.is_file() else {},
+    return ReportData(
+        name=run.resolve().name,
+        kind="ensemble" if members else "run",
+        tags=tags,
+        predictions=predictions,
+        truth=_truth(noted, layout, tags),
+        folds=_or_none(read_folds, noted) or {} if noted.is_file() else {},
         paths={} if layout is None else dict(zip(layout.curated["fname"], map(Path, layout.curated["path"]))),
-        parts={} if layout is None else _parts(layout), broken=_broken(manifest, layout),
-        histories={path.parent.name: table for path in sorted(run.glob("fold_*/history.csv")) if (table := _history(path)) is not None},
+        parts={} if layout is None else _parts(layout),
+        broken=_broken(manifest, layout),
+        histories={
+            path.parent.name: table
+            for path in sorted(run.glob("fold_*/history.csv"))
+            if (table := _history(path)) is not None
+        },
         network=None if members or recipe is None else partial(_network, run),
         calibration=_or_none(Calibration.from_json, run / CALIBRATION) if (run / CALIBRATION).is_file() else None,
-        recipe=recipe, manifest=manifest, notes=_notes(run), members=members,
+        recipe=recipe,
+        manifest=manifest,
+        notes=_notes(run),
+        members=members,
     )
 
 
@@ -157,15 +173,15 @@ def _tags(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
 
-def _layout(data: str | Path | FATData, recipe: Recipe | None) -> FATData:
-    if isinstance(data, FATData):
+def _layout(data: str | Path | FATDataset, recipe: Recipe | None) -> FATDataset:
+    if isinstance(data, FATDataset):
         return data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says what is missing
-        return read_layout(data, corrupted=recipe.clips.corrupted if recipe is not None else "keep")
+        return load_dataset(data, corrupted=recipe.clips.corrupted if recipe is not None else "keep")
 
 
-def _truth(noted: Path, layout: FATData | None, tags: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _truth(noted: Path, layout: FATDataset | None, tags: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Labels as the run trained with them, which corrections may have changed; else those of the data."""
     try:
         if noted.is_file() and "labels" in read_csv(noted).columns:
@@ -178,12 +194,14 @@ def _truth(noted: Path, layout: FATData | None, tags: tuple[str, ...]) -> dict[s
         return {}
 
 
-def _parts(layout: FATData) -> dict[str, list[Path]]:
+def _parts(layout: FATDataset) -> dict[str, list[Path]]:
     tables = {"curated": layout.curated, "noisy": layout.noisy, "test": layout.test}
-    return {name: [Path(p) for p in table["path"]] for name, table in tables.items() if table is not None and len(table)}
+    return {
+        name: [Path(p) for p in table["path"]] for name, table in tables.items() if table is not None and len(table)
+    }
 
 
-def _broken(manifest: Mapping[str, Any], layout: FATData | None) -> tuple[str, ...]:
+def _broken(manifest: Mapping[str, Any], layout: FATDataset | None) -> tuple[str, ...]:
     unreadable = manifest.get("unreadable")
     told = []
     for part, names in (unreadable.items() if isinstance(unreadable, dict) else ()):
@@ -207,11 +225,11 @@ def _history(path: Path) -> pd.DataFrame | None:
 
 def _notes(run: Path) -> dict[str, str]:
     """Texts of the run that are shown as they are."""
-    titles = {"recipe.toml": "Recipe", "manifest.json": "Manifest", "blend.txt": "Blend"}
+    titles = {"recipe.toml": "Recipe", "manifest.json": "Manifest", "blend.txt": "Averager"}
     notes = {}
     for name, title in titles.items():
         try:
-            notes[title] = read_small_text(run / name)[:100_000]
+            notes[title] = read_text_limited(run / name)[:100_000]
         except (OSError, ValueError):
             continue
     return notes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.labels import REMOVE, check_labels, join_labels, read_corrections, read_table
 from fatai.errors import LabelError
 
@@ -75,8 +75,11 @@ class Decisions:
         with self._lock:
             # Read anew each time, so that what somebody wrote into the file meanwhile stays.
             decided = change(self.read())
-            right = [name for name, labels in decided.items() if labels is not None and set(labels) == set(self._given.get(name, ()))
-                     and name in self._given]
+            right = [
+                name
+                for name, labels in decided.items()
+                if labels is not None and set(labels) == set(self._given.get(name, ())) and name in self._given
+            ]
             _write(self.kept_path, {"fname": sorted(right)})
             wrong = sorted(set(decided).difference(right))
             _write(self.path, {"fname": wrong, "labels": [join_labels(_or_remove(decided[name])) for name in wrong]})
@@ -88,4 +91,4 @@ def _or_remove(labels: Sequence[str] | None) -> Sequence[str]:
 
 
 def _write(path: Path, columns: Mapping[str, Iterable[str]]) -> None:
-    write_text_atomic(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
+    write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))

@@ -8,11 +8,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fatai.io.atomic import write_text_atomic
-from fatai.data.datasets.fat2019 import FATData
+from fatai.io.atomic import write_text
+from fatai.data.datasets.fat2019 import FATDataset
 from fatai.report.sections.training import data_audit, fold_audit, speed, training_curves
 from fatai.report.sections.examples import best_and_worst, filters
-from fatai.report.data import Material, NotThere, material_of_run
+from fatai.report.data import ReportData, SectionUnavailable, material_of_run
 from fatai.report.media import short
 from fatai.report.sections.metrics import calibration, confused, costs, overall, per_tag
 
@@ -22,13 +22,22 @@ REPORT = "report.html"
 """Name of the file in a run folder."""
 
 # In the order of the page; the template has a block of each name.
-_PARTS: dict[str, Callable[[Material], dict[str, Any]]] = {
-    "overall": overall, "costs": costs, "per_tag": per_tag, "confused": confused, "clips": best_and_worst, "calibration": calibration,
-    "curves": training_curves, "data": data_audit, "folds": fold_audit, "filters": filters, "speed": speed,
+_PARTS: dict[str, Callable[[ReportData], dict[str, Any]]] = {
+    "overall": overall,
+    "costs": costs,
+    "per_tag": per_tag,
+    "confused": confused,
+    "clips": best_and_worst,
+    "calibration": calibration,
+    "curves": training_curves,
+    "data": data_audit,
+    "folds": fold_audit,
+    "filters": filters,
+    "speed": speed,
 }
 
 
-def run_report(run: str | Path, data: str | Path | FATData | None = None, out: str | Path | None = None) -> Path:
+def run_report(run: str | Path, data: str | Path | FATDataset | None = None, out: str | Path | None = None) -> Path:
     """Write the report of a finished run, or of an ensemble of runs, and return its path.
 
     Parameters
@@ -48,17 +57,17 @@ def run_report(run: str | Path, data: str | Path | FATData | None = None, out: s
         If `data` cannot be read.
     """
     path = Path(run) / REPORT if out is None else Path(out)
-    write_text_atomic(path, report_html(material_of_run(run, data)))
+    write_text(path, report_html(material_of_run(run, data)))
     return path
 
 
-def report_html(material: Material) -> str:
+def report_html(material: ReportData) -> str:
     """The page; a part that cannot be drawn is a sentence."""
     parts: dict[str, Any] = {}
     for name, make in _PARTS.items():
         try:
             parts[name] = make(material)
-        except NotThere as e:
+        except SectionUnavailable as e:
             parts[name] = str(e)
     return _environment().get_template("report.html").render(of=material, **parts)
 
@@ -66,7 +75,11 @@ def report_html(material: Material) -> str:
 def _environment() -> Environment:
     # Everything is escaped that is not Markup: names of files and tags come from strangers.
     made = Environment(
-        loader=PackageLoader("fatai.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("fatai.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     made.filters |= {"short": short, "number": _number}
     return made

@@ -20,8 +20,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fatai.io.atomic import write_text_atomic
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.io.atomic import write_text
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import AudioError, DataError
 from fatai.inference.predictions import Predictions
 from fatai.experiment.manifest import noted_data, read_manifest
@@ -29,7 +29,7 @@ from fatai.report.media import sound
 from fatai.report.decisions import Decisions
 from fatai.report.whole_picture import whole_picture
 from fatai.audio.io import load_audio
-from fatai.noisy_labels.label_issues import suspects
+from fatai.noisy_labels.label_issues import find_label_issues
 
 __all__ = ["Review", "ReviewClip", "Suspect", "media_of", "page_files", "review_of_run", "review_page", "write_review"]
 
@@ -61,12 +61,12 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Review:
-    """All that there is to look at; `suspects` are tag by tag in the order of the vocabulary, the most suspect of each first."""
+    """All that there is to look at; `find_label_issues` are tag by tag in the order of the vocabulary, the most suspect of each first."""
 
     title: str
     tags: tuple[str, ...]
     clips: tuple[ReviewClip, ...]
-    suspects: tuple[Suspect, ...]
+    find_label_issues: tuple[Suspect, ...]
 
     @property
     def given(self) -> dict[str, tuple[str, ...]]:
@@ -77,8 +77,13 @@ class Review:
         """Values for JSON; the clips without their sounds."""
         names = json.dumps([self.title, *self.given])
         return {
-            "title": self.title, "tags": self.tags, "id": hashlib.sha256(names.encode()).hexdigest()[:16],
-            "clips": [{"file": c.fname, "labels": c.labels, "scores": [(tag, round(p, 4)) for tag, p in c.scores]} for c in self.clips],
+            "title": self.title,
+            "tags": self.tags,
+            "id": hashlib.sha256(names.encode()).hexdigest()[:16],
+            "clips": [
+                {"file": c.fname, "labels": c.labels, "scores": [(tag, round(p, 4)) for tag, p in c.scores]}
+                for c in self.clips
+            ],
             "suspects": [{**asdict(suspect), "prob": round(suspect.prob, 4)} for suspect in self.suspects],
         }
 
@@ -103,15 +108,17 @@ def review_of_run(
         If there are no predictions, no data, no clip that both know, or nothing that is suspect.
     """
     judge = Predictions.from_csv(predictions or Path(run) / "oof.csv")
-    layout = read_layout(_data_of(Path(run)) if data is None else data)
+    layout = load_dataset(_data_of(Path(run)) if data is None else data)
     table = _labelled(layout, judge)
-    both = judge.against(table[["fname", "labels"]], partial=True)
+    both = judge.align_with(table[["fname", "labels"]], partial=True)
     fnames = [fname for fname in judge.fnames if fname in set(table["fname"])]
-    found = suspects(both.probs, both.targ, judge.tags, fnames, trained_on=fnames, out_of_fold=True)
+    found = find_label_issues(both.probs, both.targ, judge.tags, fnames, trained_on=fnames, out_of_fold=True)
     if n is not None:
         found = found[found["fname"].isin(found["fname"].drop_duplicates().head(n))]
     if not len(found):
-        raise DataError(f"nothing is suspect among the {len(fnames)} clips that {predictions or run} judges; there is nothing to review")
+        raise DataError(
+            f"nothing is suspect among the {len(fnames)} clips that {predictions or run} judges; there is nothing to review"
+        )
     shown = list(dict.fromkeys(found["fname"]))
     clips = _clips(shown, table.set_index("fname"), dict(zip(fnames, both.probs)), judge.tags)
     number, rank = {fname: k for k, fname in enumerate(shown)}, {tag: k for k, tag in enumerate(judge.tags)}
@@ -134,13 +141,15 @@ def _clips(
     return tuple(clips)
 
 
-def _labelled(layout: FATData, judge: Predictions) -> pd.DataFrame:
+def _labelled(layout: FATDataset, judge: Predictions) -> pd.DataFrame:
     """Labelled clips of both parts that are judged, each name once."""
     parts = [layout.curated] if layout.noisy is None else [layout.curated, layout.noisy]
     table = pd.concat([part[["fname", "labels", "path"]] for part in parts], ignore_index=True).drop_duplicates("fname")
     known = table[table["fname"].isin(judge.fnames)]
     if not len(known):
-        raise DataError(f"{layout.path} has none of the {len(judge.fnames)} clips that are judged; give the folder that the run trained on")
+        raise DataError(
+            f"{layout.path} has none of the {len(judge.fnames)} clips that are judged; give the folder that the run trained on"
+        )
     return known
 
 
@@ -170,8 +179,14 @@ def media_of(clip: ReviewClip, most_s: float, columns: int = 500) -> dict[str, A
 
 
 def write_review(
-    run: str | Path, out: str | Path, data: str | Path | None = None, *, corrections: str | Path | None = None, n: int | None = 100,
-    most_s: float = 10.0, predictions: str | Path | None = None,
+    run: str | Path,
+    out: str | Path,
+    data: str | Path | None = None,
+    *,
+    corrections: str | Path | None = None,
+    n: int | None = 100,
+    most_s: float = 10.0,
+    predictions: str | Path | None = None,
 ) -> Review:
     """Write the review as one HTML file that needs no network; it hands out the corrections as a download.
 
@@ -189,7 +204,7 @@ def write_review(
     plain = review.plain()
     for clip, shown in zip(review.clips, plain["clips"], strict=True):
         shown.update(media_of(clip, most_s))
-    write_text_atomic(out, review_page(review, {**plain, "decided": decided}))
+    write_text(out, review_page(review, {**plain, "decided": decided}))
     return review
 
 
@@ -201,9 +216,17 @@ def page_files() -> dict[str, str]:
 def review_page(review: Review, data: Mapping[str, Any] | None = None, token: str = "") -> str:
     """The page; with `data` all is in it, without it comes from the server that has given out `token`."""
     style, script = ("".join(_text(name) for name in names) for names in (_STYLES, _SCRIPTS))
-    page = Environment(loader=PackageLoader("fatai.report"), autoescape=True, undefined=StrictUndefined).get_template("review.html")
+    page = Environment(loader=PackageLoader("fatai.report"), autoescape=True, undefined=StrictUndefined).get_template(
+        "review.html"
+    )
     return page.render(
-        title=review.title, data=data, token=token, styles=_STYLES, scripts=_SCRIPTS, style=Markup(style), script=Markup(script),
+        title=review.title,
+        data=data,
+        token=token,
+        styles=_STYLES,
+        scripts=_SCRIPTS,
+        style=Markup(style),
+        script=Markup(script),
         policy=f"default-src 'none'; img-src data:; media-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
     )
 

@@ -12,13 +12,13 @@ import torch
 from fastcore.basics import patch
 
 from fatai import __version__
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.labels import multi_hot
 from fatai.inference import tta
 from fatai.inference.predictions import Predictions
 from fatai.export.pretrained import Pretrained
 from fatai.models import count_parameters
-from fatai.report.data import Material
+from fatai.report.data import ReportData
 from fatai.report.html import REPORT, report_html
 from fatai.training.learner import FatLearner
 
@@ -39,17 +39,17 @@ def report(self: FatLearner, path: str | Path = REPORT, *, preds: Predictions | 
         Of `learn.tta`, which predicts them: such as n=1 for the middle of each clip alone.
     """
     out = Path(path)
-    write_text_atomic(out, report_html(learner_material(self, self.tta(**options) if preds is None else preds)))
+    write_text(out, report_html(learner_material(self, self.tta(**options) if preds is None else preds)))
     return out
 
 
-def learner_material(learn: FatLearner, preds: Predictions) -> Material:
+def learner_material(learn: FatLearner, preds: Predictions) -> ReportData:
     """What a report of a learner is drawn from; `preds` are of its held-out clips."""
     tables = {"training": learn.dls.files(0), "held out": learn.dls.files(1)}
     held = tables["held out"]
     truth = multi_hot(held["labels"], learn.tags).astype(bool)
     network = Pretrained(learn.model, learn.tags, learn.settings, learn.dls.prior(), learn.calibration, {}, {})
-    return Material(
+    return ReportData(
         name="learner", kind="learner", tags=learn.tags, predictions=preds.select(preds.fnames, learn.tags),
         truth=dict(zip(held["fname"], truth, strict=True)), folds=dict.fromkeys(held["fname"], 0),
         paths=dict(zip(held["fname"], map(Path, held["path"]))),
@@ -72,8 +72,16 @@ def _history(learn: FatLearner) -> dict[str, pd.DataFrame]:
 
 def _described(learn: FatLearner) -> str:
     built_as = getattr(learn.model, "built_as", None)
-    return json.dumps({
-        "network": type(learn.model).__name__ if built_as is None else built_as.arch, "parameters": count_parameters(learn.model),
-        "tags": list(learn.tags), "clips are read": repr(learn.settings), "loss": str(learn.loss_func), "batch": learn.dls.bs,
-        "versions": {"fatai": __version__, "fastai": fastai.__version__, "torch": torch.__version__},
-    }, indent=2, ensure_ascii=False)
+    return json.dumps(
+        {
+            "network": type(learn.model).__name__ if built_as is None else built_as.arch,
+            "parameters": count_parameters(learn.model),
+            "tags": list(learn.tags),
+            "clips are read": repr(learn.settings),
+            "loss": str(learn.loss_func),
+            "batch": learn.dls.bs,
+            "versions": {"fatai": __version__, "fastai": fastai.__version__, "torch": torch.__version__},
+        },
+        indent=2,
+        ensure_ascii=False,
+    )

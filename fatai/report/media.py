@@ -25,12 +25,23 @@ if TYPE_CHECKING:
 
     from fatai.audio.front_ends import FrontEnd
 
-__all__ = ["COLOURS", "MOST_SECONDS", "figure_svg", "frequency_ticks", "new_figure", "picture", "player", "short", "sound", "spectrogram"]
+__all__ = [
+    "COLORS",
+    "MOST_SECONDS",
+    "figure_svg",
+    "frequency_ticks",
+    "new_figure",
+    "picture",
+    "player",
+    "short",
+    "sound",
+    "spectrogram",
+]
 
 MOST_SECONDS = 10.0
 """Sound beyond this is not embedded."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Of Okabe and Ito, which all kinds of colour vision tell apart; lines and hatches differ too."""
 
 _MP3_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
@@ -97,7 +108,12 @@ def _resampled(samples: np.ndarray, sr: int, to: int) -> np.ndarray:
 # Pictures
 
 def picture(
-    values: Any, *, colours: str = "magma", low: float | None = None, high: float | None = None, most: tuple[int, int] = _MOST_PIXELS,
+    values: Any,
+    *,
+    colours: str = "magma",
+    low: float | None = None,
+    high: float | None = None,
+    most: tuple[int, int] = _MOST_PIXELS,
 ) -> str:
     """A data URI of a PNG with a pixel for each value, the first row at the bottom.
 
@@ -143,25 +159,48 @@ def spectrogram(values: Any, front_end: FrontEnd, *, heat: Any = None, label: st
         layers.append(image.format(left, inner_w, inner_h, _glow(heat), ""))
     words = [Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end" dominant-baseline="middle">{}</text>').format(
         left - 6, 6 + inner_h * (1 - at), _short_hz(hz)) for hz, at in frequency_ticks(front_end, table.shape[0])]
-    words += [Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(
-        left + inner_w * at, height - bottom + 14, s) for s, at in _time_ticks(table.shape[1] * front_end.seconds_per_frame)]
-    words += [Markup('<text x="{:.1f}" y="{}" text-anchor="middle">seconds</text>').format(left + inner_w / 2, height - 3),
-              Markup('<text transform="translate(9 {:.1f}) rotate(-90)" text-anchor="middle">Hz</text>').format(6 + inner_h / 2)]
-    frame = Markup('<svg class="spectrogram" viewBox="0 0 {} {}" role="img" aria-label="{}" font-size="11" fill="currentColor">{}</svg>')
+    words += [
+        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(
+            left + inner_w * at, height - bottom + 14, s
+        )
+        for s, at in _time_ticks(table.shape[1] * front_end.seconds_per_frame)
+    ]
+    words += [
+        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">seconds</text>').format(left + inner_w / 2, height - 3),
+        Markup('<text transform="translate(9 {:.1f}) rotate(-90)" text-anchor="middle">Hz</text>').format(
+            6 + inner_h / 2
+        ),
+    ]
+    frame = Markup(
+        '<svg class="spectrogram" viewBox="0 0 {} {}" role="img" aria-label="{}" font-size="11" fill="currentColor">{}</svg>'
+    )
     return frame.format(width, height, label, Markup("").join([*layers, *words]))
 
 
 @contextmanager
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Figure, Any]]:
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[tuple[Figure, Any]]:
     """A matplotlib figure of a size in inches and its axes, for `figure_svg`; belongs to no window and leaves no setting changed."""
     import matplotlib
     from matplotlib.figure import Figure
 
     style: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": "fatai", "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 10,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "figure.facecolor": "none",
-        "savefig.facecolor": "none", "legend.frameon": False, "grid.alpha": 0.3,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK),
+        "svg.fonttype": "none",
+        "svg.hashsalt": "fatai",
+        "text.parse_math": False,
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "legend.frameon": False,
+        "grid.alpha": 0.3,
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
+        ),
     }
     with matplotlib.rc_context():
         # Of the user's own settings none, or the same run would be drawn otherwise elsewhere.

@@ -40,7 +40,9 @@ def whole_picture(wave: Tensor, sr: int, columns: int = 1000) -> WholePicture:
     n_fft = 2048 if sr >= 16000 else 512
     # A short sound gets enough frames to be looked at, a long one no more than its columns can show.
     hop = int(min(n_fft // 2, max(n_fft // 16, len(wave) // columns)))
-    shown = FrontEnd(sr=sr, n_fft=n_fft, hop_length=hop, center=False, n_mels=_ROWS if n_fft == 2048 else _ROWS // 2, fmin=20.0)
+    shown = FrontEnd(
+        sr=sr, n_fft=n_fft, hop_length=hop, center=False, n_mels=_ROWS if n_fft == 2048 else _ROWS // 2, fmin=20.0
+    )
     module, step = shown.build(), _FRAMES_AT_ONCE * hop
     # Frame k is centred on sample k * hop, as if the whole wave were transformed at once.
     padded = pad(wave, (n_fft // 2, n_fft // 2))

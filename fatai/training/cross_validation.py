@@ -15,14 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import CheckpointError, DataError
 
-__all__ = ["Folded", "check_weights", "fit_folds", "load_weights", "save_weights"]
+__all__ = ["CrossValResult", "check_weights", "fit_folds", "load_weights", "save_weights"]
 
 
 @dataclass(frozen=True)
-class Folded:
+class CrossValResult:
     """What training the folds gave.
 
     Attributes
@@ -45,7 +45,7 @@ def fit_folds(
     score: Callable[[np.ndarray, np.ndarray], float],
     *,
     only: Iterable[int] | None = None,
-) -> Folded:
+) -> CrossValResult:
     """Train each fold and gather its predictions for the clips it held out.
 
     Parameters
@@ -66,20 +66,20 @@ def fit_folds(
     oof = np.full((len(table), n_tags), np.nan)
     scores: dict[int, float] = {}
     for fold in sorted(set(folds.tolist()) if only is None else set(only)):
-        held_out = folds == fold
-        if not held_out.any():
+        oof_score = folds == fold
+        if not oof_score.any():
             raise DataError(f"fold {fold} holds no clip; folds are {sorted(set(folds.tolist()))}")
-        probs = np.asarray(fit_fold(fold, table.assign(is_valid=held_out)))
-        oof[held_out] = probs
-        scores[fold] = score(probs, np.flatnonzero(held_out))
-    return Folded(oof, scores)
+        probs = np.asarray(fit_fold(fold, table.assign(is_valid=oof_score)))
+        oof[oof_score] = probs
+        scores[fold] = score(probs, np.flatnonzero(oof_score))
+    return CrossValResult(oof, scores)
 
 
 def save_weights(path: str | Path, model: nn.Module, notes: dict[str, str]) -> None:
     """Write a model's weights and some text beside them as safetensors: nothing in it can be executed on reading."""
     # Copies, because safetensors refuses tensors that share storage and fastai's subclasses.
     plain = {k: v.detach().as_subclass(torch.Tensor).cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    with write_atomic(path) as beside:
+    with write_file(path) as beside:
         save_file(plain, str(beside), metadata=notes)
 
 
@@ -119,4 +119,6 @@ def _opened(path: str | Path) -> Iterator[Any]:
         with safe_open(str(path), framework="pt") as f:
             yield f
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({e}); expected the model.safetensors of a run") from None
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({e}); expected the model.safetensors of a run"
+        ) from None

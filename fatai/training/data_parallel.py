@@ -30,15 +30,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fatai.errors import OptionError, ShapeError
-from fatai.callbacks.callbacks import EpochLines
-from fatai.distributed import Company, seen_by_fastai
+from fatai.callbacks.callbacks import PlainProgress
+from fatai.distributed import ProcessGroup, fastai_env
 
-__all__ = ["Together", "together"]
+__all__ = ["DistributedCallback", "distribute"]
 
 
 @contextmanager
-def together(learn: Learner, company: Company, *, sync_bn: bool = True) -> Iterator[Learner]:
-    """A context in which all processes of a company fit, validate and predict with their copies of a learner.
+def distribute(learn: Learner, group: ProcessGroup, *, sync_bn: bool = True) -> Iterator[Learner]:
+    """A context in which all processes of a group fit, validate and predict with their copies of a learner.
 
     All of them have to do the same in it. Only the first one shows progress; files are for the first one to write
     (fastai's `rank_distrib()` says which one that is).
@@ -53,31 +53,33 @@ def together(learn: Learner, company: Company, *, sync_bn: bool = True) -> Itera
     OptionError
         If a batch has fewer clips than there are processes, or a machine fewer GPUs.
     """
-    if company.size == 1:
+    if group.size == 1:
         yield learn
         return
-    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", company.size))
+    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", group.size))
     if torch.device(learn.dls.device).type == "cuda" and here > gpus:
-        raise OptionError(f"{here} processes share batches on a machine with {gpus} GPUs; start at most one for each GPU")
-    silent = [cb for cb in learn.cbs if isinstance(cb, (ProgressCallback, EpochLines))] if not company.leads else []
+        raise OptionError(
+            f"{here} processes share batches on a machine with {gpus} GPUs; start at most one for each GPU"
+        )
+    silent = [cb for cb in learn.cbs if isinstance(cb, (ProgressCallback, PlainProgress))] if not group.is_main else []
     with ExitStack() as stack:
-        stack.enter_context(seen_by_fastai(company))
-        if not company.leads:
+        stack.enter_context(fastai_env(group))
+        if not group.is_main:
             stack.enter_context(learn.removed_cbs(silent))
             stack.enter_context(learn.no_logging())
-        stack.enter_context(learn.added_cbs(Together(company, sync_bn=sync_bn)))
-        stack.enter_context(contextmanager(replacing_yield)(learn, "company", company))
+        stack.enter_context(learn.added_cbs(DistributedCallback(group, sync_bn=sync_bn)))
+        stack.enter_context(contextmanager(replacing_yield)(learn, "group", group))
         yield learn
 
 
-class Together(Callback):
-    """Share every batch of a learner among the processes of a company; to be given by `together`."""
+class DistributedCallback(Callback):
+    """Share every batch of a learner among the processes of a group; to be given by `distribute`."""
 
     # Behind mixed precision, as fastai's own; before the recorder and whatever looks at the model from then on.
     order = 11
 
-    def __init__(self, company: Company, *, sync_bn: bool = True):
-        self.company, self.sync_bn = company, sync_bn
+    def __init__(self, group: ProcessGroup, *, sync_bn: bool = True):
+        self.group, self.sync_bn = group, sync_bn
         self._put_back: list[tuple[Any, type]] = []
 
     def before_fit(self) -> None:
@@ -106,9 +108,9 @@ class Together(Callback):
     def after_loss(self) -> None:
         if self.training:
             # The mean over processes is that over clips only if all have as many.
-            own = self.learn.dl.shares[self.company.rank]
+            own = self.learn.dl.shares[self.group.rank]
             of = find_bs(self.learn.yb) if self._accumulating() else sum(self.learn.dl.shares)
-            self.learn.loss_grad = self.learn.loss_grad * (self.company.size * own / of)
+            self.learn.loss_grad = self.learn.loss_grad * (self.group.size * own / of)
 
     def after_backward(self) -> None:
         # fastai then counts the clips of this process; the step is due when those of all are enough.
@@ -124,13 +126,15 @@ class Together(Callback):
     def _share(self, loader: Any) -> None:
         if isinstance(loader, _SharedLoader):
             return
-        if loader.bs is None or loader.bs < self.company.size:
-            raise OptionError(f"batches of {loader.bs} clips cannot be shared by {self.company.size} processes; take a larger bs, or fewer")
+        if loader.bs is None or loader.bs < self.group.size:
+            raise OptionError(
+                f"batches of {loader.bs} clips cannot be shared by {self.group.size} processes; take a larger bs, or fewer"
+            )
         # In place, so that callbacks that add transforms or exchange the data set meet the loader that is read from.
         self._put_back.append((loader, type(loader)))
         # get_preds gives a loader its order as a function of its own, which would go before that of the class.
         order = vars(loader).pop("get_idxs", None)
-        known = {"company": self.company, "order": order and staticmethod(order)}
+        known = {"group": self.group, "order": order and staticmethod(order)}
         loader.__class__ = type(f"Shared{type(loader).__name__}", (_SharedLoader, type(loader)), known)
 
     def _undo(self) -> None:
@@ -152,17 +156,17 @@ class _SharedLoader:
     A process that is left without a clip of a last, small batch gets the batch's first one as well; it counts nowhere.
     """
 
-    company: Company
+    group: ProcessGroup
     at = 0  # the batch that is worked on
     order: Any = None  # what gives the clips' order instead of the loader itself
 
     def get_idxs(self) -> list[int]:
         loader: Any = self
-        drawn = self.company.told(list(super().get_idxs() if self.order is None else self.order()))  # type: ignore[misc]
+        drawn = self.group.broadcast(list(super().get_idxs() if self.order is None else self.order()))  # type: ignore[misc]
         drawn = drawn[:len(loader) * loader.bs]
         batches = [drawn[i:i + loader.bs] for i in range(0, len(drawn), loader.bs)]
-        self._shares = [self.company.share_of(len(batch)) for batch in batches]
-        rank, mine = self.company.rank, []
+        self._shares = [self.group.split_counts(len(batch)) for batch in batches]
+        rank, mine = self.group.rank, []
         for batch, shares in zip(batches, self._shares):
             first = sum(shares[:rank])
             mine += batch[first:first + shares[rank]] or batch[:1]
@@ -175,11 +179,13 @@ class _SharedLoader:
 
     @property
     def _own_bs(self) -> int:
-        return self.company.share_of(self.bs)[self.company.rank]  # type: ignore[attr-defined]
+        return self.group.split_counts(self.bs)[self.group.rank]  # type: ignore[attr-defined]
 
     def sample(self) -> Iterator[int]:
         loader: Any = self
-        return (i for k, i in enumerate(loader._DataLoader__idxs) if k // self._own_bs % loader.num_workers == loader.offs)
+        return (
+            i for k, i in enumerate(loader._DataLoader__idxs) if k // self._own_bs % loader.num_workers == loader.offs
+        )
 
     def chunkify(self, items: Any) -> Any:
         return chunked(items, self._own_bs, False)
@@ -190,14 +196,16 @@ class _SharedLoader:
             return type(b)(self.to_detach(x, cpu, gather) for x in b)
         if not isinstance(b, Tensor):
             return b
-        x, own = b.detach(), self.shares[self.company.rank]
+        x, own = b.detach(), self.shares[self.group.rank]
         if gather and x.ndim:
             if len(x) != max(1, own):
-                raise ShapeError(f"a tensor of shape {tuple(x.shape)} is to be gathered; expected a row for each of {own} clips")
+                raise ShapeError(
+                    f"a tensor of shape {tuple(x.shape)} is to be gathered; expected a row for each of {own} clips"
+                )
             # Over the CPU, where any kind of number travels.
-            x = self.company.rows(x, self.shares).as_subclass(type(b)).to(x.device)
+            x = self.group.rows(x, self.shares).as_subclass(type(b)).to(x.device)
         elif gather:
-            x = (self.company.summed(x.double() * own) / sum(self.shares)).to(x.dtype)
+            x = (self.group.all_reduce(x.double() * own) / sum(self.shares)).to(x.dtype)
         return x.cpu() if cpu else x
 
 

@@ -20,15 +20,15 @@ from fatai.models import create_model
 from fatai.registry import AUGMENTATIONS, LOSSES, MIXERS, MODELS, did_you_mean
 from fatai.metrics.calibration import Calibration
 from fatai.audio.front_ends import FrontEnd
-from fatai.distributed import ALONE, Company, join
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup, init
 from fatai.losses.losses import AuxLoss
 from fatai.training.metrics import LwLRAP
-from fatai.training.precision import arithmetic
+from fatai.training.precision import precision_callbacks
 
-__all__ = ["FatLearner", "NO_DECAY", "fat_learner", "named_loss", "named_model"]
+__all__ = ["FatLearner", "NO_WEIGHT_DECAY", "fat_learner", "named_loss", "named_model"]
 
 # Which parameters weight decay leaves alone.
-NO_DECAY = {
+NO_WEIGHT_DECAY = {
     "norm_and_bias": "every bias and the weights of normalisation layers (fastai's default)",
     "bias": "parameters whose name contains 'bias' (the 9th place kernel)",
     "none": "all parameters decay",
@@ -44,17 +44,19 @@ class FatLearner(Learner):
 
     no_decay: str = "norm_and_bias"
     calibration: Calibration | None = None
-    company: Company = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
 
     @contextmanager
-    def distrib_ctx(self, sync_bn: bool = True, *, company: Company | None = None, **kwargs: Any) -> Iterator[FatLearner]:
+    def distrib_ctx(
+        self, sync_bn: bool = True, *, group: ProcessGroup | None = None, **kwargs: Any
+    ) -> Iterator[FatLearner]:
         """fastai's context for several processes, done as `fatai.training.data_parallel` says; started by torchrun, or it changes nothing.
 
         `kwargs` are those that fastai hands to accelerate, which isn't asked.
         """
-        from fatai.training.data_parallel import together
+        from fatai.training.data_parallel import distribute
 
-        with together(self, join() if company is None else company, sync_bn=sync_bn):
+        with distribute(self, init() if group is None else group, sync_bn=sync_bn):
             yield self
 
     @property
@@ -110,7 +112,7 @@ def fat_learner(
     metrics
         None measures lwlrap over the whole validation set.
     no_decay
-        A key of `NO_DECAY`: what weight decay leaves alone.
+        A key of `NO_WEIGHT_DECAY`: what weight decay leaves alone.
     precision
         "auto" takes the fastest arithmetic the device has for training and prediction; "fp32", "bf16" insist.
     mixup, spec_augment, augment
@@ -120,15 +122,17 @@ def fat_learner(
 
     Raises
     ------
-    UnknownName
+    UnknownNameError
         No such arch or loss, with the nearest name.
     """
     # fastai's default is the folder of the data, which may be read-only or not one's own.
     kwargs.setdefault("path", Path())
-    if no_decay not in NO_DECAY:
-        raise OptionError(f"no_decay is {no_decay!r}; {did_you_mean(no_decay, list(NO_DECAY))}")
+    if no_decay not in NO_WEIGHT_DECAY:
+        raise OptionError(f"no_decay is {no_decay!r}; {did_you_mean(no_decay, list(NO_WEIGHT_DECAY))}")
     if not isinstance(dls, FATDataLoaders):
-        raise DataError(f"dls is a {type(dls).__name__}; expected FATDataLoaders: make them with FATDataLoaders.from_path or from_df")
+        raise DataError(
+            f"dls is a {type(dls).__name__}; expected FATDataLoaders: make them with FATDataLoaders.from_path or from_df"
+        )
     in_channels = dls.to_spec.n_channels
     if isinstance(arch, str):
         model = named_model(arch, len(dls.tags), in_channels, dls.settings.front_end, width=width, options=arch_options)
@@ -141,13 +145,19 @@ def fat_learner(
     learn.no_decay = no_decay
     changes = [AUGMENTATIONS.build(a) if isinstance(a, str) else a for a in (spec_augment, *augment) if a is not None]
     changes += [MIXERS.build(mixup) if isinstance(mixup, str) else mixup] if mixup is not None else []
-    for cb in (*arithmetic(precision, learn), *changes, *L(cbs)):
+    for cb in (*precision_callbacks(precision, learn), *changes, *L(cbs)):
         learn.add_cb(cb)
     return learn
 
 
 def named_model(
-    arch: str, n_tags: int, in_channels: int, front_end: FrontEnd, *, width: float | None = None, options: dict[str, Any] | None = None,
+    arch: str,
+    n_tags: int,
+    in_channels: int,
+    front_end: FrontEnd,
+    *,
+    width: float | None = None,
+    options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """A model by name for what a front end makes; networks that are tied to a number of mel bins take the front end's."""
     options = {**(options or {}), **({} if width is None else {"width": width})}

@@ -11,7 +11,7 @@ from fastai.callback.schedule import steep, valley
 from fastai.learner import Learner
 from torch import Tensor
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import DataError, OptionError
 
 __all__ = ["LRSearch", "find_lr"]
@@ -55,7 +55,7 @@ class LRSearch(NamedTuple):
         axis.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed", title=title)
         axis.grid(alpha=0.3)
         axis.legend()
-        with write_atomic(path) as beside:
+        with write_file(path) as beside:
             figure.savefig(beside, dpi=120)
         plt.close(figure)
 
@@ -94,8 +94,10 @@ def find_lr(learn: Learner, *, steps: int = 100, start_lr: float = 1e-7, end_lr:
     tried, seen = lrs[behind], losses[behind]
     good = int(torch.isfinite(seen).int().cumprod(0).sum())
     if good < _FEWEST:
-        raise DataError(f"the loss grew too large after {len(lrs)} of {steps} batches, at a rate of {float(lrs[-1]):.1e}, before any rate "
-                        "could be suggested: begin lower, or look for clips of odd level with fatai-submit scan")
+        raise DataError(
+            f"the loss grew too large after {len(lrs)} of {steps} batches, at a rate of {float(lrs[-1]):.1e}, before any rate "
+            "could be suggested: begin lower, or look for clips of odd level with fatai-submit scan"
+        )
     suggestions = {how.__name__: how(tried[:good], seen[:good], steps)[0] for how in (valley, steep)}
     return LRSearch(lrs, losses, suggestions)
 

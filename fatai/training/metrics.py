@@ -11,7 +11,7 @@ from fastai.learner import Learner, Metric
 
 from fatai.errors import OptionError
 from fatai.metrics.ranking import lwlrap
-from fatai.metrics.classification import Average, checked_average, d_prime, mean_ap, roc_auc
+from fatai.metrics.classification import Average, check_average, d_prime, mean_ap, roc_auc
 
 __all__ = ["DPrime", "LwLRAP", "MeanAP", "RankingMetric", "RocAUC"]
 
@@ -74,7 +74,7 @@ class _OverTags(RankingMetric):
     word: str
 
     def __init__(self, average: Average = "macro") -> None:
-        func = partial(type(self).score, average=checked_average(average))
+        func = partial(type(self).score, average=check_average(average))
         super().__init__(func, self.word if average == "macro" else f"{self.word}_{average}")
 
 

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fatai.errors import OptionError
 
-__all__ = ["PRECISIONS", "MixedOnCPU", "arithmetic", "autocast_for", "best_dtype", "fast_layout", "inference"]
+__all__ = ["PRECISIONS", "MixedOnCPU", "precision_callbacks", "autocast_for", "best_dtype", "fast_layout", "inference"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -37,7 +37,9 @@ def _dtype(device: torch.device, precision: str) -> torch.dtype:
     if precision not in PRECISIONS:
         raise OptionError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     if precision == "fp16" and device.type != "cuda":
-        raise OptionError(f"precision is 'fp16' on {device.type}; expected a CUDA device for it, or 'auto', 'bf16' or 'fp32'")
+        raise OptionError(
+            f"precision is 'fp16' on {device.type}; expected a CUDA device for it, or 'auto', 'bf16' or 'fp32'"
+        )
     return {"auto": best_dtype(device), "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
@@ -88,7 +90,7 @@ class MixedOnCPU(Callback):
             self._hooks.pop().remove()
 
 
-def arithmetic(precision: str, learn: Learner) -> list[Callback]:
+def precision_callbacks(precision: str, learn: Learner) -> list[Callback]:
     """Callbacks that make a learner fit in the given precision, a name of `PRECISIONS`.
 
     fastai's where they work: `ChannelsLast`, and `MixedPrecision` on CUDA.

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-from fatai.web.security import Refusal
+from fatai.web.security import HTTPError
 
-__all__ = ["WorkLine"]
+__all__ = ["JobQueue"]
 
 Answer = TypeVar("Answer")
 
@@ -20,7 +20,7 @@ _LOOK_S = 0.25  # how often it is looked whether a client has gone
 _GONE = 499  # what servers write for a client that did not wait
 
 
-class WorkLine:
+class JobQueue:
     """Requests that wait for one worker thread.
 
     Parameters
@@ -44,13 +44,15 @@ class WorkLine:
 
     @contextmanager
     def place(self, client: str) -> Iterator[None]:
-        """Stand in the line; raises `Refusal` where there is no room."""
+        """Stand in the line; raises `HTTPError` where there is no room."""
         with self._lock:
             if self.waiting >= self.most:
-                raise Refusal(503, f"the server is busy with {self.most} uploads; try again in a little while", Retry_After="5")
+                raise HTTPError(
+                    503, f"the server is busy with {self.most} uploads; try again in a little while", Retry_After="5"
+                )
             if self._clients[client] >= self.per_client:
                 sentence = f"{self.per_client} of your uploads are waiting already; send more when they are answered"
-                raise Refusal(429, sentence, Retry_After="5")
+                raise HTTPError(429, sentence, Retry_After="5")
             self._clients[client] += 1
         try:
             yield
@@ -67,7 +69,7 @@ class WorkLine:
         try:
             while not (await asyncio.wait([asked], timeout=_LOOK_S))[0]:
                 if not future.running() and await gone():
-                    raise Refusal(_GONE, "the client did not wait for its answer")
+                    raise HTTPError(_GONE, "the client did not wait for its answer")
             return asked.result()
         finally:
             future.cancel()

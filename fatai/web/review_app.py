@@ -18,7 +18,7 @@ from fatai.errors import FataiError, StorageError
 from fatai.report.label_review import Review, media_of, page_files, review_page
 from fatai.report.decisions import Decisions
 from fatai.io.json import parse_json
-from fatai.web.security import Refusal
+from fatai.web.security import HTTPError
 from fatai.web.server import application
 
 __all__ = ["review_app"]
@@ -50,43 +50,57 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
     async def clip(request: Request) -> Response:
         k = request.path_params["k"]
         if k >= len(review.clips):
-            return Refusal(404, f"there is no clip {k}; the review has {len(review.clips)}").response()
+            return HTTPError(404, f"there is no clip {k}; the review has {len(review.clips)}").response()
         return JSONResponse(await asyncio.to_thread(media_of, review.clips[k], _MOST_S))
 
     async def decide(request: Request) -> Response:
         try:
             if not hmac.compare_digest(request.headers.get("x-fatai-token", "").encode(), token.encode()):
-                raise Refusal(403, "this page is not of the server that runs now; reload it")
+                raise HTTPError(403, "this page is not of the server that runs now; reload it")
             fname, change = _decision(await _small_json(request), decisions)
             count = await asyncio.to_thread(change)
-        except Refusal as e:
+        except HTTPError as e:
             return e.response()
         except OSError as e:  # before the errors of a user, of which that of a full disk is one
-            told = str(e) if isinstance(e, StorageError) else f"{decisions.path} cannot be written: {e.strerror}; change its permissions"
-            return Refusal(500, told).response()
+            told = (
+                str(e)
+                if isinstance(e, StorageError)
+                else f"{decisions.path} cannot be written: {e.strerror}; change its permissions"
+            )
+            return HTTPError(500, told).response()
         except FataiError as e:
-            return Refusal(422, str(e)).response()
+            return HTTPError(422, str(e)).response()
         return JSONResponse({"file": fname, "decided": count})
 
     async def download(request: Request) -> Response:
         text = decisions.path.read_text(encoding="utf-8") if decisions.path.is_file() else "fname,labels\n"
-        return Response(text, media_type="text/csv", headers={"content-disposition": 'attachment; filename="corrections.csv"'})
+        return Response(
+            text, media_type="text/csv", headers={"content-disposition": 'attachment; filename="corrections.csv"'}
+        )
 
-    return application([
-        Route("/", index), Route("/data", data), Route("/clip/{k:int}", clip), Route("/decide", decide, methods=["POST"]),
-        Route("/corrections.csv", download),
-    ], page_files())
+    return application(
+        [
+            Route("/", index),
+            Route("/data", data),
+            Route("/clip/{k:int}", clip),
+            Route("/decide", decide, methods=["POST"]),
+            Route("/corrections.csv", download),
+        ],
+        page_files(),
+    )
 
 
 def _decision(said: Any, decisions: Decisions) -> tuple[str, Any]:
     """The clip and what to do: `{"file": NAME, "labels": [TAG, ...] or null}` decides, without `labels` a decision is taken back."""
     if not isinstance(said, dict) or not isinstance(said.get("file"), str):
-        raise Refusal(422, 'a decision is {"file": name, "labels": [tags] or null}, or without labels to take it back')
+        raise HTTPError(
+            422, 'a decision is {"file": name, "labels": [tags] or null}, or without labels to take it back'
+        )
     if "labels" not in said:
         return said["file"], partial(decisions.forget, said["file"])
     labels = said["labels"]
     if labels is not None and not (isinstance(labels, list) and all(isinstance(tag, str) for tag in labels)):
-        raise Refusal(422, "labels has to be a list of tags, or null to remove the clip")
+        raise HTTPError(422, "labels has to be a list of tags, or null to remove the clip")
     return said["file"], partial(decisions.decide, said["file"], labels)
 
 
@@ -95,8 +109,8 @@ async def _small_json(request: Request) -> Any:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _BODY:
-            raise Refusal(413, f"a decision of more than {_BODY:,} bytes is not taken")
+            raise HTTPError(413, f"a decision of more than {_BODY:,} bytes is not taken")
     try:
         return parse_json(body)
     except ValueError:
-        raise Refusal(422, "the decision is not JSON") from None
+        raise HTTPError(422, "the decision is not JSON") from None

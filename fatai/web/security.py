@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Guard", "Refusal", "is_loopback", "said"]
+__all__ = ["Guard", "HTTPError", "is_loopback", "json_error"]
 
 # One name or address and perhaps a port; nothing of a user, a path or a fragment that readers of addresses disagree on.
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
@@ -33,7 +33,7 @@ _HEADERS = {
 }
 
 
-class Refusal(Exception):
+class HTTPError(Exception):
     """A request that is answered with a status of HTTP and a sentence."""
 
     def __init__(self, status: int, sentence: str, **headers: str):
@@ -42,10 +42,10 @@ class Refusal(Exception):
 
     def response(self) -> JSONResponse:
         """The answer."""
-        return said(self.status, self.sentence, **self.headers)
+        return json_error(self.status, self.sentence, **self.headers)
 
 
-def said(status: int, sentence: str, **headers: str) -> JSONResponse:
+def json_error(status: int, sentence: str, **headers: str) -> JSONResponse:
     """An answer that is one sentence, `{"error": sentence}`; underscores in the names of headers are hyphens."""
     return JSONResponse({"error": sentence}, status, {name.replace("_", "-"): value for name, value in headers.items()})
 
@@ -80,15 +80,19 @@ class Guard:
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _refused(self, method: str, headers: Headers) -> Refusal | None:
+    def _refused(self, method: str, headers: Headers) -> HTTPError | None:
         host = headers.get("host", "")
         if not self._known(host):
-            return Refusal(400, f"this server does not answer for the host {host[:80]!r}; open it by the address that it printed")
+            return HTTPError(
+                400, f"this server does not answer for the host {host[:80]!r}; open it by the address that it printed"
+            )
         if method in ("GET", "HEAD"):
             return None
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         if origin not in (None, f"http://{host}", f"https://{host}") or site not in ("none", "same-origin"):
-            return Refusal(403, "only pages of this server may send it something; open it by the address that it printed")
+            return HTTPError(
+                403, "only pages of this server may send it something; open it by the address that it printed"
+            )
         return None
 
     def _known(self, host: str) -> bool:

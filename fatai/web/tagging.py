@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from fatai.errors import AudioError
-from fatai.inference.events.tagger import WindowTagger
+from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.report.whole_picture import whole_picture
 from fatai.audio.io import audio_info
 from fatai.audio.stream import stream_audio
-from fatai.web.security import Refusal
+from fatai.web.security import HTTPError
 from fatai.web.uploads import Limits, Upload
 
-__all__ = ["heard"]
+__all__ = ["tag_upload"]
 
 LEAST_PROB = 0.05
 """Tags that never are likelier than this are not shown, but for the likeliest few."""
@@ -28,7 +28,7 @@ _VALUES_PER_S = 400_000
 _SOUND_STARTS = (b"RIFF", b"RF64", b"riff", b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"ID3")
 
 
-def heard(tagger: WindowTagger, upload: Upload, limits: Limits) -> dict[str, Any]:
+def tag_upload(tagger: SlidingWindowTagger, upload: Upload, limits: Limits) -> dict[str, Any]:
     """What is in a sound, as plain values.
 
     Returns
@@ -38,17 +38,24 @@ def heard(tagger: WindowTagger, upload: Upload, limits: Limits) -> dict[str, Any
 
     Raises
     ------
-    Refusal
+    HTTPError
         415 if it is no sound, 422 if the sound is damaged or too long; the sentence calls the file by its name.
     """
     try:
         info = audio_info(upload.path)
         if info.seconds > limits.sound_s or info.samples * info.channels > _VALUES_PER_S * limits.sound_s:
-            raise Refusal(422, f"{upload.name} is {info.seconds:,.1f} s long, in {info.channels} channels of {info.sr:,} Hz; at most "
-                               f"{limits.sound_s:g} s are taken: send a part of it, or use fatai-submit tag")
-        wave = torch.cat(list(_within(stream_audio(upload.path, tagger.settings.sr), upload, tagger.settings.sr, limits)))
+            raise HTTPError(
+                422,
+                f"{upload.name} is {info.seconds:,.1f} s long, in {info.channels} channels of {info.sr:,} Hz; at most "
+                f"{limits.sound_s:g} s are taken: send a part of it, or use fatai-submit tag",
+            )
+        wave = torch.cat(
+            list(_within(stream_audio(upload.path, tagger.settings.sr), upload, tagger.settings.sr, limits))
+        )
     except AudioError as e:
-        raise Refusal(422 if _starts_as_sound(upload.path) else 415, str(e).replace(str(upload.path), upload.name)) from None
+        raise HTTPError(
+            422 if _starts_as_sound(upload.path) else 415, str(e).replace(str(upload.path), upload.name)
+        ) from None
     steps = list(tagger.steps(wave))
     probs = np.stack([step.probs for step in steps], 1).round(4)
     seen = whole_picture(wave, tagger.settings.sr)
@@ -73,7 +80,9 @@ def _within(blocks: Iterator[torch.Tensor], upload: Upload, sr: int, limits: Lim
     for block in blocks:
         samples += len(block)
         if samples > (limits.sound_s + 1) * sr:
-            raise Refusal(422, f"{upload.name} goes on after {limits.sound_s:g} s, at which its header ends; write it again")
+            raise HTTPError(
+                422, f"{upload.name} goes on after {limits.sound_s:g} s, at which its header ends; write it again"
+            )
         yield block
 
 

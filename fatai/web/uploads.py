@@ -19,7 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from fatai.errors import OptionError
-from fatai.web.security import Refusal
+from fatai.web.security import HTTPError
 
 __all__ = ["Limits", "Upload", "received"]
 
@@ -75,17 +75,22 @@ async def received(request: Request, limits: Limits) -> AsyncIterator[list[Uploa
 
     Raises
     ------
-    Refusal
+    HTTPError
         408, 413, 415 or 422, with what is wrong with the request.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
-        raise Refusal(415, f"the upload is of the type {kind[:80] or 'unknown'!r}; send multipart/form-data with a sound file in it")
+        raise HTTPError(
+            415,
+            f"the upload is of the type {kind[:80] or 'unknown'!r}; send multipart/form-data with a sound file in it",
+        )
     with tempfile.TemporaryDirectory(prefix="fatai-") as folder:
         try:
             uploads = await asyncio.wait_for(_stored(request, limits, Path(folder)), limits.receive_s)
         except asyncio.TimeoutError:
-            raise Refusal(408, f"the upload did not arrive within {limits.receive_s:g} seconds; send a shorter one") from None
+            raise HTTPError(
+                408, f"the upload did not arrive within {limits.receive_s:g} seconds; send a shorter one"
+            ) from None
         yield uploads
 
 
@@ -94,7 +99,7 @@ async def _stored(request: Request, limits: Limits, folder: Path) -> list[Upload
     try:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
-            raise Refusal(422, "the upload holds no whole file; send at least one sound")
+            raise HTTPError(422, "the upload holds no whole file; send at least one sound")
         uploads = [Upload(shown_name(file.filename or ""), folder / str(k)) for k, file in enumerate(files)]
         for file, upload in zip(files, uploads, strict=True):
             await asyncio.to_thread(_copy, file, upload.path)
@@ -108,17 +113,22 @@ async def _parsed(request: Request, limits: Limits) -> FormData:
     stream = _bounded(request, limits)
     try:
         # One file more than allowed is let in, so that "too many" can be told from other faults.
-        form = await MultiPartParser(request.headers, stream, max_files=limits.files + 1, max_fields=limits.files).parse()
-    except (MultiPartException, ValueError) as e:  # the parser's own errors, which not every Starlette translates, are the latter
+        form = await MultiPartParser(
+            request.headers, stream, max_files=limits.files + 1, max_fields=limits.files
+        ).parse()
+    except (
+        MultiPartException,
+        ValueError,
+    ) as e:  # the parser's own errors, which not every Starlette translates, are the latter
         fault = getattr(e, "message", str(e)).rstrip(".")
         if "Too many" in fault:
-            raise Refusal(413, _too_many(limits)) from None
-        raise Refusal(422, f"the upload is not whole or not multipart/form-data ({fault}); send it again") from None
+            raise HTTPError(413, _too_many(limits)) from None
+        raise HTTPError(422, f"the upload is not whole or not multipart/form-data ({fault}); send it again") from None
     except ClientDisconnect:
-        raise Refusal(499, "the client went away") from None
+        raise HTTPError(499, "the client went away") from None
     if sum(isinstance(value, UploadFile) for _, value in form.multi_items()) > limits.files:
         await form.close()
-        raise Refusal(413, _too_many(limits))
+        raise HTTPError(413, _too_many(limits))
     return form
 
 
@@ -131,7 +141,10 @@ async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
     held, most = 0, limits.upload_bytes
     claimed = request.headers.get("content-length", "")
     size = f"{int(claimed) / 1e6:,.1f} MB" if claimed.isascii() and claimed.isdigit() and len(claimed) < 16 else "more"
-    fault = Refusal(413, f"the upload is of {size}; at most {limits.upload_mb:g} MB are taken: cut the sound, or send FLAC, Ogg or MP3")
+    fault = HTTPError(
+        413,
+        f"the upload is of {size}; at most {limits.upload_mb:g} MB are taken: cut the sound, or send FLAC, Ogg or MP3",
+    )
     async for chunk in request.stream():
         held += len(chunk)
         if held <= most:

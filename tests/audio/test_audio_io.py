@@ -14,7 +14,15 @@ from hypothesis import given, settings, strategies as st
 from fatai.errors import AudioError, OptionError, ShapeError
 from fatai.audio.io import AUDIO_EXTENSIONS, audio_info, is_readable, load_audio, save_audio
 
-READABLE = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III", "aiff": "PCM_16", "au": "PCM_16", "caf": "PCM_16"}
+READABLE = {
+    "wav": "PCM_16",
+    "flac": "PCM_16",
+    "ogg": "VORBIS",
+    "mp3": "MPEG_LAYER_III",
+    "aiff": "PCM_16",
+    "au": "PCM_16",
+    "caf": "PCM_16",
+}
 
 
 @pytest.fixture
@@ -49,7 +57,9 @@ def test_formats(kind, write):
     expected, _ = librosa.load(path, sr=None)
     assert np.array_equal(load_audio(path), expected) and f".{kind}" in AUDIO_EXTENSIONS
     info = audio_info(path)
-    assert (info.sr, info.channels, info.samples) == (44100, 1, len(expected)) and info.seconds == pytest.approx(len(expected) / 44100)
+    assert (info.sr, info.channels, info.samples) == (44100, 1, len(expected)) and info.seconds == pytest.approx(
+        len(expected) / 44100
+    )
 
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
@@ -75,7 +85,12 @@ def test_resampling_equals_librosas(sr_from, sr_to, write, tone):
     assert np.array_equal(load_audio(path, sr_to), expected)
 
 
-@given(start=st.integers(0, 999), length=st.integers(1, 2000), channels=st.integers(1, 2), kind=st.sampled_from(["wav", "flac"]))
+@given(
+    start=st.integers(0, 999),
+    length=st.integers(1, 2000),
+    channels=st.integers(1, 2),
+    kind=st.sampled_from(["wav", "flac"]),
+)
 @settings(deadline=None, max_examples=60)
 def test_a_section_is_that_part_of_the_whole(start, length, channels, kind, tmp_path_factory):
     path = tmp_path_factory.mktemp("section") / f"clip.{kind}"
@@ -111,18 +126,23 @@ def broken_files(tmp_path, write):
     for path in half.values():
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     texts = {
-        "empty.wav": (b"", "empty (0 bytes)"), "page.wav": (b"<html>404</html>", "web page"),
-        "picture.ogg": (b"\x89PNG\r\n\x1a\n" + bytes(99), "PNG"), "words.wav": (b"fname,labels\na.wav,Bark\n", "this is text"),
+        "empty.wav": (b"", "empty (0 bytes)"),
+        "page.wav": (b"<html>404</html>", "web page"),
+        "picture.ogg": (b"\x89PNG\r\n\x1a\n" + bytes(99), "PNG"),
+        "words.wav": (b"fname,labels\na.wav,Bark\n", "this is text"),
         "noise.wav": (bytes(range(255, 100, -1)), "no header of a known sound format"),
-        "zip.flac": (b"PK\x03\x04" + bytes(50), "zip archive"), "start.wav": (write("whole.wav").read_bytes()[:30], "cut short"),
+        "zip.flac": (b"PK\x03\x04" + bytes(50), "zip archive"),
+        "start.wav": (write("whole.wav").read_bytes()[:30], "cut short"),
         "torn.flac": (b"fLaC" + bytes(40), "header is damaged"),
     }
     for name, (content, _) in texts.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.wav").mkdir()
     return [
-        (tmp_path / "absent.wav", "no such file"), (tmp_path / "folder.wav", "folder"),
-        (write("no_samples.wav", np.zeros(0)), "no samples"), *((tmp_path / name, message) for name, (_, message) in texts.items()),
+        (tmp_path / "absent.wav", "no such file"),
+        (tmp_path / "folder.wav", "folder"),
+        (write("no_samples.wav", np.zeros(0)), "no samples"),
+        *((tmp_path / name, message) for name, (_, message) in texts.items()),
         *((path, "cut short") for path in half.values()),
     ]
 
@@ -160,14 +180,20 @@ def test_sections_and_rates_out_of_range_are_named(write):
     path = write("tone.wav")
     with pytest.raises(AudioError, match=r"1\.000 s long; the section was to start at 1\.000 s"):
         load_audio(path, offset_s=1.0)
-    for options, message in ((dict(sr=0), "sr=0"), (dict(offset_s=-1), "offset_s=-1"), (dict(duration_s=0), "duration_s=0")):
+    for options, message in (
+        (dict(sr=0), "sr=0"),
+        (dict(offset_s=-1), "offset_s=-1"),
+        (dict(duration_s=0), "duration_s=0"),
+    ):
         with pytest.raises(OptionError, match=message):
             load_audio(path, **options)
 
 
 # ---- writing ------------------------------------------------------------------------------------------------------------------------
 
-@given(values=st.lists(st.integers(-32768, 32767), min_size=1, max_size=50), kind=st.sampled_from(["wav", "flac", "aiff"]))
+@given(
+    values=st.lists(st.integers(-32768, 32767), min_size=1, max_size=50), kind=st.sampled_from(["wav", "flac", "aiff"])
+)
 @settings(deadline=None, max_examples=50)
 def test_16_bit_samples_come_back_unchanged(values, kind, tmp_path_factory):
     wave = torch.tensor(values, dtype=torch.float32) / 32768
@@ -177,8 +203,13 @@ def test_16_bit_samples_come_back_unchanged(values, kind, tmp_path_factory):
 def test_what_is_saved(tmp_path):
     stereo = save_audio(tmp_path / "stereo.wav", torch.tensor([[0.5, 0.5], [-0.5, 0.25]]), 8000)
     assert audio_info(stereo).channels == 2 and load_audio(stereo, None).tolist() == [0.0, 0.375]
-    assert load_audio(save_audio(tmp_path / "loud.wav", torch.tensor([2.0, -2.0]), 8000), None).tolist() == [32767 / 32768, -1.0]
-    assert load_audio(save_audio(tmp_path / "float.wav", np.array([2.0], np.float32), 8000, subtype="FLOAT"), None).tolist() == [2.0]
+    assert load_audio(save_audio(tmp_path / "loud.wav", torch.tensor([2.0, -2.0]), 8000), None).tolist() == [
+        32767 / 32768,
+        -1.0,
+    ]
+    assert load_audio(
+        save_audio(tmp_path / "float.wav", np.array([2.0], np.float32), 8000, subtype="FLOAT"), None
+    ).tolist() == [2.0]
     assert audio_info(save_audio(tmp_path / "a.opus", torch.zeros(4800), 48000)).subtype == "OPUS"
     long = save_audio(tmp_path / "long.ogg", torch.zeros(44100 * 60), 44100)
     assert (audio_info(long).samples, audio_info(long).subtype) == (44100 * 60, "VORBIS")
@@ -188,12 +219,24 @@ def test_what_is_saved(tmp_path):
 def test_what_cannot_be_saved_leaves_nothing(tmp_path):
     wave = torch.zeros(10)
     for error, message, call in (
-        (AudioError, "no sound format belongs to the suffix '.xyz'", lambda: save_audio(tmp_path / "a.xyz", wave, 8000)),
-        (OptionError, "FLAC files have no subtype 'FLOAT'", lambda: save_audio(tmp_path / "a.flac", wave, 8000, subtype="FLOAT")),
+        (
+            AudioError,
+            "no sound format belongs to the suffix '.xyz'",
+            lambda: save_audio(tmp_path / "a.xyz", wave, 8000),
+        ),
+        (
+            OptionError,
+            "FLAC files have no subtype 'FLOAT'",
+            lambda: save_audio(tmp_path / "a.flac", wave, 8000, subtype="FLOAT"),
+        ),
         (ShapeError, r"shape \(0,\)", lambda: save_audio(tmp_path / "a.wav", wave[:0], 8000)),
         (ShapeError, "torch.int64|int64", lambda: save_audio(tmp_path / "a.wav", wave.long(), 8000)),
         (AudioError, "not finite", lambda: save_audio(tmp_path / "a.wav", wave / 0, 8000)),
-        (AudioError, "cannot be written as OGG OPUS at 44100 Hz.*check", lambda: save_audio(tmp_path / "a.opus", wave, 44100)),
+        (
+            AudioError,
+            "cannot be written as OGG OPUS at 44100 Hz.*check",
+            lambda: save_audio(tmp_path / "a.opus", wave, 44100),
+        ),
     ):
         with warnings.catch_warnings(), pytest.raises(error, match=message):
             warnings.simplefilter("error")

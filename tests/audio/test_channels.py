@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from fatai.errors import OptionError, ShapeError, UnknownName
+from fatai.errors import OptionError, ShapeError, UnknownNameError
 from fatai.registry import CHANNELS
 from fatai.audio.channels import Repeat, delta
 from fatai.audio.io import load_audio
@@ -21,7 +21,11 @@ def test_each_kind_tells_how_many_channels_it_makes(name):
     channels = CHANNELS.build(name)
     out = channels(spec)
     rows = 4 if name == "windows" else 12
-    assert out.shape == (2, channels.n_channels, rows, 20) and channels.n_channels == EXPECTED[name] and out.dtype == torch.float32
+    assert (
+        out.shape == (2, channels.n_channels, rows, 20)
+        and channels.n_channels == EXPECTED[name]
+        and out.dtype == torch.float32
+    )
     assert torch.equal(out[1:], channels(spec[1:])) and not channels.state_dict() and CHANNELS.source(name)
     with pytest.raises(ShapeError, match=r"shape \(12, 20\); expected \(batch, rows, frames\)"):
         channels(spec[0])
@@ -29,11 +33,13 @@ def test_each_kind_tells_how_many_channels_it_makes(name):
 
 def test_all_kinds_are_tested_here_and_unknown_ones_suggest_the_nearest():
     assert set(EXPECTED) == set(CHANNELS.names())
-    with pytest.raises(UnknownName, match="did you mean deltas"):
+    with pytest.raises(UnknownNameError, match="did you mean deltas"):
         CHANNELS.build("delta")
 
 
-@given(frames=st.integers(9, 60), width=st.sampled_from([3, 5, 9]), order=st.sampled_from([1, 2]), seed=st.integers(0, 99))
+@given(
+    frames=st.integers(9, 60), width=st.sampled_from([3, 5, 9]), order=st.sampled_from([1, 2]), seed=st.integers(0, 99)
+)
 @settings(deadline=None, max_examples=80)
 def test_delta_equals_librosas(frames, width, order, seed):
     spec = np.random.default_rng(seed).normal(0, 20, (2, 7, frames))
@@ -46,7 +52,9 @@ def test_delta_equals_librosas(frames, width, order, seed):
 def test_delta_of_few_frames_continues_the_outermost(frames, order):
     spec = np.random.default_rng(frames).normal(0, 20, (1, 4, frames))
     mine = delta(torch.from_numpy(spec), order=order)
-    assert mine.shape == spec.shape and np.allclose(mine, librosa.feature.delta(spec, order=order, mode="nearest"), atol=1e-9)
+    assert mine.shape == spec.shape and np.allclose(
+        mine, librosa.feature.delta(spec, order=order, mode="nearest"), atol=1e-9
+    )
 
 
 def test_deltas_of_a_real_clip(sample):

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 from fatai.cli.paths import sound_files
-from fatai.data.datasets.fat2019 import read_layout
-from fatai.data.audit.dataset import scan
+from fatai.data.datasets.fat2019 import load_dataset
+from fatai.data.audit.dataset import check_dataset
 from fatai.data.tables import readable
 from fatai.errors import AudioError
 from fatai.inference.events.formats import write_events
@@ -79,7 +79,9 @@ def test_ten_hours_are_not_read_at_once_but_streamed_and_read_in_sections(tmp_pa
     whole[40:44] = struct.pack("<I", 72_000_000)
     path.write_bytes(whole)
     os.truncate(path, 44 + 72_000_000)
-    with pytest.raises(AudioError, match="long.wav: 600 min with 1 channels at 1,000 Hz are too much.*fatai-submit tag"):
+    with pytest.raises(
+        AudioError, match="long.wav: 600 min with 1 channels at 1,000 Hz are too much.*fatai-submit tag"
+    ):
         load_audio(path)
     with pytest.raises(AudioError, match="too much"):
         check_audio(path)
@@ -118,7 +120,13 @@ class TestNames:
         (tmp_path / "b/itself.wav").symlink_to("itself.wav")
         (tmp_path / "b/folder.wav").mkdir()
         found = sound_files([tmp_path / "a", tmp_path / "b", tmp_path / "a"])
-        assert [name for name, _ in found] == [str(tmp_path / "a/x.wav"), "itself.wav", "nowhere.wav", str(tmp_path / "b/x.wav"), "y.wav"]
+        assert [name for name, _ in found] == [
+            str(tmp_path / "a/x.wav"),
+            "itself.wav",
+            "nowhere.wav",
+            str(tmp_path / "b/x.wav"),
+            "y.wav",
+        ]
 
     def test_predictions_of_a_name_that_is_not_text_are_written_and_read(self, tmp_path):
         name = os.fsdecode(b"caf\xe9.wav")
@@ -127,7 +135,9 @@ class TestNames:
 
     def test_events_of_the_longest_name_get_a_file(self, tmp_path):
         names = ["a" * 251 + ".wav", "a" * 250 + "b.wav"]
-        write_events(tmp_path / "out", [FileEvents(str(tmp_path / name), []) for name in names], "audacity", root=tmp_path)
+        write_events(
+            tmp_path / "out", [FileEvents(str(tmp_path / name), []) for name in names], "audacity", root=tmp_path
+        )
         written = os.listdir(tmp_path / "out")
         assert len(written) == 2 and all(name.endswith(".wav.txt") and name.startswith("a" * 200) for name in written)
 
@@ -142,9 +152,9 @@ class TestNames:
         (tmp_path / "train_curated.csv").write_text(f"fname,labels\n{rows}")
         (tmp_path / "test/nowhere.wav").symlink_to("nothing")
         with pytest.warns(UserWarning, match="rows without a sound file: 2 curated"):
-            data = read_layout(tmp_path)
+            data = load_dataset(tmp_path)
         assert len(data.curated) == 4 and data.test["fname"].tolist() == ["nowhere.wav"]
-        assert [(f.part, f.fname) for f in scan(tmp_path).of_kind("missing")] == [
+        assert [(f.part, f.fname) for f in check_dataset(tmp_path).of_kind("missing")] == [
             ("curated", "itself.wav"), ("curated", long), ("test", "nowhere.wav"),
         ]
 
@@ -153,5 +163,7 @@ def test_what_cannot_be_read_does_not_keep_tag_from_telling_of_the_rest(main_wit
     whole = clip("b.wav")
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     ended = main_with("tag", tmp_path / "a.wav", whole, "--model", tiny_run.out, "--threshold", "0")
-    assert ended.returncode == 0 and f"{whole}: 0.00 to" in ended.stdout and "1 of 2 sounds cannot be read" in ended.stderr
+    assert (
+        ended.returncode == 0 and f"{whole}: 0.00 to" in ended.stdout and "1 of 2 sounds cannot be read" in ended.stderr
+    )
     assert main_with("tag", tmp_path / "a.wav", "--model", tiny_run.out).returncode == 2

@@ -10,7 +10,7 @@ import scipy.signal
 import torch
 from hypothesis import given, settings, strategies as st
 
-from fatai.errors import DataError, FrontEndError, OptionError, ShapeError, UnknownName
+from fatai.errors import DataError, FrontEndError, OptionError, ShapeError, UnknownNameError
 from fatai.registry import CHANNELS, FRONT_ENDS
 from fatai.audio.io import load_audio
 from fatai.audio.front_ends import FrontEnd, SpectrogramStats, front_end, mel_filters, spectrogram_stats
@@ -45,8 +45,17 @@ DECIBELS = {"ninth": 80.0, "fastai_kernel": 80.0, "first": 80.0, "panns": None, 
 NAMES = list(TRANSFORMS)
 CLIPS = ("long", "clip 2", "clip 3", "1 s", "30 ms", "silence", "one sample", "full-scale noise", "full-scale sine",
          "loud and faint")
-SHAPES_OF_8_S = {"ninth": (64, 512), "fastai_kernel": (128, 509), "panns": (64, 801), "panns_plan": (64, 801), "kaggle_fat": (128, 801),
-                 "third_2d": (128, 345), "third_1d": (129, 2757), "first": (128, 512), "baseline": (96, 798)}
+SHAPES_OF_8_S = {
+    "ninth": (64, 512),
+    "fastai_kernel": (128, 509),
+    "panns": (64, 801),
+    "panns_plan": (64, 801),
+    "kaggle_fat": (128, 801),
+    "third_2d": (128, 345),
+    "third_1d": (129, 2757),
+    "first": (128, 512),
+    "baseline": (96, 798),
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +68,14 @@ def waves(sample):
         clips = [load_audio(f, sr) for f in files]
         noise = torch.from_numpy(rng.uniform(-1, 1, sr).astype(np.float32))
         found[sr] = {
-            "long": torch.cat(clips), "clip 2": clips[1], "clip 3": clips[2], "1 s": clips[0][:sr], "30 ms": clips[0][:int(0.03 * sr)],
-            "silence": torch.zeros(sr), "one sample": torch.tensor([0.5]), "full-scale noise": noise,
+            "long": torch.cat(clips),
+            "clip 2": clips[1],
+            "clip 3": clips[2],
+            "1 s": clips[0][:sr],
+            "30 ms": clips[0][: int(0.03 * sr)],
+            "silence": torch.zeros(sr),
+            "one sample": torch.tensor([0.5]),
+            "full-scale noise": noise,
             "full-scale sine": torch.sin(torch.arange(sr) * (2 * np.pi * 1000 / sr)),
             # The faint part lies within 80 dB of the loud one, and near the rounding of its transform in float32.
             "loud and faint": torch.sin(torch.arange(sr) * (2 * np.pi * 100 / sr)) + 1e-4 * noise,
@@ -76,7 +91,7 @@ def levels_of_baseline(y: np.ndarray) -> np.ndarray:
     return np.abs(np.stack([np.fft.rfft(y[i:i + 1102] * window, n=2048) for i in starts], 1))
 
 
-def recursive_pcen(mels: np.ndarray, gain=0.5, bias=1e-3, power=0.2, b=(6401 ** 0.5 - 1) / 3200, eps=1e-9) -> np.ndarray:
+def recursive_pcen(mels: np.ndarray, gain=0.5, bias=1e-3, power=0.2, b=(6401**0.5 - 1) / 3200, eps=1e-9) -> np.ndarray:
     """One frame after the other."""
     smooth, frames = mels[:, 0], []
     for frame in mels.T:
@@ -105,7 +120,9 @@ def by_librosa(name: str, wave: torch.Tensor) -> np.ndarray:
     if name == "kaggle_fat":
         b = (6401 ** 0.5 - 1) / 3200  # 40 frames
         start = scipy.signal.lfilter_zi([b], [1, b - 1]) * mels[:, :1]
-        return librosa.pcen(mels, sr=44100, hop_length=441, gain=0.5, bias=1e-3, power=0.2, time_constant=0.4, eps=1e-9, zi=start)
+        return librosa.pcen(
+            mels, sr=44100, hop_length=441, gain=0.5, bias=1e-3, power=0.2, time_constant=0.4, eps=1e-9, zi=start
+        )
     return np.log(mels + (1e-3 if name == "baseline" else 1e-4))
 
 
@@ -142,7 +159,11 @@ def test_the_named_front_ends_are_those_tested_here():
 def test_length_and_rows_of_8_s(name):
     module = FRONT_ENDS.build(name)
     described = module.settings
-    assert module(torch.zeros(1, 8 * described.sr)).shape[1:] == (described.rows, described.frames(8 * described.sr)) == SHAPES_OF_8_S[name]
+    assert (
+        module(torch.zeros(1, 8 * described.sr)).shape[1:]
+        == (described.rows, described.frames(8 * described.sr))
+        == SHAPES_OF_8_S[name]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,7 +193,9 @@ def test_fastai_kernel_is_a_picture_of_256_levels(clip, waves):
     exact = 255 * (z - z.min()) / (z.max() - z.min())
     assert picture.min() == 0 and picture.max() >= 254 and (picture == np.floor(picture)).all()
     # Cutting down to whole levels turns an error of 0.001 dB into a level, but only next to one.
-    assert ((picture <= exact + 1e-3 * 255 / np.ptp(db) + 1e-4) & (picture > exact - 1 - 1e-3 * 255 / np.ptp(db) - 1e-4)).all()
+    assert (
+        (picture <= exact + 1e-3 * 255 / np.ptp(db) + 1e-4) & (picture > exact - 1 - 1e-3 * 255 / np.ptp(db) - 1e-4)
+    ).all()
 
 
 def test_a_clip_by_its_own_mean_and_deviation(waves):
@@ -272,7 +295,9 @@ def test_pcen_of_a_constant_is_its_closed_form():
 @pytest.mark.parametrize(("htk", "norm"), [(False, "slaney"), (False, None), (True, "slaney"), (True, None)])
 def test_mel_filters_equal_librosas(htk, norm):
     mine = mel_filters(44100, 2048, 96, 20.0, 20000.0, htk=htk, norm=norm)
-    theirs = librosa.filters.mel(sr=44100, n_fft=2048, n_mels=96, fmin=20, fmax=20000, htk=htk, norm=norm, dtype=np.float64)
+    theirs = librosa.filters.mel(
+        sr=44100, n_fft=2048, n_mels=96, fmin=20, fmax=20000, htk=htk, norm=norm, dtype=np.float64
+    )
     assert largest(mine, theirs) <= 1e-12
     centres = librosa.mel_frequencies(n_mels=98, fmin=20, fmax=20000, htk=htk)[1:-1]
     assert FrontEnd(n_mels=96, fmin=20, fmax=20000, htk=htk).frequencies_hz() == pytest.approx(centres)
@@ -282,29 +307,64 @@ def test_mel_filters_equal_librosas(htk, norm):
 @settings(deadline=None, max_examples=100)
 def test_ends_are_padded_as_numpy_does(samples, reach, mode):
     wave = np.random.default_rng(samples).normal(size=(2, samples)).astype(np.float32)
-    assert np.array_equal(pad_ends(torch.from_numpy(wave), reach, mode).numpy(), np.pad(wave, ((0, 0), (reach, reach)), mode=mode))
+    assert np.array_equal(
+        pad_ends(torch.from_numpy(wave), reach, mode).numpy(), np.pad(wave, ((0, 0), (reach, reach)), mode=mode)
+    )
 
 
-@pytest.mark.parametrize("changes", [
-    dict(pad_mode="reflect"), dict(pad_mode="edge"), dict(center=False), dict(win_length=800), dict(win_length=801, center=False),
-    dict(power=1.0), dict(power=1.5), dict(n_mels=None), dict(n_mels=40, htk=True), dict(n_mels=40, norm=None), dict(top_db=None),
-    dict(top_db=40.0), dict(n_mels=None, power=1.0), dict(n_fft=1023, hop_length=100), dict(fmin=500.0, fmax=4000.0), dict(log="none"),
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(pad_mode="reflect"),
+        dict(pad_mode="edge"),
+        dict(center=False),
+        dict(win_length=800),
+        dict(win_length=801, center=False),
+        dict(power=1.0),
+        dict(power=1.5),
+        dict(n_mels=None),
+        dict(n_mels=40, htk=True),
+        dict(n_mels=40, norm=None),
+        dict(top_db=None),
+        dict(top_db=40.0),
+        dict(n_mels=None, power=1.0),
+        dict(n_fft=1023, hop_length=100),
+        dict(fmin=500.0, fmax=4000.0),
+        dict(log="none"),
+    ],
+)
 def test_every_setting_of_the_transform_is_librosas(changes, waves):
     s = FrontEnd(n_fft=1024, hop_length=256, n_mels=64, top_db=80.0).replace(**changes)
     y = waves[44100]["clip 2"].double().numpy()
-    levels = np.abs(librosa.stft(y, n_fft=s.n_fft, hop_length=s.hop_length, win_length=s.win_length, center=s.center, pad_mode=s.pad_mode))
+    levels = np.abs(
+        librosa.stft(
+            y, n_fft=s.n_fft, hop_length=s.hop_length, win_length=s.win_length, center=s.center, pad_mode=s.pad_mode
+        )
+    )
     levels = levels ** s.power
     if s.n_mels:
-        levels = librosa.filters.mel(sr=44100, n_fft=s.n_fft, n_mels=s.n_mels, fmin=s.fmin, fmax=s.fmax, htk=s.htk, norm=s.norm,
-                                     dtype=np.float64) @ levels
+        levels = (
+            librosa.filters.mel(
+                sr=44100,
+                n_fft=s.n_fft,
+                n_mels=s.n_mels,
+                fmin=s.fmin,
+                fmax=s.fmax,
+                htk=s.htk,
+                norm=s.norm,
+                dtype=np.float64,
+            )
+            @ levels
+        )
     spec = s.build()(waves[44100]["clip 2"][None])[0]
     assert spec.shape == (s.rows, s.frames(len(y)))
     if s.log == "none":
         assert np.allclose(spec, levels, rtol=1e-4, atol=1e-7)
         return
     to_db = {1.0: librosa.amplitude_to_db, 2.0: librosa.power_to_db}.get(s.power)
-    expected = to_db(levels, top_db=s.top_db) if to_db else librosa.power_to_db(levels ** (2 / s.power), top_db=s.top_db)
+    expected = (
+        to_db(levels, top_db=s.top_db) if to_db else librosa.power_to_db(levels ** (2 / s.power), top_db=s.top_db)
+    )
     assert largest(spec, expected) <= 1e-3
 
 
@@ -312,7 +372,10 @@ def test_stacked_windows_are_the_single_ones_on_top_of_each_other(waves):
     wave = waves[44100]["1 s"][None]
     stacked = FrontEnd(windows=(512, 1024, 2048), hop_length=441, n_mels=32, top_db=80.0, normalise="clip")
     spec = stacked.build()(wave)
-    single = [FrontEnd(n_fft=n, hop_length=441, n_mels=32, top_db=80.0, normalise="clip").build()(wave) for n in (512, 1024, 2048)]
+    single = [
+        FrontEnd(n_fft=n, hop_length=441, n_mels=32, top_db=80.0, normalise="clip").build()(wave)
+        for n in (512, 1024, 2048)
+    ]
     assert torch.equal(spec, torch.cat(single, 1))
     assert torch.equal(CHANNELS.build("windows", n_windows=3)(spec), torch.stack(single, 1))
     assert FrontEnd(windows=(512, 1024), log="pcen", power=1.0, n_mels=32).build()(wave).shape == (1, 64, 87)
@@ -352,13 +415,15 @@ def test_settings_that_make_no_sense_are_named(changes, message):
 
 
 def test_unknown_names_and_settings_suggest_the_nearest():
-    with pytest.raises(UnknownName, match="did you mean ninth"):
+    with pytest.raises(UnknownNameError, match="did you mean ninth"):
         front_end("nineth")
     with pytest.raises(OptionError, match="no setting 'n_mel'; did you mean n_mels"):
         front_end("ninth", n_mel=3)
 
 
-@pytest.mark.parametrize("wave", [torch.zeros(100), torch.zeros(2, 0), torch.zeros(1, 1, 100), torch.zeros(1, 100, dtype=torch.int16)])
+@pytest.mark.parametrize(
+    "wave", [torch.zeros(100), torch.zeros(2, 0), torch.zeros(1, 1, 100), torch.zeros(1, 100, dtype=torch.int16)]
+)
 def test_waves_of_another_shape_or_type_are_refused(wave):
     with pytest.raises(ShapeError, match=r"expected floats of shape \(batch, samples\)"):
         FRONT_ENDS.build("ninth")(wave)
@@ -404,8 +469,13 @@ def test_statistics_of_pieces_are_those_of_the_whole(lengths, offset):
     whole = np.concatenate([p.transpose(1, 0, 2).reshape(5, -1) for p in pieces], 1).astype(np.float64)
     for counted in (stats, halves[0]):
         assert counted.frames == whole.shape[1]
-        assert (counted.mean, counted.std) == (pytest.approx(whole.mean(), abs=1e-8), pytest.approx(whole.std(), abs=1e-8))
-        assert counted.bin_mean == pytest.approx(whole.mean(1), abs=1e-8) and counted.bin_std == pytest.approx(whole.std(1), abs=1e-8)
+        assert (counted.mean, counted.std) == (
+            pytest.approx(whole.mean(), abs=1e-8),
+            pytest.approx(whole.std(), abs=1e-8),
+        )
+        assert counted.bin_mean == pytest.approx(whole.mean(1), abs=1e-8) and counted.bin_std == pytest.approx(
+            whole.std(1), abs=1e-8
+        )
 
 
 def test_statistics_of_a_data_set_standardise_it(waves):
@@ -413,7 +483,9 @@ def test_statistics_of_a_data_set_standardise_it(waves):
     clips = [waves[32000][name] for name in ("long", "clip 2", "1 s")]
     stats = spectrogram_stats(plan.replace(clamp=1.0), iter(clips))
     whole = np.concatenate([by_librosa("panns_plan", clip) for clip in clips], 1)
-    assert stats.bin_mean == pytest.approx(whole.mean(1), abs=1e-3) and stats.bin_std == pytest.approx(whole.std(1), abs=1e-3)
+    assert stats.bin_mean == pytest.approx(whole.mean(1), abs=1e-3) and stats.bin_std == pytest.approx(
+        whole.std(1), abs=1e-3
+    )
     assert (stats.mean, stats.std) == (pytest.approx(whole.mean(), abs=1e-3), pytest.approx(whole.std(), abs=1e-3))
     module = front_end("panns_plan", **stats.settings("bin"), clamp=None).build()
     spec = torch.cat([module(clip[None]) for clip in clips], -1)

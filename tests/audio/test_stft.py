@@ -80,7 +80,11 @@ def test_only_frames_of_doubtful_levels_are_found():
     assert _numba_kernels.doubtful_frames(levels, sums, faint, 9.0).tolist() == []
 
 
-@given(hnp.arrays(np.float32, (3, 17), elements=st.floats(0, 2.0 ** 99, width=32)), st.sampled_from([10.0, 20.0]), st.floats(1e-30, 1))
+@given(
+    hnp.arrays(np.float32, (3, 17), elements=st.floats(0, 2.0**99, width=32)),
+    st.sampled_from([10.0, 20.0]),
+    st.floats(1e-30, 1),
+)
 @settings(deadline=None, max_examples=60)
 def test_decibels_are_those_of_the_logarithm(levels, scale, floor):
     expected = scale * np.log10(np.maximum(levels.astype(np.float64), np.float32(floor)))

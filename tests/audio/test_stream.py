@@ -51,7 +51,9 @@ def test_a_stream_of_samples_is_the_samples(rng, make):
     wave = sounds(rng, 10_001, 2).T.astype(np.float32)
     np.testing.assert_allclose(joined(make(wave), 44100), wave.mean(0), atol=1e-7)
     np.testing.assert_allclose(joined(make(wave[0]), 44100), wave[0], atol=0)
-    np.testing.assert_allclose(joined(make(wave[0]), 32000, sr_from=48000), resample(torch.from_numpy(wave[0]), 48000, 32000), atol=1e-6)
+    np.testing.assert_allclose(
+        joined(make(wave[0]), 32000, sr_from=48000), resample(torch.from_numpy(wave[0]), 48000, 32000), atol=1e-6
+    )
     np.testing.assert_allclose(joined(make(wave[0].astype(np.float64)), 44100), wave[0], atol=0)
 
 
@@ -60,11 +62,16 @@ def test_16_bit_samples_are_scaled_as_those_of_files_are():
     assert joined(np.array([[16384, 0, 0], [0, 0, 0]], np.int16), 44100).tolist() == [0.25, 0, 0]
 
 
-@pytest.mark.parametrize(("samples", "said"), [
-    (np.zeros((100, 2)), r"shape \(100, 2\); expected \(samples,\) or \(channels, samples\).*transpose"),
-    (np.zeros(0), r"shape \(0,\)"), (np.zeros((1, 2, 3)), "shape"), (np.zeros(5, np.int64), "type int64; expected floats"),
-    (np.array(["a"]), "type <U1"),
-])
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (np.zeros((100, 2)), r"shape \(100, 2\); expected \(samples,\) or \(channels, samples\).*transpose"),
+        (np.zeros(0), r"shape \(0,\)"),
+        (np.zeros((1, 2, 3)), "shape"),
+        (np.zeros(5, np.int64), "type int64; expected floats"),
+        (np.array(["a"]), "type <U1"),
+    ],
+)
 def test_samples_of_another_shape_or_type_are_refused(samples, said):
     with pytest.raises(ShapeError, match=said):
         joined(samples, 44100)

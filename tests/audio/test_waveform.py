@@ -28,8 +28,12 @@ def test_the_bundled_clips_are_trimmed_as_librosa_trims_them(top_db, sample):
 
 
 @given(
-    before=st.integers(0, 6000), sound=st.integers(1, 6000), behind=st.integers(0, 6000), level=st.sampled_from([1.0, 1e-2]),
-    frame_length=st.sampled_from([2048, 1000, 7]), hop_length=st.sampled_from([512, 441, 1]),
+    before=st.integers(0, 6000),
+    sound=st.integers(1, 6000),
+    behind=st.integers(0, 6000),
+    level=st.sampled_from([1.0, 1e-2]),
+    frame_length=st.sampled_from([2048, 1000, 7]),
+    hop_length=st.sampled_from([512, 441, 1]),
 )
 @settings(deadline=None, max_examples=60)
 def test_noise_between_silences_is_found_as_librosa_finds_it(before, sound, behind, level, frame_length, hop_length):
@@ -60,7 +64,11 @@ def test_trimming_ends():
 
 
 def test_trimming_options_out_of_range_are_named():
-    wrong = ((dict(top_db=0), "top_db=0"), (dict(frame_length=0), "frame_length=0"), (dict(hop_length=-1), "hop_length=-1"))
+    wrong = (
+        (dict(top_db=0), "top_db=0"),
+        (dict(frame_length=0), "frame_length=0"),
+        (dict(hop_length=-1), "hop_length=-1"),
+    )
     for options, message in wrong:
         with pytest.raises(OptionError, match=f"{message}.*expected numbers above 0"):
             trim_silence(torch.ones(10), **options)
@@ -111,8 +119,12 @@ def test_the_place_in_the_filling_can_be_chosen(n, left, right, how):
 def test_by_hand():
     wave = torch.tensor([1.0, 2.0, 3.0])
     expected = {
-        "zeros_both": [0, 0, 1, 2, 3, 0, 0, 0], "zeros_right": [1, 2, 3, 0, 0, 0, 0, 0], "wrap_right": [1, 2, 3, 1, 2, 3, 1, 2],
-        "wrap_both": [2, 3, 1, 2, 3, 1, 2, 3], "edge_both": [1, 1, 1, 2, 3, 3, 3, 3], "min_both": [1, 1, 1, 2, 3, 1, 1, 1],
+        "zeros_both": [0, 0, 1, 2, 3, 0, 0, 0],
+        "zeros_right": [1, 2, 3, 0, 0, 0, 0, 0],
+        "wrap_right": [1, 2, 3, 1, 2, 3, 1, 2],
+        "wrap_both": [2, 3, 1, 2, 3, 1, 2, 3],
+        "edge_both": [1, 1, 1, 2, 3, 3, 3, 3],
+        "min_both": [1, 1, 1, 2, 3, 1, 1, 1],
     }
     assert {how: fit_length(wave, 8, how).tolist() for how in SHORT_FILLS} == expected
     images = torch.tensor([[[4.0], [9.0]], [[1.0], [-5.0]]])  # (batch, rows, frames): one lowest value a clip
@@ -135,14 +147,20 @@ def test_fitting_names_what_it_cannot_do():
 
 # ---- rate and level -----------------------------------------------------------------------------------------------------------------
 
-@given(samples=st.integers(0, 3000), sr_from=st.sampled_from([8000, 11025, 44100]), sr_to=st.sampled_from([8000, 32000, 48000]))
+@given(
+    samples=st.integers(0, 3000),
+    sr_from=st.sampled_from([8000, 11025, 44100]),
+    sr_to=st.sampled_from([8000, 32000, 48000]),
+)
 @settings(deadline=None, max_examples=40)
 def test_resampling_equals_librosas(samples, sr_from, sr_to):
     wave = np.random.default_rng(samples).uniform(-1, 1, (2, samples)).astype(np.float32)
     mine = resample(torch.from_numpy(wave), sr_from, sr_to)
     assert mine.shape == (2, -(-samples * sr_to // sr_from)) and mine.dtype == torch.float32
     if samples:
-        assert np.array_equal(mine.numpy(), librosa.resample(wave, orig_sr=sr_from, target_sr=sr_to, res_type="soxr_hq"))
+        assert np.array_equal(
+            mine.numpy(), librosa.resample(wave, orig_sr=sr_from, target_sr=sr_to, res_type="soxr_hq")
+        )
 
 
 def test_resampling_keeps_a_tone():

@@ -14,22 +14,30 @@ from fastai.learner import Learner
 from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
-from fatai.augment.base import BatchChange, SpecChange, chance, integers, random_changes, switch_changes, uniform
+from fatai.augment.base import (
+    BatchAugmentation,
+    SpecAugmentation,
+    chance,
+    integers,
+    augmentation_callbacks,
+    set_augmentation,
+    uniform,
+)
 from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.mixup import LinearMixUp, MixUpOr
-from fatai.augment.item import OnItems
+from fatai.augment.item import ItemAugmentations
 from fatai.augment.spec import Flip
 from fatai.augment.wave import ChunkShuffle, Gain, Speed
 from fatai.augment.show import augmented, show_augs
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import DataError, OptionError
 from fatai.registry import AUGMENTATIONS, FRONT_ENDS, LOSSES, MIXERS
 from fatai.training.learner import fat_learner
 
 
 def loaders(sample, **options):
-    data = read_layout(sample)
+    data = load_dataset(sample)
     options = {"crop_s": 0.3, "num_workers": 0, "bs": 12, **options}
     columns = {"path_col": "path", "label_col": "labels", "vocab": data.tags}
     return FATDataLoaders.from_df(data.curated.head(32), valid_pct=0.25, seed=0, **columns, **options)
@@ -96,7 +104,9 @@ def test_uniform_and_chance():
 def test_every_augmentation_changes_training_and_leaves_validation(dls, sample, name):
     if name == "loop_fill":
         dls = loaders(sample, crop_s=3)  # only there is silence to fill
-    options = {"crop_lengths": {"seconds": (0.2,), "weights": None}, "chunk_shuffle": {"chunk_s": 0.1, "p": 1.0}}.get(name, {"p": 1.0})
+    options = {"crop_lengths": {"seconds": (0.2,), "weights": None}, "chunk_shuffle": {"chunk_s": 0.1, "p": 1.0}}.get(
+        name, {"p": 1.0}
+    )
     change = AUGMENTATIONS.build(name, **options)
     log, plain = seen(dls, change), seen(dls)
     assert all(torch.equal(a, b) for a, b in zip(log.valid, plain.valid, strict=True))
@@ -121,7 +131,9 @@ def test_changes_below_the_logarithm_make_one_spectrogram(dls, monkeypatch):
 
 
 def test_power_changes_follow_wave_changes(dls):
-    log = seen(dls, Gain(gain_db=(-20.0, -20.0), p=1.0), AUGMENTATIONS.build("spec_augment_fourth", p=1.0, freq=(30, 31)))
+    log = seen(
+        dls, Gain(gain_db=(-20.0, -20.0), p=1.0), AUGMENTATIONS.build("spec_augment_fourth", p=1.0, freq=(30, 31))
+    )
     # Only the first batches are of the same crops: the draws of the changes move on the generator that crops the second.
     spec, before = log.train[0], seen(dls).train[0]
     floor, floor_before = (x.amin((2, 3), keepdim=True) for x in (spec, before))
@@ -177,20 +189,20 @@ class StopEarly(Callback):
 
 
 def test_the_switch_reaches_all_changes(dls):
-    changes = SpecAugment(), MixUpOr(), LinearMixUp(), OnItems(Speed(p=1.0))
+    changes = SpecAugment(), MixUpOr(), LinearMixUp(), ItemAugmentations(Speed(p=1.0))
     learn = learner(dls, *changes, Log())
-    assert set(random_changes(learn)) == set(changes)
-    switch_changes(learn, False)
+    assert set(augmentation_callbacks(learn)) == set(changes)
+    set_augmentation(learn, False)
     fit(learn)
     plain = seen(dls)
     assert all(torch.equal(a, b) for a, b in zip(learn.log.train, plain.train, strict=True))
-    switch_changes(learn, True)
+    set_augmentation(learn, True)
     assert all(c.active for c in changes)
 
 
 def test_a_domain_that_is_none_is_named():
     with pytest.raises(OptionError, match="domain is 'bn1'; did you mean bn0?"):
-        BatchChange("bn1", 0)
+        BatchAugmentation("bn1", 0)
 
 
 def test_every_entry_is_a_callback_and_survives_copies_and_pickles():
@@ -205,7 +217,7 @@ def test_every_entry_is_a_callback_and_survives_copies_and_pickles():
 
 
 def test_items_are_changed_in_training_only(dls):
-    learn = learner(dls, OnItems(Gain(gain_db=(-120.0, -120.0), p=1.0)), Log())
+    learn = learner(dls, ItemAugmentations(Gain(gain_db=(-120.0, -120.0), p=1.0)), Log())
     fit(learn)
     assert all(w.abs().max() < 2e-6 for w in learn.log.waves[:2]) and learn.log.waves[2].abs().max() > 1e-3
     assert not any(type(f).__name__ == "_ItemChange" for f in dls.train.after_item.fs)
@@ -219,7 +231,7 @@ def test_changes_of_items_come_before_the_crop(dls):
             self.lengths.append(len(wave))
             return wave
 
-    fit(learner(dls, OnItems(Length(p=1.0))))
+    fit(learner(dls, ItemAugmentations(Length(p=1.0))))
     assert len(Length.lengths) == 24 and max(Length.lengths) > 2 * 0.3 * 44100
 
 
@@ -228,7 +240,7 @@ def test_an_error_in_training_leaves_no_change_behind(dls):
         def after_batch(self):
             raise ArithmeticError("stop")
 
-    learn = learner(dls, OnItems(Gain(p=1.0)), Fail())
+    learn = learner(dls, ItemAugmentations(Gain(p=1.0)), Fail())
     with pytest.raises(ArithmeticError):
         fit(learn)
     learn.remove_cb(Fail)
@@ -239,7 +251,7 @@ def test_an_error_in_training_leaves_no_change_behind(dls):
 @pytest.mark.slow
 def test_items_are_changed_in_workers_too(sample):
     dls = loaders(sample, num_workers=2)
-    learn = learner(dls, OnItems(Gain(gain_db=(-120.0, -120.0), p=1.0)), Log())
+    learn = learner(dls, ItemAugmentations(Gain(gain_db=(-120.0, -120.0), p=1.0)), Log())
     fit(learn)
     assert all(w.abs().max() < 2e-6 for w in learn.log.waves[:2])
 
@@ -260,9 +272,15 @@ def test_show_augs_draws_before_and_after_with_shares(dls):
     axes = show_augs(dls, [SpecAugment(), LinearMixUp(per="pair", lam=(0.25, 0.25))], n=4)
     assert axes.shape == (2, 4)
     (_, targ), _ = augmented(dls, [], n=4)
-    mixed = {dls.vocab[k]: round(0.25 * float(a) + 0.75 * float(b), 2) for k, (a, b) in enumerate(zip(targ[0], targ[1])) if a or b}
+    mixed = {
+        dls.vocab[k]: round(0.25 * float(a) + 0.75 * float(b), 2)
+        for k, (a, b) in enumerate(zip(targ[0], targ[1]))
+        if a or b
+    }
     assert axes[0, 0].get_title() == "\n".join(dls.vocab[k] for k in range(10) if targ[0][k])
-    assert axes[1, 0].get_title() == "\n".join(tag if share == 1 else f"{share:.2f} {tag}" for tag, share in mixed.items())
+    assert axes[1, 0].get_title() == "\n".join(
+        tag if share == 1 else f"{share:.2f} {tag}" for tag, share in mixed.items()
+    )
     # Two pairs fill half of the row below.
     assert axes[1, 1].images and not axes[1, 2].images
     assert (axes[0, 0].images[0].get_array() != axes[1, 0].images[0].get_array()).any()
@@ -270,10 +288,14 @@ def test_show_augs_draws_before_and_after_with_shares(dls):
 
 
 def test_show_augs_of_a_learner_leaves_it_as_it_was(dls):
-    change, items = AUGMENTATIONS.build("spec_augment_panns", time=20), OnItems(Speed(p=1.0))
+    change, items = AUGMENTATIONS.build("spec_augment_panns", time=20), ItemAugmentations(Speed(p=1.0))
     learn = learner(dls, change, MixUpOr(), items)
     assert learn.show_augs(n=2).shape == (2, 2)
-    assert change.learn is learn and items.learn is learn and not any(type(f).__name__ == "_ItemChange" for f in dls.train.after_item.fs)
+    assert (
+        change.learn is learn
+        and items.learn is learn
+        and not any(type(f).__name__ == "_ItemChange" for f in dls.train.after_item.fs)
+    )
     plt.close("all")
 
 
@@ -291,4 +313,4 @@ def test_too_few_clips_are_named(dls):
 
 def test_a_change_that_defines_nothing_says_so():
     with pytest.raises(NotImplementedError):
-        SpecChange().change(torch.zeros(1, 1, 2, 2))
+        SpecAugmentation().change(torch.zeros(1, 1, 2, 2))

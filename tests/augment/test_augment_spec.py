@@ -7,13 +7,23 @@ import torch
 import torch.nn.functional as F
 
 from fatai.augment.spec_augment import Bands
-from fatai.augment.spec import Boxes, ContentShrink, Flip, Lighting, RandomResizedCrop, TimeWarp, light, resized_crop, time_warp
+from fatai.augment.spec import (
+    Boxes,
+    ContentShrink,
+    Flip,
+    BrightnessContrast,
+    RandomResizedCrop,
+    TimeWarp,
+    light,
+    resized_crop,
+    time_warp,
+)
 from fatai.errors import OptionError, ShapeError
-from fatai.augment.base import SpecChange
+from fatai.augment.base import SpecAugmentation
 from fatai.registry import AUGMENTATIONS
 from fatai.audio.channels import Image3
 
-ON_SPEC = [name for name in AUGMENTATIONS.names() if isinstance(AUGMENTATIONS.build(name), SpecChange)]
+ON_SPEC = [name for name in AUGMENTATIONS.names() if isinstance(AUGMENTATIONS.build(name), SpecAugmentation)]
 
 
 def generator(seed=0):
@@ -74,7 +84,9 @@ def test_a_batch_of_one_and_tiny_spectrograms_pass(name, shape):
 
 
 def test_a_single_clip_without_its_batch_is_named():
-    with pytest.raises(ShapeError, match=r"\(64, 100\); expected \(batch, channels, mels, frames\): one clip is spec\[None\]"):
+    with pytest.raises(
+        ShapeError, match=r"\(64, 100\); expected \(batch, channels, mels, frames\): one clip is spec\[None\]"
+    ):
         Flip().change(torch.zeros(64, 100))
 
 
@@ -100,7 +112,9 @@ def box(top, left, height, width):
 def test_a_resized_crop_is_torchs_interpolation_of_the_cut_piece(at):
     spec = torch.randn(1, 2, 16, 20)
     top, left, height, width = at
-    expected = F.interpolate(spec[:, :, top:top + height, left:left + width], size=(16, 20), mode="bilinear", align_corners=False)
+    expected = F.interpolate(
+        spec[:, :, top : top + height, left : left + width], size=(16, 20), mode="bilinear", align_corners=False
+    )
     torch.testing.assert_close(resized_crop(spec, box(*at)), expected)
 
 
@@ -122,7 +136,11 @@ def test_boxes_keep_area_and_ratio():
     ratio = boxes.width / boxes.height
     found = ~((boxes.height == 128) & (boxes.width == 256))
     # The 1st place's ranges, for 128 x 256 pictures; a pixel of rounding either way.
-    assert float(area[found].min()) > 0.8 - 0.01 and float(ratio[found].min()) > 1.7 - 0.03 and float(ratio[found].max()) < 2.3 + 0.03
+    assert (
+        float(area[found].min()) > 0.8 - 0.01
+        and float(ratio[found].min()) > 1.7 - 0.03
+        and float(ratio[found].max()) < 2.3 + 0.03
+    )
     assert (boxes.top + boxes.height <= 128).all() and (boxes.left + boxes.width <= 256).all()
     assert float(found.double().mean()) > 0.98
 
@@ -183,7 +201,7 @@ def test_light_worked_by_hand():
 
 
 def test_lighting_draws_the_kernels_ranges():
-    drawn = Lighting(max_lighting=0.1).draw(20000, 1, 1, generator())
+    drawn = BrightnessContrast(max_lighting=0.1).draw(20000, 1, 1, generator())
     change, contrast = drawn.brightness.sigmoid(), drawn.contrast
     assert 0.45 <= float(change.min()) < 0.451 and 0.549 < float(change.max()) <= 0.55
     assert 0.9 <= float(contrast.min()) < 0.901 and 1.11 < float(contrast.max()) <= 1 / 0.9
@@ -194,7 +212,7 @@ def test_lighting_draws_the_kernels_ranges():
 def test_lighting_of_pictures_works_on_their_pixels():
     levels = torch.randint(0, 256, (3, 8, 8)).float()
     picture = Image3()(levels)
-    lighting = Lighting(scale="imagenet")
+    lighting = BrightnessContrast(scale="imagenet")
     drawn = lighting.draw(3, 8, 8, generator())
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     got = lighting.apply(picture, drawn) * std[:, None, None] + mean[:, None, None]
@@ -204,10 +222,12 @@ def test_lighting_of_pictures_works_on_their_pixels():
 
 def test_lighting_of_other_spectrograms_keeps_their_range():
     spec = torch.randn(4, 1, 8, 8) * 20 - 30
-    got = Lighting(p_lighting=1).change(spec)
-    assert (got.amin((1, 2, 3)) >= spec.amin((1, 2, 3)) - 1e-3).all() and (got.amax((1, 2, 3)) <= spec.amax((1, 2, 3)) + 1e-3).all()
+    got = BrightnessContrast(p_lighting=1).change(spec)
+    assert (got.amin((1, 2, 3)) >= spec.amin((1, 2, 3)) - 1e-3).all() and (
+        got.amax((1, 2, 3)) <= spec.amax((1, 2, 3)) + 1e-3
+    ).all()
     flat = torch.full((1, 1, 4, 4), 7.0)
-    torch.testing.assert_close(Lighting().change(flat), flat)
+    torch.testing.assert_close(BrightnessContrast().change(flat), flat)
 
 
 @pytest.mark.parametrize(("build", "message"), [
@@ -215,9 +235,9 @@ def test_lighting_of_other_spectrograms_keeps_their_range():
     (lambda: RandomResizedCrop(tries=0), "tries is 0; expected at least 1"),
     (lambda: TimeWarp(rate=0.5), "rate is 0.5; expected a share of the frames from 0 to below 0.5"),
     (lambda: ContentShrink(fill="noise"), "fill is 'noise'; known: zero, mean, min"),
-    (lambda: Lighting(max_lighting=1.0), "max_lighting is 1.0"),
-    (lambda: Lighting(scale="grey"), "scale is 'grey'"),
-    (lambda: Lighting(p_lighting=2), "p_lighting is 2"),
+    (lambda: BrightnessContrast(max_lighting=1.0), "max_lighting is 1.0"),
+    (lambda: BrightnessContrast(scale="grey"), "scale is 'grey'"),
+    (lambda: BrightnessContrast(p_lighting=2), "p_lighting is 2"),
 ])
 def test_wrong_options_are_named(build, message):
     with pytest.raises(OptionError, match=message):

@@ -13,7 +13,19 @@ from fatai.augment import functional_wave
 
 from fatai.augment import freeverb
 from fatai.augment.wave import (
-    AddNoise, ChunkShuffle, CropLengths, Cutout, Gain, Overdrive, PitchShift, Reverb, Shift, Speed, TimeStretch, WaveChain, WaveChange,
+    AddNoise,
+    ChunkShuffle,
+    CropLengths,
+    Cutout,
+    Gain,
+    Overdrive,
+    PitchShift,
+    Reverb,
+    Shift,
+    Speed,
+    TimeStretch,
+    WaveChain,
+    WaveAugmentation,
     rate_of,
 )
 from fatai.errors import OptionError, ShapeError
@@ -21,7 +33,11 @@ from fatai.registry import AUGMENTATIONS
 
 SR = 8000
 # Loops fill silence, which the waves here don't have.
-ON_WAVE = [name for name in AUGMENTATIONS.names() if isinstance(AUGMENTATIONS.build(name), WaveChange) and name != "loop_fill"]
+ON_WAVE = [
+    name
+    for name in AUGMENTATIONS.names()
+    if isinstance(AUGMENTATIONS.build(name), WaveAugmentation) and name != "loop_fill"
+]
 
 
 def generator(seed=0):
@@ -85,7 +101,11 @@ def test_the_clips_not_chosen_are_untouched(name, wave):
 @pytest.mark.parametrize("samples", [1, 40, 3000])
 def test_silence_and_short_clips_pass(name, samples):
     got = AUGMENTATIONS.build(name, p=1.0).change(torch.zeros(2, samples), SR)
-    assert got.shape == (2, samples) and got.isfinite().all() and got.abs().max() < 1e-3 + (name in ("overdrive", "third_effects"))
+    assert (
+        got.shape == (2, samples)
+        and got.isfinite().all()
+        and got.abs().max() < 1e-3 + (name in ("overdrive", "third_effects"))
+    )
 
 
 @pytest.mark.parametrize("name", ON_WAVE)
@@ -127,8 +147,17 @@ def test_white_noise_is_flat_and_pink_noise_falls_by_3_db_an_octave():
 
 def test_a_shift_leaves_silence_or_wraps():
     wave = torch.arange(1.0, 6.0)
-    assert functional_wave.shift(wave, 2).tolist() == [0, 0, 1, 2, 3] and functional_wave.shift(wave, -2).tolist() == [3, 4, 5, 0, 0]
-    assert functional_wave.shift(wave, 2, wraps=True).tolist() == [4, 5, 1, 2, 3] and functional_wave.shift(wave, 0).tolist() == wave.tolist()
+    assert functional_wave.shift(wave, 2).tolist() == [0, 0, 1, 2, 3] and functional_wave.shift(wave, -2).tolist() == [
+        3,
+        4,
+        5,
+        0,
+        0,
+    ]
+    assert (
+        functional_wave.shift(wave, 2, wraps=True).tolist() == [4, 5, 1, 2, 3]
+        and functional_wave.shift(wave, 0).tolist() == wave.tolist()
+    )
     assert functional_wave.shift(wave, 9).tolist() == [0] * 5
     shifts = Shift(seconds=(-0.5, 0.5)).draw(5000, 1, SR, generator()).value
     assert -0.5 <= float(shifts.min()) < -0.499 and 0.499 < float(shifts.max()) <= 0.5

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.mixup_base import Mixer
-from fatai.augment.mixup import BetweenClass, LinearMixUp, MixOneOf, MixUpOr, SigmoidConcat
-from fatai.augment.functional_mixup import between_class, concat_sigmoid, content, level_db, mix_labels, mix_linear, mix_or
+from fatai.augment.mixup import BetweenClass, LinearMixUp, OneOfMixers, MixUpOr, SigmoidConcat
+from fatai.augment.functional_mixup import (
+    between_class,
+    concat_sigmoid,
+    content,
+    level_db,
+    mix_labels,
+    mix_linear,
+    mix_or,
+)
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import LOSSES, MIXERS
 
@@ -137,7 +145,12 @@ def test_shape_dtype_labels_and_input(name, domain):
     x, targ = batch_of(domain)
     before = x.clone(), targ.clone()
     done = built(name, domain, p=1.0).change(x, targ, generator=generator(4))
-    assert done.x.shape == x.shape and done.x.dtype == x.dtype and done.targ.shape == targ.shape and done.targ.dtype == targ.dtype
+    assert (
+        done.x.shape == x.shape
+        and done.x.dtype == x.dtype
+        and done.targ.shape == targ.shape
+        and done.targ.dtype == targ.dtype
+    )
     assert done.x.isfinite().all() and (done.targ >= 0).all() and (done.targ <= 1).all()
     assert torch.equal(x, before[0]) and torch.equal(targ, before[1])
     assert (done.share >= 0).all() and (done.share <= 1).all()
@@ -184,7 +197,11 @@ def test_clips_that_are_not_drawn_stay_with_their_labels(name):
     for seed in range(5):
         done = mixer.change(x, targ, generator=generator(seed))
         stays = ~done.pairs.mixed
-        assert torch.equal(done.x[stays], x[stays]) and torch.equal(done.targ[stays], targ[stays]) and (done.share[stays] == 1).all()
+        assert (
+            torch.equal(done.x[stays], x[stays])
+            and torch.equal(done.targ[stays], targ[stays])
+            and (done.share[stays] == 1).all()
+        )
     assert built(name, p=0.0).change(x, targ).x is x
 
 
@@ -276,7 +293,7 @@ def test_the_first_places_mixer_takes_three_of_five_one_after_the_other():
 
 def test_one_of_several_is_each_where_it_was_drawn():
     x, targ = batch_of("log", 40)
-    mixer = MixOneOf(["sigmoid_concat", "mixup_first"], p=1.0)
+    mixer = OneOfMixers(["sigmoid_concat", "mixup_first"], p=1.0)
     done = mixer.change(x, targ, generator=generator(3))
     g = generator(3)
     pairs = mixer.draw_pairs(40, g)
@@ -292,20 +309,29 @@ def test_one_of_several_is_each_where_it_was_drawn():
 # Errors
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: LinearMixUp(lam=0), r"lam is 0; expected a > 0 for Beta\(a, a\)"),
-    (lambda: LinearMixUp(lam=(0.5, 1.5)), r"lam is \(0.5, 1.5\); expected two numbers in rising order within \[0, 1\]"),
-    (lambda: LinearMixUp(per="clips"), "per is 'clips'; did you mean clip?"),
-    (lambda: LinearMixUp(per="pair", p=0.5), "expected p=1 and partner='batch', not p=0.5"),
-    (lambda: LinearMixUp(labels="and"), "labels is 'and'"),
-    (lambda: LinearMixUp(partner="sets"), "partner is 'sets'; did you mean set?"),
-    (lambda: LinearMixUp(partner="set", domain="bn0"), "partner='set' needs clips from outside"),
-    (lambda: LinearMixUp(domain="waves"), "domain is 'waves'; did you mean wave?"),
-    (lambda: SigmoidConcat(reach=(12, 3)), r"reach is \(12, 3\)"),
-    (lambda: MixOneOf([]), r"weights is \[\] for 0 mixers"),
-    (lambda: MixOneOf([MixUpOr(domain="wave")]), "MixUpOr acts on the wave; expected mixers of one domain, here 'log'"),
-    (lambda: MIXERS.build("mixup_or", replace=True), "has no option 'replace'; did you mean replaces?"),
-])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: LinearMixUp(lam=0), r"lam is 0; expected a > 0 for Beta\(a, a\)"),
+        (
+            lambda: LinearMixUp(lam=(0.5, 1.5)),
+            r"lam is \(0.5, 1.5\); expected two numbers in rising order within \[0, 1\]",
+        ),
+        (lambda: LinearMixUp(per="clips"), "per is 'clips'; did you mean clip?"),
+        (lambda: LinearMixUp(per="pair", p=0.5), "expected p=1 and partner='batch', not p=0.5"),
+        (lambda: LinearMixUp(labels="and"), "labels is 'and'"),
+        (lambda: LinearMixUp(partner="sets"), "partner is 'sets'; did you mean set?"),
+        (lambda: LinearMixUp(partner="set", domain="bn0"), "partner='set' needs clips from outside"),
+        (lambda: LinearMixUp(domain="waves"), "domain is 'waves'; did you mean wave?"),
+        (lambda: SigmoidConcat(reach=(12, 3)), r"reach is \(12, 3\)"),
+        (lambda: OneOfMixers([]), r"weights is \[\] for 0 mixers"),
+        (
+            lambda: OneOfMixers([MixUpOr(domain="wave")]),
+            "MixUpOr acts on the wave; expected mixers of one domain, here 'log'",
+        ),
+        (lambda: MIXERS.build("mixup_or", replace=True), "has no option 'replace'; did you mean replaces?"),
+    ],
+)
 def test_wrong_options_are_named(build, message):
     with pytest.raises(OptionError, match=message):
         build()
@@ -331,7 +357,9 @@ class Log(Callback):
     def before_batch(self):
         wave = getattr(self.xb[0], "wave", None)
         values = self.xb[0].as_subclass(Tensor).clone(), self.yb[0].as_subclass(Tensor).clone()
-        (self.train if self.training else self.valid).append((*values, None if wave is None else wave.as_subclass(Tensor)))
+        (self.train if self.training else self.valid).append(
+            (*values, None if wave is None else wave.as_subclass(Tensor))
+        )
 
 
 class Stem(nn.Module):
@@ -348,10 +376,18 @@ class Stem(nn.Module):
 
 
 def loaders(sample, clips, bs, **options):
-    data = read_layout(sample)
+    data = load_dataset(sample)
     return FATDataLoaders.from_df(
-        data.curated.head(clips), path_col="path", label_col="labels", vocab=data.tags, valid_pct=0.25, seed=0, crop_s=0.3, bs=bs,
-        num_workers=0, **options,
+        data.curated.head(clips),
+        path_col="path",
+        label_col="labels",
+        vocab=data.tags,
+        valid_pct=0.25,
+        seed=0,
+        crop_s=0.3,
+        bs=bs,
+        num_workers=0,
+        **options,
     )
 
 
@@ -376,7 +412,9 @@ def fit(dls, *cbs, loss="bce"):
 def test_every_mixer_trains_and_validation_stays_plain(dls, name):
     learn, log = fit(dls, MIXERS.build(name))
     learn_plain, plain_log = fit(dls)
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(log.valid, plain_log.valid, strict=True))
+    assert all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(log.valid, plain_log.valid, strict=True)
+    )
     if name != "mixup_panns":  # inside the model
         assert any(not torch.equal(a[1], b[1]) for a, b in zip(log.train, plain_log.train))
     assert np.isfinite(learn.recorder.values[-1]).all()
@@ -475,7 +513,11 @@ class Reversed(LinearMixUp):
     """Everyone with the clip at the mirrored place, a quarter of the own."""
 
     def draw_pairs(self, n, generator=None):
-        return super().draw_pairs(n, generator)._replace(other=torch.arange(n).flip(0), mixed=torch.ones(n, dtype=torch.bool))
+        return (
+            super()
+            .draw_pairs(n, generator)
+            ._replace(other=torch.arange(n).flip(0), mixed=torch.ones(n, dtype=torch.bool))
+        )
 
     def draw(self, n, generator=None):
         drawn = super().draw(n, generator)
@@ -568,7 +610,9 @@ def test_what_a_mixer_cannot_reach_is_named(dls):
         def before_batch(self):
             self.xb[0].wave = None
 
-    with pytest.raises(OptionError, match="don't carry their waves: read waves instead of stored features, or take domain='log'"):
+    with pytest.raises(
+        OptionError, match="don't carry their waves: read waves instead of stored features, or take domain='log'"
+    ):
         fit(dls, Drop(), MixUpOr())
     learn = Learner(dls, nn.Linear(1, 1), loss_func=LOSSES.build("bce"), cbs=LinearMixUp(domain="bn0"))
     with learn.no_bar(), pytest.raises(OptionError, match="acts behind bn0, which Linear doesn't have"):
@@ -583,5 +627,7 @@ def test_channels_that_stem_from_the_first_are_made_anew(sample):
 def test_mixers_do_not_shadow_fastai():
     from fastai.callback.mixup import MixUp
 
-    assert "MixUp" not in __import__("fatai.augment.mixup", fromlist=["__all__"]).__all__ and not issubclass(LinearMixUp, MixUp)
+    assert "MixUp" not in __import__("fatai.augment.mixup", fromlist=["__all__"]).__all__ and not issubclass(
+        LinearMixUp, MixUp
+    )
     assert all(issubclass(type(MIXERS.build(name)), Mixer) for name in MIXERS.names())

@@ -152,6 +152,8 @@ def test_settings_are_plain_values():
 
 
 def test_presets_take_overrides_and_name_wrong_ones():
-    assert AUGMENTATIONS.build("spec_augment_first", fill="zero").masks == MaskSettings(0.5, (1, 2), 0.15, 0.20, "share", "zero")
+    assert AUGMENTATIONS.build("spec_augment_first", fill="zero").masks == MaskSettings(
+        0.5, (1, 2), 0.15, 0.20, "share", "zero"
+    )
     with pytest.raises(OptionError, match="has no option 'fil'; did you mean fill?"):
         AUGMENTATIONS.build("spec_augment_first", fil="zero")

@@ -17,11 +17,18 @@ from torch import nn
 
 from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.mixup import LinearMixUp
-from fatai.augment.item import OnItems
+from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
 from fatai.data.blocks import FATDataLoaders
 from fatai.errors import OptionError
-from fatai.callbacks.callbacks import ChangesOff, ClampGradients, EpochLines, NotFinite, StopOnNaN, quiet_unless_terminal
+from fatai.callbacks.callbacks import (
+    DisableAugmentation,
+    ClipGradValue,
+    PlainProgress,
+    NonFiniteError,
+    TerminateOnNaN,
+    quiet_unless_terminal,
+)
 from fatai.training.learner import fat_learner
 from fatai.losses.losses import BCE
 
@@ -56,7 +63,7 @@ X = torch.tensor([3.0, -5.0, 0.5])
 
 def test_gradients_are_clamped_element_by_element_and_signs_stay():
     learn = learner([(X, torch.zeros(()))], 1, Sum(), mean_of_outputs)
-    learn.fit(1, 1.0, wd=0.0, cbs=ClampGradients(1.0))
+    learn.fit(1, 1.0, wd=0.0, cbs=ClipGradValue(1.0))
     assert learn.model.w.tolist() == [-1.0, 1.0, -0.5], "clipping by norm would have kept the ratios"
 
 
@@ -70,18 +77,18 @@ def test_what_is_clamped_is_the_accumulated_gradient():
     """3 and -5, each divided by the 2 clips that are gathered, make -1, which stays; each for itself would make 1 - 1."""
     data = [(torch.tensor([3.0, 0, 0]), torch.zeros(())), (torch.tensor([-5.0, 0, 0]), torch.zeros(()))]
     learn = learner(data, 1, Sum(), mean_of_outputs)
-    learn.fit(1, 1.0, wd=0.0, cbs=[ClampGradients(2.0), GradientAccumulation(n_acc=2)])
+    learn.fit(1, 1.0, wd=0.0, cbs=[ClipGradValue(2.0), GradientAccumulation(n_acc=2)])
     assert learn.model.w.tolist() == [1.0, 0.0, 0.0]
 
 
 def test_gradients_are_clamped_after_mixed_precision_has_scaled_them_back():
-    assert ClampGradients.order > MixedPrecision.order
+    assert ClipGradValue.order > MixedPrecision.order
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
 def test_a_limit_that_leaves_nothing_is_refused(limit):
     with pytest.raises(OptionError, match="limit is"):
-        ClampGradients(limit)
+        ClipGradValue(limit)
 
 
 @pytest.mark.parametrize("loss", [BCE(), BCE(reduction="sum")])
@@ -105,14 +112,16 @@ def test_a_loss_that_is_no_number_stops_the_fit_and_says_where(value, word):
     data = [(torch.full((3,), value if i == 5 else 1.0), torch.zeros(())) for i in range(8)]
     learn = learner(data, 1, Sum(), mean_of_outputs)
     nn.init.ones_(learn.model.w)
-    with pytest.raises(NotFinite, match=rf"became {word} in epoch 0, batch 5; the weights are those before it: lower"):
-        learn.fit(1, 0.0, cbs=StopOnNaN())
+    with pytest.raises(
+        NonFiniteError, match=rf"became {word} in epoch 0, batch 5; the weights are those before it: lower"
+    ):
+        learn.fit(1, 0.0, cbs=TerminateOnNaN())
 
 
 def test_validation_may_be_no_number():
     learn = learner([(torch.ones(3), torch.zeros(()))], 1, Sum(), mean_of_outputs)
     learn.dls.loaders[1] = DataLoader([(torch.full((3,), float("nan")), torch.zeros(()))], bs=1)
-    learn.fit(2, 0.1, cbs=StopOnNaN())
+    learn.fit(2, 0.1, cbs=TerminateOnNaN())
     assert len(learn.recorder.values) == 2
 
 
@@ -144,9 +153,9 @@ def audio_learner(dls, *cbs):
 
 
 def test_changes_and_mixing_are_off_in_the_last_epochs_and_on_again_after(small_dls):
-    masks, mix, gain, seen = SpecAugment(), LinearMixUp(), OnItems(Gain(p=1.0)), Switches()
+    masks, mix, gain, seen = SpecAugment(), LinearMixUp(), ItemAugmentations(Gain(p=1.0)), Switches()
     learn = audio_learner(small_dls, masks, mix, gain)
-    learn.fit(4, cbs=[ChangesOff(2), seen])
+    learn.fit(4, cbs=[DisableAugmentation(2), seen])
     assert seen.seen == [(True,) * 3] * 2 + [(False,) * 3] * 2
     assert masks.active and mix.active and gain.active
 
@@ -154,7 +163,7 @@ def test_changes_and_mixing_are_off_in_the_last_epochs_and_on_again_after(small_
 def test_what_was_off_before_stays_off_after(small_dls):
     masks, mix = SpecAugment(), LinearMixUp()
     masks.active = False
-    audio_learner(small_dls, masks, mix).fit(1, cbs=ChangesOff(1))
+    audio_learner(small_dls, masks, mix).fit(1, cbs=DisableAugmentation(1))
     assert not masks.active and mix.active
 
 
@@ -166,7 +175,7 @@ def test_a_fit_that_was_stopped_leaves_no_change_switched_off(small_dls):
         def before_train(self):
             raise self.error
 
-    masks, off = SpecAugment(), ChangesOff(1)
+    masks, off = SpecAugment(), DisableAugmentation(1)
     learn = audio_learner(small_dls, masks)
     learn.fit(1, cbs=[off, Stop(CancelFitException())])
     assert masks.active
@@ -178,7 +187,9 @@ def test_a_fit_that_was_stopped_leaves_no_change_switched_off(small_dls):
     assert seen.seen == [(True,), (False,)] and masks.active
 
 
-@pytest.mark.parametrize("workers", [{"num_workers": 0}, {"num_workers": 2, "persistent_workers": True}], ids=["none", "persistent"])
+@pytest.mark.parametrize(
+    "workers", [{"num_workers": 0}, {"num_workers": 2, "persistent_workers": True}], ids=["none", "persistent"]
+)
 def test_workers_obey_even_persistent_ones(sample, workers):
     """A gain of 60 dB is seen in the waves of every batch that has it."""
     dls = FATDataLoaders.from_path(sample, crop_s=0.25, bs=16, valid_pct=0.25, seed=0, check_files=False, **workers)
@@ -191,7 +202,7 @@ def test_workers_obey_even_persistent_ones(sample, workers):
             if self.training:
                 peaks.append((self.epoch, float(self.x.wave.abs().amax())))
 
-    audio_learner(dls, OnItems(Gain(gain_db=(60.0, 60.0), p=1.0)), Peaks()).fit(3, cbs=ChangesOff(1))
+    audio_learner(dls, ItemAugmentations(Gain(gain_db=(60.0, 60.0), p=1.0)), Peaks()).fit(3, cbs=DisableAugmentation(1))
     for epoch in range(3):
         loud = [peak > 2 for e, peak in peaks if e == epoch]
         assert len(loud) == len(dls.train) and all(loud) == any(loud) == (epoch < 2)
@@ -199,14 +210,14 @@ def test_workers_obey_even_persistent_ones(sample, workers):
 
 def test_a_number_of_epochs_below_one_is_refused():
     with pytest.raises(OptionError, match="last is 0"):
-        ChangesOff(0)
+        DisableAugmentation(0)
 
 
 # Lines
 
 def test_an_epochs_line_names_what_the_recorder_saw():
     out = io.StringIO()
-    learn = learner([(torch.ones(3), torch.ones(()))] * 2, 2, Sum(), cbs=EpochLines(out))
+    learn = learner([(torch.ones(3), torch.ones(()))] * 2, 2, Sum(), cbs=PlainProgress(out))
     logger = learn.logger
     learn.fit(2, 0.0)
     # The loss is (0 - 1)^2 all along.
@@ -220,7 +231,7 @@ def test_predictions_and_the_search_for_a_rate_print_no_line(tmp_path):
 
     out = io.StringIO()
     data = [(torch.randn(3), torch.randn(())) for _ in range(8)]
-    learn = learner(data, 2, Sum(), cbs=EpochLines(out), path=tmp_path)
+    learn = learner(data, 2, Sum(), cbs=PlainProgress(out), path=tmp_path)
     learn.get_preds()
     learn.lr_find(num_it=60, show_plot=False)
     assert out.getvalue() == ""
@@ -231,7 +242,7 @@ def test_a_fit_that_was_cancelled_gives_the_logger_back():
         def before_train(self):
             raise CancelFitException
 
-    learn = learner([(X, torch.zeros(()))], 1, Sum(), mean_of_outputs, cbs=EpochLines(io.StringIO()))
+    learn = learner([(X, torch.zeros(()))], 1, Sum(), mean_of_outputs, cbs=PlainProgress(io.StringIO()))
     logger = learn.logger
     learn.fit(1, cbs=Stop())
     assert learn.logger is logger
@@ -245,4 +256,4 @@ def test_bars_are_for_terminals_alone(monkeypatch, terminal):
     for _ in range(2):
         assert quiet_unless_terminal(learn) is learn
         kinds = [type(cb) for cb in learn.cbs]
-        assert kinds.count(ProgressCallback) == int(terminal) and kinds.count(EpochLines) == int(not terminal)
+        assert kinds.count(ProgressCallback) == int(terminal) and kinds.count(PlainProgress) == int(not terminal)

@@ -16,14 +16,14 @@ import torch
 from fastai.callback.core import Callback
 
 import fatai.audio.io
-from fatai.io.atomic import write_atomic, write_text_atomic
+from fatai.io.atomic import write_file, write_text
 from fatai.errors import AudioError, StorageError, WorkerError
-from fatai.io.retries import again
+from fatai.io.retries import retry
 from fatai.audio.io import audio_info, check_audio, load_audio
 from fatai.training.cross_validation import save_weights
-from fatai.callbacks.failure import HalveOnOOM, NotFinite, StopOnNaN, by_halves, told_plainly
+from fatai.callbacks.failure import SplitBatchOnOOM, NonFiniteError, TerminateOnNaN, split_on_oom, translate_errors
 from fatai.training.learner import fat_learner
-from fatai.callbacks.resume import Resumable, resume_point
+from fatai.callbacks.resume import ResumeTraining, resume_point
 
 SR = 44100
 
@@ -50,9 +50,12 @@ def quick_waits(monkeypatch):
 class TestDisk:
     def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(self, tmp_path):
         path = tmp_path / "scores.csv"
-        write_text_atomic(path, "old")
-        with files_of_at_most(1000), pytest.raises(StorageError, match="scores.csv: cannot be written .*: the disk is full; make room"):
-            write_text_atomic(path, "x" * 5000)
+        write_text(path, "old")
+        with (
+            files_of_at_most(1000),
+            pytest.raises(StorageError, match="scores.csv: cannot be written .*: the disk is full; make room"),
+        ):
+            write_text(path, "x" * 5000)
         assert path.read_text() == "old" and os.listdir(tmp_path) == ["scores.csv"]
 
     @pytest.mark.parametrize("write", [
@@ -76,10 +79,12 @@ class TestDisk:
 
         monkeypatch.setattr(os, "replace", refuse)
         with pytest.raises(StorageError, match=remedy):
-            write_text_atomic(tmp_path / "x", "text")
+            write_text(tmp_path / "x", "text")
         assert os.listdir(tmp_path) == []
 
-    def test_a_state_that_cannot_be_written_leaves_the_one_before_and_the_fit_goes_on_from_it(self, small_dls, tmp_path):
+    def test_a_state_that_cannot_be_written_leaves_the_one_before_and_the_fit_goes_on_from_it(
+        self, small_dls, tmp_path
+    ):
         class FillDisk(Callback):
             order = 80
 
@@ -93,11 +98,11 @@ class TestDisk:
         with learn.no_bar(), learn.no_logging():
             try:
                 with pytest.raises(StorageError, match="state.safetensors: cannot be written .*disk is full"):
-                    learn.fit(3, 1e-3, cbs=[Resumable(state), FillDisk()])
+                    learn.fit(3, 1e-3, cbs=[ResumeTraining(state), FillDisk()])
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, full[0])
             assert resume_point(state).done == 1 and os.listdir(tmp_path) == ["state.safetensors"]
-            learn.fit(3, 1e-3, cbs=[Resumable(state), FillDisk()])
+            learn.fit(3, 1e-3, cbs=[ResumeTraining(state), FillDisk()])
         assert resume_point(state).done == 3
 
     def test_a_command_on_a_full_disk_ends_with_a_sentence(self, main_with, tiny_run, tmp_path, sample):
@@ -106,10 +111,14 @@ class TestDisk:
         assert ended.returncode == 2 and "the disk is full" in ended.stderr and "Traceback" not in ended.stderr
         assert os.listdir(tmp_path) == ["p.csv.journal"], "no half table; what was heard is kept"
         ended = main_with("predict", tiny_run.out, sample / "test", "--out", tmp_path / "p.csv")
-        assert ended.returncode == 0 and len(pd.read_csv(tmp_path / "p.csv")) == 60 and os.listdir(tmp_path) == ["p.csv"]
+        assert (
+            ended.returncode == 0 and len(pd.read_csv(tmp_path / "p.csv")) == 60 and os.listdir(tmp_path) == ["p.csv"]
+        )
 
     @pytest.mark.slow
-    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="file systems are mounted by root alone")
+    @pytest.mark.skipif(
+        not hasattr(os, "geteuid") or os.geteuid() != 0, reason="file systems are mounted by root alone"
+    )
     def test_a_run_on_a_small_or_read_only_disk_ends_with_a_sentence_and_goes_on_with_room(self, tmp_path, sample):
         (tmp_path / "tiny.toml").write_text(
             'name = "tiny"\n[clips]\ncrop_s = 0.5\n[folds]\nn = 2\n[model]\narch = "m1"\nwidth = 0.5\n'
@@ -140,7 +149,7 @@ class TestDisk:
 
 
 def write_bytes(path, write):
-    with write_atomic(path) as beside:
+    with write_file(path) as beside:
         write(beside)
 
 
@@ -175,7 +184,9 @@ class TestNetworkDrive:
     @pytest.mark.parametrize("read", [load_audio, audio_info, check_audio])
     def test_errors_that_stay_end_with_a_sentence_that_names_the_file(self, failing, quick_waits, read):
         path, opened = failing(99)
-        with pytest.raises(AudioError, match="clip.wav: the file system answers with errors .Stale file handle., several times"):
+        with pytest.raises(
+            AudioError, match="clip.wav: the file system answers with errors .Stale file handle., several times"
+        ):
             read(path)
         assert len(opened) == 4
 
@@ -201,7 +212,7 @@ class TestNetworkDrive:
             replace(*args)
 
         monkeypatch.setattr(os, "replace", unsteady)
-        write_text_atomic(tmp_path / "x", "text")
+        write_text(tmp_path / "x", "text")
         assert (tmp_path / "x").read_text() == "text" and len(tried) == 3
 
     def test_the_last_error_is_raised_as_it_is(self, quick_waits):
@@ -209,7 +220,7 @@ class TestNetworkDrive:
             raise OSError(errno.EIO, "Input/output error")
 
         with pytest.raises(OSError, match="Input/output error"):
-            again(never, tries=2)
+            retry(never, tries=2)
         assert quick_waits == [0.25]
 
 
@@ -245,8 +256,8 @@ class TestNotANumber:
                     seen.append(self.learn.yb[0].clone())
 
         seen, state, learn = [], tmp_path / "state.safetensors", self.learner(small_dls, tmp_path)
-        with learn.no_bar(), learn.no_logging(), pytest.raises(NotFinite) as caught:
-            learn.fit(3, 1e-3, cbs=[StopOnNaN(), Poison(1, "loss"), Watch(), Resumable(state)])
+        with learn.no_bar(), learn.no_logging(), pytest.raises(NonFiniteError) as caught:
+            learn.fit(3, 1e-3, cbs=[TerminateOnNaN(), Poison(1, "loss"), Watch(), ResumeTraining(state)])
         told = str(caught.value)
         assert "the training loss became nan in epoch 1, batch 2 (its files: " in told and "and 8 more)" in told
         named = told.split("its files: ")[1].split(" and 8 more")[0].split(", ")
@@ -255,7 +266,9 @@ class TestNotANumber:
         assert labels == [sorted(table.loc[name, "labels"], key=learn.tags.index) for name in named]
         assert resume_point(state).done == 1 and all(torch.isfinite(p).all() for p in learn.model.parameters())
 
-    def test_weights_that_are_no_numbers_become_those_of_the_last_good_epoch_and_are_never_kept(self, small_dls, tmp_path):
+    def test_weights_that_are_no_numbers_become_those_of_the_last_good_epoch_and_are_never_kept(
+        self, small_dls, tmp_path
+    ):
         class Remember(Callback):
             order = 89
 
@@ -263,8 +276,12 @@ class TestNotANumber:
                 good.append({k: v.clone() for k, v in self.learn.model.state_dict().items()})
 
         good, state, learn = [], tmp_path / "state.safetensors", self.learner(small_dls, tmp_path)
-        with learn.no_bar(), learn.no_logging(), pytest.raises(NotFinite, match="the weights are again those after epoch 0"):
-            learn.fit(3, 1e-3, cbs=[StopOnNaN(), Poison(1, "weights"), Remember(), Resumable(state)])
+        with (
+            learn.no_bar(),
+            learn.no_logging(),
+            pytest.raises(NonFiniteError, match="the weights are again those after epoch 0"),
+        ):
+            learn.fit(3, 1e-3, cbs=[TerminateOnNaN(), Poison(1, "weights"), Remember(), ResumeTraining(state)])
         assert len(good) == 1 and resume_point(state).done == 1
         for key, value in learn.model.state_dict().items():
             torch.testing.assert_close(value, good[0][key], rtol=0, atol=0, msg=key)
@@ -308,8 +325,12 @@ class TestMemory:
 
     def test_a_batch_that_does_not_fit_is_halved_once_and_it_is_said_once(self, small_dls, tmp_path):
         learn, memory = self.learner(small_dls, tmp_path), OutOfMemory(most=8)
-        with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match="too small for a batch of 16 clips.*halves") as told:
-            learn.fit(2, 1e-3, cbs=[memory, HalveOnOOM()])
+        with (
+            learn.no_bar(),
+            learn.no_logging(),
+            pytest.warns(UserWarning, match="too small for a batch of 16 clips.*halves") as told,
+        ):
+            learn.fit(2, 1e-3, cbs=[memory, SplitBatchOnOOM()])
         assert len([w for w in told if "halves" in str(w.message)]) == 1
         trained = [size for size in memory.sizes if size in (8, 16)]
         assert trained[0] == 16 and trained[1:3] == [8, 8] and "forward" not in vars(learn.model)
@@ -331,22 +352,31 @@ class TestMemory:
             grads.append([])
             torch.manual_seed(1)
             small_dls.train.rng.seed(1)
-            with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match="halves") if most == 8 else nothing():
-                learn.fit(1, 0.0, cbs=[OutOfMemory(most), HalveOnOOM(), Keep()])
+            with (
+                learn.no_bar(),
+                learn.no_logging(),
+                pytest.warns(UserWarning, match="halves") if most == 8 else nothing(),
+            ):
+                learn.fit(1, 0.0, cbs=[OutOfMemory(most), SplitBatchOnOOM(), Keep()])
         assert len(grads[0]) == len(grads[1]) > 1
         for whole, halves in zip(grads[0][0], grads[1][0], strict=True):
             torch.testing.assert_close(whole, halves, rtol=1e-3, atol=1e-6)
 
     def test_where_a_half_does_not_fit_either_the_fit_ends_with_a_sentence(self, small_dls, tmp_path):
         learn = self.learner(small_dls, tmp_path)
-        with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match="halves"), pytest.raises(WorkerError) as caught:
-            learn.fit(1, 1e-3, cbs=[OutOfMemory(most=4), HalveOnOOM()])
+        with (
+            learn.no_bar(),
+            learn.no_logging(),
+            pytest.warns(UserWarning, match="halves"),
+            pytest.raises(WorkerError) as caught,
+        ):
+            learn.fit(1, 1e-3, cbs=[OutOfMemory(most=4), SplitBatchOnOOM()])
         assert "too small for half a batch of 16 clips; give a smaller --bs" in str(caught.value)
 
     def test_a_gradient_that_does_not_fit_costs_its_batch(self, small_dls, tmp_path):
         learn, memory = self.learner(small_dls, tmp_path), OutOfMemory(most=8, backward=True)
         with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match="this one is left out"):
-            learn.fit(1, 1e-3, cbs=[memory, HalveOnOOM()])
+            learn.fit(1, 1e-3, cbs=[memory, SplitBatchOnOOM()])
         assert [size for size in memory.sizes if size in (8, 16)][:3] == [16, 8, 8]
 
     def test_predictions_are_made_of_halves(self):
@@ -356,9 +386,9 @@ class TestMemory:
             return batch * 2
 
         with pytest.warns(UserWarning, match="a batch of 4: it is halved"):
-            assert by_halves(answer, torch.arange(4.0)).tolist() == [0, 2, 4, 6]
+            assert split_on_oom(answer, torch.arange(4.0)).tolist() == [0, 2, 4, 6]
         with pytest.warns(UserWarning), pytest.raises(WorkerError, match="half a batch of 9"):
-            by_halves(answer, torch.zeros(9))
+            split_on_oom(answer, torch.zeros(9))
 
 
 @contextmanager
@@ -378,12 +408,12 @@ class Killed(torch.utils.data.Dataset):
 
 def test_a_killed_worker_is_told_with_what_to_do():
     told = "a process that reads sound ended .(killed by signal|exited).*fewer --workers"
-    with pytest.raises(WorkerError, match=told), told_plainly("a batch"):
+    with pytest.raises(WorkerError, match=told), translate_errors("a batch"):
         list(torch.utils.data.DataLoader(Killed(), num_workers=1))
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), told_plainly("a batch"):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), translate_errors("a batch"):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
 
@@ -397,14 +427,19 @@ def test_a_clock_that_goes_back_disturbs_nothing(small_dls, tmp_path, monkeypatc
 
     monkeypatch.setattr(time, "time", back)
     from fatai.data.cache import ClipCache
-    from fatai.callbacks.history import History
+    from fatai.callbacks.history import EpochCSVLogger
 
     learn = fat_learner(small_dls, "m1", width=0.1, precision="fp32", path=tmp_path)
     with learn.no_bar(), learn.no_logging():
-        learn.fit(2, 1e-3, cbs=[Resumable(tmp_path / "state.safetensors"), History(tmp_path / "history.csv")])
+        learn.fit(
+            2, 1e-3, cbs=[ResumeTraining(tmp_path / "state.safetensors"), EpochCSVLogger(tmp_path / "history.csv")]
+        )
     seconds = [float(line.split(",")[-1]) for line in (tmp_path / "history.csv").read_text().splitlines()[1:]]
     assert len(seconds) == 2 and all(0 <= s < 600 for s in seconds)
     files = [str(path) for path in small_dls.files(0)["path"][:3]]
     first = ClipCache.open_or_build(files, small_dls.settings, folder=tmp_path / "cache")
     os.utime(tmp_path / "cache", (0, 0))
-    assert ClipCache.open_or_build(files, small_dls.settings, folder=tmp_path / "cache").lengths.tolist() == first.lengths.tolist()
+    assert (
+        ClipCache.open_or_build(files, small_dls.settings, folder=tmp_path / "cache").lengths.tolist()
+        == first.lengths.tolist()
+    )

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from fatai.callbacks.history import History
+from fatai.callbacks.history import EpochCSVLogger
 from fatai.training.learner import fat_learner
 
 
@@ -18,7 +18,7 @@ def fit(learn, epochs, *cbs):
 
 
 def test_every_epoch_is_a_row_with_what_the_recorder_saw(learn, tmp_path):
-    fit(learn, 2, History(tmp_path / "history.csv", "warm"))
+    fit(learn, 2, EpochCSVLogger(tmp_path / "history.csv", "warm"))
     table = pd.read_csv(tmp_path / "history.csv")
     assert list(table.columns) == ["stage", "epoch", "train_loss", "valid_loss", "lwlrap", "seconds"]
     assert list(table["stage"]) == ["warm", "warm"] and list(table["epoch"]) == [0, 1] and (table["seconds"] >= 0).all()
@@ -28,28 +28,28 @@ def test_every_epoch_is_a_row_with_what_the_recorder_saw(learn, tmp_path):
 
 def test_a_later_stage_adds_its_rows_and_a_new_fit_begins_anew(learn, tmp_path):
     file = tmp_path / "history.csv"
-    fit(learn, 1, History(file, "first"))
-    fit(learn, 1, History(file, "second", append=True))
+    fit(learn, 1, EpochCSVLogger(file, "first"))
+    fit(learn, 1, EpochCSVLogger(file, "second", append=True))
     assert list(pd.read_csv(file)["stage"]) == ["first", "second"]
-    fit(learn, 1, History(file, "anew"))
+    fit(learn, 1, EpochCSVLogger(file, "anew"))
     assert list(pd.read_csv(file)["stage"]) == ["anew"]
 
 
 def test_the_file_is_whole_when_training_is_interrupted(learn, tmp_path):
-    class Stop(History):
-        order = History.order + 1
+    class Stop(EpochCSVLogger):
+        order = EpochCSVLogger.order + 1
 
         def after_epoch(self):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(learn, 3, History(tmp_path / "history.csv"), Stop(tmp_path / "other.csv"))
+        fit(learn, 3, EpochCSVLogger(tmp_path / "history.csv"), Stop(tmp_path / "other.csv"))
     assert list(pd.read_csv(tmp_path / "history.csv")["epoch"]) == [0]
     assert [f.name for f in tmp_path.iterdir()] == ["history.csv"]
 
 
 def test_predicting_and_finding_a_rate_leave_no_row(learn, tmp_path):
-    learn.add_cb(History(tmp_path / "history.csv"))
+    learn.add_cb(EpochCSVLogger(tmp_path / "history.csv"))
     learn.get_preds()
     with learn.no_bar():
         learn.lr_find(num_it=5, show_plot=False)

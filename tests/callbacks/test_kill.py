@@ -38,7 +38,15 @@ n = 2
 """
 
 KILLS = 20
-SAME = ("oof.csv", "test.csv", "submission.csv", "folds.csv", "recipe.toml", "fold_0/model.safetensors", "fold_1/model.safetensors")
+SAME = (
+    "oof.csv",
+    "test.csv",
+    "submission.csv",
+    "folds.csv",
+    "recipe.toml",
+    "fold_0/model.safetensors",
+    "fold_1/model.safetensors",
+)
 
 
 def submit(args, log):
@@ -109,4 +117,6 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_as_the_unbroken_one(sample,
             finished(process, out)
             number += 1
     finished(started(tmp_path / f"run_{number}"), tmp_path / f"run_{number}")
-    assert len(set(stopped_at)) >= 4 and max(stopped_at) > 4, f"kills in several epochs, of the second fold too; they were at {stopped_at}"
+    assert len(set(stopped_at)) >= 4 and max(stopped_at) > 4, (
+        f"kills in several epochs, of the second fold too; they were at {stopped_at}"
+    )

@@ -21,18 +21,18 @@ from torch import nn
 
 from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.spec_augment import SpecAugment
-from fatai.augment.item import OnItems
+from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.samplers import Balanced, SampledDL
 from fatai.errors import CheckpointError
-from fatai.callbacks.callbacks import ChangesOff, FollowSchedule
-from fatai.callbacks.history import History
-from fatai.callbacks.checkpoint import KeepBest, Snapshots
+from fatai.callbacks.callbacks import DisableAugmentation, LRSchedulerCallback
+from fatai.callbacks.history import EpochCSVLogger
+from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
 from fatai.training.learner import fat_learner
-from fatai.callbacks.resume import Resumable, resume_point
+from fatai.callbacks.resume import ResumeTraining, resume_point
 from fatai.callbacks.schedulers import warmup_cosine
-from fatai.callbacks.sample_weights import NoisyWeights
+from fatai.callbacks.sample_weights import SampleWeights
 
 
 class Killed(Exception):
@@ -73,7 +73,15 @@ def new_learner(sample, cache, seed, workers=0, cbs=(), **options):
     """What a fresh process has: everything made anew, from a seed of its own."""
     set_seed(seed)
     dls = FATDataLoaders.from_path(
-        sample, crop_s=0.5, bs=16, valid_pct=0.25, seed=0, num_workers=workers, check_files=False, cache="wave", cache_dir=cache,
+        sample,
+        crop_s=0.5,
+        bs=16,
+        valid_pct=0.25,
+        seed=0,
+        num_workers=workers,
+        check_files=False,
+        cache="wave",
+        cache_dir=cache,
     )
     learn = fat_learner(dls, Net, precision="fp32", cbs=list(cbs), **options)
     learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
@@ -90,7 +98,7 @@ def one_cycle(learn, epochs, cbs):
 
 
 def followed(learn, epochs, cbs):
-    learn.fit(epochs, cbs=[*cbs, FollowSchedule(warmup_cosine(epochs, 1e-2))])
+    learn.fit(epochs, cbs=[*cbs, LRSchedulerCallback(warmup_cosine(epochs, 1e-2))])
 
 
 def outcome(learn):
@@ -100,21 +108,30 @@ def outcome(learn):
     tensors = [*learn.model.state_dict().values(), *(v for v in memory if isinstance(v, torch.Tensor)), torch.rand(3)]
     recorded = learn.recorder
     rows = [[None if v != v else v for v in row] for row in recorded.values]
-    numbers = (rows, [float(x) for x in recorded.losses], list(recorded.lrs), list(recorded.iters), np.random.rand(), learn.train_iter)
+    numbers = (
+        rows,
+        [float(x) for x in recorded.losses],
+        list(recorded.lrs),
+        list(recorded.iters),
+        np.random.rand(),
+        learn.train_iter,
+    )
     return [(t.dtype, t.shape, t.contiguous().numpy().tobytes()) for t in tensors], numbers
 
 
-def check_goes_on(sample, cache, tmp_path, fit, *, workers=0, epochs=4, kill_in=2, make_cbs=lambda: (), fit_cbs=lambda: (), **options):
+def check_goes_on(
+    sample, cache, tmp_path, fit, *, workers=0, epochs=4, kill_in=2, make_cbs=lambda: (), fit_cbs=lambda: (), **options
+):
     unbroken = new_learner(sample, cache, 1, workers, make_cbs(), **options)
     fit(unbroken, epochs, list(fit_cbs()))
     wanted = outcome(unbroken)
     state = tmp_path / "state.safetensors"
     killed = new_learner(sample, cache, 1, workers, make_cbs(), **options)
     with pytest.raises(Killed):
-        fit(killed, epochs, [KillIn(kill_in), Resumable(state), *fit_cbs()])
+        fit(killed, epochs, [KillIn(kill_in), ResumeTraining(state), *fit_cbs()])
     assert resume_point(state).done == kill_in
     going_on = new_learner(sample, cache, 99, workers, make_cbs(), **options)
-    fit(going_on, epochs, [Resumable(state), *fit_cbs()])
+    fit(going_on, epochs, [ResumeTraining(state), *fit_cbs()])
     got = outcome(going_on)
     assert got[1] == wanted[1]
     assert got[0] == wanted[0]
@@ -139,7 +156,9 @@ def test_random_changes_with_generators_of_their_own_and_a_sampler_go_on(sample,
         return [SpecAugment(generator=own), MixUpOr(partner="set", generator=own), LinearMixUp()]
 
     def fit(learn, epochs, cbs):
-        targ = torch.stack([learn.dls.train_ds[i][1].as_subclass(torch.Tensor) for i in range(len(learn.dls.train_ds))]).numpy()
+        targ = torch.stack(
+            [learn.dls.train_ds[i][1].as_subclass(torch.Tensor) for i in range(len(learn.dls.train_ds))]
+        ).numpy()
         sampler = Balanced(targ, n=64, generator=torch.Generator().manual_seed(4))
         learn.dls.loaders[0] = learn.dls.train.new(cls=SampledDL, sampler=sampler)
         learn.fit(epochs, 1e-2, cbs=cbs)
@@ -154,15 +173,28 @@ def test_everything_that_a_recipe_gives_to_a_fit_goes_on(sample, cache, tmp_path
     def fit(learn, epochs, cbs):
         path = tmp_path / "history.csv"
         try:
-            learn.fit(epochs, 1e-2, cbs=[KeepBest(), Snapshots(2), ChangesOff(2), History(path), NoisyWeights(0.5), *cbs])
+            learn.fit(
+                epochs,
+                1e-2,
+                cbs=[
+                    SaveBestModel(),
+                    SaveSnapshots(2),
+                    DisableAugmentation(2),
+                    EpochCSVLogger(path),
+                    SampleWeights(0.5),
+                    *cbs,
+                ],
+            )
         finally:
             rows[len(rows)] = [line.split(",")[:-1] for line in path.read_text().splitlines()]
 
     def make_cbs():
-        return [SpecAugment(), LinearMixUp(partner="set"), OnItems(Gain())]
+        return [SpecAugment(), LinearMixUp(partner="set"), ItemAugmentations(Gain())]
 
     check_goes_on(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=6, kill_in=3, path=tmp_path)
-    assert rows[0] == rows[2] and len(rows[0]) == 7 and rows[1] == rows[0][:4], "stage, epoch, losses and scores; seconds differ"
+    assert rows[0] == rows[2] and len(rows[0]) == 7 and rows[1] == rows[0][:4], (
+        "stage, epoch, losses and scores; seconds differ"
+    )
 
 
 def test_a_row_and_a_best_of_an_epoch_that_is_trained_again_do_not_stand_twice(sample, cache, tmp_path):
@@ -174,7 +206,11 @@ def test_a_row_and_a_best_of_an_epoch_that_is_trained_again_do_not_stand_twice(s
                 raise Killed("after the row was written, before the state was")
 
     def cbs():
-        return [History(tmp_path / "history.csv"), KeepBest("train_loss"), Resumable(tmp_path / "s.safetensors")]
+        return [
+            EpochCSVLogger(tmp_path / "history.csv"),
+            SaveBestModel("train_loss"),
+            ResumeTraining(tmp_path / "s.safetensors"),
+        ]
 
     with pytest.raises(Killed):
         new_learner(sample, cache, 1, path=tmp_path).fit(3, 1e-2, cbs=[*cbs(), KillAfter()])
@@ -195,7 +231,10 @@ def test_gradients_that_wait_for_more_are_not_lost(sample, cache, tmp_path):
 def test_trackers_keep_their_best_and_how_long_they_have_waited(sample, cache, tmp_path):
     def trackers():
         # Never better than the first epoch, so that both act in the epochs after the kill.
-        return [ReduceLROnPlateau("valid_loss", patience=2, min_delta=1e9), EarlyStoppingCallback("valid_loss", patience=4, min_delta=1e9)]
+        return [
+            ReduceLROnPlateau("valid_loss", patience=2, min_delta=1e9),
+            EarlyStoppingCallback("valid_loss", patience=4, min_delta=1e9),
+        ]
 
     unbroken, going_on = check_goes_on(sample, cache, tmp_path, plain_fit, fit_cbs=trackers, epochs=8, kill_in=2)
     assert len(unbroken.recorder.values) == 5, "stopped early, in the same epoch"
@@ -204,17 +243,17 @@ def test_trackers_keep_their_best_and_how_long_they_have_waited(sample, cache, t
 
 def test_a_state_of_a_finished_fit_gives_the_finished_learner(sample, cache, tmp_path):
     done = new_learner(sample, cache, 1)
-    one_cycle(done, 2, [Resumable(tmp_path / "s.safetensors")])
+    one_cycle(done, 2, [ResumeTraining(tmp_path / "s.safetensors")])
     wanted = outcome(done)
     again = new_learner(sample, cache, 2)
-    one_cycle(again, 2, [Resumable(tmp_path / "s.safetensors")])
+    one_cycle(again, 2, [ResumeTraining(tmp_path / "s.safetensors")])
     assert outcome(again) == wanted
     assert resume_point(tmp_path / "s.safetensors") == (2, 2, {}) and resume_point(tmp_path / "none") is None
 
 
 def test_a_state_does_not_hold_other_fits_up(sample, cache, tmp_path):
     learn = new_learner(sample, cache, 1, path=tmp_path)
-    state = Resumable(tmp_path / "s.safetensors")
+    state = ResumeTraining(tmp_path / "s.safetensors")
     learn.fit(1, 1e-3, cbs=state)
     before = state.path_of_state.read_bytes()
     assert all(cb.run for cb in learn.cbs)
@@ -227,7 +266,7 @@ def test_a_state_does_not_hold_other_fits_up(sample, cache, tmp_path):
 def test_leftovers_of_a_killed_writer_are_removed(sample, cache, tmp_path):
     (tmp_path / ".s.123456.part.safetensors").write_bytes(b"half")
     (tmp_path / ".other.123456.part.safetensors").write_bytes(b"half")
-    new_learner(sample, cache, 1).fit(1, 1e-3, cbs=Resumable(tmp_path / "s.safetensors"))
+    new_learner(sample, cache, 1).fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.safetensors"))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".other.123456.part.safetensors", "s.safetensors"]
 
 
@@ -239,25 +278,33 @@ def test_leftovers_of_a_killed_writer_are_removed(sample, cache, tmp_path):
 ])
 def test_another_fit_is_refused_and_what_differs_is_said(sample, cache, tmp_path, change, words):
     learn = new_learner(sample, cache, 1)
-    learn.fit(2, 1e-3, cbs=Resumable(tmp_path / "s.safetensors", notes={"recipe": "a"}))
+    learn.fit(2, 1e-3, cbs=ResumeTraining(tmp_path / "s.safetensors", notes={"recipe": "a"}))
     if "bs" in change:
         learn.dls.train.bs = change["bs"]
     with pytest.raises(CheckpointError, match=words):
-        learn.fit(change.get("epochs", 2), 1e-3, cbs=Resumable(tmp_path / "s.safetensors", notes=change.get("notes", {"recipe": "a"})))
+        learn.fit(
+            change.get("epochs", 2),
+            1e-3,
+            cbs=ResumeTraining(tmp_path / "s.safetensors", notes=change.get("notes", {"recipe": "a"})),
+        )
 
 
 def test_another_network_or_optimiser_is_refused(sample, cache, tmp_path):
     state = tmp_path / "s.safetensors"
-    new_learner(sample, cache, 1).fit(2, 1e-3, cbs=Resumable(state))
+    new_learner(sample, cache, 1).fit(2, 1e-3, cbs=ResumeTraining(state))
     other = new_learner(sample, cache, 1)
     other.model.head = nn.Linear(4, 10, bias=False)
     with pytest.raises(CheckpointError, match="another network: head.bias differ"):
-        other.fit(2, 1e-3, cbs=Resumable(state))
+        other.fit(2, 1e-3, cbs=ResumeTraining(state))
     with pytest.raises(CheckpointError, match="does not fit this learner's optimiser"):
-        new_learner(sample, cache, 1, opt_func=partial(OptimWrapper, opt=torch.optim.SGD)).fit(2, 1e-3, cbs=Resumable(state))
+        new_learner(sample, cache, 1, opt_func=partial(OptimWrapper, opt=torch.optim.SGD)).fit(
+            2, 1e-3, cbs=ResumeTraining(state)
+        )
 
 
-@pytest.mark.parametrize("content", [b"", b"not tensors", None, {"fatai_resume": "{}"}, {"fatai_resume": json.dumps({"format": 9})}])
+@pytest.mark.parametrize(
+    "content", [b"", b"not tensors", None, {"fatai_resume": "{}"}, {"fatai_resume": json.dumps({"format": 9})}]
+)
 def test_files_that_are_no_state_are_refused(sample, cache, tmp_path, content):
     state = tmp_path / "s.safetensors"
     if isinstance(content, bytes):
@@ -265,12 +312,12 @@ def test_files_that_are_no_state_are_refused(sample, cache, tmp_path, content):
     else:
         save_file({"x": torch.ones(1)}, str(state), metadata=content)
     with pytest.raises(CheckpointError, match="s.safetensors .*delete it to begin anew"):
-        new_learner(sample, cache, 1).fit(1, 1e-3, cbs=Resumable(state))
+        new_learner(sample, cache, 1).fit(1, 1e-3, cbs=ResumeTraining(state))
 
 
 def test_the_state_holds_no_program(sample, cache, tmp_path):
     learn = new_learner(sample, cache, 1)
-    learn.fit(1, 1e-3, cbs=Resumable(tmp_path / "s.safetensors"))
+    learn.fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.safetensors"))
     tensors = load_file(tmp_path / "s.safetensors")
     assert {k.removeprefix("model/") for k in tensors if k.startswith("model/")} == set(learn.model.state_dict())
 
@@ -284,8 +331,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
-from fatai.callbacks.checkpoint import KeepBest
-from fatai.callbacks.resume import Resumable
+from fatai.callbacks.checkpoint import SaveBestModel
+from fatai.callbacks.resume import ResumeTraining
 from fatai.training.cross_validation import save_weights
 
 class Noisy:
@@ -305,7 +352,7 @@ net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.
 learn = Learner(loaders, net, loss_func=torch.nn.MSELoss(), path=folder)
 learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
 learn.logger = lambda row: None
-learn.fit(8, 1e-2, cbs=[KeepBest("valid_loss"), Slow(), Resumable(folder + "/state.safetensors")])
+learn.fit(8, 1e-2, cbs=[SaveBestModel("valid_loss"), Slow(), ResumeTraining(folder + "/state.safetensors")])
 save_weights(folder + "/end.safetensors", net, {})
 '''
 
@@ -319,7 +366,9 @@ def test_a_process_killed_at_any_moment_and_started_again_ends_as_the_unbroken_o
         folder = tmp_path / name
         folder.mkdir()
         while not (folder / "end.safetensors").exists():
-            process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(workers)], stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, str(folder), str(workers)], stdout=subprocess.PIPE, text=True
+            )
             if name == "killed" and kills < 5:
                 for _ in range(draw.randrange(1, 25)):
                     process.stdout.readline()

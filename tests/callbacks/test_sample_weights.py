@@ -13,12 +13,12 @@ from torch import nn
 
 from fatai.augment.mixup import LinearMixUp
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import multi_hot
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.registry import LOSSES
 from fatai.training.learner import fat_learner
-from fatai.callbacks.sample_weights import NoisyWeights
+from fatai.callbacks.sample_weights import SampleWeights
 
 
 class Net(nn.Module):
@@ -52,8 +52,16 @@ class Peek(Callback):
 
 def loaders(sample, cache, **options):
     options = {
-        "crop_s": 0.25, "bs": 16, "valid_pct": 0.25, "seed": 0, "num_workers": 0, "check_files": False, "noisy": True, "cache": "wave",
-        "cache_dir": cache, **options,
+        "crop_s": 0.25,
+        "bs": 16,
+        "valid_pct": 0.25,
+        "seed": 0,
+        "num_workers": 0,
+        "check_files": False,
+        "noisy": True,
+        "cache": "wave",
+        "cache_dir": cache,
+        **options,
     }
     return FATDataLoaders.from_path(sample, **options)
 
@@ -83,13 +91,15 @@ def own_weights(dls):
 
 def labels_by_weight(dls):
     files = dls.files(0)
-    return {round(1000 * (w - 1)): row for w, row in zip(own_weights(dls).values(), multi_hot(files["labels"], dls.tags))}
+    return {
+        round(1000 * (w - 1)): row for w, row in zip(own_weights(dls).values(), multi_hot(files["labels"], dls.tags))
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_clip_gets_its_weight_whatever_the_order(sample, cache, workers):
     dls, peek = loaders(sample, cache, num_workers=workers), Peek()
-    learner(dls, [NoisyWeights(own_weights(dls)), peek]).fit(1)
+    learner(dls, [SampleWeights(own_weights(dls)), peek]).fit(1)
     labels, noisy = labels_by_weight(dls), dls.train.dataset.items["noisy"].to_numpy(dtype=float)
     drawn = []
     for targ, w, marks, *_ in peek.seen:
@@ -104,7 +114,7 @@ def test_each_clip_gets_its_weight_whatever_the_order(sample, cache, workers):
 def test_the_loss_is_the_weighted_mean(dls, per_tag):
     rng, peek = np.random.default_rng(0), Peek()
     weights = {name: rng.random(10) if per_tag else rng.random() for name in dls.files(0)["fname"]}
-    learner(dls, [NoisyWeights(weights), peek]).fit(1)
+    learner(dls, [SampleWeights(weights), peek]).fit(1)
     for targ, w, _, loss, logits in peek.seen:
         assert w.shape == ((16, 10) if per_tag else (16,))
         each = F.binary_cross_entropy_with_logits(logits, targ, reduction="none")
@@ -126,7 +136,7 @@ def test_clips_without_weight_teach_nothing(dls):
     for spoilt in (False, True):
         torch.manual_seed(0)
         dls.train.rng.seed(0)
-        learn = learner(dls, [NoisyWeights(dict.fromkeys(names, 0.0)), *([Spoil()] if spoilt else [])])
+        learn = learner(dls, [SampleWeights(dict.fromkeys(names, 0.0)), *([Spoil()] if spoilt else [])])
         learn.fit(1, 1e-2)
         weights[spoilt] = learn.model.head.weight
     torch.testing.assert_close(weights[False], weights[True], rtol=0, atol=0)
@@ -138,7 +148,7 @@ def test_every_registered_loss_is_reached(dls, loss):
     for peek, weights in ((whole, None), (half, dict.fromkeys(dls.files(0)["fname"], 0.5))):
         torch.manual_seed(0)
         dls.train.rng.seed(0)
-        learn = learner(dls, [peek, NoisyWeights(weights)], loss_func=loss)
+        learn = learner(dls, [peek, SampleWeights(weights)], loss_func=loss)
         learn.fit(1, 0.0)
     assert [x[3] / 2 for x in whole.seen] == pytest.approx([x[3] for x in half.seen], rel=1e-5)
 
@@ -150,7 +160,7 @@ def test_weights_and_marks_are_mixed_with_the_labels(dls, partner):
     targ = multi_hot(files["labels"], dls.tags)
     lean = np.linspace(0.1, 1, 10)
     marked = targ[:, 3] > 0
-    cbs = NoisyWeights(dict(zip(files["fname"], targ @ lean)), noisy=set(files["fname"][marked]))
+    cbs = SampleWeights(dict(zip(files["fname"], targ @ lean)), noisy=set(files["fname"][marked]))
     peek = Peek()
     learner(dls, [cbs, LinearMixUp(per="clip", partner=partner), peek]).fit(1)
     for y, w, noisy, *_ in peek.seen:
@@ -161,7 +171,7 @@ def test_weights_and_marks_are_mixed_with_the_labels(dls, partner):
 
 def test_one_number_is_the_weight_of_noisy_clips_and_can_be_changed(dls):
     peek = Peek()
-    noisy = NoisyWeights(0.5)
+    noisy = SampleWeights(0.5)
 
     class Later(Callback):
         def before_epoch(self):
@@ -175,17 +185,28 @@ def test_one_number_is_the_weight_of_noisy_clips_and_can_be_changed(dls):
 
 
 def test_the_columns_of_a_table_are_the_default(sample):
-    data = read_layout(sample)
+    data = load_dataset(sample)
     n = len(data.curated)
     table = data.curated.assign(weight=[str(0.25 * (i % 4)) for i in range(n)], noisy=["yes", "no"] * (n // 2))
     dls = FATDataLoaders.from_df(
-        table, vocab=data.tags, fn_col="fname", path_col="path", label_col="labels", valid_pct=0.25, seed=0, crop_s=0.25, bs=8,
-        num_workers=0, check_files=False,
+        table,
+        vocab=data.tags,
+        fn_col="fname",
+        path_col="path",
+        label_col="labels",
+        valid_pct=0.25,
+        seed=0,
+        crop_s=0.25,
+        bs=8,
+        num_workers=0,
+        check_files=False,
     )
-    learn = learner(dls, NoisyWeights())
+    learn = learner(dls, SampleWeights())
     w, noisy = learn.noisy_weights.of_clips()
     wanted = table.set_index("fname").loc[dls.files(0)["fname"]]
-    assert w.tolist() == [float(x) for x in wanted["weight"]] and noisy.tolist() == [x == "yes" for x in wanted["noisy"]]
+    assert w.tolist() == [float(x) for x in wanted["weight"]] and noisy.tolist() == [
+        x == "yes" for x in wanted["noisy"]
+    ]
     learn.fit(1)
     with pytest.raises(DataError, match="'weight' holds what is no number"):
         FATDataLoaders.from_df(table.assign(weight="much"), fn_col="fname", path_col="path", label_col="labels")
@@ -195,13 +216,13 @@ def test_the_columns_of_a_table_are_the_default(sample):
 
 def test_curated_clips_alone_count_one_and_are_not_noisy(small_dls):
     peek = Peek()
-    learner(small_dls, [NoisyWeights(), peek]).fit(1)
+    learner(small_dls, [SampleWeights(), peek]).fit(1)
     assert all((w == 1).all() and (noisy == 0).all() for _, w, noisy, *_ in peek.seen)
 
 
 def test_validation_and_predictions_know_nothing_of_weights(dls, tmp_path):
     peek = Peek()
-    learn = learner(dls, [NoisyWeights(own_weights(dls)), peek], path=tmp_path)
+    learn = learner(dls, [SampleWeights(own_weights(dls)), peek], path=tmp_path)
     learn.fit(1)
     assert peek.validated and all(w is None and noisy is None and n == 1 for w, noisy, n in peek.validated)
     assert learn.loss_func.w is None and learn.loss_func.noisy is None
@@ -223,7 +244,7 @@ def test_validation_and_predictions_know_nothing_of_weights(dls, tmp_path):
 
 
 def test_a_learner_with_weights_is_exported(dls, tmp_path):
-    learn = learner(dls, NoisyWeights(0.5), path=tmp_path)
+    learn = learner(dls, SampleWeights(0.5), path=tmp_path)
     learn.fit(1)
     learn.export("learner.pkl")
     assert (tmp_path / "learner.pkl").stat().st_size > 0
@@ -236,7 +257,7 @@ def test_after_an_error_in_training_predictions_are_as_before(dls):
             if self.training and self.learn.model.training:
                 raise RuntimeError("broken")
 
-    learn, fails, clips = learner(dls, NoisyWeights(own_weights(dls))), Fails(), dls.train.dataset
+    learn, fails, clips = learner(dls, SampleWeights(own_weights(dls))), Fails(), dls.train.dataset
     with pytest.raises(RuntimeError, match="broken"):
         learn.fit(1, cbs=fails)
     assert learn.get_preds()[0].shape == (len(dls.valid_ds), 10)
@@ -253,12 +274,15 @@ def test_after_an_error_in_training_predictions_are_as_before(dls):
 ])
 def test_weights_that_make_no_sense_are_refused(dls, weights, options, error, words):
     name = dls.files(0)["fname"][0]
-    weights = {"nan": {name: float("nan")}, "three": {name: [1, 2, 3]}, "rows": pd.Series({name: [1.0] * 9 + [-1.0]})}.get(
-        weights if isinstance(weights, str) else "", weights)
+    weights = {
+        "nan": {name: float("nan")},
+        "three": {name: [1, 2, 3]},
+        "rows": pd.Series({name: [1.0] * 9 + [-1.0]}),
+    }.get(weights if isinstance(weights, str) else "", weights)
     with pytest.raises(error, match=words):
-        learner(dls, NoisyWeights(weights, **options)).fit(1)
+        learner(dls, SampleWeights(weights, **options)).fit(1)
 
 
 def test_a_loss_that_reads_no_weights_is_refused(dls):
     with pytest.raises(OptionError, match="BCEWithLogitsLossFlat takes no weights; take one of LOSSES"):
-        learner(dls, NoisyWeights(), loss_func=BCEWithLogitsLossFlat()).fit(1)
+        learner(dls, SampleWeights(), loss_func=BCEWithLogitsLossFlat()).fit(1)

@@ -15,11 +15,19 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ReduceLROnPlateau as TorchPlateau
 
-from fatai.errors import OptionError, UnknownName
+from fatai.errors import OptionError, UnknownNameError
 from fatai.registry import SCHEDULES
-from fatai.callbacks.callbacks import FollowSchedule, StopAtRate, scheduled
+from fatai.callbacks.callbacks import LRSchedulerCallback, StopAtLR, schedule_callback
 from fatai.callbacks.schedulers import (
-    constant, cosine_restarts, linear_one_cycle, plateau, restarts, stairs, warmup_cosine, warmup_smooth_cosine, warmup_steps,
+    constant,
+    cosine_restarts,
+    linear_one_cycle,
+    plateau,
+    restarts,
+    stairs,
+    warmup_cosine,
+    warmup_smooth_cosine,
+    warmup_steps,
 )
 
 CALLBACKS = ("one_cycle", "plateau")
@@ -50,9 +58,15 @@ def test_warmup_cosine_changes_once_an_epoch(epoch, share):
 def test_warmup_steps_over_40_000_iterations():
     got = points(warmup_steps(40, 0.1), 40, 1000)
     step = np.arange(40_000)
-    wanted = np.where(step < 2000, 0.01 + 0.09 * step / 2000, 0.1 * 0.1 ** np.searchsorted([12_000, 24_000, 36_000], step, side="right"))
+    wanted = np.where(
+        step < 2000,
+        0.01 + 0.09 * step / 2000,
+        0.1 * 0.1 ** np.searchsorted([12_000, 24_000, 36_000], step, side="right"),
+    )
     np.testing.assert_allclose(got, wanted, rtol=1e-9)
-    assert [got[i] for i in (0, 1000, 2000, 11_999, 12_000, 36_000)] == pytest.approx([0.01, 0.055, 0.1, 0.1, 0.01, 0.0001])
+    assert [got[i] for i in (0, 1000, 2000, 11_999, 12_000, 36_000)] == pytest.approx(
+        [0.01, 0.055, 0.1, 0.1, 0.01, 0.0001]
+    )
 
 
 def test_linear_one_cycle_of_the_third_place_in_every_iteration():
@@ -72,9 +86,15 @@ def test_cosine_restarts_are_torchs_in_every_iteration(cycle, mult, lr, final):
     assert at(cycle - 1e-9) == pytest.approx(final) and at(cycle) == lr
 
 
-@pytest.mark.parametrize("epochs, cycle, mult, ends", [
-    (512, 64, 1, [64, 128, 192, 256, 320, 384, 448, 512]), (150, 10, 2, [10, 30, 70, 150]), (20, 8, 1, [8, 16]), (5, 8, 1, []),
-])
+@pytest.mark.parametrize(
+    "epochs, cycle, mult, ends",
+    [
+        (512, 64, 1, [64, 128, 192, 256, 320, 384, 448, 512]),
+        (150, 10, 2, [10, 30, 70, 150]),
+        (20, 8, 1, [8, 16]),
+        (5, 8, 1, []),
+    ],
+)
 def test_cycles_end_where_they_should(epochs, cycle, mult, ends):
     assert restarts(epochs, cycle, mult) == ends
 
@@ -110,12 +130,18 @@ def test_every_schedule_has_a_source_and_refuses_nonsense(name):
             SCHEDULES.build(name, epochs, lr)
 
 
-@pytest.mark.parametrize("build, words", [
-    (lambda: cosine_restarts(9, 1e-3, cycle=0), "cycle is 0"), (lambda: cosine_restarts(9, 1e-3, mult=0), "mult 0"),
-    (lambda: stairs(9, 1e-3, every=0), "every is 0"), (lambda: warmup_smooth_cosine(9, 1e-3, warmup_epochs=9), "warmup_epochs is 9"),
-    (lambda: plateau(9, 1e-3, factor=10), "factor is 10"), (lambda: plateau(9, 1e-3, patience=-1), "patience -1"),
-    (lambda: StopAtRate(0), "rate is 0"),
-])
+@pytest.mark.parametrize(
+    "build, words",
+    [
+        (lambda: cosine_restarts(9, 1e-3, cycle=0), "cycle is 0"),
+        (lambda: cosine_restarts(9, 1e-3, mult=0), "mult 0"),
+        (lambda: stairs(9, 1e-3, every=0), "every is 0"),
+        (lambda: warmup_smooth_cosine(9, 1e-3, warmup_epochs=9), "warmup_epochs is 9"),
+        (lambda: plateau(9, 1e-3, factor=10), "factor is 10"),
+        (lambda: plateau(9, 1e-3, patience=-1), "patience -1"),
+        (lambda: StopAtLR(0), "rate is 0"),
+    ],
+)
 def test_options_out_of_range_are_named(build, words):
     with pytest.raises(OptionError, match=words):
         build()
@@ -154,7 +180,7 @@ def learner(*, score=None, valid_loss=None, **options):
 @pytest.mark.parametrize("name", sorted(set(SCHEDULES.names()) - set(CALLBACKS)))
 def test_a_fit_follows_the_closed_form_in_every_batch(name):
     learn, rates = learner(), Rates()
-    learn.fit(10, 1e-2, cbs=[scheduled(name, 10, 1e-2), rates])
+    learn.fit(10, 1e-2, cbs=[schedule_callback(name, 10, 1e-2), rates])
     at = SCHEDULES.build(name, 10, 1e-2)
     assert [lr for lr, in rates.seen] == pytest.approx([at(i / 4) for i in range(40)], rel=1e-12, abs=0)
     assert learn.recorder.lrs == [lr for lr, in rates.seen]
@@ -162,7 +188,7 @@ def test_a_fit_follows_the_closed_form_in_every_batch(name):
 
 def test_groups_keep_the_ratio_that_the_fit_gave_them():
     learn, rates = learner(splitter=lambda m: [[m.weight], [m.bias]]), Rates()
-    learn.fit(2, slice(1e-4, 1e-2), cbs=[FollowSchedule(lambda t: 1e-2 / (1 + t)), rates])
+    learn.fit(2, slice(1e-4, 1e-2), cbs=[LRSchedulerCallback(lambda t: 1e-2 / (1 + t)), rates])
     np.testing.assert_allclose(rates.seen, [[1e-4 / (1 + i / 4), 1e-2 / (1 + i / 4)] for i in range(8)], rtol=1e-9)
 
 
@@ -171,7 +197,7 @@ def test_one_cycle_is_fastais(options):
     ours, theirs = learner(), learner()
     seen = Rates(), Rates()
     theirs.fit_one_cycle(5, 1e-2, cbs=seen[0], **options)
-    ours.fit(5, 1e-2, cbs=[scheduled("one_cycle", 5, 1e-2, **options), seen[1]])
+    ours.fit(5, 1e-2, cbs=[schedule_callback("one_cycle", 5, 1e-2, **options), seen[1]])
     np.testing.assert_allclose(seen[1].seen, seen[0].seen, rtol=1e-9)
     np.testing.assert_allclose(seen[1].moms, seen[0].moms, rtol=1e-9)
 
@@ -188,11 +214,16 @@ def torchs_plateau(values, lr, mode, patience, factor, min_lr):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("monitor, mode, patience, factor, min_lr", [("valid_loss", "min", 3, 0.1, 0.0), ("score", "max", 6, 0.6, 1e-8)])
+@pytest.mark.parametrize(
+    "monitor, mode, patience, factor, min_lr", [("valid_loss", "min", 3, 0.1, 0.0), ("score", "max", 6, 0.6, 1e-8)]
+)
 def test_plateau_falls_when_torchs_does(seed, monitor, mode, patience, factor, min_lr, capsys):
     values = [round(x, 3) for x in np.random.default_rng(seed).random(60).tolist()]
     learn = learner(score=values) if monitor == "score" else learner(valid_loss=values)
-    rates, callback = Rates(), scheduled("plateau", 60, 1e-3, monitor=monitor, patience=patience, factor=factor, min_lr=min_lr)
+    rates, callback = (
+        Rates(),
+        schedule_callback("plateau", 60, 1e-3, monitor=monitor, patience=patience, factor=factor, min_lr=min_lr),
+    )
     assert isinstance(callback, ReduceLROnPlateau)
     learn.fit(60, 1e-3, cbs=[callback, rates])
     wanted = torchs_plateau(values, 1e-3, mode, patience, factor, min_lr)
@@ -203,13 +234,13 @@ def test_plateau_falls_when_torchs_does(seed, monitor, mode, patience, factor, m
 def test_the_ninth_places_refit_stops_when_its_rate_has_fallen_three_times(capsys):
     """Losses that never get better than the first: four epochs are waited each time, three times."""
     learn, rates = learner(valid_loss=[1.0] * 65), Rates()
-    learn.fit(65, 1e-4, cbs=[scheduled("plateau", 65, 1e-4), StopAtRate(1e-7), rates])
+    learn.fit(65, 1e-4, cbs=[schedule_callback("plateau", 65, 1e-4), StopAtLR(1e-7), rates])
     np.testing.assert_allclose([lr for lr, in rates.seen[::4]], [1e-4] * 5 + [1e-5] * 4 + [1e-6] * 4, rtol=1e-6)
     assert len(learn.recorder.values) == 13
 
 
 def test_an_unknown_schedule_is_named():
-    with pytest.raises(UnknownName, match="did you mean warmup_cosine"):
-        scheduled("warmup_cosin", 3, 1e-3)
+    with pytest.raises(UnknownNameError, match="did you mean warmup_cosine"):
+        schedule_callback("warmup_cosin", 3, 1e-3)
     with pytest.raises(OptionError, match="no option 'cycles'"):
-        scheduled("cosine_restarts", 3, 1e-3, cycles=2)
+        schedule_callback("cosine_restarts", 3, 1e-3, cycles=2)

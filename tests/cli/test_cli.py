@@ -11,19 +11,44 @@ import pandas as pd
 import pytest
 
 from fatai import __version__
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_labels
 from fatai.experiment.recipe import tomllib
 
 COMMANDS = [
-    "run", "train", "predict", "ensemble", "check", "score", "demo", "recipes", "doctor", "models", "scan", "stats", "download", "relabel",
-    "suspects", "tag", "calibrate", "show-augs", "lr-find", "export", "compare", "embed",
-    "panns-logreg", "serve", "review", "report",
+    "run",
+    "train",
+    "predict",
+    "ensemble",
+    "check",
+    "score",
+    "demo",
+    "recipes",
+    "doctor",
+    "models",
+    "scan",
+    "stats",
+    "download",
+    "relabel",
+    "suspects",
+    "tag",
+    "calibrate",
+    "show-augs",
+    "lr-find",
+    "export",
+    "compare",
+    "embed",
+    "panns-logreg",
+    "serve",
+    "review",
+    "report",
 ]
 
 
 def fatai_submit(*args, cwd=None):
-    return subprocess.run([sys.executable, "-m", "fatai.cli", *map(str, args)], capture_output=True, text=True, timeout=300, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "fatai.cli", *map(str, args)], capture_output=True, text=True, timeout=300, cwd=cwd
+    )
 
 
 def test_help_lists_the_commands_within_a_second():
@@ -36,7 +61,9 @@ def test_help_lists_the_commands_within_a_second():
 
 
 def test_importing_fatai_loads_neither_torch_nor_fastai():
-    code = "import sys, fatai; print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'librosa') if m in sys.modules])"
+    code = (
+        "import sys, fatai; print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'librosa') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -57,7 +84,12 @@ def test_every_command_has_an_example_in_its_help(command):
     ("fatai-submit recipes sh", ["show"]),
 ])
 def test_a_shell_completes_commands_and_options(words, offered):
-    env = {**os.environ, "_FATAI_SUBMIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    env = {
+        **os.environ,
+        "_FATAI_SUBMIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
     code = "import sys; sys.argv[0] = 'fatai-submit'; from fatai.cli import app; app(prog_name='fatai-submit')"
     completed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert completed.stdout.split() == offered
@@ -73,8 +105,12 @@ def test_help_texts_say_the_same_of_the_same():
         for parameter in command.params:
             if parameter.name in ("help", "ctx") or name == "recipes":
                 continue
-            assert parameter.help and parameter.help.strip()[-1] in ".?)", f"{name}: {parameter.name} says nothing, or no sentence"
-            said.setdefault(parameter.metavar if parameter.metavar == "DATA" else parameter.name, set()).add(parameter.help)
+            assert parameter.help and parameter.help.strip()[-1] in ".?)", (
+                f"{name}: {parameter.name} says nothing, or no sentence"
+            )
+            said.setdefault(parameter.metavar if parameter.metavar == "DATA" else parameter.name, set()).add(
+                parameter.help
+            )
     for of in ("DATA", "epochs", "crop_s", "width", "seed", "recipe", "views", "calibrated", "step_s"):
         assert len(said[of]) == 1, f"{of} is explained in {len(said[of])} ways"
 
@@ -83,30 +119,38 @@ def test_version():
     assert fatai_submit("--version").stdout.strip() == f"fatai {__version__}"
 
 
-@pytest.mark.parametrize("args, words", [
-    (["run", "nowhere", "--out", "new"], "there is no folder nowhere"),
-    (["run", "{empty}", "--out", "new"], "no train_curated.csv"),
-    (["run", "{sample}", "--recipe", "nineth", "--out", "new"], "no recipe named 'nineth'; did you mean ninth"),
-    (["run", "{sample}", "--recipe", "nowhere.toml", "--out", "new"], "there is no recipe file nowhere.toml"),
-    (["run", "{sample}", "--arch", "m33", "--out", "new"], "did you mean m3"),
-    (["run", "{sample}", "--folds", "1", "--out", "new"], "folds.n is 1"),
-    (["run", "{sample}", "--recipe", "quick", "--out", "{run}"], "exists already"),
-    (["predict", "{empty}", "{sample}"], "no finished run"),
-    (["predict", "{run}", "nowhere.wav"], "there is no file or folder nowhere.wav"),
-    (["score", "nowhere.csv", "{sample}/truth/test.csv"], "nowhere.csv"),
-    (["score", "{run}/test.csv", "{sample}/train_curated.csv"], "truth"),
-    (["ensemble", "{run}", "{run}/oof.csv", "--out", "e.csv"], "oof.csv|clips|missing|lack"),
-    (["ensemble", "{run}", "--weights", "a", "--out", "e.csv"], "expected numbers"),
-    (["check", "{run}/oof.csv", "--sample", "{sample}/sample_submission.csv"], "does not fit"),
-    (["recipes", "show", "nineth"], "did you mean ninth"),
-    (["download", "esc51", "new"], "did you mean esc50"),
-    (["stats", "{sample}", "--front-end", "nineth"], "did you mean ninth"),
-    (["scan", "nowhere"], "nowhere"),
-    (["relabel", "{sample}", "--predictions", "{run}/test.csv", "--mode", "scoring_9", "--out", "r.csv"], "lack|no prediction|predict"),
-    (["suspects", "{empty}", "--labels", "{sample}/train_curated.csv"], "oof.csv"),
-    (["doctor", "nowhere"], "there is no folder nowhere"),
-])
-def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(args, words, main_with, tiny_run, sample, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["run", "nowhere", "--out", "new"], "there is no folder nowhere"),
+        (["run", "{empty}", "--out", "new"], "no train_curated.csv"),
+        (["run", "{sample}", "--recipe", "nineth", "--out", "new"], "no recipe named 'nineth'; did you mean ninth"),
+        (["run", "{sample}", "--recipe", "nowhere.toml", "--out", "new"], "there is no recipe file nowhere.toml"),
+        (["run", "{sample}", "--arch", "m33", "--out", "new"], "did you mean m3"),
+        (["run", "{sample}", "--folds", "1", "--out", "new"], "folds.n is 1"),
+        (["run", "{sample}", "--recipe", "quick", "--out", "{run}"], "exists already"),
+        (["predict", "{empty}", "{sample}"], "no finished run"),
+        (["predict", "{run}", "nowhere.wav"], "there is no file or folder nowhere.wav"),
+        (["score", "nowhere.csv", "{sample}/truth/test.csv"], "nowhere.csv"),
+        (["score", "{run}/test.csv", "{sample}/train_curated.csv"], "truth"),
+        (["ensemble", "{run}", "{run}/oof.csv", "--out", "e.csv"], "oof.csv|clips|missing|lack"),
+        (["ensemble", "{run}", "--weights", "a", "--out", "e.csv"], "expected numbers"),
+        (["check", "{run}/oof.csv", "--sample", "{sample}/sample_submission.csv"], "does not fit"),
+        (["recipes", "show", "nineth"], "did you mean ninth"),
+        (["download", "esc51", "new"], "did you mean esc50"),
+        (["stats", "{sample}", "--front-end", "nineth"], "did you mean ninth"),
+        (["scan", "nowhere"], "nowhere"),
+        (
+            ["relabel", "{sample}", "--predictions", "{run}/test.csv", "--mode", "scoring_9", "--out", "r.csv"],
+            "lack|no prediction|predict",
+        ),
+        (["suspects", "{empty}", "--labels", "{sample}/train_curated.csv"], "oof.csv"),
+        (["doctor", "nowhere"], "there is no folder nowhere"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
+    args, words, main_with, tiny_run, sample, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     filled = [a.format(sample=sample, run=tiny_run.out, empty=tmp_path / "empty") for a in args]
@@ -128,9 +172,13 @@ def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_pa
     recipe = tmp_path / "my.toml"
     shown = main_with("recipes", "show", "quick").stdout
     recipe.write_text(shown.replace('arch = "m3"', 'arch = "m1"').replace("width = 0.25", "width = 0.125"))
-    ran = fatai_submit("run", sample, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run", "--workers", 0)
+    ran = fatai_submit(
+        "run", sample, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run", "--workers", 0
+    )
     assert ran.returncode == 0, ran.stderr
-    assert "out of fold: lwlrap" in ran.stdout and "\r" not in ran.stdout + ran.stderr, "no bars where there is no terminal"
+    assert "out of fold: lwlrap" in ran.stdout and "\r" not in ran.stdout + ran.stderr, (
+        "no bars where there is no terminal"
+    )
     assert re.search(r"epoch 0 .*lwlrap 0\.\d+", ran.stdout)
     submission, template = tmp_path / "run" / "submission.csv", sample / "sample_submission.csv"
     assert "is fine" in main_with("check", submission, "--sample", template).stdout
@@ -138,8 +186,12 @@ def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_pa
     assert re.match(r"lwlrap 0\.\d{4}\n", scored) and len(scored.splitlines()) == 11
     tagged = main_with("predict", tmp_path / "run", sample, "--out", tmp_path / "again.csv")
     assert tagged.returncode == 0 and (tmp_path / "again.csv").read_text().count("\n") == 61
-    blended = main_with("ensemble", tmp_path / "run", tmp_path / "again.csv", "--sample", template, "--out", tmp_path / "blend.csv")
-    assert blended.returncode == 0 and "is fine" in main_with("check", tmp_path / "blend.csv", "--sample", template).stdout
+    blended = main_with(
+        "ensemble", tmp_path / "run", tmp_path / "again.csv", "--sample", template, "--out", tmp_path / "blend.csv"
+    )
+    assert (
+        blended.returncode == 0 and "is fine" in main_with("check", tmp_path / "blend.csv", "--sample", template).stdout
+    )
     one = next((sample / "test").iterdir())
     assert re.match(rf"{one.name}: \w+ 0\.\d\d, ", main_with("predict", tmp_path / "run", one).stdout)
 
@@ -148,8 +200,22 @@ def test_ctrl_c_ends_cleanly(sample, tmp_path):
     import signal
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "fatai.cli", "run", str(sample), "--recipe", "quick", "--epochs", "500", "--out", str(tmp_path / "run")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "-m",
+            "fatai.cli",
+            "run",
+            str(sample),
+            "--recipe",
+            "quick",
+            "--epochs",
+            "500",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         # Children of a job in the background inherit that it ignores Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -193,7 +259,10 @@ def test_stats_go_into_a_recipe(main_with, sample, tmp_path):
 
 def test_suspects_lists_the_odd_labels_of_a_run(main_with, tiny_run, sample, tmp_path):
     labels = sample / "train_curated.csv"
-    assert main_with("suspects", tiny_run.out, "--labels", labels, "--per-clip", "--out", tmp_path / "s.csv").returncode == 0
+    assert (
+        main_with("suspects", tiny_run.out, "--labels", labels, "--per-clip", "--out", tmp_path / "s.csv").returncode
+        == 0
+    )
     written = pd.read_csv(tmp_path / "s.csv")
     assert set(written["kind"]) <= {"wrong", "missing"} and written["fname"].is_unique and len(written) > 0
     shown = main_with("suspects", tiny_run.out, "--labels", labels, "-n", 3).stdout.splitlines()
@@ -206,8 +275,10 @@ def test_relabel_writes_a_table_and_corrections_that_loaders_read(main_with, tin
     said = main_with("relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "kept.csv")
     assert said.returncode == 0, said.stderr
     assert len(read_labels(tmp_path / "kept.csv")) == 20
-    again = main_with("relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "c.csv", "--corrections")
-    assert again.returncode == 0 and len(read_layout(sample, corrections=tmp_path / "c.csv").noisy) == 20
+    again = main_with(
+        "relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "c.csv", "--corrections"
+    )
+    assert again.returncode == 0 and len(load_dataset(sample, corrections=tmp_path / "c.csv").noisy) == 20
 
 
 def test_doctor_with_data_says_where_the_time_goes(main_with, sample):

@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from fatai.errors import DataError, OptionError
 from fatai.experiment.calibrate import calibrate_run
-from fatai.ensemble.ensemble import blend_and_judge
+from fatai.ensemble.ensemble import ensemble_report
 from fatai.inference.predictions import Predictions
 from fatai.metrics.bootstrap import score_interval
 from fatai.metrics.calibration import Calibration, cross_calibrated
@@ -42,23 +42,40 @@ def truth_of(data):
     return pd.read_csv(data / "truth.csv")
 
 
-def held_out(data, run):
-    return Predictions.from_csv(data / run / "oof.csv").against(data / "truth.csv")
+def oof_score(data, run):
+    return Predictions.from_csv(data / run / "oof.csv").align_with(data / "truth.csv")
 
 
 def test_an_ensemble_tells_each_members_score_and_its_own_nested(data, main_with):
     runs = [data / "run0", data / "run1"]
-    ended = main_with("ensemble", *runs, "--how", "forward", "--of", "rank_clip", "--truth", data / "truth.csv", "--out", data / "b.csv",
-                      "--sample", data / "sample.csv")
+    ended = main_with(
+        "ensemble",
+        *runs,
+        "--how",
+        "forward",
+        "--of",
+        "rank_clip",
+        "--truth",
+        data / "truth.csv",
+        "--out",
+        data / "b.csv",
+        "--sample",
+        data / "sample.csv",
+    )
     assert ended.returncode == 0, ended.stderr
-    by_hand = blend_and_judge(runs, "forward", truth=data / "truth.csv", of="rank_clip")
+    by_hand = ensemble_report(runs, "forward", truth=data / "truth.csv", of="rank_clip")
     rows = [line.split() for line in ended.stdout.splitlines()]
-    assert rows[2] == [str(runs[1]), f"{by_hand.weights[1]:.3f}", f"{lwlrap(*held_out(data, 'run1')):.4f}"]
-    assert rows[3] == ["blend,", "nested", f"{by_hand.predictions.held_out:.4f}"]
+    assert rows[2] == [str(runs[1]), f"{by_hand.weights[1]:.3f}", f"{lwlrap(*oof_score(data, 'run1')):.4f}"]
+    assert rows[3] == ["blend,", "nested", f"{by_hand.predictions.oof_score:.4f}"]
     assert Predictions.from_csv(data / "b.csv").fnames == ("y.wav", "x.wav")
-    assert main_with("ensemble", *runs, "--weights", "lwlrap", "--truth", data / "truth.csv", "--out", data / "b.csv").returncode == 0
+    assert (
+        main_with(
+            "ensemble", *runs, "--weights", "lwlrap", "--truth", data / "truth.csv", "--out", data / "b.csv"
+        ).returncode
+        == 0
+    )
     expected = np.average([Predictions.from_csv(r / "test.csv").probs for r in runs], axis=0,
-                          weights=[lwlrap(*held_out(data, r.name)) for r in runs])
+                          weights=[lwlrap(*oof_score(data, r.name)) for r in runs])
     np.testing.assert_allclose(Predictions.from_csv(data / "b.csv").probs, expected)
 
 
@@ -68,30 +85,44 @@ def test_an_ensemble_of_tables_needs_them_whole_only_where_their_orders_differ(d
 
     def counted(*args, **options):
         whole.append(args)
-        return blend_and_judge(*args, **options)
+        return ensemble_report(*args, **options)
 
-    monkeypatch.setattr("fatai.ensemble.ensemble.blend_and_judge", counted)
+    monkeypatch.setattr("fatai.ensemble.ensemble.ensemble_report", counted)
     if turned:
         preds = Predictions.from_csv(runs[1] / "test.csv")
         preds.select(preds.fnames[::-1], preds.tags[::-1]).to_csv(runs[1] / "test.csv")
-    ended = main_with("ensemble", runs[0], runs[1] / "test.csv", "--how", "gmean", "--weights", "2,1", "--out", data / "b.csv")
+    ended = main_with(
+        "ensemble", runs[0], runs[1] / "test.csv", "--how", "gmean", "--weights", "2,1", "--out", data / "b.csv"
+    )
     assert ended.returncode == 0, ended.stderr
     assert bool(whole) == turned
-    blend_and_judge(runs, "gmean", [2, 1]).predictions.to_csv(data / "whole.csv")
+    ensemble_report(runs, "gmean", [2, 1]).predictions.to_csv(data / "whole.csv")
     assert (data / "b.csv").read_bytes() == (data / "whole.csv").read_bytes()
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    (["ensemble", "{d}/run0", "--how", "forward", "--out", "{d}/b.csv"], "how='forward' is learnt from out-of-fold"),
-    (["ensemble", "{d}/run0", "--of", "gmean", "--out", "{d}/b.csv"], "'mean' has no option 'of'"),
-    (["ensemble", "{d}/run0", "--weights", "lwlrip", "--out", "{d}/b.csv"], "expected numbers like 2,1,1.* or lwlrap"),
-    (["ensemble", "{d}/run0", "--weights", "lwlrap", "--out", "{d}/b.csv"], "run0 carries no score"),
-    (["check", "{d}/run0/test.csv", "--sample", "{d}/sample.csv", "--truth", "{d}/truth.csv"], "--truth is given without --oof"),
-    (["calibrate", "{d}", "--truth", "{d}/truth.csv"], "oof.csv: no such file"),
-    (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--how", "plat"], "did you mean platt"),
-    (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--thresholds", "f2"], "expected f1, or a precision"),
-    (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--plot", "{d}/plot.wav"], "plot.wav cannot be drawn"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (
+            ["ensemble", "{d}/run0", "--how", "forward", "--out", "{d}/b.csv"],
+            "how='forward' is learnt from out-of-fold",
+        ),
+        (["ensemble", "{d}/run0", "--of", "gmean", "--out", "{d}/b.csv"], "'mean' has no option 'of'"),
+        (
+            ["ensemble", "{d}/run0", "--weights", "lwlrip", "--out", "{d}/b.csv"],
+            "expected numbers like 2,1,1.* or lwlrap",
+        ),
+        (["ensemble", "{d}/run0", "--weights", "lwlrap", "--out", "{d}/b.csv"], "run0 carries no score"),
+        (
+            ["check", "{d}/run0/test.csv", "--sample", "{d}/sample.csv", "--truth", "{d}/truth.csv"],
+            "--truth is given without --oof",
+        ),
+        (["calibrate", "{d}", "--truth", "{d}/truth.csv"], "oof.csv: no such file"),
+        (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--how", "plat"], "did you mean platt"),
+        (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--thresholds", "f2"], "expected f1, or a precision"),
+        (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--plot", "{d}/plot.wav"], "plot.wav cannot be drawn"),
+    ],
+)
 def test_what_a_user_can_mend_is_one_sentence(args, words, data, main_with):
     ended = main_with(*(a.format(d=data) for a in args))
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1
@@ -102,7 +133,7 @@ def test_check_warns_estimates_and_still_says_that_the_submission_fits(data, mai
     asked = ["--sample", data / "sample.csv", "--oof", data / "run1", "--truth", data / "truth.csv"]
     good = main_with("check", data / "run0" / "test.csv", *asked)
     assert good.returncode == 0 and "is fine" in good.stdout and good.stderr == ""
-    assert str(score_interval(*held_out(data, "run1"))) in good.stdout
+    assert str(score_interval(*oof_score(data, "run1"))) in good.stdout
     Predictions(["x.wav", "y.wav"], TAGS, [[0.5, 0.5, 0.1], [0.5, 0.4, 0.2]]).to_csv(data / "odd.csv")
     odd = main_with("check", data / "odd.csv", "--sample", data / "sample.csv")
     assert odd.returncode == 0 and "is fine" in odd.stdout and "lwlrap" not in odd.stdout
@@ -117,24 +148,31 @@ def test_calibrate_keeps_a_calibration_in_the_run_and_tells_the_cross_fitted_err
     asked = ["--truth", data / "truth.csv", "--how", how, "--thresholds", "f1", "--plot", data / "r.png"]
     ended = main_with("calibrate", data / "run1", *asked)
     assert ended.returncode == 0, ended.stderr
-    probs, targ = held_out(data, "run1")
+    probs, targ = oof_score(data, "run1")
     crossed = cross_calibrated(probs, targ, np.arange(300) % 3, how=how)
     before, after = (expected_calibration_error(p, targ) for p in (probs, crossed))
     assert after < before
     assert f"calibration error out of fold, 300 clips: {before:.4f} before, {after:.4f} after" in ended.stdout
-    assert f"lwlrap out of fold, 300 clips: {lwlrap(probs, targ):.4f} before, {lwlrap(crossed, targ):.4f} after" in ended.stdout
+    assert (
+        f"lwlrap out of fold, 300 clips: {lwlrap(probs, targ):.4f} before, {lwlrap(crossed, targ):.4f} after"
+        in ended.stdout
+    )
     kept = Calibration.from_json(data / "run1" / "calibration.json")
     fitted = Calibration.fit(probs, targ, TAGS, how=how)
-    assert (kept.slope, kept.shift) == (fitted.slope, fitted.shift) and kept.thresholds == f1_thresholds(crossed, targ, TAGS)
+    assert (kept.slope, kept.shift) == (fitted.slope, fitted.shift) and kept.thresholds == f1_thresholds(
+        crossed, targ, TAGS
+    )
     assert (data / "r.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_thresholds_of_a_precision_hold_it_out_of_fold(data):
     found = calibrate_run(data / "run1", truth_of(data), thresholds="0.9")
-    probs, targ = held_out(data, "run1")
+    probs, targ = oof_score(data, "run1")
     said = found.calibration.thresholds.apply(cross_calibrated(probs, targ, np.arange(300) % 3))
     assert ((said & targ).sum(0) >= 0.9 * said.sum(0)).all() and said.any()
-    assert found.clips == 300 and json.loads(found.path.read_text())["thresholds"] == list(found.calibration.thresholds.values)
+    assert found.clips == 300 and json.loads(found.path.read_text())["thresholds"] == list(
+        found.calibration.thresholds.values
+    )
     with pytest.raises(OptionError, match="precision is 2"):
         calibrate_run(data / "run1", truth_of(data), thresholds="2")
 

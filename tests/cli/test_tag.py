@@ -37,7 +37,11 @@ def tag(monkeypatch, capsys, tmp_path):
 def sounds(tmp_path, sample):
     clips = sorted((sample / "test").iterdir())[:3]
     (tmp_path / "in" / "sub").mkdir(parents=True)
-    places = [tmp_path / "in" / clips[0].name, tmp_path / "in" / "sub" / clips[1].name, tmp_path / "in" / "sub" / clips[2].name]
+    places = [
+        tmp_path / "in" / clips[0].name,
+        tmp_path / "in" / "sub" / clips[1].name,
+        tmp_path / "in" / "sub" / clips[2].name,
+    ]
     for clip, place in zip(clips, places):
         place.write_bytes(clip.read_bytes())
     return places
@@ -48,8 +52,11 @@ def test_events_of_a_folder_become_a_table(tag, tiny_run, sounds):
     assert said.returncode == 0 and "events.csv: events of 3 sounds" in said.stdout
     table = pd.read_csv("events.csv")
     ear = Tagger(tiny_run.out)
-    expected = [(f"in/{path.relative_to(sounds[0].parent)}", e.tag, round(e.start_s, 3), round(e.end_s, 3), round(e.prob, 4))
-                for path in sounds for e in ear.tag(path, threshold=0.1, top=1)]
+    expected = [
+        (f"in/{path.relative_to(sounds[0].parent)}", e.tag, round(e.start_s, 3), round(e.end_s, 3), round(e.prob, 4))
+        for path in sounds
+        for e in ear.tag(path, threshold=0.1, top=1)
+    ]
     assert expected == list(table[["file", "tag", "start_s", "end_s", "prob"]].itertuples(index=False, name=None))
     assert sorted(os.listdir()) == ["events.csv", "in"], "the journal is gone when all is done"
 
@@ -70,7 +77,10 @@ def test_events_of_one_file_are_printed_or_written(tag, tiny_run, sounds):
 def test_label_tracks_of_a_folder_are_laid_out_as_it_is(tag, tiny_run, sounds):
     assert tag("in", "--model", tiny_run.out, "--format", "audacity", "--out", "labels").returncode == 0
     assert {f"{p}.txt" for p in (sounds[0].name, *(f"sub/{p.name}" for p in sounds[1:]))} == {
-        os.path.relpath(os.path.join(folder, name), "labels") for folder, _, names in os.walk("labels") for name in names}
+        os.path.relpath(os.path.join(folder, name), "labels")
+        for folder, _, names in os.walk("labels")
+        for name in names
+    }
 
 
 def test_a_sound_that_cannot_be_read_is_left_out_and_tried_again(tag, tiny_run, sounds, monkeypatch):
@@ -86,13 +96,18 @@ def test_a_sound_that_cannot_be_read_is_left_out_and_tried_again(tag, tiny_run, 
     assert heard == [str(sounds[1].relative_to(sounds[0].parents[1]))] and not os.path.exists("events.csv.journal")
 
 
-@pytest.mark.parametrize(("args", "said"), [
-    (["broken.wav", "--out", "e.csv"], "broken.wav: the file is empty"), (["broken.wav"], "broken.wav: the file is empty"),
-    (["nowhere.wav"], "there is no file or folder nowhere.wav"),
-    (["in", "--format", "cvs"], "did you mean csv"), (["in", "--out", "in"], "in is a folder; give --out the name of a file"),
-    (["in", "--format", "raven", "--out", "broken.wav"], "broken.wav is a file; give --out the name of a folder"),
-    (["in", "--step-s", "9"], "step_s is 9.0; expected 0.01 to 0.5 seconds"),
-])
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["broken.wav", "--out", "e.csv"], "broken.wav: the file is empty"),
+        (["broken.wav"], "broken.wav: the file is empty"),
+        (["nowhere.wav"], "there is no file or folder nowhere.wav"),
+        (["in", "--format", "cvs"], "did you mean csv"),
+        (["in", "--out", "in"], "in is a folder; give --out the name of a file"),
+        (["in", "--format", "raven", "--out", "broken.wav"], "broken.wav is a file; give --out the name of a folder"),
+        (["in", "--step-s", "9"], "step_s is 9.0; expected 0.01 to 0.5 seconds"),
+    ],
+)
 def test_errors_are_one_sentence(tag, tiny_run, sounds, args, said):
     open("broken.wav", "w").close()
     ended = tag(*args, "--model", tiny_run.out)

@@ -24,13 +24,17 @@ def tones(tmp_path):
     for k in range(6):
         tag = "low" if k < 3 else "high"
         (tmp_path / tag).mkdir(exist_ok=True)
-        sf.write(tmp_path / tag / f"{k}.wav", 0.5 * np.sin(np.arange(SR) * (0.02 if k < 3 else 0.5)), SR, subtype="PCM_16")
+        sf.write(
+            tmp_path / tag / f"{k}.wav", 0.5 * np.sin(np.arange(SR) * (0.02 if k < 3 else 0.5)), SR, subtype="PCM_16"
+        )
         rows.append({"name": f"{tag}/{k}", "what": tag, "held": k in (2, 5)})
     return tmp_path, pd.DataFrame(rows)
 
 
 def load(root, df, **options):
-    return FATDataLoaders.from_df(df, root, fn_col="name", label_col="what", suff=".wav", crop_s=0.5, bs=2, num_workers=0, **options)
+    return FATDataLoaders.from_df(
+        df, root, fn_col="name", label_col="what", suff=".wav", crop_s=0.5, bs=2, num_workers=0, **options
+    )
 
 
 def test_a_batch_is_spectrograms_and_multi_hot_tags(small_dls):
@@ -93,10 +97,14 @@ def test_the_spectrogram_of_a_batch_is_that_of_the_front_end(small_dls):
 def test_three_doors_lead_to_the_same_clips(tones):
     root, df = tones
     df.assign(name=df["name"] + ".wav").to_csv(root / "table.csv", index=False)
-    by_csv = FATDataLoaders.from_csv(root, "table.csv", fn_col="name", label_col="what", crop_s=0.5, bs=2, valid_pct=0, num_workers=0)
+    by_csv = FATDataLoaders.from_csv(
+        root, "table.csv", fn_col="name", label_col="what", crop_s=0.5, bs=2, valid_pct=0, num_workers=0
+    )
     by_folder = FATDataLoaders.from_folder(root, crop_s=0.5, bs=2, valid_pct=0, num_workers=0)
     by_df = load(root, df, valid_pct=0)
-    assert {tuple(sorted(d.files(0)["path"])) for d in (by_csv, by_folder, by_df)} == {tuple(sorted(by_df.files(0)["path"]))}
+    assert {tuple(sorted(d.files(0)["path"])) for d in (by_csv, by_folder, by_df)} == {
+        tuple(sorted(by_df.files(0)["path"]))
+    }
     assert by_csv.tags == by_folder.tags == by_df.tags == ("high", "low")
 
 
@@ -188,8 +196,13 @@ def test_corrections_reach_every_door(sample, tmp_path):
     fixes = tmp_path / "fixes.csv"
     fixes.write_text("fname,labels\nBark/a.ogg,remove\nBark/b.ogg,\"Bark,Rain\"\nRain/z.ogg,Rain\n")
     with pytest.warns(UserWarning, match="1 of 3 corrections .* fit no clip and do nothing: Rain/z.ogg"):
-        dls = FATDataLoaders.from_folder(tmp_path / "sounds", corrections=fixes, valid_pct=0, crop_s=0.5, bs=2, num_workers=0)
-    assert dict(zip(dls.files(0)["fname"], dls.files(0)["labels"])) == {"Bark/b.ogg": ["Bark", "Rain"], "Rain/c.ogg": ["Rain"]}
+        dls = FATDataLoaders.from_folder(
+            tmp_path / "sounds", corrections=fixes, valid_pct=0, crop_s=0.5, bs=2, num_workers=0
+        )
+    assert dict(zip(dls.files(0)["fname"], dls.files(0)["labels"])) == {
+        "Bark/b.ogg": ["Bark", "Rain"],
+        "Rain/c.ogg": ["Rain"],
+    }
     df = pd.DataFrame({"fname": ["Bark/a.ogg", "Rain/c.ogg"], "labels": ["Bark", "Rain"]})
     fixes.write_text("fname,labels\nBark/a.ogg,Raine\n")
     with pytest.raises(LabelError, match="fixes.csv, row 1 .*did you mean Rain"):

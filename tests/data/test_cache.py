@@ -87,7 +87,9 @@ def test_cached_features_are_the_whole_clips_to_the_precision_of_16_bits(files, 
         whole = module(settings.fit(trim_silence(load_audio(path, SR), 60))[None])[0]
         assert cache.length(i) == whole.shape[-1]
         torch.testing.assert_close(cache.crop(i), whole, rtol=2 ** -11, atol=1e-6)
-    torch.testing.assert_close(cache.crop(2, 5, 7), whole_crop(module, settings, files[2])[:, 5:12], rtol=2 ** -11, atol=1e-6)
+    torch.testing.assert_close(
+        cache.crop(2, 5, 7), whole_crop(module, settings, files[2])[:, 5:12], rtol=2**-11, atol=1e-6
+    )
 
 
 def whole_crop(module, settings, path):
@@ -149,7 +151,10 @@ def test_waves_are_shared_by_all_front_ends_of_a_rate_and_channels_are_not_cache
     folders = {ClipCache.open_or_build(files[:1], s, kind="wave", folder=tmp_path / "c").folder
                for s in (ClipSettings(), ClipSettings(front_end("ninth", n_mels=32), crop_s=1))}
     assert len(folders) == 1
-    folders = {ClipCache.open_or_build(files[:1], ClipSettings(channels=c), folder=tmp_path / "c").folder for c in ("one", "deltas")}
+    folders = {
+        ClipCache.open_or_build(files[:1], ClipSettings(channels=c), folder=tmp_path / "c").folder
+        for c in ("one", "deltas")
+    }
     assert len(folders) == 1
 
 
@@ -179,7 +184,9 @@ def test_what_cannot_be_cached_is_said(files, tmp_path):
     with pytest.raises(OptionError, match="no kind of cache is called 'feature'; did you mean features"):
         ClipCache.open_or_build(files, ClipSettings(), kind="feature", folder=tmp_path)
     with pytest.raises(OptionError, match="choose cache='wave'"):
-        ClipCache.open_or_build(files, ClipSettings(front_end("ninth", log="pcen", pcen_trainable=True)), folder=tmp_path)
+        ClipCache.open_or_build(
+            files, ClipSettings(front_end("ninth", log="pcen", pcen_trainable=True)), folder=tmp_path
+        )
     loud = ClipSettings(front_end("ninth", log="none", normalise="none", norm=None))
     sf.write(tmp_path / "loud.wav", np.sin(np.arange(SR) * 0.2), SR)
     with pytest.raises(CacheError, match=r"16-bit floats only 65,504; choose cache='wave'"):
@@ -247,8 +254,13 @@ def test_loaders_with_a_feature_cache_give_crops_of_the_clips_features(files, tm
 
 def test_a_clip_no_longer_than_a_crop_is_the_same_with_and_without_features(files, tmp_path):
     short = [files[0]] * 5
-    plain, cached = (load(short, **options).valid.one_batch()[0] for options in ({}, {"cache": "features", "cache_dir": tmp_path / "c"}))
-    torch.testing.assert_close(cached.as_subclass(torch.Tensor), plain.as_subclass(torch.Tensor), rtol=2 ** -11, atol=1e-6)
+    plain, cached = (
+        load(short, **options).valid.one_batch()[0]
+        for options in ({}, {"cache": "features", "cache_dir": tmp_path / "c"})
+    )
+    torch.testing.assert_close(
+        cached.as_subclass(torch.Tensor), plain.as_subclass(torch.Tensor), rtol=2**-11, atol=1e-6
+    )
 
 
 def test_new_files_are_read_as_ever(files, tmp_path):

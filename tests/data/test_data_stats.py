@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.stats import data_stats
 from fatai.errors import DataError, OptionError
 from fatai.audio.io import load_audio
@@ -19,7 +19,7 @@ def few(sample, tmp_path_factory):
     """Six curated clips of the sample."""
     data = tmp_path_factory.mktemp("few")
     (data / "train_curated").mkdir()
-    table = read_layout(sample).curated.head(6)
+    table = load_dataset(sample).curated.head(6)
     for path in table["path"]:
         shutil.copy(path, data / "train_curated")
     rows = [f'{fname},"{",".join(labels)}"' for fname, labels in zip(table["fname"], table["labels"])]

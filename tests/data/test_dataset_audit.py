@@ -9,8 +9,8 @@ import pytest
 import soundfile as sf
 
 from fatai.data.datasets.fat2019 import fat_sample
-from fatai.data.audit.audio_file import examine_sound, sound_digest
-from fatai.data.audit.dataset import scan
+from fatai.data.audit.audio_file import check_audio_file, audio_digest
+from fatai.data.audit.dataset import check_dataset
 from fatai.data.audit.report import KINDS
 from fatai.errors import DataError
 
@@ -33,7 +33,9 @@ def data(tmp_path):
         put(tmp_path / "train_curated" / f"c{k}.wav", noise(k))
     for k in range(2):
         put(tmp_path / "test" / f"t{k}.wav", noise(10 + k))
-    (tmp_path / "train_curated.csv").write_text("fname,labels\n" + "".join(f"c{k}.wav,{'Bark' if k % 2 else 'Purr'}\n" for k in range(6)))
+    (tmp_path / "train_curated.csv").write_text(
+        "fname,labels\n" + "".join(f"c{k}.wav,{'Bark' if k % 2 else 'Purr'}\n" for k in range(6))
+    )
     (tmp_path / "sample_submission.csv").write_text("fname,Bark,Purr\nt0.wav,0,0\nt1.wav,0,0\n")
     return tmp_path
 
@@ -43,7 +45,7 @@ def seen(report):
 
 
 def test_a_good_data_set_has_no_findings(data):
-    report = scan(data)
+    report = check_dataset(data)
     assert report.findings == () and "nothing odd was found" in report.to_text()
     assert len(report.files) == 8 and report.tags == ("Bark", "Purr")
     assert report.hours == pytest.approx({"curated": 1.8 / 3600, "test": 0.6 / 3600})
@@ -53,23 +55,30 @@ def make_empty(path):
     sf.write(path, np.zeros(0, np.float32), SR, subtype="PCM_16")
 
 
-@pytest.mark.parametrize(("kind", "spoil", "what"), [
-    ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:30]), "cut short"),
-    ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:-1000]), "cut short"),
-    ("unreadable", lambda p: p.write_text("<html>not found</html>"), "web page"),
-    ("empty", lambda p: p.write_bytes(b""), "0 bytes"),
-    ("empty", make_empty, "no samples"),
-    ("not_finite", lambda p: put(p, np.array([0.1, 0.2, np.nan, 0.1] * 9, np.float32), subtype="FLOAT"), "sample 2 is nan"),
-    ("not_finite", lambda p: put(p, np.array([0.1, -np.inf] * 9, np.float32), subtype="FLOAT"), "sample 1 is -inf"),
-    ("silent", lambda p: put(p, np.zeros(SR, np.float32)), r"all samples are 0 \(1\.00 s\)"),
-    ("silent", lambda p: put(p, noise(3, level=1e-4).clip(-3e-4, 3e-4)), "-70 dB|-71 dB"),
-    ("clipped", lambda p: put(p, (noise(3, level=2.0) * 50).clip(-1, 1)), "in a row at full scale"),
-    ("rate", lambda p: put(p, noise(3), sr=22050), "22,050 Hz; most files have 44,100 Hz"),
-    ("channels", lambda p: put(p, np.stack([noise(3), noise(4)], 1)), "2 channels"),
-])
+@pytest.mark.parametrize(
+    ("kind", "spoil", "what"),
+    [
+        ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:30]), "cut short"),
+        ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:-1000]), "cut short"),
+        ("unreadable", lambda p: p.write_text("<html>not found</html>"), "web page"),
+        ("empty", lambda p: p.write_bytes(b""), "0 bytes"),
+        ("empty", make_empty, "no samples"),
+        (
+            "not_finite",
+            lambda p: put(p, np.array([0.1, 0.2, np.nan, 0.1] * 9, np.float32), subtype="FLOAT"),
+            "sample 2 is nan",
+        ),
+        ("not_finite", lambda p: put(p, np.array([0.1, -np.inf] * 9, np.float32), subtype="FLOAT"), "sample 1 is -inf"),
+        ("silent", lambda p: put(p, np.zeros(SR, np.float32)), r"all samples are 0 \(1\.00 s\)"),
+        ("silent", lambda p: put(p, noise(3, level=1e-4).clip(-3e-4, 3e-4)), "-70 dB|-71 dB"),
+        ("clipped", lambda p: put(p, (noise(3, level=2.0) * 50).clip(-1, 1)), "in a row at full scale"),
+        ("rate", lambda p: put(p, noise(3), sr=22050), "22,050 Hz; most files have 44,100 Hz"),
+        ("channels", lambda p: put(p, np.stack([noise(3), noise(4)], 1)), "2 channels"),
+    ],
+)
 def test_each_odd_file_is_found_and_said_what_it_is(data, kind, spoil, what):
     spoil(data / "train_curated" / "c3.wav")
-    report = scan(data)
+    report = check_dataset(data)
     assert seen(report) == [(kind, "curated", "c3.wav")]
     assert re.search(what, report.findings[0].what)
     assert f"{KINDS[kind]} (1)" in report.to_text()
@@ -82,7 +91,7 @@ def test_five_odd_files_at_once_are_each_named(data):
     (curated / "c2.wav").write_bytes((curated / "c2.wav").read_bytes()[:30])
     put(curated / "c3.wav", np.stack([noise(3), noise(3) / 2], 1))
     put(curated / "c4.wav", noise(4), sr=SR // 2)
-    assert seen(scan(data)) == [(kind, "curated", f"c{k}.wav") for kind, k in
+    assert seen(check_dataset(data)) == [(kind, "curated", f"c{k}.wav") for kind, k in
                                 (("unreadable", 2), ("empty", 0), ("silent", 1), ("rate", 4), ("channels", 3))]
 
 
@@ -90,7 +99,7 @@ def test_a_loud_peak_alone_is_not_clipped(data):
     wave = noise(3)
     wave[::2000] = 1.0
     put(data / "train_curated" / "c3.wav", wave)
-    assert scan(data).findings == ()
+    assert check_dataset(data).findings == ()
 
 
 def test_clipping_is_counted_by_hand_across_the_border_of_blocks(tmp_path, monkeypatch):
@@ -99,9 +108,9 @@ def test_clipping_is_counted_by_hand_across_the_border_of_blocks(tmp_path, monke
     wave[14:24] = -1.0  # eight, over the border at 16
     wave[30:32] = 1.0   # none
     put(tmp_path / "a.wav", wave, subtype="FLOAT")
-    assert examine_sound(tmp_path / "a.wav").clipped == 9
+    assert check_audio_file(tmp_path / "a.wav").clipped == 9
     monkeypatch.setattr("fatai.data.audit.audio_file._BLOCK", 16)
-    assert examine_sound(tmp_path / "a.wav").clipped == 9
+    assert check_audio_file(tmp_path / "a.wav").clipped == 9
 
 
 def test_a_digest_is_the_same_in_any_lossless_format_and_block_size(tmp_path, monkeypatch):
@@ -109,18 +118,18 @@ def test_a_digest_is_the_same_in_any_lossless_format_and_block_size(tmp_path, mo
     put(tmp_path / "a.wav", wave)
     put(tmp_path / "b.flac", wave)
     put(tmp_path / "c.wav", np.stack([wave, wave], 1))
-    one = sound_digest(tmp_path / "a.wav")
+    one = audio_digest(tmp_path / "a.wav")
     monkeypatch.setattr("fatai.data.audit.audio_file._BLOCK", 1000)
-    assert len(one) == 32 and {sound_digest(tmp_path / n) for n in ("a.wav", "b.flac", "c.wav")} == {one}
+    assert len(one) == 32 and {audio_digest(tmp_path / n) for n in ("a.wav", "b.flac", "c.wav")} == {one}
     put(tmp_path / "d.wav", wave[:-1])
-    assert sound_digest(tmp_path / "d.wav") != one
-    assert sound_digest(tmp_path / "none.wav") is None
+    assert audio_digest(tmp_path / "d.wav") != one
+    assert audio_digest(tmp_path / "none.wav") is None
 
 
 def test_the_same_sound_in_training_and_test_is_called_a_leak(data):
     shutil.copy(data / "train_curated" / "c0.wav", data / "test" / "t1.wav")
     shutil.copy(data / "train_curated" / "c1.wav", data / "train_curated" / "c2.wav")
-    found = scan(data).of_kind("duplicate")
+    found = check_dataset(data).of_kind("duplicate")
     assert [str(f) for f in found] == [
         "curated/c2.wav: sounds the same as curated/c1.wav",
         "test/t1.wav: sounds the same as curated/c0.wav - a leak from training to test",
@@ -130,12 +139,14 @@ def test_the_same_sound_in_training_and_test_is_called_a_leak(data):
 def test_several_silent_files_are_silent_not_duplicates(data):
     for k in (1, 2):
         put(data / "train_curated" / f"c{k}.wav", np.zeros(SR, np.float32))
-    assert {f.kind for f in scan(data).findings} == {"silent"}
+    assert {f.kind for f in check_dataset(data).findings} == {"silent"}
 
 
 def test_label_typos_come_with_the_nearest_tag(data):
-    (data / "train_curated.csv").write_text("fname,labels\nc0.wav,Brak\nc1.wav,\nc2.wav,Purr\nc3.wav,Purr\nc4.wav,Bark\nc5.wav,Bark\n")
-    report = scan(data)
+    (data / "train_curated.csv").write_text(
+        "fname,labels\nc0.wav,Brak\nc1.wav,\nc2.wav,Purr\nc3.wav,Purr\nc4.wav,Bark\nc5.wav,Bark\n"
+    )
+    report = check_dataset(data)
     assert seen(report) == [("label", "curated", "c0.wav"), ("no_label", "curated", "c1.wav")]
     assert report.findings[0].what == "unknown tag 'Brak'; did you mean Bark?"
 
@@ -144,8 +155,10 @@ def test_without_a_vocabulary_a_rare_label_near_a_frequent_one_is_suspected(tmp_
     for k in range(22):
         put(tmp_path / "train_curated" / f"{k}.wav", noise(k, 0.05))
     labels = ["Walk_and_footsteps"] * 20 + ["Walk_and_footstep", "Sneeze"]
-    (tmp_path / "train_curated.csv").write_text("fname,labels\n" + "".join(f"{k}.wav,{label}\n" for k, label in enumerate(labels)))
-    report = scan(tmp_path)
+    (tmp_path / "train_curated.csv").write_text(
+        "fname,labels\n" + "".join(f"{k}.wav,{label}\n" for k, label in enumerate(labels))
+    )
+    report = check_dataset(tmp_path)
     assert seen(report) == [("label", "curated", "20.wav")]
     assert "'Walk_and_footstep' occurs 1 times, 'Walk_and_footsteps' 20 times" in report.findings[0].what
 
@@ -155,20 +168,24 @@ def test_missing_and_extra_files_and_shared_names_are_listed(data):
     put(data / "test" / "more.wav", noise(99))
     (data / "train_noisy.csv").write_text("fname,labels\nc1.wav,Bark\n")
     put(data / "train_noisy" / "c1.wav", noise(98))
-    assert seen(scan(data)) == [("name", "noisy", "c1.wav"), ("missing", "curated", "c0.wav"), ("extra", "test", "more.wav")]
+    assert seen(check_dataset(data)) == [
+        ("name", "noisy", "c1.wav"),
+        ("missing", "curated", "c0.wav"),
+        ("extra", "test", "more.wav"),
+    ]
 
 
 def test_absent_folders_and_tables_are_one_finding_each(data):
     shutil.rmtree(data / "test")
     put(data / "train_noisy" / "n.wav", noise(98))
-    report = scan(data)
+    report = check_dataset(data)
     found = [str(f) for f in report.findings]
     assert found == ["test: 2 rows, but no folder test/", "noisy: 1 files in train_noisy/, but no table of them"]
 
 
 def test_json_and_tables_agree_with_what_was_made(data):
     put(data / "train_curated" / "c0.wav", noise(0, 3.0))
-    report = scan(data, n_folds=2)
+    report = check_dataset(data, n_folds=2)
     found = json.loads(report.to_json())
     assert list(found["findings"]) == list(KINDS) and found["files"] == {"curated": 6, "test": 2}
     assert found["lengths"]["curated"]["0-0.5 s"] == 5 and found["lengths"]["curated"]["2-4 s"] == 1
@@ -185,24 +202,24 @@ def test_given_folds_and_tags_absent_from_them_are_shown(data):
     folds = [0, 0, 0, 1, 1, 1]
     rows = "".join(f"c{k}.wav,{'Bark' if k < 3 else 'Purr'},{folds[k]}\n" for k in range(6))
     (data / "train_curated.csv").write_text("fname,labels,fold\n" + rows)
-    text = scan(data).to_text()
+    text = check_dataset(data).to_text()
     assert "fold 0 holds out none of: Purr" in text and "fold 1 holds out none of: Bark" in text
 
 
 def test_a_long_list_is_shortened_in_the_text_only(data):
     for k in range(6):
         put(data / "train_curated" / f"x{k}.wav", noise(50 + k))
-    report = scan(data)
+    report = check_dataset(data)
     assert "... and 4 more" in report.to_text(most=2) and len(json.loads(report.to_json())["findings"]["extra"]) == 6
 
 
 def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(DataError, match="no train_curated.csv, train_noisy.csv or sample_submission.csv"):
-        scan(tmp_path)
+        check_dataset(tmp_path)
     with pytest.raises(DataError, match="there is no folder"):
-        scan(tmp_path / "none")
+        check_dataset(tmp_path / "none")
 
 
 def test_the_bundled_sample_is_in_order():
-    report = scan(fat_sample())
+    report = check_dataset(fat_sample())
     assert report.findings == () and len(report.files) == 252

@@ -16,7 +16,7 @@ import soundfile as sf
 
 from fatai.data.datasets import download as download_module
 from fatai.data.datasets.download import DATASETS, Dataset, download
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.datasets.fetch import fetch
 from fatai.data.datasets.archives import unpack
 from fatai.errors import DataError, OptionError
@@ -81,7 +81,10 @@ DATA = bytes(range(256)) * 40_000
 
 def test_a_file_that_broke_off_is_continued_not_begun_again(server, tmp_path):
     server.files["a.bin"], server.breaks["a.bin"] = DATA, 3_000_000
-    assert fetch(server.url + "a.bin", tmp_path / "a.bin", checksum=f"md5:{hashlib.md5(DATA).hexdigest()}").read_bytes() == DATA
+    assert (
+        fetch(server.url + "a.bin", tmp_path / "a.bin", checksum=f"md5:{hashlib.md5(DATA).hexdigest()}").read_bytes()
+        == DATA
+    )
     assert server.asked == [("a.bin", None), ("a.bin", "bytes=3000000-")]
     fetch(server.url + "a.bin", tmp_path / "a.bin")
     assert len(server.asked) == 2 and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
@@ -90,7 +93,9 @@ def test_a_file_that_broke_off_is_continued_not_begun_again(server, tmp_path):
 def test_what_an_earlier_call_left_is_used(server, tmp_path):
     server.files["a.bin"] = DATA
     (tmp_path / "a.bin.part").write_bytes(DATA[:1000])
-    assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA and server.asked == [("a.bin", "bytes=1000-")]
+    assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA and server.asked == [
+        ("a.bin", "bytes=1000-")
+    ]
     (tmp_path / "b.bin.part").write_bytes(DATA)
     server.files["b.bin"] = DATA
     assert fetch(server.url + "b.bin", tmp_path / "b.bin").read_bytes() == DATA
@@ -237,11 +242,18 @@ def fsd(server, monkeypatch):
     noisy = split(zipped({f"{top}.audio_train_noisy/n.wav": wav(3)}), [1000])
     server.files = {
         f"{top}.meta.zip": zipped({f"{top}.meta/{name}": text for name, text in meta.items()}),
-        f"{top}.audio_train_curated.zip": zipped({f"{top}.audio_train_curated/{n}.wav": wav(k) for k, n in enumerate("ab")}),
+        f"{top}.audio_train_curated.zip": zipped(
+            {f"{top}.audio_train_curated/{n}.wav": wav(k) for k, n in enumerate("ab")}
+        ),
         f"{top}.audio_test.zip": zipped({f"{top}.audio_test/t{k}.wav": wav(10 + k) for k in (1, 2)}),
-        f"{top}.audio_train_noisy.z01": noisy[0], f"{top}.audio_train_noisy.zip": noisy[1],
+        f"{top}.audio_train_noisy.z01": noisy[0],
+        f"{top}.audio_train_noisy.zip": noisy[1],
     }
-    listing = {"files": [{"key": name, "checksum": f"md5:{hashlib.md5(data).hexdigest()}"} for name, data in server.files.items()]}
+    listing = {
+        "files": [
+            {"key": name, "checksum": f"md5:{hashlib.md5(data).hexdigest()}"} for name, data in server.files.items()
+        ]
+    }
     server.files["listing"] = json.dumps(listing).encode()
 
     def here(names):
@@ -256,9 +268,12 @@ def fsd(server, monkeypatch):
 
 
 def test_fsdkaggle2019_arrives_in_the_layout(fsd, tmp_path):
-    data = read_layout(download("fsdkaggle2019", tmp_path / "d"), corrupted="keep")
+    data = load_dataset(download("fsdkaggle2019", tmp_path / "d"), corrupted="keep")
     assert data.tags == ("Bark", "Meow", "Purr")
-    assert list(data.curated["fname"]) == ["a.wav", "b.wav"] and list(data.curated["labels"]) == [["Bark"], ["Bark", "Meow"]]
+    assert list(data.curated["fname"]) == ["a.wav", "b.wav"] and list(data.curated["labels"]) == [
+        ["Bark"],
+        ["Bark", "Meow"],
+    ]
     assert list(data.noisy["fname"]) == ["n.wav"] and list(data.test["fname"]) == ["t1.wav", "t2.wav"]
     assert (tmp_path / "d" / "train_noisy" / "n.wav").read_bytes() == wav(3)
     truth = list(csv.reader((tmp_path / "d" / "truth" / "test.csv").open()))
@@ -297,11 +312,15 @@ def test_an_interrupted_download_is_continued(fsd, tmp_path):
 
 def test_esc50_holds_its_fifth_fold_out(server, tmp_path, monkeypatch):
     rows = [("1-1-A-0.wav", 1, "dog"), ("4-2-A-1.wav", 4, "rain"), ("5-3-A-0.wav", 5, "dog")]
-    table = "filename,fold,target,category,esc10,src_file,take\n" + "".join(f"{f},{fold},0,{c},True,1,A\n" for f, fold, c in rows)
+    table = "filename,fold,target,category,esc10,src_file,take\n" + "".join(
+        f"{f},{fold},0,{c},True,1,A\n" for f, fold, c in rows
+    )
     server.files["master.zip"] = zipped({"ESC-50-master/meta/esc50.csv": table, "ESC-50-master/README.md": "x",
                                          **{f"ESC-50-master/audio/{f}": wav(k) for k, (f, _, _) in enumerate(rows)}})
-    monkeypatch.setitem(download_module.DATASETS, "esc50", Dataset({"all": (server.url + "master.zip",)}, "", 10**6, ""))
-    data = read_layout(download("esc50", tmp_path))
+    monkeypatch.setitem(
+        download_module.DATASETS, "esc50", Dataset({"all": (server.url + "master.zip",)}, "", 10**6, "")
+    )
+    data = load_dataset(download("esc50", tmp_path))
     assert data.tags == ("dog", "rain") and list(data.curated["fname"]) == ["1-1-A-0.wav", "4-2-A-1.wav"]
     assert list(data.curated["fold"]) == ["1", "4"] and list(data.test["fname"]) == ["5-3-A-0.wav"]
     assert not (tmp_path / "README.md").exists()
@@ -309,7 +328,9 @@ def test_esc50_holds_its_fifth_fold_out(server, tmp_path, monkeypatch):
 
 def test_the_table_names_the_published_places():
     fsd = DATASETS["fsdkaggle2019"].archives
-    assert all(u.startswith("https://zenodo.org/records/3612637/files/FSDKaggle2019.") for urls in fsd.values() for u in urls)
+    assert all(
+        u.startswith("https://zenodo.org/records/3612637/files/FSDKaggle2019.") for urls in fsd.values() for u in urls
+    )
     assert [u[-3:] for u in fsd["noisy"]] == ["z01", "z02", "z03", "z04", "z05", "z06", "zip"]
     assert DATASETS["esc50"].archives["all"] == ("https://github.com/karoldvl/ESC-50/archive/master.zip",)
 

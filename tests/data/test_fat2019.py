@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from fatai.data.datasets.fat2019 import CORRUPTED, fat_sample, read_layout
+from fatai.data.datasets.fat2019 import CORRUPTED, fat_sample, load_dataset
 from fatai.errors import DataError, LabelError, OptionError
 
 
@@ -35,7 +35,7 @@ def no_warnings():
 
 
 def test_all_parts_are_read_in_the_order_of_their_tables(data, no_warnings):
-    got = read_layout(data)
+    got = load_dataset(data)
     assert got.tags == ("Purr", "Bark", "Meow")
     assert got.curated["fname"].tolist() == ["a.wav", "b.wav", "c.wav"]
     assert got.curated["labels"].tolist() == [["Purr", "Bark"], ["Meow"], ["Bark"]]
@@ -43,7 +43,9 @@ def test_all_parts_are_read_in_the_order_of_their_tables(data, no_warnings):
     assert got.curated["site"].tolist() == ["x", "y", "x"]
     assert set(got.curated["part"]) == {"curated"} and set(got.noisy["part"]) == {"noisy"}
     assert got.noisy["fname"].tolist() == ["n.wav", "m.wav"]
-    assert got.test["fname"].tolist() == ["t.wav", "s.wav"] and got.test["path"].tolist()[1] == str(data / "test" / "s.wav")
+    assert got.test["fname"].tolist() == ["t.wav", "s.wav"] and got.test["path"].tolist()[1] == str(
+        data / "test" / "s.wav"
+    )
     assert got.sample == data / "sample_submission.csv" and len(got.missing) == 0
     assert str(got) == f"{data}: 3 curated, 2 noisy, 2 test clips, 3 tags"
 
@@ -53,29 +55,31 @@ def test_noisy_and_test_parts_may_be_absent(data, no_warnings):
         shutil.rmtree(data / name)
     for name in ("train_noisy.csv", "sample_submission.csv"):
         (data / name).unlink()
-    got = read_layout(str(data))
-    assert got.noisy is None and got.sample is None and len(got.test) == 0 and list(got.test.columns) == ["fname", "path"]
+    got = load_dataset(str(data))
+    assert (
+        got.noisy is None and got.sample is None and len(got.test) == 0 and list(got.test.columns) == ["fname", "path"]
+    )
     assert got.tags == ("Bark", "Meow", "Purr")
 
 
 def test_without_a_sample_submission_the_tags_are_the_sorted_labels_and_the_test_is_the_folder(data, no_warnings):
     (data / "sample_submission.csv").unlink()
     (data / "test" / "notes.txt").write_text("")
-    got = read_layout(data)
+    got = load_dataset(data)
     assert got.tags == ("Bark", "Meow", "Purr") and got.test["fname"].tolist() == ["more.wav", "s.wav", "t.wav"]
 
 
 def test_tags_of_the_noisy_part_count_as_well(data):
     (data / "sample_submission.csv").unlink()
     (data / "train_noisy.csv").write_text("fname,labels\nn.wav,Yowl\n")
-    assert read_layout(data).tags == ("Bark", "Meow", "Purr", "Yowl")
+    assert load_dataset(data).tags == ("Bark", "Meow", "Purr", "Yowl")
 
 
 def test_rows_without_a_file_are_set_aside_and_told(data):
     (data / "train_curated" / "b.wav").unlink()
     (data / "test" / "t.wav").unlink()
     with pytest.warns(UserWarning, match=r"1 curated \(b\.wav\); 1 test \(t\.wav\)"):
-        got = read_layout(data)
+        got = load_dataset(data)
     assert got.curated["fname"].tolist() == ["a.wav", "c.wav"] and got.curated.index.tolist() == [0, 1]
     assert got.test["fname"].tolist() == ["t.wav", "s.wav"]
     assert got.missing["fname"].tolist() == ["b.wav", "t.wav"] and got.missing["part"].tolist() == ["curated", "test"]
@@ -85,82 +89,97 @@ def test_a_folder_of_the_name_of_a_file_is_no_file(data):
     (data / "train_curated" / "b.wav").unlink()
     (data / "train_curated" / "b.wav").mkdir()
     with pytest.warns(UserWarning, match="b.wav"):
-        assert len(read_layout(data).curated) == 2
+        assert len(load_dataset(data).curated) == 2
 
 
 def test_files_in_folders_below_are_found(data, no_warnings):
     (data / "train_noisy.csv").write_text("fname,labels\nrain/1.wav,Bark\n")
     touch(data / "train_noisy" / "rain", ["1.wav"])
-    assert read_layout(data).noisy["path"].tolist() == [str(data / "train_noisy" / "rain" / "1.wav")]
+    assert load_dataset(data).noisy["path"].tolist() == [str(data / "train_noisy" / "rain" / "1.wav")]
 
 
 def test_a_noisy_table_without_its_sounds_is_left_out_with_a_warning(data):
     shutil.rmtree(data / "train_noisy")
     with pytest.warns(UserWarning, match=r"train_noisy\.csv is there, but no folder train_noisy/"):
-        assert read_layout(data).noisy is None
+        assert load_dataset(data).noisy is None
 
 
 def test_noisy_sounds_without_their_table_are_left_out_with_a_warning(data):
     (data / "train_noisy.csv").unlink()
     with pytest.warns(UserWarning, match=r"no table train_noisy\.csv"):
-        assert read_layout(data).noisy is None
+        assert load_dataset(data).noisy is None
 
 
 def test_a_sample_submission_without_test_sounds_still_gives_the_tags(data):
     shutil.rmtree(data / "test")
     with pytest.warns(UserWarning, match="nothing to predict"):
-        got = read_layout(data)
+        got = load_dataset(data)
     assert got.tags == ("Purr", "Bark", "Meow") and len(got.test) == 0
 
 
 def test_no_folder(tmp_path):
     with pytest.raises(DataError, match=r"no folder .*nowhere; expected one with train_curated\.csv"):
-        read_layout(tmp_path / "nowhere")
+        load_dataset(tmp_path / "nowhere")
 
 
 def test_a_folder_with_other_tables_names_them_and_the_way_out(tmp_path):
     (tmp_path / "labels.csv").write_text("fname,labels\n")
-    with pytest.raises(DataError, match=r"no train_curated\.csv \(its tables are labels\.csv\).*give its path instead of the folder"):
-        read_layout(tmp_path)
+    with pytest.raises(
+        DataError, match=r"no train_curated\.csv \(its tables are labels\.csv\).*give its path instead of the folder"
+    ):
+        load_dataset(tmp_path)
 
 
 def test_no_curated_folder(data):
     shutil.rmtree(data / "train_curated")
     with pytest.raises(DataError, match="no folder .*train_curated with its sound files"):
-        read_layout(data)
+        load_dataset(data)
 
 
 def test_no_curated_file_at_all(data):
     for file in (data / "train_curated").iterdir():
         file.unlink()
     with pytest.warns(UserWarning), pytest.raises(DataError, match="no curated clip left"):
-        read_layout(data)
+        load_dataset(data)
 
 
-@pytest.mark.parametrize(("name", "text", "error", "message"), [
-    ("train_curated.csv", "fname,labels\n", DataError, "a header but no rows"),
-    ("train_curated.csv", "file,labels\na.wav,Bark\n", DataError, r"train_curated\.csv has no column 'fname'"),
-    ("train_curated.csv", "fname,labels\na.wav,Brk\n", LabelError, r"curated\.csv, row 1 \(line 2\), a\.wav: unknown tag 'Brk'; .*Bark"),
-    ("train_noisy.csv", "fname,labels\nn.wav,Mew\n", LabelError, r"train_noisy\.csv, row 1.*n\.wav.*did you mean Meow"),
-    ("train_curated.csv", "fname,labels\n../test/s.wav,Bark\n", DataError, "leads out of"),
-    ("train_curated.csv", "fname,labels\n/etc/passwd,Bark\n", DataError, "leads out of"),
-    ("train_curated.csv", "fname,labels\nC:\\a.wav,Bark\n", DataError, "leads out of"),
-    ("sample_submission.csv", "Purr,fname,Bark\n0,t.wav,0\n", DataError, "starts with the column 'Purr'"),
-    ("sample_submission.csv", "fname\nt.wav\n", DataError, "only the column fname"),
-    ("sample_submission.csv", "fname,Purr,Bark,Purr,Meow\nt.wav,0,0,0,0\n", DataError, "column 'Purr' twice"),
-    ("sample_submission.csv", "fname,Purr,Bark,Meow\nt.wav,0,0,0\nt.wav,0,0,0\n", DataError, r"two rows of t\.wav"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "error", "message"),
+    [
+        ("train_curated.csv", "fname,labels\n", DataError, "a header but no rows"),
+        ("train_curated.csv", "file,labels\na.wav,Bark\n", DataError, r"train_curated\.csv has no column 'fname'"),
+        (
+            "train_curated.csv",
+            "fname,labels\na.wav,Brk\n",
+            LabelError,
+            r"curated\.csv, row 1 \(line 2\), a\.wav: unknown tag 'Brk'; .*Bark",
+        ),
+        (
+            "train_noisy.csv",
+            "fname,labels\nn.wav,Mew\n",
+            LabelError,
+            r"train_noisy\.csv, row 1.*n\.wav.*did you mean Meow",
+        ),
+        ("train_curated.csv", "fname,labels\n../test/s.wav,Bark\n", DataError, "leads out of"),
+        ("train_curated.csv", "fname,labels\n/etc/passwd,Bark\n", DataError, "leads out of"),
+        ("train_curated.csv", "fname,labels\nC:\\a.wav,Bark\n", DataError, "leads out of"),
+        ("sample_submission.csv", "Purr,fname,Bark\n0,t.wav,0\n", DataError, "starts with the column 'Purr'"),
+        ("sample_submission.csv", "fname\nt.wav\n", DataError, "only the column fname"),
+        ("sample_submission.csv", "fname,Purr,Bark,Purr,Meow\nt.wav,0,0,0,0\n", DataError, "column 'Purr' twice"),
+        ("sample_submission.csv", "fname,Purr,Bark,Meow\nt.wav,0,0,0\nt.wav,0,0,0\n", DataError, r"two rows of t\.wav"),
+    ],
+)
 def test_faulty_tables_are_refused_with_what_is_wrong(data, name, text, error, message):
     (data / name).write_text(text)
     with pytest.raises(error, match=message):
-        read_layout(data)
+        load_dataset(data)
 
 
 def test_corrections_reach_both_parts_and_unused_ones_are_told(data, tmp_path):
     csv = tmp_path / "corrections.csv"
     csv.write_text("fname,labels\nb.wav,remove\nn.wav,Purr\nelse.wav,remove\n")
     with pytest.warns(UserWarning, match=r"1 of 3 corrections .* fit no clip and do nothing: else\.wav"):
-        got = read_layout(data, corrections=csv)
+        got = load_dataset(data, corrections=csv)
     assert got.curated["fname"].tolist() == ["a.wav", "c.wav"]
     assert got.noisy["labels"].tolist() == [["Purr"], ["Meow"]]
 
@@ -169,7 +188,7 @@ def test_corrections_with_an_unknown_tag_are_refused(data, tmp_path):
     csv = tmp_path / "corrections.csv"
     csv.write_text("fname,labels\nb.wav,Mow\n")
     with pytest.raises(LabelError, match="corrections.csv, row 1.*did you mean Meow"):
-        read_layout(data, corrections=csv)
+        load_dataset(data, corrections=csv)
 
 
 @pytest.fixture
@@ -184,22 +203,22 @@ def with_corrupted(tmp_path):
 
 
 def test_the_corrupted_six_are_kept_unless_asked(with_corrupted):
-    assert len(read_layout(with_corrupted).curated) == 7
+    assert len(load_dataset(with_corrupted).curated) == 7
 
 
 def test_the_corrupted_six_may_be_dropped_as_the_9th_place_did(with_corrupted):
-    got = read_layout(with_corrupted, corrupted="drop")
+    got = load_dataset(with_corrupted, corrupted="drop")
     assert got.curated["fname"].tolist() == ["a.wav"] and got.noisy is None
 
 
 def test_the_corrupted_six_may_join_the_noisy_pool_as_at_the_36th_place(with_corrupted):
-    got = read_layout(with_corrupted, corrupted="noisy")
+    got = load_dataset(with_corrupted, corrupted="noisy")
     assert got.curated["fname"].tolist() == ["a.wav"] and tuple(got.noisy["fname"]) == CORRUPTED
     assert set(got.noisy["part"]) == {"noisy"} and "train_curated" in got.noisy["path"].iloc[0]
 
 
 def test_three_of_the_corrupted_six_may_be_relabelled_as_the_1st_place_did(with_corrupted):
-    got = read_layout(with_corrupted, corrupted="relabel").curated
+    got = load_dataset(with_corrupted, corrupted="relabel").curated
     assert dict(zip(got["fname"], got["labels"])) == {
         "a.wav": ["Bark"], "f76181c4.wav": ["Bass_drum"], "c7db12aa.wav": ["Marimba_and_xylophone"],
         "7752cc8a.wav": ["Dishes_and_pots_and_pans", "Chink_and_clink"],
@@ -208,11 +227,11 @@ def test_three_of_the_corrupted_six_may_be_relabelled_as_the_1st_place_did(with_
 
 def test_another_word_for_the_corrupted_six_is_refused(data):
     with pytest.raises(OptionError, match="keep, drop, noisy, relabel"):
-        read_layout(data, corrupted="delete")
+        load_dataset(data, corrupted="delete")
 
 
 def test_the_bundled_sample_is_read_without_a_warning(no_warnings):
-    got = read_layout(fat_sample())
+    got = load_dataset(fat_sample())
     assert (len(got.curated), len(got.noisy), len(got.test), len(got.tags)) == (120, 72, 60, 10)
 
 

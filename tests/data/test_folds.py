@@ -27,7 +27,7 @@ def targ(rng):
 
 
 def by_hand(splitter, targ, y):
-    return [set(held_out) for _, held_out in splitter.split(targ, y)]
+    return [set(oof_score) for _, oof_score in splitter.split(targ, y)]
 
 
 def as_sets(folds):
@@ -45,7 +45,9 @@ def test_multilabel_is_iterative_stratifications(targ):
 
 
 def test_plain_is_scikit_learns_shuffled_kfold(targ):
-    assert as_sets(make_folds(targ, how="plain", n=4, seed=42)) == by_hand(KFold(4, shuffle=True, random_state=42), targ, None)
+    assert as_sets(make_folds(targ, how="plain", n=4, seed=42)) == by_hand(
+        KFold(4, shuffle=True, random_state=42), targ, None
+    )
 
 
 def test_sliced_folds_are_stretches_of_one_permutation(targ):
@@ -156,8 +158,10 @@ def test_tags_absent_from_a_fold_are_named_on_the_side_that_lacks_them():
     targ = np.array([[1, 0], [1, 1], [1, 0], [1, 0]])
     folds = np.array([0, 1, 1, 0])
     absent = absent_tags(folds, targ, ["Bark", "Purr"])
-    assert absent.held_out == {0: ["Purr"]} and absent.training == {1: ["Purr"]}
-    with pytest.warns(UserWarning, match="fold 0 holds out no clip of Purr; fold 1 leaves no clip to learn from of Purr"):
+    assert absent.oof_score == {0: ["Purr"]} and absent.training == {1: ["Purr"]}
+    with pytest.warns(
+        UserWarning, match="fold 0 holds out no clip of Purr; fold 1 leaves no clip to learn from of Purr"
+    ):
         warn_about_folds(folds, targ, ["Bark", "Purr"])
 
 
@@ -170,8 +174,8 @@ def test_full_folds_do_not_warn(targ):
 def test_noisy_clips_may_be_shared_or_split_as_the_3rd_and_the_4th_place_did():
     own = noisy_shares(10, how="own", n=5, seed=42)
     assert own.sum(0).tolist() == [1] * 10 and own.sum(1).tolist() == [2] * 5
-    for k, (_, held_out) in enumerate(KFold(5, shuffle=True, random_state=42).split(np.zeros(10))):
-        assert set(np.flatnonzero(own[k])) == set(held_out)
+    for k, (_, oof_score) in enumerate(KFold(5, shuffle=True, random_state=42).split(np.zeros(10))):
+        assert set(np.flatnonzero(own[k])) == set(oof_score)
     np.testing.assert_array_equal(noisy_shares(10, how="others", n=5, seed=42), ~own)
     assert noisy_shares(10, how="all", n=3).all()
     with pytest.raises(OptionError, match="all, own or others"):
@@ -180,15 +184,23 @@ def test_noisy_clips_may_be_shared_or_split_as_the_3rd_and_the_4th_place_did():
 
 def test_the_same_file_sound_and_group_on_both_sides_are_found():
     leaks = find_leaks(
-        [0, 1, 1, -1], ["a.wav", "b.wav", "c.wav", "a.wav"], hashes=["x", "y", "y", None], groups=["roof", "cellar", "", "roof"],
+        [0, 1, 1, -1],
+        ["a.wav", "b.wav", "c.wav", "a.wav"],
+        hashes=["x", "y", "y", None],
+        groups=["roof", "cellar", "", "roof"],
     )
-    assert [(leak.kind, leak.key, leak.folds) for leak in leaks] == [("file", "a.wav", (-1, 0)), ("group", "roof", (-1, 0))]
+    assert [(leak.kind, leak.key, leak.folds) for leak in leaks] == [
+        ("file", "a.wav", (-1, 0)),
+        ("group", "roof", (-1, 0)),
+    ]
     leaks = find_leaks([0, 1], ["a.wav", "b.wav"], hashes=["x", "x"])
     assert leaks[0].kind == "sound" and leaks[0].files == ("a.wav", "b.wav")
 
 
 def test_doubles_within_one_fold_or_among_noisy_clips_are_no_leak():
-    assert find_leaks([0, 0, -1, -1], ["a", "b", "c", "d"], hashes=["x", "x", "y", "y"], groups=[None, None, 1, 1]) == []
+    assert (
+        find_leaks([0, 0, -1, -1], ["a", "b", "c", "d"], hashes=["x", "x", "y", "y"], groups=[None, None, 1, 1]) == []
+    )
 
 
 def test_leaks_are_told_in_one_warning_with_names():

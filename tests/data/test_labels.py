@@ -7,21 +7,48 @@ from hypothesis import given, strategies as st
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from fatai.data.labels import (
-    apply_corrections, check_labels, join_labels, multi_hot, parse_labels, read_corrections, read_labels, read_table, tags_of,
+    apply_corrections,
+    check_labels,
+    join_labels,
+    multi_hot,
+    parse_labels,
+    read_corrections,
+    read_labels,
+    read_table,
+    tags_of,
 )
 from fatai.errors import DataError, LabelError
 
 TAGS = ["Bark", "Meow", "Purr"]
-NAMES = st.text(st.characters(blacklist_characters=",;", blacklist_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=8)
+NAMES = st.text(
+    st.characters(blacklist_characters=",;", blacklist_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]),
+    min_size=1,
+    max_size=8,
+)
 
 
-@pytest.mark.parametrize(("cell", "expected"), [
-    ("Bark", ["Bark"]), ("Bark,Meow", ["Bark", "Meow"]), ("Bark;Meow", ["Bark", "Meow"]), (" Bark , Meow ;Purr", TAGS),
-    ("", []), (",;,", []), ("Bark,,Bark", ["Bark"]), (None, []), (float("nan"), []), (pd.NA, []), (["Meow", "Bark"], ["Meow", "Bark"]),
-    (("Bark", "Bark"), ["Bark"]), (np.array(["Bark"]), ["Bark"]), ({"Purr", "Bark"}, ["Bark", "Purr"]),
-    ("Fill_(with_liquid)", ["Fill_(with_liquid)"]),
-    ("NA", ["NA"]), ("Walk and footsteps", ["Walk and footsteps"]),
-])
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("Bark", ["Bark"]),
+        ("Bark,Meow", ["Bark", "Meow"]),
+        ("Bark;Meow", ["Bark", "Meow"]),
+        (" Bark , Meow ;Purr", TAGS),
+        ("", []),
+        (",;,", []),
+        ("Bark,,Bark", ["Bark"]),
+        (None, []),
+        (float("nan"), []),
+        (pd.NA, []),
+        (["Meow", "Bark"], ["Meow", "Bark"]),
+        (("Bark", "Bark"), ["Bark"]),
+        (np.array(["Bark"]), ["Bark"]),
+        ({"Purr", "Bark"}, ["Bark", "Purr"]),
+        ("Fill_(with_liquid)", ["Fill_(with_liquid)"]),
+        ("NA", ["NA"]),
+        ("Walk and footsteps", ["Walk and footsteps"]),
+    ],
+)
 def test_a_cell_gives_its_tags_in_order_and_once(cell, expected):
     assert parse_labels(cell) == expected
 
@@ -80,7 +107,9 @@ def test_columns_of_other_names(tmp_path):
 
 def test_an_unknown_label_names_table_row_file_and_nearest_tag(tmp_path):
     csv = write(tmp_path / "train_curated.csv", "fname,labels\na.wav,Bark\nb.wav,\"Purr,Meov\"\n")
-    with pytest.raises(LabelError, match=r"train_curated\.csv, row 2 \(line 3\), b\.wav: unknown tag 'Meov'; did you mean Meow\?"):
+    with pytest.raises(
+        LabelError, match=r"train_curated\.csv, row 2 \(line 3\), b\.wav: unknown tag 'Meov'; did you mean Meow\?"
+    ):
         read_labels(csv, tags=TAGS)
 
 
@@ -90,17 +119,26 @@ def test_a_label_near_to_nothing_lists_what_is_known():
         check_labels(table, TAGS)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("name,labels\na.wav,Bark\n", "no column 'fname'; did you mean name"),
-    ("fname,tags\na.wav,Bark\n", "no column 'labels'"),
-    ("fname,labels\na.wav,Bark\n,Meow\n", r"row 2 \(line 3\) has no file name"),
-    ("fname,labels\na.wav,Bark\nb.wav,Bark\na.wav,Meow\n", r"a\.wav twice, in row 1 \(line 2\) and row 3 \(line 4\)"),
-    ("", "is empty; expected a header with fname, labels"),
-    ("fname,labels\na.wav,Bark,Meow\nb.wav,Bark\n", r'row 1 \(line 2\) has 3 cells, but the header 2; put "quotes" around'),
-    ("fname,labels\na.wav,Bark\nb.wav\n", r"row 2 \(line 3\) has 1 cells"),
-    ("fname,labels,labels\na.wav,Bark,Meow\n", "column 'labels' twice"),
-    ('fname,labels\na.wav,"Bark\n', "no comma-separated table"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,labels\na.wav,Bark\n", "no column 'fname'; did you mean name"),
+        ("fname,tags\na.wav,Bark\n", "no column 'labels'"),
+        ("fname,labels\na.wav,Bark\n,Meow\n", r"row 2 \(line 3\) has no file name"),
+        (
+            "fname,labels\na.wav,Bark\nb.wav,Bark\na.wav,Meow\n",
+            r"a\.wav twice, in row 1 \(line 2\) and row 3 \(line 4\)",
+        ),
+        ("", "is empty; expected a header with fname, labels"),
+        (
+            "fname,labels\na.wav,Bark,Meow\nb.wav,Bark\n",
+            r'row 1 \(line 2\) has 3 cells, but the header 2; put "quotes" around',
+        ),
+        ("fname,labels\na.wav,Bark\nb.wav\n", r"row 2 \(line 3\) has 1 cells"),
+        ("fname,labels,labels\na.wav,Bark,Meow\n", "column 'labels' twice"),
+        ('fname,labels\na.wav,"Bark\n', "no comma-separated table"),
+    ],
+)
 def test_a_faulty_table_says_what_is_wrong_with_it(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_labels(write(tmp_path / "t.csv", text))
@@ -139,7 +177,9 @@ def test_tags_are_sorted_as_plain_text():
 
 
 def curated():
-    return pd.DataFrame({"fname": ["a", "b", "c"], "labels": [["Bark"], ["Meow"], ["Purr", "Bark"]], "site": ["1", "2", "3"]})
+    return pd.DataFrame(
+        {"fname": ["a", "b", "c"], "labels": [["Bark"], ["Meow"], ["Purr", "Bark"]], "site": ["1", "2", "3"]}
+    )
 
 
 def test_corrections_relabel_and_remove_and_leave_the_rest(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from fatai.data.datasets.fat2019 import fat_sample, read_layout
+from fatai.data.datasets.fat2019 import fat_sample, load_dataset
 
 PARTS = ("train_curated", "train_noisy", "test")
 SCRIPT = Path(__file__).parents[2] / "examples" / "make_sample.py"
@@ -62,7 +62,9 @@ def test_every_clip_holds_a_loud_moment(files):
 def test_every_recording_is_cc0_and_every_file_is_accounted_for(files):
     attribution = rows("attribution.csv")
     assert {r["license"] for r in attribution} == {"CC0"}
-    assert all("creativecommons.org/publicdomain/zero/" in r["license_url"] and r["title"] and r["author"] for r in attribution)
+    assert all(
+        "creativecommons.org/publicdomain/zero/" in r["license_url"] and r["title"] and r["author"] for r in attribution
+    )
     assert all(r["url"] == f"https://freesound.org/s/{r['freesound_id']}/" for r in attribution)
     used = {name for r in attribution for name in r["files"].split()}
     assert used == {f"{f.parent.name}/{f.name}" for f in files}
@@ -80,7 +82,9 @@ def test_the_attribution_agrees_with_the_true_labels():
         for name in r["files"].split():
             tags.setdefault(name, set()).add(r["tag"])
     truth = {f"train_curated/{r['fname']}": r["labels"] for r in rows("train_curated.csv")}
-    truth |= {f"{part}/{r['fname']}": r["labels"] for part in ("train_noisy", "test") for r in rows(f"truth/{part}.csv")}
+    truth |= {
+        f"{part}/{r['fname']}": r["labels"] for part in ("train_noisy", "test") for r in rows(f"truth/{part}.csv")
+    }
     assert {name: set(labels.split(",")) for name, labels in truth.items()} == tags
 
 
@@ -105,12 +109,18 @@ def test_the_columns_of_the_submission_are_the_tags_in_plain_order():
 
 
 def test_the_loader_never_looks_at_the_truth(tmp_path):
-    data = read_layout(fat_sample())
+    data = load_dataset(fat_sample())
     paths = [*data.curated["path"], *data.noisy["path"], *data.test["path"], str(data.sample)]
     assert not any("truth" in path for path in paths)
     source = Path(__file__).parents[2] / "fatai"
-    users = {f.relative_to(source).as_posix() for f in source.rglob("*.py") if re.search(r"""["'/]truth["'/]""", f.read_text())}
-    assert users == {"data/download.py", "commands/training.py"}, "what writes it, and the demo, which scores by it at the end"
+    users = {
+        f.relative_to(source).as_posix()
+        for f in source.rglob("*.py")
+        if re.search(r"""["'/]truth["'/]""", f.read_text())
+    }
+    assert users == {"data/download.py", "commands/training.py"}, (
+        "what writes it, and the demo, which scores by it at the end"
+    )
 
 
 def test_the_folder_explains_itself(files):
@@ -147,7 +157,14 @@ def test_the_script_makes_the_same_sample_again(script, tmp_path):
     if not esc10.is_dir():
         pytest.skip("no ESC-10 at hand")
     script.main(esc10 / "audio", esc10 / "esc10.csv", tmp_path)
-    for name in ("train_curated.csv", "train_noisy.csv", "sample_submission.csv", "attribution.csv", "truth/test.csv", "README.md"):
+    for name in (
+        "train_curated.csv",
+        "train_noisy.csv",
+        "sample_submission.csv",
+        "attribution.csv",
+        "truth/test.csv",
+        "README.md",
+    ):
         assert (tmp_path / name).read_bytes() == (fat_sample() / name).read_bytes()
     for file in sorted(fat_sample().glob("t*/*.ogg")):
         again = sf.info(str(tmp_path / file.relative_to(fat_sample())))

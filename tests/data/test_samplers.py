@@ -18,7 +18,12 @@ def seeded(seed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=200), st.integers(1, 20), st.sampled_from([None, 1, 3]), st.booleans())
+@given(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=200),
+    st.integers(1, 20),
+    st.sampled_from([None, 1, 3]),
+    st.booleans(),
+)
 def test_every_clip_comes_once_and_only_the_last_batch_is_smaller(lengths, bs, pool, shuffle):
     sampler = LengthGrouped(lengths, bs, pool=pool, shuffle=shuffle)
     batches = list(sampler)
@@ -72,7 +77,11 @@ def test_repeats_are_capped_and_the_rest_comes_from_other_tags():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=30), st.integers(1, 4), st.floats(0, 1))
+@given(
+    st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=30),
+    st.integers(1, 4),
+    st.floats(0, 1),
+)
 def test_balanced_draws_keep_their_promises(rows, max_repeats, share):
     targ = np.array(rows, dtype=float)
     tagged = set(np.flatnonzero(targ.any(1)).tolist())
@@ -121,7 +130,9 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
     targ = np.stack([np.asarray(dls.train_ds[i][1]) for i in range(n)])
     lengths = np.arange(n)
     for workers in (0, 2):
-        loader = dls.train.new(cls=SampledDL, sampler=LengthGrouped(lengths, 16, generator=seeded(0)), num_workers=workers)
+        loader = dls.train.new(
+            cls=SampledDL, sampler=LengthGrouped(lengths, 16, generator=seeded(0)), num_workers=workers
+        )
         expected = [targ[b] for b in LengthGrouped(lengths, 16, generator=seeded(0))]
         batches = [y for _, y in loader]
         assert len(loader) == len(batches) == -(-n // 16)
@@ -132,16 +143,23 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
     assert type(short.new(dls.valid_ds)).__name__ == "TfmdDL"
 
 
-@pytest.mark.parametrize(("make", "error", "words"), [
-    (lambda: LengthGrouped([[1]], 2), ShapeError, "one number for each clip"),
-    (lambda: LengthGrouped([1], 0), OptionError, "bs=0"),
-    (lambda: Balanced(np.ones(3)), ShapeError, r"expected \(clips, tags\)"),
-    (lambda: Balanced(np.ones((3, 2)), n=7, max_repeats=2), OptionError, "at most 3 clips with tags x max_repeats = 6 draws"),
-    (lambda: Mixture(["a"], {"a": 0.5}), OptionError, "add up to 0.5"),
-    (lambda: Mixture(["a"], {"a": 0.5, "b": 0.5}), OptionError, "no clip comes from 'b'"),
-    (lambda: Shard(LengthGrouped([1], 1, generator=seeded(0)), 2, 2), OptionError, "rank=2, world_size=2"),
-    (lambda: Shard(LengthGrouped([1], 1), 0, 2), OptionError, "without a generator, each"),
-])
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: LengthGrouped([[1]], 2), ShapeError, "one number for each clip"),
+        (lambda: LengthGrouped([1], 0), OptionError, "bs=0"),
+        (lambda: Balanced(np.ones(3)), ShapeError, r"expected \(clips, tags\)"),
+        (
+            lambda: Balanced(np.ones((3, 2)), n=7, max_repeats=2),
+            OptionError,
+            "at most 3 clips with tags x max_repeats = 6 draws",
+        ),
+        (lambda: Mixture(["a"], {"a": 0.5}), OptionError, "add up to 0.5"),
+        (lambda: Mixture(["a"], {"a": 0.5, "b": 0.5}), OptionError, "no clip comes from 'b'"),
+        (lambda: Shard(LengthGrouped([1], 1, generator=seeded(0)), 2, 2), OptionError, "rank=2, world_size=2"),
+        (lambda: Shard(LengthGrouped([1], 1), 0, 2), OptionError, "without a generator, each"),
+    ],
+)
 def test_impossible_wishes_are_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.own_table import read_own_table, standard_columns
-from fatai.data.audit.dataset import scan
+from fatai.data.audit.dataset import check_dataset
 from fatai.errors import DataError
 from fatai.inference.predictions import Predictions
 from fatai.inference.ground_truth import read_truth
@@ -24,9 +24,13 @@ def mine(tmp_path):
 
 
 def test_sounds_are_found_where_they_are_named_and_in_folders_below(mine):
-    data = read_layout(mine / "labels.csv")
+    data = load_dataset(mine / "labels.csv")
     assert data.curated["fname"].tolist() == ["a.wav", "audio/b.wav", "c.wav"]
-    assert data.curated["path"].tolist() == [str(mine / "audio/a.wav"), str(mine / "audio/b.wav"), str(mine / "late/c.wav")]
+    assert data.curated["path"].tolist() == [
+        str(mine / "audio/a.wav"),
+        str(mine / "audio/b.wav"),
+        str(mine / "late/c.wav"),
+    ]
     assert data.curated["labels"].tolist() == [["dog", "rain"], ["rain"], ["cat"]]
     assert data.curated["site"].tolist() == ["x", "y", "y"]
     assert data.tags == ("cat", "dog", "rain")
@@ -48,13 +52,13 @@ def test_columns_are_known_by_many_names(columns, expected):
 def test_a_missing_sound_is_set_aside_with_a_warning(mine):
     (mine / "late/c.wav").unlink()
     with pytest.warns(UserWarning, match=r"labels.csv: rows without a sound file: 1 curated \(c.wav\)"):
-        data = read_layout(mine / "labels.csv")
+        data = load_dataset(mine / "labels.csv")
     assert data.missing["fname"].tolist() == ["c.wav"] and len(data.curated) == 2
 
 
 def test_corrections_are_applied(mine):
     (mine / "corrections.csv").write_text("fname,labels\na.wav,rain\nc.wav,remove\n")
-    data = read_layout(mine / "labels.csv", mine / "corrections.csv")
+    data = load_dataset(mine / "labels.csv", mine / "corrections.csv")
     assert dict(zip(data.curated["fname"], data.curated["labels"])) == {"a.wav": ["rain"], "audio/b.wav": ["rain"]}
 
 
@@ -68,8 +72,11 @@ def test_corrections_are_applied(mine):
 ])
 def test_what_is_wrong_with_a_table_is_said(mine, table, told):
     (mine / "labels.csv").write_text(table)
-    with pytest.raises(DataError, match=told), pytest.warns(UserWarning) if "z.wav" in table else pytest.MonkeyPatch.context():
-        read_layout(mine / "labels.csv")
+    with (
+        pytest.raises(DataError, match=told),
+        pytest.warns(UserWarning) if "z.wav" in table else pytest.MonkeyPatch.context(),
+    ):
+        load_dataset(mine / "labels.csv")
 
 
 def test_a_scan_reads_the_sounds_of_a_table(tmp_path, sample):
@@ -78,7 +85,7 @@ def test_a_scan_reads_the_sounds_of_a_table(tmp_path, sample):
     (tmp_path / "audio").mkdir()
     for row in rows:
         shutil.copy(sample / "train_curated" / row.split(",")[0], tmp_path / "audio")
-    report = scan(tmp_path / "labels.csv", threads=1)
+    report = check_dataset(tmp_path / "labels.csv", threads=1)
     assert report.files["fname"].tolist() == [row.split(",")[0] for row in rows] and (report.files["fault"] == "").all()
     assert [(f.kind, f.fname) for f in report.findings if f.kind == "missing"] == [("missing", "z.wav")]
 
@@ -98,7 +105,7 @@ def test_the_table_is_also_the_truth_of_scores(mine):
 
 def test_a_folder_with_a_table_of_another_name_is_told_to_give_the_table(mine):
     with pytest.raises(DataError, match=r"its tables are labels.csv.*give its path instead of the folder"):
-        read_layout(mine)
+        load_dataset(mine)
 
 
 def test_the_sounds_of_a_table_are_predicted(tiny_run, tmp_path, sample, main_with):

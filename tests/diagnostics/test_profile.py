@@ -2,13 +2,15 @@
 
 import pytest
 
-from fatai.data.datasets.fat2019 import FATData, read_layout
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import DataError
-from fatai.diagnostics.profile import TimeSplit, time_split
+from fatai.diagnostics.profile import StepProfile, profile_step
 
 
 def split(**ms):
-    return TimeSplit(**{"decode": 1.0, "resample": 0.0, "trim": 0.0, "front_end": 1.0, "model": 8.0, "clips": 1000, **ms})
+    return StepProfile(
+        **{"decode": 1.0, "resample": 0.0, "trim": 0.0, "front_end": 1.0, "model": 8.0, "clips": 1000, **ms}
+    )
 
 
 def test_an_epoch_is_the_sum_over_its_clips():
@@ -28,13 +30,13 @@ def test_the_setting_to_change_is_the_one_that_costs_most(ms, words):
 
 
 def test_a_data_set_is_measured(sample, tiny_recipe):
-    found = time_split(sample, tiny_recipe, clips=4, rounds=1)
+    found = profile_step(sample, tiny_recipe, clips=4, rounds=1)
     assert found.clips == 120 and min(found.decode, found.front_end, found.model) > 0
     assert found.resample < found.decode + found.trim, "the sample has the front end's rate"
 
 
 def test_a_data_set_without_a_readable_clip_is_refused(sample, tmp_path):
-    data = read_layout(sample)
+    data = load_dataset(sample)
     curated = data.curated.assign(path=str(tmp_path / "nowhere.wav"))
     with pytest.raises(DataError, match="none of the clips can be read"):
-        time_split(FATData(data.path, curated, None, data.test, data.tags, data.sample, ()), "quick")
+        profile_step(FATDataset(data.path, curated, None, data.test, data.tags, data.sample, ()), "quick")

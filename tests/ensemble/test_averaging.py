@@ -12,8 +12,8 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from fatai.errors import DataError, OptionError, SubmissionError
-from fatai.ensemble.averaging import FixedWeights, Learnt
-from fatai.ensemble.ensemble import blend_and_judge, ensemble, nested_predictions
+from fatai.ensemble.averaging import WeightedAverage, FittableEnsemble
+from fatai.ensemble.ensemble import ensemble_report, ensemble, nested_cv_predict
 from fatai.ensemble.members import members_of, out_of_fold, read_folds
 from fatai.inference.predictions import Predictions
 from fatai.ensemble.stacking_net import StackingNet
@@ -22,7 +22,14 @@ from fatai.metrics.ranking import lwlrap
 
 TAGS = ("Bark", "Meow", "Oboe", "Purr")
 TINY_MLP = {"base": 4, "bs": 16, "draws": 64, "max_epochs": 2}
-LEARNT = {"lwlrap_weights": {}, "cobyla": {}, "forward": {"rounds": 8}, "rank_temperature": {}, "logreg": {}, "mlp": TINY_MLP}
+LEARNT = {
+    "lwlrap_weights": {},
+    "cobyla": {},
+    "forward": {"rounds": 8},
+    "rank_temperature": {},
+    "logreg": {},
+    "mlp": TINY_MLP,
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def halves(n=200):
 
 
 def test_every_learnt_blend_is_tried_here():
-    assert sorted(LEARNT) == [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), Learnt)]
+    assert sorted(LEARNT) == [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), FittableEnsemble)]
 
 
 def test_forward_selection_worked_by_hand():
@@ -81,14 +88,16 @@ def test_forward_selection_worked_by_hand():
     np.testing.assert_array_equal(fitted.weights, [1, 0, 0])
     # With one weaker on the third clip the mean of both is right: 0.575 - 0.5, and 0.475 to 0.525.
     softer = np.array([[0.9, 0.1], [0.9, 0.1], [0.55, 0.45]])
-    np.testing.assert_array_equal(ENSEMBLES.build("forward").fit(np.stack([softer, two, bad]), targ).weights, [0.5, 0.5, 0])
+    np.testing.assert_array_equal(
+        ENSEMBLES.build("forward").fit(np.stack([softer, two, bad]), targ).weights, [0.5, 0.5, 0]
+    )
 
 
 def test_forward_selection_never_scores_below_the_best_member(known):
     stack, targ = known
     for of in ("mean", "gmean", "rank_clip", "rank_tag"):
         fitted = ENSEMBLES.build("forward", of=of, rounds=10).fit(stack, targ)
-        alone = [lwlrap(FixedWeights(fitted.blend, np.eye(3)[i])(stack), targ) for i in range(3)]
+        alone = [lwlrap(WeightedAverage(fitted.blend, np.eye(3)[i])(stack), targ) for i in range(3)]
         assert lwlrap(fitted(stack), targ) >= max(alone) and fitted.weights.sum() == pytest.approx(1)
 
 
@@ -96,7 +105,9 @@ def test_cobyla_beats_equal_weights_and_leaves_out_what_only_harms(known):
     stack, targ = known
     harmful = np.concatenate([stack[:1], 1 - stack[:1]])
     fitted = ENSEMBLES.build("cobyla").fit(harmful, targ)
-    assert fitted.weights[0] > fitted.weights[1] and lwlrap(fitted(harmful), targ) == pytest.approx(lwlrap(stack[0], targ))
+    assert fitted.weights[0] > fitted.weights[1] and lwlrap(fitted(harmful), targ) == pytest.approx(
+        lwlrap(stack[0], targ)
+    )
     fitted = ENSEMBLES.build("cobyla").fit(stack, targ)
     assert lwlrap(fitted(stack), targ) >= lwlrap(stack.mean(0), targ)
     assert (fitted.weights >= 0).all() and fitted.weights.sum() == pytest.approx(1)
@@ -115,7 +126,11 @@ def test_what_each_axis_keeps_of_the_order_within_clips(probs, scores):
 
 
 def test_where_cobyla_ends_below_its_start_the_start_is_kept(monkeypatch, known):
-    monkeypatch.setattr(scipy.optimize, "minimize", lambda loss, start, **options: scipy.optimize.OptimizeResult(x=np.array([0, 0, 1.0])))
+    monkeypatch.setattr(
+        scipy.optimize,
+        "minimize",
+        lambda loss, start, **options: scipy.optimize.OptimizeResult(x=np.array([0, 0, 1.0])),
+    )
     np.testing.assert_array_equal(ENSEMBLES.build("cobyla").fit(*known).weights, [1 / 3] * 3)
 
 
@@ -123,11 +138,17 @@ def test_weights_are_found_for_the_order_within_clips_that_the_blend_makes():
     # The same two tables as models: by mean the first is right alone, by ranks within a tag the second.
     stack = np.array([[[0.9, 0.8], [0.1, 0.2]], [[0.5, 0.1], [0.4, 0.3]]])
     for how in ("forward", "cobyla"):
-        by_mean, by_rank = (ENSEMBLES.build(how, of=of).fit(stack, np.eye(2, dtype=bool)) for of in ("mean", "rank_tag"))
+        by_mean, by_rank = (
+            ENSEMBLES.build(how, of=of).fit(stack, np.eye(2, dtype=bool)) for of in ("mean", "rank_tag")
+        )
         assert lwlrap(by_mean(stack), np.eye(2)) == lwlrap(by_rank(stack), np.eye(2)) == 1
         assert by_rank.weights[1] > 0
-    np.testing.assert_array_equal(ENSEMBLES.build("forward", of="rank_tag").fit(stack, np.eye(2, dtype=bool)).weights, [0, 1])
-    np.testing.assert_array_equal(ENSEMBLES.build("forward", of="mean").fit(stack, np.eye(2, dtype=bool)).weights, [1, 0])
+    np.testing.assert_array_equal(
+        ENSEMBLES.build("forward", of="rank_tag").fit(stack, np.eye(2, dtype=bool)).weights, [0, 1]
+    )
+    np.testing.assert_array_equal(
+        ENSEMBLES.build("forward", of="mean").fit(stack, np.eye(2, dtype=bool)).weights, [1, 0]
+    )
 
 
 def test_rank_temperature_worked_step_by_step(known):
@@ -145,7 +166,10 @@ def test_rank_temperature_worked_step_by_step(known):
         middle = np.argmin(np.abs(stretched[:, tag] - 0.7))
         slope = logit(answer[middle, tag]) / z[middle, tag]
         np.testing.assert_allclose(answer[:, tag], expit(slope * z[:, tag]), atol=1e-12)
-        losses = [np.logaddexp(0, np.where(targ[:, tag], -1, 1) * s * z[:, tag]).mean() for s in (slope, 0.97 * slope, 1.03 * slope)]
+        losses = [
+            np.logaddexp(0, np.where(targ[:, tag], -1, 1) * s * z[:, tag]).mean()
+            for s in (slope, 0.97 * slope, 1.03 * slope)
+        ]
         assert losses[0] == min(losses)
 
 
@@ -153,7 +177,7 @@ def test_weights_that_sum_to_more_than_1_by_rounding_do_no_harm():
     rng = np.random.default_rng(0)
     for n in range(2, 30):
         weights = rng.random(n)
-        ones = FixedWeights(ENSEMBLES.build("mean"), weights / weights.sum())(np.ones((n, 1, 1)))
+        ones = WeightedAverage(ENSEMBLES.build("mean"), weights / weights.sum())(np.ones((n, 1, 1)))
         assert ones <= 1 and ones == pytest.approx(1)
 
 
@@ -172,7 +196,9 @@ def test_logistic_stacking_across_tags_sees_the_other_tags():
     bark = rng.random(100) > 0.5
     targ = np.stack([bark, ~bark], axis=1)
     stack = np.stack([np.where(bark, 0.9, 0.1), rng.random(100)], axis=1)[None]
-    meow = {across: ENSEMBLES.build("logreg", across_tags=across).fit(stack, targ)(stack)[:, 1] for across in (False, True)}
+    meow = {
+        across: ENSEMBLES.build("logreg", across_tags=across).fit(stack, targ)(stack)[:, 1] for across in (False, True)
+    }
     assert ((meow[True] > 0.5) == ~bark).all() and not ((meow[False] > 0.5) == ~bark).all()
 
 
@@ -218,16 +244,19 @@ def test_the_mlp_learns_repeats_and_leaves_torchs_generator_alone(known):
 def test_a_learnt_blend_scores_each_fold_by_what_the_others_taught(how, known):
     stack, targ = known
     folds = halves()
-    oof = out_of_fold([Predictions([str(i) for i in range(200)], TAGS, p) for p in stack],
-                      pd.DataFrame({"fname": [str(i) for i in range(200)], "labels": [TAGS[i] for i in targ.argmax(1)]}), TAGS,
-                      [{str(i): int(f) for i, f in enumerate(folds)}] * 3)
+    oof = out_of_fold(
+        [Predictions([str(i) for i in range(200)], TAGS, p) for p in stack],
+        pd.DataFrame({"fname": [str(i) for i in range(200)], "labels": [TAGS[i] for i in targ.argmax(1)]}),
+        TAGS,
+        [{str(i): int(f) for i, f in enumerate(folds)}] * 3,
+    )
     np.testing.assert_array_equal(oof.folds, folds)
-    nested = nested_predictions(oof, how, **LEARNT[how])
+    nested = nested_cv_predict(oof, how, **LEARNT[how])
     by_hand = ENSEMBLES.build(how, **LEARNT[how]).fit(stack[:, folds == 0], targ[folds == 0])(stack[:, folds == 1])
     np.testing.assert_allclose(nested[folds == 1], by_hand, atol=1e-12)
     # Other labels of a fold do not move what is said of it.
     changed = oof._replace(targ=np.where(folds[:, None] == 1, ~targ, targ))
-    np.testing.assert_array_equal(nested_predictions(changed, how, **LEARNT[how])[folds == 1], nested[folds == 1])
+    np.testing.assert_array_equal(nested_cv_predict(changed, how, **LEARNT[how])[folds == 1], nested[folds == 1])
 
 
 def test_what_is_learnt_by_heart_does_not_pass_for_knowledge():
@@ -240,7 +269,10 @@ def test_what_is_learnt_by_heart_does_not_pass_for_knowledge():
                       pd.DataFrame({"fname": names, "labels": [TAGS[i] for i in targ.argmax(1)]}), TAGS)
     fitted = ENSEMBLES.build("logreg", across_tags=True, C=10).fit(stack, targ)(stack)
     chance = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4
-    assert lwlrap(fitted, targ) > 0.9 and lwlrap(nested_predictions(oof, "logreg", across_tags=True, C=10), targ) < chance + 0.1
+    assert (
+        lwlrap(fitted, targ) > 0.9
+        and lwlrap(nested_cv_predict(oof, "logreg", across_tags=True, C=10), targ) < chance + 0.1
+    )
 
 
 @pytest.mark.parametrize("how", ["mean", *LEARNT])
@@ -248,20 +280,22 @@ def test_run_folders_bring_all_that_is_needed(how, write_runs, known):
     stack, targ = known
     runs, truth = write_runs(halves(), halves(), halves())
     options = LEARNT.get(how, {})
-    told = blend_and_judge(runs, how, truth=truth, **options)
+    told = ensemble_report(runs, how, truth=truth, **options)
     assert told.alone == pytest.approx([lwlrap(p, targ) for p in stack])
-    assert told.predictions.held_out == told.oof.score(truth) and told.predictions.fnames == ("x.wav", "y.wav")
+    assert told.predictions.oof_score == told.oof.score(truth) and told.predictions.fnames == ("x.wav", "y.wav")
     fitted = ENSEMBLES.build(how, **options)
     expected = fitted.fit(stack, targ)(stack[:, :2]) if how != "mean" else stack[:, :2].mean(0)
     np.testing.assert_allclose(told.predictions.probs, expected, atol=1e-9)
     assert ensemble(runs, how, truth=truth, **options) == told.predictions
-    assert told.members == tuple(map(str, runs)) and (told.weights is not None) == (how not in ("rank_temperature", "logreg", "mlp"))
+    assert told.members == tuple(map(str, runs)) and (told.weights is not None) == (
+        how not in ("rank_temperature", "logreg", "mlp")
+    )
 
 
 def test_a_blend_tells_its_members_weights_and_scores(write_runs, known):
     stack, targ = known
     runs, truth = write_runs(halves(), halves())
-    said = str(blend_and_judge(runs, weights=[3, 1], truth=truth)).splitlines()
+    said = str(ensemble_report(runs, weights=[3, 1], truth=truth)).splitlines()
     assert said[0].split() == ["member", "weight", "oof", "lwlrap"]
     assert said[1].split() == [str(runs[0]), "0.750", f"{lwlrap(stack[0], targ):.4f}"]
     assert said[3].split() == ["blend,", "nested", f"{lwlrap((3 * stack[0] + stack[1]) / 4, targ):.4f}"]
@@ -329,7 +363,7 @@ def test_what_cannot_be_learnt_from_is_named(write_runs, tmp_path, known):
 
 
 def test_a_carried_score_survives_selection_and_is_checked():
-    preds = Predictions(["a", "b"], TAGS, np.zeros((2, 4)), held_out=0.5)
-    assert preds.select(["b"]).held_out == 0.5 and preds == dataclasses.replace(preds, held_out=None)
+    preds = Predictions(["a", "b"], TAGS, np.zeros((2, 4)), oof_score=0.5)
+    assert preds.select(["b"]).oof_score == 0.5 and preds == dataclasses.replace(preds, oof_score=None)
     with pytest.raises(SubmissionError, match="held_out is 1.5"):
-        Predictions(["a"], TAGS, np.zeros((1, 4)), held_out=1.5)
+        Predictions(["a"], TAGS, np.zeros((1, 4)), oof_score=1.5)

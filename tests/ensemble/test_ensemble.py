@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fatai.errors import OptionError, SubmissionError, UnknownName
-from fatai.ensemble.averaging import Blend
+from fatai.errors import OptionError, SubmissionError, UnknownNameError
+from fatai.ensemble.averaging import Averager
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions
 from fatai.registry import ENSEMBLES
 from fatai.metrics.ranking import lwlrap
 
-FIXED = [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), Blend)]
+FIXED = [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), Averager)]
 CLIPS, TAGS = ["a", "b"], ["Bark", "Meow", "Oboe"]
 ONE = Predictions(CLIPS, TAGS, [[0.8, 0.2, 0.4], [0.1, 0.5, 0.5]])
 TWO = Predictions(CLIPS, TAGS, [[0.2, 0.8, 0.0], [0.4, 0.5, 0.7]])
@@ -106,12 +106,21 @@ def test_csv_files_do_as_well(tmp_path):
     assert ensemble([tmp_path / "one.csv", str(tmp_path / "two.csv")]) == ensemble([ONE, TWO])
 
 
-@pytest.mark.parametrize(("other", "says"), [
-    (Predictions(["a", "c"], TAGS, ONE.probs), "predictions 2 do not match the first: they lack the clips 'b' and have the clips 'c'"),
-    (Predictions(["a"], TAGS, ONE.probs[:1]), "lack the clips 'b'$"),
-    (Predictions(["a", "b", "c"], TAGS, np.zeros((3, 3))), "have the clips 'c' besides$"),
-    (Predictions(CLIPS, ["Bark", "Meow", "Purr"], ONE.probs), "lack the tags 'Oboe' and have the tags 'Purr' besides$"),
-])
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (
+            Predictions(["a", "c"], TAGS, ONE.probs),
+            "predictions 2 do not match the first: they lack the clips 'b' and have the clips 'c'",
+        ),
+        (Predictions(["a"], TAGS, ONE.probs[:1]), "lack the clips 'b'$"),
+        (Predictions(["a", "b", "c"], TAGS, np.zeros((3, 3))), "have the clips 'c' besides$"),
+        (
+            Predictions(CLIPS, ["Bark", "Meow", "Purr"], ONE.probs),
+            "lack the tags 'Oboe' and have the tags 'Purr' besides$",
+        ),
+    ],
+)
 def test_what_does_not_match_is_named(other, says):
     with pytest.raises(SubmissionError, match=says):
         ensemble([ONE, other])
@@ -123,17 +132,23 @@ def test_what_does_not_match_is_named(other, says):
 def test_weights_in_proportion_to_the_score():
     truth = pd.DataFrame({"fname": ["x", "y"], "labels": ["Bark", "Meow"]})
     best = Predictions(["x", "y"], TAGS, [[0.9, 0.1, 0.2], [0.1, 0.9, 0.2]])  # lwlrap 1
-    worst = Predictions(["y", "x", "z"], TAGS, [[0.9, 0.1, 0.2], [0.1, 0.9, 0.2], [0, 0, 0]])  # both third of three: 1/3
+    worst = Predictions(
+        ["y", "x", "z"], TAGS, [[0.9, 0.1, 0.2], [0.1, 0.9, 0.2], [0, 0, 0]]
+    )  # both third of three: 1/3
     expected = 0.75 * ONE.probs + 0.25 * TWO.probs
     for options in ({"how": "weighted", "weights": "lwlrap"}, {"how": "lwlrap_weights"}, {"weights": "lwlrap"}):
-        np.testing.assert_allclose(ensemble([ONE, TWO], oof=[best, worst], truth=truth, **options).probs, expected, rtol=1e-12)
+        np.testing.assert_allclose(
+            ensemble([ONE, TWO], oof=[best, worst], truth=truth, **options).probs, expected, rtol=1e-12
+        )
 
 
 def test_predictions_are_weighed_by_the_score_that_they_carry():
-    first, second = dataclasses.replace(ONE, held_out=0.9), dataclasses.replace(TWO, held_out=0.3)
+    first, second = dataclasses.replace(ONE, oof_score=0.9), dataclasses.replace(TWO, oof_score=0.3)
     blend = ensemble([first, second], how="rank_clip", weights="lwlrap")
-    np.testing.assert_allclose(blend.probs, np.array([[1, 0, 0.5], [0, 0.75, 0.75]]) * 0.75 + np.array([[0.5, 1, 0], [0, 0.5, 1]]) * 0.25)
-    assert blend.held_out is None, "nobody has scored the blend"
+    np.testing.assert_allclose(
+        blend.probs, np.array([[1, 0, 0.5], [0, 0.75, 0.75]]) * 0.75 + np.array([[0.5, 1, 0], [0, 0.5, 1]]) * 0.25
+    )
+    assert blend.oof_score is None, "nobody has scored the blend"
     with pytest.raises(OptionError, match="predictions 2 carries no score"):
         ensemble([first, TWO], weights="lwlrap")
 
@@ -172,5 +187,5 @@ def test_what_is_no_list_of_predictions_is_named():
         ensemble("one.csv")
     with pytest.raises(OptionError, match="predictions is empty"):
         ensemble([])
-    with pytest.raises(UnknownName, match="did you mean mean"):
+    with pytest.raises(UnknownNameError, match="did you mean mean"):
         ensemble([ONE], how="maen")

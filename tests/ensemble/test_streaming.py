@@ -8,7 +8,7 @@ import pytest
 from fatai.errors import DataError, OptionError, SubmissionError
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions
-from fatai.ensemble.streaming import blend_files, join_files, row_chunks
+from fatai.ensemble.streaming import average_files, join_files, row_chunks
 
 TAGS = ("Bark", "Meow", "Purr")
 
@@ -23,9 +23,11 @@ def files(tmp_path, rng):
     return paths
 
 
-@pytest.mark.parametrize(("how", "weights", "options"), [("mean", None, {}), ("weighted", [3, 1, 0], {}), ("gmean", None, {"floor": 1e-3})])
+@pytest.mark.parametrize(
+    ("how", "weights", "options"), [("mean", None, {}), ("weighted", [3, 1, 0], {}), ("gmean", None, {"floor": 1e-3})]
+)
 def test_blending_row_by_row_gives_the_bytes_of_blending_all(files, tmp_path, how, weights, options):
-    assert blend_files(files, tmp_path / "rows.csv", how, weights, **options) == 10_000
+    assert average_files(files, tmp_path / "rows.csv", how, weights, **options) == 10_000
     ensemble(files, how, weights, **options).to_csv(tmp_path / "all.csv")
     assert (tmp_path / "rows.csv").read_bytes() == (tmp_path / "all.csv").read_bytes()
 
@@ -39,7 +41,7 @@ def test_blending_takes_the_memory_of_a_chunk(tmp_path):
             Predictions([f"{i}.wav" for i in range(n)], tags, np.full((n, 40), 0.5)).to_csv(path)
         tracemalloc.start()
         try:
-            blend_files(paths, tmp_path / "out.csv")
+            average_files(paths, tmp_path / "out.csv")
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -50,21 +52,25 @@ def test_blending_takes_the_memory_of_a_chunk(tmp_path):
 
 def test_what_does_not_fit_is_named(files, tmp_path):
     with pytest.raises(OptionError, match="how is 'rank_tag', which looks at all clips"):
-        blend_files(files, tmp_path / "out.csv", "rank_tag")
+        average_files(files, tmp_path / "out.csv", "rank_tag")
     with pytest.raises(OptionError, match="expected one number for each of the 3 predictions"):
-        blend_files(files, tmp_path / "out.csv", "weighted", [1, 2])
+        average_files(files, tmp_path / "out.csv", "weighted", [1, 2])
     with pytest.raises(OptionError, match="files is empty"):
-        blend_files([], tmp_path / "out.csv")
+        average_files([], tmp_path / "out.csv")
     for weights, told in (([1, 2, -1], "expected finite numbers >= 0"), (None, "needs weights")):
         with pytest.raises(OptionError, match=told):
-            blend_files(files, tmp_path / "out.csv", "weighted", weights)
+            average_files(files, tmp_path / "out.csv", "weighted", weights)
     preds = Predictions.from_csv(files[0])
     preds.select(preds.fnames, TAGS[::-1]).to_csv(tmp_path / "tags.csv")
     preds.select(preds.fnames[::-1]).to_csv(tmp_path / "order.csv")
     preds.select(preds.fnames[:-1]).to_csv(tmp_path / "fewer.csv")
-    for name, told in (("tags", "has other tags"), ("order", "has other rows .* from row 1 to 4096"), ("fewer", "from row 8193 to")):
+    for name, told in (
+        ("tags", "has other tags"),
+        ("order", "has other rows .* from row 1 to 4096"),
+        ("fewer", "from row 8193 to"),
+    ):
         with pytest.raises(SubmissionError, match=told):
-            blend_files([files[0], tmp_path / f"{name}.csv"], tmp_path / "out.csv")
+            average_files([files[0], tmp_path / f"{name}.csv"], tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
 

@@ -42,8 +42,10 @@ def fit(small_dls, tmp_path):
     def fit_it(k, scores, *, load, before=True, after=True):
         """Fit stage k with these scores; returns what the weights tell afterwards."""
         best = BestOfStages(
-            tmp_path / f"until_{k - 1}.safetensors" if before else None, tmp_path / f"until_{k}.safetensors" if after else None,
-            load=load, fname=f"stage_{k}",
+            tmp_path / f"until_{k - 1}.safetensors" if before else None,
+            tmp_path / f"until_{k}.safetensors" if after else None,
+            load=load,
+            fname=f"stage_{k}",
         )
         with learn.no_bar(), learn.no_logging():
             learn.fit(len(scores), 1e-9, cbs=[Scores(scores, 10 * k), best])
@@ -53,7 +55,9 @@ def fit(small_dls, tmp_path):
 
 
 def first_weight(path):
-    return float(next(v for k, v in sorted(load_file(path).items()) if v.unique().numel() == 1 and v.ndim == 4).flatten()[0])
+    return float(
+        next(v for k, v in sorted(load_file(path).items()) if v.unique().numel() == 1 and v.ndim == 4).flatten()[0]
+    )
 
 
 def test_the_best_of_all_stages_is_put_back_and_the_last_weights_go_on(fit, tmp_path):
@@ -83,7 +87,8 @@ def recipe(tiny_recipe):
     stage = {**plain["stages"][0], "augment": (), "bs": 32}
     stages = (
         {**stage, "name": "fit", "keep": "last", "noisy": {"name": "as_given"}},
-        {**stage, "name": "refit 1", "keep": "best_of_all", "lr": 1e-5}, {**stage, "name": "refit 2", "keep": "best_of_all", "lr": 1e-5},
+        {**stage, "name": "refit 1", "keep": "best_of_all", "lr": 1e-5},
+        {**stage, "name": "refit 2", "keep": "best_of_all", "lr": 1e-5},
     )
     return type(tiny_recipe).model_validate({**plain, "stages": stages})
 
@@ -92,7 +97,16 @@ def test_a_broken_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, 
     def run(out, **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return run_recipe(sample, recipe, tmp_path / out, only=[0], predict_test=False, num_workers=0, say=lambda line: None, **options)
+            return run_recipe(
+                sample,
+                recipe,
+                tmp_path / out,
+                only=[0],
+                predict_test=False,
+                num_workers=0,
+                say=lambda line: None,
+                **options,
+            )
 
     run("whole")
     history = pd.read_csv(tmp_path / "whole" / "fold_0" / "history.csv")
@@ -103,7 +117,7 @@ def test_a_broken_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, 
 
     from fatai.experiment import stage as stage_module
 
-    built, fits = stage_module.History, []
+    built, fits = stage_module.EpochCSVLogger, []
 
     class Breaking(built):
         """Dies in the first fit of each process, one epoch later each time."""
@@ -114,7 +128,7 @@ def test_a_broken_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, 
                 fits.append(self.stage)
                 raise Killed(self.stage)
 
-    monkeypatch.setattr(stage_module, "History", Breaking)
+    monkeypatch.setattr(stage_module, "EpochCSVLogger", Breaking)
     for _ in range(3):
         with pytest.raises(Killed):
             run("broken", resume=True)
@@ -126,6 +140,11 @@ def test_a_broken_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, 
             pd.testing.assert_frame_equal(*read)
         else:
             assert whole.read_bytes() == broken.read_bytes(), name
-    assert {f.name for f in (tmp_path / "broken" / "fold_0").iterdir()} == {"model.safetensors", "history.csv", "oof.csv", "fold.json"}
+    assert {f.name for f in (tmp_path / "broken" / "fold_0").iterdir()} == {
+        "model.safetensors",
+        "history.csv",
+        "oof.csv",
+        "fold.json",
+    }
     kept = load_file(tmp_path / "whole" / "fold_0" / "model.safetensors")
     assert all(np.isfinite(v.numpy()).all() for v in kept.values())

@@ -76,7 +76,9 @@ def test_two_clips_of_one_name_are_refused(tiny_run, items, tmp_path):
         predict_list(tiny_run.out, pd.concat([items, items[:1]]), tmp_path / "tags.csv")
 
 
-def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apart(tiny_run, items, tmp_path, main_with, monkeypatch):
+def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apart(
+    tiny_run, items, tmp_path, main_with, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for folder, path in zip(("a", "b"), items["path"]):
         (tmp_path / folder).mkdir()
@@ -87,7 +89,12 @@ def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apa
         assert ended.returncode == 0, ended.stderr
     assert "nowhere.wav" in ended.stderr
     assert main_with("merge", "tags.csv").returncode == 0
-    assert Predictions.from_csv(tmp_path / "tags.csv").fnames == ("a/same.ogg", "b/same.ogg", items["fname"][2], "nowhere.wav")
+    assert Predictions.from_csv(tmp_path / "tags.csv").fnames == (
+        "a/same.ogg",
+        "b/same.ogg",
+        items["fname"][2],
+        "nowhere.wav",
+    )
     for k in (1, 2):
         told = ("--list", "list.txt", "--out", "e.csv", "--threshold", "0.05", "--shard", f"{k}/2")
         ended = main_with("tag", "--model", tiny_run.out, *told)

@@ -18,7 +18,7 @@ from fatai.metrics.ranking import lwlrap
 from fatai.metrics.thresholds import Thresholds
 from fatai.training.learner import fat_learner
 
-PREDS = Predictions(["a", "b"], ["Bark", "Meow"], [[0.9, 0.5], [0.25, 0.5]], unreadable=["b"], held_out=0.75)
+PREDS = Predictions(["a", "b"], ["Bark", "Meow"], [[0.9, 0.5], [0.25, 0.5]], unreadable=["b"], oof_score=0.75)
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def test_a_learner_with_a_calibration_answers_calibrated(learn, halved, sample):
 
 def test_predictions_of_the_validation_part_carry_their_score_and_others_do_not(learn, sample):
     preds = learn.tta(n=2)
-    assert preds.held_out == lwlrap(preds.probs, multi_hot(learn.dls.files(1)["labels"], learn.tags))
-    assert learn.tta(items=sorted((sample / "test").iterdir())[:2], n=2).held_out is None
-    assert learn.tta(0, n=1).held_out is None, "training clips say nothing of a model that saw them"
+    assert preds.oof_score == lwlrap(preds.probs, multi_hot(learn.dls.files(1)["labels"], learn.tags))
+    assert learn.tta(items=sorted((sample / "test").iterdir())[:2], n=2).oof_score is None
+    assert learn.tta(0, n=1).oof_score is None, "training clips say nothing of a model that saw them"
 
 
 def test_the_designs_blend_of_two_learners_weighs_them_by_lwlrap(learn, small_dls):
     preds, other = learn.tta(n=2), fat_learner(small_dls, "m1", width=0.125, precision="fp32").tta(n=2)
     blend = ensemble([preds, other], how="rank_clip", weights="lwlrap")
-    assert blend == ensemble([preds, other], how="rank_clip", weights=[preds.held_out, other.held_out])
+    assert blend == ensemble([preds, other], how="rank_clip", weights=[preds.oof_score, other.oof_score])
 
 
 def test_calibrated_predictions_match_tags_by_name_and_leave_guesses_alone():
@@ -62,7 +62,7 @@ def test_calibrated_predictions_match_tags_by_name_and_leave_guesses_alone():
     done = PREDS.calibrated(held)
     # logit 0.9 = ln 9, halved is 3 : 1; logit 0.5 = 0, shifted by 1.
     np.testing.assert_allclose(done.probs, [[0.75, 1 / (1 + np.exp(-1))], [0.25, 0.5]])
-    assert done.unreadable == ("b",) and done.held_out is None
+    assert done.unreadable == ("b",) and done.oof_score is None
     with pytest.raises(DataError, match="the calibration lacks the tag 'Bark'"):
         PREDS.calibrated(held.select(["Meow"]))
 
@@ -82,15 +82,21 @@ def run(tiny_run, tmp_path):
     folder, tags = tmp_path / "run", tiny_run.oof.tags
     shutil.copytree(tiny_run.out, folder)
     thresholds = Thresholds(tags, (0.0, 0.3, *[math.inf] * (len(tags) - 2)))
-    Calibration(tags, (0.5,) * len(tags), (0.0,) * len(tags), thresholds=thresholds).to_json(folder / "calibration.json")
+    Calibration(tags, (0.5,) * len(tags), (0.0,) * len(tags), thresholds=thresholds).to_json(
+        folder / "calibration.json"
+    )
     return folder
 
 
 def test_a_tagger_calibrates_what_it_hears_and_leaves_silence_alone(run):
     wave = np.zeros(4 * 44100, dtype=np.float32)
     wave[:44100] = np.random.default_rng(0).normal(0, 0.1, 44100)
-    plain, calibrated = ([step.probs for step in Tagger(run, calibrated=c, step_s=0.5).steps(wave)] for c in (False, True))
-    np.testing.assert_allclose(calibrated[0], Calibration.from_json(run / "calibration.json").apply(plain[0][None])[0], atol=1e-6)
+    plain, calibrated = (
+        [step.probs for step in Tagger(run, calibrated=c, step_s=0.5).steps(wave)] for c in (False, True)
+    )
+    np.testing.assert_allclose(
+        calibrated[0], Calibration.from_json(run / "calibration.json").apply(plain[0][None])[0], atol=1e-6
+    )
     assert (calibrated[-1] == 0).all() and (plain[-1] == 0).all()
 
 

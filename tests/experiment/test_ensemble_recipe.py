@@ -5,11 +5,11 @@ import warnings
 import numpy as np
 import pytest
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import DataError, RecipeError
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions, check_submission
-from fatai.experiment.ensemble_recipe import EnsembleList, ensemble_names, is_ensemble, load_ensemble
+from fatai.experiment.ensemble_recipe import EnsembleRecipe, ensemble_names, is_ensemble, load_ensemble
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.ensemble_run import member_recipes, run_ensemble
@@ -18,9 +18,23 @@ from fatai.experiment.ensemble_run import member_recipes, run_ensemble
 PUBLISHED = {
     "ensembles/ninth": (15, 0, "minmax_tag", {"m1": 6_380_753, "m2": 6_720_593, "m3": 26_129_489, "m4": 25_667_153}),
     "ensembles/kaggle_fat_36th": (2, 0, "mean", {"resnet18_cbam": 11_326_088, "mobilenetv3_large": 4_390_022}),
-    "ensembles/third_place": (11, 0, "mean", {"2d": 9_248_771, "2d-basic": 2_337_426, "2d-5k": 21_545_583, "2d-rnn": 21_237_002}),
-    "ensembles/first_place": (7, 3, "gmean", {
-        "auxiliary_016": 17_326_950, "corr_noisy_003": 22_054_246, "corrections_002": 16_793_587, "corrections_003": 16_793_507}),
+    "ensembles/third_place": (
+        11,
+        0,
+        "mean",
+        {"2d": 9_248_771, "2d-basic": 2_337_426, "2d-5k": 21_545_583, "2d-rnn": 21_237_002},
+    ),
+    "ensembles/first_place": (
+        7,
+        3,
+        "gmean",
+        {
+            "auxiliary_016": 17_326_950,
+            "corr_noisy_003": 22_054_246,
+            "corrections_002": 16_793_587,
+            "corrections_003": 16_793_507,
+        },
+    ),
     "ensembles/gold_plan": (6, 0, "rank_temperature", {"cnn14-focal": 79_839_761, "resnet38": 72_867_344 + 2_049}),
 }
 
@@ -54,27 +68,45 @@ def test_the_1st_places_experiments_and_stackers_are_as_published():
 
 
 def test_changes_reach_their_places():
-    listed = EnsembleList.model_validate({"name": "x", "members": [{
+    listed = EnsembleRecipe.model_validate({"name": "x", "members": [{
         "name": "a", "recipe": "ninth_full", "until": "fit",
         "changes": {"seed": 7, "front_end": {"n_mels": 32}, "model": {"options": {"dropout_samples": 4}},
                     "stages": {"bs": 8, "noisy": {"name": "ninth", "n": 9}}},
     }]})
     recipe = member_recipes(listed, changes={"epochs": 3})["a"]
-    assert [s.name for s in recipe.stages] == ["judge", "fit"] and [s.noisy for s in recipe.stages] == [None, {"name": "ninth", "n": 9}]
+    assert [s.name for s in recipe.stages] == ["judge", "fit"] and [s.noisy for s in recipe.stages] == [
+        None,
+        {"name": "ninth", "n": 9},
+    ]
     assert all((s.bs, s.epochs) == (8, 3) for s in recipe.stages) and recipe.seed == 7
     assert recipe.settings().front_end.n_mels == 32 and recipe.model.options == {"dropout_samples": 4}
 
 
-@pytest.mark.parametrize("text, words", [
-    ('name = "x"\nmembers = []', "members: .*at least 1"),
-    ('name = "x"\nhow = "mena"\nmembers = [{ name = "a", recipe = "ninth" }]', "did you mean mean"),
-    ('name = "x"\nmembers = [{ name = "a", recipe = "nineth" }]', "did you mean ninth"),
-    ('name = "x"\nmembers = [{ name = "a", recipe = "ninth" }, { name = "a", recipe = "quick" }]', "two members are named 'a'"),
-    ('name = "x"\nmembers = [{ name = "../a", recipe = "ninth" }]', "members.0.name"),
-    ('name = "x"\nmembers = [{ name = "a", recipe = "ninth", until = "fti" }]', "member a: until is 'fti'; did you mean fit"),
-    ('name = "x"\nmembers = [{ name = "a", recipe = "ninth", changes = { model = { arhc = "m1" } } }]', "member a: .*did you mean arch"),
-    ('name = "x"\nmembers = [{ name = "a", recipe = "ninth", changes = { modle = 1 } }]', "member a: unknown key modle"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('name = "x"\nmembers = []', "members: .*at least 1"),
+        ('name = "x"\nhow = "mena"\nmembers = [{ name = "a", recipe = "ninth" }]', "did you mean mean"),
+        ('name = "x"\nmembers = [{ name = "a", recipe = "nineth" }]', "did you mean ninth"),
+        (
+            'name = "x"\nmembers = [{ name = "a", recipe = "ninth" }, { name = "a", recipe = "quick" }]',
+            "two members are named 'a'",
+        ),
+        ('name = "x"\nmembers = [{ name = "../a", recipe = "ninth" }]', "members.0.name"),
+        (
+            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", until = "fti" }]',
+            "member a: until is 'fti'; did you mean fit",
+        ),
+        (
+            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", changes = { model = { arhc = "m1" } } }]',
+            "member a: .*did you mean arch",
+        ),
+        (
+            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", changes = { modle = 1 } }]',
+            "member a: unknown key modle",
+        ),
+    ],
+)
 def test_what_is_wrong_with_a_list_is_told(tmp_path, text, words):
     (tmp_path / "my.toml").write_text(text)
     assert is_ensemble(tmp_path / "my.toml") and not is_ensemble("ninth") and not is_ensemble(tmp_path / "none.toml")
@@ -92,7 +124,7 @@ def pair(tmp_path, tiny_recipe):
     """A list of two tiny runs and a stacker."""
     (tmp_path / "tiny.toml").write_text(tiny_recipe.resolved())
     path = str(tmp_path / "tiny.toml")
-    return EnsembleList.model_validate({
+    return EnsembleRecipe.model_validate({
         "name": "pair", "how": "gmean",
         "members": [{"name": "one", "recipe": path}, {"name": "two", "recipe": path, "changes": {"seed": 3}}],
         "stackers": [{"name": "logistic", "how": "logreg"}],
@@ -110,11 +142,11 @@ def test_runs_are_taken_over_trained_and_blended_into_one_submission(pair, tiny_
     result = quietly(sample, pair, tmp_path / "out", reuse=[tmp_path, tiny_run.out], say=lines.append)
     assert result.runs == (tiny_run.out, tmp_path / "out" / "two") and any("taken from" in line for line in lines)
     check_submission(tmp_path / "out" / "submission.csv", sample / "sample_submission.csv")
-    truth = read_layout(sample).curated[["fname", "labels"]]
+    truth = load_dataset(sample).curated[["fname", "labels"]]
     stacked = ensemble(result.runs, "logreg", truth=truth)
     expected = ensemble([*(Predictions.from_csv(run / "test.csv") for run in result.runs), stacked], "gmean")
     np.testing.assert_allclose(result.test.select(expected.fnames).probs, expected.probs, rtol=1e-6)
-    assert result.blended.oof.score(truth) == pytest.approx(result.test.held_out)
+    assert result.blended.oof.score(truth) == pytest.approx(result.test.oof_score)
     assert "blend, nested" in (tmp_path / "out" / "blend.txt").read_text()
 
     with pytest.raises(DataError, match="exists already and is not empty"):
@@ -138,8 +170,12 @@ def test_the_commands_take_lists(main_with, sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = main_with("recipes", "show", "ensembles/third_place")
     assert shown.returncode == 0 and "[[members]]" in shown.stdout, shown.stderr
-    told = main_with("run", sample, "--recipe", "ensembles/kaggle_fat_36th", "--scale", "tiny", "--dry-run", "--budget", "9h")
-    assert told.returncode == 0 and told.stdout.count("parameters") == 2 and told.stdout.count("budget") == 1, told.stderr
+    told = main_with(
+        "run", sample, "--recipe", "ensembles/kaggle_fat_36th", "--scale", "tiny", "--dry-run", "--budget", "9h"
+    )
+    assert told.returncode == 0 and told.stdout.count("parameters") == 2 and told.stdout.count("budget") == 1, (
+        told.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -148,7 +184,11 @@ def made_at_tiny(name, sample, out):
     result = quietly(sample, name, out, scale="tiny", changes={"only": (0,)})
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     n_members, n_stackers, _, _ = PUBLISHED[name]
-    assert len(result.runs) == n_members and len(result.blended.members) == n_members + n_stackers and 0.15 < result.test.held_out <= 1
+    assert (
+        len(result.runs) == n_members
+        and len(result.blended.members) == n_members + n_stackers
+        and 0.15 < result.test.oof_score <= 1
+    )
     assert load_recipe(result.runs[0] / "recipe.toml").model.width == 1 / 16
 
 

@@ -4,10 +4,10 @@ import warnings
 
 import pytest
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import OptionError
 from fatai.models import count_parameters, create_model
-from fatai.experiment.estimate import Forecast, StageForecast, forecast, seconds_of, verdict
+from fatai.experiment.estimate import RunEstimate, StageEstimate, estimate_run, seconds_of, fits_budget
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.scaling import scaled
 
@@ -17,7 +17,7 @@ def told(sample):
     recipe = scaled(load_recipe("ninth_full"), "tiny", n_noisy=72).changed(epochs=3, bs=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return forecast(read_layout(sample), recipe, num_workers=0, steps=1)
+        return estimate_run(load_dataset(sample), recipe, num_workers=0, steps=1)
 
 
 def test_steps_and_clips_are_counted_by_hand(told):
@@ -38,7 +38,9 @@ def test_time_is_measured_and_memory_known(told):
 
 
 def test_the_table_and_the_verdict_read_well():
-    told = Forecast("x", 26_129_489, 5, (StageForecast("fit", 65, 62, 3971, 64, 3000.0),), 240.0, 3 * 2**30, "cuda:0")
+    told = RunEstimate(
+        "x", 26_129_489, 5, (StageEstimate("fit", 65, 62, 3971, 64, 3000.0),), 240.0, 3 * 2**30, "cuda:0"
+    )
     assert str(told).splitlines() == [
         "x: 26,129,489 parameters, 5 folds, on cuda:0",
         "stage       epochs  steps  clips   bs   time of a fold",
@@ -46,8 +48,8 @@ def test_the_table_and_the_verdict_read_well():
         "predicting                                    0:04:00",
         "all folds: at most 4:30:00, 3.0 GiB of memory",
     ]
-    assert verdict(told.seconds, 9 * 3600) == "fits the budget of 9:00:00: 50% of it"
-    assert verdict(told.seconds, 3 * 3600) == "does not fit the budget of 3:00:00: 150% of it"
+    assert fits_budget(told.seconds, 9 * 3600) == "fits the budget of 9:00:00: 50% of it"
+    assert fits_budget(told.seconds, 3 * 3600) == "does not fit the budget of 3:00:00: 150% of it"
 
 
 @pytest.mark.parametrize("text", ["", "9", "h", "9 h", "-1h", "0s", "1x"])
@@ -58,7 +60,13 @@ def test_a_budget_that_is_none_is_refused(text):
 
 def test_a_dry_run_writes_nothing(main_with, sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = main_with("run", sample, "--recipe", "first_place", "--scale", "tiny", "--dry-run", "--budget", "9h", "--only-fold", 1)
+    ended = main_with(
+        "run", sample, "--recipe", "first_place", "--scale", "tiny", "--dry-run", "--budget", "9h", "--only-fold", 1
+    )
     assert ended.returncode == 0, ended.stderr
-    assert "1 folds" in ended.stdout and "fits the budget of 9:00:00" in ended.stdout and "epoch" in ended.stdout.splitlines()[1]
+    assert (
+        "1 folds" in ended.stdout
+        and "fits the budget of 9:00:00" in ended.stdout
+        and "epoch" in ended.stdout.splitlines()[1]
+    )
     assert not list(tmp_path.iterdir())

@@ -13,10 +13,10 @@ from helpers.processes import in_processes
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.errors import OptionError
 from fatai.inference.predictions import Predictions
-from fatai.experiment.launch import in_company, share_out, start_processes, start_shards
+from fatai.experiment.launch import in_process_group, share_out, start_processes, start_shards
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.distributed import ALONE, Company
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 
 RECIPE = """
 name = "together"
@@ -39,7 +39,15 @@ how = "random"
 n = 2
 """
 CHANGES = 'augment = [{ name = "spec_augment" }]\nmixup = { name = "mixup" }'
-SAME = ("oof.csv", "test.csv", "submission.csv", "folds.csv", "recipe.toml", "fold_0/model.safetensors", "fold_1/model.safetensors")
+SAME = (
+    "oof.csv",
+    "test.csv",
+    "submission.csv",
+    "folds.csv",
+    "recipe.toml",
+    "fold_0/model.safetensors",
+    "fold_1/model.safetensors",
+)
 
 
 def recipe_file(folder, epochs=2, crop_s=0.5, cache="none", changes=CHANGES):
@@ -50,16 +58,16 @@ def recipe_file(folder, epochs=2, crop_s=0.5, cache="none", changes=CHANGES):
 
 def test_folds_are_shared_out_where_there_are_enough_and_batches_otherwise():
     lines = []
-    company = Company(1, 2)
-    folds = share_out(company, 2, lines.append)
+    group = ProcessGroup(1, 2)
+    folds = share_out(group, 2, lines.append)
     folds.say("fold 1: begins")
-    assert (folds.of_folds, folds.of_batches) == (company, ALONE) and lines == ["process 1: fold 1: begins"]
-    batches = share_out(company, 1, lines.append)
+    assert (folds.of_folds, folds.of_batches) == (group, SINGLE_PROCESS) and lines == ["process 1: fold 1: begins"]
+    batches = share_out(group, 1, lines.append)
     batches.say("not heard: the first process speaks")
-    assert (batches.of_folds, batches.of_batches) == (ALONE, company) and len(lines) == 1
-    share_out(Company(0, 2), 1, lines.append).say("heard")
+    assert (batches.of_folds, batches.of_batches) == (SINGLE_PROCESS, group) and len(lines) == 1
+    share_out(ProcessGroup(0, 2), 1, lines.append).say("heard")
     assert lines[1:] == ["2 processes share every batch", "heard"]
-    assert share_out(ALONE, 1, print).say is print
+    assert share_out(SINGLE_PROCESS, 1, print).say is print
 
 
 def test_less_than_one_process_is_refused():
@@ -87,7 +95,7 @@ def test_each_part_of_a_list_is_told_its_part_and_not_to_start_others(monkeypatc
 
 def counted():
     try:
-        with in_company(3):
+        with in_process_group(3):
             return "joined"
     except OptionError as e:
         return str(e)
@@ -95,7 +103,9 @@ def counted():
 
 def test_another_number_of_processes_than_said_is_refused():
     # accelerate launch --cpu --num_processes 2 starts a single one; nobody is to wait for the other.
-    assert in_processes(2, counted) == ["processes is 3, but torchrun started 2; leave --processes to one of the two"] * 2
+    assert (
+        in_processes(2, counted) == ["processes is 3, but torchrun started 2; leave --processes to one of the two"] * 2
+    )
 
 
 def ran(recipe, out, seed, only):
@@ -144,11 +154,24 @@ def of_rank(pid, rank):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
 def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_path):
-    command = [sys.executable, "-m", "fatai.cli", "run", str(fat_sample()), "--recipe", str(recipe_file(tmp_path, epochs=30)),
-               "--only-fold", "0", "--processes", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "fatai.cli",
+        "run",
+        str(fat_sample()),
+        "--recipe",
+        str(recipe_file(tmp_path, epochs=30)),
+        "--only-fold",
+        "0",
+        "--processes",
+        "2",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([*command, "--out", str(out)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     history = out / "fold_0" / "history.csv"
     deadline = time.monotonic() + 200
     while not history.exists() or len(history.read_text().splitlines()) < 4:
@@ -159,7 +182,9 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_pa
     _, told = process.communicate(timeout=100)
     assert process.returncode == 2
     last = told.strip().splitlines()[-1]
-    assert re.match(r"fatai-submit: process 1 of 2 was killed \(signal 9; .*give the same command with --resume$", last), told
+    assert re.match(
+        r"fatai-submit: process 1 of 2 was killed \(signal 9; .*give the same command with --resume$", last
+    ), told
     assert "Traceback" not in told and not (out / "oof.csv").exists()
     for folder, more in ((out, ["--resume"]), (whole, [])):
         subprocess.run([*command, "--out", str(folder), *more], env=env, check=True, capture_output=True, timeout=300)
@@ -170,14 +195,18 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_made_by_the_same_command(tiny_run, tmp_path):
+def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_made_by_the_same_command(
+    tiny_run, tmp_path
+):
     env, out = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "two.csv"
     sounds = sorted((fat_sample() / "test").iterdir())[:7]
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sounds))
 
     def predicted(*args):
         told = ("predict", str(tiny_run.out), "--list", str(tmp_path / "list.txt"), *args)
-        return subprocess.run([sys.executable, "-m", "fatai.cli", *told], env=env, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [sys.executable, "-m", "fatai.cli", *told], env=env, capture_output=True, text=True, timeout=300
+        )
 
     assert predicted("--out", str(tmp_path / "one.csv")).returncode == 0
     # Where the second part is to be written stands a folder, so that part fails and the first is kept.
@@ -190,5 +219,7 @@ def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_mad
     ended = predicted("--out", str(out), "--processes", "2")
     assert ended.returncode == 0 and f"{out}: 7 clips" in ended.stdout, ended.stderr
     two, one = Predictions.from_csv(out), Predictions.from_csv(tmp_path / "one.csv")
-    assert two.fnames == one.fnames and abs(two.probs - one.probs).max() < 1e-6, "other batches round otherwise, no more"
+    assert two.fnames == one.fnames and abs(two.probs - one.probs).max() < 1e-6, (
+        "other batches round otherwise, no more"
+    )
     assert sorted(f.name for f in tmp_path.iterdir()) == ["list.txt", "one.csv", "two.csv"]

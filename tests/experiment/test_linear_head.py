@@ -20,7 +20,9 @@ def test_logits_are_those_of_scikit_learn_on_the_frozen_features(own_dls, tmp_pa
     learn = fat_learner(own_dls, "cnn14", width=1 / 16, path=tmp_path, precision="fp32")
     before = {k: v.clone() for k, v in learn.model.state_dict().items() if not k.startswith("fc_audioset")}
     fit_stage(learn, Stage(solve={"C": 2.0, "max_iter": 1000}, bs=16))
-    assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in before.items()), "nothing but the last layer learns"
+    assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in before.items()), (
+        "nothing but the last layer learns"
+    )
     train, held = own_dls.files(0), own_dls.files(1)
     features = [learn.embed(table, n=1).values for table in (train, held)]
     targ = multi_hot(train["labels"], learn.tags)
@@ -35,4 +37,6 @@ def test_other_networks_are_refused(small_dls, tmp_path):
     with pytest.raises(OptionError, match="needs a network of PANNs .* not ConvBlockNet"):
         solve_last_layer(fat_learner(small_dls, "m1", width=0.05, path=tmp_path))
     with pytest.raises(OptionError, match="published head"):
-        solve_last_layer(fat_learner(small_dls, "cnn14", width=1 / 16, arch_options={"head": "attention"}, path=tmp_path))
+        solve_last_layer(
+            fat_learner(small_dls, "cnn14", width=1 / 16, arch_options={"head": "attention"}, path=tmp_path)
+        )

@@ -24,8 +24,19 @@ def test_ninth_holds_the_published_constants():
     settings = recipe.settings()
     front_end, fit = settings.front_end, recipe.stages[0]
     assert (front_end.sr, front_end.n_mels, front_end.n_fft, front_end.hop_length) == (44100, 64, 1920, 690)
-    assert (front_end.fmin, front_end.top_hz, front_end.top_db, front_end.mean, front_end.std) == (20, 22050, 80, -35.7, 21.6)
-    assert (settings.crop_s, settings.trim_db, settings.short_fill, settings.crop_samples) == (4, 60, "zeros_both", 176_400)
+    assert (front_end.fmin, front_end.top_hz, front_end.top_db, front_end.mean, front_end.std) == (
+        20,
+        22050,
+        80,
+        -35.7,
+        21.6,
+    )
+    assert (settings.crop_s, settings.trim_db, settings.short_fill, settings.crop_samples) == (
+        4,
+        60,
+        "zeros_both",
+        176_400,
+    )
     assert front_end.frames(settings.crop_samples) == 256
     assert (recipe.model.arch, recipe.model.width, recipe.clips.corrupted) == ("m3", None, "drop")
     assert (recipe.folds.how, recipe.folds.n, recipe.folds.seed, recipe.seed) == ("stratified_argmax", 5, 2019, 2019)
@@ -72,16 +83,22 @@ def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, text
     assert all(w in str(caught.value) for w in words), str(caught.value)
 
 
-@pytest.mark.parametrize("lines, words", [
-    ('mixup = { name = "mixup_of" }', ["stages.0.mixup", "did you mean mixup_or"]),
-    ('mixup = { alpha = 1.0 }', ["stages.0.mixup", "needs a name"]),
-    ('augment = [{ name = "spec_augment", widht = 3 }]', ["stages.0.augment", "no option 'widht'"]),
-    ('items = [{ name = "spec_augment" }]', ["stages.0.items", "belongs into augment"]),
-    ('loss = "bce"\nloss_options = { gamma = 2 }', ["the loss 'bce'", "gamma"]),
-    ('epochs = 3\nschedule = "warmup_smooth_cosine"\nschedule_options = { warmup_epochs = 3 }', ["warmup_epochs is 3", "less than the 3"]),
-    ('like = "fti"', ["stage 0 is like 'fti'"]),
-    ('sampling = "weighted"', ["stages.0.sampling", "'shuffle', 'balanced' or 'mixture'"]),
-])
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        ('mixup = { name = "mixup_of" }', ["stages.0.mixup", "did you mean mixup_or"]),
+        ('mixup = { alpha = 1.0 }', ["stages.0.mixup", "needs a name"]),
+        ('augment = [{ name = "spec_augment", widht = 3 }]', ["stages.0.augment", "no option 'widht'"]),
+        ('items = [{ name = "spec_augment" }]', ["stages.0.items", "belongs into augment"]),
+        ('loss = "bce"\nloss_options = { gamma = 2 }', ["the loss 'bce'", "gamma"]),
+        (
+            'epochs = 3\nschedule = "warmup_smooth_cosine"\nschedule_options = { warmup_epochs = 3 }',
+            ["warmup_epochs is 3", "less than the 3"],
+        ),
+        ('like = "fti"', ["stage 0 is like 'fti'"]),
+        ('sampling = "weighted"', ["stages.0.sampling", "'shuffle', 'balanced' or 'mixture'"]),
+    ],
+)
 def test_a_stages_changes_are_built_once_to_be_checked(tmp_path, lines, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, f'name = "x"\n[[stages]]\n{lines}\n'))
@@ -91,7 +108,10 @@ def test_a_stages_changes_are_built_once_to_be_checked(tmp_path, lines, words):
 def test_a_stage_like_another_says_only_what_differs(tmp_path):
     stages = '[[stages]]\nname = "fit"\nlr = 0.01\nbs = 7\n[[stages]]\nname = "again"\nlike = "fit"\nlr = 0.001\nfresh = true\n'
     recipe = load_recipe(write(tmp_path, 'name = "x"\n' + stages))
-    assert [(s.name, s.lr, s.bs, s.fresh) for s in recipe.stages] == [("fit", 0.01, 7, False), ("again", 0.001, 7, True)]
+    assert [(s.name, s.lr, s.bs, s.fresh) for s in recipe.stages] == [
+        ("fit", 0.01, 7, False),
+        ("again", 0.001, 7, True),
+    ]
     assert load_recipe(write(tmp_path, recipe.resolved())).stages == recipe.stages
     with pytest.raises(RecipeError, match="only is .9.; expected one or more of the folds 0 to 4"):
         load_recipe(write(tmp_path, 'name = "x"\n[folds]\nn = 5\nonly = [9]\n'))
@@ -135,22 +155,33 @@ def test_a_recipe_cannot_be_changed_by_accident():
         Recipe(name="x").seed = 3
 
 
-@pytest.mark.parametrize("text", [
-    "x = " + "[" * 20_000, ".".join("a" * 20_000) + " = 1", "[" + ".".join(["'b'"] * 20_000) + "]", "seed = " + "9" * 5000,
-    "stages = [" + "1," * 50_000 + "]",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 20_000,
+        ".".join("a" * 20_000) + " = 1",
+        "[" + ".".join(["'b'"] * 20_000) + "]",
+        "seed = " + "9" * 5000,
+        "stages = [" + "1," * 50_000 + "]",
+    ],
+)
 def test_what_would_take_forever_is_refused_at_once(tmp_path, text):
     with pytest.raises(RecipeError, match="no valid TOML|there are 50000; at most 100"):
         load_recipe(write(tmp_path, f'name = "x"\n{text}\n'))
 
 
-@pytest.mark.parametrize(("lines", "told"), [
-    ("seed = 99999999999", "seed is 99999999999: .*less than or equal to"), ("[folds]\nseed = 99999999999", "folds.seed"),
-    ("[clips]\ntrim_db = nan", "clips.trim_db"),
-    ("[model]\noptions = { n_tags = 3 }", "n_tags is no option: the data and the front end tell it"),
-    ("[front_end]\nn_fft = 1099511627776", "n_fft=1099511627776; expected at most 131072"),
-    ('[[stages]]\nname = ["a"]\n[[stages]]\nlike = "a"', "stage 1 is like 'a'"), ("[[stages]]\nlike = { a = 1 }", "stage 0 is like"),
-])
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("seed = 99999999999", "seed is 99999999999: .*less than or equal to"),
+        ("[folds]\nseed = 99999999999", "folds.seed"),
+        ("[clips]\ntrim_db = nan", "clips.trim_db"),
+        ("[model]\noptions = { n_tags = 3 }", "n_tags is no option: the data and the front end tell it"),
+        ("[front_end]\nn_fft = 1099511627776", "n_fft=1099511627776; expected at most 131072"),
+        ('[[stages]]\nname = ["a"]\n[[stages]]\nlike = "a"', "stage 1 is like 'a'"),
+        ("[[stages]]\nlike = { a = 1 }", "stage 0 is like"),
+    ],
+)
 def test_values_that_no_machine_takes_are_refused(tmp_path, lines, told):
     with pytest.raises(RecipeError, match=told):
         load_recipe(write(tmp_path, f'name = "x"\n{lines}\n'))

@@ -13,7 +13,7 @@ from fastai.torch_core import set_seed
 
 from fatai.augment.wave import PitchShift
 from fatai.errors import CheckpointError, DataError
-from fatai.experiment.reproduce import compare_files, repeat_run
+from fatai.experiment.reproduce import compare_files, reproduce_run
 from fatai.experiment.run import run_recipe
 
 
@@ -36,14 +36,18 @@ def test_a_run_made_again_is_the_same_bytes(finished, main_with):
     assert ended.stdout.strip().endswith(f"{finished}-repeat is {finished}, byte for byte")
     again = compare_files(finished, f"{finished}-repeat")
     assert again.same and again.around == () and set(again.files.values()) == {"same bytes"}
-    assert {"recipe.toml", "oof.csv", "test.csv", "submission.csv", "folds.csv", "fold_1/model.safetensors"} <= set(again.files)
+    assert {"recipe.toml", "oof.csv", "test.csv", "submission.csv", "folds.csv", "fold_1/model.safetensors"} <= set(
+        again.files
+    )
 
 
 def test_what_differs_is_told(finished, tmp_path, main_with):
     other = shutil.copytree(finished, tmp_path / "other")
     text = (other / "oof.csv").read_text().splitlines()
     cells = text[1].split(",")
-    text[1] = ",".join([cells[0], str(float(cells[1]) + 0.25 if float(cells[1]) < 0.5 else float(cells[1]) - 0.25), *cells[2:]])
+    text[1] = ",".join(
+        [cells[0], str(float(cells[1]) + 0.25 if float(cells[1]) < 0.5 else float(cells[1]) - 0.25), *cells[2:]]
+    )
     (other / "oof.csv").write_text("\n".join(text) + "\n")
     (other / "fold_1" / "model.safetensors").write_bytes(b"other")
     (other / "test.csv").unlink()
@@ -59,28 +63,32 @@ def test_what_differs_is_told(finished, tmp_path, main_with):
     assert repeated.files["oof.csv"] == "probabilities differ by at most 0.25"
     assert repeated.files["fold_1/model.safetensors"] == "other bytes"
     assert repeated.files["test.csv"] == f"not in {other}" and repeated.files["folds.csv"] == "same bytes"
-    assert len(repeated.around) == 2 and repeated.around[0].startswith("version of torch was ") and repeated.around[0].endswith("is 1.0")
+    assert (
+        len(repeated.around) == 2
+        and repeated.around[0].startswith("version of torch was ")
+        and repeated.around[0].endswith("is 1.0")
+    )
     assert repeated.around[1].startswith("digest of the data was ") and repeated.scores["fold 0"][1] == 0.125
     assert "They differ. What was different:\n  version of torch was" in str(repeated)
 
 
 def test_a_run_is_repeated_only_from_what_it_notes(finished, tmp_path, sample, main_with):
     with pytest.raises(CheckpointError, match="is no finished run"):
-        repeat_run(tmp_path / "nothing")
+        reproduce_run(tmp_path / "nothing")
     changed(finished, lambda manifest: manifest["made_with"].update(data="nowhere"))
     ended = main_with("repeat", finished)
     assert ended.returncode == 2 and "say where they are: repeat" in ended.stderr
     with pytest.raises(DataError, match="exists already"):
-        repeat_run(finished, sample, finished)
+        reproduce_run(finished, sample, finished)
     changed(finished, lambda manifest: manifest["made_with"].update(only="all of them"))
     with pytest.raises(CheckpointError, match="as made_with; expected data, only"):
-        repeat_run(finished, sample)
+        reproduce_run(finished, sample)
     changed(finished, lambda manifest: manifest.pop("made_with"))
     with pytest.raises(CheckpointError, match="it is of an earlier fatai"):
-        repeat_run(finished, sample)
+        reproduce_run(finished, sample)
     changed(finished, lambda manifest: manifest.update(finished=None))
     with pytest.raises(CheckpointError, match="is no finished run"):
-        repeat_run(finished, sample)
+        reproduce_run(finished, sample)
 
 
 class Draws(torch.utils.data.Dataset):
@@ -118,7 +126,7 @@ def test_a_run_of_a_table_of_ones_own_is_made_again_too(sample, tiny_recipe, tmp
     own = table.rename(columns={"fname": "file", "labels": "tags"}).assign(file="sounds/" + table["fname"])
     own.to_csv(tmp_path / "my.csv", index=False)
     run_recipe(tmp_path / "my.csv", tiny_recipe, tmp_path / "run", only=[0], num_workers=0, say=lambda line: None)
-    assert repeat_run(tmp_path / "run", say=lambda line: None).same
+    assert reproduce_run(tmp_path / "run", say=lambda line: None).same
     (tmp_path / "my.csv").rename(tmp_path / "elsewhere.csv")
     with pytest.raises(DataError, match="my.csv' any more .*say where they are: repeat .* DATA"):
-        repeat_run(tmp_path / "run", say=lambda line: None)
+        reproduce_run(tmp_path / "run", say=lambda line: None)

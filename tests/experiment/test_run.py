@@ -15,17 +15,29 @@ from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.metrics.ranking import lwlrap
-from fatai.callbacks.callbacks import StopOnNaN
+from fatai.callbacks.callbacks import TerminateOnNaN
 from fatai.training.cross_validation import fit_folds, load_weights, save_weights
-from fatai.callbacks.history import History
+from fatai.callbacks.history import EpochCSVLogger
 from fatai.training.learner import FatLearner
 
 
 def test_a_run_folder_holds_what_it_promises(tiny_run, sample):
     out = tiny_run.out
     held = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
-    assert held == {"recipe.toml", "manifest.json", "folds.csv", "oof.csv", "test.csv", "submission.csv", "report.html",
-                    *(f"fold_{k}/{f}" for k in (0, 1) for f in ("model.safetensors", "history.csv", "oof.csv", "test.csv", "fold.json"))}
+    assert held == {
+        "recipe.toml",
+        "manifest.json",
+        "folds.csv",
+        "oof.csv",
+        "test.csv",
+        "submission.csv",
+        "report.html",
+        *(
+            f"fold_{k}/{f}"
+            for k in (0, 1)
+            for f in ("model.safetensors", "history.csv", "oof.csv", "test.csv", "fold.json")
+        ),
+    }
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     assert load_recipe(out / "recipe.toml").model.arch == "m1"
 
@@ -66,7 +78,9 @@ def test_history_has_a_row_an_epoch(tiny_run):
 def test_the_manifest_says_what_made_the_run(tiny_run):
     manifest = json.loads((tiny_run.out / "manifest.json").read_text())
     assert manifest["recipe"] == "quick" and manifest["seed"] == 2019 and len(manifest["data"]["digest"]) == 64
-    assert torch.__version__.startswith(manifest["versions"]["torch"]) and manifest["lwlrap"]["oof"] == tiny_run.oof_score
+    assert (
+        torch.__version__.startswith(manifest["versions"]["torch"]) and manifest["lwlrap"]["oof"] == tiny_run.oof_score
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny_run, tiny_recipe, sample, tmp_path):
@@ -109,7 +123,13 @@ def test_broken_files_cost_no_row(odd_data, tiny_recipe, tmp_path):
 def test_a_single_fold_can_be_trained_without_the_test_part(sample, tiny_recipe, tmp_path):
     lines = []
     result = run_recipe(
-        sample, tiny_recipe.changed(epochs=1), tmp_path / "run", only=[1], predict_test=False, num_workers=0, say=lines.append,
+        sample,
+        tiny_recipe.changed(epochs=1),
+        tmp_path / "run",
+        only=[1],
+        predict_test=False,
+        num_workers=0,
+        say=lines.append,
     )
     assert set(result.fold_scores) == {1} and result.test is None and not (tmp_path / "run" / "test.csv").exists()
     assert len(result.oof.fnames) == 60 and any("fold 1: lwlrap" in line for line in lines)
@@ -122,17 +142,35 @@ def test_a_stage_can_mix_mask_and_balance_and_a_run_can_cache(sample, tiny_recip
         mixup={"name": "mixup", "domain": "log"}, augment=({"name": "spec_augment"},), sampling="balanced",
         sampling_options={"max_repeats": 2},
     )
-    second = {**plain["stages"][0], "sampling": "shuffle", "sampling_options": {}, "mixup": None, "augment": (), "name": "plain"}
+    second = {
+        **plain["stages"][0],
+        "sampling": "shuffle",
+        "sampling_options": {},
+        "mixup": None,
+        "augment": (),
+        "name": "plain",
+    }
     recipe = type(tiny_recipe).model_validate({**plain, "stages": (plain["stages"][0], second)})
     result = run_recipe(
-        sample, recipe, tmp_path / "run", only=[0], predict_test=False, num_workers=0, say=lambda line: None, cache_dir=tmp_path / "cache",
+        sample,
+        recipe,
+        tmp_path / "run",
+        only=[0],
+        predict_test=False,
+        num_workers=0,
+        say=lambda line: None,
+        cache_dir=tmp_path / "cache",
     )
     assert np.isfinite(result.oof.probs).all()
-    assert sum(f.stat().st_size > 0 for f in (tmp_path / "cache").rglob("*.f16")) == 120, "every curated clip is cached once"
+    assert sum(f.stat().st_size > 0 for f in (tmp_path / "cache").rglob("*.f16")) == 120, (
+        "every curated clip is cached once"
+    )
     history = pd.read_csv(tmp_path / "run" / "fold_0" / "history.csv")
     assert list(history["stage"]) == ["fit", "plain"] and history["lwlrap"].between(0, 1).all()
     resolved = load_recipe(tmp_path / "run" / "recipe.toml")
-    assert resolved.stages == recipe.stages and resolved.clips == recipe.clips and resolved.settings() == recipe.settings()
+    assert (
+        resolved.stages == recipe.stages and resolved.clips == recipe.clips and resolved.settings() == recipe.settings()
+    )
 
 
 class Killed(Exception):
@@ -143,7 +181,12 @@ class Killed(Exception):
 def two_stages(tiny_recipe):
     """Two epochs plainly, two mixed, of one fold."""
     plain = tiny_recipe.model_dump()
-    second = {**plain["stages"][0], "name": "mixed", "mixup": {"name": "mixup", "domain": "log"}, "schedule": "warmup_cosine"}
+    second = {
+        **plain["stages"][0],
+        "name": "mixed",
+        "mixup": {"name": "mixup", "domain": "log"},
+        "schedule": "warmup_cosine",
+    }
     return type(tiny_recipe).model_validate({**plain, "stages": (plain["stages"][0], second)})
 
 
@@ -154,9 +197,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, mo
     kills = [("fit", 0), ("fit", 1), ("mixed", 0), ("mixed", 1), ("views", 0)]
     seen = []
 
-    class Kill(StopOnNaN):
+    class Kill(TerminateOnNaN):
         def after_loss(self):
-            stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, History))
+            stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, EpochCSVLogger))
             if self.iter == 1:
                 seen.append((stage, self.epoch))
                 if kills and (stage, self.epoch) == kills[0]:
@@ -167,7 +210,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, mo
             raise Killed
         return views(*args, **kwargs)
 
-    monkeypatch.setattr("fatai.experiment.stage.StopOnNaN", Kill)
+    monkeypatch.setattr("fatai.experiment.stage.TerminateOnNaN", Kill)
     views = FatLearner.tta
     monkeypatch.setattr(FatLearner, "tta", no_views)
     while kills:
@@ -175,7 +218,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, mo
             run("broken", resume=True)
         del kills[0]
     resumed = run("broken", resume=True)
-    assert seen == [("fit", 0), ("fit", 0), ("fit", 1), ("fit", 1), ("mixed", 0), ("mixed", 0), ("mixed", 1), ("mixed", 1)]
+    assert seen == [
+        ("fit", 0),
+        ("fit", 0),
+        ("fit", 1),
+        ("fit", 1),
+        ("mixed", 0),
+        ("mixed", 0),
+        ("mixed", 1),
+        ("mixed", 1),
+    ]
     unbroken = run("unbroken")
     assert resumed.oof == unbroken.oof and resumed.test == unbroken.test
     held = {str(f.relative_to(tmp_path / "unbroken")) for f in (tmp_path / "unbroken").rglob("*") if f.is_file()}
@@ -183,11 +235,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, mo
     # These three tell times.
     for name in held - {"manifest.json", "fold_1/history.csv", "report.html"}:
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
-    history = [pd.read_csv(tmp_path / out / "fold_1" / "history.csv").drop(columns="seconds") for out in ("broken", "unbroken")]
+    history = [
+        pd.read_csv(tmp_path / out / "fold_1" / "history.csv").drop(columns="seconds") for out in ("broken", "unbroken")
+    ]
     assert history[0].equals(history[1]) and list(history[0]["epoch"]) == [0, 1, 0, 1]
 
 
-def test_a_finished_run_is_not_trained_again_and_gets_its_test_part(sample, tiny_run, tmp_path, tiny_recipe, monkeypatch):
+def test_a_finished_run_is_not_trained_again_and_gets_its_test_part(
+    sample, tiny_run, tmp_path, tiny_recipe, monkeypatch
+):
     out = tmp_path / "run"
     shutil.copytree(tiny_run.out, out)
     for name in ("test.csv", "submission.csv", "fold_0/test.csv", "fold_1/test.csv"):
@@ -201,7 +257,9 @@ def test_a_finished_run_is_not_trained_again_and_gets_its_test_part(sample, tiny
 def test_a_run_of_something_else_is_not_gone_on_with(sample, tiny_run, tiny_recipe, tmp_path):
     out, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(tiny_run.out, out)
-    with pytest.raises(CheckpointError, match=r"another recipe: stages.0.epochs is 3 and was 2; stages.0.lr is 0.5 and was"):
+    with pytest.raises(
+        CheckpointError, match=r"another recipe: stages.0.epochs is 3 and was 2; stages.0.lr is 0.5 and was"
+    ):
         run_recipe(sample, tiny_recipe.changed(epochs=3, lr=0.5), out, resume=True)
     shutil.copytree(sample, other, ignore=shutil.ignore_patterns("truth"))
     sorted((other / "test").iterdir())[0].write_bytes(b"OggS")
@@ -215,8 +273,14 @@ def test_a_run_of_something_else_is_not_gone_on_with(sample, tiny_run, tiny_reci
         run_recipe(sample, tiny_recipe, out, resume=True)
 
 
-@pytest.mark.parametrize("text, words", [('{"digest": 1', "cannot be read"), ('{"unreadable": {}}', "cannot be read"),
-                                         ('{"digest": "0", "unreadable": {"held_out": [], "test": []}}', "trained on other data")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"digest": 1', "cannot be read"),
+        ('{"unreadable": {}}', "cannot be read"),
+        ('{"digest": "0", "unreadable": {"held_out": [], "test": []}}', "trained on other data"),
+    ],
+)
 def test_notes_of_a_fold_that_do_not_fit_are_told(sample, tiny_run, tiny_recipe, tmp_path, text, words):
     out = tmp_path / "run"
     shutil.copytree(tiny_run.out, out)
@@ -237,15 +301,36 @@ def test_fit_folds_puts_every_prediction_in_its_row():
         fit_folds(table, np.array([1, 0, 0, 1]), 2, None, None, only=[7])
 
 
-@pytest.mark.parametrize("harm, words", [
-    (lambda run: (run / "recipe.toml").unlink(), "no finished run"),
-    (lambda run: (run / "fold_0" / "model.safetensors").write_bytes(b"not tensors at all"), "cannot be read as safetensors"),
-    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1), {}), "does not say its tags"),
-    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1),
-                              {"fatai": '{"tags": ["a"], "in_channels": 1, "prior": [0.5]}'}), "does not fit its model"),
-    (lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1),
-                              {"fatai": '{"tags": ["a"], "in_channels": 1e9, "prior": [0.5]}'}), "don't go together"),
-])
+@pytest.mark.parametrize(
+    "harm, words",
+    [
+        (lambda run: (run / "recipe.toml").unlink(), "no finished run"),
+        (
+            lambda run: (run / "fold_0" / "model.safetensors").write_bytes(b"not tensors at all"),
+            "cannot be read as safetensors",
+        ),
+        (
+            lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1), {}),
+            "does not say its tags",
+        ),
+        (
+            lambda run: save_weights(
+                run / "fold_0" / "model.safetensors",
+                torch.nn.Linear(1, 1),
+                {"fatai": '{"tags": ["a"], "in_channels": 1, "prior": [0.5]}'},
+            ),
+            "does not fit its model",
+        ),
+        (
+            lambda run: save_weights(
+                run / "fold_0" / "model.safetensors",
+                torch.nn.Linear(1, 1),
+                {"fatai": '{"tags": ["a"], "in_channels": 1e9, "prior": [0.5]}'},
+            ),
+            "don't go together",
+        ),
+    ],
+)
 def test_a_run_folder_that_does_not_fit_is_refused(tiny_run, tmp_path, sample, harm, words):
     run = tmp_path / "run"
     shutil.copytree(tiny_run.out, run)

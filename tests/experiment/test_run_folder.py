@@ -7,7 +7,7 @@ import pytest
 
 from fatai.data.blocks import ClipSettings
 from fatai.errors import CheckpointError, OptionError, RecipeError
-from fatai.inference.view_store import read_views
+from fatai.inference.view_store import load_views
 from fatai.inference.tta import build_views, predict_clips
 from fatai.experiment.run_folder import FinishedRun, predict_with_run
 from fatai.experiment.recipe import Recipe, load_recipe
@@ -22,21 +22,36 @@ def clips(sample):
 def by_hand(run, clips, views, mean="probs"):
     """The mean over folds of what each answers."""
     run = FinishedRun.open(run)
-    answers = [predict_clips(f.model, run.recipe.settings(), clips, len(f.tags), views=views, mean=mean, arithmetic=run.arithmetic(),
-                             seed=run.recipe.seed).probs for f in run.folds()]
+    answers = [
+        predict_clips(
+            f.model,
+            run.recipe.settings(),
+            clips,
+            len(f.tags),
+            views=views,
+            mean=mean,
+            arithmetic=run.arithmetic(),
+            seed=run.recipe.seed,
+        ).probs
+        for f in run.folds()
+    ]
     assert len(answers) == 2
     return np.mean(answers, axis=0)
 
 
 def test_a_run_listens_as_its_recipe_says(tiny_run, clips):
-    np.testing.assert_allclose(predict_with_run(tiny_run.out, clips).probs, by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5)
+    np.testing.assert_allclose(
+        predict_with_run(tiny_run.out, clips).probs, by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5
+    )
 
 
 def test_weights_that_a_recipe_begins_with_are_not_needed_again(tiny_run, clips, tmp_path):
     run = shutil.copytree(tiny_run.out, tmp_path / "run")
     text = (run / "recipe.toml").read_text()
     assert "[model.options]\n" in text
-    (run / "recipe.toml").write_text(text.replace("[model.options]\n", '[model.options]\npretrained = "/gone/Cnn14.pth"\n'))
+    (run / "recipe.toml").write_text(
+        text.replace("[model.options]\n", '[model.options]\npretrained = "/gone/Cnn14.pth"\n')
+    )
     np.testing.assert_array_equal(predict_with_run(run, clips).probs, predict_with_run(tiny_run.out, clips).probs)
 
 
@@ -55,7 +70,9 @@ def test_folds_share_what_is_read_and_each_has_its_own_prior(tiny_run, clips, tm
     assert got.unreadable == ("broken.wav",)
 
 
-@pytest.mark.parametrize(("how", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})])
+@pytest.mark.parametrize(
+    ("how", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})]
+)
 def test_another_kind_of_view_can_be_asked_for(tiny_run, clips, how, options):
     got = predict_with_run(tiny_run.out, clips, how=how, **options)
     np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views(how, **options)), atol=1e-5)
@@ -69,7 +86,7 @@ def test_another_number_of_the_runs_views_and_the_mean_of_logits(tiny_run, clips
 
 def test_the_views_of_every_fold_are_kept(tiny_run, clips, tmp_path):
     got = predict_with_run(tiny_run.out, clips, n=3, keep_views=tmp_path / "views")
-    kept = [read_views(tmp_path / "views" / f"fold_{k}.npz") for k in (0, 1)]
+    kept = [load_views(tmp_path / "views" / f"fold_{k}.npz") for k in (0, 1)]
     rows = [np.stack([views.probs[views.clip == i].mean(0) for i in range(4)]) for views in kept]
     np.testing.assert_allclose(np.mean(rows, axis=0), got.probs, atol=1e-6)
 
@@ -105,7 +122,9 @@ def test_a_runs_calibration_is_applied_where_it_is_asked_for(tiny_run, clips, tm
     run = tmp_path / "run"
     shutil.copytree(tiny_run.out, run)
     plain = predict_with_run(run, clips)
-    with pytest.raises(CheckpointError, match="calibration.json: no such file; expected a calibration, as fatai-submit calibrate"):
+    with pytest.raises(
+        CheckpointError, match="calibration.json: no such file; expected a calibration, as fatai-submit calibrate"
+    ):
         predict_with_run(run, clips, calibrated=True)
     tags = plain.tags[::-1]
     held = Calibration(tags, slope=tuple(0.5 + i for i in range(len(tags))), shift=(0.25,) * len(tags))

@@ -23,11 +23,18 @@ def test_full_is_the_recipe_itself_and_the_others_keep_the_rule(name):
         assert smaller.model.width == (recipe.model.width or 1) * width
         given = recipe.folds.how == "given"
         assert (smaller.folds.n, smaller.folds.only) == (5, (0, 1)) if given else smaller.folds.n == 2
-        assert all(stage.bs <= 16 and 1 <= stage.epochs <= before.epochs for stage, before in zip(smaller.stages, recipe.stages))
+        assert all(
+            stage.bs <= 16 and 1 <= stage.epochs <= before.epochs
+            for stage, before in zip(smaller.stages, recipe.stages)
+        )
         assert smaller.listen.n is None or smaller.listen.n <= views
         total = sum(stage.epochs for stage in smaller.stages)
         # Shares are rounded for each stage, and none has less than one epoch.
-        assert total == len(recipe.stages) if size == "tiny" else abs(total - min(40, sum(s.epochs for s in recipe.stages))) <= 4
+        assert (
+            total == len(recipe.stages)
+            if size == "tiny"
+            else abs(total - min(40, sum(s.epochs for s in recipe.stages))) <= 4
+        )
         assert [s.loss for s in smaller.stages] == [s.loss for s in recipe.stages]
         assert [s.augment for s in smaller.stages] == [s.augment for s in recipe.stages]
 
@@ -35,14 +42,20 @@ def test_full_is_the_recipe_itself_and_the_others_keep_the_rule(name):
 def test_epochs_are_shared_out_and_lengths_shrink_with_them():
     ninth = scaled(load_recipe("ninth_full"), "small", n_noisy=1982)
     assert [stage.epochs for stage in ninth.stages] == [10, 10, 10, 10]
-    assert ninth.stages[1].noisy == {"name": "ninth", "n": 500, "per_tag": 50}, "a tenth of the noisy clips, a tenth of the best 5,000"
+    assert ninth.stages[1].noisy == {"name": "ninth", "n": 500, "per_tag": 50}, (
+        "a tenth of the noisy clips, a tenth of the best 5,000"
+    )
     assert ninth.stages[0].lr == pytest.approx(1e-3 / 2), "a quarter of the batch, half the rate"
     gold = scaled(load_recipe("gold_plan"), "small")
     assert [stage.epochs for stage in gold.stages] == [20, 4, 8], "32 epochs are fewer than 40"
-    assert gold.stages[0].schedule_options == {"warmup_epochs": 1.0} and gold.stages[0].lr_first == pytest.approx(1e-4 * 0.5**0.5)
+    assert gold.stages[0].schedule_options == {"warmup_epochs": 1.0} and gold.stages[0].lr_first == pytest.approx(
+        1e-4 * 0.5**0.5
+    )
     assert scaled(load_recipe("gold_plan"), "tiny").stages[0].schedule_options == {"warmup_epochs": 0.05}
     third = scaled(load_recipe("third_place_2d"), "small").stages[0]
-    assert (third.epochs, third.changes_off) == (40, 4) and third.schedule_options["start_lr"] == pytest.approx(1e-4 * 0.8**0.5)
+    assert (third.epochs, third.changes_off) == (40, 4) and third.schedule_options["start_lr"] == pytest.approx(
+        1e-4 * 0.8**0.5
+    )
     first = scaled(load_recipe("first_place"), "small")
     assert first.stages[0].sampling_options == {} and first.listen.options == {"step_s": 4.0}
     assert scaled(load_recipe("fastai_kernel"), "tiny").folds.only == (0,)
@@ -54,17 +67,25 @@ def test_recipes_see_as_many_clips_whatever_their_stages_are():
     # 320 curated clips in two folds: 160 to train on, 40 times. Of 640 noisy ones the 36th place takes all, the 9th 161 of 5,000.
     sizes = {"n_noisy": 640, "n_curated": 320}
     assert [s.epochs for s in scaled(load_recipe("ninth"), "small", **sizes).stages] == [40]
-    assert [s.epochs for s in scaled(load_recipe("kaggle_fat_36th"), "small", **sizes).stages] == [8], "8 times 800 clips"
+    assert [s.epochs for s in scaled(load_recipe("kaggle_fat_36th"), "small", **sizes).stages] == [8], (
+        "8 times 800 clips"
+    )
     ninth = scaled(load_recipe("ninth_full"), "small", **sizes)
-    assert ninth.stages[1].noisy["n"] == 161 and [s.epochs for s in ninth.stages] == [8, 8, 8, 8], "8 * (160 + 321 + 160 + 160)"
+    assert ninth.stages[1].noisy["n"] == 161 and [s.epochs for s in ninth.stages] == [8, 8, 8, 8], (
+        "8 * (160 + 321 + 160 + 160)"
+    )
     gold = scaled(load_recipe("gold_plan"), "small", **sizes)
-    assert [s.epochs for s in gold.stages] == [10, 2, 4], "10 * 160 + 6 * 800 clips, to each other as 20, 4 and 8 epochs"
+    assert [s.epochs for s in gold.stages] == [10, 2, 4], (
+        "10 * 160 + 6 * 800 clips, to each other as 20, 4 and 8 epochs"
+    )
 
 
 def runs_to_a_submission(name, sample, out):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = run_recipe(sample, scaled(load_recipe(name), "tiny", 72, 120), out, num_workers=0, say=lambda line: None)
+        result = run_recipe(
+            sample, scaled(load_recipe(name), "tiny", 72, 120), out, num_workers=0, say=lambda line: None
+        )
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     assert 0.2 < result.oof_score <= 1 and result.test.probs.shape == (60, 10)
     assert json.loads((out / "manifest.json").read_text())["finished"]
@@ -82,7 +103,9 @@ def test_every_recipe_runs_from_csv_to_submission(name, sample, tmp_path):
 
 
 def test_the_command_takes_a_size(main_with, sample, tmp_path):
-    ended = main_with("train", sample, "--recipe", "ninth", "--scale", "tiny", "--only-fold", 0, "--out", tmp_path / "run")
+    ended = main_with(
+        "train", sample, "--recipe", "ninth", "--scale", "tiny", "--only-fold", 0, "--out", tmp_path / "run"
+    )
     assert ended.returncode == 0, ended.stderr
     recipe = load_recipe(tmp_path / "run" / "recipe.toml")
     assert (recipe.model.width, recipe.stages[0].epochs, recipe.folds.n) == (1 / 16, 1, 2)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.folds import noisy_shares
 from fatai.errors import DataError, OptionError, RecipeError
 from fatai.inference.predictions import Predictions
@@ -15,9 +15,9 @@ from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.fold import fold_learner
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.callbacks.history import History
-from fatai.noisy_labels.methods import choose_noisy
-from fatai.callbacks.sample_weights import NoisyWeights
+from fatai.callbacks.history import EpochCSVLogger
+from fatai.noisy_labels.methods import select_noisy_labels
+from fatai.callbacks.sample_weights import SampleWeights
 
 
 @pytest.fixture
@@ -37,29 +37,31 @@ def run(sample, tmp_path):
     def run_it(recipe, out="run", data=sample, **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return run_recipe(data, recipe, tmp_path / out, num_workers=0, say=options.pop("say", lambda line: None), **options)
+            return run_recipe(
+                data, recipe, tmp_path / out, num_workers=0, say=options.pop("say", lambda line: None), **options
+            )
 
     return run_it
 
 
-class Spy(NoisyWeights):
+class Spy(SampleWeights):
     """Keeps what each fit was told."""
 
     told: list = []
 
     def before_fit(self):
         super().before_fit()
-        stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, History))
+        stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, EpochCSVLogger))
         table = self.learn.dls.files(0)
         noisy = set(table["fname"][table["noisy"]]) if "noisy" in table else set()
-        Spy.told.append((stage, noisy, *self.of_clips(), self._own_targets()))
+        Spy.broadcast.append((stage, noisy, *self.of_clips(), self._own_targets()))
 
 
 @pytest.fixture
 def spied(monkeypatch):
-    Spy.told = []
-    monkeypatch.setattr("fatai.experiment.fold.NoisyWeights", Spy)
-    return Spy.told
+    Spy.broadcast = []
+    monkeypatch.setattr("fatai.experiment.fold.SampleWeights", Spy)
+    return Spy.broadcast
 
 
 def test_rounds_begin_where_clips_or_weights_change(staged):
@@ -74,10 +76,10 @@ def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, sp
     lines = []
     recipe = staged({}, {"noisy": {"name": "ninth", "n": 20, "per_tag": 3}, "noisy_weight": 0.5, "fresh": True}, {})
     result = run(recipe, say=lines.append)
-    data = read_layout(sample)
+    data = load_dataset(sample)
     judged = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_0.csv") for k in (0, 1)]
     mean = (judged[0].probs + judged[1].probs) / 2
-    expected = choose_noisy(data.noisy, data.tags, "ninth", probs=mean, fnames=judged[0].fnames, n=20, per_tag=3)
+    expected = select_noisy_labels(data.noisy, data.tags, "ninth", probs=mean, fnames=judged[0].fnames, n=20, per_tag=3)
     told = pd.read_csv(tmp_path / "run" / "noisy_1.csv")
     assert set(told["fname"][told["kept"]]) == set(expected.fnames) and len(told) == len(data.noisy)
     assert [stage for stage, *_ in spied] == ["s1", "s1"]
@@ -93,7 +95,9 @@ def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, sp
 
 
 def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path, monkeypatch):
-    recipe = staged({}, {"noisy": {"name": "scoring", "k": 20}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 30}})
+    recipe = staged(
+        {}, {"noisy": {"name": "scoring", "k": 20}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 30}}
+    )
     run(recipe, "whole")
 
     class Killed(Exception):
@@ -113,7 +117,14 @@ def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path,
             run(recipe, "broken", resume=True)
     run(recipe, "broken", resume=True)
     assert len(calls) == 6 + 4, "six rounds of folds, four of them begun twice"
-    for name in ("oof.csv", "test.csv", "noisy_1.csv", "noisy_2.csv", "fold_0/model.safetensors", "fold_1/model.safetensors"):
+    for name in (
+        "oof.csv",
+        "test.csv",
+        "noisy_1.csv",
+        "noisy_2.csv",
+        "fold_0/model.safetensors",
+        "fold_1/model.safetensors",
+    ):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -126,8 +137,8 @@ def test_each_clip_is_judged_by_the_fold_that_left_it_out(staged, run, sample, t
     mine = [{names[i] for i in np.flatnonzero(share)} for share in own]
     honest = [fold[1 if name in mine[0] else 0].probs[fold[0].fnames.index(name)] for name in fold[0].fnames]
     told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
-    data = read_layout(sample)
-    expected = choose_noisy(data.noisy, data.tags, "scoring_30", probs=np.array(honest), fnames=fold[0].fnames)
+    data = load_dataset(sample)
+    expected = select_noisy_labels(data.noisy, data.tags, "scoring_30", probs=np.array(honest), fnames=fold[0].fnames)
     assert set(told["fname"][told["kept"]]) == set(expected.fnames)
 
 
@@ -135,7 +146,7 @@ def test_of_a_part_of_the_folds_only_clips_that_they_left_out_are_judged(staged,
     lines = []
     recipe = staged({}, {"noisy": {"name": "as_given"}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 10}})
     run(recipe, only=[0], say=lines.append)
-    names = sorted(read_layout(sample).noisy["fname"])
+    names = sorted(load_dataset(sample).noisy["fname"])
     own = noisy_shares(len(names), how="own", n=2, seed=recipe.folds.seed)[0]
     told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
     assert set(told["fname"]) == {names[i] for i in np.flatnonzero(~own)} and told["kept"].sum() == 10
@@ -155,7 +166,11 @@ def test_soft_targets_reach_the_loss_and_the_second_head_its_own(staged, run, sp
     _, _, weights, marks, targets = spied.pop()
     noisy = [t for t, mark in zip(targets, marks) if mark]
     assert all(t is None for t, mark in zip(targets, marks) if not mark)
-    assert all(t.max() == pytest.approx(0.8) and t[t < 0.5].sum() == pytest.approx(0.2, abs=1e-6) for t in noisy if (t > 0.5).sum() == 1)
+    assert all(
+        t.max() == pytest.approx(0.8) and t[t < 0.5].sum() == pytest.approx(0.2, abs=1e-6)
+        for t in noisy
+        if (t > 0.5).sum() == 1
+    )
     result = run(staged({"noisy": {"name": "fourth"}}, {}), "heads", only=[0])
     _, _, weights, marks, targets = spied[0]
     assert weights.shape == (60 + 72, 20) and all(len(t) == 20 for t in targets)
@@ -172,9 +187,14 @@ def test_a_mixture_draws_the_shares_of_the_method(staged, run, monkeypatch):
     from fatai.data.samplers import Mixture
 
     drawn = []
-    monkeypatch.setattr("fatai.experiment.stage.Mixture", lambda sources, shares, **o: drawn.append((set(sources), shares, o))
-                        or Mixture(sources, shares, **o))
-    run(staged({"noisy": {"name": "first"}, "sampling": "mixture", "sampling_options": {"n": 32}, "loss": "split"}), only=[1])
+    monkeypatch.setattr(
+        "fatai.experiment.stage.Mixture",
+        lambda sources, shares, **o: drawn.append((set(sources), shares, o)) or Mixture(sources, shares, **o),
+    )
+    run(
+        staged({"noisy": {"name": "first"}, "sampling": "mixture", "sampling_options": {"n": 32}, "loss": "split"}),
+        only=[1],
+    )
     assert drawn == [({"curated", "noisy"}, {"noisy": 0.2, "curated": 0.8}, {"n": 32})]
     with pytest.raises(OptionError, match="nobody says its shares"):
         run(staged({"sampling": "mixture"}), "none", only=[1])

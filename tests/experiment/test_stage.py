@@ -7,7 +7,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import fit_stage, prepare_stage
-from fatai.callbacks.callbacks import ChangesOff, ClampGradients, StopAtRate
+from fatai.callbacks.callbacks import DisableAugmentation, ClipGradValue, StopAtLR
 from fatai.training.learner import fat_learner
 
 
@@ -29,9 +29,13 @@ def test_every_setting_becomes_its_callback(learn):
     )
     cbs = prepare_stage(learn, stage)
     assert [type(cb).__name__ for cb in cbs[:2]] == ["SpecAugment", "LinearMixUp"]
-    assert of(cbs, ChangesOff).last == 2 and of(cbs, ClampGradients).limit == 0.5 and of(cbs, GradientClip).max_norm == 5.0
+    assert (
+        of(cbs, DisableAugmentation).last == 2
+        and of(cbs, ClipGradValue).limit == 0.5
+        and of(cbs, GradientClip).max_norm == 5.0
+    )
     assert of(cbs, GradientAccumulation).n_acc == 24, "fastai counts clips"
-    assert of(cbs, EarlyStoppingCallback).patience == 4 and of(cbs, StopAtRate).rate == 1e-7
+    assert of(cbs, EarlyStoppingCallback).patience == 4 and of(cbs, StopAtLR).rate == 1e-7
     assert learn.dls.train.bs == 8 and prepare_stage(learn, Stage()) == []
 
 
@@ -56,7 +60,9 @@ def test_optimizers_step_as_torch_does(learn, optimizer, reference):
 @pytest.mark.parametrize("optimizer", ["amsgrad", "sgd"])
 def test_a_stage_trains_with_it(learn, optimizer):
     before = [p.detach().clone() for p in learn.model.parameters()]
-    fit_stage(learn, Stage(optimizer=optimizer, wd=0, epochs=1, bs=16, schedule="linear_one_cycle", keep="last", lr=1e-3))
+    fit_stage(
+        learn, Stage(optimizer=optimizer, wd=0, epochs=1, bs=16, schedule="linear_one_cycle", keep="last", lr=1e-3)
+    )
     assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
     assert (learn.path / "history.csv").exists()
 

@@ -13,31 +13,81 @@ from fatai.callbacks.schedulers import one_cycle
 
 MEAN_OF_PROBS = {"mean": "probs", "fold_mean": "mean"}
 THIRD_FIT = {
-    "bs": 20, "lr": 5e-3, "optimizer": "amsgrad", "wd": 0.0, "loss": "lsep", "loss_options": {}, "clip_norm": None, "clamp_gradients": None,
-    "changes_off": 10, "keep": "best", "sampling": "shuffle",
+    "bs": 20,
+    "lr": 5e-3,
+    "optimizer": "amsgrad",
+    "wd": 0.0,
+    "loss": "lsep",
+    "loss_options": {},
+    "clip_norm": None,
+    "clamp_gradients": None,
+    "changes_off": 10,
+    "keep": "best",
+    "sampling": "shuffle",
     # 1e-4 to 5e-3 over 30 % of the steps, then down to 1e-7, all along straight lines.
     "rates": {0.0: 1e-4, 0.15: 2.55e-3, 0.3: 5e-3, 0.65: 2.50005e-3, 1.0: 1e-7},
 }
 NINTH_FIT = {
-    "epochs": 65, "bs": 64, "lr": 1e-3, "optimizer": "adam", "wd": 0.01, "no_decay": "bias", "clamp_gradients": 1.0, "clip_norm": None,
-    "loss": "bce", "loss_options": {"reduction": "sum"},
+    "epochs": 65,
+    "bs": 64,
+    "lr": 1e-3,
+    "optimizer": "adam",
+    "wd": 0.01,
+    "no_decay": "bias",
+    "clamp_gradients": 1.0,
+    "clip_norm": None,
+    "loss": "bce",
+    "loss_options": {"reduction": "sum"},
     # 5e-5 + 0.001 e / 6.5 for seven epochs, then a cosine of 65 epochs that ends at its 58th step.
     "rates": {0: 5e-5, 3 / 65: 5.1154e-4, 6 / 65: 9.7308e-4, 7 / 65: 1e-3, 64 / 65: 3.70e-5},
 }
 REFIT = {
-    "epochs": 65, "bs": 64, "lr": 1e-4, "optimizer": "adam", "wd": 0.01, "clamp_gradients": 1.0, "noisy": None, "fresh": False,
-    "schedule": "plateau", "schedule_options": {"monitor": "valid_loss", "patience": 3, "factor": 0.1}, "stop_at_rate": 1e-7,
-    "keep": "best_of_all", "loss_options": {"reduction": "sum"}, "augment": ("mixup",),
+    "epochs": 65,
+    "bs": 64,
+    "lr": 1e-4,
+    "optimizer": "adam",
+    "wd": 0.01,
+    "clamp_gradients": 1.0,
+    "noisy": None,
+    "fresh": False,
+    "schedule": "plateau",
+    "schedule_options": {"monitor": "valid_loss", "patience": 3, "factor": 0.1},
+    "stop_at_rate": 1e-7,
+    "keep": "best_of_all",
+    "loss_options": {"reduction": "sum"},
+    "augment": ("mixup",),
 }
 KERNEL_FIT = {
-    "bs": 64, "optimizer": "adamw", "sqr_mom": 0.99, "wd": 0.01, "no_decay": "none", "schedule": "one_cycle", "loss": "bce",
-    "loss_options": {}, "augment": ("flip", "lighting"), "keep": "last", "noisy": None, "fresh": False,
+    "bs": 64,
+    "optimizer": "adamw",
+    "sqr_mom": 0.99,
+    "wd": 0.01,
+    "no_decay": "none",
+    "schedule": "one_cycle",
+    "loss": "bce",
+    "loss_options": {},
+    "augment": ("flip", "lighting"),
+    "keep": "last",
+    "noisy": None,
+    "fresh": False,
 }
 GOLD_FIT = {
-    "bs": 32, "lr": 2e-4, "lr_first": 1e-4, "optimizer": "adamw", "sqr_mom": 0.999, "wd": 1e-4, "clip_norm": 5.0, "stop_after": 3,
-    "loss": "smooth_positives", "loss_options": {"loss": "bce_class", "eps": 0.05}, "sampling": "balanced",
-    "sampling_options": {"max_repeats": 5}, "keep": "best", "fresh": False,
-    "augment": ("loop_fill", "gain", "noise", "shift", "spec_augment_gold_plan", "mixup_gold_plan"), "items": ("pitch", "stretch"),
+    "bs": 32,
+    "lr": 2e-4,
+    "lr_first": 1e-4,
+    "optimizer": "adamw",
+    "sqr_mom": 0.999,
+    "wd": 1e-4,
+    "clip_norm": 5.0,
+    "stop_after": 3,
+    "loss": "smooth_positives",
+    "loss_options": {"loss": "bce_class", "eps": 0.05},
+    "sampling": "balanced",
+    "sampling_options": {"max_repeats": 5},
+    "keep": "best",
+    "fresh": False,
+    "augment": ("loop_fill", "gain", "noise", "shift", "spec_augment_gold_plan", "mixup_gold_plan"),
+    "items": ("pitch", "stretch"),
 }
 
 # What the fact sheet says of each. Front ends: rate, window, hop, bins, lowest and highest Hz; frames of a crop; channels; parameters of 80
@@ -46,87 +96,208 @@ SYSTEMS: dict = {
     "ninth_full": {
         "front_end": (44100, 1920, 690, 64, 20, 22050),
         "more": {"top_db": 80, "power": 2, "mean": -35.7, "std": 21.6, "normalise": "global"},
-        "crop": (4.0, 256, 60.0, "zeros_both", 1), "corrupted": "drop", "folds": ("stratified_argmax", 5, 2019, None), "seed": 2019,
-        "parameters": 26_129_489, "listen": {"how": "random", "n": 25, "options": {}, **MEAN_OF_PROBS},
+        "crop": (4.0, 256, 60.0, "zeros_both", 1),
+        "corrupted": "drop",
+        "folds": ("stratified_argmax", 5, 2019, None),
+        "seed": 2019,
+        "parameters": 26_129_489,
+        "listen": {"how": "random", "n": 25, "options": {}, **MEAN_OF_PROBS},
         "stages": [
             {**NINTH_FIT, "keep": "best", "noisy": None, "augment": ("spec_augment", "mixup")},
-            {**NINTH_FIT, "keep": "last", "noisy": {"name": "ninth", "n": 5000, "per_tag": 50}, "fresh": True,
-             "augment": ("spec_augment", "mixup")},
-            REFIT, REFIT,
+            {
+                **NINTH_FIT,
+                "keep": "last",
+                "noisy": {"name": "ninth", "n": 5000, "per_tag": 50},
+                "fresh": True,
+                "augment": ("spec_augment", "mixup"),
+            },
+            REFIT,
+            REFIT,
         ],
     },
     "fastai_kernel": {
-        "front_end": (44100, 2560, 694, 128, 20, 22050), "more": {"top_db": 80, "normalise": "image", "power": 2},
-        "crop": (2.0, 128, 60.0, "zeros_both", 3), "corrupted": "keep", "folds": ("plain", 5, 2019, (0,)), "seed": 2019,
-        "parameters": 11_744_832, "listen": {"how": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
+        "front_end": (44100, 2560, 694, 128, 20, 22050),
+        "more": {"top_db": 80, "normalise": "image", "power": 2},
+        "crop": (2.0, 128, 60.0, "zeros_both", 3),
+        "corrupted": "keep",
+        "folds": ("plain", 5, 2019, (0,)),
+        "seed": 2019,
+        "parameters": 11_744_832,
+        "listen": {"how": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
         "stages": [
             {**KERNEL_FIT, "epochs": epochs, "lr": lr, "lr_first": first}
             for epochs, lr, first in [
-                (5, 0.1, None), (10, 0.01, None), (20, 3e-3, None), (20, 1e-3, None), (50, 3e-3, 1e-3), (10, 1e-3, 1e-4)]
+                (5, 0.1, None),
+                (10, 0.01, None),
+                (20, 3e-3, None),
+                (20, 1e-3, None),
+                (50, 3e-3, 1e-3),
+                (10, 1e-3, 1e-4),
+            ]
         ],
     },
     "gold_plan": {
         # The 64 mel of PANNs' weights to 14,000 Hz, where the plan has 16,000.
-        "front_end": (32000, 1024, 320, 64, 50, 14000), "more": {"top_db": None, "norm": "slaney", "pad_mode": "reflect"},
-        "crop": (10.0, 1001, None, "zeros_right", 1), "corrupted": "keep", "folds": ("multilabel", 5, 42, None), "seed": 42,
+        "front_end": (32000, 1024, 320, 64, 50, 14000),
+        "more": {"top_db": None, "norm": "slaney", "pad_mode": "reflect"},
+        "crop": (10.0, 1001, None, "zeros_right", 1),
+        "corrupted": "keep",
+        "folds": ("multilabel", 5, 42, None),
+        "seed": 42,
         # The published 79,837,712 with a linear map of 2,048 to one number (2,049) before the gate of fc1's size.
-        "parameters": 79_839_761, "listen": {"how": "varied", "n": 5, "options": {}, "mean": "logits", "fold_mean": "mean"},
+        "parameters": 79_839_761,
+        "listen": {"how": "varied", "n": 5, "options": {}, "mean": "logits", "fold_mean": "mean"},
         "stages": [
-            {**GOLD_FIT, "epochs": 20, "noisy": None, "rates": {0.0: 0.0, 0.025: 1e-4, 0.05: 2e-4, 0.525: 1e-4, 1.0: 0.0}},
-            {**GOLD_FIT, "epochs": 4, "noisy": {"name": "gold", "keep": 0.8, "add": 0.95, "least": 0.5}, "noisy_weight": 0.5},
+            {
+                **GOLD_FIT,
+                "epochs": 20,
+                "noisy": None,
+                "rates": {0.0: 0.0, 0.025: 1e-4, 0.05: 2e-4, 0.525: 1e-4, 1.0: 0.0},
+            },
+            {
+                **GOLD_FIT,
+                "epochs": 4,
+                "noisy": {"name": "gold", "keep": 0.8, "add": 0.95, "least": 0.5},
+                "noisy_weight": 0.5,
+            },
             {**GOLD_FIT, "epochs": 8, "noisy": {"name": "kept"}, "noisy_weight": 1.0},
         ],
     },
     "kaggle_fat_36th": {
         "front_end": (44100, 2048, 441, 128, 20, 22050),
-        "more": {"power": 1, "log": "pcen", "pcen_gain": 0.5, "pcen_bias": 0.001, "pcen_power": 0.2, "pcen_time_s": 0.4, "pcen_eps": 1e-9},
-        "crop": (1.96, 197, 60.0, "wrap_right", 1), "corrupted": "noisy", "folds": ("sliced", 5, 1234, None), "seed": 1234,
-        "parameters": 11_326_088, "listen": {"how": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
-        "stages": [{
-            "epochs": 216, "bs": 128, "lr": 0.1, "optimizer": "sgd", "momentum": 0.9, "wd": 1e-4, "no_decay": "norm_and_bias",
-            "loss": "bce_mass+lovasz", "loss_options": {}, "noisy": {"name": "36th", "positive": 0.8}, "noisy_share": "all", "keep": "best",
-            "augment": ("spec_augment_kaggle_fat", "mixup_kaggle_fat"),
-            # 2,000 of 40,000 steps from a tenth up, then a tenth at 12,000, 24,000 and 36,000.
-            "rates": {0.0: 0.01, 0.025: 0.055, 0.05: 0.1, 0.29: 0.1, 0.31: 0.01, 0.61: 1e-3, 0.91: 1e-4},
-        }],
+        "more": {
+            "power": 1,
+            "log": "pcen",
+            "pcen_gain": 0.5,
+            "pcen_bias": 0.001,
+            "pcen_power": 0.2,
+            "pcen_time_s": 0.4,
+            "pcen_eps": 1e-9,
+        },
+        "crop": (1.96, 197, 60.0, "wrap_right", 1),
+        "corrupted": "noisy",
+        "folds": ("sliced", 5, 1234, None),
+        "seed": 1234,
+        "parameters": 11_326_088,
+        "listen": {"how": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
+        "stages": [
+            {
+                "epochs": 216,
+                "bs": 128,
+                "lr": 0.1,
+                "optimizer": "sgd",
+                "momentum": 0.9,
+                "wd": 1e-4,
+                "no_decay": "norm_and_bias",
+                "loss": "bce_mass+lovasz",
+                "loss_options": {},
+                "noisy": {"name": "36th", "positive": 0.8},
+                "noisy_share": "all",
+                "keep": "best",
+                "augment": ("spec_augment_kaggle_fat", "mixup_kaggle_fat"),
+                # 2,000 of 40,000 steps from a tenth up, then a tenth at 12,000, 24,000 and 36,000.
+                "rates": {0.0: 0.01, 0.025: 0.055, 0.05: 0.1, 0.29: 0.1, 0.31: 0.01, 0.61: 1e-3, 0.91: 1e-4},
+            }
+        ],
     },
     "third_place_2d": {
-        "front_end": (44100, 2048, 1024, 128, 5, 22050), "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalise": "none"},
-        "crop": (15.0, 646, None, "zeros_right", 2), "corrupted": "keep", "folds": ("multilabel", 5, 42, None), "seed": 42,
-        "parameters": 9_248_771, "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
-        "stages": [{**THIRD_FIT, "epochs": 100, "noisy": None, "items": ("chunk_shuffle",),
-                    "augment": ("to_longest", "third_effects", "mixup_or_third")}],
+        "front_end": (44100, 2048, 1024, 128, 5, 22050),
+        "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalise": "none"},
+        "crop": (15.0, 646, None, "zeros_right", 2),
+        "corrupted": "keep",
+        "folds": ("multilabel", 5, 42, None),
+        "seed": 42,
+        "parameters": 9_248_771,
+        "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
+        "stages": [
+            {
+                **THIRD_FIT,
+                "epochs": 100,
+                "noisy": None,
+                "items": ("chunk_shuffle",),
+                "augment": ("to_longest", "third_effects", "mixup_or_third"),
+            }
+        ],
     },
     "third_place_1d": {
-        "front_end": (44100, 256, 128, None, 0, 22050), "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalise": "none"},
-        "crop": (15.0, 5168, None, "zeros_right", 1), "corrupted": "keep", "folds": ("multilabel", 5, 42, None), "seed": 42,
+        "front_end": (44100, 256, 128, None, 0, 22050),
+        "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalise": "none"},
+        "crop": (15.0, 5168, None, "zeros_right", 1),
+        "corrupted": "keep",
+        "folds": ("multilabel", 5, 42, None),
+        "seed": 42,
         # The published 4,798,661 are of 128 bins: one more adds 3 weights to each of 100 channels, and the 2 of its own norm.
-        "parameters": 4_798_661 + 3 * 100 + 2, "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
-        "stages": [{**THIRD_FIT, "epochs": 100, "noisy": None, "items": ("chunk_shuffle",),
-                    "augment": ("to_longest", "third_effects", "mixup_or_third")}],
+        "parameters": 4_798_661 + 3 * 100 + 2,
+        "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
+        "stages": [
+            {
+                **THIRD_FIT,
+                "epochs": 100,
+                "noisy": None,
+                "items": ("chunk_shuffle",),
+                "augment": ("to_longest", "third_effects", "mixup_or_third"),
+            }
+        ],
     },
     "third_place_noisy": {
-        "front_end": (44100, 2048, 1024, 128, 5, 22050), "more": {"power": 1, "log": "ln", "log_offset": 1e-4},
-        "crop": (15.0, 646, None, "zeros_right", 2), "corrupted": "keep", "folds": ("multilabel", 5, 42, None), "seed": 42,
-        "parameters": 21_545_583, "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
+        "front_end": (44100, 2048, 1024, 128, 5, 22050),
+        "more": {"power": 1, "log": "ln", "log_offset": 1e-4},
+        "crop": (15.0, 646, None, "zeros_right", 2),
+        "corrupted": "keep",
+        "folds": ("multilabel", 5, 42, None),
+        "seed": 42,
+        "parameters": 21_545_583,
+        "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
         "stages": [
-            {**THIRD_FIT, "epochs": 150, "noisy": noisy, "fresh": noisy is not None, "noisy_share": "all" if noisy is None else "own",
-             "items": ("chunk_shuffle",), "augment": ("to_longest", "third_effects", "mixup_or_third")}
-            for noisy in [None, *({"name": "scoring", "k": k} for k in (1000, 2000, 3000, 4000, 5000)), {"name": "third", "k": 5000}]
+            {
+                **THIRD_FIT,
+                "epochs": 150,
+                "noisy": noisy,
+                "fresh": noisy is not None,
+                "noisy_share": "all" if noisy is None else "own",
+                "items": ("chunk_shuffle",),
+                "augment": ("to_longest", "third_effects", "mixup_or_third"),
+            }
+            for noisy in [
+                None,
+                *({"name": "scoring", "k": k} for k in (1000, 2000, 3000, 4000, 5000)),
+                {"name": "third", "k": 5000},
+            ]
         ],
     },
     "first_place": {
-        "front_end": (44100, 2560, 690, 128, 20, 22050), "more": {"top_db": 80, "std": 100, "mean": 0, "power": 2},
-        "crop": (4.0, 256, 60.0, "zeros_both", 3), "corrupted": "relabel", "folds": ("plain", 5, 42, None), "seed": 42,
+        "front_end": (44100, 2560, 690, 128, 20, 22050),
+        "more": {"top_db": 80, "std": 100, "mean": 0, "power": 2},
+        "crop": (4.0, 256, 60.0, "zeros_both", 3),
+        "corrupted": "relabel",
+        "folds": ("plain", 5, 42, None),
+        "seed": 42,
         "parameters": 17_326_950,
         "listen": {"how": "tiles", "n": None, "options": {"step_frames": 64}, "mean": "probs", "fold_mean": "gmean"},
-        "stages": [{
-            "epochs": 700, "bs": 128, "lr": 9e-4, "optimizer": "adam", "wd": 0.0, "stop_after": 18, "keep": "best", "schedule": "plateau",
-            "schedule_options": {"monitor": "lwlrap", "patience": 6, "factor": 0.6, "min_lr": 1e-8}, "loss": "split",
-            "loss_options": {"curated_loss": "bce", "noisy_loss": "lsoft", "curated_weight": 0.5, "noisy_weight": 0.5},
-            "noisy": {"name": "first", "shares": {"noisy": 0.2, "curated": 0.8}}, "sampling": "mixture", "sampling_options": {"n": 32768},
-            "augment": ("loop_fill", "random_resized_crop", "spec_augment_first", "mixer_first"),
-        }],
+        "stages": [
+            {
+                "epochs": 700,
+                "bs": 128,
+                "lr": 9e-4,
+                "optimizer": "adam",
+                "wd": 0.0,
+                "stop_after": 18,
+                "keep": "best",
+                "schedule": "plateau",
+                "schedule_options": {"monitor": "lwlrap", "patience": 6, "factor": 0.6, "min_lr": 1e-8},
+                "loss": "split",
+                "loss_options": {
+                    "curated_loss": "bce",
+                    "noisy_loss": "lsoft",
+                    "curated_weight": 0.5,
+                    "noisy_weight": 0.5,
+                },
+                "noisy": {"name": "first", "shares": {"noisy": 0.2, "curated": 0.8}},
+                "sampling": "mixture",
+                "sampling_options": {"n": 32768},
+                "augment": ("loop_fill", "random_resized_crop", "spec_augment_first", "mixer_first"),
+            }
+        ],
     },
 }
 SYSTEMS["panns_logreg"] = {
@@ -136,9 +307,16 @@ SYSTEMS["panns_logreg"] = {
 _FIRST = SYSTEMS["first_place"]
 # Its experiments corrections_002 and 003: no resized crops, mixed a little less often, a third of the draws noisy.
 SYSTEMS["first_place_skip"] = {
-    **_FIRST, "parameters": 16_793_587,
-    "stages": [{**_FIRST["stages"][0], "noisy": {"name": "first", "shares": {"noisy": 0.33, "curated": 0.67}},
-                "mixup": {"name": "mixer_first", "p": 0.66}, "augment": ("loop_fill", "spec_augment_first", "mixer_first")}],
+    **_FIRST,
+    "parameters": 16_793_587,
+    "stages": [
+        {
+            **_FIRST["stages"][0],
+            "noisy": {"name": "first", "shares": {"noisy": 0.33, "curated": 0.67}},
+            "mixup": {"name": "mixer_first", "p": 0.66},
+            "augment": ("loop_fill", "spec_augment_first", "mixer_first"),
+        }
+    ],
 }
 NOT_PUBLISHED = {"quick", "ninth"}  # ninth is ninth_full's fit stage alone, and has its table in test_recipe.py
 
@@ -152,7 +330,14 @@ def test_sound_folds_and_listening_are_as_published(name):
     recipe, told = load_recipe(name), SYSTEMS[name]
     settings = recipe.settings()
     front_end = settings.front_end
-    assert (front_end.sr, front_end.n_fft, front_end.hop_length, front_end.n_mels, front_end.fmin, front_end.top_hz) == told["front_end"]
+    assert (
+        front_end.sr,
+        front_end.n_fft,
+        front_end.hop_length,
+        front_end.n_mels,
+        front_end.fmin,
+        front_end.top_hz,
+    ) == told["front_end"]
     assert {key: getattr(front_end, key) for key in told["more"]} == told["more"]
     channels = settings.channels_module().n_channels
     assert (settings.crop_s, settings.crop_frames, settings.trim_db, settings.short_fill, channels) == told["crop"]
@@ -174,7 +359,10 @@ def test_stages_train_as_published(name):
         expected = dict(expected)
         rates, changes, items = expected.pop("rates", {}), expected.pop("augment"), expected.pop("items", ())
         assert {key: getattr(stage, key) for key in expected} == expected, stage.name
-        assert tuple(change for change, _ in stage_changes(stage)) == changes and tuple(c["name"] for c in stage.items) == items
+        assert (
+            tuple(change for change, _ in stage_changes(stage)) == changes
+            and tuple(c["name"] for c in stage.items) == items
+        )
         if rates:
             lr_at = SCHEDULES.build(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)
             for share, lr in rates.items():
@@ -186,10 +374,15 @@ def drawn(name, stage, change):
 
 
 def test_masks_and_mixers_are_as_published():
-    masks = {name: drawn(*name).masks for name in [
-        ("ninth_full", 1, "spec_augment"), ("gold_plan", 0, "spec_augment_gold_plan"), ("kaggle_fat_36th", 0, "spec_augment_kaggle_fat"),
-        ("first_place", 0, "spec_augment_first"),
-    ]}
+    masks = {
+        name: drawn(*name).masks
+        for name in [
+            ("ninth_full", 1, "spec_augment"),
+            ("gold_plan", 0, "spec_augment_gold_plan"),
+            ("kaggle_fat_36th", 0, "spec_augment_kaggle_fat"),
+            ("first_place", 0, "spec_augment_first"),
+        ]
+    }
     told = {key[0]: (m.p, tuple(m.rounds), m.freq, m.time, m.width, m.fill) for key, m in masks.items()}
     assert told == {
         "ninth_full": (1, (2, 2), 0.15, 0.30, "share", "zero"),
@@ -200,7 +393,10 @@ def test_masks_and_mixers_are_as_published():
     ninth, gold, fat = (drawn(*at) for at in [
         ("ninth_full", 2, "mixup"), ("gold_plan", 0, "mixup_gold_plan"), ("kaggle_fat_36th", 0, "mixup_kaggle_fat")])
     assert [(m.lam, m.per, m.p, m.larger, m.labels, m.place) for m in (ninth, gold, fat)] == [
-        (0.4, "batch", 1, False, "linear", "log"), (0.4, "clip", 0.5, False, "linear", "log"), (0.4, "clip", 1, True, "linear", "log")]
+        (0.4, "batch", 1, False, "linear", "log"),
+        (0.4, "clip", 0.5, False, "linear", "log"),
+        (0.4, "clip", 1, True, "linear", "log"),
+    ]
     third, first = drawn("third_place_noisy", 3, "mixup_or_third"), drawn("first_place", 0, "mixer_first")
     assert (third.p, third.share, third.labels, third.partner, third.replaces) == (0.5, (0.4, 0.6), "or", "set", False)
     assert first.p == 0.8 and first.weights.tolist() == [0.6, 0.4]
@@ -249,8 +445,21 @@ def test_layers_learn_at_their_own_rates(own_dls, tmp_path):
     from fatai.training.learner import fat_learner
 
     learn = fat_learner(own_dls, "m1", width=0.05, path=tmp_path)
-    stage = load_recipe("gold_plan").stages[0].model_copy(update={
-        "epochs": 1, "augment": (), "items": (), "mixup": None, "schedule": "constant", "schedule_options": {}, "keep": "last"})
+    stage = (
+        load_recipe("gold_plan")
+        .stages[0]
+        .model_copy(
+            update={
+                "epochs": 1,
+                "augment": (),
+                "items": (),
+                "mixup": None,
+                "schedule": "constant",
+                "schedule_options": {},
+                "keep": "last",
+            }
+        )
+    )
     with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
         warnings.simplefilter("ignore")
         fit_stage(learn, stage)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fatai.data.config import ClipSettings
-from fatai.errors import CheckpointError, MissingExtra, OptionError
+from fatai.errors import CheckpointError, MissingDependencyError, OptionError
 from fatai.export import onnx as onnx_export
 from fatai.export.onnx import export_onnx
 from fatai.export.pretrained import Pretrained, load_pretrained
@@ -63,7 +63,9 @@ def told_apart(model, waves):
 def run_onnx(path, waves):
     import onnxruntime
 
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"wave": waves.numpy()})[0]
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
+        None, {"wave": waves.numpy()}
+    )[0]
 
 
 def of_torch(model, waves):
@@ -74,18 +76,23 @@ def of_torch(model, waves):
 
 
 @needs_onnx
-@pytest.mark.parametrize(("arch", "name", "options"), [
-    ("m3", "ninth", {"width": 0.125}),
-    ("cnn14", "panns", {"width": 0.25}),
-    ("cnn2d_multilevel", "third_2d", {"width": 0.2}),
-    pytest.param("m3", "ninth", {}, marks=pytest.mark.slow),
-    pytest.param("cnn14", "panns", {}, marks=pytest.mark.slow),
-    pytest.param("cnn2d_multilevel", "third_2d", {}, marks=pytest.mark.slow),
-    pytest.param("m1", "kaggle_fat", {"width": 0.125}, marks=pytest.mark.slow),
-    pytest.param("m1", "first", {"width": 0.125}, marks=pytest.mark.slow),
-    pytest.param("m1", "baseline", {"width": 0.125}, marks=pytest.mark.slow),
-    pytest.param("cnn1d_multilevel", "third_1d", {"width": 0.1, "n_mels": 129, "aggregation": "gru"}, marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("arch", "name", "options"),
+    [
+        ("m3", "ninth", {"width": 0.125}),
+        ("cnn14", "panns", {"width": 0.25}),
+        ("cnn2d_multilevel", "third_2d", {"width": 0.2}),
+        pytest.param("m3", "ninth", {}, marks=pytest.mark.slow),
+        pytest.param("cnn14", "panns", {}, marks=pytest.mark.slow),
+        pytest.param("cnn2d_multilevel", "third_2d", {}, marks=pytest.mark.slow),
+        pytest.param("m1", "kaggle_fat", {"width": 0.125}, marks=pytest.mark.slow),
+        pytest.param("m1", "first", {"width": 0.125}, marks=pytest.mark.slow),
+        pytest.param("m1", "baseline", {"width": 0.125}, marks=pytest.mark.slow),
+        pytest.param(
+            "cnn1d_multilevel", "third_1d", {"width": 0.1, "n_mels": 129, "aggregation": "gru"}, marks=pytest.mark.slow
+        ),
+    ],
+)
 def test_a_graph_answers_as_front_end_and_network(tmp_path, arch, name, options):
     model = pretrained(arch, name, **options)
     waves = sounds(model.settings.crop_samples)
@@ -99,7 +106,7 @@ def test_a_graph_answers_as_front_end_and_network(tmp_path, arch, name, options)
         np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves[i:i + 1]), expected[i:i + 1], atol=1e-4)
 
 
-ALONE = """
+SINGLE_PROCESS = """
 import json, sys
 sys.modules["torch"] = sys.modules["fatai"] = None  # an import of either fails
 import numpy as np, onnxruntime
@@ -114,7 +121,12 @@ print(json.dumps([notes["sample_rate"], json.loads(notes["tags"]), session.run([
 def test_a_run_is_exported_by_command_and_needs_no_torch(tiny_run, tmp_path, main_with):
     ended = main_with("export", tiny_run.out, tmp_path / "model.onnx", "--fold", 1)
     assert ended.returncode == 0 and "wave (batch, 22050) at 44100 Hz to probs" in ended.stdout
-    alone = subprocess.run([sys.executable, "-c", ALONE, str(tmp_path / "model.onnx")], capture_output=True, text=True, timeout=120)
+    alone = subprocess.run(
+        [sys.executable, "-c", SINGLE_PROCESS, str(tmp_path / "model.onnx")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert alone.returncode == 0, alone.stderr
     rate, tags, probs = json.loads(alone.stdout)
     model = trained_model(tiny_run.out, 1)
@@ -151,7 +163,7 @@ def test_a_network_that_onnx_does_not_know_is_refused(tmp_path):
 
 def test_a_missing_extra_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtra, match=r"onnxruntime is missing\): pip install 'fatai\[onnx\]'"):
+    with pytest.raises(MissingDependencyError, match=r"onnxruntime is missing\): pip install 'fatai\[onnx\]'"):
         export_onnx(pretrained("m1", "ninth", width=0.125), tmp_path / "model.onnx")
 
 
@@ -166,7 +178,9 @@ def test_a_fold_becomes_a_model_folder(tiny_run, tmp_path, main_with, sample):
     loaded, fold = load_pretrained(tmp_path / "model"), trained_model(tiny_run.out, 1)
     assert loaded.training["fold"] == 1 and loaded.training["recipe"]["model"]["arch"] == "m1"
     items = sorted((sample / "test").iterdir())[:2]
-    np.testing.assert_allclose(loaded.tta(items, n=2).probs, fold.tta(items, n=2).probs, atol=2e-2)  # folds may answer in bfloat16
+    np.testing.assert_allclose(
+        loaded.tta(items, n=2).probs, fold.tta(items, n=2).probs, atol=2e-2
+    )  # folds may answer in bfloat16
     assert trained_model(tmp_path / "model").tags == fold.tags
 
 

@@ -75,11 +75,17 @@ def changed(folder, **values):
 def test_a_folder_holds_three_plain_files(folder):
     assert sorted(f.name for f in folder.iterdir()) == ["config.json", "model.safetensors", "reference.wav"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["tags"] == list(TAGS) and config["network"] == {"arch": "m1", "options": {"width": 0.125}, "two_heads": False}
+    assert config["tags"] == list(TAGS) and config["network"] == {
+        "arch": "m1",
+        "options": {"width": 0.125},
+        "two_heads": False,
+    }
     assert config["clips"]["front_end"]["hop_length"] == 1380 and config["clips"]["front_end"]["mean"] == -35.7
     assert config["training"] == {"epochs": 3, "note": "Übung"} and config["versions"]["torch"] == version("torch")
     assert config["calibration"]["thresholds"] == [0.5, None, 0.2]
-    assert sf.info(folder / "reference.wav").subtype == "PCM_16" and sf.info(folder / "reference.wav").samplerate == 44100
+    assert (
+        sf.info(folder / "reference.wav").subtype == "PCM_16" and sf.info(folder / "reference.wav").samplerate == 44100
+    )
 
 
 def test_what_is_loaded_is_what_was_saved(folder, clips):
@@ -164,14 +170,19 @@ def test_networks_tied_to_their_bins_and_of_timm_are_built_again(tmp_path):
 
 def test_commands_take_a_folder(folder, clips, tmp_path, main_with):
     predicted = predict_with_run(folder, clips, n=2, keep_views=tmp_path / "views")
-    np.testing.assert_allclose(predicted.probs, predict_clips(network(), SETTINGS, clips, 3, views=build_views("even", 2)).probs, atol=1e-6)
+    np.testing.assert_allclose(
+        predicted.probs, predict_clips(network(), SETTINGS, clips, 3, views=build_views("even", 2)).probs, atol=1e-6
+    )
     assert (tmp_path / "views" / "model.npz").exists()
     assert predict_with_run(folder, clips, n=2, calibrated=True) == predicted.calibrated(CALIBRATED)
     assert thresholds_of_run(folder) == CALIBRATED.thresholds
     tagger = Tagger(folder, step_s=0.25)
     assert tagger.calibration is None and tagger.window_s == 0.5
     np.testing.assert_allclose(
-        [s.probs for s in tagger.steps(clips[0])], [s.probs for s in load_pretrained(folder).tagger(step_s=0.25).steps(clips[0])], atol=0.5)
+        [s.probs for s in tagger.steps(clips[0])],
+        [s.probs for s in load_pretrained(folder).tagger(step_s=0.25).steps(clips[0])],
+        atol=0.5,
+    )
     ended = main_with("predict", folder, clips[0])
     assert ended.returncode == 0 and ended.stdout.startswith("long.wav: ")
 
@@ -252,9 +263,15 @@ def test_a_network_that_is_sure_of_everything_cannot_drift_unseen(tmp_path):
         load_pretrained(changed(folder, logits=[v + 1 for v in noted]))
 
 
-@pytest.mark.parametrize("change", [
-    {"clips__front_end__mean": -30.0}, {"clips__front_end__hop_length": 690}, {"clips__crop_s": 0.25}, {"clips__front_end__top_db": 20.0},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clips__front_end__mean": -30.0},
+        {"clips__front_end__hop_length": 690},
+        {"clips__crop_s": 0.25},
+        {"clips__front_end__top_db": 20.0},
+    ],
+)
 def test_another_front_end_drifts(folder, change):
     with pytest.raises(CheckpointError, match="have drifted"):
         load_pretrained(changed(folder, **change))
@@ -308,7 +325,9 @@ def untouched(tmp_path, mark):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "reference.wav"])
-@pytest.mark.parametrize("dump", [lambda bomb, f: f.write_bytes(pickle.dumps(bomb)), lambda bomb, f: torch.save(bomb, f)])
+@pytest.mark.parametrize(
+    "dump", [lambda bomb, f: f.write_bytes(pickle.dumps(bomb)), lambda bomb, f: torch.save(bomb, f)]
+)
 def test_a_pickle_in_place_of_a_file_is_refused(folder, mark, untouched, name, dump):
     dump(Bomb(mark), folder / name)
     with pytest.raises(CheckpointError, match=name):
@@ -342,7 +361,10 @@ def test_links_and_missing_files_are_refused(folder, tmp_path, untouched, name):
 
 
 def test_a_missing_folder_is_told(tmp_path):
-    with pytest.raises(CheckpointError, match="is no folder; expected a model folder with model.safetensors, config.json, reference.wav"):
+    with pytest.raises(
+        CheckpointError,
+        match="is no folder; expected a model folder with model.safetensors, config.json, reference.wav",
+    ):
         load_pretrained(tmp_path / "nowhere")
 
 
@@ -376,65 +398,96 @@ def test_a_network_larger_than_its_weights_is_never_made(folder, untouched):
         load_pretrained(changed(folder, network__options={"width": 4000.0}))
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    ({"weights": "../../etc/passwd"}, "unknown key weights"),
-    ({"network__file": "/etc/passwd"}, "unknown key network.file"),
-    ({"clips__path": "/etc"}, "unknown key 'path'"),
-    ({"clips__front_end__n_mel": 64}, "unknown key 'n_mel'; did you mean n_mels"),
-    ({"network__options": {"pretrained": "/etc/passwd"}}, "hold pretrained"),
-    ({"network__options": {"pretrained": True}, "network__arch": "timm:resnet18"}, "hold pretrained"),
-    ({"network__options": {"width": {"a": 1}}}, "network.options.width"),
-    ({"network__options": {"width": 1e9}}, "network.options.width"),
-    ({"network__options": {"colour": 3}}, "has no option 'colour'"),
-    ({"network__arch": "m33"}, "no model named 'm33'; did you mean m3"),
-    ({"network__arch": "timm:hf-hub:someone/model", "network__options": {}}, "timm has no network named 'hf-hub:someone/model'"),
-    ({"network__arch": "timm:local-dir:/etc", "network__options": {}}, "timm has no network named 'local-dir:/etc'"),
-    ({"network__arch": "os.system"}, "no model named 'os.system'"),
-    ({"network__two_heads": True}, "lacks model.blocks.0.bn1.bias"),
-    ({"tags": ["Bark", "Meow"]}, "prior holds 3 numbers for 2 tags"),
-    ({"tags": ["Bark", "Meow"], "prior": [0.5, 0.5], "logits": [0.0, 0.0], "calibration": None}, "another shape of head.4.bias"),
-    ({"tags": ["Bark", "Bark", "Meow"]}, "names one twice"),
-    ({"tags": ["Bark", "Meow", ""]}, "tags.2"),
-    ({"tags": ["Rain", "Bark", "Meow"]}, "calibration has other tags"),
-    ({"tags": []}, "tags"),
-    ({"tags": "Bark"}, "tags"),
-    ({"tags": [{"a": 1}, "b", "c"]}, "tags.0"),
-    ({"prior": [0.5, 0.5, 2.0]}, "prior.2"),
-    ({"logits": []}, "holds no logits"),
-    ({"logits": [0.0]}, "logits holds 1 numbers for 3 tags"),
-    ({"calibration": {"format": "x"}}, "fatai calibration 1"),
-    ({"calibration__slope": [-1, 1, 1]}, "slope holds -1"),
-    ({"format": "fatai model 9"}, "\"format\": \"fatai model 1\""),
-    ({"clips": []}, "ClipSettings is a list"),
-    ({"clips__channels": "nine"}, "channels is 'nine'"),
-    ({"clips__channels": "same3"}, "another shape of blocks.0.conv1.weight"),
-    ({"clips__short_fill": "hum"}, "short_fill is 'hum'"),
-    ({"clips__crop_s": 1e9}, "crop_s is 1000000000.0"),
-    ({"clips__crop_s": "long"}, "clips.crop_s"),
-    ({"clips__front_end__n_fft": 1 << 40}, "n_fft=1099511627776; expected at most"),
-    ({"clips__front_end__n_mels": 1 << 40}, "n_mels=1099511627776; expected at most"),
-    ({"clips__front_end__sr": 1 << 40}, "sr=1099511627776; expected at most"),
-    ({"clips__front_end__windows": [512] * 100}, "at most 8"),
-    ({"clips__front_end__windows": [1 << 40]}, "at most 8, of 1 to"),
-    ({"clips__front_end__hop_length": 1, "clips__crop_s": 600}, "too much to compute"),
-    ({"clips__front_end__hop_length": -5}, "hop_length=-5"),
-    ({"clips__front_end__sr": "os.system"}, "front_end.sr"),
-    ({"clips__front_end__mean": {"a": 1}}, "front_end.mean"),
-    ({"clips__front_end__log": "exec"}, "log='exec'"),
-    ({"clips__front_end__channels": "evil"}, "evil"),
-    ({"clips__front_end__std": 1e999}, "Infinity is no number"),
-])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"weights": "../../etc/passwd"}, "unknown key weights"),
+        ({"network__file": "/etc/passwd"}, "unknown key network.file"),
+        ({"clips__path": "/etc"}, "unknown key 'path'"),
+        ({"clips__front_end__n_mel": 64}, "unknown key 'n_mel'; did you mean n_mels"),
+        ({"network__options": {"pretrained": "/etc/passwd"}}, "hold pretrained"),
+        ({"network__options": {"pretrained": True}, "network__arch": "timm:resnet18"}, "hold pretrained"),
+        ({"network__options": {"width": {"a": 1}}}, "network.options.width"),
+        ({"network__options": {"width": 1e9}}, "network.options.width"),
+        ({"network__options": {"colour": 3}}, "has no option 'colour'"),
+        ({"network__arch": "m33"}, "no model named 'm33'; did you mean m3"),
+        (
+            {"network__arch": "timm:hf-hub:someone/model", "network__options": {}},
+            "timm has no network named 'hf-hub:someone/model'",
+        ),
+        (
+            {"network__arch": "timm:local-dir:/etc", "network__options": {}},
+            "timm has no network named 'local-dir:/etc'",
+        ),
+        ({"network__arch": "os.system"}, "no model named 'os.system'"),
+        ({"network__two_heads": True}, "lacks model.blocks.0.bn1.bias"),
+        ({"tags": ["Bark", "Meow"]}, "prior holds 3 numbers for 2 tags"),
+        (
+            {"tags": ["Bark", "Meow"], "prior": [0.5, 0.5], "logits": [0.0, 0.0], "calibration": None},
+            "another shape of head.4.bias",
+        ),
+        ({"tags": ["Bark", "Bark", "Meow"]}, "names one twice"),
+        ({"tags": ["Bark", "Meow", ""]}, "tags.2"),
+        ({"tags": ["Rain", "Bark", "Meow"]}, "calibration has other tags"),
+        ({"tags": []}, "tags"),
+        ({"tags": "Bark"}, "tags"),
+        ({"tags": [{"a": 1}, "b", "c"]}, "tags.0"),
+        ({"prior": [0.5, 0.5, 2.0]}, "prior.2"),
+        ({"logits": []}, "holds no logits"),
+        ({"logits": [0.0]}, "logits holds 1 numbers for 3 tags"),
+        ({"calibration": {"format": "x"}}, "fatai calibration 1"),
+        ({"calibration__slope": [-1, 1, 1]}, "slope holds -1"),
+        ({"format": "fatai model 9"}, "\"format\": \"fatai model 1\""),
+        ({"clips": []}, "ClipSettings is a list"),
+        ({"clips__channels": "nine"}, "channels is 'nine'"),
+        ({"clips__channels": "same3"}, "another shape of blocks.0.conv1.weight"),
+        ({"clips__short_fill": "hum"}, "short_fill is 'hum'"),
+        ({"clips__crop_s": 1e9}, "crop_s is 1000000000.0"),
+        ({"clips__crop_s": "long"}, "clips.crop_s"),
+        ({"clips__front_end__n_fft": 1 << 40}, "n_fft=1099511627776; expected at most"),
+        ({"clips__front_end__n_mels": 1 << 40}, "n_mels=1099511627776; expected at most"),
+        ({"clips__front_end__sr": 1 << 40}, "sr=1099511627776; expected at most"),
+        ({"clips__front_end__windows": [512] * 100}, "at most 8"),
+        ({"clips__front_end__windows": [1 << 40]}, "at most 8, of 1 to"),
+        ({"clips__front_end__hop_length": 1, "clips__crop_s": 600}, "too much to compute"),
+        ({"clips__front_end__hop_length": -5}, "hop_length=-5"),
+        ({"clips__front_end__sr": "os.system"}, "front_end.sr"),
+        ({"clips__front_end__mean": {"a": 1}}, "front_end.mean"),
+        ({"clips__front_end__log": "exec"}, "log='exec'"),
+        ({"clips__front_end__channels": "evil"}, "evil"),
+        ({"clips__front_end__std": 1e999}, "Infinity is no number"),
+    ],
+)
 def test_a_strangers_config_is_refused(folder, untouched, change, told):
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(changed(folder, **change))
     message = str(caught.value)
-    assert told in message and ("config.json: " in message or "config.json does" in message or "model.safetensors does" in message
-                                or "config.json is no" in message or "config.json holds" in message) and len(message) < 1000
+    assert (
+        told in message
+        and (
+            "config.json: " in message
+            or "config.json does" in message
+            or "model.safetensors does" in message
+            or "config.json is no" in message
+            or "config.json holds" in message
+        )
+        and len(message) < 1000
+    )
 
 
-@pytest.mark.parametrize("text", [
-    b"", b"\xff\xfe", b"[]", b"null", b"{", b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", b'{"format": "fatai model 1"}',
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{",
+        b"[" * 100_000,
+        b'{"format": ' + b"9" * 5000 + b"}",
+        b'{"format": "fatai model 1"}',
+    ],
+)
 def test_text_that_is_no_config_is_refused(folder, untouched, text):
     (folder / "config.json").write_bytes(text)
     with pytest.raises(CheckpointError, match="config.json"):
@@ -450,7 +503,10 @@ def test_a_huge_config_is_not_read(folder, untouched, monkeypatch):
 
 
 def test_a_long_or_odd_reference_is_refused(folder, untouched):
-    for wave, message in ((np.zeros(61 * 8000), "61 s of WAV with 1 channels"), (np.zeros((800, 2)), "with 2 channels")):
+    for wave, message in (
+        (np.zeros(61 * 8000), "61 s of WAV with 1 channels"),
+        (np.zeros((800, 2)), "with 2 channels"),
+    ):
         sf.write(folder / "reference.wav", wave, 8000)
         with pytest.raises(CheckpointError, match=message):
             load_pretrained(folder)

@@ -47,12 +47,18 @@ def pickles(sentinel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(way_out, "w") as archive:
         archive.writestr("../../../pwned", b"x")
     return {
-        "code in a pickle": pickle.dumps(code), "code in torch.save": saved({"model": code}),
+        "code in a pickle": pickle.dumps(code),
+        "code in torch.save": saved({"model": code}),
         "code in an old torch.save": saved({"model": code}, _use_new_zipfile_serialization=False),
-        "code as a key": saved({code: 1}), "a packed archive": bomb.getvalue(), "a way out of an archive": way_out.getvalue(),
-        "half of an archive": saved({"a": torch.zeros(9)})[:300], "a whole network": saved(torch.nn.Linear(2, 2)), "words": b"hello",
+        "code as a key": saved({code: 1}),
+        "a packed archive": bomb.getvalue(),
+        "a way out of an archive": way_out.getvalue(),
+        "half of an archive": saved({"a": torch.zeros(9)})[:300],
+        "a whole network": saved(torch.nn.Linear(2, 2)),
+        "words": b"hello",
         "nothing": b"",
-        "a list": saved([1, 2]), "a deep pickle": b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        "a list": saved([1, 2]),
+        "a deep pickle": b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
     }
 
 
@@ -75,17 +81,27 @@ def lying_weights(whole: bytes) -> dict[str, bytes]:
 
     deep = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
     return {
-        "a header of 2^63 bytes": struct.pack("<Q", 2**63) + whole[8:], "a header of 2^32 bytes": struct.pack("<Q", 2**32) + whole[8:],
-        "a header longer than the file": struct.pack("<Q", len(whole)) + whole[8:], "no header": struct.pack("<Q", 0) + whole[8:],
-        "cut": whole[:len(whole) // 2], "cut in its header": whole[:20], "a deep header": packed(deep),
+        "a header of 2^63 bytes": struct.pack("<Q", 2**63) + whole[8:],
+        "a header of 2^32 bytes": struct.pack("<Q", 2**32) + whole[8:],
+        "a header longer than the file": struct.pack("<Q", len(whole)) + whole[8:],
+        "no header": struct.pack("<Q", 0) + whole[8:],
+        "cut": whole[: len(whole) // 2],
+        "cut in its header": whole[:20],
+        "a deep header": packed(deep),
         "words for a header": packed(b"{hello"),
-        "huge shapes": with_first(shape=[2**40, 2**40]), "shapes below zero": with_first(shape=[-1, 4]),
+        "huge shapes": with_first(shape=[2**40, 2**40]),
+        "shapes below zero": with_first(shape=[-1, 4]),
         "an unknown type": with_first(dtype="OBJECT"),
-        "places behind the end": with_first(data_offsets=[0, 2**50]), "places turned round": with_first(data_offsets=[100, 0]),
-        "places shared": packed({k: {**v, "data_offsets": [0, 4]} if k != "__metadata__" else v for k, v in header.items()}),
+        "places behind the end": with_first(data_offsets=[0, 2**50]),
+        "places turned round": with_first(data_offsets=[100, 0]),
+        "places shared": packed(
+            {k: {**v, "data_offsets": [0, 4]} if k != "__metadata__" else v for k, v in header.items()}
+        ),
         "a name that leads out": packed({("../../../pwned" if k == first else k): v for k, v in header.items()}),
-        "no tensors": packed({"__metadata__": header.get("__metadata__", {})}, b""), "not finite": packed(header, b"\xff" * len(data)),
-        "other numbers": packed(header, bytes(len(data))), "something behind it": whole + b"x" * 999,
+        "no tensors": packed({"__metadata__": header.get("__metadata__", {})}, b""),
+        "not finite": packed(header, b"\xff" * len(data)),
+        "other numbers": packed(header, bytes(len(data))),
+        "something behind it": whole + b"x" * 999,
         "a list for notes": noted("[" * 100_000),
         "absurd notes": noted(json.dumps({"tags": ["t"] * 200_000, "in_channels": 10**9, "prior": []})),
         "notes that are no numbers": noted('{"tags": ["a"], "in_channels": NaN, "prior": [Infinity]}'),
@@ -127,21 +143,32 @@ def model_folders(good: Path, sentinel: Path) -> Iterator[tuple[str, Change]]:
         yield f"weights: {what}", _write("model.safetensors", content)
     config = json.loads((good / "config.json").read_text())
     changes: dict[str, Any] = {
-        "an unknown key": {"path": "/etc/passwd"}, "an unknown network": {"network": {"arch": "os.system"}},
+        "an unknown key": {"path": "/etc/passwd"},
+        "an unknown network": {"network": {"arch": "os.system"}},
         "a network from afar": {"network": {"arch": "timm:hf-hub:evil/model"}},
         "a network from a folder": {"network": {"arch": "timm:local-dir:/tmp"}},
         "its own weights": {"network": {"arch": "timm:resnet18", "options": {"pretrained": True}}},
         "a wide network": {"network": {"arch": "m1", "options": {"width": 1e300}}},
         "options of no kind": {"network": {"arch": "m1", "options": [1]}},
-        "many tags": {"tags": [f"t{k}" for k in range(90_000)]}, "doubled tags": {"tags": config["tags"][:1] * len(config["tags"])},
-        "tags of no kind": {"tags": {"a": 1}}, "a prior beyond 1": {"prior": [7.0] * len(config["tags"])}, "no prior": {"prior": []},
-        "a long crop": {"clips": {**config["clips"], "crop_s": 1e9}}, "a crop of no length": {"clips": {**config["clips"], "crop_s": 0}},
-        "a huge transform": {"clips": {**config["clips"], "front_end": {**config["clips"]["front_end"], "n_fft": 2**60}}},
+        "many tags": {"tags": [f"t{k}" for k in range(90_000)]},
+        "doubled tags": {"tags": config["tags"][:1] * len(config["tags"])},
+        "tags of no kind": {"tags": {"a": 1}},
+        "a prior beyond 1": {"prior": [7.0] * len(config["tags"])},
+        "no prior": {"prior": []},
+        "a long crop": {"clips": {**config["clips"], "crop_s": 1e9}},
+        "a crop of no length": {"clips": {**config["clips"], "crop_s": 0}},
+        "a huge transform": {
+            "clips": {**config["clips"], "front_end": {**config["clips"]["front_end"], "n_fft": 2**60}}
+        },
         "no hop": {"clips": {**config["clips"], "front_end": {**config["clips"]["front_end"], "hop_length": 0}}},
         "a rate of 0": {"clips": {**config["clips"], "front_end": {**config["clips"]["front_end"], "sr": 0}}},
-        "clips of no kind": {"clips": "../../x"}, "other logits": {"logits": [0.0] * len(config["tags"])}, "no logits": {"logits": []},
-        "a calibration of no kind": {"calibration": {"__class__": "x"}}, "a format of no kind": {"format": ["fatai model 1"]},
-        "a training of no kind": {"training": "x"}, "deep training": {"training": json.loads("[" * 400 + "]" * 400)},
+        "clips of no kind": {"clips": "../../x"},
+        "other logits": {"logits": [0.0] * len(config["tags"])},
+        "no logits": {"logits": []},
+        "a calibration of no kind": {"calibration": {"__class__": "x"}},
+        "a format of no kind": {"format": ["fatai model 1"]},
+        "a training of no kind": {"training": "x"},
+        "deep training": {"training": json.loads("[" * 400 + "]" * 400)},
     }
     for what, change in changes.items():
         yield f"config: {what}", _write("config.json", json.dumps({**config, **change}).encode())
@@ -152,15 +179,30 @@ def model_folders(good: Path, sentinel: Path) -> Iterator[tuple[str, Change]]:
     for what, content in texts.items():
         yield f"config: {what}", _write("config.json", content)
     touch = f"import os\nos.system(\"touch '{sentinel}'\")\n".encode()
-    for name in ("evil.py", "sitecustomize.py", "conftest.py", "torch.py", "weights.pkl", "pytorch_model.bin", "libevil.so"):
+    for name in (
+        "evil.py",
+        "sitecustomize.py",
+        "conftest.py",
+        "torch.py",
+        "weights.pkl",
+        "pytorch_model.bin",
+        "libevil.so",
+    ):
         yield f"beside it {name}", _write(name, touch)
 
 
 def runs(good: Path, sentinel: Path) -> Iterator[tuple[str, str, Change]]:
     """Changes of a copy of a run folder, each with the command that looks at it: predict, calibrated, resume, compare or ensemble."""
     weights = "fold_0/model.safetensors"
-    for name, command in ((weights, "predict"), ("recipe.toml", "predict"), ("manifest.json", "resume"), ("folds.csv", "ensemble"),
-                          ("oof.csv", "compare"), ("fold_0/fold.json", "resume"), ("fold_0/oof.csv", "resume")):
+    for name, command in (
+        (weights, "predict"),
+        ("recipe.toml", "predict"),
+        ("manifest.json", "resume"),
+        ("folds.csv", "ensemble"),
+        ("oof.csv", "compare"),
+        ("fold_0/fold.json", "resume"),
+        ("fold_0/oof.csv", "resume"),
+    ):
         for what, change in _places(name):
             yield what, command, change
     whole = (good / weights).read_bytes()
@@ -194,8 +236,12 @@ def _states() -> Iterator[tuple[str, bytes]] | dict[str, bytes]:
 
     base = {"format": 1, "done": 1, "epochs": 1, "batches": 1, "notes": {}, "state": ["dict", []]}
     return {
-        "no notes": state({}), "of another fit": state(base), "deep": state({**base, "state": ["list", [["list", [[]]]]] * 50}),
-        "of no kind": state({**base, "state": 3}), "huge": state({**base, "done": 10**30}), "a list": state([1]),
+        "no notes": state({}),
+        "of another fit": state(base),
+        "deep": state({**base, "state": ["list", [["list", [[]]]]] * 50}),
+        "of no kind": state({**base, "state": 3}),
+        "huge": state({**base, "done": 10**30}),
+        "a list": state([1]),
     }
 
 
@@ -211,7 +257,9 @@ def caches() -> Iterator[tuple[str, Change]]:
 
     def instead(name: str, make: Change) -> Change:
         def change(folder: Path) -> None:
-            place = next(iter(sorted(path for path in folder.iterdir() if path.is_dir()))) if name == "*" else folder / name
+            place = (
+                next(iter(sorted(path for path in folder.iterdir() if path.is_dir()))) if name == "*" else folder / name
+            )
             shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
             make(place)
 
@@ -229,8 +277,10 @@ def caches() -> Iterator[tuple[str, Change]]:
         yield f"clips: {what}", clips(lambda path, content=content: path.write_bytes(content))
     yield "clips: huge", clips(sparse)
     places: dict[str, Change] = {
-        "a folder": lambda path: path.mkdir(), "a link to a device": lambda path: path.symlink_to("/dev/zero"),
-        "a link to itself": lambda path: path.symlink_to(path), "a link to nowhere": lambda path: path.symlink_to("/nowhere/at/all"),
+        "a folder": lambda path: path.mkdir(),
+        "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+        "a link to itself": lambda path: path.symlink_to(path),
+        "a link to nowhere": lambda path: path.symlink_to("/nowhere/at/all"),
     }
     for what, make in places.items():
         yield f"clips: {what}", clips(make)

@@ -54,7 +54,11 @@ def damaged_sounds(clips: list[Path], seed: int = 2019) -> Iterator[Damaged]:
             broken = bytearray(whole)
             broken[bit // 8] ^= 1 << bit % 8
             yield Damaged("a flipped bit", f"{stem}_flip{flip:02d}.{suffix}".encode(), bytes(broken))
-        yield Damaged("a hole", f"{stem}_hole.{suffix}".encode(), whole[:len(whole) // 2] + bytes(2000) + whole[len(whole) // 2 + 2000:])
+        yield Damaged(
+            "a hole",
+            f"{stem}_hole.{suffix}".encode(),
+            whole[: len(whole) // 2] + bytes(2000) + whole[len(whole) // 2 + 2000 :],
+        )
         yield Damaged("something behind it", f"{stem}_tail.{suffix}".encode(), whole + b"\xff" * 997)
     samples = _samples(clips[0], 44100)
     yield from _odd_headers(samples)
@@ -99,7 +103,9 @@ def _odd_headers(samples: np.ndarray) -> Iterator[Damaged]:
         yield odd("a wrong size", f"fmt_size_{size}", fmt_size=size)
     for sr in (0, 1, 2, 7, 100, 999, 1_000_001, 2_822_400, 2**31 - 1, 2**31, 2**32 - 1):
         yield odd("an odd rate", f"rate_{sr}", sr=sr)
-        yield Damaged("an odd rate", f"float_rate_{sr}.wav".encode(), wav(samples.astype("<f4").tobytes(), tag=3, bits=32, sr=sr))
+        yield Damaged(
+            "an odd rate", f"float_rate_{sr}.wav".encode(), wav(samples.astype("<f4").tobytes(), tag=3, bits=32, sr=sr)
+        )
     for channels in (0, 2, 64, 255, 1024, 1025, 32768, 65535):
         yield odd("odd channels", f"channels_{channels}", channels=channels)
     for bits in (0, 1, 7, 8, 12, 24, 32, 64, 255, 65535):
@@ -108,7 +114,9 @@ def _odd_headers(samples: np.ndarray) -> Iterator[Damaged]:
         yield odd("odd bits", f"align_{align}", align=align)
     for tag in (0, 2, 3, 6, 7, 17, 49, 80, 85, 0xFFFE, 0xFFFF):
         yield odd("an odd coding", f"tag_{tag}", tag=tag)
-    for number, chunk in enumerate((b"JUNK\xff\xff\xff\xff", b"JUNK\xf8\xff\xff\xff", b"LIST\0\0\0\0" * 3000, b"\0" * 64, b"fmt \0\0\0\0")):
+    for number, chunk in enumerate(
+        (b"JUNK\xff\xff\xff\xff", b"JUNK\xf8\xff\xff\xff", b"LIST\0\0\0\0" * 3000, b"\0" * 64, b"fmt \0\0\0\0")
+    ):
         yield Damaged("odd chunks", f"wav_chunk_{number}.wav".encode(), wav(data, before=chunk))
 
 
@@ -123,14 +131,22 @@ def _odd_values(samples: np.ndarray) -> Iterator[Damaged]:
                 yield Damaged("odd values", f"{format_.lower()}_{name}_{where}.{suffix}".encode(), whole)
     yield Damaged("odd values", b"zeros.wav", encoded(np.zeros(11025, np.float32), 44100, "WAV", "PCM_16"))
     for n in (0, 1, 2, 3):
-        for format_, subtype, suffix in (("WAV", "PCM_16", "wav"), ("WAV", "FLOAT", "wav"), ("FLAC", "PCM_16", "flac"),
-                                         ("OGG", "VORBIS", "ogg"), ("AIFF", "PCM_16", "aiff"), ("MP3", "MPEG_LAYER_III", "mp3")):
+        for format_, subtype, suffix in (
+            ("WAV", "PCM_16", "wav"),
+            ("WAV", "FLOAT", "wav"),
+            ("FLAC", "PCM_16", "flac"),
+            ("OGG", "VORBIS", "ogg"),
+            ("AIFF", "PCM_16", "aiff"),
+            ("MP3", "MPEG_LAYER_III", "mp3"),
+        ):
             whole = encoded(samples[:n], 44100, format_, subtype)
             yield Damaged("hardly any sample", f"{format_}_{subtype}_{n}_samples.{suffix}".lower().encode(), whole)
     many = np.tile(samples[:, None], 64)
     yield Damaged("many channels", b"channels_64.wav", encoded(many, 44100, "WAV", "PCM_16"))
     yield Damaged("many channels", b"channels_8.flac", encoded(many[:, :8], 44100, "FLAC", "PCM_24"))
-    yield Damaged("many channels", b"channels_255.ogg", encoded(np.tile(samples[:2000, None], 255), 44100, "OGG", "VORBIS"))
+    yield Damaged(
+        "many channels", b"channels_255.ogg", encoded(np.tile(samples[:2000, None], 255), 44100, "OGG", "VORBIS")
+    )
     for subtype in ("PCM_U8", "PCM_24", "PCM_32", "DOUBLE", "ALAW", "ULAW", "IMA_ADPCM", "MS_ADPCM", "GSM610"):
         yield Damaged("an odd coding", f"coded_{subtype}.wav".lower().encode(), encoded(samples, 8000, "WAV", subtype))
     hour = 44100 * 3600
@@ -162,11 +178,34 @@ def _silent_flac(sr: int, seconds: int) -> Callable[[str], None]:
 
 def _odd_names(whole: bytes) -> Iterator[Damaged]:
     names = [
-        b"caf\xe9.wav", b"\xff\xfe.wav", b"\xed\xa0\x80.wav", b"new\nline.wav", b"tab\there.wav", b"quo\"te.wav", b"com,ma.wav",
+        b"caf\xe9.wav",
+        b"\xff\xfe.wav",
+        b"\xed\xa0\x80.wav",
+        b"new\nline.wav",
+        b"tab\there.wav",
+        b"quo\"te.wav",
+        b"com,ma.wav",
         b"semi;colon.wav",
-        b"=cmd|' !A1.wav", b"-rf.wav", b"--help.wav", b"%s%n.wav", b"$(touch x).wav", b"`touch x`.wav", b" outer .wav", b"back\\slash.wav",
-        b"\x1b[31mred.wav", b"\xe2\x80\xaegnp.wav", "\N{GRINNING FACE}.wav".encode(), b"a" * 251 + b".wav", b"UPPER.WAV", b"two.dots.wav",
-        b"con.wav", b"\xcc\x81.wav", b"bell\x07.wav", b"[glob]*?.wav", b"{0.__class__}.wav", b"<b>tag.wav",
+        b"=cmd|' !A1.wav",
+        b"-rf.wav",
+        b"--help.wav",
+        b"%s%n.wav",
+        b"$(touch x).wav",
+        b"`touch x`.wav",
+        b" outer .wav",
+        b"back\\slash.wav",
+        b"\x1b[31mred.wav",
+        b"\xe2\x80\xaegnp.wav",
+        "\N{GRINNING FACE}.wav".encode(),
+        b"a" * 251 + b".wav",
+        b"UPPER.WAV",
+        b"two.dots.wav",
+        b"con.wav",
+        b"\xcc\x81.wav",
+        b"bell\x07.wav",
+        b"[glob]*?.wav",
+        b"{0.__class__}.wav",
+        b"<b>tag.wav",
     ]
     for name in names:
         yield Damaged("an odd name", name, whole)
@@ -178,12 +217,25 @@ def _odd_names(whole: bytes) -> Iterator[Damaged]:
 
 def _not_sound() -> Iterator[Damaged]:
     things = {
-        "text": b"hello, this is not sound\n", "empty": b"", "png": b"\x89PNG\r\n\x1a\n" + bytes(99), "zip": b"PK\x03\x04" + bytes(200),
-        "html": b"<!DOCTYPE html><html>404</html>", "npy": b"\x93NUMPY" + bytes(90), "pickle": b"\x80\x04cos\nsystem\n.",
+        "text": b"hello, this is not sound\n",
+        "empty": b"",
+        "png": b"\x89PNG\r\n\x1a\n" + bytes(99),
+        "zip": b"PK\x03\x04" + bytes(200),
+        "html": b"<!DOCTYPE html><html>404</html>",
+        "npy": b"\x93NUMPY" + bytes(90),
+        "pickle": b"\x80\x04cos\nsystem\n.",
         "nul": bytes(4096),
-        "noise": random.Random(5).randbytes(5000), "lfs": b"version https://git-lfs.github.com/spec/v1\n", "elf": b"\x7fELF" + bytes(99),
-        "riff_only": b"RIFF", "oggs_only": b"OggS", "flac_only": b"fLaC", "form_only": b"FORM", "id3_huge": b"ID3\x04\0\0\x7f\x7f\x7f\x7f",
-        "riff_avi": b"RIFF\x10\0\0\0AVI LIST" + bytes(64), "oggs_many": b"OggS" * 30_000, "sync_many": b"\xff\xfb\x90\x64" * 5000,
+        "noise": random.Random(5).randbytes(5000),
+        "lfs": b"version https://git-lfs.github.com/spec/v1\n",
+        "elf": b"\x7fELF" + bytes(99),
+        "riff_only": b"RIFF",
+        "oggs_only": b"OggS",
+        "flac_only": b"fLaC",
+        "form_only": b"FORM",
+        "id3_huge": b"ID3\x04\0\0\x7f\x7f\x7f\x7f",
+        "riff_avi": b"RIFF\x10\0\0\0AVI LIST" + bytes(64),
+        "oggs_many": b"OggS" * 30_000,
+        "sync_many": b"\xff\xfb\x90\x64" * 5000,
     }
     for name, content in things.items():
         for suffix in ("wav", "ogg"):

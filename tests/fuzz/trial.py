@@ -71,7 +71,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{n:6d}  {kind}" for kind, n in self.tried.items()]
-        lines.append(f"{sum(self.tried.values()):6d}  in all; the slowest file took {self.slowest[0]:.1f} s: {self.slowest[1][-60:]}")
+        lines.append(
+            f"{sum(self.tried.values()):6d}  in all; the slowest file took {self.slowest[0]:.1f} s: {self.slowest[1][-60:]}"
+        )
         return "\n".join([*lines, f"{len(self.faults)} faults", *self.faults])
 
 
@@ -83,7 +85,9 @@ def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Pa
     rows, training = _data_of(data, sample, damaged)
     (work / "tiny.toml").write_text(RECIPE)
     sounds = sorted(entry.path for entry in os.scandir(data / "test") if _is_sound(entry))
-    singly = [str(data / "test" / os.fsdecode(d.name)) for d in damaged if d.kind in ("a wrong suffix", "hardly any sample")]
+    singly = [
+        str(data / "test" / os.fsdecode(d.name)) for d in damaged if d.kind in ("a wrong suffix", "hardly any sample")
+    ]
     singly = [path for path in singly if Path(path).is_file()]
     short = [path for path in sounds if "ten_hours" not in path]
     for d in damaged:
@@ -91,11 +95,20 @@ def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Pa
     promises: list[tuple[list[str], Callable[[Outcome], str]]] = [
         (["scan", str(data), "--json"], lambda o: _scanned(o, rows, training)),
         (["scan", str(data), "--most", "100000"], lambda o: ""),
-        (["run", str(data), "--recipe", str(work / "tiny.toml"), "--out", str(run), "--workers", "0"], lambda o: _answered(run, rows)),
-        (["predict", str(run), str(data / "test"), "--out", str(work / "p.csv")], lambda o: _rows(work / "p.csv", len(sounds))),
+        (
+            ["run", str(data), "--recipe", str(work / "tiny.toml"), "--out", str(run), "--workers", "0"],
+            lambda o: _answered(run, rows),
+        ),
+        (
+            ["predict", str(run), str(data / "test"), "--out", str(work / "p.csv")],
+            lambda o: _rows(work / "p.csv", len(sounds)),
+        ),
         (["predict", str(run), *singly, "--out", str(work / "q.csv")], lambda o: _rows(work / "q.csv", len(singly))),
         (["predict", str(run), str(data / "test")], lambda o: _printed(o, len(sounds))),
-        (["tag", str(data / "test"), "--model", str(run), "--out", str(work / "events.csv")], lambda o: _tagged(o, work, sounds)),
+        (
+            ["tag", str(data / "test"), "--model", str(run), "--out", str(work / "events.csv")],
+            lambda o: _tagged(o, work, sounds),
+        ),
         (["tag", *short, "--model", str(run), "--out", str(work / "labels"), "--format", "audacity"], lambda o: ""),
         (["tag", *short, "--model", str(run)], lambda o: ""),
     ]
@@ -163,7 +176,9 @@ def _scanned(outcome: Outcome, rows: list[str], training: list[str]) -> str:
     found = report["files"]["test"] + len(missing)
     if found != len(rows):
         return f"it speaks of {found} of {len(rows)} test rows"
-    lost = report["files"]["curated"] + len([f for f in report["findings"]["missing"] if f["part"] == "curated"]) - _GOOD
+    lost = (
+        report["files"]["curated"] + len([f for f in report["findings"]["missing"] if f["part"] == "curated"]) - _GOOD
+    )
     return "" if lost == len(training) else f"it speaks of {lost} of {len(training)} damaged training rows"
 
 
@@ -195,7 +210,10 @@ def _tagged(outcome: Outcome, work: Path, sounds: list[str]) -> str:
         entries = [json.loads(line) for line in f][1:]
     if sorted(entry["file"] for entry in entries) != sorted(sounds):
         return f"its journal speaks of {len(entries)} of {len(sounds)} sounds"
-    told = sum(entry.get("fault", "\0").splitlines()[0].encode("utf-8", "backslashreplace").decode() in outcome.err for entry in entries)
+    told = sum(
+        entry.get("fault", "\0").splitlines()[0].encode("utf-8", "backslashreplace").decode() in outcome.err
+        for entry in entries
+    )
     faults = sum("fault" in entry for entry in entries)
     return "" if told == faults else f"it tells {told} of {faults} faults"
 
@@ -227,7 +245,11 @@ def files_through_commands(work: Path, run: Path, report: Report, *, every: int 
 def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Callable[[], Any], list[str]]]:
     """Kind, what makes the files, and the command that is to read them."""
     sample, numbers = _little(fat_sample(), allowed / "little"), itertools.count()
-    good_run, model, sound = allowed / "good_run", allowed / "good_model", str(next(iter(sorted((sample / "test").iterdir()))))
+    good_run, model, sound = (
+        allowed / "good_run",
+        allowed / "good_model",
+        str(next(iter(sorted((sample / "test").iterdir())))),
+    )
     shutil.copytree(run, good_run)
     trained_model(good_run).save(model)
     for what, args in _tables(allowed, sample, good_run):
@@ -237,30 +259,61 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
         yield "recipes", _writing(path, content), ["run", str(sample), "--recipe", str(path), "--dry-run"]
     for what, change in model_folders(model, sentinel):
         folder = allowed / f"model_{next(numbers)}"
-        yield "model folders", _changing(model, folder, change), ["predict", str(folder), sound, "--out", f"{folder}.csv"]
+        yield (
+            "model folders",
+            _changing(model, folder, change),
+            ["predict", str(folder), sound, "--out", f"{folder}.csv"],
+        )
     labels = str(sample / "train_curated.csv")
     for what, command, change in runs(good_run, sentinel):
         folder = allowed / f"run_{next(numbers)}"
         args = {
             "predict": ["predict", str(folder), sound, "--out", f"{folder}.csv"],
             "calibrated": ["predict", str(folder), sound, "--calibrated", "--out", f"{folder}.csv"],
-            "resume": ["run", str(run.parents[1] / "data"), "--recipe", str(good_run / "recipe.toml"), "--out", str(folder), "--resume"],
+            "resume": [
+                "run",
+                str(run.parents[1] / "data"),
+                "--recipe",
+                str(good_run / "recipe.toml"),
+                "--out",
+                str(folder),
+                "--resume",
+            ],
             "compare": ["compare", str(folder), str(good_run), "--truth", labels],
             "ensemble": ["ensemble", str(folder), str(good_run), "--truth", labels, "--out", f"{folder}.csv"],
         }[command]
         yield "runs", _changing(good_run, folder, change), args
     for what, content in pickles(sentinel).items():
         path = allowed / f"weights_{next(numbers)}.pth"
-        yield "weights", _writing(path, content), ["panns-logreg", str(sample), "--weights", str(path), "--out", f"{path}.run"]
+        yield (
+            "weights",
+            _writing(path, content),
+            ["panns-logreg", str(sample), "--weights", str(path), "--out", f"{path}.run"],
+        )
     for k, (kind, (_, change)) in enumerate(itertools.product(("wave", "features"), list(caches()))):
         # A setting of its own, so that the others' clips are elsewhere.
         path = allowed / f"cached_{k}.toml"
         path.write_text(RECIPE.replace("crop_s = 0.5", f'crop_s = 0.5\ntrim_db = {50 + k / 100}\ncache = "{kind}"'))
-        yield "caches", _filling(allowed, sample, path, change), ["run", str(sample), "--recipe", str(path), "--out", f"{path}.run"]
-    journals = (b"", b"{}\n", b"[" * 100_000 + b"\n", b'{"made": "fatai events 1", "by": {}}\n', b"\xff\n", b'{"made": 1}\n{"file": 3}\n')
+        yield (
+            "caches",
+            _filling(allowed, sample, path, change),
+            ["run", str(sample), "--recipe", str(path), "--out", f"{path}.run"],
+        )
+    journals = (
+        b"",
+        b"{}\n",
+        b"[" * 100_000 + b"\n",
+        b'{"made": "fatai events 1", "by": {}}\n',
+        b"\xff\n",
+        b'{"made": 1}\n{"file": 3}\n',
+    )
     for content in (*journals, bytes(999)):
         path = allowed / f"events_{next(numbers)}.csv"
-        yield "journals", _writing(Path(f"{path}.journal"), content), ["tag", sound, "--model", str(good_run), "--out", str(path)]
+        yield (
+            "journals",
+            _writing(Path(f"{path}.journal"), content),
+            ["tag", sound, "--model", str(good_run), "--out", str(path)],
+        )
 
 
 def _little(sample: Path, folder: Path) -> Path:
@@ -337,7 +390,9 @@ def _filling(allowed: Path, sample: Path, recipe: Path, change: Callable[[Path],
         before = set(caches.iterdir())
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            run_recipe(sample, load_recipe(recipe), f"{recipe}.good", num_workers=0, cache_dir=caches, say=lambda line: None)
+            run_recipe(
+                sample, load_recipe(recipe), f"{recipe}.good", num_workers=0, cache_dir=caches, say=lambda line: None
+            )
         change(next(iter(set(caches.iterdir()) - before)))
 
     return make

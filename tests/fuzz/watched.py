@@ -22,17 +22,49 @@ __all__ = ["Outcome", "commands_in_child"]
 PATIENCE_S = 180.0
 """A process that says nothing for so long is ended; between two words it handles one file, or starts, maybe on a busy machine."""
 _MEMORY = 10 << 30  # addresses, most of which are libraries
-_DOING = frozenset({
-    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "subprocess.Popen", "socket.connect",
-    "socket.bind", "socket.getaddrinfo", "urllib.Request", "webbrowser.open", "ftplib.connect", "http.client.connect",
-})
-_CHANGING = frozenset({
-    "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime",
-    "shutil.rmtree", "shutil.move", "shutil.copyfile", "shutil.copytree", "shutil.unpack_archive",
-})
+_DOING = frozenset(
+    {
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "os.forkpty",
+        "pty.spawn",
+        "subprocess.Popen",
+        "socket.connect",
+        "socket.bind",
+        "socket.getaddrinfo",
+        "urllib.Request",
+        "webbrowser.open",
+        "ftplib.connect",
+        "http.client.connect",
+    }
+)
+_CHANGING = frozenset(
+    {
+        "os.remove",
+        "os.rename",
+        "os.mkdir",
+        "os.rmdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+        "os.chown",
+        "os.utime",
+        "shutil.rmtree",
+        "shutil.move",
+        "shutil.copyfile",
+        "shutil.copytree",
+        "shutil.unpack_archive",
+    }
+)
 _LOG = "said.log"
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CODE_IN_PICKLES = frozenset({"os", "posix", "nt", "subprocess", "sys", "shutil", "runpy", "importlib", "code", "pty", "socket"})
+_CODE_IN_PICKLES = frozenset(
+    {"os", "posix", "nt", "subprocess", "sys", "shutil", "runpy", "importlib", "code", "pty", "socket"}
+)
 
 
 class Outcome(NamedTuple):
@@ -72,7 +104,9 @@ class Outcome(NamedTuple):
         return "" if self.code == 0 or told else f"exit {self.code} without a word"
 
 
-def commands_in_child(commands: Sequence[Sequence[str]], allowed: Path, *, patience_s: float = PATIENCE_S) -> Iterator[Outcome]:
+def commands_in_child(
+    commands: Sequence[Sequence[str]], allowed: Path, *, patience_s: float = PATIENCE_S
+) -> Iterator[Outcome]:
     """The outcome of every command, arguments of `fatai-submit`; `allowed`, their current folder, is the one that they may write to."""
     left, context = [tuple(map(str, command)) for command in commands], multiprocessing.get_context("spawn")
     while left:
@@ -146,8 +180,10 @@ class _Timer:
         import fatai.inference.events.tagger
 
         for holder, name in (
-            (fatai.data.audit.dataset, "examine_sound"), (fatai.data.tables, "check_audio"), (fatai.data.config, "load_audio"),
-            (fatai.inference.events.tagger.WindowTagger, "tag"),
+            (fatai.data.audit.dataset, "examine_sound"),
+            (fatai.data.tables, "check_audio"),
+            (fatai.data.config, "load_audio"),
+            (fatai.inference.events.tagger.SlidingWindowTagger, "tag"),
         ):
             setattr(holder, name, self._timed(getattr(holder, name), position=int(isinstance(holder, type))))
         # Hours of sound take their time; what counts is how long nothing goes on.
@@ -218,7 +254,9 @@ def _run(args: tuple[str, ...], watcher: _Watcher, timer: _Timer) -> tuple[Any, 
     from fatai.cli import main
 
     # As a pipe takes them: what can't be encoded is an error, but for messages.
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors) for errors in ("strict", "backslashreplace"))
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors) for errors in ("strict", "backslashreplace")
+    )
     before = sys.stdout, sys.stderr, sys.argv, warnings.showwarning
     sys.stdout, sys.stderr, sys.argv = out, err, ["fatai-submit", *args]
     modules, timer.slowest, timer.slowest_s, watcher.noted, code = set(sys.modules), "", 0.0, [], None

@@ -34,15 +34,24 @@ def chromium_path():
             return shutil.which("chromium")
     told.append(_ran([sys.executable, "-m", "playwright", "install", "chromium"]))
     if told[-1]:
-        pytest.fail("there is no Chromium and none can be installed; install it, name it in FATAI_CHROMIUM, or set FATAI_NO_BROWSER=1 "
-                    "to leave these tests out:\n" + "\n".join(told), pytrace=False)
+        pytest.fail(
+            "there is no Chromium and none can be installed; install it, name it in FATAI_CHROMIUM, or set FATAI_NO_BROWSER=1 "
+            "to leave these tests out:\n" + "\n".join(told),
+            pytrace=False,
+        )
     return None
 
 
 def _ran(command):
     """What a command said if it failed, else nothing."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        )
     except (OSError, subprocess.TimeoutExpired) as e:
         return f"{' '.join(command)}: {e}"
     return "" if done.returncode == 0 else f"{' '.join(command)}: {done.stderr.strip()[-300:]}"
@@ -67,7 +76,12 @@ def watched(browser, address, *, expected="", **options):
     outside, complaints = [], []
     context = browser.new_context(**options)
     page = context.new_page()
-    page.on("request", lambda r: None if r.url.startswith((address, "data:", f"blob:{address}", "blob:null")) else outside.append(r.url))
+    page.on(
+        "request",
+        lambda r: (
+            None if r.url.startswith((address, "data:", f"blob:{address}", "blob:null")) else outside.append(r.url)
+        ),
+    )
     page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.goto(address)

@@ -14,7 +14,9 @@ def in_processes(n, function, *args, timeout_s=120):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pipes = [server.Pipe(duplex=False) for _ in range(n)]
-    processes = [server.Process(target=_one, args=(k, n, port, pipe[1], function, args)) for k, pipe in enumerate(pipes)]
+    processes = [
+        server.Process(target=_one, args=(k, n, port, pipe[1], function, args)) for k, pipe in enumerate(pipes)
+    ]
     for process in processes:
         process.start()
     answers = []
@@ -36,10 +38,16 @@ def _one(rank, size, port, pipe, function, args):
 
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)
-    os.environ.update({
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    })
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
     try:
         pipe.send((True, function(*args)))
     except BaseException:

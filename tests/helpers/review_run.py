@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 
 
 def doubtful_run(sample, out):
@@ -13,7 +13,7 @@ def doubtful_run(sample, out):
     The first clip of the table looks like Rain instead of what it is, the second like what it is and Rooster, the third like Rain and less
     so. All the others look like what they are.
     """
-    layout = read_layout(sample)
+    layout = load_dataset(sample)
     rows, doubted = [], []
     for fname, (given, *_) in zip(layout.curated["fname"], layout.curated["labels"]):
         probs = dict.fromkeys(layout.tags, 0.01) | {given: 0.9}

@@ -50,9 +50,14 @@ def test_a_row_is_the_mean_over_views_of_what_the_head_sees(clips):
     torch.testing.assert_close(logits, direct, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("arch", "features", "options"), [
-    ("cnn14", 256, {"width": 0.125}), ("cnn14", 256, {"width": 0.125, "head": "tag_attention"}), ("resnet18_cbam", 64, {"width": 0.125}),
-])
+@pytest.mark.parametrize(
+    ("arch", "features", "options"),
+    [
+        ("cnn14", 256, {"width": 0.125}),
+        ("cnn14", 256, {"width": 0.125, "head": "tag_attention"}),
+        ("resnet18_cbam", 64, {"width": 0.125}),
+    ],
+)
 def test_every_model_has_them(clips, arch, features, options):
     found = embed_clips(create_model(arch, 3, 1, **options), SETTINGS, clips, n=1)
     assert found.values.shape == (2, features) and np.isfinite(found.values).all()
@@ -60,7 +65,9 @@ def test_every_model_has_them(clips, arch, features, options):
 
 def test_two_heads_share_one(clips):
     model = create_model("m1", 6, 1, width=0.125)
-    np.testing.assert_array_equal(embed_clips(TwoHeads(model, 3), SETTINGS, clips).values, embed_clips(model, SETTINGS, clips).values)
+    np.testing.assert_array_equal(
+        embed_clips(TwoHeads(model, 3), SETTINGS, clips).values, embed_clips(model, SETTINGS, clips).values
+    )
 
 
 def test_a_learner_embeds_and_goes_on_training(small_dls, sample):
@@ -105,12 +112,21 @@ class Bomb:
 def test_files_of_a_stranger_are_refused(tmp_path):
     file, mark = tmp_path / "e.npy", tmp_path / "executed"
     (tmp_path / "e.csv").write_text("fname\na.wav\nb.wav\n")
-    huge = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1099511627776)}".ljust(117) + b"\n"
+    huge = (
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1099511627776)}".ljust(117)
+        + b"\n"
+    )
     for content in (b"", b"text", huge + bytes(8), pickle.dumps(Bomb(mark))):
         file.write_bytes(content)
         with pytest.raises(DataError, match="e.npy"):
             Embeddings.load(file)
-    for array in (np.array([Bomb(mark), 1], dtype=object), np.zeros((2, 3)), np.zeros((3, 3), np.float32), np.zeros(2, np.float32)):
+    for array in (
+        np.array([Bomb(mark), 1], dtype=object),
+        np.zeros((2, 3)),
+        np.zeros((3, 3), np.float32),
+        np.zeros(2, np.float32),
+    ):
         np.save(file, array, allow_pickle=True)
         with pytest.raises(DataError, match="e.npy"):
             Embeddings.load(file)

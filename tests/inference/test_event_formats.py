@@ -8,9 +8,11 @@ import pytest
 from fatai.errors import DataError, OptionError
 from fatai.inference.events.formats import write_events
 from fatai.inference.events.progress_log import FileEvents
-from fatai.inference.events.segments import TagEvent
+from fatai.inference.events.segments import SoundEvent
 
-BARK = FileEvents("in/a.wav", [TagEvent(0.0, 1.5, "Bark", 0.98765), TagEvent(3600.0004, 3601.25, "Sea, waves", 0.5)])
+BARK = FileEvents(
+    "in/a.wav", [SoundEvent(0.0, 1.5, "Bark", 0.98765), SoundEvent(3600.0004, 3601.25, "Sea, waves", 0.5)]
+)
 QUIET = FileEvents("in/sub/b.flac", [])
 
 
@@ -52,7 +54,10 @@ def test_raven_has_a_selection_table(tmp_path):
 @pytest.mark.parametrize("how", ["audacity", "raven"])
 def test_several_sounds_have_files_laid_out_as_they_are(tmp_path, how):
     write_events(tmp_path / "out", [BARK, QUIET], how, root="in")
-    assert sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.txt")) == ["out/a.wav.txt", "out/sub/b.flac.txt"]
+    assert sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.txt")) == [
+        "out/a.wav.txt",
+        "out/sub/b.flac.txt",
+    ]
     assert (tmp_path / "out/a.wav.txt").read_text() == written(tmp_path / "alone", [BARK], how)
 
 
@@ -70,7 +75,7 @@ def test_nothing_is_written_outside_of_the_folder(tmp_path):
 
 
 def test_odd_names_and_tags_keep_their_columns(tmp_path):
-    odd = FileEvents("a\tb\n\udcff.wav", [TagEvent(0, 1, 'Bark\t"\nnew', 0.5)])
+    odd = FileEvents("a\tb\n\udcff.wav", [SoundEvent(0, 1, 'Bark\t"\nnew', 0.5)])
     write_events(tmp_path / "e.csv", [odd], "csv")
     with open(tmp_path / "e.csv", encoding="utf-8", errors="surrogateescape", newline="") as f:
         assert list(csv.reader(f))[1] == ["a\tb\n\udcff.wav", "0.000", "1.000", 'Bark\t"\nnew', "0.5000"]

@@ -143,7 +143,9 @@ def test_a_second_head_is_left_out_and_frozen_weights_do():
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_networks_without_maps_are_told(arch):
     net = create_model(f"timm:{arch}", 2)
-    with pytest.raises(OptionError, match=f"timm:{arch} has no maps of convolutions; Grad-CAM can only say where a convolutional"):
+    with pytest.raises(
+        OptionError, match=f"timm:{arch} has no maps of convolutions; Grad-CAM can only say where a convolutional"
+    ):
         grad_cam(net, SPEC, 0)
 
 

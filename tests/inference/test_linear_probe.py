@@ -12,9 +12,9 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
-from fatai.inference.linear_probe import EmbeddingTagger, fit_embedding_tagger
+from fatai.inference.linear_probe import LinearProbe, fit_embedding_tagger
 from fatai.inference.embeddings import Embeddings
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions, check_submission
@@ -33,22 +33,30 @@ def known(rng):
     targ = (values[:, :3] + rng.standard_normal((60, 3)) > 5).astype(int)
     targ[targ.sum(1) == 0, 0] = 1
     fnames = tuple(f"{i}.wav" for i in range(60))
-    truth = pd.DataFrame({"fname": fnames, "labels": [",".join(t for t, there in zip(TAGS, row) if there) for row in targ]})
+    truth = pd.DataFrame(
+        {"fname": fnames, "labels": [",".join(t for t, there in zip(TAGS, row) if there) for row in targ]}
+    )
     return Embeddings(fnames, values), targ, truth
 
 
 def pipeline(**options):
-    return OneVsRestClassifier(make_pipeline(StandardScaler(), LogisticRegression(**{"C": 2.0, "max_iter": 1000, **options})))
+    return OneVsRestClassifier(
+        make_pipeline(StandardScaler(), LogisticRegression(**{"C": 2.0, "max_iter": 1000, **options}))
+    )
 
 
 def test_a_tagger_is_scikit_learns_pipeline(known):
     embeddings, targ, _ = known
-    ours = EmbeddingTagger.fit(embeddings.values, targ, TAGS).predict(embeddings)
-    theirs = pipeline().fit(embeddings.values.astype(np.float64), targ).predict_proba(embeddings.values.astype(np.float64))
+    ours = LinearProbe.fit(embeddings.values, targ, TAGS).predict(embeddings)
+    theirs = (
+        pipeline().fit(embeddings.values.astype(np.float64), targ).predict_proba(embeddings.values.astype(np.float64))
+    )
     np.testing.assert_allclose(ours.probs, theirs, atol=1e-6)
     assert ours.tags == TAGS and ours.fnames == embeddings.fnames
-    weak = EmbeddingTagger.fit(embeddings.values, targ, TAGS, C=0.01).predict(embeddings)
-    np.testing.assert_allclose(weak.probs, pipeline(C=0.01).fit(embeddings.values, targ).predict_proba(embeddings.values), atol=1e-4)
+    weak = LinearProbe.fit(embeddings.values, targ, TAGS, C=0.01).predict(embeddings)
+    np.testing.assert_allclose(
+        weak.probs, pipeline(C=0.01).fit(embeddings.values, targ).predict_proba(embeddings.values), atol=1e-4
+    )
 
 
 def test_out_of_fold_each_clip_is_judged_by_a_tagger_that_never_saw_it(known):
@@ -63,11 +71,15 @@ def test_out_of_fold_each_clip_is_judged_by_a_tagger_that_never_saw_it(known):
         expected[number == k] = fitted.predict_proba(embeddings.values[number == k].astype(np.float64))
         assert fit.scores[k] == pytest.approx(lwlrap(expected[number == k], targ[number == k]), abs=1e-9)
     np.testing.assert_allclose(fit.oof.probs, expected, atol=1e-6)
-    assert fit.oof.held_out == pytest.approx(lwlrap(expected, targ), abs=1e-9) and fit.folds.tolist() == number.tolist()
-    again = pipeline().fit(embeddings.values.astype(np.float64), targ).predict_proba(embeddings.values.astype(np.float64))
+    assert (
+        fit.oof.oof_score == pytest.approx(lwlrap(expected, targ), abs=1e-9) and fit.folds.tolist() == number.tolist()
+    )
+    again = (
+        pipeline().fit(embeddings.values.astype(np.float64), targ).predict_proba(embeddings.values.astype(np.float64))
+    )
     refitted = fit.predict(embeddings)
     np.testing.assert_allclose(refitted.probs, again, atol=1e-6)
-    assert refitted.held_out == fit.oof.held_out
+    assert refitted.oof_score == fit.oof.oof_score
 
 
 def test_folds_that_are_not_given_are_made(known):
@@ -80,7 +92,7 @@ def test_folds_that_are_not_given_are_made(known):
 def test_a_tag_without_clips_keeps_its_share_and_others_learn(known):
     embeddings, targ, _ = known
     targ = np.column_stack([targ[:, 0], np.zeros(60), np.ones(60)])
-    probs = EmbeddingTagger.fit(embeddings.values, targ, TAGS).predict(embeddings).probs
+    probs = LinearProbe.fit(embeddings.values, targ, TAGS).predict(embeddings).probs
     np.testing.assert_allclose(probs[:, 1], 1e-7, rtol=1e-6)
     np.testing.assert_allclose(probs[:, 2], 1, atol=2e-7)
     assert lwlrap(probs[:, :1], targ[:, :1]) == 1 and np.ptp(probs[:, 0]) > 0.5
@@ -99,20 +111,26 @@ def test_clips_that_cannot_be_read_are_left_out_and_have_the_prior(known):
 
 def test_a_tagger_is_read_as_it_was_saved(known, tmp_path):
     embeddings, targ, _ = known
-    tagger = EmbeddingTagger.fit(embeddings.values, targ, TAGS)
+    tagger = LinearProbe.fit(embeddings.values, targ, TAGS)
     tagger.save(tmp_path / "t.safetensors")
-    assert EmbeddingTagger.load(tmp_path / "t.safetensors").predict(embeddings) == tagger.predict(embeddings)
+    assert LinearProbe.load(tmp_path / "t.safetensors").predict(embeddings) == tagger.predict(embeddings)
 
 
 def test_what_is_no_tagger_is_refused(known, tmp_path):
     embeddings, targ, _ = known
     file = tmp_path / "t.safetensors"
     with pytest.raises(CheckpointError, match="t.safetensors"):
-        EmbeddingTagger.load(file)
-    arrays = {"prior": np.zeros(2), "mean": np.zeros(4), "scale": np.ones(4), "coef": np.zeros((2, 4)), "intercept": np.zeros(2)}
+        LinearProbe.load(file)
+    arrays = {
+        "prior": np.zeros(2),
+        "mean": np.zeros(4),
+        "scale": np.ones(4),
+        "coef": np.zeros((2, 4)),
+        "intercept": np.zeros(2),
+    }
     good = {"format": "fatai embedding tagger 1", "tags": '["a", "b"]'}
     save_file(arrays, file, good)
-    assert EmbeddingTagger.load(file).tags == ("a", "b")
+    assert LinearProbe.load(file).tags == ("a", "b")
     for change, notes, message in (
         ({}, {}, "is no embedding tagger"),
         ({}, {**good, "tags": '["a"]'}, "prior has shape"),
@@ -127,21 +145,21 @@ def test_what_is_no_tagger_is_refused(known, tmp_path):
     ):
         save_file({**arrays, **change}, file, notes)
         with pytest.raises(CheckpointError, match=message):
-            EmbeddingTagger.load(file)
+            LinearProbe.load(file)
     file.write_bytes(b"\x80\x04.")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        EmbeddingTagger.load(file)
+        LinearProbe.load(file)
 
 
 def test_what_does_not_fit_is_refused(known):
     embeddings, targ, truth = known
-    tagger = EmbeddingTagger.fit(embeddings.values, targ, TAGS)
+    tagger = LinearProbe.fit(embeddings.values, targ, TAGS)
     with pytest.raises(ShapeError, match="have 5 features; expected 8"):
         tagger.predict(Embeddings(("a",), np.zeros((1, 5))))
     with pytest.raises(ShapeError, match=r"values has shape \(60, 8\) and targ \(60, 2\)"):
-        EmbeddingTagger.fit(embeddings.values, targ[:, :2], TAGS)
+        LinearProbe.fit(embeddings.values, targ[:, :2], TAGS)
     with pytest.raises(OptionError, match="C is 0"):
-        EmbeddingTagger.fit(embeddings.values, targ, TAGS, C=0)
+        LinearProbe.fit(embeddings.values, targ, TAGS, C=0)
     with pytest.raises(DataError, match="no clip is in both"):
         fit_embedding_tagger(embeddings, pd.DataFrame({"fname": ["x"], "labels": ["Bark"]}), TAGS)
     with pytest.raises(DataError, match="there is no fold for '1.wav' .59 such clips."):
@@ -162,14 +180,16 @@ def weights(tmp_path):
 def test_the_recipe_goes_from_sounds_to_a_submission(weights, sample, tmp_path):
     network, said, out = panns_network(weights, "cnn6", width=0.125), [], tmp_path / "panns"
     fit = panns_logreg(sample, network, out, n_folds=2, say=said.append)
-    data = read_layout(sample)
+    data = load_dataset(sample)
     assert fit.oof == Predictions.from_csv(out / "oof.csv") and len(fit.oof) == len(data.curated)
-    assert json.loads((out / "manifest.json").read_text())["lwlrap"]["oof"] == fit.oof.held_out
+    assert json.loads((out / "manifest.json").read_text())["lwlrap"]["oof"] == fit.oof.oof_score
     test = Predictions.from_csv(out / "test.csv")
-    embedded, tagger = Embeddings.load(out / "embeddings" / "test.npy"), EmbeddingTagger.load(out / "tagger.safetensors")
+    embedded, tagger = Embeddings.load(out / "embeddings" / "test.npy"), LinearProbe.load(out / "tagger.safetensors")
     np.testing.assert_allclose(test.probs, tagger.predict(embedded).probs)
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
-    noted = pd.read_csv(out / "folds.csv").merge(pd.read_csv(sample / "train_curated.csv"), on="fname", suffixes=("", "_given"))
+    noted = pd.read_csv(out / "folds.csv").merge(
+        pd.read_csv(sample / "train_curated.csv"), on="fname", suffixes=("", "_given")
+    )
     assert len(noted) == len(fit.oof) and (noted["labels"] == noted["labels_given"]).all()
     assert any("out of fold: lwlrap" in line for line in said)
     np.testing.assert_allclose(ensemble([out, out], weights="lwlrap").probs, test.probs)
@@ -195,7 +215,12 @@ def test_embeddings_are_used_again_and_never_for_other_data(weights, sample, tmp
 def test_the_network_hears_the_middle_ten_seconds_or_silence_behind(weights):
     network = panns_network(weights, "cnn6", width=0.125)
     settings = network.settings
-    assert (settings.sr, settings.crop_samples, settings.trim_db, settings.front_end.fmax) == (32000, 320000, None, 14000.0)
+    assert (settings.sr, settings.crop_samples, settings.trim_db, settings.front_end.fmax) == (
+        32000,
+        320000,
+        None,
+        14000.0,
+    )
     short = torch.ones(10)
     assert settings.fit(short)[:10].tolist() == [1.0] * 10 and settings.fit(short)[10:].abs().sum() == 0
 

@@ -56,7 +56,9 @@ def test_plot_lwlrap_draws_every_tag_where_it_scores(learn, preds):
     assert {name: int(n) for name, n in names} == {tag: int(n) for tag, n in zip(learn.tags, targ.sum(0)) if n}
     points = next(line for line in axis.lines if line.get_marker() == "o")
     np.testing.assert_allclose(points.get_xdata(), [scores[name] for name, _ in names])
-    assert list(points.get_xdata()) == sorted(points.get_xdata()) and list(points.get_ydata()) == sorted(axis.get_yticks(), reverse=True)
+    assert list(points.get_xdata()) == sorted(points.get_xdata()) and list(points.get_ydata()) == sorted(
+        axis.get_yticks(), reverse=True
+    )
     assert axis.get_legend().get_texts()[0].get_text() == f"all tags: {lwlrap(probs, targ):.3f}"
     ends = [path.vertices[:, 0] for path in axis.collections[0].get_paths()]
     assert all(low <= score <= high for (low, high), score in zip(ends, points.get_xdata(), strict=True))

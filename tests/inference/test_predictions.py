@@ -80,10 +80,15 @@ def test_unreadable_clips_must_be_among_the_clips():
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=5), st.sampled_from(["{}.wav", 'with "quotes", {}', "ton é {}"]))
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=5),
+    st.sampled_from(["{}.wav", 'with "quotes", {}', "ton é {}"]),
+)
 def test_a_csv_file_reads_back_as_the_same_numbers(tmp_path_factory, rows, name):
     path = tmp_path_factory.mktemp("csv") / "preds.csv"
-    preds = Predictions([name.format(i) for i in range(len(rows))], ["Bark, loud", "Meow"], np.array(rows).reshape(len(rows), 2))
+    preds = Predictions(
+        [name.format(i) for i in range(len(rows))], ["Bark, loud", "Meow"], np.array(rows).reshape(len(rows), 2)
+    )
     preds.to_csv(path)
     assert Predictions.from_csv(path) == preds
     again = path.with_name("again.csv")
@@ -93,7 +98,9 @@ def test_a_csv_file_reads_back_as_the_same_numbers(tmp_path_factory, rows, name)
 
 def test_a_csv_file_holds_a_header_and_the_shortest_numbers(preds, tmp_path):
     preds.to_csv(tmp_path / "new" / "preds.csv")
-    assert (tmp_path / "new" / "preds.csv").read_bytes() == b"fname,Bark,Meow,Oboe\na.wav,0.9,0.2,0.1\nb.wav,0.4,0.3,0.35\n"
+    assert (
+        tmp_path / "new" / "preds.csv"
+    ).read_bytes() == b"fname,Bark,Meow,Oboe\na.wav,0.9,0.2,0.1\nb.wav,0.4,0.3,0.35\n"
 
 
 def test_a_minus_before_zero_is_not_written(tmp_path):
@@ -186,13 +193,22 @@ COLUMNS = "fname,Meow,Bark,Oboe\nb.wav,1,0,1\na.wav,0,1,0\n"
 ])
 def test_scored_against_both_layouts_of_a_truth_in_any_order(preds, file, text):
     assert preds.score(file(text)) == pytest.approx(13 / 18)
-    aligned = preds.against(file(text))
-    assert aligned.probs.tolist() == preds.probs.tolist() and aligned.targ.tolist() == [[True, False, False], [False, True, True]]
+    aligned = preds.align_with(file(text))
+    assert aligned.probs.tolist() == preds.probs.tolist() and aligned.targ.tolist() == [
+        [True, False, False],
+        [False, True, True],
+    ]
 
 
-@pytest.mark.parametrize("labels", [
-    ["Meow,Oboe", "Bark"], [["Meow", "Oboe"], ["Bark"]], [("Oboe", "Meow"), ("Bark",)], [np.array(["Oboe", "Meow"]), np.array(["Bark"])],
-])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["Meow,Oboe", "Bark"],
+        [["Meow", "Oboe"], ["Bark"]],
+        [("Oboe", "Meow"), ("Bark",)],
+        [np.array(["Oboe", "Meow"]), np.array(["Bark"])],
+    ],
+)
 def test_scored_against_a_frame(preds, labels):
     assert preds.score(pd.DataFrame({"fname": ["b.wav", "a.wav"], "labels": labels})) == pytest.approx(13 / 18)
 
@@ -212,16 +228,31 @@ def test_clips_of_only_one_side_are_an_error_unless_partial(preds, file):
         preds.score(file("fname,labels\nz.wav,Bark\n"), partial=True)
 
 
-@pytest.mark.parametrize(("text", "error", "says"), [
-    ("fname,labels\na.wav,Barc\nb.wav,Meow\n", LabelError, "line 2: 'Barc' is no tag of the predictions; did you mean Bark"),
-    ("name,labels\na.wav,Bark\n", DataError, "no column fname; its columns are 'name', 'labels'"),
-    ("fname,heard\na.wav,Bark\n", DataError, "neither a column labels nor a column for each tag: it lacks 'Bark', 'Meow', 'Oboe'"),
-    ("fname,Bark,Meow\na.wav,1,0\n", DataError, "it lacks 'Oboe'"),
-    ("fname,Bark,Meow,Oboe,Purr\na.wav,1,0,0,0\n", DataError, "the columns 'Purr' are no tags"),
-    ("fname,Bark,Meow,Oboe\na.wav,1,0.5,0\n", DataError, "line 2, column 'Meow': '0.5'; expected 0 or 1"),
-    ("fname,labels\na.wav,Bark\na.wav,Meow\n", DataError, "line 3: the row of 'a.wav' is a duplicate, it is on line 2"),
-    ("fname,labels\na.wav\n", DataError, "line 2 .'a.wav'.: 1 cells; expected 2"),
-])
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        (
+            "fname,labels\na.wav,Barc\nb.wav,Meow\n",
+            LabelError,
+            "line 2: 'Barc' is no tag of the predictions; did you mean Bark",
+        ),
+        ("name,labels\na.wav,Bark\n", DataError, "no column fname; its columns are 'name', 'labels'"),
+        (
+            "fname,heard\na.wav,Bark\n",
+            DataError,
+            "neither a column labels nor a column for each tag: it lacks 'Bark', 'Meow', 'Oboe'",
+        ),
+        ("fname,Bark,Meow\na.wav,1,0\n", DataError, "it lacks 'Oboe'"),
+        ("fname,Bark,Meow,Oboe,Purr\na.wav,1,0,0,0\n", DataError, "the columns 'Purr' are no tags"),
+        ("fname,Bark,Meow,Oboe\na.wav,1,0.5,0\n", DataError, "line 2, column 'Meow': '0.5'; expected 0 or 1"),
+        (
+            "fname,labels\na.wav,Bark\na.wav,Meow\n",
+            DataError,
+            "line 3: the row of 'a.wav' is a duplicate, it is on line 2",
+        ),
+        ("fname,labels\na.wav\n", DataError, "line 2 .'a.wav'.: 1 cells; expected 2"),
+    ],
+)
 def test_a_truth_that_does_not_fit_is_named_by_line(preds, file, text, error, says):
     with pytest.raises(error, match=says):
         preds.score(file(text))
@@ -263,7 +294,10 @@ def test_predictions_that_do_not_fit_leave_the_old_submission(file, tmp_path, fn
 def test_a_submission_is_checked_before_it_takes_its_name(file, tmp_path, monkeypatch):
     out = tmp_path / "submission.csv"
     out.write_text("old")
-    monkeypatch.setattr("fatai.inference.predictions._write_csv", lambda path, preds: path.write_text("fname,Meow,Bark\nb.wav,0.5,0.5\n"))
+    monkeypatch.setattr(
+        "fatai.inference.predictions._write_csv",
+        lambda path, preds: path.write_text("fname,Meow,Bark\nb.wav,0.5,0.5\n"),
+    )
     with pytest.raises(SubmissionError, match="the row of 'a.wav' is missing"):
         Predictions(["a.wav", "b.wav"], ["Bark", "Meow"], np.zeros((2, 2))).to_submission(out, sample=file(SAMPLE))
     assert out.read_text() == "old" and {f.name for f in tmp_path.iterdir()} == {"submission.csv", "table.csv"}
@@ -300,6 +334,8 @@ def test_compared_by_name(preds, file):
     other = Predictions(["b.wav", "a.wav"], ["Oboe", "Bark", "Meow"], [[0.9, 0.1, 0.8], [0.3, 0.2, 0.1]])
     # The other has clip b right, 1 and 1, and Bark second in clip a: 5/6.
     found = preds.compare(other, file(LABELS))
-    assert found.value == pytest.approx(13 / 18 - 5 / 6) and str(found).startswith("0.111 worse, 95 % interval -0.417 to 0.500")
+    assert found.value == pytest.approx(13 / 18 - 5 / 6) and str(found).startswith(
+        "0.111 worse, 95 % interval -0.417 to 0.500"
+    )
     with pytest.raises(SubmissionError, match="lack the clips 'a.wav'"):
         preds.compare(other.select(["b.wav"]), file(LABELS))

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from fatai.errors import AudioError, DataError
-from fatai.inference.events.progress_log import FileEvents, read_journal, tag_all
-from fatai.inference.events.segments import TagEvent
+from fatai.inference.events.progress_log import FileEvents, read_event_log, tag_files
+from fatai.inference.events.segments import SoundEvent
 
 
 class Ear:
@@ -21,18 +21,18 @@ class Ear:
         self.heard.append(path)
         if path.startswith("bad"):
             raise AudioError(f"{path}: broken")
-        return [TagEvent(0.0, float(len(path)), "Bark", 0.5)] if path != "quiet" else []
+        return [SoundEvent(0.0, float(len(path)), "Bark", 0.5)] if path != "quiet" else []
 
 
 def told(path):
-    return FileEvents(path, [TagEvent(0.0, float(len(path)), "Bark", 0.5)])
+    return FileEvents(path, [SoundEvent(0.0, float(len(path)), "Bark", 0.5)])
 
 
 def test_every_file_is_tagged_once(tmp_path):
     out = tmp_path / "new" / "journal"
-    counts = tag_all(Ear(), ["a", "quiet", "a", "bbb"], out, {"top": 1})
+    counts = tag_files(Ear(), ["a", "quiet", "a", "bbb"], out, {"top": 1})
     assert (counts.tagged, counts.skipped, counts.faults) == (3, 1, {})
-    assert list(read_journal(out)) == [told("a"), FileEvents("quiet", []), told("bbb")]
+    assert list(read_event_log(out)) == [told("a"), FileEvents("quiet", []), told("bbb")]
 
 
 @pytest.mark.parametrize("stopped_at", range(5))
@@ -40,55 +40,55 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, stopped_at):
     names, out = ["a", "bb", "ccc", "dddd"], tmp_path / "journal"
     if stopped_at < 4:
         with pytest.raises(KeyboardInterrupt):
-            tag_all(Ear(stopped_at), names, out, {})
+            tag_files(Ear(stopped_at), names, out, {})
     else:
-        tag_all(Ear(), names, out, {})
+        tag_files(Ear(), names, out, {})
     second = Ear()
-    counts = tag_all(second, names, out, {})
+    counts = tag_files(second, names, out, {})
     assert second.heard == names[stopped_at:] and counts.skipped == stopped_at
-    assert list(read_journal(out)) == [told(name) for name in names]
+    assert list(read_event_log(out)) == [told(name) for name in names]
 
 
 def test_wherever_a_killed_process_leaves_the_journal_the_result_is_the_same(tmp_path):
     names, out = ["a", "bb", "ccc"], tmp_path / "journal"
-    tag_all(Ear(), names, out, {"top": None})
+    tag_files(Ear(), names, out, {"top": None})
     whole = out.read_bytes()
     for cut in range(len(whole)):
         out.write_bytes(whole[:cut])
         second = Ear()
-        tag_all(second, names, out, {"top": None})
+        tag_files(second, names, out, {"top": None})
         assert out.read_bytes() == whole and second.heard == names[max(0, whole[:cut].count(b"\n") - 1):], cut
 
 
 def test_a_half_line_longer_than_a_block_is_taken_off(tmp_path):
     out = tmp_path / "journal"
-    tag_all(Ear(), ["a"], out, {})
+    tag_files(Ear(), ["a"], out, {})
     whole = out.read_bytes()
     out.write_bytes(whole + b'{"file": "' + b"x" * 200_000)
-    tag_all(Ear(), ["a"], out, {})
+    tag_files(Ear(), ["a"], out, {})
     assert out.read_bytes() == whole
 
 
 def test_files_that_could_not_be_read_are_tried_again(tmp_path):
     out = tmp_path / "journal"
-    assert tag_all(Ear(), ["bad", "a"], out, {}).faults == {"bad": "bad: broken"}
-    counts = tag_all(lambda path: [TagEvent(0.0, 3.0, "Bark", 0.5)], ["bad", "a"], out, {})
+    assert tag_files(Ear(), ["bad", "a"], out, {}).faults == {"bad": "bad: broken"}
+    counts = tag_files(lambda path: [SoundEvent(0.0, 3.0, "Bark", 0.5)], ["bad", "a"], out, {})
     assert (counts.tagged, counts.skipped, counts.faults) == (1, 1, {})
-    assert list(read_journal(out)) == [told("a"), told("bad")]
+    assert list(read_event_log(out)) == [told("a"), told("bad")]
 
 
 def test_a_journal_of_other_settings_is_refused_and_kept(tmp_path):
     out = tmp_path / "journal"
-    tag_all(Ear(), ["a"], out, {"threshold": 0.5})
+    tag_files(Ear(), ["a"], out, {"threshold": 0.5})
     before = out.read_bytes()
     with pytest.raises(DataError, match="was begun with other networks or settings"):
-        tag_all(Ear(), ["a", "b"], out, {"threshold": 0.4})
+        tag_files(Ear(), ["a", "b"], out, {"threshold": 0.4})
     assert out.read_bytes() == before
 
 
 def test_a_name_that_is_not_utf8_comes_back(tmp_path):
-    tag_all(Ear(), ["\udcff.wav"], tmp_path / "journal", {})
-    assert [result.file for result in read_journal(tmp_path / "journal")] == ["\udcff.wav"]
+    tag_files(Ear(), ["\udcff.wav"], tmp_path / "journal", {})
+    assert [result.file for result in read_event_log(tmp_path / "journal")] == ["\udcff.wav"]
 
 
 HEAD = json.dumps({"made": "fatai events 1", "by": {}}) + "\n"
@@ -104,10 +104,10 @@ def test_what_is_no_journal_is_refused_with_its_line(tmp_path, text, said):
     out = tmp_path / "journal"
     out.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=said):
-        list(read_journal(out))
+        list(read_event_log(out))
     assert out.read_bytes() == text.encode("latin-1")
 
 
 def test_a_journal_that_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="cannot be opened"):
-        list(read_journal(tmp_path / "nothing"))
+        list(read_event_log(tmp_path / "nothing"))

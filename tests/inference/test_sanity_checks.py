@@ -6,7 +6,7 @@ from scipy.special import expit
 from scipy.stats import ks_2samp
 
 from fatai.errors import SubmissionError
-from fatai.inference.sanity_checks import constant_tags, shifted_tags, suspicions, tied_share
+from fatai.inference.sanity_checks import constant_tags, shifted_tags, sanity_warnings, tied_share
 from fatai.inference.predictions import Predictions
 
 TAGS = tuple(f"tag{i}" for i in range(10))
@@ -22,14 +22,14 @@ def probs(rng):
 
 
 def test_nothing_is_said_of_sound_predictions(probs, rng):
-    assert suspicions(made(probs)) == []
-    assert suspicions(made(probs), made(expit(rng.normal(-2, 2, (400, 10))))) == []
+    assert sanity_warnings(made(probs)) == []
+    assert sanity_warnings(made(probs), made(expit(rng.normal(-2, 2, (400, 10))))) == []
 
 
 def test_constant_tags_are_named(probs):
     probs[:, [2, 5]] = 0.25, 0.75
     assert constant_tags(made(probs)) == ["tag2", "tag5"]
-    (said,) = suspicions(made(probs))
+    (said,) = sanity_warnings(made(probs))
     assert said.startswith("2 of 10 tags are the same in every clip: 'tag2', 'tag5'")
     assert constant_tags(made(probs[:1])) == [], "one clip alone is always the same"
 
@@ -45,11 +45,13 @@ def test_ties_worked_by_hand():
 def test_many_ties_are_told(probs):
     probs[:, 0] += 0.5 * (1 - probs[:, 0])
     low = made(np.where(probs < 0.2, 0, probs))
-    (said,) = suspicions(low)
+    (said,) = sanity_warnings(low)
     share = np.mean([(row == other).sum() > 1 for row in low.probs for other in row])
     assert said.startswith(f"{share:.0%} of the values are shared by tags of the same clip")
     probs[:30, :2] = 1
-    assert suspicions(made(probs)) == ["in 10% of the clips several tags share the first place; the score counts ties against you"]
+    assert sanity_warnings(made(probs)) == [
+        "in 10% of the clips several tags share the first place; the score counts ties against you"
+    ]
 
 
 def test_tags_with_other_distributions_in_the_test_clips_are_named_the_farthest_first(probs, rng):
@@ -60,7 +62,7 @@ def test_tags_with_other_distributions_in_the_test_clips_are_named_the_farthest_
     assert [tag for tag, _ in found] == ["tag1", "tag7"]
     assert found[0][1] == pytest.approx(ks_2samp(probs[:, 1], other[:, 1]).statistic)
     assert shifted_tags(made(probs), made(other), least=found[1][1] + 1e-9) == found[:1], "sure, but small"
-    (said,) = suspicions(made(probs), made(other))
+    (said,) = sanity_warnings(made(probs), made(other))
     assert said.startswith("2 of 10 tags are distributed otherwise") and "'tag1' (by 0." in said
     with pytest.raises(SubmissionError, match="lack the tags 'tag9'"):
         shifted_tags(made(probs), made(other[:, :9], TAGS[:9]))

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fatai.errors import OptionError
-from fatai.inference.events.segments import Step, StepMeans, TagEvent, merged, threshold_of
+from fatai.inference.events.segments import Step, OverlapAverager, SoundEvent, merge_steps, threshold_of
 
 TAGS = ("Bark", "Meow")
 
 
 def steps_of(step, windows, end):
-    means, found = StepMeans(step), []
+    means, found = OverlapAverager(step), []
     for start, stop, prob in windows:
         found += means.before(start)
         means.add(start, stop, np.array([prob]))
@@ -20,12 +20,21 @@ def steps_of(step, windows, end):
 
 def test_a_step_is_the_mean_of_the_windows_that_cover_it():
     # Windows of 4 every 2 samples: the second and third step lie under two windows each.
-    assert steps_of(2, [(0, 4, 1.0), (2, 6, 0.0), (4, 8, 0.5)], 8) == [(0, 2, 1.0), (2, 4, 0.5), (4, 6, 0.25), (6, 8, 0.5)]
+    assert steps_of(2, [(0, 4, 1.0), (2, 6, 0.0), (4, 8, 0.5)], 8) == [
+        (0, 2, 1.0),
+        (2, 4, 0.5),
+        (4, 6, 0.25),
+        (6, 8, 0.5),
+    ]
 
 
 def test_a_window_that_covers_a_step_in_part_counts_in_part():
     # Of the step 4..6 the second window (3..6, moved to the end of 6 samples) covers all, the first (0..5) one half.
-    assert steps_of(2, [(0, 5, 1.0), (3, 6, 0.0)], 6) == [(0, 2, 1.0), (2, 4, pytest.approx(2 / 3)), (4, 6, pytest.approx(1 / 3))]
+    assert steps_of(2, [(0, 5, 1.0), (3, 6, 0.0)], 6) == [
+        (0, 2, 1.0),
+        (2, 4, pytest.approx(2 / 3)),
+        (4, 6, pytest.approx(1 / 3)),
+    ]
 
 
 def test_the_last_step_ends_where_the_sound_does():
@@ -39,7 +48,9 @@ def test_steps_cover_the_sound_once_and_are_the_mean_over_their_samples(step, si
     starts += [samples - size] if starts[-1] < samples - size else []
     windows = [(start, start + size, random.random()) for start in starts]
     found = steps_of(step, windows, samples)
-    assert [a for a, _, _ in found] == list(range(0, samples, step)) and [b for _, b, _ in found][:-1] == [a for a, _, _ in found][1:]
+    assert [a for a, _, _ in found] == list(range(0, samples, step)) and [b for _, b, _ in found][:-1] == [
+        a for a, _, _ in found
+    ][1:]
     assert found[-1][1] == samples
     for a, b, prob in found:
         heard = [p for start, stop, p in windows for t in range(a, b) if start <= t < stop]
@@ -48,22 +59,25 @@ def test_steps_cover_the_sound_once_and_are_the_mean_over_their_samples(step, si
 
 def events(probs, threshold=0.5, top=None):
     steps = [Step(k / 2, (k + 1) / 2, np.array(row)) for k, row in enumerate(probs)]
-    return list(merged(steps, TAGS, threshold_of(threshold, TAGS), top))
+    return list(merge_steps(steps, TAGS, threshold_of(threshold, TAGS), top))
 
 
 def test_neighbouring_steps_become_one_event_with_their_highest_probability():
     assert events([[0.5, 0], [0.9, 0], [0.6, 0.7], [0.4, 0.7], [0.5, 0]]) == [
-        TagEvent(0.0, 1.5, "Bark", 0.9), TagEvent(1.0, 2.0, "Meow", 0.7), TagEvent(2.0, 2.5, "Bark", 0.5),
+        SoundEvent(0.0, 1.5, "Bark", 0.9), SoundEvent(1.0, 2.0, "Meow", 0.7), SoundEvent(2.0, 2.5, "Bark", 0.5),
     ]
     assert events([[0.4, 0.1]]) == [] == events([])
 
 
 def test_every_tag_has_its_threshold():
-    assert events([[0.6, 0.3]], {"Meow": 0.3, "Bark": 0.7}) == [TagEvent(0.0, 0.5, "Meow", 0.3)]
+    assert events([[0.6, 0.3]], {"Meow": 0.3, "Bark": 0.7}) == [SoundEvent(0.0, 0.5, "Meow", 0.3)]
 
 
 def test_no_more_than_the_likeliest_tags_are_heard_at_a_time():
-    assert events([[0.6, 0.7], [0.9, 0.8]], top=1) == [TagEvent(0.0, 0.5, "Meow", 0.7), TagEvent(0.5, 1.0, "Bark", 0.9)]
+    assert events([[0.6, 0.7], [0.9, 0.8]], top=1) == [
+        SoundEvent(0.0, 0.5, "Meow", 0.7),
+        SoundEvent(0.5, 1.0, "Bark", 0.9),
+    ]
     assert len(events([[0.6, 0.7]], top=9)) == 2
 
 

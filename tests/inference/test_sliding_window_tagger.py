@@ -12,9 +12,9 @@ from torch import nn
 
 from fatai.data.config import ClipSettings
 from fatai.errors import AudioError, CheckpointError, OptionError, ShapeError
-from fatai.inference.events.progress_log import read_journal
-from fatai.inference.events.segments import TagEvent
-from fatai.inference.events.tagger import WindowTagger
+from fatai.inference.events.progress_log import read_event_log
+from fatai.inference.events.segments import SoundEvent
+from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.experiment.run_folder import FinishedRun
 from fatai.experiment.tagger import Tagger
 from fatai.audio import stream
@@ -37,7 +37,7 @@ class Loud(nn.Module):
 
 
 def tagger(**options):
-    return WindowTagger([Loud()], ["Loud", "Never"], SETTINGS, **options)
+    return SlidingWindowTagger([Loud()], ["Loud", "Never"], SETTINGS, **options)
 
 
 def noise(rng, seconds, *loud):
@@ -79,8 +79,8 @@ def test_several_networks_are_averaged(rng):
             return super().forward(spec) - 3
 
     wave = noise(rng, 1, (0.3, 0.6))
-    both = WindowTagger([Loud(), Other()], ["Loud", "Never"], SETTINGS)
-    alone = [WindowTagger([network], ["Loud", "Never"], SETTINGS) for network in (Loud(), Other())]
+    both = SlidingWindowTagger([Loud(), Other()], ["Loud", "Never"], SETTINGS)
+    alone = [SlidingWindowTagger([network], ["Loud", "Never"], SETTINGS) for network in (Loud(), Other())]
     expected = np.mean([[s.probs for s in one.steps(wave)] for one in alone], axis=0)
     np.testing.assert_allclose([s.probs for s in both.steps(wave)], expected, atol=1e-9)
 
@@ -93,9 +93,17 @@ def test_path_bytes_and_samples_give_the_same(tmp_path, rng):
     wave = np.round(noise(rng, 1.23, (0.5, 0.9)) * 32768) / 32768
     sf.write(tmp_path / "a.wav", wave, SR)
     expected = probs_of(tagger(), wave)
-    assert expected[-1, 1] == pytest.approx(1.23) and expected[0, 0] == 0 and (expected[1:, 0] == expected[:-1, 1]).all()
-    for sound in (tmp_path / "a.wav", str(tmp_path / "a.wav"), (tmp_path / "a.wav").read_bytes(), torch.from_numpy(wave),
-                  np.stack([wave, wave]), (wave * 32768).astype(np.int16)):
+    assert (
+        expected[-1, 1] == pytest.approx(1.23) and expected[0, 0] == 0 and (expected[1:, 0] == expected[:-1, 1]).all()
+    )
+    for sound in (
+        tmp_path / "a.wav",
+        str(tmp_path / "a.wav"),
+        (tmp_path / "a.wav").read_bytes(),
+        torch.from_numpy(wave),
+        np.stack([wave, wave]),
+        (wave * 32768).astype(np.int16),
+    ):
         np.testing.assert_allclose(probs_of(tagger(), sound), expected, atol=1e-5)
 
 
@@ -109,7 +117,7 @@ def test_any_rate_and_number_of_channels(tmp_path, rng, rate, channels):
         def forward(self, spec):
             return super().forward(spec[:, :, :20])  # what 8 kHz has, too
 
-    found = WindowTagger([Louder()], ["Loud", "Never"], SETTINGS, step_s=0.05).tag(tmp_path / "a.flac")
+    found = SlidingWindowTagger([Louder()], ["Loud", "Never"], SETTINGS, step_s=0.05).tag(tmp_path / "a.flac")
     assert len(found) == 1 and abs(found[0].start_s - 1) <= 0.15 and abs(found[0].end_s - 2) <= 0.15
 
 
@@ -160,17 +168,22 @@ def test_thresholds_and_top_choose_what_is_reported(rng):
     assert {e.tag for e in tagger().tag(wave, threshold=0.0)} == {"Loud", "Never"}
     assert {e.tag for e in tagger().tag(wave, threshold=0.0, top=1)} == {"Loud"}
     assert tagger().tag(wave, threshold={"Loud": 1.0, "Never": 0.5}) == []
-    assert tagger().tag(wave) == [TagEvent(0.0, 1.0, "Loud", pytest.approx(1, abs=0.01))]
+    assert tagger().tag(wave) == [SoundEvent(0.0, 1.0, "Loud", pytest.approx(1, abs=0.01))]
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"step_s": 0.3}, "step_s is 0.3; expected 0.01 to 0.2 seconds"), ({"step_s": 0}, "step_s is 0;"), ({"bs": 0}, "bs is 0"),
-])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"step_s": 0.3}, "step_s is 0.3; expected 0.01 to 0.2 seconds"),
+        ({"step_s": 0}, "step_s is 0;"),
+        ({"bs": 0}, "bs is 0"),
+    ],
+)
 def test_options_out_of_range_are_refused(options, said):
     with pytest.raises(OptionError, match=said):
         tagger(**options)
     with pytest.raises(OptionError, match="there are no networks"):
-        WindowTagger([], ["Loud"], SETTINGS)
+        SlidingWindowTagger([], ["Loud"], SETTINGS)
 
 
 def test_what_is_wrong_with_a_sound_is_said(tmp_path, rng):
@@ -195,7 +208,7 @@ def test_many_files_are_tagged_into_a_journal(tmp_path, rng):
     paths[-1].write_bytes(b"RIFF")
     counts = tagger().tag_files(paths, tmp_path / "journal")
     assert (counts.tagged, counts.skipped, list(counts.faults)) == (3, 0, [str(paths[-1])])
-    assert list(read_journal(tmp_path / "journal")) == [(str(path), tagger().tag(path)) for path in paths[:3]]
+    assert list(read_event_log(tmp_path / "journal")) == [(str(path), tagger().tag(path)) for path in paths[:3]]
     again = tagger().tag_files(paths[:3], tmp_path / "journal")
     assert (again.tagged, again.skipped) == (0, 3)
 
@@ -213,7 +226,10 @@ def test_a_journal_is_bound_to_the_networks_and_settings(tmp_path, rng, tiny_run
 def test_a_run_tags_as_its_folds_do_on_average(tiny_run, sample):
     ear, run = Tagger(tiny_run.out), FinishedRun.open(tiny_run.out)
     clip = sorted((sample / "test").iterdir())[0]
-    parts = [WindowTagger([fold.model], fold.tags, run.recipe.settings(), precision=run.recipe.precision) for fold in run.folds()]
+    parts = [
+        SlidingWindowTagger([fold.model], fold.tags, run.recipe.settings(), precision=run.recipe.precision)
+        for fold in run.folds()
+    ]
     expected = np.mean([probs_of(part, clip) for part in parts], axis=0)
     np.testing.assert_allclose(probs_of(ear, clip), expected, atol=1e-6)
     assert ear.tags == tiny_run.test.tags and ear.window_s == 0.5

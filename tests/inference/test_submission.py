@@ -38,31 +38,42 @@ def test_a_fine_submission_has_no_problems(problems, text):
     assert problems(text) == []
 
 
-@pytest.mark.parametrize(("old", "new", "expected"), [
-    ("b.wav,0,1,1e-7\n", "", ["the row of 'b.wav' is missing"]),
-    ("a.wav,", "d.wav,0,0,0\na.wav,", ["line 2: the row of 'd.wav' is not in the sample"]),
-    ("c.wav,", "a.wav,0,0,0\nc.wav,", ["line 4: the row of 'a.wav' is a duplicate, it is on line 2 already"]),
-    ("b.wav", "B.wav", ["line 3: the row of 'B.wav' is not in the sample", "the row of 'b.wav' is missing"]),
-    ("b.wav", "", ["line 3: the fname is empty", "the row of 'b.wav' is missing"]),
-    ("Bark,Meow", "Meow,Bark", ["the columns 'Meow' and 'Bark' are swapped (columns 2 and 3)"]),
-    ("Bark,Meow,Oboe", "Meow,Oboe,Bark", [
-        "the columns are in another order: column 2 is 'Meow'; expected 'Bark'",
-        "the columns are in another order: column 3 is 'Oboe'; expected 'Meow'",
-        "the columns are in another order: column 4 is 'Bark'; expected 'Oboe'",
-    ]),
-    ("fname", "file", ["the column 'fname' is missing", "the column 'file' is not in the sample"]),
-    ("Meow", "Meew", ["the column 'Meow' is missing", "the column 'Meew' is not in the sample"]),
-    (",Oboe", "", ["the column 'Oboe' is missing"]),
-    (",Oboe", ",Oboe,Purr", ["the column 'Purr' is not in the sample"]),
-    ("0.2", "nan", ["line 2 ('a.wav'), column 'Meow': 'nan' is not finite"]),
-    ("0.2", "inf", ["line 2 ('a.wav'), column 'Meow': 'inf' is not finite"]),
-    ("0.2", "1.0000001", ["line 2 ('a.wav'), column 'Meow': '1.0000001' lies outside [0, 1]"]),
-    ("0.2", "-1e-9", ["line 2 ('a.wav'), column 'Meow': '-1e-9' lies outside [0, 1]"]),
-    ("0.2", "", ["line 2 ('a.wav'), column 'Meow': '' is no number"]),
-    ("0.1,0.2", "x,y", ["line 2 ('a.wav'), column 'Bark': 'x' is no number", "line 2 ('a.wav'), column 'Meow': 'y' is no number"]),
-    ("0.1,0.2,0.3", "0.1,0.2", ["line 2 ('a.wav'): 3 cells; expected 4, as in the header"]),
-    ("0.3", "0.3,0.4", ["line 2 ('a.wav'): 5 cells; expected 4, as in the header"]),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("b.wav,0,1,1e-7\n", "", ["the row of 'b.wav' is missing"]),
+        ("a.wav,", "d.wav,0,0,0\na.wav,", ["line 2: the row of 'd.wav' is not in the sample"]),
+        ("c.wav,", "a.wav,0,0,0\nc.wav,", ["line 4: the row of 'a.wav' is a duplicate, it is on line 2 already"]),
+        ("b.wav", "B.wav", ["line 3: the row of 'B.wav' is not in the sample", "the row of 'b.wav' is missing"]),
+        ("b.wav", "", ["line 3: the fname is empty", "the row of 'b.wav' is missing"]),
+        ("Bark,Meow", "Meow,Bark", ["the columns 'Meow' and 'Bark' are swapped (columns 2 and 3)"]),
+        (
+            "Bark,Meow,Oboe",
+            "Meow,Oboe,Bark",
+            [
+                "the columns are in another order: column 2 is 'Meow'; expected 'Bark'",
+                "the columns are in another order: column 3 is 'Oboe'; expected 'Meow'",
+                "the columns are in another order: column 4 is 'Bark'; expected 'Oboe'",
+            ],
+        ),
+        ("fname", "file", ["the column 'fname' is missing", "the column 'file' is not in the sample"]),
+        ("Meow", "Meew", ["the column 'Meow' is missing", "the column 'Meew' is not in the sample"]),
+        (",Oboe", "", ["the column 'Oboe' is missing"]),
+        (",Oboe", ",Oboe,Purr", ["the column 'Purr' is not in the sample"]),
+        ("0.2", "nan", ["line 2 ('a.wav'), column 'Meow': 'nan' is not finite"]),
+        ("0.2", "inf", ["line 2 ('a.wav'), column 'Meow': 'inf' is not finite"]),
+        ("0.2", "1.0000001", ["line 2 ('a.wav'), column 'Meow': '1.0000001' lies outside [0, 1]"]),
+        ("0.2", "-1e-9", ["line 2 ('a.wav'), column 'Meow': '-1e-9' lies outside [0, 1]"]),
+        ("0.2", "", ["line 2 ('a.wav'), column 'Meow': '' is no number"]),
+        (
+            "0.1,0.2",
+            "x,y",
+            ["line 2 ('a.wav'), column 'Bark': 'x' is no number", "line 2 ('a.wav'), column 'Meow': 'y' is no number"],
+        ),
+        ("0.1,0.2,0.3", "0.1,0.2", ["line 2 ('a.wav'): 3 cells; expected 4, as in the header"]),
+        ("0.3", "0.3,0.4", ["line 2 ('a.wav'): 5 cells; expected 4, as in the header"]),
+    ],
+)
 def test_a_planted_fault_is_named_and_nothing_else(problems, old, new, expected):
     assert old in FINE
     assert problems(FINE.replace(old, new, 1)) == expected
@@ -82,9 +93,13 @@ def test_all_faults_are_listed(problems):
 def test_a_file_that_is_no_table_is_one_problem(problems, tmp_path):
     assert len(problems("")) == 1 and "the file is empty" in problems("")[0]
     assert len(problems(b"\x89PNG\r\n\x1a\n")) == 1
-    assert problems("fname,Bark,Bark,Oboe\n") == [f"{tmp_path / 'submission.csv'}: line 1: the column 'Bark' is there twice"]
+    assert problems("fname,Bark,Bark,Oboe\n") == [
+        f"{tmp_path / 'submission.csv'}: line 1: the column 'Bark' is there twice"
+    ]
     (tmp_path / "sample.csv").write_text(SAMPLE)
-    assert submission_problems(tmp_path / "none.csv", tmp_path / "sample.csv")[0].startswith(f"{tmp_path / 'none.csv'}: no such file")
+    assert submission_problems(tmp_path / "none.csv", tmp_path / "sample.csv")[0].startswith(
+        f"{tmp_path / 'none.csv'}: no such file"
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -102,14 +117,20 @@ def test_one_cell_changed_for_the_worse_is_found(tmp_path_factory, rows, data):
     sample = write("sample.csv", cells)
     assert submission_problems(write("submission.csv", cells), sample) == []
     line, column = data.draw(st.integers(1, len(rows))), data.draw(st.integers(1, 2))
-    cells[line][column] = data.draw(st.sampled_from(["nan", "NaN", "-inf", "", "1,5", "0x1", "True", "1.1", "-0.1", "1e3"]))
+    cells[line][column] = data.draw(
+        st.sampled_from(["nan", "NaN", "-inf", "", "1,5", "0x1", "True", "1.1", "-0.1", "1e3"])
+    )
     (found,) = submission_problems(write("submission.csv", cells), sample)
     assert found.startswith(f"line {line + 1} ('{line - 1}.wav'), column '{cells[0][column]}': {cells[line][column]!r}")
 
 
 def test_the_sample_itself_must_be_a_table(tmp_path):
     (tmp_path / "fine.csv").write_text(FINE)
-    for text, says in [("", "is empty"), ("id,Bark\n", "the header begins 'id, Bark'"), (SAMPLE + "a.wav,0,0,0\n", "line 5: .* duplicate")]:
+    for text, says in [
+        ("", "is empty"),
+        ("id,Bark\n", "the header begins 'id, Bark'"),
+        (SAMPLE + "a.wav,0,0,0\n", "line 5: .* duplicate"),
+    ]:
         (tmp_path / "sample.csv").write_text(text)
         with pytest.raises(DataError, match=says):
             submission_problems(tmp_path / "fine.csv", tmp_path / "sample.csv")
@@ -122,7 +143,11 @@ def test_the_error_lists_twenty_faults_and_counts_the_rest(tmp_path):
         check_submission(tmp_path / "submission.csv", tmp_path / "sample.csv")
     lines = str(e.value).split("\n")
     assert lines[0] == f"{tmp_path / 'submission.csv'} does not fit {tmp_path / 'sample.csv'}:"
-    assert lines[1] == "  the row of '0' is missing" and lines[20] == "  the row of '19' is missing" and lines[21] == "  and 3 more"
+    assert (
+        lines[1] == "  the row of '0' is missing"
+        and lines[20] == "  the row of '19' is missing"
+        and lines[21] == "  and 3 more"
+    )
     assert len(lines) == 22
 
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from fatai.data.blocks import ClipSettings
 from fatai.errors import AudioError, OptionError
-from fatai.inference.view_store import read_views
+from fatai.inference.view_store import load_views
 from fatai.inference.tta import TagScores, _batches, build_views, predict_clips
-from fatai.inference.views import Heard, even_views, whole_view
+from fatai.inference.views import ClipViews, even_views, whole_view
 from fatai.models import create_model
 from fatai.registry import VIEWS
 from fatai.audio.waveform import Section
@@ -34,7 +34,9 @@ def test_whole_clips_share_batches_with_those_of_their_length_and_answer_as_if_a
     # Lengths in steps: 1, 3, 1, 3. Two lengths, four clips each; three steps leave room for 4 // 3 = 1 clip.
     assert sorted(batches) == [1, 1, 1, 1, 4]
     for row, i in zip(together.probs, order):
-        np.testing.assert_allclose(row, predict_clips(Loudness(), SETTINGS, [clips[i]], 2, views=views).probs[0], atol=1e-6)
+        np.testing.assert_allclose(
+            row, predict_clips(Loudness(), SETTINGS, [clips[i]], 2, views=views).probs[0], atol=1e-6
+        )
 
 
 def test_views_that_wait_for_others_of_their_length_are_few(rng):
@@ -44,7 +46,7 @@ def test_views_that_wait_for_others_of_their_length_are_few(rng):
         for i in range(400):
             held.add(i)
             most.append(len(held))
-            yield Heard(torch.zeros(1000 + 7 * i), [Section(0, 1000 + 7 * i)])
+            yield ClipViews(torch.zeros(1000 + 7 * i), [Section(0, 1000 + 7 * i)])
 
     owners = []
     for _, places in _batches(items(), 2, {}):
@@ -55,9 +57,9 @@ def test_views_that_wait_for_others_of_their_length_are_few(rng):
 
 def test_a_view_that_waits_does_not_keep_its_clip_in_memory():
     waves = [torch.zeros(100_000) for _ in range(3)]
-    (batch, places), = _batches([Heard(wave, [Section(10, 20)]) for wave in waves], 8, {})
+    (batch, places), = _batches([ClipViews(wave, [Section(10, 20)]) for wave in waves], 8, {})
     assert batch.shape == (3, 10) and places.tolist() == [[i, 0, 10, 20] for i in range(3)]
-    stream = _batches(iter([Heard(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])]), 2, {})
+    stream = _batches(iter([ClipViews(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])]), 2, {})
     waiting = next(stream)[0]
     assert waiting.untyped_storage().nbytes() == 2 * 10 * 4
 
@@ -126,7 +128,9 @@ def test_a_network_answers_for_a_clip_the_same_alone_and_among_others(clips):
     model = create_model("m1", 5, width=0.125)
     for how in VIEWS.names():
         together = predict_clips(model, SETTINGS, clips, 5, views=build_views(how), bs=4).probs
-        alone = np.concatenate([predict_clips(model, SETTINGS, [clip], 5, views=build_views(how)).probs for clip in clips[::-1]])
+        alone = np.concatenate(
+            [predict_clips(model, SETTINGS, [clip], 5, views=build_views(how)).probs for clip in clips[::-1]]
+        )
         np.testing.assert_allclose(alone[::-1], together, atol=1e-5)
 
 
@@ -185,7 +189,7 @@ def test_every_views_answer_can_be_kept(learn, sample, tmp_path):
     kept = tmp_path / "kept" / "views.npz"
     with pytest.warns(UserWarning, match="broken.wav"):
         preds = learn.tta(items=clips, how="tiles", step_s=0.25, bs=2, num_workers=0, keep_views=kept)
-    views = read_views(kept)
+    views = load_views(kept)
     assert views.fnames == preds.fnames and views.tags == preds.tags and set(views.clip) == {0, 2, 3}
     for i in (0, 2, 3):
         rows = views.clip == i
@@ -205,7 +209,9 @@ def test_an_option_that_a_kind_of_view_does_not_take_is_named(learn):
 def test_tta_gives_an_unreadable_clip_the_training_prior_and_lists_it(learn, tmp_path, sample):
     (tmp_path / "broken.wav").write_bytes(b"")
     good = next((sample / "test").iterdir())
-    with pytest.warns(UserWarning, match="1 of 2 clips cannot be read; their row is the training prior.*\n.*broken.wav"):
+    with pytest.warns(
+        UserWarning, match="1 of 2 clips cannot be read; their row is the training prior.*\n.*broken.wav"
+    ):
         preds = learn.tta(items=[tmp_path / "broken.wav", good], n=1)
     assert preds.unreadable == ("broken.wav",) and preds.fnames == ("broken.wav", good.name)
     np.testing.assert_allclose(preds.probs[0], learn.dls.prior())
@@ -214,7 +220,9 @@ def test_tta_gives_an_unreadable_clip_the_training_prior_and_lists_it(learn, tmp
 def test_predict_names_every_tag_best_first(learn, sample):
     clip = next((sample / "test").iterdir())
     scores = learn.predict(clip)
-    assert {s.tag for s in scores} == set(learn.tags) and [s.prob for s in scores] == sorted((s.prob for s in scores), reverse=True)
+    assert {s.tag for s in scores} == set(learn.tags) and [s.prob for s in scores] == sorted(
+        (s.prob for s in scores), reverse=True
+    )
     wave = SETTINGS.read(clip).numpy()
     assert {s.tag for s in learn.predict(wave)} == set(learn.tags)
     assert str(clip) and len(repr(TagScores(scores)).splitlines()) == len(scores)

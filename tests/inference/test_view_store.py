@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fatai.errors import DataError
-from fatai.inference.view_store import read_views, views_file
+from fatai.inference.view_store import load_views, views_file
 
 NAMES, TAGS = ["a.wav", "b.wav"], ["Bark", "Meow", "Rain"]
 
@@ -23,9 +23,13 @@ def test_rows_come_back_sorted_by_clip_and_view(tmp_path):
         ([[1, 0, 0, 20], [0, 1, 5, 25]], [[0.5, 0.25, 1.0], [0.0, 0.125, 0.75]]),
         ([[0, 0, 0, 20]], [[0.1, 0.2, 0.3]]),
     ])
-    views = read_views(tmp_path / "v.npz")
+    views = load_views(tmp_path / "v.npz")
     assert views.fnames == ("a.wav", "b.wav") and views.tags == ("Bark", "Meow", "Rain")
-    assert views.clip.tolist() == [0, 0, 1] and views.start_s.tolist() == [0, 0.5, 0] and views.end_s.tolist() == [2, 2.5, 2]
+    assert (
+        views.clip.tolist() == [0, 0, 1]
+        and views.start_s.tolist() == [0, 0.5, 0]
+        and views.end_s.tolist() == [2, 2.5, 2]
+    )
     np.testing.assert_array_equal(views.probs, np.float32([[0.1, 0.2, 0.3], [0.0, 0.125, 0.75], [0.5, 0.25, 1.0]]))
 
 
@@ -33,19 +37,22 @@ def test_many_rows_are_copied_in_pieces(tmp_path, rng):
     probs = rng.random((40_000, 3), dtype=np.float32)
     order = rng.permutation(40_000)
     write(tmp_path / "v.npz", [([[1, k, k, k + 1] for k in order], probs[order])])
-    np.testing.assert_array_equal(read_views(tmp_path / "v.npz").probs, probs)
+    np.testing.assert_array_equal(load_views(tmp_path / "v.npz").probs, probs)
 
 
 def test_no_rows_at_all(tmp_path):
     write(tmp_path / "v.npz", [])
-    assert read_views(tmp_path / "v.npz").probs.shape == (0, 3)
+    assert load_views(tmp_path / "v.npz").probs.shape == (0, 3)
 
 
 def test_a_block_that_raises_leaves_nothing(tmp_path):
     with pytest.raises(KeyError), views_file(tmp_path / "v.npz", NAMES, TAGS, 10):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(DataError, match="views are kept in an .npz file, not in .*v.npy"), views_file(tmp_path / "v.npy", NAMES, TAGS, 10):
+    with (
+        pytest.raises(DataError, match="views are kept in an .npz file, not in .*v.npy"),
+        views_file(tmp_path / "v.npy", NAMES, TAGS, 10),
+    ):
         pass
 
 
@@ -60,13 +67,19 @@ def test_a_block_that_raises_leaves_nothing(tmp_path):
     ({"tags": np.array([{"a": 1}], dtype=object)}, "cannot be read"),
 ])
 def test_files_that_do_not_fit_are_refused(tmp_path, change, said):
-    good = {"fnames": np.array(NAMES), "tags": np.array(TAGS), "clip": np.array([0]), "start_s": np.zeros(1), "end_s": np.ones(1),
-            "probs": np.full((1, 3), 0.5)}
+    good = {
+        "fnames": np.array(NAMES),
+        "tags": np.array(TAGS),
+        "clip": np.array([0]),
+        "start_s": np.zeros(1),
+        "end_s": np.ones(1),
+        "probs": np.full((1, 3), 0.5),
+    }
     np.savez(tmp_path / "good.npz", **good)
-    assert read_views(tmp_path / "good.npz").probs.shape == (1, 3)
+    assert load_views(tmp_path / "good.npz").probs.shape == (1, 3)
     np.savez(tmp_path / "v.npz", **{**good, **change})
     with pytest.raises(DataError, match=said):
-        read_views(tmp_path / "v.npz")
+        load_views(tmp_path / "v.npz")
 
 
 def test_what_is_no_npz_is_refused(tmp_path):
@@ -77,4 +90,4 @@ def test_what_is_no_npz_is_refused(tmp_path):
         archive.writestr("fnames.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     for name in ("v.npy", "pickle.npz", "bomb.npz", "nothing.npz"):
         with pytest.raises(DataError, match=f"{name}.*keep_views"):
-            read_views(tmp_path / name)
+            load_views(tmp_path / name)

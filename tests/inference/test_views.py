@@ -61,14 +61,18 @@ def test_tiles_are_a_step_apart_and_cover_a_clip_filled_evenly_on_both_sides(fra
     length, step = SIZE + 1000, frames * HOP
     steps = -(-1000 // step)
     tiles = heard(tile_views(step_frames=frames), length)
-    assert [s for s, _ in tiles.stretches] == [k * step for k in range(steps + 1)] and tiles.stretches[-1].stop == len(tiles.wave)
+    assert [s for s, _ in tiles.stretches] == [k * step for k in range(steps + 1)] and tiles.stretches[-1].stop == len(
+        tiles.wave
+    )
     left = (SIZE + steps * step - length) // 2
     assert tiles.wave[left] == 1 and tiles.wave[left + length - 1] == length
 
 
 def test_tiles_take_their_step_in_seconds_and_leave_no_gap():
     assert starts(tile_views(step_s=0.05), 2 * SIZE) == [0, SIZE // 2, SIZE]
-    assert starts(tile_views(step_s=9.0), 3 * SIZE) == [0, SIZE, 2 * SIZE] == starts(tile_views(step_frames=64), 3 * SIZE)
+    assert (
+        starts(tile_views(step_s=9.0), 3 * SIZE) == [0, SIZE, 2 * SIZE] == starts(tile_views(step_frames=64), 3 * SIZE)
+    )
 
 
 def test_tiles_of_the_first_place_by_hand():
@@ -110,21 +114,33 @@ def test_padded_views_have_silence_on_both_sides_of_the_whole_clip():
         torch.testing.assert_close(view, fit_length(torch.arange(1.0, SIZE + 301), len(view), "zeros_both"))
 
 
-@pytest.mark.parametrize(("kind", "options", "said"), [
-    ("even", {"n": 0}, "n is 0"), ("random", {"n": -1}, "n is -1"), ("varied", {"n": 0}, "n is 0"), ("adaptive", {"n": 0}, "n is 0"),
-    ("whole", {"n": 2}, "a clip has one whole"), ("whole", {"step_s": 0}, "step_s is 0"),
-    ("padded", {"frames": ()}, "one number of frames"),
-    ("padded", {"frames": (8, -1)}, "none below 0"), ("padded", {"step_s": -1.0}, "step_s is -1.0"),
-    ("tiles", {"step_frames": 0}, "step_frames is 0"), ("tiles", {"step_s": float("nan")}, "step_s is nan"),
-    ("adaptive", {"overlap": 1}, "overlap is 1"),
-])
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("even", {"n": 0}, "n is 0"),
+        ("random", {"n": -1}, "n is -1"),
+        ("varied", {"n": 0}, "n is 0"),
+        ("adaptive", {"n": 0}, "n is 0"),
+        ("whole", {"n": 2}, "a clip has one whole"),
+        ("whole", {"step_s": 0}, "step_s is 0"),
+        ("padded", {"frames": ()}, "one number of frames"),
+        ("padded", {"frames": (8, -1)}, "none below 0"),
+        ("padded", {"step_s": -1.0}, "step_s is -1.0"),
+        ("tiles", {"step_frames": 0}, "step_frames is 0"),
+        ("tiles", {"step_s": float("nan")}, "step_s is nan"),
+        ("adaptive", {"overlap": 1}, "overlap is 1"),
+    ],
+)
 def test_options_out_of_range_are_refused(kind, options, said):
     with pytest.raises(OptionError, match=said):
         VIEWS.build(kind, **options)
 
 
 @pytest.mark.parametrize("kind", VIEWS.names())
-@given(length=st.integers(1, 12 * SIZE), fill=st.sampled_from(["zeros_both", "zeros_right", "wrap_right", "wrap_both", "edge_both"]))
+@given(
+    length=st.integers(1, 12 * SIZE),
+    fill=st.sampled_from(["zeros_both", "zeros_right", "wrap_right", "wrap_both", "edge_both"]),
+)
 def test_views_lie_inside_the_wave_and_every_kind_hears_sound(kind, length, fill):
     clip = heard(VIEWS.build(kind), length, settings=dataclasses.replace(SETTINGS, short_fill=fill))
     assert 1 <= len(clip.stretches) and all(0 <= start < stop <= len(clip.wave) for start, stop in clip.stretches)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fatai.io.atomic import write_atomic, write_text_atomic
+from fatai.io.atomic import write_file, write_text
 from fatai.errors import StorageError
 
 
@@ -16,7 +16,7 @@ def names(folder):
 
 def test_the_file_takes_its_name_when_the_block_ends(tmp_path):
     path = tmp_path / "new" / "folder" / "scores.csv"
-    with write_atomic(path) as beside:
+    with write_file(path) as beside:
         assert beside.parent == path.parent and beside.suffix == ".csv" and beside != path
         beside.write_text("whole")
         assert not path.exists()
@@ -26,14 +26,14 @@ def test_the_file_takes_its_name_when_the_block_ends(tmp_path):
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="disk"), write_atomic(path) as beside:
+    with pytest.raises(RuntimeError, match="disk"), write_file(path) as beside:
         beside.write_text("ha")
         raise RuntimeError("disk on fire")
     assert path.read_text() == "old" and names(tmp_path) == ["scores.csv"]
 
 
 def test_an_error_where_nothing_was_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), write_atomic(tmp_path / "scores.csv") as beside:
+    with pytest.raises(KeyboardInterrupt), write_file(tmp_path / "scores.csv") as beside:
         beside.write_text("ha")
         raise KeyboardInterrupt
     assert names(tmp_path) == []
@@ -42,7 +42,7 @@ def test_an_error_where_nothing_was_leaves_nothing(tmp_path):
 def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError), write_atomic(path):
+    with pytest.raises(FileNotFoundError), write_file(path):
         pass
     assert path.read_text() == "old"
 
@@ -64,7 +64,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
 
 def test_two_writers_at_once_do_not_mix(tmp_path):
     path = tmp_path / "scores.csv"
-    with write_atomic(path) as one, write_atomic(path) as two:
+    with write_file(path) as one, write_file(path) as two:
         one.write_text("one")
         two.write_text("two")
     assert path.read_text() == "one" and names(tmp_path) == ["scores.csv"]
@@ -75,7 +75,7 @@ def test_a_link_stays_a_link(tmp_path):
     target, link = tmp_path / "far" / "target.csv", tmp_path / "link.csv"
     target.write_text("old")
     link.symlink_to(target)
-    write_text_atomic(link, "new")
+    write_text(link, "new")
     assert link.is_symlink() and target.read_text() == "new" and names(tmp_path / "far") == ["target.csv"]
 
 
@@ -89,16 +89,16 @@ def test_what_is_no_file_is_never_renamed_over(tmp_path, kind, linked):
     if linked:
         name.symlink_to(path)
     with pytest.raises(StorageError, match="in_the_way: cannot be written .*something of that name is in the way"):
-        write_text_atomic(name, "whole")
+        write_text(name, "whole")
     assert not path.is_file() and names(tmp_path) == sorted({path.name, name.name})
 
 
 @pytest.mark.parametrize("stem", ["a" * 250, "é" * 120])
 def test_the_longest_names_are_fine(tmp_path, stem):
-    write_text_atomic(tmp_path / f"{stem}.csv", "x")
+    write_text(tmp_path / f"{stem}.csv", "x")
     assert names(tmp_path) == [f"{stem}.csv"]
 
 
 def test_text_is_utf8_and_newlines_stay_as_they_are(tmp_path):
-    write_text_atomic(tmp_path / "text", "é\n\r\n")
+    write_text(tmp_path / "text", "é\n\r\n")
     assert (tmp_path / "text").read_bytes() == b"\xc3\xa9\n\r\n"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from fatai.errors import OptionError, ShapeError, UnknownName
+from fatai.errors import OptionError, ShapeError, UnknownNameError
 from fatai.registry import LOSSES
 from fatai.losses.losses import AuxLoss, ClassBCE, SplitLoss, TagLoss, class_weights, smooth_labels
 
@@ -38,7 +38,8 @@ def rows_focal(x, t, gamma=2.0):
 
 def rows_lsep(x, t):
     return [
-        math.log(1 + sum(math.exp(u[j] - u[i]) for i in range(len(u)) for j in range(len(u)) if v[j] < v[i])) for u, v in zip(x, t)
+        math.log(1 + sum(math.exp(u[j] - u[i]) for i in range(len(u)) for j in range(len(u)) if v[j] < v[i]))
+        for u, v in zip(x, t)
     ]
 
 
@@ -92,8 +93,17 @@ def smoothed(soften):
 
 
 SLOW = {
-    "bce": rows_bce, "bce_class": rows_bce, "focal": rows_focal, "lsep": rows_lsep, "lovasz": rows_lovasz, "gce": rows_gce, "sce": rows_sce,
-    "lsoft": rows_lsoft, "lq": rows_lq, "bce_mass": rows_mass, "split": rows_bce,
+    "bce": rows_bce,
+    "bce_class": rows_bce,
+    "focal": rows_focal,
+    "lsep": rows_lsep,
+    "lovasz": rows_lovasz,
+    "gce": rows_gce,
+    "sce": rows_sce,
+    "lsoft": rows_lsoft,
+    "lq": rows_lq,
+    "bce_mass": rows_mass,
+    "split": rows_bce,
     "smooth_positives": smoothed(lambda b, k: b * 0.975),
     "smooth_both": smoothed(lambda b, k: 0.9 * b + 0.05),
     "smooth_ninth": smoothed(lambda b, k: (1 - 0.4 * (1 + 1 / k)) * b + 0.4 / k),
@@ -107,7 +117,9 @@ def batches(draw):
     clips, tags = draw(st.integers(1, 4)), draw(st.integers(2, 6))
     logit = st.floats(-9, 9, allow_nan=False).map(lambda v: round(v, 3))
     x = draw(st.lists(st.lists(logit, min_size=tags, max_size=tags), min_size=clips, max_size=clips))
-    t = draw(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=tags, max_size=tags), min_size=clips, max_size=clips))
+    t = draw(
+        st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=tags, max_size=tags), min_size=clips, max_size=clips)
+    )
     return x, t
 
 
@@ -120,7 +132,9 @@ def test_every_loss_has_a_slow_reading():
 @settings(max_examples=40, deadline=None)
 def test_loss_equals_its_formula_clip_by_clip(name, batch):
     x, t = batch
-    values = LOSSES.build(name, reduction="none")(torch.tensor(x, dtype=torch.float64), torch.tensor(t, dtype=torch.float64))
+    values = LOSSES.build(name, reduction="none")(
+        torch.tensor(x, dtype=torch.float64), torch.tensor(t, dtype=torch.float64)
+    )
     np.testing.assert_allclose(values.numpy(), SLOW[name](x, t), rtol=1e-9, atol=1e-9)
 
 
@@ -139,11 +153,15 @@ def test_hand_worked_values():
 
 def test_sum_adds_clips_and_tags_as_torch_does():
     logits, targ = torch.randn(3, 5), (torch.rand(3, 5) > 0.5).float()
-    torch.testing.assert_close(LOSSES.build("bce", reduction="sum")(logits, targ), nn.BCEWithLogitsLoss(reduction="sum")(logits, targ))
+    torch.testing.assert_close(
+        LOSSES.build("bce", reduction="sum")(logits, targ), nn.BCEWithLogitsLoss(reduction="sum")(logits, targ)
+    )
     torch.testing.assert_close(LOSSES.build("bce")(logits, targ), nn.BCEWithLogitsLoss()(logits, targ))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "lsoft"])  # whose gradient is stopped on purpose: the next test
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n != "lsoft"]
+)  # whose gradient is stopped on purpose: the next test
 def test_gradients_are_those_of_the_values(name):
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(3, 5, dtype=torch.float64, generator=generator).requires_grad_()
@@ -237,7 +255,10 @@ def test_class_weights_fall_with_the_root_of_the_count_and_have_mean_one():
 def test_split_takes_each_row_by_its_mark():
     logits, targ = torch.randn(3, 4), (torch.rand(3, 4) > 0.5).float()
     loss = SplitLoss(curated_weight=0.5, noisy_weight=0.25, reduction="none")
-    curated, noisy = LOSSES.build("bce", reduction="none")(logits, targ), LOSSES.build("lsoft", reduction="none")(logits, targ)
+    curated, noisy = (
+        LOSSES.build("bce", reduction="none")(logits, targ),
+        LOSSES.build("lsoft", reduction="none")(logits, targ),
+    )
     loss.noisy = torch.tensor([0.0, 1.0, 0.5])
     expected = torch.stack([0.5 * curated[0], 0.25 * noisy[1], 0.25 * curated[2] + 0.125 * noisy[2]])
     torch.testing.assert_close(loss(logits, targ), expected)
@@ -262,7 +283,9 @@ def test_what_is_set_on_an_auxiliary_loss_is_set_on_the_loss_within():
     loss.reduction, loss.w = "none", torch.tensor([2.0, 1.0])
     assert (loss.loss.reduction, loss.reduction) == ("none", "none")
     main, targ = torch.randn(2, 3), torch.ones(2, 3)
-    torch.testing.assert_close(loss((main,), targ), LOSSES.build("bce", reduction="none")(main, targ) * torch.tensor([2.0, 1.0]))
+    torch.testing.assert_close(
+        loss((main,), targ), LOSSES.build("bce", reduction="none")(main, targ) * torch.tensor([2.0, 1.0])
+    )
 
 
 def test_an_auxiliary_loss_takes_any_function():
@@ -299,7 +322,7 @@ def test_options_out_of_range_are_named(build, words):
 
 
 def test_an_unknown_part_of_a_sum_suggests_the_nearest():
-    with pytest.raises(UnknownName, match="did you mean lovasz"):
+    with pytest.raises(UnknownNameError, match="did you mean lovasz"):
         LOSSES.build("bce+lovas")
 
 

@@ -38,7 +38,10 @@ def test_a_score_by_name_equals_scikit_learn_s_of_rows_drawn_again(case, name):
     fast, slow = score_interval(first, targ, name, draws=40), score_interval(first, targ, score, draws=40)
     assert fast.value == pytest.approx(score(first, targ))
     np.testing.assert_allclose([fast.low, fast.high], [slow.low, slow.high], atol=1e-9)
-    fast, slow = score_difference(first, second, targ, name, draws=40), score_difference(first, second, targ, score, draws=40)
+    fast, slow = (
+        score_difference(first, second, targ, name, draws=40),
+        score_difference(first, second, targ, score, draws=40),
+    )
     assert fast.value == pytest.approx(score(first, targ) - score(second, targ))
     np.testing.assert_allclose([fast.low, fast.high], [slow.low, slow.high], atol=1e-9)
 
@@ -95,7 +98,9 @@ def test_better_worse_and_the_same(case):
     first, second, targ = case
     better, worse = score_difference(first, second, targ), score_difference(second, first, targ)
     assert better.sure and better.low > 0 and worse.sure
-    np.testing.assert_allclose([-worse.value, -worse.high, -worse.low], [better.value, better.low, better.high], atol=0.003)
+    np.testing.assert_allclose(
+        [-worse.value, -worse.high, -worse.low], [better.value, better.low, better.high], atol=0.003
+    )
     same = score_difference(first, first * 2, targ)
     assert (same.value, same.low, same.high, same.sure) == (0, 0, 0, False)
 
@@ -108,7 +113,11 @@ def test_a_wider_level_is_a_wider_interval(case):
 
 def test_a_seed_repeats(case):
     first, _, targ = case
-    assert score_interval(first, targ, seed=3) == score_interval(first, targ, seed=3) != score_interval(first, targ, seed=4)
+    assert (
+        score_interval(first, targ, seed=3)
+        == score_interval(first, targ, seed=3)
+        != score_interval(first, targ, seed=4)
+    )
 
 
 def test_any_function_may_be_the_score(case):

@@ -32,7 +32,9 @@ def overconfident():
 def test_platt_finds_the_slope_and_shift_that_were_applied(overconfident):
     probs, targ, true = overconfident
     fitted = Calibration.fit(probs, targ)
-    np.testing.assert_allclose(fitted.slope, 1 / 3, rtol=0.1)  # z = (logit p - 1) / 3; 3,000 clips settle a slope to some per cent
+    np.testing.assert_allclose(
+        fitted.slope, 1 / 3, rtol=0.1
+    )  # z = (logit p - 1) / 3; 3,000 clips settle a slope to some per cent
     np.testing.assert_allclose(fitted.shift, -1 / 3, atol=0.12)
     assert np.abs(fitted.apply(probs) - true).max() < 0.05 < np.abs(probs - true).max()
 
@@ -41,7 +43,9 @@ def test_platt_is_that_of_scikit_learn(overconfident):
     probs, targ, _ = overconfident
     fitted = Calibration.fit(probs, targ)
     for tag in range(4):
-        a, b = _sigmoid_calibration(logit(np.clip(probs[:, tag], 1e-7, 1 - 1e-7)), targ[:, tag])  # their sign is the other
+        a, b = _sigmoid_calibration(
+            logit(np.clip(probs[:, tag], 1e-7, 1 - 1e-7)), targ[:, tag]
+        )  # their sign is the other
         assert (fitted.slope[tag], fitted.shift[tag]) == pytest.approx((-a, -b), abs=1e-3)
 
 
@@ -58,7 +62,9 @@ def test_temperature_has_the_least_log_loss_of_all_temperatures(overconfident):
 def test_a_temperature_worked_by_hand():
     # Of four clips at 0.9 three have the tag: the loss is least where the answer is 3/4, so logit 2 ln 3 becomes ln 3.
     fitted = Calibration.fit([[0.9], [0.9], [0.9], [0.9]], [[1], [1], [1], [0]], how="temperature")
-    assert fitted.slope[0] == pytest.approx(0.5, abs=1e-5) and fitted.apply([[0.9]])[0, 0] == pytest.approx(0.75, abs=1e-5)
+    assert fitted.slope[0] == pytest.approx(0.5, abs=1e-5) and fitted.apply([[0.9]])[0, 0] == pytest.approx(
+        0.75, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("how", ["platt", "temperature"])
@@ -109,13 +115,20 @@ def test_a_tag_that_tells_nothing_is_left_as_it_is(targ, how):
 def test_stretching_uses_the_range_that_was_fitted():
     fitted = Calibration(("Bark",), slope=(1.0,), shift=(0.0,), low=(0.2,), high=(0.6,))
     np.testing.assert_allclose(fitted.apply([[0.3], [0.4], [0.1], [0.9]]), [[0.25], [0.5], [1e-7], [1 - 1e-7]])
-    learnt = Calibration.fit([[0.2, 0.5], [0.6, 0.5], [0.4, 0.5]], [[0, 1], [1, 0], [1, 0]], how="temperature", stretch=True)
+    learnt = Calibration.fit(
+        [[0.2, 0.5], [0.6, 0.5], [0.4, 0.5]], [[0, 1], [1, 0], [1, 0]], how="temperature", stretch=True
+    )
     assert (learnt.low, learnt.high) == ((0.2, 0.0), (0.6, 1.0)), "a tag that is always the same cannot be stretched"
 
 
 def test_to_and_from_json(tmp_path):
     held = Calibration(
-        ("Bark", "Tick-tock"), (0.5, 1 / 3), (0.0, -1.25), (0.0, 0.1), (1.0, 0.7), Thresholds(("Bark", "Tick-tock"), (0.25, math.inf)),
+        ("Bark", "Tick-tock"),
+        (0.5, 1 / 3),
+        (0.0, -1.25),
+        (0.0, 0.1),
+        (1.0, 0.7),
+        Thresholds(("Bark", "Tick-tock"), (0.25, math.inf)),
     )
     held.to_json(tmp_path / "calibration.json")
     assert Calibration.from_json(tmp_path / "calibration.json") == held
@@ -126,7 +139,15 @@ def test_to_and_from_json(tmp_path):
         held.select(["Meow"])
 
 
-GOOD = {"format": "fatai calibration 1", "tags": ["Bark"], "slope": [1.0], "shift": [0.0], "low": [], "high": [], "thresholds": None}
+GOOD = {
+    "format": "fatai calibration 1",
+    "tags": ["Bark"],
+    "slope": [1.0],
+    "shift": [0.0],
+    "low": [],
+    "high": [],
+    "thresholds": None,
+}
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -185,7 +206,11 @@ def test_the_error_worked_by_hand():
     assert expected_calibration_error(probs, targ, bins=2) == pytest.approx(0.05)
     # Two and two: |0.2 - 0| and |0.7 - 1|.
     curve = reliability(probs, targ, bins=2, by="count")
-    assert (curve.prob.tolist(), curve.share.tolist(), curve.pairs.tolist()) == (pytest.approx([0.2, 0.7]), [0, 1], [2, 2])
+    assert (curve.prob.tolist(), curve.share.tolist(), curve.pairs.tolist()) == (
+        pytest.approx([0.2, 0.7]),
+        [0, 1],
+        [2, 2],
+    )
     assert curve.error == pytest.approx(0.25)
 
 
@@ -215,7 +240,11 @@ def test_the_plot_tells_its_curves_apart_without_colour():
     diagonal, *lines = ax.get_lines()
     assert diagonal.get_xdata() == pytest.approx([0, 1]) and lines[0].get_xdata() == pytest.approx([0.2, 0.9])
     assert len({line.get_marker() for line in lines}) == len({line.get_linestyle() for line in lines}) == 2
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["perfect", "before: error 0.1500", "after: error 0.1500"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "perfect",
+        "before: error 0.1500",
+        "after: error 0.1500",
+    ]
     with pytest.raises(OptionError, match="5 curves; expected 1 to 4"):
         plot_reliability({str(i): curve for i in range(5)})
 
@@ -224,7 +253,11 @@ def test_the_plot_tells_its_curves_apart_without_colour():
 
 
 @settings(deadline=None, max_examples=60)
-@given(hnp.arrays(np.float64, (9, 1), elements=st.sampled_from([0, 0.2, 0.4, 0.5, 0.8, 1])), hnp.arrays(bool, (9, 1)), st.floats(0.05, 1))
+@given(
+    hnp.arrays(np.float64, (9, 1), elements=st.sampled_from([0, 0.2, 0.4, 0.5, 0.8, 1])),
+    hnp.arrays(bool, (9, 1)),
+    st.floats(0.05, 1),
+)
 def test_thresholds_are_those_of_scikit_learns_curve(probs, targ, wanted):
     if not targ.any():
         assert f1_thresholds(probs, targ).values == precision_thresholds(probs, targ, wanted).values == (math.inf,)

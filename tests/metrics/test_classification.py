@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fatai.errors import DataError, OptionError, ShapeError
-from fatai.metrics._validation import scored
+from fatai.metrics._validation import check_inputs
 from fatai.metrics.ranking import lwlrap_per_class
 from fatai.metrics.classification import Sorted, d_prime, mean_ap, roc_auc, tag_scores
 
@@ -47,24 +47,36 @@ def test_ties_worked_by_hand():
 @given(case=tied_cases())
 def test_equal_scikit_learn_also_where_scores_are_tied(average, case):
     probs, targ = case
-    assert mean_ap(probs, targ, average=average) == pytest.approx(average_precision_score(targ, probs, average=average), abs=1e-12)
-    assert roc_auc(probs, targ, average=average) == pytest.approx(roc_auc_score(targ, probs, average=average), abs=1e-12)
+    assert mean_ap(probs, targ, average=average) == pytest.approx(
+        average_precision_score(targ, probs, average=average), abs=1e-12
+    )
+    assert roc_auc(probs, targ, average=average) == pytest.approx(
+        roc_auc_score(targ, probs, average=average), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("average", AVERAGES)
 def test_weights_of_clips_equal_those_of_scikit_learn(rng, average):
-    probs, targ, weights = rng.integers(0, 9, (200, 6)), rng.integers(0, 2, (200, 6)), rng.integers(0, 4, 200).astype(float)
-    in_order = Sorted(scored(probs, targ), average)
+    probs, targ, weights = (
+        rng.integers(0, 9, (200, 6)),
+        rng.integers(0, 2, (200, 6)),
+        rng.integers(0, 4, 200).astype(float),
+    )
+    in_order = Sorted(check_inputs(probs, targ), average)
     options = {"average": average, "sample_weight": weights}
-    assert in_order.average_precision(weights).mean() == pytest.approx(average_precision_score(targ, probs, **options), abs=1e-12)
+    assert in_order.average_precision(weights).mean() == pytest.approx(
+        average_precision_score(targ, probs, **options), abs=1e-12
+    )
     assert in_order.auc(weights).mean() == pytest.approx(roc_auc_score(targ, probs, **options), abs=1e-12)
 
 
 def test_a_weight_is_a_number_of_copies(rng):
     probs, targ, weights = rng.integers(0, 9, (50, 4)), rng.integers(0, 2, (50, 4)), rng.integers(0, 4, 50)
-    copies = Sorted(scored(probs.repeat(weights, axis=0), targ.repeat(weights, axis=0)))
-    in_order = Sorted(scored(probs, targ))
-    np.testing.assert_allclose(in_order.average_precision(weights.astype(float)), copies.average_precision(), atol=1e-12)
+    copies = Sorted(check_inputs(probs.repeat(weights, axis=0), targ.repeat(weights, axis=0)))
+    in_order = Sorted(check_inputs(probs, targ))
+    np.testing.assert_allclose(
+        in_order.average_precision(weights.astype(float)), copies.average_precision(), atol=1e-12
+    )
     np.testing.assert_allclose(in_order.auc(weights.astype(float)), copies.auc(), atol=1e-12)
 
 
@@ -109,7 +121,9 @@ def test_neither_the_order_of_clips_nor_that_of_tags_matters(case, random):
     moved = np.ix_(rows, columns)
     for average in AVERAGES:
         for score in (mean_ap, roc_auc):
-            assert score(probs[moved], targ[moved], average=average) == pytest.approx(score(probs, targ, average=average), abs=1e-12)
+            assert score(probs[moved], targ[moved], average=average) == pytest.approx(
+                score(probs, targ, average=average), abs=1e-12
+            )
 
 
 def test_only_the_order_within_a_tag_counts(rng):
@@ -139,8 +153,14 @@ def test_the_table_of_the_tags(rng):
         auc = roc_auc_score(targ[:, i], probs[:, i])
         expected = [lwlrap_per_class(probs, targ).scores[i], average_precision_score(targ[:, i], probs[:, i]), auc,
                     math.sqrt(2) * statistics.NormalDist().inv_cdf(auc)]
-        np.testing.assert_allclose(table.loc[tag, ["lwlrap", "ap", "auc", "d_prime"]].astype(float), expected, atol=1e-9)
-    assert table.loc["Oboe", "ap"] == 1 and math.isnan(table.loc["Oboe", "auc"]) and math.isnan(table.loc["Oboe", "d_prime"])
+        np.testing.assert_allclose(
+            table.loc[tag, ["lwlrap", "ap", "auc", "d_prime"]].astype(float), expected, atol=1e-9
+        )
+    assert (
+        table.loc["Oboe", "ap"] == 1
+        and math.isnan(table.loc["Oboe", "auc"])
+        and math.isnan(table.loc["Oboe", "d_prime"])
+    )
 
 
 def test_tags_are_numbered_where_they_have_no_names():

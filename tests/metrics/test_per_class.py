@@ -18,7 +18,9 @@ TAGS = ["Bark", "Meow", "Purr"]
 def clips_and_tags(draw):
     """Few clips and tags with few different scores, so that many tie."""
     n, k = draw(st.integers(1, 6)), draw(st.integers(1, 5))
-    probs = draw(st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9]), min_size=k, max_size=k), min_size=n, max_size=n))
+    probs = draw(
+        st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9]), min_size=k, max_size=k), min_size=n, max_size=n)
+    )
     targ = draw(st.lists(st.lists(st.booleans(), min_size=k, max_size=k), min_size=n, max_size=n))
     return np.array(probs), np.array(targ)
 

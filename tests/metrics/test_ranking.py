@@ -108,8 +108,9 @@ def test_neither_the_order_of_clips_nor_that_of_tags_matters(case, random):
     random.shuffle(columns)
     moved = np.ix_(rows, columns)
     assert lwlrap(scores[moved], targ[moved]) == pytest.approx(lwlrap(scores, targ), abs=1e-12)
-    np.testing.assert_allclose(lwlrap_per_class(scores[moved], targ[moved]).scores, lwlrap_per_class(scores, targ).scores[columns],
-                               atol=1e-12)
+    np.testing.assert_allclose(
+        lwlrap_per_class(scores[moved], targ[moved]).scores, lwlrap_per_class(scores, targ).scores[columns], atol=1e-12
+    )
 
 
 @settings(deadline=None)
@@ -122,7 +123,11 @@ def test_the_weighted_sum_of_the_tags_is_the_whole(case):
 
 def test_only_the_order_within_a_clip_counts(rng):
     scores, targ = random_case(rng)
-    assert lwlrap(1 / (1 + np.exp(-scores)), targ) == lwlrap(scores * rng.uniform(1, 2, (60, 1)), targ) == lwlrap(scores, targ)
+    assert (
+        lwlrap(1 / (1 + np.exp(-scores)), targ)
+        == lwlrap(scores * rng.uniform(1, 2, (60, 1)), targ)
+        == lwlrap(scores, targ)
+    )
     assert lwlrap(scores * np.linspace(0.1, 1, 12), targ) != lwlrap(scores, targ)
 
 

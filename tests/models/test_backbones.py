@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fatai.errors import OptionError, ShapeError, UnknownName
+from fatai.errors import OptionError, ShapeError, UnknownNameError
 from fatai.models import MODELS, count_parameters, create_model
 from fatai.models.backbones import RESNETS, XRESNETS, resnet_body
 
@@ -94,7 +94,9 @@ def test_timm_logits_are_those_of_timm_with_the_same_weights(in_channels):
         torch.testing.assert_close(ours(spec), theirs(spec))
 
 
-@pytest.mark.parametrize(("name", "smallest"), [("resnet10t", (32, 64)), ("test_vit", (1, 1)), ("inception_v3", (128, 128))])
+@pytest.mark.parametrize(
+    ("name", "smallest"), [("resnet10t", (32, 64)), ("test_vit", (1, 1)), ("inception_v3", (128, 128))]
+)
 def test_timm_networks_take_any_size_and_learn(name, smallest):
     model = create_model(f"timm:{name}", 5, dropout=0.1)
     assert (model.min_mels, model.min_frames) == smallest and model.training
@@ -121,7 +123,7 @@ def test_timm_models_trained_on_single_clips_use_two_places():
 
 
 def test_timm_refuses_with_the_remedy():
-    with pytest.raises(UnknownName, match="resnet10x.*did you mean resnet10t"):
+    with pytest.raises(UnknownNameError, match="resnet10x.*did you mean resnet10t"):
         create_model("timm:resnet10x", 3)
     with pytest.raises(OptionError, match="in_channels=5.*1 to 4"):
         create_model("timm:resnet10t", 3, 5)

@@ -36,7 +36,12 @@ def published_shapes(channels=(64, 128, 256, 512, 1024, 2048), n_tags=527):
         norm(f"conv_block{k}.bn1", n_out)
         norm(f"conv_block{k}.bn2", n_out)
     last = channels[-1]
-    shapes |= {"fc1.weight": (last, last), "fc1.bias": (last,), "fc_audioset.weight": (n_tags, last), "fc_audioset.bias": (n_tags,)}
+    shapes |= {
+        "fc1.weight": (last, last),
+        "fc1.bias": (last,),
+        "fc_audioset.weight": (n_tags, last),
+        "fc_audioset.bias": (n_tags,),
+    }
     return shapes
 
 
@@ -45,7 +50,11 @@ def fake_state(n_tags=527, front_end=True):
     shapes = published_shapes(CHANNELS, n_tags) | (FRONT_END if front_end else {})
     state = {}
     for key, shape in shapes.items():
-        state[key] = torch.tensor(7) if key.endswith("tracked") else torch.randn(shape) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
+        state[key] = (
+            torch.tensor(7)
+            if key.endswith("tracked")
+            else torch.randn(shape) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
+        )
         if key.endswith("running_var"):
             state[key] = torch.rand(shape) + 0.5
     return state
@@ -175,7 +184,9 @@ def test_every_network_takes_its_own_weights_back(tmp_path, name):
 def test_a_missing_key_is_named(tmp_path):
     state = fake_state()
     del state["conv_block3.conv2.weight"]
-    with pytest.raises(CheckpointError, match=r"w.pth does not fit Cnn14: it lacks conv_block3.conv2.weight; build the model"):
+    with pytest.raises(
+        CheckpointError, match=r"w.pth does not fit Cnn14: it lacks conv_block3.conv2.weight; build the model"
+    ):
         cnn14(saved(tmp_path / "w.pth", state))
 
 
@@ -188,7 +199,9 @@ def test_an_unknown_key_is_named(tmp_path):
 def test_a_wrong_shape_is_named_with_both_shapes(tmp_path):
     state = fake_state()
     state["conv_block2.conv1.weight"] = torch.zeros(16, 9, 3, 3)
-    with pytest.raises(CheckpointError, match=r"conv_block2.conv1.weight has shape \(16, 9, 3, 3\), the model's is \(16, 8, 3, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"conv_block2.conv1.weight has shape \(16, 9, 3, 3\), the model's is \(16, 8, 3, 3\)"
+    ):
         cnn14(saved(tmp_path / "w.pth", state))
 
 
@@ -262,7 +275,9 @@ def test_a_file_over_the_bound_is_not_read(tmp_path):
     assert read_weights(path)["w"].shape == (1000,)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"RIFF not weights", b"\x80\x02}q\x00", b"\x10" + b"\x00" * 7 + b"{not a header"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"RIFF not weights", b"\x80\x02}q\x00", b"\x10" + b"\x00" * 7 + b"{not a header"]
+)
 def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
     path = tmp_path / "w.pth"
     path.write_bytes(content)

@@ -36,7 +36,10 @@ def test_every_trainable_parameter_gets_a_gradient():
 def test_start_values(large):
     stem = large.body[0]
     assert stem.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 16)), rel=0.15)
-    assert large.widen[0].weight.std().item() == pytest.approx(math.sqrt(2 / 1280), rel=0.01) and large.widen[0].bias is None
+    assert (
+        large.widen[0].weight.std().item() == pytest.approx(math.sqrt(2 / 1280), rel=0.01)
+        and large.widen[0].bias is None
+    )
     assert torch.allclose(large.head[1].bias, torch.tensor(-math.log(79)))
 
 
@@ -50,7 +53,9 @@ def test_activations_are_relu6_first_and_hswish_later(large):
 
 def test_only_the_small_one_squeezes_after_its_last_wide_convolution(large):
     small = create_model("mobilenetv3_small", 4)
-    assert any(isinstance(m, SqueezeExcite) for m in small.body) and not any(isinstance(m, SqueezeExcite) for m in large.body)
+    assert any(isinstance(m, SqueezeExcite) for m in small.body) and not any(
+        isinstance(m, SqueezeExcite) for m in large.body
+    )
     assert (len(LARGE), len(SMALL)) == (15, 11)
 
 
@@ -66,7 +71,10 @@ def test_squeeze_weighs_channels_by_a_hard_sigmoid():
 
 
 def test_block_adds_its_input_only_where_the_shape_stays():
-    same, wider = InvertedResidual(16, Row(3, 64, 16, True, False, 1)), InvertedResidual(16, Row(3, 64, 24, True, False, 1))
+    same, wider = (
+        InvertedResidual(16, Row(3, 64, 16, True, False, 1)),
+        InvertedResidual(16, Row(3, 64, 24, True, False, 1)),
+    )
     x = torch.randn(2, 16, 8, 8)
     for block in (same, wider):
         nn.init.zeros_(block.project[1].weight)

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from fatai.errors import OptionError, ShapeError, UnknownName
+from fatai.errors import OptionError, ShapeError, UnknownNameError
 from fatai.models import MODELS, count_parameters, create_model
 from fatai.models.convblock import ConvBlock
 from fatai.models.layers import ConcatPool, MultiSampleDropout, laid_out_like, scaled
@@ -45,7 +45,14 @@ PUBLISHED = [
 ]
 # Deep relatives of tested models, left to the longer run.
 DEEP = {
-    "resnet101", "resnet152", "xresnet101", "xresnet152", "xresnet34_deep", "xresnet34_deeper", "xresnet50_deep", "xresnet50_deeper",
+    "resnet101",
+    "resnet152",
+    "xresnet101",
+    "xresnet152",
+    "xresnet34_deep",
+    "xresnet34_deeper",
+    "xresnet50_deep",
+    "xresnet50_deeper",
 }
 EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in MODELS.names()]
 EVERY_NAME = pytest.mark.parametrize("name", EVERY)
@@ -211,7 +218,7 @@ def test_input_without_four_dimensions_is_refused():
 
 
 def test_unknown_names_and_options_suggest_the_nearest():
-    with pytest.raises(UnknownName, match="m3"):
+    with pytest.raises(UnknownNameError, match="m3"):
         create_model("m33", n_tags=4)
     with pytest.raises(OptionError, match="width"):
         create_model("m3", n_tags=4, widht=0.5)

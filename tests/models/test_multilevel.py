@@ -52,7 +52,14 @@ def test_features_are_the_maxima_of_each_level():
 @pytest.mark.parametrize("ndim", [1, 2])
 def test_block_norms_convolves_halves_norms_and_bends(ndim):
     kinds = [type(m).__name__ for m in level_block(3, 8, ndim)]
-    assert kinds == [f"BatchNorm{ndim}d", f"Conv{ndim}d", f"MaxPool{ndim}d", f"BatchNorm{ndim}d", "PReLU", "ResidualUnit"]
+    assert kinds == [
+        f"BatchNorm{ndim}d",
+        f"Conv{ndim}d",
+        f"MaxPool{ndim}d",
+        f"BatchNorm{ndim}d",
+        "PReLU",
+        "ResidualUnit",
+    ]
     unit = [type(m).__name__ for m in ResidualUnit(8, ndim).inner]
     assert unit == [f"Conv{ndim}d", f"BatchNorm{ndim}d", "PReLU"] * 2 + [f"Conv{ndim}d", f"BatchNorm{ndim}d"]
 
@@ -72,7 +79,9 @@ def test_gru_pool_is_a_gru_of_each_direction_by_hand():
     gru = pool.gru
 
     def last_state(frames, suffix):
-        w_in, w_state, b_in, b_state = (getattr(gru, f"{kind}_l0{suffix}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        w_in, w_state, b_in, b_state = (
+            getattr(gru, f"{kind}_l0{suffix}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
         state = torch.zeros(2, 3)
         for frame in frames:
             from_in, from_state = (frame @ w_in.T + b_in).chunk(3, 1), (state @ w_state.T + b_state).chunk(3, 1)
@@ -102,7 +111,9 @@ def test_1d_network_reads_bins_as_channels():
     with torch.no_grad():
         assert not torch.allclose(model(spec), model(spec.flip(2)))
         # Fewer bins are continued by the highest one.
-        torch.testing.assert_close(model(spec[:, :, :15]), model(torch.cat([spec[:, :, :15], spec[:, :, 14:15].expand(-1, -1, 5, -1)], 2)))
+        torch.testing.assert_close(
+            model(spec[:, :, :15]), model(torch.cat([spec[:, :, :15], spec[:, :, 14:15].expand(-1, -1, 5, -1)], 2))
+        )
     with pytest.raises(ShapeError, match="21 mel bins.*n_mels=20"):
         model(torch.randn(1, 2, 21, 50))
 

@@ -120,7 +120,9 @@ class Published:
 
     def rows(self, name, spec):
         """The body's maps, averaged over frequency: (batch, features, frames)."""
-        x = self.norm(spec.permute(0, 2, 3, 1), "bn0").permute(0, 3, 2, 1)       # batch norm over mels; then (batch, 1, frames, mels)
+        x = self.norm(spec.permute(0, 2, 3, 1), "bn0").permute(
+            0, 3, 2, 1
+        )  # batch norm over mels; then (batch, 1, frames, mels)
         maps = {
             "cnn6": lambda: self.cnn(x, kernel=5),
             "cnn10": lambda: self.cnn(x),
@@ -166,7 +168,9 @@ def test_tag_attention_gives_the_output_of_the_published_decision_level_network(
     x = published.rows("cnn14", spec)
     x = F.max_pool1d(x, 3, stride=1, padding=1) + F.avg_pool1d(x, 3, stride=1, padding=1)
     x = F.relu(F.linear(x.transpose(1, 2), published["fc1.weight"], published["fc1.bias"])).transpose(1, 2)
-    att, cla = (F.conv1d(x, published[f"att_block.{k}.weight"], published[f"att_block.{k}.bias"]) for k in ("att", "cla"))
+    att, cla = (
+        F.conv1d(x, published[f"att_block.{k}.weight"], published[f"att_block.{k}.bias"]) for k in ("att", "cla")
+    )
     probs = (torch.softmax(torch.clamp(att, -10, 10), dim=2) * torch.sigmoid(cla)).sum(dim=2)
     assert published.used == set(model.state_dict()) and x.shape == (3, 256, 5)
     with torch.no_grad():

@@ -48,7 +48,11 @@ def test_cbam_is_the_formula_clip_by_clip(form, places):
 
 def test_forms_differ_in_biases_activation_and_norm():
     plain, normed = CBAM(32, form="plain", kernel_size=3), CBAM(32, form="normed")
-    assert [n for n, _ in plain.named_parameters()] == ["channel_gate.0.weight", "channel_gate.2.weight", "spatial_gate.0.weight"]
+    assert [n for n, _ in plain.named_parameters()] == [
+        "channel_gate.0.weight",
+        "channel_gate.2.weight",
+        "spatial_gate.0.weight",
+    ]
     assert sum(p.numel() for p in plain.parameters()) == 2 * 32 * 2 + 2 * 9
     assert sum(p.numel() for p in normed.parameters()) == 2 * 32 * 2 + 2 + 32 + 2 * 49 + 2
     assert isinstance(normed.channel_gate[1], nn.ReLU6) and isinstance(plain.channel_gate[1], nn.ReLU)

@@ -85,11 +85,16 @@ def test_recurrent_features_average_the_states_of_both_directions():
         frames = seen["merged"].mean(2).permute(2, 0, 1)                   # (frames, batch, channels)
         states = []
         for direction, order in (("", range(5)), ("_reverse", range(4, -1, -1))):
-            weights = [getattr(model.lstm, f"{kind}_l0{direction}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            weights = [
+                getattr(model.lstm, f"{kind}_l0{direction}")
+                for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            ]
             h = c = torch.zeros(2, 64)
             by_frame = {}
             for t in order:
-                into, forget, cell, out = (frames[t] @ weights[0].T + weights[2] + h @ weights[1].T + weights[3]).chunk(4, 1)
+                into, forget, cell, out = (frames[t] @ weights[0].T + weights[2] + h @ weights[1].T + weights[3]).chunk(
+                    4, 1
+                )
                 c = forget.sigmoid() * c + into.sigmoid() * cell.tanh()
                 h = out.sigmoid() * c.tanh()
                 by_frame[t] = h

@@ -16,10 +16,16 @@ def test_every_model_is_listed_in_order(table):
     assert list(table) == MODELS.names()
 
 
-@pytest.mark.parametrize(("name", "in_channels", "parameters"), [
-    ("m3", 1, 26_129_489), ("resnet18", 3, 11_744_832), ("cnn2d_multilevel", 2, 9_248_771), ("aux_skip_attention", 3, 17_326_950),
-    ("cnn14", 1, 79_837_712),
-])
+@pytest.mark.parametrize(
+    ("name", "in_channels", "parameters"),
+    [
+        ("m3", 1, 26_129_489),
+        ("resnet18", 3, 11_744_832),
+        ("cnn2d_multilevel", 2, 9_248_771),
+        ("aux_skip_attention", 3, 17_326_950),
+        ("cnn14", 1, 79_837_712),
+    ],
+)
 def test_parameters_are_those_published_for_eighty_tags(table, name, in_channels, parameters):
     assert (table[name].in_channels, table[name].parameters) == (in_channels, parameters)
 

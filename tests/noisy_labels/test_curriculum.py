@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from fatai.errors import DataError, OptionError
-from fatai.noisy_labels.selection import judge
-from fatai.noisy_labels.curriculum import gold_stages, ladder, loss_advice
+from fatai.noisy_labels.selection import attach_predictions
+from fatai.noisy_labels.curriculum import gold_plan_stages, noisy_curriculum, suggest_loss
 
 TAGS = ["Bark", "Meow"]
 TABLE = pd.DataFrame({"fname": [f"{i}.wav" for i in range(6)], "labels": ["Bark"] * 3 + ["Meow"] * 3})
@@ -22,15 +22,27 @@ class Models:
         self.trained.append(None if chosen is None else dict(zip(chosen.fnames, chosen.labels)))
         table = TABLE.head(5) if self.lose and chosen is not None else TABLE
         bark = np.array([0.9, 0.8, 0.3, 0.7, 0.2, 0.1])  # 2 and 3 are mislabelled
-        return judge(table, TAGS, np.stack([bark, 1 - bark], 1), TABLE["fname"], out_of_fold=self.out_of_fold and chosen is not None)
+        return attach_predictions(
+            table,
+            TAGS,
+            np.stack([bark, 1 - bark], 1),
+            TABLE["fname"],
+            out_of_fold=self.out_of_fold and chosen is not None,
+        )
 
 
 def test_each_step_is_chosen_by_models_of_the_step_before():
     models = Models()
-    steps = list(ladder(models, ks=(1, 2, 4)))
+    steps = list(noisy_curriculum(models, ks=(1, 2, 4)))
     assert [step.method for step in steps] == ["scoring_1", "scoring_2", "scoring_4", "third"]
-    assert [set(step.fnames) for step in steps[:3]] == [{"0.wav"}, {"0.wav", "5.wav"}, {"0.wav", "1.wav", "4.wav", "5.wav"}]
-    assert models.trained[0] is None and [set(t) for t in models.trained[1:]] == [set(step.fnames) for step in steps[:3]]
+    assert [set(step.fnames) for step in steps[:3]] == [
+        {"0.wav"},
+        {"0.wav", "5.wav"},
+        {"0.wav", "1.wav", "4.wav", "5.wav"},
+    ]
+    assert models.trained[0] is None and [set(t) for t in models.trained[1:]] == [
+        set(step.fnames) for step in steps[:3]
+    ]
     # The last step turns the two mislabelled clips round.
     assert dict(zip(steps[3].fnames, steps[3].labels)) == {
         **dict.fromkeys(["0.wav", "1.wav", "3.wav"], ["Bark"]), **dict.fromkeys(["2.wav", "4.wav", "5.wav"], ["Meow"])}
@@ -39,23 +51,23 @@ def test_each_step_is_chosen_by_models_of_the_step_before():
 def test_the_published_steps_are_the_default_and_one_may_stop():
     models = Models()
     with pytest.warns(UserWarning, match="best 1000 of 6 clips"):
-        assert next(ladder(models)).method == "scoring_1000"
+        assert next(noisy_curriculum(models)).method == "scoring_1000"
     assert models.trained == [None]
 
 
 def test_without_pseudo_labels():
-    assert [step.method for step in ladder(Models(), ks=(1, 2), pseudo=False)] == ["scoring_1", "scoring_2"]
+    assert [step.method for step in noisy_curriculum(Models(), ks=(1, 2), pseudo=False)] == ["scoring_1", "scoring_2"]
 
 
 def test_models_that_trained_on_the_clips_are_refused():
-    steps = ladder(Models(out_of_fold=False), ks=(1, 2))
+    steps = noisy_curriculum(Models(out_of_fold=False), ks=(1, 2))
     next(steps)
     with pytest.raises(DataError, match="the models trained on 1 of the clips that they judge; .* out_of_fold=True"):
         next(steps)
 
 
 def test_all_clips_are_judged_each_time():
-    steps = ladder(Models(lose=True), ks=(1, 2))
+    steps = noisy_curriculum(Models(lose=True), ks=(1, 2))
     next(steps)
     with pytest.raises(DataError, match="5 clips are judged, others than the 6 before"):
         next(steps)
@@ -64,15 +76,15 @@ def test_all_clips_are_judged_each_time():
 @pytest.mark.parametrize("ks", [(), (2, 1), (1, 1)])
 def test_steps_that_do_not_grow_are_refused(ks):
     with pytest.raises(OptionError, match="expected numbers of clips that grow"):
-        next(ladder(Models(), ks=ks))
+        next(noisy_curriculum(Models(), ks=ks))
 
 
 def test_gold_stages_are_the_plans():
-    a, b = gold_stages(unfreeze=True)
+    a, b = gold_plan_stages(unfreeze=True)
     assert (a.noisy_weight, a.unfreeze, b.noisy_weight, b.unfreeze) == (0.5, False, 1.0, True)
     assert 3 <= a.epochs <= 5 <= b.epochs <= 10
     with pytest.raises(OptionError, match="stage b has noisy_weight 1.0 and 0 epochs"):
-        gold_stages(epochs=(3, 0))
+        gold_plan_stages(epochs=(3, 0))
 
 
 @pytest.mark.parametrize(("scores", "loss", "expected"), [
@@ -87,10 +99,13 @@ def test_gold_stages_are_the_plans():
     ([], "bce", "bce"),
 ])
 def test_advice_follows_lwlrap(scores, loss, expected):
-    assert loss_advice(scores, loss).loss == expected
+    assert suggest_loss(scores, loss).loss == expected
 
 
 def test_advice_says_why_and_checks_its_options():
-    assert "0.7200" in loss_advice([0.72, 0.5, 0.5]).why and "weigh noisy clips less" in loss_advice([0.72, 0.5, 0.5], "sce").why
+    assert (
+        "0.7200" in suggest_loss([0.72, 0.5, 0.5]).why
+        and "weigh noisy clips less" in suggest_loss([0.72, 0.5, 0.5], "sce").why
+    )
     with pytest.raises(OptionError, match="patience 0"):
-        loss_advice([0.7], patience=0)
+        suggest_loss([0.7], patience=0)

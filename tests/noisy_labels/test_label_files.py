@@ -5,7 +5,7 @@ import pytest
 
 from fatai.data.labels import apply_corrections, read_corrections, read_labels
 from fatai.errors import DataError, LabelError, OptionError
-from fatai.noisy_labels.methods import choose_noisy, write_corrections, write_labels
+from fatai.noisy_labels.methods import select_noisy_labels, write_corrections, write_labels
 
 TAGS = ["Bark", "Meow", "Purr"]
 TABLE = pd.DataFrame({"fname": ["d.wav", "b.wav", "a.wav"], "labels": [["Bark", "Purr"], ["Meow"], ["Purr"]]})
@@ -15,14 +15,16 @@ PROBS = {"fnames": ["d.wav", "b.wav", "a.wav"], "probs": [[0.9, 0.1, 0.9], [0.9,
 @pytest.fixture
 def relabelled():
     """a is dropped, b becomes Bark and Purr, d stays."""
-    return choose_noisy(TABLE, TAGS, "relabelall_1.3", **PROBS)
+    return select_noisy_labels(TABLE, TAGS, "relabelall_1.3", **PROBS)
 
 
 def test_relabelled_tables_read_back(relabelled, tmp_path):
     path = tmp_path / "new" / "train_noisy_relabelled.csv"
     write_labels(relabelled, path)
     assert path.read_bytes() == b'fname,labels\nd.wav,"Bark,Purr"\nb.wav,"Bark,Purr"\n'
-    pd.testing.assert_frame_equal(read_labels(path, tags=TAGS), relabelled.table[["fname", "labels"]], check_dtype=False)
+    pd.testing.assert_frame_equal(
+        read_labels(path, tags=TAGS), relabelled.table[["fname", "labels"]], check_dtype=False
+    )
 
 
 def test_a_relabelled_table_serves_as_corrections_too(relabelled, tmp_path):
@@ -38,7 +40,7 @@ def test_corrections_lead_from_the_given_table_to_the_chosen_one(relabelled, tmp
 
 
 def test_weights_are_a_column_where_they_differ_from_1(tmp_path):
-    gold = choose_noisy(TABLE, TAGS, "gold", **PROBS)
+    gold = select_noisy_labels(TABLE, TAGS, "gold", **PROBS)
     write_labels(gold, tmp_path / "gold.csv")
     assert read_labels(tmp_path / "gold.csv")["weight"].tolist() == ["0.9"]
     write_labels(gold, tmp_path / "gold.csv", weights=False)
@@ -46,22 +48,22 @@ def test_weights_are_a_column_where_they_differ_from_1(tmp_path):
 
 
 def test_nothing_kept_is_a_table_without_rows(tmp_path):
-    write_labels(choose_noisy(TABLE, TAGS, "gold", **PROBS, keep=1.0, add=None), tmp_path / "none.csv")
+    write_labels(select_noisy_labels(TABLE, TAGS, "gold", **PROBS, keep=1.0, add=None), tmp_path / "none.csv")
     assert len(read_labels(tmp_path / "none.csv")) == 0
 
 
 @pytest.mark.parametrize("write", [write_labels, write_corrections])
 def test_soft_targets_and_double_rows_are_refused(write, tmp_path):
     with pytest.raises(OptionError, match="36th gives soft targets"):
-        write(choose_noisy(TABLE, TAGS, "36th"), tmp_path / "soft.csv")
+        write(select_noisy_labels(TABLE, TAGS, "36th"), tmp_path / "soft.csv")
     fixes = pd.DataFrame({"fname": ["b.wav"], "labels": [["Purr"]]})
     with pytest.raises(DataError, match="first gives clips as noisy and as corrected ones"):
-        write(choose_noisy(TABLE, TAGS, "first", corrections=fixes), tmp_path / "twice.csv")
+        write(select_noisy_labels(TABLE, TAGS, "first", corrections=fixes), tmp_path / "twice.csv")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_of_tags_are_refused_or_left_out(tmp_path):
-    gold = choose_noisy(TABLE, TAGS, "gold", **PROBS, class_weight=[1, 2, 3])
+    gold = select_noisy_labels(TABLE, TAGS, "gold", **PROBS, class_weight=[1, 2, 3])
     with pytest.raises(OptionError, match="weighs each tag of a clip, .* weights=False"):
         write_labels(gold, tmp_path / "gold.csv")
     write_labels(gold, tmp_path / "gold.csv", weights=False)
@@ -72,5 +74,5 @@ def test_an_error_on_the_way_leaves_the_old_file(tmp_path):
     path.write_text("old")
     odd = pd.DataFrame({"fname": ["a.wav", "b.wav"], "labels": [["Bark"], ["Knock, knock"]]})
     with pytest.raises(LabelError, match="'Knock, knock' cannot be written"):
-        write_labels(choose_noisy(odd, ["Bark", "Knock, knock"], "as_given"), path)
+        write_labels(select_noisy_labels(odd, ["Bark", "Knock, knock"], "as_given"), path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -8,12 +8,21 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fatai.data.samplers import MIXTURES, Mixture
-from fatai.errors import DataError, OptionError, ShapeError, UnknownName
+from fatai.errors import DataError, OptionError, ShapeError, UnknownNameError
 from fatai.registry import LOSSES, NOISY
-from fatai.noisy_labels.methods import choose_noisy, judge, second_head
+from fatai.noisy_labels.methods import select_noisy_labels, attach_predictions, second_head
 
 TAGS = ["Bark", "Meow", "Purr"]
-METHODS = sorted({*NOISY.names(), "scoring_3", "fullmatch_1.1", "relabelall_1.1", "relabelall-replacenan_1.1", "relabelall-merge_1.1"})
+METHODS = sorted(
+    {
+        *NOISY.names(),
+        "scoring_3",
+        "fullmatch_1.1",
+        "relabelall_1.1",
+        "relabelall-replacenan_1.1",
+        "relabelall-merge_1.1",
+    }
+)
 
 
 def table_of(**labels):
@@ -23,7 +32,7 @@ def table_of(**labels):
 
 def choose(how, table, rows=None, **options):
     """A method on a table whose probabilities come in the order of the table."""
-    return choose_noisy(table, TAGS, how, probs=rows, fnames=None if rows is None else table["fname"], **options)
+    return select_noisy_labels(table, TAGS, how, probs=rows, fnames=None if rows is None else table["fname"], **options)
 
 
 # ninth
@@ -67,11 +76,16 @@ def test_gold_keeps_adds_drops_and_weighs():
 
 
 def test_gold_without_adding():
-    assert choose("gold", table_of(b="Bark", d="Purr"), [[0.9, 0.99, 0.0], [0.99, 0.0, 0.1]], add=None).labels == [["Bark"]]
+    assert choose("gold", table_of(b="Bark", d="Purr"), [[0.9, 0.99, 0.0], [0.99, 0.0, 0.1]], add=None).labels == [
+        ["Bark"]
+    ]
 
 
 def test_gold_weights_stay_within_one_half_and_one():
-    assert choose("gold", table_of(a="Bark", b="Bark"), [[0.3, 0, 0], [1, 0, 0]], keep=0.2).weight.tolist() == [0.5, 1.0]
+    assert choose("gold", table_of(a="Bark", b="Bark"), [[0.3, 0, 0], [1, 0, 0]], keep=0.2).weight.tolist() == [
+        0.5,
+        1.0,
+    ]
 
 
 def test_gold_weights_of_tags_reach_the_loss():
@@ -93,7 +107,7 @@ def test_36th_softens_every_clip():
 
 def test_36th_with_the_competitions_80_tags():
     tags = [f"tag{i:02}" for i in range(80)]
-    targ = choose_noisy(pd.DataFrame({"fname": ["a.wav"], "labels": ["tag03;tag07"]}), tags, "36th").targ
+    targ = select_noisy_labels(pd.DataFrame({"fname": ["a.wav"], "labels": ["tag03;tag07"]}), tags, "36th").targ
     assert targ[0, 3] == np.float32(0.8) and targ[0, 0] == pytest.approx(0.2 / 78)
 
 
@@ -120,7 +134,9 @@ def test_first_with_nothing_removed_yet_and_without_corrections():
 
 def test_first_can_be_drawn_from_with_its_shares():
     chosen = choose("first", GIVEN, corrections=FIXES)
-    sampler = Mixture([*chosen.source, "curated", "curated"], chosen.shares, n=2000, generator=torch.Generator().manual_seed(0))
+    sampler = Mixture(
+        [*chosen.source, "curated", "curated"], chosen.shares, n=2000, generator=torch.Generator().manual_seed(0)
+    )
     assert np.mean([i == 2 for i in sampler]) == pytest.approx(0.33, abs=0.04)
 
 
@@ -134,7 +150,10 @@ def test_first_warns_about_corrections_of_other_clips():
 def test_fourth_teaches_the_second_head_only():
     chosen = choose("fourth", table_of(a="Bark", b="Meow,Purr"))
     assert chosen.tags[3:] == ("Bark (noisy)", "Meow (noisy)", "Purr (noisy)")
-    assert chosen.targ.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]] and chosen.weight.tolist() == [[0, 0, 0, 2, 2, 2]] * 2
+    assert (
+        chosen.targ.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+        and chosen.weight.tolist() == [[0, 0, 0, 2, 2, 2]] * 2
+    )
 
 
 def test_the_loss_of_two_heads_is_that_of_each_clips_own_head(rng):
@@ -157,7 +176,9 @@ def test_fourth_pseudo_labels_are_squared_shares():
 def anything(rng, clips=12):
     """A judged table of random labels and rough probabilities, so that many are tied; one clip without labels."""
     labels = [[tag for tag in TAGS if rng.random() < 0.4] or ["Meow"] for _ in range(clips - 1)]
-    table = pd.DataFrame({"fname": [f"{i:02}.wav" for i in rng.permutation(clips)], "labels": pd.Series([*labels, []], dtype=object)})
+    table = pd.DataFrame(
+        {"fname": [f"{i:02}.wav" for i in rng.permutation(clips)], "labels": pd.Series([*labels, []], dtype=object)}
+    )
     return table, rng.integers(0, 5, (clips, 3)) / 4
 
 
@@ -172,7 +193,7 @@ def test_the_order_of_rows_changes_nothing(name, rng):
     table, probs = anything(rng)
     straight = choose(name, table, probs)
     for order in (np.argsort(table["fname"]), rng.permutation(len(table))):
-        shuffled = choose_noisy(table.iloc[order], TAGS, name, probs=probs[::-1], fnames=table["fname"][::-1])
+        shuffled = select_noisy_labels(table.iloc[order], TAGS, name, probs=probs[::-1], fnames=table["fname"][::-1])
         assert rows_of(shuffled) == rows_of(straight)
 
 
@@ -183,11 +204,19 @@ def test_every_result_can_be_trained_on_and_accounts_for_every_clip(name, rng):
     before = table.copy(deep=True), probs.copy()
     chosen = choose(name, table, probs)
     assert chosen.targ.shape == (len(chosen), len(chosen.tags)) and ((chosen.targ >= 0) & (chosen.targ <= 1)).all()
-    assert chosen.weight.shape in ((len(chosen),), chosen.targ.shape) and np.isfinite(chosen.weight).all() and (chosen.weight >= 0).all()
+    assert (
+        chosen.weight.shape in ((len(chosen),), chosen.targ.shape)
+        and np.isfinite(chosen.weight).all()
+        and (chosen.weight >= 0).all()
+    )
     assert chosen.targ.dtype == chosen.weight.dtype == np.float32 and not chosen.targ.flags.writeable
     assert chosen.clips["fname"].tolist() == table["fname"].tolist()
-    assert set(chosen.fnames) == set(chosen.clips["fname"][chosen.clips["kept"]]) and chosen.clips["why"].str.len().all()
-    loss = LOSSES.build("bce")(torch.zeros(len(chosen), len(chosen.tags)), torch.tensor(chosen.targ), w=torch.tensor(chosen.weight))
+    assert (
+        set(chosen.fnames) == set(chosen.clips["fname"][chosen.clips["kept"]]) and chosen.clips["why"].str.len().all()
+    )
+    loss = LOSSES.build("bce")(
+        torch.zeros(len(chosen), len(chosen.tags)), torch.tensor(chosen.targ), w=torch.tensor(chosen.weight)
+    )
     assert len(chosen) == 0 or torch.isfinite(loss)
     pd.testing.assert_frame_equal(table, before[0])
     np.testing.assert_array_equal(probs, before[1])
@@ -196,7 +225,9 @@ def test_every_result_can_be_trained_on_and_accounts_for_every_clip(name, rng):
 @given(arrays(np.float64, (5, 3), elements=st.floats(0, 1)), arrays(bool, (5, 3)), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
 def test_gold_keeps_no_tag_below_and_misses_none_above_its_thresholds(probs, labels, keep, add):
-    table = pd.DataFrame({"fname": list("abcde"), "labels": pd.Series([[t for t, y in zip(TAGS, row) if y] for row in labels])})
+    table = pd.DataFrame(
+        {"fname": list("abcde"), "labels": pd.Series([[t for t, y in zip(TAGS, row) if y] for row in labels])}
+    )
     chosen = choose("gold", table, probs, keep=keep, add=add)
     expected = {n: [t for t, y, p in zip(TAGS, row, ps) if (y and p >= keep) or p >= add]
                 for n, row, ps in zip("abcde", labels, probs)}
@@ -204,7 +235,18 @@ def test_gold_keeps_no_tag_below_and_misses_none_above_its_thresholds(probs, lab
 
 
 def test_names_and_sources_are_told():
-    assert {"ninth", "gold", "36th", "first", "fourth", "fourth_pseudo", "third", "scoring", "fullmatch", "as_given"} <= set(NOISY.names())
+    assert {
+        "ninth",
+        "gold",
+        "36th",
+        "first",
+        "fourth",
+        "fourth_pseudo",
+        "third",
+        "scoring",
+        "fullmatch",
+        "as_given",
+    } <= set(NOISY.names())
     assert all(NOISY.source(name) and NOISY.about(name) for name in METHODS)
 
 
@@ -214,19 +256,27 @@ def test_methods_that_ask_models_say_so(name):
         choose(name, PAIRS)
 
 
-@pytest.mark.parametrize(("name", "options", "error", "says"), [
-    ("ninth", {"n": 0}, OptionError, "n is 0; expected a number of clips of at least 1"),
-    ("ninth", {"per_tag": -1}, OptionError, "per_tag is -1"),
-    ("ninth", {"cap": 3}, OptionError, "'ninth' has no option 'cap'"),
-    ("gold", {"keep": 1.5}, OptionError, "keep is 1.5; expected a probability"),
-    ("gold", {"add": -0.1}, OptionError, "add is -0.1"),
-    ("gold", {"class_weight": [1.0]}, OptionError, r"class_weight is \[1.0\]; expected .* each of the 3 tags"),
-    ("36th", {"positive": 0.0}, OptionError, "positive is 0.0"),
-    ("fourth_pseudo", {"power": 0}, OptionError, "power is 0"),
-    ("first", {"shares": "corr_noisy_4"}, OptionError, "no mixture is named 'corr_noisy_4'; did you mean corr_noisy_004"),
-    ("first", {"shares": "corr_noisy_004"}, DataError, "draw corrected clips, but no clip is corrected"),
-    ("nineth", {}, UnknownName, "no noisy-label method named 'nineth'; did you mean ninth"),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "error", "says"),
+    [
+        ("ninth", {"n": 0}, OptionError, "n is 0; expected a number of clips of at least 1"),
+        ("ninth", {"per_tag": -1}, OptionError, "per_tag is -1"),
+        ("ninth", {"cap": 3}, OptionError, "'ninth' has no option 'cap'"),
+        ("gold", {"keep": 1.5}, OptionError, "keep is 1.5; expected a probability"),
+        ("gold", {"add": -0.1}, OptionError, "add is -0.1"),
+        ("gold", {"class_weight": [1.0]}, OptionError, r"class_weight is \[1.0\]; expected .* each of the 3 tags"),
+        ("36th", {"positive": 0.0}, OptionError, "positive is 0.0"),
+        ("fourth_pseudo", {"power": 0}, OptionError, "power is 0"),
+        (
+            "first",
+            {"shares": "corr_noisy_4"},
+            OptionError,
+            "no mixture is named 'corr_noisy_4'; did you mean corr_noisy_004",
+        ),
+        ("first", {"shares": "corr_noisy_004"}, DataError, "draw corrected clips, but no clip is corrected"),
+        ("nineth", {}, UnknownNameError, "no noisy-label method named 'nineth'; did you mean ninth"),
+    ],
+)
 def test_options_that_make_no_sense_are_named(name, options, error, says):
     with pytest.raises(error, match=says):
         choose(name, PAIRS, P, **options)
@@ -239,4 +289,4 @@ def test_second_head_wants_a_table():
 
 def test_a_label_of_no_tag_is_named():
     with pytest.raises(ValueError, match="unknown tag 'Barc'; did you mean Bark"):
-        judge(table_of(a="Barc"), TAGS)
+        attach_predictions(table_of(a="Barc"), TAGS)

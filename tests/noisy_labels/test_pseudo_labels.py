@@ -7,16 +7,16 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import label_ranking_average_precision_score, log_loss
 
-from fatai.errors import OptionError, UnknownName
+from fatai.errors import OptionError, UnknownNameError
 from fatai.registry import NOISY
-from fatai.noisy_labels.selection import judge
-from fatai.noisy_labels.pseudo_labels import agreement, cardinality_threshold, mean_log_loss
+from fatai.noisy_labels.selection import attach_predictions
+from fatai.noisy_labels.pseudo_labels import label_ranking_agreement, cardinality_threshold, mean_log_loss
 
 TAGS = ["Bark", "Meow", "Purr"]
 # Not in the order of the names, and the probabilities in yet another one: what 5 modes got wrong when labels went by position.
 TABLE = pd.DataFrame({"fname": ["d.wav", "b.wav", "c.wav", "a.wav"], "labels": ["Bark", "Meow", "Bark,Purr", "Purr"]})
 PREDICTED = {"a.wav": [0.1, 0.2, 0.3], "b.wav": [0.6, 0.3, 0.1], "c.wav": [0.7, 0.2, 0.8], "d.wav": [0.9, 0.1, 0.2]}
-JUDGED = judge(TABLE, TAGS, list(PREDICTED.values()), list(PREDICTED))
+JUDGED = attach_predictions(TABLE, TAGS, list(PREDICTED.values()), list(PREDICTED))
 
 
 def kept(name, judged=JUDGED, **options):
@@ -26,19 +26,28 @@ def kept(name, judged=JUDGED, **options):
 
 
 # A mean of one tag a clip is reached between 0.3 and 0.6: Bark for d and b, Bark and Purr for c, nothing for a.
-@pytest.mark.parametrize(("name", "expected"), [
-    ("fullmatch_1.0", {"d.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}),
-    ("relabelall_1.0", {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}),
-    ("relabelall-replacenan_1.0", {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}),
-    ("relabelall-merge_1.0", {"d.wav": ["Bark"], "b.wav": ["Bark", "Meow"], "c.wav": ["Bark", "Purr"], "a.wav": ["Purr"]}),
-    # Two tags a clip: 9 values above 0.1 are 2.25 a clip, the 6 above 0.2 only 1.5.
-    ("relabelall_2.0", {"d.wav": ["Bark", "Purr"], "b.wav": ["Bark", "Meow"], "c.wav": TAGS, "a.wav": ["Meow", "Purr"]}),
-    # Agreement is 1 for d, c and a, 1/2 for b; of the former d has the lowest log loss, then c.
-    ("scoring_1", {"d.wav": ["Bark"]}),
-    ("scoring_2", {"d.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}),
-    ("scoring_3", {"d.wav": ["Bark"], "c.wav": ["Bark", "Purr"], "a.wav": ["Purr"]}),
-    ("scoring_4", {"d.wav": ["Bark"], "b.wav": ["Meow"], "c.wav": ["Bark", "Purr"], "a.wav": ["Purr"]}),
-])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fullmatch_1.0", {"d.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}),
+        ("relabelall_1.0", {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}),
+        ("relabelall-replacenan_1.0", {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}),
+        (
+            "relabelall-merge_1.0",
+            {"d.wav": ["Bark"], "b.wav": ["Bark", "Meow"], "c.wav": ["Bark", "Purr"], "a.wav": ["Purr"]},
+        ),
+        # Two tags a clip: 9 values above 0.1 are 2.25 a clip, the 6 above 0.2 only 1.5.
+        (
+            "relabelall_2.0",
+            {"d.wav": ["Bark", "Purr"], "b.wav": ["Bark", "Meow"], "c.wav": TAGS, "a.wav": ["Meow", "Purr"]},
+        ),
+        # Agreement is 1 for d, c and a, 1/2 for b; of the former d has the lowest log loss, then c.
+        ("scoring_1", {"d.wav": ["Bark"]}),
+        ("scoring_2", {"d.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}),
+        ("scoring_3", {"d.wav": ["Bark"], "c.wav": ["Bark", "Purr"], "a.wav": ["Purr"]}),
+        ("scoring_4", {"d.wav": ["Bark"], "b.wav": ["Meow"], "c.wav": ["Bark", "Purr"], "a.wav": ["Purr"]}),
+    ],
+)
 def test_each_mode_on_a_table_worked_out_by_hand(name, expected):
     assert kept(name) == expected
 
@@ -53,7 +62,12 @@ def test_the_kept_clips_stay_in_the_order_of_the_table_and_tell_why():
 
 def test_third_keeps_the_best_as_given_and_pseudo_labels_the_rest():
     assert kept("third", k=1, cardinality=1.0) == {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}
-    assert kept("third", k=3, cardinality=1.0) == {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"], "a.wav": ["Purr"]}
+    assert kept("third", k=3, cardinality=1.0) == {
+        "d.wav": ["Bark"],
+        "b.wav": ["Bark"],
+        "c.wav": ["Bark", "Purr"],
+        "a.wav": ["Purr"],
+    }
 
 
 def test_without_a_parameter_the_threshold_leaves_as_many_tags_as_are_given():
@@ -66,12 +80,14 @@ def test_clips_equal_in_everything_go_by_name_whatever_their_order():
     names = ["c.wav", "a.wav", "b.wav"]
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
         table = pd.DataFrame({"fname": [names[i] for i in order], "labels": "Bark"})
-        judged = judge(table, TAGS, [[0.9, 0.1, 0.1]] * 3, names)
+        judged = attach_predictions(table, TAGS, [[0.9, 0.1, 0.1]] * 3, names)
         assert set(kept("scoring_2", judged)) == {"a.wav", "b.wav"}
 
 
 def test_a_tie_with_the_label_counts_against_it():
-    assert agreement(np.array([[0.5, 0.5, 0.1], [0.5, 0.4, 0.1]]), np.array([[1, 0, 0], [1, 0, 0]], dtype=bool)).tolist() == [0.5, 1.0]
+    assert label_ranking_agreement(
+        np.array([[0.5, 0.5, 0.1], [0.5, 0.4, 0.1]]), np.array([[1, 0, 0], [1, 0, 0]], dtype=bool)
+    ).tolist() == [0.5, 1.0]
 
 
 probabilities = arrays(np.float64, (6, 4), elements=st.integers(0, 10).map(lambda v: v / 10))
@@ -82,9 +98,11 @@ flags = arrays(bool, (6, 4))
 @settings(max_examples=50, deadline=None)
 def test_agreement_and_log_loss_are_scikit_learns_clip_by_clip(probs, labels):
     by_clip = [label_ranking_average_precision_score(labels[i:i + 1], probs[i:i + 1]) for i in range(6)]
-    np.testing.assert_allclose(agreement(probs, labels), by_clip, atol=1e-12)
+    np.testing.assert_allclose(label_ranking_agreement(probs, labels), by_clip, atol=1e-12)
     inside = probs.clip(1e-7, 1 - 1e-7)
-    np.testing.assert_allclose(mean_log_loss(probs, labels), [log_loss(labels[i], inside[i], labels=[0, 1]) for i in range(6)], atol=1e-9)
+    np.testing.assert_allclose(
+        mean_log_loss(probs, labels), [log_loss(labels[i], inside[i], labels=[0, 1]) for i in range(6)], atol=1e-9
+    )
 
 
 @given(arrays(np.float64, (5, 3), elements=st.floats(0, 1)), st.floats(0.1, 3))
@@ -102,8 +120,10 @@ def test_of_two_thresholds_equally_close_the_lower_is_taken():
 
 
 def test_a_tag_at_the_threshold_is_not_above_it():
-    judged = judge(TABLE.head(1), TAGS, [[0.5, 0.0, 0.2]], ["d.wav"])
-    assert kept("relabelall_2", judged) == {"d.wav": ["Bark", "Purr"]} and kept("relabelall_3", judged) == {"d.wav": ["Bark", "Purr"]}
+    judged = attach_predictions(TABLE.head(1), TAGS, [[0.5, 0.0, 0.2]], ["d.wav"])
+    assert kept("relabelall_2", judged) == {"d.wav": ["Bark", "Purr"]} and kept("relabelall_3", judged) == {
+        "d.wav": ["Bark", "Purr"]
+    }
 
 
 def test_more_clips_than_there_are_are_all_kept_with_a_warning():
@@ -114,7 +134,7 @@ def test_more_clips_than_there_are_are_all_kept_with_a_warning():
 @pytest.mark.parametrize("name", ["fullmatch_1.0", "relabelall", "relabelall-merge_1"])
 def test_an_empty_table_gives_an_empty_choice(name):
     with np.errstate(all="raise"):
-        chosen = NOISY.build(name)(judge(TABLE.head(0), TAGS, np.zeros((0, 3)), []))
+        chosen = NOISY.build(name)(attach_predictions(TABLE.head(0), TAGS, np.zeros((0, 3)), []))
     assert len(chosen) == 0 and chosen.targ.shape == (0, 3)
     assert list(chosen.table.columns) == ["fname", "labels", "source", "noisy", "weight"]
 
@@ -139,5 +159,5 @@ def test_more_tags_a_clip_than_there_are_tags_is_refused():
 
 
 def test_a_misspelt_mode_gets_a_suggestion():
-    with pytest.raises(UnknownName, match="did you mean relabelall"):
+    with pytest.raises(UnknownNameError, match="did you mean relabelall"):
         NOISY.build("relabelal")

@@ -11,8 +11,8 @@ from sklearn.model_selection import KFold
 
 from fatai.errors import DataError, LabelError, OptionError, ShapeError
 from fatai.registry import NOISY
-from fatai.noisy_labels.selection import judge, out_of_fold_mean
-from fatai.callbacks.sample_weights import NoisyWeights
+from fatai.noisy_labels.selection import attach_predictions, out_of_fold_mean
+from fatai.callbacks.sample_weights import SampleWeights
 
 TAGS = ["Bark", "Meow"]
 TABLE = pd.DataFrame({"fname": ["b.wav", "a.wav"], "labels": ["Meow", ["Bark", "Meow"]]})
@@ -24,39 +24,50 @@ PROBS = [[0.9, 0.2], [0.5, 0.5], [0.4, 0.3]]
 def ten():
     """Ten clips as given, in no order of names."""
     table = pd.DataFrame({"fname": [f"{i}.wav" for i in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)], "labels": "Bark"})
-    return NOISY.build("as_given")(judge(table, TAGS))
+    return NOISY.build("as_given")(attach_predictions(table, TAGS))
 
 
 def test_rows_are_matched_by_name_and_others_left_out():
-    judged = judge(TABLE, TAGS, PROBS, NAMES)
+    judged = attach_predictions(TABLE, TAGS, PROBS, NAMES)
     assert judged.fnames == ("b.wav", "a.wav") and judged.probs.tolist() == [[0.4, 0.3], [0.9, 0.2]]
     assert judged.given.tolist() == [[False, True], [True, True]]
 
 
 def test_tensors_and_frames_of_half_precision_are_read():
-    assert judge(TABLE, TAGS, torch.tensor(PROBS, dtype=torch.float16, requires_grad=True), NAMES).probs.dtype == np.float64
+    assert (
+        attach_predictions(TABLE, TAGS, torch.tensor(PROBS, dtype=torch.float16, requires_grad=True), NAMES).probs.dtype
+        == np.float64
+    )
 
 
 def test_results_cannot_be_changed():
-    judged = judge(TABLE, TAGS, PROBS, NAMES)
+    judged = attach_predictions(TABLE, TAGS, PROBS, NAMES)
     with pytest.raises(ValueError, match="read-only"):
         judged.probs[0, 0] = 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         judged.probs = None
 
 
-@pytest.mark.parametrize(("probs", "names", "error", "says"), [
-    (PROBS[:2], NAMES[:2], DataError, "there are no probabilities of b.wav; predict every clip"),
-    (PROBS, ["a.wav", "a.wav", "b.wav"], DataError, "fnames names a.wav more than once"),
-    (PROBS, NAMES[:2], ShapeError, r"probs has shape \(3, 2\); expected \(2, 2\): a row for each fname"),
-    ([row * 2 for row in PROBS], NAMES, ShapeError, r"probs has shape \(3, 4\)"),
-    ([[0.9, 1.2], *PROBS[1:]], NAMES, DataError, "probs holds 1.2 for a.wav, tag Meow; expected numbers within .* take the sigmoid"),
-    ([[np.nan, 0.2], *PROBS[1:]], NAMES, DataError, "probs holds nan for a.wav, tag Bark"),
-    (PROBS, None, OptionError, "probs come without fnames"),
-])
+@pytest.mark.parametrize(
+    ("probs", "names", "error", "says"),
+    [
+        (PROBS[:2], NAMES[:2], DataError, "there are no probabilities of b.wav; predict every clip"),
+        (PROBS, ["a.wav", "a.wav", "b.wav"], DataError, "fnames names a.wav more than once"),
+        (PROBS, NAMES[:2], ShapeError, r"probs has shape \(3, 2\); expected \(2, 2\): a row for each fname"),
+        ([row * 2 for row in PROBS], NAMES, ShapeError, r"probs has shape \(3, 4\)"),
+        (
+            [[0.9, 1.2], *PROBS[1:]],
+            NAMES,
+            DataError,
+            "probs holds 1.2 for a.wav, tag Meow; expected numbers within .* take the sigmoid",
+        ),
+        ([[np.nan, 0.2], *PROBS[1:]], NAMES, DataError, "probs holds nan for a.wav, tag Bark"),
+        (PROBS, None, OptionError, "probs come without fnames"),
+    ],
+)
 def test_probabilities_that_do_not_fit_are_refused(probs, names, error, says):
     with pytest.raises(error, match=says):
-        judge(TABLE, TAGS, probs, names)
+        attach_predictions(TABLE, TAGS, probs, names)
 
 
 @pytest.mark.parametrize(("table", "error", "says"), [
@@ -66,14 +77,14 @@ def test_probabilities_that_do_not_fit_are_refused(probs, names, error, says):
 ])
 def test_tables_that_do_not_fit_are_refused(table, error, says):
     with pytest.raises(error, match=says):
-        judge(table, TAGS)
+        attach_predictions(table, TAGS)
 
 
 def test_models_do_not_judge_what_they_trained_on():
     with pytest.raises(DataError, match="trained on a.wav, so they know the labels .* say out_of_fold=True"):
-        judge(TABLE, TAGS, PROBS, NAMES, trained_on=["a.wav", "curated.wav"])
-    assert not judge(TABLE, TAGS, PROBS, NAMES, trained_on=["x.wav", "curated.wav"]).out_of_fold
-    assert judge(TABLE, TAGS, PROBS, NAMES, trained_on=["a.wav"], out_of_fold=True).out_of_fold
+        attach_predictions(TABLE, TAGS, PROBS, NAMES, trained_on=["a.wav", "curated.wav"])
+    assert not attach_predictions(TABLE, TAGS, PROBS, NAMES, trained_on=["x.wav", "curated.wav"]).out_of_fold
+    assert attach_predictions(TABLE, TAGS, PROBS, NAMES, trained_on=["a.wav"], out_of_fold=True).out_of_fold
 
 
 def test_the_mean_is_over_models_that_left_the_clip_out():
@@ -87,7 +98,9 @@ def test_an_untrained_folds_gaps_do_not_spoil_the_mean():
 
 
 def test_a_clip_that_every_model_trained_on_has_no_mean():
-    with pytest.raises(DataError, match=r"every model trained on b.wav; share such clips over the folds \(how='own' or 'others'\)"):
+    with pytest.raises(
+        DataError, match=r"every model trained on b.wav; share such clips over the folds \(how='own' or 'others'\)"
+    ):
         out_of_fold_mean(np.zeros((2, 2, 1)), ["a.wav", "b.wav"], [["b.wav"], ["b.wav", "a.wav"]])
     with pytest.raises(ShapeError, match=r"stack has shape \(2, 2, 1\); expected .* with 1 models and 2 clips"):
         out_of_fold_mean(np.zeros((2, 2, 1)), ["a.wav", "b.wav"], [[]])
@@ -96,7 +109,7 @@ def test_a_clip_that_every_model_trained_on_has_no_mean():
 def test_folds_get_their_own_fifth_as_scikit_learn_splits_sorted_names(ten):
     names = np.array(sorted(ten.fnames))
     parts = ten.split(how="own")
-    by_hand = [set(names[held_out]) for _, held_out in KFold(5, shuffle=True, random_state=42).split(names)]
+    by_hand = [set(names[oof_score]) for _, oof_score in KFold(5, shuffle=True, random_state=42).split(names)]
     assert [set(part.fnames) for part in parts] == by_hand
     assert [set(part.fnames) for part in ten.split(how="others")] == [set(names) - own for own in by_hand]
     assert all(part.fnames == ten.fnames for part in ten.split())
@@ -113,7 +126,7 @@ def test_split_clips_are_judged_by_the_folds_that_left_them_out(ten):
 def test_rows_of_one_clip_stay_in_one_fold():
     table = pd.DataFrame({"fname": list("abcdef"), "labels": "Bark"})
     fixes = pd.DataFrame({"fname": list("abcdef"), "labels": [["Meow"]] * 6})
-    for part in NOISY.build("first", corrections=fixes)(judge(table, TAGS)).split(how="own", n=3):
+    for part in NOISY.build("first", corrections=fixes)(attach_predictions(table, TAGS)).split(how="own", n=3):
         assert sorted(part.fnames) == sorted(2 * list(set(part.fnames))) and len(part) == 4
         assert part.targ.shape == (4, 2) and part.source == ("noisy", "noisy", "corrected", "corrected")
 
@@ -125,31 +138,37 @@ def test_weights_of_a_stage(ten):
 
 
 def weights_in_training(clips, **options):
-    """What `NoisyWeights` would tell the loss of the clips of a table."""
-    callback = NoisyWeights(**options)
-    callback.learn = SimpleNamespace(dls=SimpleNamespace(train=SimpleNamespace(dataset=SimpleNamespace(items=clips)), tags=TAGS))
+    """What `SampleWeights` would tell the loss of the clips of a table."""
+    callback = SampleWeights(**options)
+    callback.learn = SimpleNamespace(
+        dls=SimpleNamespace(train=SimpleNamespace(dataset=SimpleNamespace(items=clips)), tags=TAGS)
+    )
     return [values.tolist() for values in callback.of_clips()]
 
 
 def test_weights_and_marks_reach_training_by_name():
     clips = pd.DataFrame({"fname": ["curated.wav", "a.wav", "b.wav"]})
-    gold = NOISY.build("gold", keep=0.3, add=None)(judge(TABLE, TAGS, PROBS, NAMES))
+    gold = NOISY.build("gold", keep=0.3, add=None)(attach_predictions(TABLE, TAGS, PROBS, NAMES))
     weights, noisy = weights_in_training(clips, weights=gold.weight_of, noisy=gold.fnames)
     np.testing.assert_allclose(weights, [1, 0.9, 0.5])
     assert noisy == [0, 1, 1]
-    of_tags = NOISY.build("gold", keep=0.3, add=None, class_weight=[1, 2])(judge(TABLE, TAGS, PROBS, NAMES))
-    np.testing.assert_allclose(weights_in_training(clips, weights=of_tags.weight_of)[0], [[1, 1], [0.9, 1.8], [0.5, 1]], rtol=1e-6)
+    of_tags = NOISY.build("gold", keep=0.3, add=None, class_weight=[1, 2])(
+        attach_predictions(TABLE, TAGS, PROBS, NAMES)
+    )
+    np.testing.assert_allclose(
+        weights_in_training(clips, weights=of_tags.weight_of)[0], [[1, 1], [0.9, 1.8], [0.5, 1]], rtol=1e-6
+    )
 
 
 def test_the_table_carries_weights_and_marks_into_training():
     fixes = pd.DataFrame({"fname": ["a.wav"], "labels": [["Bark"]]})
-    chosen = NOISY.build("first", corrections=fixes)(judge(TABLE, TAGS)).times(0.5)
+    chosen = NOISY.build("first", corrections=fixes)(attach_predictions(TABLE, TAGS)).times(0.5)
     assert chosen.table["labels"].tolist() == [["Meow"], ["Bark", "Meow"], ["Bark"]]
     assert weights_in_training(chosen.table) == [[0.5, 0.5, 0.5], [1, 1, 0]]
 
 
 def test_soft_targets_are_no_labels():
-    soft = NOISY.build("36th")(judge(TABLE, TAGS))
+    soft = NOISY.build("36th")(attach_predictions(TABLE, TAGS))
     with pytest.raises(OptionError, match="36th gives soft targets, which no list of labels can say"):
         soft.labels
     np.testing.assert_allclose(soft.target_of["b.wav"], [0.2, 0.8], rtol=1e-6)

@@ -27,7 +27,9 @@ def test_every_player_has_a_sound_and_every_picture_a_size(browser, address):
     with watched(browser, address) as page:
         seconds = players(page)
         assert len(seconds) == 12 and min(seconds) > 0.4
-        sizes = page.evaluate("() => [...document.querySelectorAll('main svg, main img')].map(e => e.getBoundingClientRect().width)")
+        sizes = page.evaluate(
+            "() => [...document.querySelectorAll('main svg, main img')].map(e => e.getBoundingClientRect().width)"
+        )
         assert len(sizes) > 25 and min(sizes) > 250
         loaded = page.evaluate("""() => Promise.all([...document.querySelectorAll('svg image')].map(i => new Promise(done => {
             const held = new Image(); held.onload = () => done(held.naturalWidth); held.onerror = () => done(0);
@@ -66,8 +68,13 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser, address):
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
         ends = page.evaluate("""() => [...document.querySelectorAll('.card, audio, .wide, section > svg')]
             .map(e => e.getBoundingClientRect().right)""")
-        assert max(ends) <= 360 and page.evaluate("() => parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 12
-        heights = page.evaluate("() => [...document.querySelectorAll('section > .wide tr')].map(e => e.getBoundingClientRect().height)")
+        assert (
+            max(ends) <= 360
+            and page.evaluate("() => parseFloat(getComputedStyle(document.querySelector('td')).fontSize)") >= 12
+        )
+        heights = page.evaluate(
+            "() => [...document.querySelectorAll('section > .wide tr')].map(e => e.getBoundingClientRect().height)"
+        )
         assert len(heights) > 20 and max(heights) < 80, "names are not broken letter by letter"
         page.click("nav a[href='#clips']")
         assert page.evaluate("() => Math.abs(document.getElementById('clips').getBoundingClientRect().top) < 100")

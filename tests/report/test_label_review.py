@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_corrections
 from fatai.errors import DataError, LabelError
 from fatai.report.label_review import media_of, review_of_run, review_page, write_review
@@ -25,7 +25,10 @@ def test_suspects_come_tag_by_tag_the_most_suspect_first(doubtful):
     assert [clip.fname for clip in review.clips] == [first, second, third]
     found = {(review.clips[s.clip].fname, s.tag, s.kind, s.instead) for s in review.suspects}
     assert found == {
-        (first, a, "wrong", "Rain"), (first, "Rain", "missing", ""), (second, "Rooster", "missing", ""), (third, c, "wrong", "Rain"),
+        (first, a, "wrong", "Rain"),
+        (first, "Rain", "missing", ""),
+        (second, "Rooster", "missing", ""),
+        (third, c, "wrong", "Rain"),
     }
     assert [s.tag for s in review.suspects] == sorted((s.tag for s in review.suspects), key=review.tags.index)
     assert review.given == {first: (a,), second: (b,), third: (c,)}
@@ -56,7 +59,7 @@ def test_where_the_data_are_is_taken_from_the_manifest_or_said(doubtful, sample)
 def test_nothing_suspect_and_nothing_in_common_are_said(doubtful, sample):
     run, _ = doubtful
     table = pd.read_csv(run / "oof.csv")
-    labels = read_layout(sample).curated.set_index("fname")["labels"]
+    labels = load_dataset(sample).curated.set_index("fname")["labels"]
     for k, fname in enumerate(table["fname"]):
         table.iloc[k, 1:] = [0.9 if tag in labels[fname] else 0.1 for tag in table.columns[1:]]
     table.to_csv(run / "oof.csv", index=False)
@@ -147,10 +150,17 @@ def test_what_somebody_else_writes_meanwhile_stays(tmp_path):
     assert read_corrections(tmp_path / "corrections.csv")["fname"].tolist() == ["a.wav", "other.wav"]
 
 
-@pytest.mark.parametrize(("fname", "labels", "words"), [
-    ("x.wav", ["Bark"], "'x.wav' is no clip of this review"), ("../a.wav", None, "no clip of this review"), ("a.wav", [], "no tag left"),
-    ("a.wav", ["Bakr"], "unknown tag 'Bakr'; did you mean Bark"), ("a.wav", ["remove"], "unknown tag"), ("a.wav", ["=1+1"], "unknown tag"),
-])
+@pytest.mark.parametrize(
+    ("fname", "labels", "words"),
+    [
+        ("x.wav", ["Bark"], "'x.wav' is no clip of this review"),
+        ("../a.wav", None, "no clip of this review"),
+        ("a.wav", [], "no tag left"),
+        ("a.wav", ["Bakr"], "unknown tag 'Bakr'; did you mean Bark"),
+        ("a.wav", ["remove"], "unknown tag"),
+        ("a.wav", ["=1+1"], "unknown tag"),
+    ],
+)
 def test_decisions_that_make_no_sense_are_refused_and_write_nothing(tmp_path, fname, labels, words):
     with pytest.raises(LabelError, match=re.escape(words)):
         Decisions(tmp_path / "corrections.csv", ("Bark", "Meow"), {"a.wav": ("Bark",)}).decide(fname, labels)
@@ -173,12 +183,18 @@ def test_a_run_applies_the_corrections_of_a_review(doubtful, sample, tmp_path, t
     decisions.decide(third, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a correction that fits no clip would warn
-        labels = read_layout(sample, run / "corrections.csv").curated.set_index("fname")["labels"]
+        labels = load_dataset(sample, run / "corrections.csv").curated.set_index("fname")["labels"]
     assert labels[first] == ["Rain"] and labels[second] == [b] and third not in labels
-    done = run_recipe(sample, tiny_recipe.changed(epochs=1), tmp_path / "again", corrections=run / "corrections.csv", num_workers=0,
-                      predict_test=False)
+    done = run_recipe(
+        sample,
+        tiny_recipe.changed(epochs=1),
+        tmp_path / "again",
+        corrections=run / "corrections.csv",
+        num_workers=0,
+        predict_test=False,
+    )
     assert third not in done.oof.fnames and len(done.oof.fnames) == 119
-    truth = done.oof.against(pd.DataFrame({"fname": labels.index, "labels": list(labels)}))
+    truth = done.oof.align_with(pd.DataFrame({"fname": labels.index, "labels": list(labels)}))
     assert np.isfinite(truth.probs).all()
 
 

@@ -150,7 +150,12 @@ def test_a_figure_is_in_the_pages_colours_asks_for_nothing_and_repeats():
     drawn = drawn_figure("$\\frac <script>&")
     assert drawn == drawn_figure("$\\frac <script>&")
     assert dict(matplotlib.rcParams) == before
-    assert "$\\frac &lt;script&gt;&amp;" in drawn and "<script" not in drawn and "http" not in drawn and "<style" not in drawn
+    assert (
+        "$\\frac &lt;script&gt;&amp;" in drawn
+        and "<script" not in drawn
+        and "http" not in drawn
+        and "<style" not in drawn
+    )
     assert "currentColor" in drawn and media._INK not in drawn and "#000000" not in drawn
     names = re.findall(r' id="([^"]*)"', drawn)
     assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', drawn)) <= set(names), "what is referred to is there"

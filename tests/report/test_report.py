@@ -31,13 +31,26 @@ from fatai.report import html as page
 from fatai.report.sections import metrics
 from fatai.report import media
 from fatai.report import data as material_module
-from fatai.report.data import Material, NotThere, material_of_run
+from fatai.report.data import ReportData, SectionUnavailable, material_of_run
 from fatai.report.html import report_html, run_report
 from fatai.metrics.calibration import Calibration
 from fatai.metrics.calibration_curve import expected_calibration_error
 from fatai.training.learner import fat_learner
 
-PARTS = ["overall", "costs", "tags", "confusions", "clips", "calibration", "curves", "data", "folds", "filters", "speed", "manifest"]
+PARTS = [
+    "overall",
+    "costs",
+    "tags",
+    "confusions",
+    "clips",
+    "calibration",
+    "curves",
+    "data",
+    "folds",
+    "filters",
+    "speed",
+    "manifest",
+]
 
 
 class Page(HTMLParser):
@@ -130,7 +143,10 @@ def test_it_tells_what_the_run_scored(seen, tiny_run):
     assert f"{tiny_run.oof_score:.3f}" in told and "120" in told and "95 % interval" in told
     assert all(f"{score:.3f}" in seen.texts["folds"] for score in tiny_run.fold_scores.values())
     assert all(tag in seen.texts["tags"] for tag in tiny_run.oof.tags)
-    assert "100 clips with 1, 20 clips with 2" in seen.texts["data"] and "No file was found to be broken" in seen.texts["data"]
+    assert (
+        "100 clips with 1, 20 clips with 2" in seen.texts["data"]
+        and "No file was found to be broken" in seen.texts["data"]
+    )
     history = pd.read_csv(tiny_run.out / "fold_1" / "history.csv")
     assert f"{history['lwlrap'].iloc[-1]:.3f}" in seen.texts["curves"] and "fit" in seen.texts["curves"]
     assert "8 of 8 filters of fold 0: 3 bands upwards by 3 frames (47 ms)" in seen.texts["filters"]
@@ -153,7 +169,9 @@ def test_the_worst_come_before_the_best(material):
     cards = page.best_and_worst(material)
     _, probs, targ = material.judged()
     precisions = {side: [card.precision for card in cards[side]] for side in ("worst", "best")}
-    assert precisions["worst"] == sorted(precisions["worst"]) and precisions["best"] == sorted(precisions["best"], reverse=True)
+    assert precisions["worst"] == sorted(precisions["worst"]) and precisions["best"] == sorted(
+        precisions["best"], reverse=True
+    )
     assert max(precisions["worst"]) < min(precisions["best"])
     for card in (*cards["worst"], *cards["best"]):
         row = material.predictions.select([card.fname]).probs[0]
@@ -165,7 +183,9 @@ def test_the_worst_come_before_the_best(material):
 
 
 def test_the_same_run_gives_the_same_bytes_by_command(tiny_run, sample, tmp_path, html):
-    ended = CliRunner().invoke(app, ["report", str(tiny_run.out), "--data", str(sample), "--out", str(tmp_path / "again.html")])
+    ended = CliRunner().invoke(
+        app, ["report", str(tiny_run.out), "--data", str(sample), "--out", str(tmp_path / "again.html")]
+    )
     assert ended.exception is None, ended.exception
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == html
     assert re.fullmatch(rf"{re.escape(str(tmp_path))}/again.html: \d\.\d MB\n", ended.stdout)
@@ -175,7 +195,10 @@ def test_without_its_data_a_run_still_has_its_scores(tiny_run, tmp_path):
     path = run_report(tiny_run.out, out=tmp_path / "alone.html")
     alone = Page(path.read_text(encoding="utf-8"))
     assert f"{tiny_run.oof_score:.3f}" in alone.texts["overall"] and sounds(alone) == []
-    assert any("The sounds are not at hand, so there is nothing to listen to: give the data with --data." in s for s in alone.missing)
+    assert any(
+        "The sounds are not at hand, so there is nothing to listen to: give the data with --data." in s
+        for s in alone.missing
+    )
     assert any("lengths are not shown" in s for s in alone.missing) and "Its sound is not at hand." in alone.missing
     assert_asks_nobody(path.read_text(encoding="utf-8"))
 
@@ -192,11 +215,19 @@ def test_names_from_strangers_do_nothing(material):
         return dataclasses.replace(network(fold), tags=tags)
 
     evil = dataclasses.replace(
-        material, name=EVIL, tags=tags, predictions=Predictions(tuple(EVIL + f for f in known.fnames), tags, known.probs),
-        truth={EVIL + f: row for f, row in material.truth.items()}, folds={EVIL + f: k for f, k in material.folds.items()},
-        paths={EVIL + f: path for f, path in material.paths.items()}, parts={EVIL: material.parts["test"]}, broken=(EVIL,),
-        histories={EVIL: material.histories["fold_0"].assign(stage=EVIL)}, manifest={"machine": {EVIL: EVIL}, "finished": EVIL},
-        notes={EVIL: EVIL}, network=renamed,
+        material,
+        name=EVIL,
+        tags=tags,
+        predictions=Predictions(tuple(EVIL + f for f in known.fnames), tags, known.probs),
+        truth={EVIL + f: row for f, row in material.truth.items()},
+        folds={EVIL + f: k for f, k in material.folds.items()},
+        paths={EVIL + f: path for f, path in material.paths.items()},
+        parts={EVIL: material.parts["test"]},
+        broken=(EVIL,),
+        histories={EVIL: material.histories["fold_0"].assign(stage=EVIL)},
+        manifest={"machine": {EVIL: EVIL}, "finished": EVIL},
+        notes={EVIL: EVIL},
+        network=renamed,
     )
     html = report_html(evil)
     assert_asks_nobody(html)
@@ -230,13 +261,22 @@ def test_no_run_makes_more_than_15_megabytes(mp3, tmp_path, rng, monkeypatch):
     settings = ClipSettings(front_end=ClipSettings().front_end.replace(n_mels=256, hop_length=441))
     network = Pretrained(Looking(n_tags), tags, settings, np.zeros(n_tags), None, {}, {})
     epochs = pd.DataFrame(rng.random((3000, 4)), columns=["train_loss", "valid_loss", "lwlrap", "seconds"])
-    large = Material(
-        name="large", kind="run", tags=tags, predictions=Predictions(fnames, tags, rng.random((n, n_tags))),
-        truth=dict(zip(fnames, rng.random((n, n_tags)) < 0.005)), folds={f: k % 20 for k, f in enumerate(fnames)},
-        paths=dict.fromkeys(fnames, tmp_path / "noise.wav"), parts={"curated": [tmp_path / "noise.wav"] * 50},
+    large = ReportData(
+        name="large",
+        kind="run",
+        tags=tags,
+        predictions=Predictions(fnames, tags, rng.random((n, n_tags))),
+        truth=dict(zip(fnames, rng.random((n, n_tags)) < 0.005)),
+        folds={f: k % 20 for k, f in enumerate(fnames)},
+        paths=dict.fromkeys(fnames, tmp_path / "noise.wav"),
+        parts={"curated": [tmp_path / "noise.wav"] * 50},
         broken=tuple("broken " * 100 for _ in range(5000)),
-        histories={f"fold_{k}": epochs.assign(epoch=range(3000), stage=[f"{i // 9}" for i in range(3000)]) for k in range(20)},
-        network=lambda fold: network, manifest={"machine": {"cpu": "fast" * 1000}}, notes={"Manifest": "x" * 100_000},
+        histories={
+            f"fold_{k}": epochs.assign(epoch=range(3000), stage=[f"{i // 9}" for i in range(3000)]) for k in range(20)
+        },
+        network=lambda fold: network,
+        manifest={"machine": {"cpu": "fast" * 1000}},
+        notes={"Manifest": "x" * 100_000},
     )
     html = report_html(large)
     assert len(html.encode()) < 15e6
@@ -251,7 +291,9 @@ def test_a_calibrated_run_shows_both_curves(material):
     before, after = (metrics.calibration(dataclasses.replace(material, calibration=c)) for c in (None, calibration))
     assert list(before["errors"]) == ["as predicted"] and list(after["errors"]) == ["as predicted", "calibrated"]
     assert before["errors"]["as predicted"] == pytest.approx(expected_calibration_error(*material.judged()[1:]))
-    assert after["errors"]["calibrated"] < 0.1 < after["errors"]["as predicted"], "a network of two epochs is sure of nothing rightly"
+    assert after["errors"]["calibrated"] < 0.1 < after["errors"]["as predicted"], (
+        "a network of two epochs is sure of nothing rightly"
+    )
     assert before["pairs"] == 1200 and "calibrated: error" in after["figure"] and "calibrated" not in before["figure"]
 
 
@@ -264,7 +306,9 @@ def test_a_run_without_out_of_fold_predictions_is_told(copied, sample):
     (copied / "oof.csv").unlink()
     shown = Page(run_report(copied, sample).read_text(encoding="utf-8"))
     assert sum("no predictions of held-out clips (oof.csv)" in s for s in shown.missing) == 6
-    assert "fit" in shown.texts["curves"] and "8 of 8 filters" in shown.texts["filters"] and "60" in shown.texts["folds"]
+    assert (
+        "fit" in shown.texts["curves"] and "8 of 8 filters" in shown.texts["filters"] and "60" in shown.texts["folds"]
+    )
 
 
 @pytest.mark.parametrize(("file", "text", "part", "said"), [
@@ -294,9 +338,13 @@ def test_a_run_from_before_labels_were_kept_takes_them_from_the_data(copied, sam
 
 
 def test_sounds_that_have_gone_are_told_card_by_card(material, tmp_path):
-    gone = dataclasses.replace(material, paths={f: tmp_path / f for f in material.paths}, parts={"curated": [tmp_path / "none.wav"]})
+    gone = dataclasses.replace(
+        material, paths={f: tmp_path / f for f in material.paths}, parts={"curated": [tmp_path / "none.wav"]}
+    )
     cards = examples.best_and_worst(gone, 2)
-    assert all(c.fault.startswith("Its sound cannot be read: ") and not c.player for c in (*cards["worst"], *cards["best"]))
+    assert all(
+        c.fault.startswith("Its sound cannot be read: ") and not c.player for c in (*cards["worst"], *cards["best"])
+    )
     (row,) = audit.data_audit(gone)["parts"]
     assert row == {"part": "curated", "files": 1, "looked_at": 1, "unreadable": 1}
 
@@ -307,12 +355,16 @@ def test_a_network_without_maps_is_told_once(material):
             return spec.mean((1, 2, 3))[:, None].expand(-1, 10)
 
     settings = material.recipe.settings()
-    flat = dataclasses.replace(material, network=lambda fold: Pretrained(Flat(), material.tags, settings, np.zeros(10), None, {}, {}))
+    flat = dataclasses.replace(
+        material, network=lambda fold: Pretrained(Flat(), material.tags, settings, np.zeros(10), None, {}, {})
+    )
     cards = examples.best_and_worst(flat, 2)
-    assert cards["trouble"] == ("What the network looks at is not shown: Flat has no maps of convolutions; Grad-CAM can only say where a "
-                                "convolutional network looks.")
+    assert cards["trouble"] == (
+        "What the network looks at is not shown: Flat has no maps of convolutions; Grad-CAM can only say where a "
+        "convolutional network looks."
+    )
     assert all(c.player and len(c.pictures) == 1 and not c.fault for c in (*cards["worst"], *cards["best"]))
-    with pytest.raises(NotThere, match="The filters are not shown: Flat has no convolution"):
+    with pytest.raises(SectionUnavailable, match="The filters are not shown: Flat has no convolution"):
         examples.filters(flat)
 
 
@@ -339,7 +391,10 @@ def test_an_ensemble_has_the_scores_of_its_blend_and_links_to_its_members(tiny_r
     (tmp_path / "blend.txt").write_text("mean of <two>\n")
     shown = Page(run_report(tmp_path, sample).read_text(encoding="utf-8"))
     assert f"{tiny_run.oof_score:.3f}" in shown.texts["overall"] and "mean of <two>" in shown.texts["manifest"]
-    assert [a["href"] for a in shown.of("a") if "report" in a["href"]] == ["one/report.html", "two%20%26%20three/report.html"]
+    assert [a["href"] for a in shown.of("a") if "report" in a["href"]] == [
+        "one/report.html",
+        "two%20%26%20three/report.html",
+    ]
     assert any("no network of one's own" in s for s in shown.missing) and len(sounds(shown)) == 12
 
 
@@ -356,7 +411,9 @@ def test_a_report_that_fails_leaves_the_run(copied, sample, monkeypatch):
 
     monkeypatch.setattr(page, "report_html", fail)
     lines = []
-    with pytest.warns(UserWarning, match=r"run is done, but its report could not be drawn \(ZeroDivisionError: of some kind\); fatai"):
+    with pytest.warns(
+        UserWarning, match=r"run is done, but its report could not be drawn \(ZeroDivisionError: of some kind\); fatai"
+    ):
         run_module.draw_report(copied, sample, lines.append)
     assert not lines and not list(copied.glob("*report*"))
 
@@ -368,9 +425,14 @@ def test_a_learner_reports_its_held_out_clips(small_dls, tmp_path, monkeypatch):
     preds = learn.tta(n=1)
     path = learn.report(tmp_path / "held.html", preds=preds)
     shown = Page(path.read_text(encoding="utf-8"))
-    assert f"{preds.held_out:.3f}" in shown.texts["overall"] and "30" in shown.texts["overall"]
-    assert shown.missing == ["A learner holds out one part of its clips; it has no folds.", "How long it took was not noted."]
-    assert len(sounds(shown)) == 12 and "training" in shown.texts["data"] and '"network": "m1"' in shown.texts["manifest"]
+    assert f"{preds.oof_score:.3f}" in shown.texts["overall"] and "30" in shown.texts["overall"]
+    assert shown.missing == [
+        "A learner holds out one part of its clips; it has no folds.",
+        "How long it took was not noted.",
+    ]
+    assert (
+        len(sounds(shown)) == 12 and "training" in shown.texts["data"] and '"network": "m1"' in shown.texts["manifest"]
+    )
     assert f"{learn.recorder.values[-1][2]:.3f}" in shown.texts["curves"]
     assert_asks_nobody(path.read_text(encoding="utf-8"))
     monkeypatch.setattr(type(learn), "tta", lambda self, **options: preds if options == {"n": 1} else None)
@@ -381,7 +443,7 @@ def test_an_untrained_learner_has_no_curves(small_dls):
     learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
     held = learn.dls.files(1)
     guessed = Predictions(tuple(held["fname"]), learn.tags, np.full((len(held), 10), 0.5))
-    with pytest.raises(NotThere, match="there are no curves"):
+    with pytest.raises(SectionUnavailable, match="there are no curves"):
         audit.training_curves(on_learner.learner_material(learn, guessed))
 
 
@@ -392,7 +454,10 @@ def test_what_the_readme_says_of_looking_runs(small_dls, tmp_path, monkeypatch):
     learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
     with learn.no_bar():
         exec(compile(block, "README.md", "exec"), {"learn": learn})
-    assert len(plt.get_fignums()) == 4 and list(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts) == PARTS
+    assert (
+        len(plt.get_fignums()) == 4
+        and list(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts) == PARTS
+    )
     plt.close("all")
 
 

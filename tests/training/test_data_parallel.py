@@ -17,15 +17,15 @@ from torch import nn
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.data.samplers import Balanced, SampledDL
-from fatai.augment.item import OnItems
+from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
 from fatai.errors import OptionError
 from fatai.inference import tta
-from fatai.distributed import ALONE, Company, join
-from fatai.training.data_parallel import _NormOverAll, together
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup, init
+from fatai.training.data_parallel import _NormOverAll, distribute
 from fatai.training.learner import fat_learner
-from fatai.callbacks.resume import Resumable
-from fatai.callbacks.sample_weights import NoisyWeights
+from fatai.callbacks.resume import ResumeTraining
+from fatai.callbacks.sample_weights import SampleWeights
 
 BS, EPOCHS = 7, 2
 
@@ -61,9 +61,18 @@ def new_learner(workers=0, sizes=(31, 13), crop_s=5, seed=11, cache=None, **opti
     rows = [table.files(k).head(size).assign(is_valid=k == 1) for k, size in enumerate(sizes)]
     set_seed(seed)
     dls = FATDataLoaders.from_df(
-        pd.concat(rows, ignore_index=True), vocab=table.tags, fn_col="fname", path_col="path", label_col="labels", valid_col="is_valid",
-        crop_s=crop_s, bs=BS, num_workers=workers, check_files=False,
-        cache="features" if cache else "none", cache_dir=cache,
+        pd.concat(rows, ignore_index=True),
+        vocab=table.tags,
+        fn_col="fname",
+        path_col="path",
+        label_col="labels",
+        valid_col="is_valid",
+        crop_s=crop_s,
+        bs=BS,
+        num_workers=workers,
+        check_files=False,
+        cache="features" if cache else "none",
+        cache_dir=cache,
     )
     learn = fat_learner(dls, Net, precision="fp32", opt_func=SGD, **options)
     learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
@@ -81,11 +90,17 @@ def fitted(cbs=(), workers=0, sampled=False, lr=0.5):
     if sampled:
         targ = np.eye(10)[[learn.dls.tags.index(row[0]) for row in learn.dls.files(0)["labels"]]]
         generator = torch.Generator().manual_seed(5)
-        learn.dls.loaders[0] = learn.dls.train.new(cls=SampledDL, sampler=Balanced(targ, n=31, generator=generator), bs=BS)
+        learn.dls.loaders[0] = learn.dls.train.new(
+            cls=SampledDL, sampler=Balanced(targ, n=31, generator=generator), bs=BS
+        )
     kinds = [type(dl) for dl in learn.dls.loaders]
-    with learn.distrib_ctx(company=join()):
+    with learn.distrib_ctx(group=init()):
         learn.fit(EPOCHS, lr, cbs=[make() for make in cbs] + [steps])
-    assert [type(dl) for dl in learn.dls.loaders] == kinds and type(learn.model) is Net and type(learn.model.body[1]) is nn.BatchNorm2d
+    assert (
+        [type(dl) for dl in learn.dls.loaders] == kinds
+        and type(learn.model) is Net
+        and type(learn.model.body[1]) is nn.BatchNorm2d
+    )
     return {"weights": state_of(learn), "rows": [list(row) for row in learn.recorder.values], "steps": steps.n,
             "accelerate": "accelerate" in sys.modules}
 
@@ -96,11 +111,11 @@ def accumulation():
 
 def weights():
     table = FATDataLoaders.from_path(fat_sample(), crop_s=5, bs=4, valid_pct=0.25, seed=0, check_files=False).files(0)
-    return NoisyWeights({name: 1 + k % 3 for k, name in enumerate(table["fname"])})
+    return SampleWeights({name: 1 + k % 3 for k, name in enumerate(table["fname"])})
 
 
 def loud():
-    return OnItems(Gain(gain_db=(12.0, 12.0), p=1.0))
+    return ItemAugmentations(Gain(gain_db=(12.0, 12.0), p=1.0))
 
 
 def same(one, other, rtol=1e-5, atol=1e-6):
@@ -114,8 +129,13 @@ def same(one, other, rtol=1e-5, atol=1e-6):
 def all_fits():
     """Every kind of fit, in one start of the processes."""
     return {
-        "plain": fitted(), "workers": fitted(workers=2), "accumulated": fitted([accumulation]), "weighed": fitted([weights]),
-        "items": fitted([loud]), "sampled": fitted(sampled=True), "sampled and accumulated": fitted([accumulation], sampled=True),
+        "plain": fitted(),
+        "workers": fitted(workers=2),
+        "accumulated": fitted([accumulation]),
+        "weighed": fitted([weights]),
+        "items": fitted([loud]),
+        "sampled": fitted(sampled=True),
+        "sampled and accumulated": fitted([accumulation], sampled=True),
     }
 
 
@@ -129,7 +149,9 @@ def in_two():
     return in_processes(2, all_fits)
 
 
-@pytest.mark.parametrize("kind", ["plain", "workers", "accumulated", "weighed", "items", "sampled", "sampled and accumulated"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "workers", "accumulated", "weighed", "items", "sampled", "sampled and accumulated"]
+)
 def test_two_processes_train_what_one_does(in_one, in_two, kind):
     for k, answer in enumerate(in_two):
         same(in_one[kind], answer[kind])
@@ -143,7 +165,7 @@ def scored(cache):
     scores = []
     for seed in (1, 2, 3):
         learn = new_learner(sizes=(60, 30), seed=seed, cache=cache)
-        with learn.distrib_ctx(company=join()):
+        with learn.distrib_ctx(group=init()):
             learn.fit_one_cycle(12, 3.0)
             scores.append(learn.validate()[1])
     return scores
@@ -161,8 +183,8 @@ def test_lwlrap_of_three_seeds_is_that_of_one_process(tmp_path):
 
 def predicted():
     """Rows of predictions and targets, in fastai's own words and in ours, within the context and behind it; processes join them."""
-    learn, company = new_learner(), join()
-    with learn.distrib_ctx(company=company):
+    learn, group = new_learner(), init()
+    with learn.distrib_ctx(group=group):
         within = [t.as_subclass(torch.Tensor).numpy() for t in learn.get_preds()]
         on_train = learn.get_preds(ds_idx=0)[0].numpy()
         validated = list(learn.validate())
@@ -173,7 +195,9 @@ def predicted():
 
 def test_predictions_are_in_the_clips_order_each_once_within_the_context_and_behind_it():
     alone = predicted()
-    assert alone["within"][0].shape == (13, 10) and alone["train"].shape == (31, 10), "neither is a multiple of 7 or of 2"
+    assert alone["within"][0].shape == (13, 10) and alone["train"].shape == (31, 10), (
+        "neither is a multiple of 7 or of 2"
+    )
     for answer in in_processes(2, predicted):
         for place in ("within", "behind"):
             np.testing.assert_allclose(answer[place][0], alone["within"][0], atol=1e-6)
@@ -189,10 +213,15 @@ def unreadable(folder):
 
     learn = new_learner()
     paths = [*learn.dls.files(1)["path"].head(6), f"{folder}/none.wav", *learn.dls.files(1)["path"].tail(3)]
-    with warnings.catch_warnings(record=True) as told, learn.distrib_ctx(company=join()):
+    with warnings.catch_warnings(record=True) as told, learn.distrib_ctx(group=init()):
         warnings.simplefilter("always")
         preds = learn.tta(items=paths, n=1)
-    return preds.fnames, preds.unreadable, preds.probs, [str(w.message) for w in told if "cannot be read" in str(w.message)]
+    return (
+        preds.fnames,
+        preds.unreadable,
+        preds.probs,
+        [str(w.message) for w in told if "cannot be read" in str(w.message)],
+    )
 
 
 def test_an_unreadable_clip_is_known_to_all(tmp_path):
@@ -221,11 +250,18 @@ def resumed(folder):
     for name, goes in (("whole", 1), ("broken", 2)):
         for go in range(goes):
             learn = new_learner(crop_s=0.5)
-            if join().rank:
+            if init().rank:
                 set_seed(1000)
-            with learn.distrib_ctx(company=join()):
+            with learn.distrib_ctx(group=init()):
                 try:
-                    learn.fit(3, 0.1, cbs=[Resumable(f"{folder}/{name}.safetensors"), *([StopIn()] if (name, go) == ("broken", 0) else [])])
+                    learn.fit(
+                        3,
+                        0.1,
+                        cbs=[
+                            ResumeTraining(f"{folder}/{name}.safetensors"),
+                            *([StopIn()] if (name, go) == ("broken", 0) else []),
+                        ],
+                    )
                 except Stopped:
                     learn("after_cancel_fit")
                     learn("after_fit")
@@ -242,19 +278,22 @@ def test_a_fit_of_two_processes_goes_on_to_the_same_bytes_and_draws(tmp_path):
 
 def normed():
     """Output, gradients and running statistics of a norm whose batch lies in several processes, unequal parts of it."""
-    company = join()
+    group = init()
     torch.manual_seed(3)
     x, weigh = torch.randn(7, 3, 4, 5) * 2 + 50, torch.randn(7, 3, 4, 5)
     norm = nn.BatchNorm2d(3, momentum=0.3)
     nn.init.uniform_(norm.weight)
-    cut = [slice(0, 7)] if company.size == 1 else [slice(0, 4), slice(4, 7)]
-    mine = x[cut[company.rank]].clone().requires_grad_()
-    if company.size > 1:
+    cut = [slice(0, 7)] if group.size == 1 else [slice(0, 4), slice(4, 7)]
+    mine = x[cut[group.rank]].clone().requires_grad_()
+    if group.size > 1:
         norm.__class__ = type("Shared", (_NormOverAll, nn.BatchNorm2d), {})
     out = norm(mine)
-    (out * weigh[cut[company.rank]]).sum().backward()
-    grads = [company.summed(p.grad) for p in norm.parameters()]
-    return [t.detach().numpy() for t in (out, mine.grad, *grads, norm.running_mean, norm.running_var, norm.num_batches_tracked)]
+    (out * weigh[cut[group.rank]]).sum().backward()
+    grads = [group.all_reduce(p.grad) for p in norm.parameters()]
+    return [
+        t.detach().numpy()
+        for t in (out, mine.grad, *grads, norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    ]
 
 
 def test_batch_norms_on_cpus_see_the_batches_of_all():
@@ -268,7 +307,7 @@ def small_batches():
     learn = new_learner()
     learn.dls.train.bs = 1
     try:
-        with together(learn, join()):
+        with distribute(learn, init()):
             learn.fit(1, 0.1)
     except OptionError as e:
         return str(e)
@@ -282,18 +321,18 @@ def test_a_batch_smaller_than_the_company_is_refused():
 def test_alone_the_context_changes_nothing():
     learn = new_learner()
     before = list(learn.cbs)
-    with together(learn, ALONE) as same_learner:
+    with distribute(learn, SINGLE_PROCESS) as same_learner:
         assert same_learner is learn and list(learn.cbs) == before
     with learn.distrib_ctx(sync_bn=False, cpu=True):
         assert list(learn.cbs) == before, "as fastai's own, whose words it takes"
 
 
 def test_a_learner_that_leads_keeps_its_progress_and_the_others_are_silent():
-    from fatai.callbacks.callbacks import EpochLines
+    from fatai.callbacks.callbacks import PlainProgress
 
     learn = new_learner()
-    learn.add_cb(EpochLines())
-    for company in (Company(0, 2), Company(1, 2)):
-        with together(learn, company):
-            assert any(isinstance(cb, EpochLines) for cb in learn.cbs) == company.leads and learn.company == company
-        assert any(isinstance(cb, EpochLines) for cb in learn.cbs) and learn.company == ALONE
+    learn.add_cb(PlainProgress())
+    for group in (ProcessGroup(0, 2), ProcessGroup(1, 2)):
+        with distribute(learn, group):
+            assert any(isinstance(cb, PlainProgress) for cb in learn.cbs) == group.is_main and learn.group == group
+        assert any(isinstance(cb, PlainProgress) for cb in learn.cbs) and learn.group == SINGLE_PROCESS

@@ -7,10 +7,21 @@ import torch
 from torch import nn
 
 from fatai.all import (
-    ClampGradients, EpochLines, FATDataLoaders, Flip, FollowSchedule, MixUpOr, NotFinite, SpecAugment, StopOnNaN, fat_learner, lwlrap,
-    quiet_unless_terminal, random_changes,
+    ClipGradValue,
+    PlainProgress,
+    FATDataLoaders,
+    Flip,
+    LRSchedulerCallback,
+    MixUpOr,
+    NonFiniteError,
+    SpecAugment,
+    TerminateOnNaN,
+    fat_learner,
+    lwlrap,
+    quiet_unless_terminal,
+    augmentation_callbacks,
 )
-from fatai.errors import DataError, OptionError, UnknownName
+from fatai.errors import DataError, OptionError, UnknownNameError
 
 
 @pytest.fixture
@@ -62,9 +73,14 @@ def test_show_results_draws_true_and_predicted_tags(learn):
     plt.close("all")
 
 
-@pytest.mark.parametrize("no_decay, decayed", [
-    ("norm_and_bias", lambda name, p: p.ndim > 1), ("bias", lambda name, p: "bias" not in name), ("none", lambda name, p: True),
-])
+@pytest.mark.parametrize(
+    "no_decay, decayed",
+    [
+        ("norm_and_bias", lambda name, p: p.ndim > 1),
+        ("bias", lambda name, p: "bias" not in name),
+        ("none", lambda name, p: True),
+    ],
+)
 def test_weight_decay_leaves_alone_what_it_is_told_to(small_dls, no_decay, decayed):
     learn = fat_learner(small_dls, "m1", width=0.125, no_decay=no_decay)
     learn.create_opt()
@@ -77,18 +93,18 @@ def test_weight_decay_leaves_alone_what_it_is_told_to(small_dls, no_decay, decay
 def test_gradients_are_clamped_element_by_element(learn):
     seen = []
 
-    class Look(ClampGradients):
-        order = ClampGradients.order + 1
+    class Look(ClipGradValue):
+        order = ClipGradValue.order + 1
 
         def before_step(self):
             seen.append(max(float(p.grad.abs().max()) for p in self.learn.model.parameters()))
 
-    fit(learn, cbs=[ClampGradients(1e-4), Look(1.0)])
+    fit(learn, cbs=[ClipGradValue(1e-4), Look(1.0)])
     assert seen and max(seen) == pytest.approx(1e-4)
 
 
 def test_a_schedule_is_followed_batch_by_batch(learn):
-    follow = FollowSchedule(lambda t: 1e-3 * (1 + t))
+    follow = LRSchedulerCallback(lambda t: 1e-3 * (1 + t))
     fit(learn, epochs=2, cbs=follow)
     n = len(learn.dls.train)
     assert follow.lrs == pytest.approx([1e-3 * (1 + e + i / n) for e in range(2) for i in range(n)])
@@ -98,8 +114,10 @@ def test_a_schedule_is_followed_batch_by_batch(learn):
 def test_a_loss_that_is_no_number_stops_the_fit_with_a_sentence(learn):
     with torch.no_grad():
         next(learn.model.parameters()).fill_(float("nan"))
-    with pytest.raises(NotFinite, match=r"epoch 0, batch 0 \(its files: .*\); the weights are .*: lower the learning rate"):
-        fit(learn, cbs=StopOnNaN())
+    with pytest.raises(
+        NonFiniteError, match=r"epoch 0, batch 0 \(its files: .*\); the weights are .*: lower the learning rate"
+    ):
+        fit(learn, cbs=TerminateOnNaN())
 
 
 def test_without_a_terminal_an_epoch_is_one_line(learn, capsys):
@@ -107,8 +125,12 @@ def test_without_a_terminal_an_epoch_is_one_line(learn, capsys):
     learn.fit(2, 1e-4)
     learn.get_preds()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and all("train_loss" in line and "lwlrap" in line for line in lines) and lines[1].startswith("epoch 1")
-    assert sum(isinstance(cb, EpochLines) for cb in quiet_unless_terminal(learn).cbs) == 1
+    assert (
+        len(lines) == 2
+        and all("train_loss" in line and "lwlrap" in line for line in lines)
+        and lines[1].startswith("epoch 1")
+    )
+    assert sum(isinstance(cb, PlainProgress) for cb in quiet_unless_terminal(learn).cbs) == 1
 
 
 def test_a_module_or_a_function_serves_as_arch(small_dls):
@@ -128,10 +150,10 @@ def test_mixing_and_masking_by_name_or_as_given(small_dls):
     by_name = fat_learner(small_dls, "m1", width=0.125, mixup="mixup_or", spec_augment="spec_augment", augment=["flip"])
     given = fat_learner(small_dls, "m1", width=0.125, mixup=MixUpOr(), spec_augment=SpecAugment(), augment=[Flip()])
     for learn in (by_name, given):
-        kinds = [type(cb) for cb in random_changes(learn)]
+        kinds = [type(cb) for cb in augmentation_callbacks(learn)]
         assert {MixUpOr, SpecAugment, Flip} == set(kinds) and len(kinds) == 3
         fit(learn)
-    with pytest.raises(UnknownName, match="did you mean mixup_or"):
+    with pytest.raises(UnknownNameError, match="did you mean mixup_or"):
         fat_learner(small_dls, "m1", mixup="mixup_orr")
 
 
@@ -143,10 +165,15 @@ def test_a_network_tied_to_mel_bins_takes_the_datas(sample):
         assert learn.model.eval()(dls.one_batch()[0].as_subclass(torch.Tensor)).shape == (4, 10)
 
 
-@pytest.mark.parametrize("options, error, words", [
-    ({"arch": "m9"}, UnknownName, "no model named 'm9'"), ({"loss_func": "bec"}, UnknownName, "did you mean bce"),
-    ({"no_decay": "biases"}, OptionError, "did you mean bias"), ({"arch_options": {"wdth": 1}}, OptionError, "wdth"),
-])
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"arch": "m9"}, UnknownNameError, "no model named 'm9'"),
+        ({"loss_func": "bec"}, UnknownNameError, "did you mean bce"),
+        ({"no_decay": "biases"}, OptionError, "did you mean bias"),
+        ({"arch_options": {"wdth": 1}}, OptionError, "wdth"),
+    ],
+)
 def test_what_is_unknown_is_named(small_dls, options, error, words):
     with pytest.raises(error, match=words):
         fat_learner(small_dls, **{"arch": "m1", **options})

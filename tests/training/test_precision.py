@@ -7,7 +7,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fatai.errors import OptionError
 from fatai.models import create_model
 from fatai.training.learner import fat_learner
-from fatai.training.precision import MixedOnCPU, arithmetic, autocast_for, best_dtype, fast_layout, inference
+from fatai.training.precision import MixedOnCPU, precision_callbacks, autocast_for, best_dtype, fast_layout, inference
 
 
 @pytest.fixture
@@ -34,7 +34,11 @@ def inner_dtypes(learn):
 
 
 def test_a_cpu_with_bfloat16_units_is_told_by_its_capabilities(monkeypatch):
-    for has, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+    for has, dtype in (
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has, raising=False)
         assert best_dtype("cpu") == dtype
 
@@ -48,7 +52,7 @@ def test_in_bf16_convolutions_are_low_and_loss_and_logits_float32(learn):
 
 def test_fp32_adds_no_callback(small_dls):
     learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
-    assert arithmetic("fp32", learn) == []
+    assert precision_callbacks("fp32", learn) == []
     assert inner_dtypes(learn) == ({torch.float32}, {torch.float32})
     with inference(learn):
         assert not torch.is_autocast_enabled("cpu")
@@ -64,7 +68,9 @@ def test_autocast_ends_when_the_network_raises(learn):
     assert not torch.is_autocast_enabled("cpu")
     handle.remove()
     fit(learn)
-    assert not torch.is_autocast_enabled("cpu") and not learn.model._forward_hooks and not learn.model._forward_pre_hooks
+    assert (
+        not torch.is_autocast_enabled("cpu") and not learn.model._forward_hooks and not learn.model._forward_pre_hooks
+    )
 
 
 def test_autocast_has_ended_before_the_loss(learn):
@@ -106,5 +112,5 @@ def test_unknown_precisions_are_refused(small_dls, learn):
 def test_on_a_gpu_the_callbacks_are_fastais(learn, monkeypatch):
     monkeypatch.setattr(learn.dls, "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
-    mixed = next(cb for cb in arithmetic("auto", learn) if isinstance(cb, MixedPrecision))
+    mixed = next(cb for cb in precision_callbacks("auto", learn) if isinstance(cb, MixedPrecision))
     assert mixed.amp_mode.value == "fp16", "older GPUs"

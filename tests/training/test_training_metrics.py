@@ -109,8 +109,12 @@ def test_half_precision_does_not_tie_what_is_apart():
 
     # In bfloat16 the sigmoids of 8 and 9 are both 1.
     rows = [(torch.tensor([8.0, 9.0, -1.0]), torch.tensor([0.0, 1.0, 0.0]))]
-    learn = Learner(DataLoaders(DataLoader(rows, bs=1), DataLoader(rows, bs=1)), InHalf(), loss_func=lambda p, t: p.float().mean(),
-                    metrics=LwLRAP())
+    learn = Learner(
+        DataLoaders(DataLoader(rows, bs=1), DataLoader(rows, bs=1)),
+        InHalf(),
+        loss_func=lambda p, t: p.float().mean(),
+        metrics=LwLRAP(),
+    )
     with learn.no_bar(), learn.no_logging():
         assert learn.validate()[1] == 1.0
 
@@ -171,11 +175,22 @@ def test_two_processes_score_the_clips_of_both_once(case):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     given = json.dumps({"logits": logits.tolist(), "targ": targ.tolist()})
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(Path(__file__).parent), given], env={**shared, "RANK": str(rank)},
-                         stdout=subprocess.PIPE, text=True)
-        for rank in range(2)]
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(Path(__file__).parent), given],
+            env={**shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
     try:
         answers = [json.loads(p.communicate(timeout=120)[0].splitlines()[-1]) for p in processes]
     finally:

@@ -3,7 +3,7 @@
 import pytest
 from helpers.browser import players, serving, watched
 
-from fatai.data.datasets.fat2019 import read_layout
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_corrections
 from fatai.report.label_review import review_of_run, write_review
 
@@ -38,7 +38,9 @@ def to_clip(page, fname):
     raise AssertionError(f"{fname} does not come")
 
 
-def test_corrections_made_by_keyboard_land_in_the_csv_and_a_run_applies_them(chromium, doubtful, page_file, sample, tmp_path):
+def test_corrections_made_by_keyboard_land_in_the_csv_and_a_run_applies_them(
+    chromium, doubtful, page_file, sample, tmp_path
+):
     from playwright.sync_api import expect
 
     run, ((first, a), (second, b), (third, c)) = doubtful
@@ -46,7 +48,10 @@ def test_corrections_made_by_keyboard_land_in_the_csv_and_a_run_applies_them(chr
         expect(page.locator("audio")).to_have_count(1)
         assert players(page)[0] > 0
         to_clip(page, first)
-        assert page.locator(".question").inner_text() == f"Is {a} really in it? Given, but the model says 2 %, and thinks more of Rain."
+        assert (
+            page.locator(".question").inner_text()
+            == f"Is {a} really in it? Given, but the model says 2 %, and thinks more of Rain."
+        )
         page.keyboard.press("r")
         page.keyboard.press("Enter")
         expect(page.locator("#progress")).to_have_text("1 of 3 clips decided, 1 of them corrected")
@@ -60,7 +65,7 @@ def test_corrections_made_by_keyboard_land_in_the_csv_and_a_run_applies_them(chr
         # The page remembers what was decided.
         page.reload()
         expect(page.locator("#progress")).to_have_text("3 of 3 clips decided, 2 of them corrected")
-    labels = read_layout(sample, tmp_path / "corrections.csv").curated.set_index("fname")["labels"]
+    labels = load_dataset(sample, tmp_path / "corrections.csv").curated.set_index("fname")["labels"]
     assert labels[first] == ["Rain"] and labels[second] == [b] and third not in labels.index
 
 
@@ -159,8 +164,12 @@ def test_another_servers_page_does_not_save(chromium, doubtful):
     run, _ = doubtful
     with serving("review", run, "--serve") as (_, address), watched(chromium, address, expected="403") as page:
         expect(page.locator("audio")).to_have_count(1)
-        page.route("**/decide", lambda route: route.continue_(headers={**route.request.headers, "x-fatai-token": "old"}))
+        page.route(
+            "**/decide", lambda route: route.continue_(headers={**route.request.headers, "x-fatai-token": "old"})
+        )
         page.keyboard.press("x")
-        expect(page.locator("#fault")).to_contain_text("not saved: this page is not of the server that runs now; reload it")
+        expect(page.locator("#fault")).to_contain_text(
+            "not saved: this page is not of the server that runs now; reload it"
+        )
         expect(page.locator("#progress")).to_contain_text("0 of 3")
     assert not (run / "corrections.csv").exists()

@@ -63,21 +63,29 @@ def test_a_dropped_wav_shows_its_tags_over_time_and_plays(chromium, server, soun
         expect(page.locator(".lanes .tag")).to_have_count(10)
         shown = [row.split("\n") for row in page.locator(".lanes .tag").all_inner_texts()]
         assert [row[0] for row in shown] == sorted(best, key=lambda tag: -best[tag])
-        assert [int(row[-1].rstrip(" %")) for row in shown] == pytest.approx([100 * best[row[0]] for row in shown], abs=0.6)
+        assert [int(row[-1].rstrip(" %")) for row in shown] == pytest.approx(
+            [100 * best[row[0]] for row in shown], abs=0.6
+        )
         assert players(page) == [pytest.approx(seconds, abs=0.05)]
         # The spectrogram and the bars share their time, and nothing is wider than the screen.
         picture, bars = (page.locator(f".lanes {what}").first.bounding_box() for what in ("img", "svg"))
-        assert picture["x"] == pytest.approx(bars["x"], abs=1) and picture["width"] == pytest.approx(bars["width"], abs=1)
+        assert picture["x"] == pytest.approx(bars["x"], abs=1) and picture["width"] == pytest.approx(
+            bars["width"], abs=1
+        )
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
         # A click in the middle of the picture goes to the middle of the sound.
         page.mouse.click(picture["x"] + picture["width"] / 2, picture["y"] + 20)
-        assert page.evaluate("() => document.querySelector('audio').currentTime") == pytest.approx(seconds / 2, abs=0.05)
+        assert page.evaluate("() => document.querySelector('audio').currentTime") == pytest.approx(
+            seconds / 2, abs=0.05
+        )
         page.evaluate("() => document.querySelector('audio').play()")
         page.wait_for_timeout(300)
         assert page.evaluate("() => document.querySelector('audio').currentTime") > seconds / 2
 
 
-def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(chromium, server, sounds, tagger, tmp_path):
+def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(
+    chromium, server, sounds, tagger, tmp_path
+):
     from playwright.sync_api import expect
 
     with watched(chromium, server) as page:
@@ -89,7 +97,9 @@ def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(c
             page.click("#csv")
         assert download.value.suggested_filename == "tags.csv"
         rows = list(csv.DictReader(io.StringIO(open(download.value.path(), encoding="utf-8").read())))
-        write_events(tmp_path / "events.csv", [FileEvents(path.name, tagger.tag(path, threshold=0.4)) for path in sounds])
+        write_events(
+            tmp_path / "events.csv", [FileEvents(path.name, tagger.tag(path, threshold=0.4)) for path in sounds]
+        )
         wanted = list(csv.DictReader(open(tmp_path / "events.csv", encoding="utf-8")))
         assert wanted and len(rows) == len(wanted)
         key = lambda row: (row["file"], row["tag"], float(row["start_s"]))

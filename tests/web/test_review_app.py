@@ -69,13 +69,21 @@ def test_without_the_pages_token_nothing_is_decided(client, doubtful, headers):
     run, ((first, _), *_) = doubtful
     headers = {name: value.encode("latin-1") for name, value in headers.items()}
     response = client.post("/decide", json={"file": first, "labels": None}, headers=headers)
-    assert response.status_code == 403 and "reload" in response.json()["error"] and not (run / "corrections.csv").exists()
+    assert (
+        response.status_code == 403 and "reload" in response.json()["error"] and not (run / "corrections.csv").exists()
+    )
 
 
 def test_other_pages_and_strange_hosts_may_not_decide_even_with_it(client, token, doubtful):
     run, ((first, _), *_) = doubtful
-    for headers, status in (({"origin": "http://evil.com"}, 403), ({"host": "evil.com"}, 400), ({"sec-fetch-site": "cross-site"}, 403)):
-        response = client.post("/decide", json={"file": first, "labels": None}, headers={"x-fatai-token": token, **headers})
+    for headers, status in (
+        ({"origin": "http://evil.com"}, 403),
+        ({"host": "evil.com"}, 400),
+        ({"sec-fetch-site": "cross-site"}, 403),
+    ):
+        response = client.post(
+            "/decide", json={"file": first, "labels": None}, headers={"x-fatai-token": token, **headers}
+        )
         assert response.status_code == status
     assert not (run / "corrections.csv").exists()
 
@@ -103,4 +111,8 @@ def test_a_full_disk_is_said(client, token, doubtful, monkeypatch):
 
     monkeypatch.setattr("fatai.io.atomic.os.replace", full)
     response = decide(client, token, {"file": first, "labels": None})
-    assert response.status_code == 500 and "the disk is full" in response.json()["error"] and client.get("/data").json()["decided"] == {}
+    assert (
+        response.status_code == 500
+        and "the disk is full" in response.json()["error"]
+        and client.get("/data").json()["decided"] == {}
+    )

@@ -36,14 +36,32 @@ def test_this_machine_is_answered_by_its_names(host):
     assert status(host) == 200
 
 
-@pytest.mark.parametrize("host", [
-    "evil.com", "evil.com:8000", "127.0.0.1.evil.com", "localhost.evil.com", "evil.com@localhost", "localhost@evil.com",
-    "localhost/evil.com", "localhost:8000:1", "10.0.0.5", "", "127.0.0.1, evil.com", "0.0.0.0", "[::1", "localhost:999999",
-])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.com",
+        "evil.com:8000",
+        "127.0.0.1.evil.com",
+        "localhost.evil.com",
+        "evil.com@localhost",
+        "localhost@evil.com",
+        "localhost/evil.com",
+        "localhost:8000:1",
+        "10.0.0.5",
+        "",
+        "127.0.0.1, evil.com",
+        "0.0.0.0",
+        "[::1",
+        "localhost:999999",
+    ],
+)
 def test_other_hosts_are_refused_with_a_sentence(host):
     response = client().get("/", headers={"host": host})
     assert response.status_code == 400
-    assert response.json()["error"].startswith("this server does not answer for the host") and "open it by the address" in response.text
+    assert (
+        response.json()["error"].startswith("this server does not answer for the host")
+        and "open it by the address" in response.text
+    )
 
 
 def test_a_server_for_others_answers_to_its_name_and_to_addresses_but_to_no_strange_name():
@@ -53,17 +71,26 @@ def test_a_server_for_others_answers_to_its_name_and_to_addresses_but_to_no_stra
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-@pytest.mark.parametrize("headers", [
-    {"origin": "http://evil.com"}, {"origin": "null"}, {"origin": "http://127.0.0.1:9999"}, {"origin": "http://localhost:8000"},
-    {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"},
-    {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "cross-site"},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.com"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {"origin": "http://localhost:8000"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "cross-site"},
+    ],
+)
 def test_other_pages_may_not_send_anything(method, headers):
     response = client().request(method, "/", headers=headers)
     assert response.status_code == 403 and "only pages of this server" in response.json()["error"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}]
+)
 def test_its_own_pages_and_programs_may_send(headers):
     assert client().post("/", headers=headers).text == "hello"
 
@@ -71,7 +98,10 @@ def test_its_own_pages_and_programs_may_send(headers):
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "evil.com"])
 def test_every_answer_keeps_to_itself(host):
     headers = client().get("/", headers={"host": host}).headers
-    assert "default-src 'none'" in headers["content-security-policy"] and "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert (
+        "default-src 'none'" in headers["content-security-policy"]
+        and "frame-ancestors 'none'" in headers["content-security-policy"]
+    )
     assert "unsafe" not in headers["content-security-policy"] and "http" not in headers["content-security-policy"]
     assert headers["cross-origin-resource-policy"] == "same-origin" and headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in headers
@@ -83,8 +113,19 @@ def test_there_is_no_talk_over_websockets():
     assert caught.value.code == 1008
 
 
-@pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("localhost", True),
-                                             ("0.0.0.0", False), ("192.168.0.7", False), ("::", False), ("box.local", False)])
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("192.168.0.7", False),
+        ("::", False),
+        ("box.local", False),
+    ],
+)
 def test_what_is_loopback(host, local):
     assert is_loopback(host) is local
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from fatai.data.config import ClipSettings
 from fatai.errors import OptionError
-from fatai.inference.events.tagger import WindowTagger
+from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.report.whole_picture import whole_picture
-from fatai.web.security import Guard, Refusal
-from fatai.web.job_queue import WorkLine
+from fatai.web.security import Guard, HTTPError
+from fatai.web.job_queue import JobQueue
 from fatai.web.tagger_app import named, tagger_app
 from fatai.web.uploads import Limits, shown_name
 
@@ -47,7 +47,7 @@ def sound(seconds=2.0, sr=SR, kind="WAV", channels=1, loud=(0.5, 1.0), **options
 
 @pytest.fixture(scope="module")
 def tagger():
-    return WindowTagger([Loud()], ["Loud", "Never"], ClipSettings(crop_s=0.2, trim_db=None))
+    return SlidingWindowTagger([Loud()], ["Loud", "Never"], ClipSettings(crop_s=0.2, trim_db=None))
 
 
 @pytest.fixture
@@ -84,7 +84,9 @@ def test_a_sound_is_answered_with_what_the_tagger_hears_in_it(client, tagger, ow
     assert heard["file"] == "a.wav" and heard["seconds"] == 2.0
     assert heard["times"] == [round(s.start_s, 4) for s in steps] + [2.0]
     assert [row["tag"] for row in heard["tags"]] == ["Loud", "Never"]
-    np.testing.assert_allclose([row["probs"] for row in heard["tags"]], np.stack([s.probs for s in steps], 1), atol=5e-5)
+    np.testing.assert_allclose(
+        [row["probs"] for row in heard["tags"]], np.stack([s.probs for s in steps], 1), atol=5e-5
+    )
     loud = [a for a, p in zip(heard["times"], heard["tags"][0]["probs"]) if p > 0.5]
     assert min(loud) == pytest.approx(0.5, abs=0.11) and max(loud) == pytest.approx(0.9, abs=0.11)
 
@@ -98,7 +100,11 @@ def test_every_format_and_rate_is_taken(client, kind):
 def test_several_sounds_are_answered_in_their_order_and_one_that_is_none_keeps_its_place(client, own_folder):
     files = [("f", ("a.wav", sound(1))), ("f", ("b.wav", b"no sound at all")), ("f", ("c.wav", sound(0.5)))]
     sounds = client.post("/tag", files=files).json()["sounds"]
-    assert [s["file"] for s in sounds] == ["a.wav", "b.wav", "c.wav"] and [s.get("seconds") for s in sounds] == [1.0, None, 0.5]
+    assert [s["file"] for s in sounds] == ["a.wav", "b.wav", "c.wav"] and [s.get("seconds") for s in sounds] == [
+        1.0,
+        None,
+        0.5,
+    ]
     assert "b.wav" in sounds[1]["error"] and sounds[1]["status"] == 415
 
 
@@ -136,7 +142,9 @@ def claiming(seconds, kind="WAV", sr=SR):
     (sound(6), 422, ["6.0 s long", "at most 5 s"]),
     (sound(6, sr=8000, kind="OGG"), 422, ["6.0 s long"]),
 ])
-def test_what_is_no_sound_or_not_a_whole_or_short_one_is_refused_with_its_reason(client, own_folder, content, status, words):
+def test_what_is_no_sound_or_not_a_whole_or_short_one_is_refused_with_its_reason(
+    client, own_folder, content, status, words
+):
     sentence = refused(upload(client, content, "walk.wav"), status, "walk.wav", *words)
     assert str(own_folder) not in sentence
     assert upload(client, sound(0.3)).status_code == 200
@@ -159,10 +167,22 @@ def test_two_hours_of_silence_in_a_small_file_are_refused_before_they_are_decode
     assert len(file.getvalue()) < 1_000_000 and time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize("name", [
-    "../../../../tmp/evil.wav", "..\\..\\evil.wav", "/etc/passwd", "C:\\Windows\\evil.wav", "evil\x00.wav", "a" * 5000 + ".wav", "..", "",
-    "<img src=x onerror=alert(1)>.wav", "\u202egnp.wav", "nul\r\nSet-Cookie: a=b.wav",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../../tmp/evil.wav",
+        "..\\..\\evil.wav",
+        "/etc/passwd",
+        "C:\\Windows\\evil.wav",
+        "evil\x00.wav",
+        "a" * 5000 + ".wav",
+        "..",
+        "",
+        "<img src=x onerror=alert(1)>.wav",
+        "\u202egnp.wav",
+        "nul\r\nSet-Cookie: a=b.wav",
+    ],
+)
 def test_no_name_of_an_upload_becomes_a_path(client, own_folder, name):
     response = upload(client, sound(0.3), name)
     if response.status_code == 200:
@@ -173,7 +193,11 @@ def test_no_name_of_an_upload_becomes_a_path(client, own_folder, name):
 
 
 def test_shown_names():
-    assert shown_name("a/b\\c d.wav") == "c d.wav" and shown_name("\u202ewav.exe") == "wav.exe" and shown_name(" . ") == "sound"
+    assert (
+        shown_name("a/b\\c d.wav") == "c d.wav"
+        and shown_name("\u202ewav.exe") == "wav.exe"
+        and shown_name(" . ") == "sound"
+    )
     assert shown_name("x" * 200 + ".wav") == "x" * 116 + ".wav"
 
 
@@ -193,9 +217,17 @@ def test_an_upload_that_never_ends_is_given_up(tagger, own_folder):
         answers.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/tag", "raw_path": b"/tag", "query_string": b"", "scheme": "http", "http_version": "1.1",
-        "root_path": "", "headers": [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")],
-        "client": ("127.0.0.1", 5), "server": ("127.0.0.1", 80),
+        "type": "http",
+        "method": "POST",
+        "path": "/tag",
+        "raw_path": b"/tag",
+        "query_string": b"",
+        "scheme": "http",
+        "http_version": "1.1",
+        "root_path": "",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=b")],
+        "client": ("127.0.0.1", 5),
+        "server": ("127.0.0.1", 80),
     }
     asyncio.run(Guard(tagger_app(tagger, "t", LIMITS))(scope, endless, answered))
     assert answers[0]["status"] == 413 and b"at most 1 MB" in answers[1]["body"]
@@ -204,19 +236,38 @@ def test_an_upload_that_never_ends_is_given_up(tagger, own_folder):
 
 def test_too_many_files_are_refused(client, own_folder):
     for n in (4, 40):
-        refused(client.post("/tag", files=[("f", (f"{k}.wav", sound(0.1))) for k in range(n)]), 413, "more than 3 files")
+        refused(
+            client.post("/tag", files=[("f", (f"{k}.wav", sound(0.1))) for k in range(n)]), 413, "more than 3 files"
+        )
 
 
-@pytest.mark.parametrize(("options", "status", "words"), [
-    ({"content": sound(0.1), "headers": {"content-type": "audio/wav"}}, 415, ["audio/wav", "multipart/form-data"]),
-    ({"content": b"x"}, 415, ["unknown"]),
-    ({"data": {"a": "b"}}, 415, ["multipart/form-data"]),
-    ({"content": b"--x\r\nrubbish", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 422, ["no whole file"]),
-    ({"content": b"rubbish", "headers": {"content-type": "multipart/form-data"}}, 422, ["boundary"]),
-    ({"content": b"--x--\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 422, ["no whole file"]),
-    ({"content": b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n',
-      "headers": {"content-type": "multipart/form-data; boundary=x"}}, 422, ["no whole file"]),
-])
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        ({"content": sound(0.1), "headers": {"content-type": "audio/wav"}}, 415, ["audio/wav", "multipart/form-data"]),
+        ({"content": b"x"}, 415, ["unknown"]),
+        ({"data": {"a": "b"}}, 415, ["multipart/form-data"]),
+        (
+            {"content": b"--x\r\nrubbish", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+            422,
+            ["no whole file"],
+        ),
+        ({"content": b"rubbish", "headers": {"content-type": "multipart/form-data"}}, 422, ["boundary"]),
+        (
+            {"content": b"--x--\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}},
+            422,
+            ["no whole file"],
+        ),
+        (
+            {
+                "content": b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n',
+                "headers": {"content-type": "multipart/form-data; boundary=x"},
+            },
+            422,
+            ["no whole file"],
+        ),
+    ],
+)
 def test_bodies_that_are_no_upload_are_refused(client, own_folder, options, status, words):
     refused(client.post("/tag", **options), status, *words)
 
@@ -252,13 +303,13 @@ def test_nothing_is_written_into_the_current_folder(tagger, tmp_path, monkeypatc
 
 
 def test_a_full_line_is_503_and_a_greedy_client_429():
-    line = WorkLine(3, 2)
+    line = JobQueue(3, 2)
     with line.place("a"), line.place("a"):
-        with pytest.raises(Refusal, match="2 of your uploads") as caught, line.place("a"):
+        with pytest.raises(HTTPError, match="2 of your uploads") as caught, line.place("a"):
             pass
         assert caught.value.status == 429
         with line.place("b"):
-            with pytest.raises(Refusal, match="busy with 3 uploads") as caught, line.place("c"):
+            with pytest.raises(HTTPError, match="busy with 3 uploads") as caught, line.place("c"):
                 pass
             assert caught.value.status == 503 and caught.value.response().headers["retry-after"] == "5"
     assert line.waiting == 0
@@ -266,7 +317,7 @@ def test_a_full_line_is_503_and_a_greedy_client_429():
 
 
 def test_the_line_works_one_by_one_and_not_for_those_who_have_gone():
-    line, began, go, order = WorkLine(9, 9), threading.Event(), threading.Event(), []
+    line, began, go, order = JobQueue(9, 9), threading.Event(), threading.Event(), []
 
     def first():
         began.set()
@@ -283,7 +334,7 @@ def test_the_line_works_one_by_one_and_not_for_those_who_have_gone():
     async def both():
         busy = asyncio.create_task(line.work(first, stays))
         await asyncio.to_thread(began.wait, 5)
-        with pytest.raises(Refusal, match="did not wait"):
+        with pytest.raises(HTTPError, match="did not wait"):
             await line.work(lambda: order.append(2), goes)
         go.set()
         return await busy
@@ -298,7 +349,7 @@ def test_an_error_of_the_tagger_is_500_and_the_server_goes_on(own_folder):
         def forward(self, spec):
             raise RuntimeError("a secret of the machine")
 
-    app = Guard(tagger_app(WindowTagger([Broken()], ["A"], ClipSettings(crop_s=0.2)), "t", LIMITS))
+    app = Guard(tagger_app(SlidingWindowTagger([Broken()], ["A"], ClipSettings(crop_s=0.2)), "t", LIMITS))
     with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         for _ in range(2):
             sentence = refused(upload(client, sound(0.3)), 500, "the server failed")
@@ -316,7 +367,9 @@ def test_an_upload_that_dawdles_is_given_up(tagger, own_folder):
 
         app = Guard(tagger_app(tagger, "t", Limits(receive_s=0.2)))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-            return await client.post("/tag", content=body(), headers={"content-type": "multipart/form-data; boundary=x"})
+            return await client.post(
+                "/tag", content=body(), headers={"content-type": "multipart/form-data; boundary=x"}
+            )
 
     refused(asyncio.run(ask()), 408, "0.2 seconds")
 
@@ -329,7 +382,9 @@ def test_limits_are_checked():
 def pixels(picture):
     import base64
 
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2]))).convert("L")).astype(float)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2]))).convert("L")).astype(
+        float
+    )
 
 
 def test_a_whole_picture_shows_a_tone_where_and_when_it_sounds():

@@ -14,7 +14,7 @@ import soundfile
 from fatai.errors import AudioError
 from fatai.audio.io import LOUDEST, AudioInfo, audio_info, opened_sound
 
-__all__ = ["CLIPPED_SAMPLES", "FULL_SCALE", "SoundFile", "examine_sound", "sound_digest"]
+__all__ = ["CLIPPED_SAMPLES", "FULL_SCALE", "AudioFileInfo", "check_audio_file", "audio_digest"]
 
 FULL_SCALE = 1 - 2 / 32768
 """Samples from here on are at full scale: the last two steps of 16 bits."""
@@ -24,11 +24,11 @@ _BLOCK = 1 << 20  # samples of all channels decoded at once
 
 
 @dataclass(frozen=True)
-class SoundFile:
+class AudioFileInfo:
     """What one file holds, from decoding all of it; a file that cannot be decoded has 0 samples and a `fault`.
 
     `peak` is the highest magnitude over all channels, 1.0 being full scale; `clipped` counts samples as `CLIPPED_SAMPLES` says;
-    `digest` is that of `sound_digest`; `fault` is "", "unreadable", "empty" or "not_finite", `what` a sentence on it.
+    `digest` is that of `audio_digest`; `fault` is "", "unreadable", "empty" or "not_finite", `what` a sentence on it.
     """
 
     path: Path
@@ -46,17 +46,17 @@ class SoundFile:
         return self.samples / self.sr if self.sr else 0.0
 
 
-def examine_sound(path: str | Path) -> SoundFile:
+def check_audio_file(path: str | Path) -> AudioFileInfo:
     """Decode a file in blocks of bounded size and measure it; faults are part of the answer, nothing is raised."""
     path = Path(path)
     try:
         info = audio_info(path)
     except AudioError as e:
-        return SoundFile(path, fault="empty" if _is_empty(path) else "unreadable", what=_without_path(str(e), path))
+        return AudioFileInfo(path, fault="empty" if _is_empty(path) else "unreadable", what=_without_path(str(e), path))
     try:
         return _measured(path, info)
     except (soundfile.SoundFileError, RuntimeError, OSError) as e:
-        return SoundFile(path, info.sr, info.channels, fault="unreadable", what=f"decoding ends with: {e}")
+        return AudioFileInfo(path, info.sr, info.channels, fault="unreadable", what=f"decoding ends with: {e}")
 
 
 def _without_path(sentence: str, path: Path) -> str:
@@ -72,7 +72,7 @@ def _is_empty(path: Path) -> bool:
         return False
 
 
-def _measured(path: Path, info: AudioInfo) -> SoundFile:
+def _measured(path: Path, info: AudioInfo) -> AudioFileInfo:
     digest, peak, samples, clipped, tail = _new_digest(), 0.0, 0, 0, np.zeros(2, dtype=bool)
     with opened_sound(path) as sound:
         while len(read := sound.read(max(1, _BLOCK // info.channels), dtype="float32")):
@@ -81,7 +81,7 @@ def _measured(path: Path, info: AudioInfo) -> SoundFile:
             if not np.isfinite(high):
                 at = samples + int(np.argmin(np.isfinite(block).all(1)))
                 what = f"sample {at:,} is {', '.join(map(str, block[at - samples]))}"
-                return SoundFile(path, info.sr, info.channels, fault="not_finite", what=what)
+                return AudioFileInfo(path, info.sr, info.channels, fault="not_finite", what=what)
             peak, samples = max(peak, high), samples + len(block)
             _feed(digest, block)
             # Two flags of the block before, so that a run across the border counts as one.
@@ -89,10 +89,12 @@ def _measured(path: Path, info: AudioInfo) -> SoundFile:
             clipped, tail = clipped + int((full[:-2] & full[1:-1] & full[2:]).sum()), full[-2:]
     if samples < info.samples:
         what = f"only {samples:,} of the {info.samples:,} samples that its header promises can be decoded"
-        return SoundFile(path, info.sr, info.channels, fault="unreadable", what=what)
+        return AudioFileInfo(path, info.sr, info.channels, fault="unreadable", what=what)
     if peak > LOUDEST:
-        return SoundFile(path, info.sr, info.channels, fault="unreadable", what=f"samples reach {peak:.1g} times full scale")
-    return SoundFile(path, info.sr, info.channels, samples, peak, clipped, digest.hexdigest())
+        return AudioFileInfo(
+            path, info.sr, info.channels, fault="unreadable", what=f"samples reach {peak:.1g} times full scale"
+        )
+    return AudioFileInfo(path, info.sr, info.channels, samples, peak, clipped, digest.hexdigest())
 
 
 def _new_digest() -> Any:
@@ -103,9 +105,9 @@ def _feed(digest: Any, block: np.ndarray) -> None:
     digest.update(np.rint(block.mean(1, dtype=np.float64) * 32768).clip(-32768, 32767).astype("<i2").tobytes())
 
 
-def sound_digest(path: str | Path) -> str | None:
+def audio_digest(path: str | Path) -> str | None:
     """A digest of what is heard in a file: its samples, channels averaged, rounded to 16 bits.
 
     The same sound in WAV and FLAC, or under two names, has the same digest; a lossy copy has another one. None if it cannot be read.
     """
-    return examine_sound(path).digest or None
+    return check_audio_file(path).digest or None

@@ -1,6 +1,6 @@
 """A look at every file of a data set: what cannot be read, what is odd, what is twice, what doesn't fit the tables.
 
-`scan(path)` reads all sounds once, whole, on all cores, and changes nothing. Its report is text for people and JSON for programs.
+`check_dataset(path)` reads all sounds once, whole, on all cores, and changes nothing. Its report is text for people and JSON for programs.
 The thresholds are constants of this module and of `fatai.data.audit.audio_file`, and each finding says what was measured, so that it can be judged.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fatai.data.audit.audio_file import CLIPPED_SAMPLES, SoundFile, examine_sound
+from fatai.data.audit.audio_file import CLIPPED_SAMPLES, AudioFileInfo, check_audio_file
 from fatai.data.folds import fold_table, make_folds
 from fatai.data.labels import multi_hot, read_labels, read_table, tags_of
 from fatai.data.own_table import is_own_table, read_own_table
@@ -31,7 +31,7 @@ from fatai.io.progress import track
 from fatai.registry import did_you_mean
 from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
 
-__all__ = ["LENGTH_EDGES_S", "SILENT_DB", "scan"]
+__all__ = ["LENGTH_EDGES_S", "SILENT_DB", "check_dataset"]
 
 SILENT_DB = -60.0
 """A file whose highest peak is below this, in dB of full scale, counts as silent."""
@@ -55,8 +55,13 @@ class _Tables:
         return self.places[fname] if self.places else self.folder(part) / fname
 
 
-def scan(
-    path: str | Path, *, front_end: str | FrontEnd = "ninth", folds: str = "stratified_argmax", n_folds: int = 5, seed: int = 2019,
+def check_dataset(
+    path: str | Path,
+    *,
+    front_end: str | FrontEnd = "ninth",
+    folds: str = "stratified_argmax",
+    n_folds: int = 5,
+    seed: int = 2019,
     threads: int | None = None,
 ) -> ScanReport:
     """Read a whole data set in the competition's layout and report what is odd in it.
@@ -78,7 +83,12 @@ def scan(
         No such folder, or tables without their columns; whatever else is wrong is part of the report.
     """
     tables = _read_tables(Path(path))
-    listed = [(part, fname) for part in tables.rows for fname in tables.rows[part]["fname"] if isfile(tables.file(part, fname))]
+    listed = [
+        (part, fname)
+        for part in tables.rows
+        for fname in tables.rows[part]["fname"]
+        if isfile(tables.file(part, fname))
+    ]
     start = time.perf_counter()
     sounds = _examine_all([tables.file(part, fname) for part, fname in listed], threads)
     elapsed = time.perf_counter() - start
@@ -91,7 +101,12 @@ def scan(
     if tags is None:
         tags = tags_of(row for rows in tables.rows.values() if "labels" in rows for row in rows["labels"])
     return ScanReport(
-        Path(path), files, tuple(findings), tags, _tags_per_fold(tables, tags, folds, n_folds, seed), _length_table(files),
+        Path(path),
+        files,
+        tuple(findings),
+        tags,
+        _tags_per_fold(tables, tags, folds, n_folds, seed),
+        _length_table(files),
         _costs(files, front_end, elapsed),
     )
 
@@ -114,24 +129,31 @@ def _read_tables(root: Path) -> _Tables:
         tables.tags = tuple(c for c in submission.columns if c != "fname")
         tables.rows["test"] = submission[["fname"]]
     elif tables.folder("test").is_dir():
-        tables.rows["test"] = pd.DataFrame({"fname": sorted(f.name for f in tables.folder("test").iterdir() if not f.is_dir())}, dtype=str)
+        tables.rows["test"] = pd.DataFrame(
+            {"fname": sorted(f.name for f in tables.folder("test").iterdir() if not f.is_dir())}, dtype=str
+        )
     if not tables.rows:
-        raise DataError(f"{root} has no train_curated.csv, train_noisy.csv or sample_submission.csv; expected at least one of them")
+        raise DataError(
+            f"{root} has no train_curated.csv, train_noisy.csv or sample_submission.csv; expected at least one of them"
+        )
     return tables
 
 
-def _examine_all(paths: Sequence[Path], threads: int | None) -> list[SoundFile]:
+def _examine_all(paths: Sequence[Path], threads: int | None) -> list[AudioFileInfo]:
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        return list(track(pool.map(examine_sound, paths), "reading sounds", total=len(paths)))
+        return list(track(pool.map(check_audio_file, paths), "reading sounds", total=len(paths)))
 
 
-def _file_table(listed: Sequence[tuple[str, str]], sounds: Sequence[SoundFile]) -> pd.DataFrame:
+def _file_table(listed: Sequence[tuple[str, str]], sounds: Sequence[AudioFileInfo]) -> pd.DataFrame:
     columns = ["part", "fname", "seconds", "sr", "channels", "samples", "peak", "digest", "fault"]
-    rows = [(part, fname, s.seconds, s.sr, s.channels, s.samples, s.peak, s.digest, s.fault) for (part, fname), s in zip(listed, sounds)]
+    rows = [
+        (part, fname, s.seconds, s.sr, s.channels, s.samples, s.peak, s.digest, s.fault)
+        for (part, fname), s in zip(listed, sounds)
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _odd_sounds(listed: Sequence[tuple[str, str]], sounds: Sequence[SoundFile]) -> Iterator[Finding]:
+def _odd_sounds(listed: Sequence[tuple[str, str]], sounds: Sequence[AudioFileInfo]) -> Iterator[Finding]:
     """Findings that one file shows alone, and those of a rate that most others don't have."""
     rates = Counter(s.sr for s in sounds if s.samples)
     usual = rates.most_common(1)[0][0] if rates else 0
@@ -143,14 +165,16 @@ def _odd_sounds(listed: Sequence[tuple[str, str]], sounds: Sequence[SoundFile]) 
             level = f"its highest peak is {20 * np.log10(sound.peak):.0f} dB" if sound.peak else "all samples are 0"
             yield Finding("silent", part, fname, f"{level} ({sound.seconds:.2f} s)")
         if sound.clipped >= CLIPPED_SAMPLES:
-            yield Finding("clipped", part, fname, f"{sound.clipped:,} of {sound.samples:,} samples are in a row at full scale")
+            yield Finding(
+                "clipped", part, fname, f"{sound.clipped:,} of {sound.samples:,} samples are in a row at full scale"
+            )
         if sound.sr != usual:
             yield Finding("rate", part, fname, f"{sound.sr:,} Hz; most files have {usual:,} Hz")
         if sound.channels > 1:
             yield Finding("channels", part, fname, f"{sound.channels} channels; they are averaged when it is read")
 
 
-def _duplicates(listed: Sequence[tuple[str, str]], sounds: Sequence[SoundFile]) -> Iterator[Finding]:
+def _duplicates(listed: Sequence[tuple[str, str]], sounds: Sequence[AudioFileInfo]) -> Iterator[Finding]:
     """Files that sound like one before them; clips of nothing but zeros are reported as silent only."""
     first: dict[str, tuple[str, str]] = {}
     for (part, fname), sound in zip(listed, sounds):
@@ -184,8 +208,13 @@ def _odd_labels(tables: _Tables) -> Iterator[Finding]:
                 if tables.tags is not None and label not in tables.tags:
                     yield Finding("label", part, fname, f"unknown tag {label!r}; {did_you_mean(label, tables.tags)}")
                 elif label in suspects:
-                    yield Finding("label", part, fname, f"the tag {label!r} occurs {count[label]} times, "
-                                                        f"{suspects[label]!r} {count[suspects[label]]} times: is it the same?")
+                    yield Finding(
+                        "label",
+                        part,
+                        fname,
+                        f"the tag {label!r} occurs {count[label]} times, "
+                        f"{suspects[label]!r} {count[suspects[label]]} times: is it the same?",
+                    )
 
 
 def _misspelt(count: Counter[str]) -> dict[str, str]:
@@ -206,7 +235,11 @@ def _odd_files(tables: _Tables) -> Iterator[Finding]:
         return
     for part in _PARTS:
         folder, rows = tables.folder(part), tables.rows.get(part)
-        found = {file.name for file in folder.iterdir() if isfile(file) and not file.name.startswith(".")} if folder.is_dir() else set()
+        found = (
+            {file.name for file in folder.iterdir() if isfile(file) and not file.name.startswith(".")}
+            if folder.is_dir()
+            else set()
+        )
         if rows is None:
             if found:
                 yield Finding("extra", part, "", f"{len(found)} files in {folder.name}/, but no table of them")
@@ -250,10 +283,13 @@ def _costs(files: pd.DataFrame, front_end: str | FrontEnd, elapsed: float, *, cr
     training = read[read["part"] != "test"]
     samples = [max(1, round(float(s) * settings.sr)) for s in read["seconds"]]
     return Costs(
-        front_end=front_end if isinstance(front_end, str) else "as given", training_clips=len(training),
-        training_hours=float(training["seconds"].sum()) / 3600, wave_bytes=2 * sum(samples),
+        front_end=front_end if isinstance(front_end, str) else "as given",
+        training_clips=len(training),
+        training_hours=float(training["seconds"].sum()) / 3600,
+        wave_bytes=2 * sum(samples),
         features_bytes=2 * settings.rows * sum(settings.frames(s) for s in samples),
-        read_speed=float(read["seconds"].sum()) / max(elapsed, 1e-9), front_end_ms=_front_end_ms(settings, round(crop_s * settings.sr)),
+        read_speed=float(read["seconds"].sum()) / max(elapsed, 1e-9),
+        front_end_ms=_front_end_ms(settings, round(crop_s * settings.sr)),
         crop_s=crop_s,
     )
 

@@ -81,12 +81,18 @@ class Costs:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "front_end": self.front_end, "training_clips": self.training_clips, "training_hours": round(self.training_hours, 4),
-            "cache_wave_bytes": self.wave_bytes, "cache_features_bytes": self.features_bytes,
-            "read_times_real_time": round(self.read_speed, 1), "front_end_ms_per_crop": round(self.front_end_ms, 3), "crop_s": self.crop_s,
-            "epoch_reading_s": round(self.reading_s, 2), "epoch_front_end_s": round(self.front_end_s, 2),
+            "front_end": self.front_end,
+            "training_clips": self.training_clips,
+            "training_hours": round(self.training_hours, 4),
+            "cache_wave_bytes": self.wave_bytes,
+            "cache_features_bytes": self.features_bytes,
+            "read_times_real_time": round(self.read_speed, 1),
+            "front_end_ms_per_crop": round(self.front_end_ms, 3),
+            "crop_s": self.crop_s,
+            "epoch_reading_s": round(self.reading_s, 2),
+            "epoch_front_end_s": round(self.front_end_s, 2),
             "formula": "epoch_s = training_hours * 3600 / read_times_real_time + training_clips * front_end_ms_per_crop / 1000 "
-                       "+ steps * seconds_per_step_of_the_network",
+            "+ steps * seconds_per_step_of_the_network",
         }
 
 
@@ -122,7 +128,10 @@ class ScanReport:
 
     @property
     def hours(self) -> dict[str, float]:
-        return {str(part): float(seconds) / 3600 for part, seconds in self.files.groupby("part", sort=False)["seconds"].sum().items()}
+        return {
+            str(part): float(seconds) / 3600
+            for part, seconds in self.files.groupby("part", sort=False)["seconds"].sum().items()
+        }
 
     def of_kind(self, kind: str) -> list[Finding]:
         """Findings of one kind of `KINDS`."""
@@ -130,21 +139,40 @@ class ScanReport:
 
     def to_json(self) -> str:
         """All of it as JSON: every finding, the tables, the estimates."""
-        folds = None if self.folds is None else {str(tag): {str(k): int(v) for k, v in row.items()} for tag, row in self.folds.iterrows()}
-        return json.dumps({
-            "path": str(self.path),
-            "files": {part: int(n) for part, n in Counter(self.files["part"]).items()},
-            "hours": {part: round(hours, 4) for part, hours in self.hours.items()},
-            "findings": {kind: [{"part": f.part, "fname": f.fname, "what": f.what} for f in self.of_kind(kind)] for kind in KINDS},
-            "tags": list(self.tags),
-            "tags_per_fold": folds,
-            "lengths": {str(part): {str(k): int(v) for k, v in row.items()} for part, row in self.lengths.iterrows()},
-            "estimates": self.costs.to_dict(),
-        }, indent=2, ensure_ascii=False)
+        folds = (
+            None
+            if self.folds is None
+            else {str(tag): {str(k): int(v) for k, v in row.items()} for tag, row in self.folds.iterrows()}
+        )
+        return json.dumps(
+            {
+                "path": str(self.path),
+                "files": {part: int(n) for part, n in Counter(self.files["part"]).items()},
+                "hours": {part: round(hours, 4) for part, hours in self.hours.items()},
+                "findings": {
+                    kind: [{"part": f.part, "fname": f.fname, "what": f.what} for f in self.of_kind(kind)]
+                    for kind in KINDS
+                },
+                "tags": list(self.tags),
+                "tags_per_fold": folds,
+                "lengths": {
+                    str(part): {str(k): int(v) for k, v in row.items()} for part, row in self.lengths.iterrows()
+                },
+                "estimates": self.costs.to_dict(),
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
 
     def to_text(self, *, most: int = 20) -> str:
         """All of it for a reader; at most `most` findings of a kind are listed."""
-        sections = [self._parts_text(), self._findings_text(most), self._lengths_text(), self._folds_text(), self._costs_text()]
+        sections = [
+            self._parts_text(),
+            self._findings_text(most),
+            self._lengths_text(),
+            self._folds_text(),
+            self._costs_text(),
+        ]
         return "\n\n".join(text for text in ("\n".join(section) for section in sections) if text)
 
     def _parts_text(self) -> Iterator[str]:

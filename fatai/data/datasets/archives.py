@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import DataError
 from fatai.io.progress import track
 
@@ -86,14 +86,20 @@ def unpack(parts: Sequence[str | Path], place: Callable[[str], Path | None], *, 
     try:
         with _Joined(paths) as source, zipfile.ZipFile(io.BufferedReader(source, _BUFFER)) as archive:
             _correct_offsets(archive, source)
-            wanted = [(info, target) for info in archive.infolist() if not info.is_dir() and (target := _target(info, place, paths[-1]))]
+            wanted = [
+                (info, target)
+                for info in archive.infolist()
+                if not info.is_dir() and (target := _target(info, place, paths[-1]))
+            ]
             total = sum(info.file_size for info, _ in wanted)
             if total > most_bytes:
-                raise DataError(f"{paths[-1].name} would unpack to {total:,} bytes, more than the {most_bytes:,} that it should hold; "
-                                "it is not the archive that was expected")
+                raise DataError(
+                    f"{paths[-1].name} would unpack to {total:,} bytes, more than the {most_bytes:,} that it should hold; "
+                    "it is not the archive that was expected"
+                )
             for info, target in track(wanted, f"unpacking {paths[-1].stem}"):
                 if not (target.is_file() and target.stat().st_size == info.file_size):
-                    with archive.open(info) as packed, write_atomic(target) as beside, beside.open("wb") as out:
+                    with archive.open(info) as packed, write_file(target) as beside, beside.open("wb") as out:
                         # zipfile itself stops at the size that the directory promises, and compares the checksum.
                         shutil.copyfileobj(packed, out, _BLOCK)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as e:
@@ -113,7 +119,9 @@ def _correct_offsets(archive: zipfile.ZipFile, joined: _Joined) -> None:
     base = joined.starts[directory_part if directory_part < parts else parts - 1]
     for info in archive.infolist():
         if info.volume >= parts:
-            raise DataError(f"the archive says that {info.filename} is in part {info.volume + 1}, of {parts}; get all parts")
+            raise DataError(
+                f"the archive says that {info.filename} is in part {info.volume + 1}, of {parts}; get all parts"
+            )
         info.header_offset += joined.starts[info.volume] - base
         if hasattr(info, "_end_offset"):  # where newer Pythons think that the next file begins
             info._end_offset = None
@@ -123,7 +131,9 @@ def _target(info: zipfile.ZipInfo, place: Callable[[str], Path | None], archive:
     name = info.filename
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
-        raise DataError(f"{archive.name} holds the name {name!r}, which leads out of its folder; such an archive is not unpacked")
+        raise DataError(
+            f"{archive.name} holds the name {name!r}, which leads out of its folder; such an archive is not unpacked"
+        )
     if stat.S_ISLNK(info.external_attr >> 16):
         raise DataError(f"{archive.name} holds a link, {name!r}; such an archive is not unpacked")
     return place(name)

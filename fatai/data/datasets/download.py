@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from fatai.io.atomic import write_text_atomic
+from fatai.io.atomic import write_text
 from fatai.data.datasets.fetch import fetch
 from fatai.data.labels import join_labels, read_labels, read_table, tags_of
 from fatai.data.datasets.archives import unpack
@@ -51,13 +51,19 @@ DATASETS: dict[str, Dataset] = {
             "meta": (f"{_ZENODO}.meta.zip",),
             "curated": (f"{_ZENODO}.audio_train_curated.zip",),
             "test": (f"{_ZENODO}.audio_test.zip",),
-            "noisy": (*(f"{_ZENODO}.audio_train_noisy.z{k:02d}" for k in range(1, 7)), f"{_ZENODO}.audio_train_noisy.zip"),
+            "noisy": (
+                *(f"{_ZENODO}.audio_train_noisy.z{k:02d}" for k in range(1, 7)),
+                f"{_ZENODO}.audio_train_noisy.zip",
+            ),
         },
-        listing="https://zenodo.org/api/records/3612637", most_bytes=60 * 10**9,
+        listing="https://zenodo.org/api/records/3612637",
+        most_bytes=60 * 10**9,
         about="the data of Freesound Audio Tagging 2019 with the labels of the test part; CC BY 4.0, each clip its own licence",
     ),
     "esc50": Dataset(
-        archives={"all": ("https://github.com/karoldvl/ESC-50/archive/master.zip",)}, listing="", most_bytes=4 * 10**9,
+        archives={"all": ("https://github.com/karoldvl/ESC-50/archive/master.zip",)},
+        listing="",
+        most_bytes=4 * 10**9,
         about="2,000 recordings of 50 kinds of sound; its fold 5 becomes the test part; CC BY-NC",
     ),
 }
@@ -122,7 +128,7 @@ def _checksums(data: Dataset, store: Path) -> dict[str, str]:
 
 
 def _write(dest: Path, name: str, table: pd.DataFrame) -> None:
-    write_text_atomic(dest / name, table.to_csv(index=False, lineterminator="\n"))
+    write_text(dest / name, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _with_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -144,12 +150,18 @@ def _place_fsdkaggle2019(dest: Path, inside: str) -> Path | None:
     folder = _FSD_FOLDERS.get(file.parent.name.rpartition(".")[2])
     if folder and file.suffix == ".wav":
         return dest / folder / file.name
-    return dest / ".download" / "meta" / file.name if file.parent.name.endswith(".meta") and file.suffix == ".csv" else None
+    return (
+        dest / ".download" / "meta" / file.name
+        if file.parent.name.endswith(".meta") and file.suffix == ".csv"
+        else None
+    )
 
 
 def _tables_fsdkaggle2019(dest: Path, noisy: bool) -> None:
     meta = dest / ".download" / "meta"
-    tables = {part: read_labels(meta / f"{part}_post_competition.csv") for part in ("train_curated", "train_noisy", "test")}
+    tables = {
+        part: read_labels(meta / f"{part}_post_competition.csv") for part in ("train_curated", "train_noisy", "test")
+    }
     for part in ("train_curated", *(("train_noisy",) if noisy else ())):
         _write(dest, f"{part}.csv", _with_cells(tables[part]))
     _write_test(dest, tables["test"], tags_of(row for table in tables.values() for row in table["labels"]))
@@ -174,9 +186,9 @@ def _tables_esc50(dest: Path, noisy: bool) -> None:
     table = read_table(dest / ".download" / "esc50.csv", ["filename", "fold", "category"])
     table = table.rename(columns={"filename": "fname", "category": "labels"})[["fname", "labels", "fold"]]
     table["labels"] = [[label] for label in table["labels"]]
-    held_out = table["fold"] == _TEST_FOLD
-    _write(dest, "train_curated.csv", _with_cells(table[~held_out]))
-    _write_test(dest, table[held_out], tags_of(table["labels"]))
+    oof_score = table["fold"] == _TEST_FOLD
+    _write(dest, "train_curated.csv", _with_cells(table[~oof_score]))
+    _write_test(dest, table[oof_score], tags_of(table["labels"]))
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,20 @@ from types import MappingProxyType
 
 import pandas as pd
 
-from fatai.data.labels import apply_corrections, check_labels, read_corrections, read_labels, read_table, tags_of, warn_unused
+from fatai.data.labels import (
+    apply_corrections,
+    check_labels,
+    read_corrections,
+    read_labels,
+    read_table,
+    tags_of,
+    warn_unused,
+)
 from fatai.data.own_table import is_own_table, read_own_table
 from fatai.errors import DataError, OptionError
 from fatai.audio.io import AUDIO_EXTENSIONS
 
-__all__ = ["CORRUPTED", "CORRUPTED_HOW", "CORRUPTED_RELABELLED", "FATData", "fat_sample", "read_layout"]
+__all__ = ["CORRUPTED", "CORRUPTED_HOW", "CORRUPTED_RELABELLED", "FATDataset", "fat_sample", "load_dataset"]
 
 CORRUPTED = ("f76181c4.wav", "77b925c2.wav", "6a1f682a.wav", "c7db12aa.wav", "7752cc8a.wav", "1d44b0bd.wav")
 """The curated files of the competition that are widely listed as corrupted."""
@@ -44,7 +52,7 @@ CORRUPTED_HOW = ("keep", "drop", "noisy", "relabel")
 
 
 @dataclass(frozen=True)
-class FATData:
+class FATDataset:
     """A data set in the competition's layout: tables of its parts, and the vocabulary.
 
     Attributes
@@ -92,11 +100,13 @@ def fat_sample() -> Path:
     """
     path = Path(__file__).parent / "sample"
     if not (path / "train_curated.csv").is_file():
-        raise DataError(f"the bundled sample is not at {path}; reinstall fatai, or make it anew with examples/make_sample.py")
+        raise DataError(
+            f"the bundled sample is not at {path}; reinstall fatai, or make it anew with examples/make_sample.py"
+        )
     return path
 
 
-def read_layout(path: str | Path, corrections: str | Path | None = None, *, corrupted: str = "keep") -> FATData:
+def load_dataset(path: str | Path, corrections: str | Path | None = None, *, corrupted: str = "keep") -> FATDataset:
     """Read the tables of a data set and look which of its files are there.
 
     Parameters
@@ -132,7 +142,11 @@ def read_layout(path: str | Path, corrections: str | Path | None = None, *, corr
     sample = root / "sample_submission.csv"
     submission = _read_sample(sample) if sample.is_file() else None
     parts = [curated] if noisy is None else [curated, noisy]
-    tags = tuple(submission.columns[1:]) if submission is not None else tags_of(row for part in parts for row in part["labels"])
+    tags = (
+        tuple(submission.columns[1:])
+        if submission is not None
+        else tags_of(row for part in parts for row in part["labels"])
+    )
     for part in parts:
         check_labels(part, tags, root / f"train_{part['part'].iloc[0]}.csv")
     test = _test_table(root, submission)
@@ -140,7 +154,15 @@ def read_layout(path: str | Path, corrections: str | Path | None = None, *, corr
     _report(missing, root)
     if noisy is not None:
         noisy = _present(noisy) if noisy["there"].any() else None
-    data = FATData(root, _present(curated), noisy, test[["fname", "path"]], tags, sample if submission is not None else None, missing)
+    data = FATDataset(
+        root,
+        _present(curated),
+        noisy,
+        test[["fname", "path"]],
+        tags,
+        sample if submission is not None else None,
+        missing,
+    )
     data = _handle_corrupted(data, corrupted)
     return data if corrections is None else _correct(data, corrections)
 
@@ -148,18 +170,22 @@ def read_layout(path: str | Path, corrections: str | Path | None = None, *, corr
 def _no_curated(root: Path) -> str:
     found = sorted(f.name for f in root.glob("*.csv"))
     there = f"its tables are {', '.join(found)}" if found else "it holds no CSV"
-    return (f"{root} has no train_curated.csv ({there}); expected one with the columns fname and labels; "
-            "of a table with another name or in another place, give its path instead of the folder: such as my_sounds/labels.csv")
+    return (
+        f"{root} has no train_curated.csv ({there}); expected one with the columns fname and labels; "
+        "of a table with another name or in another place, give its path instead of the folder: such as my_sounds/labels.csv"
+    )
 
 
-def _own_sounds(csv: Path, corrections: str | Path | None) -> FATData:
+def _own_sounds(csv: Path, corrections: str | Path | None) -> FATDataset:
     table = read_own_table(csv).assign(part="curated")
     missing = _missing(table)
     _report(missing, csv)
     none = pd.DataFrame({"fname": pd.Series(dtype=str), "path": pd.Series(dtype=str)})
     if not table["there"].any():
-        raise DataError(f"none of the {len(table)} sounds that {csv} names, such as {table['fname'].iloc[0]}, is in {csv.parent} or below")
-    data = FATData(csv, _present(table), None, none, tags_of(table["labels"]), None, missing)
+        raise DataError(
+            f"none of the {len(table)} sounds that {csv} names, such as {table['fname'].iloc[0]}, is in {csv.parent} or below"
+        )
+    data = FATDataset(csv, _present(table), None, none, tags_of(table["labels"]), None, missing)
     return data if corrections is None else _correct(data, corrections)
 
 
@@ -168,12 +194,19 @@ def _part_table(root: Path, part: str) -> pd.DataFrame | None:
     table_path, folder = root / f"train_{part}.csv", root / f"train_{part}"
     if not table_path.is_file():
         if folder.is_dir() and part != "curated":
-            warnings.warn(f"{folder} has no table {table_path.name} beside it, so its sounds are left out", stacklevel=3)
+            warnings.warn(
+                f"{folder} has no table {table_path.name} beside it, so its sounds are left out", stacklevel=3
+            )
         return None
     if not folder.is_dir():
         if part == "curated":
-            raise DataError(f"{table_path} is there, but no folder {folder} with its sound files; expected {folder}/<fname>")
-        warnings.warn(f"{table_path} is there, but no folder {folder.name}/ with its sound files, so this part is left out", stacklevel=3)
+            raise DataError(
+                f"{table_path} is there, but no folder {folder} with its sound files; expected {folder}/<fname>"
+            )
+        warnings.warn(
+            f"{table_path} is there, but no folder {folder.name}/ with its sound files, so this part is left out",
+            stacklevel=3,
+        )
         return None
     table = read_labels(table_path)
     if not len(table):
@@ -185,7 +218,9 @@ def _with_files(table: pd.DataFrame, folder: Path, part: str, table_path: Path) 
     """Add `path`, `part`, and `there`: whether the file is in `folder`."""
     for fname in table["fname"]:
         if PurePosixPath(fname).is_absolute() or PureWindowsPath(fname).drive or ".." in PureWindowsPath(fname).parts:
-            raise DataError(f"{table_path} names the file {fname!r}, which leads out of {folder}; expected names of files in it")
+            raise DataError(
+                f"{table_path} names the file {fname!r}, which leads out of {folder}; expected names of files in it"
+            )
     # One listing instead of a look at every file: 25,000 of them take seconds on a network drive.
     listed = _files_in(folder)
     added = table.drop(columns=[c for c in ("path", "part", "there") if c in table.columns])
@@ -200,7 +235,9 @@ def _files_in(folder: Path) -> set[str]:
         return set()
     with os.scandir(folder) as entries:
         # A link that leads to itself is an error for the entry, and no file for isfile.
-        return {entry.name for entry in entries if (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file())}
+        return {
+            entry.name for entry in entries if (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file())
+        }
 
 
 def _read_sample(path: Path) -> pd.DataFrame:
@@ -221,13 +258,19 @@ def _test_table(root: Path, submission: pd.DataFrame | None) -> pd.DataFrame:
     folder = root / "test"
     if not folder.is_dir():
         if submission is not None and len(submission):
-            warnings.warn(f"{root} has a sample submission but no folder test/, so there is nothing to predict", stacklevel=3)
+            warnings.warn(
+                f"{root} has a sample submission but no folder test/, so there is nothing to predict", stacklevel=3
+            )
         names: list[str] = []
     elif submission is not None:
         names = list(submission["fname"])
     else:
-        names = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in AUDIO_EXTENSIONS and not file.is_dir())
-    return _with_files(pd.DataFrame({"fname": pd.Series(names, dtype=str)}), folder, "test", root / "sample_submission.csv")
+        names = sorted(
+            file.name for file in folder.iterdir() if file.suffix.lower() in AUDIO_EXTENSIONS and not file.is_dir()
+        )
+    return _with_files(
+        pd.DataFrame({"fname": pd.Series(names, dtype=str)}), folder, "test", root / "sample_submission.csv"
+    )
 
 
 def _present(part: pd.DataFrame) -> pd.DataFrame:
@@ -246,11 +289,13 @@ def _report(missing: pd.DataFrame, root: Path) -> None:
     for part, rows in missing.groupby("part", sort=False):
         names = ", ".join(rows["fname"][:5]) + (", ..." if len(rows) > 5 else "")
         told.append(f"{len(rows)} {part} ({names})")
-    warnings.warn(f"{root}: rows without a sound file: {'; '.join(told)}; training rows are left out, test rows get an answer all the same",
-                  stacklevel=3)
+    warnings.warn(
+        f"{root}: rows without a sound file: {'; '.join(told)}; training rows are left out, test rows get an answer all the same",
+        stacklevel=3,
+    )
 
 
-def _handle_corrupted(data: FATData, how: str) -> FATData:
+def _handle_corrupted(data: FATDataset, how: str) -> FATDataset:
     """Keep, drop, move or relabel the six corrupted curated files."""
     curated = data.curated
     is_corrupted = curated["fname"].isin(CORRUPTED)
@@ -269,7 +314,7 @@ def _handle_corrupted(data: FATData, how: str) -> FATData:
     return _checked(replace(data, curated=table))
 
 
-def _correct(data: FATData, corrections: str | Path) -> FATData:
+def _correct(data: FATDataset, corrections: str | Path) -> FATDataset:
     """Apply a file of hand corrections to both training parts."""
     right = read_corrections(corrections, tags=data.tags)
     known: list[str] = [*data.curated["fname"], *data.missing["fname"], *CORRUPTED]
@@ -281,8 +326,10 @@ def _correct(data: FATData, corrections: str | Path) -> FATData:
     return _checked(replace(data, curated=apply_corrections(data.curated, right), noisy=noisy))
 
 
-def _checked(data: FATData) -> FATData:
+def _checked(data: FATDataset) -> FATDataset:
     if not len(data.curated):
-        raise DataError(f"{data.path} has no curated clip left to learn from: every row of train_curated.csv lacks its file "
-                        f"or was removed; expected sound files in {data.path / 'train_curated'}")
+        raise DataError(
+            f"{data.path} has no curated clip left to learn from: every row of train_curated.csv lacks its file "
+            f"or was removed; expected sound files in {data.path / 'train_curated'}"
+        )
     return data

@@ -59,18 +59,24 @@ def _arrive(url: str, part: Path, tries: int, wait_s: float) -> None:
         problem = _attempt(url, part)
         if not problem:
             return
-    raise DataError(f"{url} could not be downloaded in {tries} tries ({problem}); check the connection and start again: "
-                    f"{part.stat().st_size if part.exists() else 0:,} bytes are kept")
+    raise DataError(
+        f"{url} could not be downloaded in {tries} tries ({problem}); check the connection and start again: "
+        f"{part.stat().st_size if part.exists() else 0:,} bytes are kept"
+    )
 
 
 def _attempt(url: str, part: Path) -> str:
     """Add to `part` what is missing; "" when it is whole, otherwise why the connection failed."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": _AGENT, **({"Range": f"bytes={have}-"} if have else {})})
+    request = urllib.request.Request(
+        url, headers={"User-Agent": _AGENT, **({"Range": f"bytes={have}-"} if have else {})}
+    )
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
             # A server that cannot go on from there sends all of it, with another status.
-            resumed = response.status == 206 and str(response.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
+            resumed = response.status == 206 and str(response.headers.get("Content-Range", "")).startswith(
+                f"bytes {have}-"
+            )
             length = response.headers.get("Content-Length")
             with part.open("ab" if resumed else "wb") as file:
                 got = sum(file.write(block) for block in track(_blocks(response), f"downloading {part.stem}"))
@@ -111,4 +117,6 @@ def _verify(path: Path, checksum: str, url: str) -> None:
     found = file_digest(path, algorithm)
     if found != expected.lower():
         path.unlink()
-        raise DataError(f"{url}: what arrived has the {algorithm} {found}, expected {expected}; it was removed, start again")
+        raise DataError(
+            f"{url}: what arrived has the {algorithm} {found}, expected {expected}; it was removed, start again"
+        )

@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from fatai.io.atomic import write_atomic
+from fatai.io.atomic import write_file
 from fatai.errors import DataError, OptionError
 from fatai.inference.events.progress_log import FileEvents
-from fatai.inference.events.segments import TagEvent
+from fatai.inference.events.segments import SoundEvent
 from fatai.registry import did_you_mean
 
 __all__ = ["EVENT_FORMATS", "write_events"]
@@ -28,12 +28,26 @@ EVENT_FORMATS = ("csv", "json", "audacity", "raven")
 
 _LONGEST_NAME = 255  # bytes
 _RAVEN_COLUMNS = (
-    "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)", "Begin Path", "Tag", "Probability",
+    "Selection",
+    "View",
+    "Channel",
+    "Begin Time (s)",
+    "End Time (s)",
+    "Low Freq (Hz)",
+    "High Freq (Hz)",
+    "Begin Path",
+    "Tag",
+    "Probability",
 )
 
 
 def write_events(
-    out: str | Path, results: Iterable[FileEvents], how: str = "csv", *, high_hz: float = 22050.0, root: str | Path | None = None,
+    out: str | Path,
+    results: Iterable[FileEvents],
+    how: str = "csv",
+    *,
+    high_hz: float = 22050.0,
+    root: str | Path | None = None,
 ) -> None:
     """Write the events of sounds to one file, or with `root` to one for each sound.
 
@@ -63,7 +77,7 @@ def write_events(
     --------
     >>> import tempfile
     >>> out = Path(tempfile.mkdtemp(), "events.csv")
-    >>> _ = write_events(out, [FileEvents("a.wav", [TagEvent(0.75, 2.25, "Bark", 0.9)])])
+    >>> _ = write_events(out, [FileEvents("a.wav", [SoundEvent(0.75, 2.25, "Bark", 0.9)])])
     >>> print(out.read_text(), end="")
     file,start_s,end_s,tag,prob
     a.wav,0.750,2.250,Bark,0.9000
@@ -92,7 +106,7 @@ def _short_name(below: str) -> str:
 
 def _write(path: Path, results: Iterable[FileEvents], how: str, high_hz: float) -> None:
     # A name of a file that is not UTF-8 is text with surrogates, which only this way of writing takes.
-    with write_atomic(path) as beside, open(beside, "w", encoding="utf-8", errors="surrogateescape", newline="") as f:
+    with write_file(path) as beside, open(beside, "w", encoding="utf-8", errors="surrogateescape", newline="") as f:
         if how == "csv":
             _write_csv(f, results)
         elif how == "json":
@@ -105,7 +119,9 @@ def _write(path: Path, results: Iterable[FileEvents], how: str, high_hz: float) 
 def _only_one(results: Iterable[FileEvents], how: str) -> FileEvents:
     found = list(islice(results, 2))
     if len(found) != 1:
-        raise OptionError(f"a file for {how} holds the events of one sound, here are {len(found) or 'none'}; give a root and a folder")
+        raise OptionError(
+            f"a file for {how} holds the events of one sound, here are {len(found) or 'none'}; give a root and a folder"
+        )
     return found[0]
 
 
@@ -120,20 +136,33 @@ def _write_json(f: IO[str], results: Iterable[FileEvents]) -> None:
     # File by file, so that a hundred thousand of them are never one object in memory.
     f.write('{"files": [')
     for k, (file, events) in enumerate(results):
-        listed = [{"start_s": round(e.start_s, 3), "end_s": round(e.end_s, 3), "tag": e.tag, "prob": round(e.prob, 4)} for e in events]
+        listed = [
+            {"start_s": round(e.start_s, 3), "end_s": round(e.end_s, 3), "tag": e.tag, "prob": round(e.prob, 4)}
+            for e in events
+        ]
         f.write((",\n" if k else "\n") + json.dumps({"file": file, "events": listed}))
     f.write("\n]}\n")
 
 
-def _write_labels(f: IO[str], events: Sequence[TagEvent]) -> None:
+def _write_labels(f: IO[str], events: Sequence[SoundEvent]) -> None:
     f.writelines(f"{e.start_s:.3f}\t{e.end_s:.3f}\t{_cell(e.tag)} {e.prob:.2f}\n" for e in events)
 
 
 def _write_selections(f: IO[str], result: FileEvents, high_hz: float) -> None:
     f.write("\t".join(_RAVEN_COLUMNS) + "\n")
     for number, e in enumerate(result.events, 1):
-        row = (number, "Spectrogram 1", 1, f"{e.start_s:.3f}", f"{e.end_s:.3f}", "0.0", f"{high_hz:.1f}", _cell(result.file), _cell(e.tag),
-               f"{e.prob:.4f}")
+        row = (
+            number,
+            "Spectrogram 1",
+            1,
+            f"{e.start_s:.3f}",
+            f"{e.end_s:.3f}",
+            "0.0",
+            f"{high_hz:.1f}",
+            _cell(result.file),
+            _cell(e.tag),
+            f"{e.prob:.4f}",
+        )
         f.write("\t".join(map(str, row)) + "\n")
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fatai.errors import AudioError, DataError
-from fatai.inference.events.segments import TagEvent
+from fatai.inference.events.segments import SoundEvent
 from fatai.io.progress import track
 from fatai.io.json import parse_json
 
-__all__ = ["FileEvents", "TaggedFiles", "read_journal"]
+__all__ = ["FileEvents", "TaggingResult", "read_event_log"]
 
 _MARK = "fatai events 1"
 
@@ -28,11 +28,11 @@ class FileEvents(NamedTuple):
     """A file, by the name it was given, and what is heard in it."""
 
     file: str
-    events: Sequence[TagEvent]
+    events: Sequence[SoundEvent]
 
 
 @dataclass
-class TaggedFiles:
+class TaggingResult:
     """How many files were tagged now, how many had been before, and why the others could not be read, by file."""
 
     tagged: int = 0
@@ -40,9 +40,9 @@ class TaggedFiles:
     faults: dict[str, str] = field(default_factory=dict)
 
 
-def tag_all(
-    tag: Callable[[str], Sequence[TagEvent]], paths: Iterable[str | Path], out: str | Path, made_by: dict[str, Any],
-) -> TaggedFiles:
+def tag_files(
+    tag: Callable[[str], Sequence[SoundEvent]], paths: Iterable[str | Path], out: str | Path, made_by: dict[str, Any],
+) -> TaggingResult:
     """Append what `tag` hears in each path to the journal `out`, except for those that it has; begins it if there is none.
 
     Parameters
@@ -50,7 +50,7 @@ def tag_all(
     made_by
         What decides the events; a journal that was begun with anything else is a `DataError`.
     """
-    out, names, counts = Path(out), [os.fspath(path) for path in paths], TaggedFiles()
+    out, names, counts = Path(out), [os.fspath(path) for path in paths], TaggingResult()
     done = _done(out, made_by)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a", encoding="ascii", newline="\n") as journal:
@@ -72,7 +72,7 @@ def tag_all(
     return counts
 
 
-def read_journal(path: str | Path) -> Iterator[FileEvents]:
+def read_event_log(path: str | Path) -> Iterator[FileEvents]:
     """Files and their events, one after another, in the order in which they were tagged; those that could not be read are left out.
 
     Raises
@@ -83,9 +83,14 @@ def read_journal(path: str | Path) -> Iterator[FileEvents]:
     for number, entry in _lines(Path(path)):
         if number > 1 and "events" in entry:
             try:
-                events = [TagEvent(float(start), float(end), str(tag), float(prob)) for start, end, tag, prob in entry["events"]]
+                events = [
+                    SoundEvent(float(start), float(end), str(tag), float(prob))
+                    for start, end, tag, prob in entry["events"]
+                ]
             except (TypeError, ValueError) as e:
-                raise DataError(f"{path}, line {number}: its events are not rows of start, end, tag and probability ({e})") from None
+                raise DataError(
+                    f"{path}, line {number}: its events are not rows of start, end, tag and probability ({e})"
+                ) from None
             yield FileEvents(str(entry["file"]), events)
 
 
@@ -101,7 +106,9 @@ def _done(path: Path, made_by: dict[str, Any]) -> set[str]:
         return set()
     begun = next(_lines(path), (0, {}))[1]
     if begun and begun.get("by") != json.loads(json.dumps(made_by)):
-        raise DataError(f"{path} was begun with other networks or settings; give the same ones to go on, or another file")
+        raise DataError(
+            f"{path} was begun with other networks or settings; give the same ones to go on, or another file"
+        )
     done = {str(entry["file"]) for number, entry in _lines(path) if number > 1 and "events" in entry}
     with path.open("rb+") as journal:
         journal.truncate(_whole_bytes(journal))

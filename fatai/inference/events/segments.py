@@ -15,11 +15,11 @@ import numpy as np
 from fatai.errors import OptionError
 from fatai.registry import did_you_mean
 
-__all__ = ["TagEvent"]
+__all__ = ["SoundEvent"]
 
 
 @dataclass(frozen=True, slots=True)
-class TagEvent:
+class SoundEvent:
     """A tag that is heard from `start_s` to `end_s`; `prob` is the highest probability of its steps."""
 
     start_s: float
@@ -36,7 +36,7 @@ class Step(NamedTuple):
     probs: np.ndarray
 
 
-class StepMeans:
+class OverlapAverager:
     """Probabilities of overlapping windows, in the order of time, to those of the steps that they cover.
 
     A step's probability is the mean over the windows that cover it, weighted by how much of the step each covers. So a tag that is heard
@@ -93,7 +93,9 @@ def threshold_of(threshold: float | Mapping[str, float], tags: Sequence[str]) ->
                 raise OptionError(f"threshold names the tag {tag!r}; {did_you_mean(tag, list(tags))}")
         lacking = [tag for tag in tags if tag not in threshold]
         if lacking:
-            raise OptionError(f"threshold lacks the tag {lacking[0]!r}; give one number for each of the {len(tags)} tags, or one for all")
+            raise OptionError(
+                f"threshold lacks the tag {lacking[0]!r}; give one number for each of the {len(tags)} tags, or one for all"
+            )
         values = np.array([float(threshold[tag]) for tag in tags])
     else:
         values = np.full(len(tags), float(threshold))
@@ -102,7 +104,9 @@ def threshold_of(threshold: float | Mapping[str, float], tags: Sequence[str]) ->
     return values
 
 
-def merged(steps: Iterable[Step], tags: Sequence[str], threshold: np.ndarray, top: int | None = None) -> Iterator[TagEvent]:
+def merge_steps(
+    steps: Iterable[Step], tags: Sequence[str], threshold: np.ndarray, top: int | None = None
+) -> Iterator[SoundEvent]:
     """Events: neighbouring steps in which a tag reaches its threshold become one.
 
     Parameters
@@ -120,7 +124,7 @@ def merged(steps: Iterable[Step], tags: Sequence[str], threshold: np.ndarray, to
     """
     if top is not None and top < 1:
         raise OptionError(f"top is {top}; expected at least one tag, or None for all that reach their threshold")
-    going: dict[int, TagEvent] = {}
+    going: dict[int, SoundEvent] = {}
     for start_s, end_s, probs in steps:
         loudest = np.argsort(-probs, kind="stable")[:top]
         heard = {int(i) for i in loudest if probs[i] >= threshold[i]}
@@ -129,5 +133,5 @@ def merged(steps: Iterable[Step], tags: Sequence[str], threshold: np.ndarray, to
         for i in heard:
             before = going.get(i)
             since, best = (before.start_s, before.prob) if before else (start_s, 0.0)
-            going[i] = TagEvent(since, end_s, tags[i], max(best, float(probs[i])))
+            going[i] = SoundEvent(since, end_s, tags[i], max(best, float(probs[i])))
     yield from going.values()

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from fatai.data.blocks import WaveToSpec
 from fatai.data.config import ClipSettings
 from fatai.errors import OptionError
-from fatai.inference.events.progress_log import TaggedFiles, tag_all
-from fatai.inference.events.segments import Step, StepMeans, TagEvent, merged, threshold_of
+from fatai.inference.events.progress_log import TaggingResult, tag_files
+from fatai.inference.events.segments import Step, OverlapAverager, SoundEvent, merge_steps, threshold_of
 from fatai.metrics.calibration import Calibration
 from fatai.audio.stream import Sound, stream_audio
 from fatai.audio.waveform import peak_db
 from fatai.training.precision import autocast_for
 
-__all__ = ["WindowTagger"]
+__all__ = ["SlidingWindowTagger"]
 
 
-class WindowTagger:
+class SlidingWindowTagger:
     """Tags sound of any length with one or several networks, averaged.
 
     Parameters
@@ -72,11 +72,19 @@ class WindowTagger:
             raise OptionError("there are no networks; a tagger needs at least one")
         step_s = settings.crop_s / 2 if step_s is None else step_s
         if not 0.01 <= step_s <= settings.crop_s:
-            raise OptionError(f"step_s is {step_s}; expected 0.01 to {settings.crop_s:g} seconds, the length of a window")
+            raise OptionError(
+                f"step_s is {step_s}; expected 0.01 to {settings.crop_s:g} seconds, the length of a window"
+            )
         if bs < 1:
             raise OptionError(f"bs is {bs}; expected at least one window in a batch")
         self.networks, self.tags, self.settings = [network.eval() for network in networks], tuple(tags), settings
-        self.step_s, self.silence_db, self.bs, self.precision, self.activation = step_s, silence_db, bs, precision, activation
+        self.step_s, self.silence_db, self.bs, self.precision, self.activation = (
+            step_s,
+            silence_db,
+            bs,
+            precision,
+            activation,
+        )
         self.calibration = None if calibration is None else calibration.select(self.tags)
         self.device = next((p.device for p in networks[0].parameters()), torch.device("cpu"))
         self._to_spec = WaveToSpec(settings)
@@ -87,8 +95,13 @@ class WindowTagger:
         return self.settings.crop_s
 
     def tag(
-        self, sound: Sound, sr: int | None = None, *, threshold: float | Mapping[str, float] = 0.5, top: int | None = None,
-    ) -> list[TagEvent]:
+        self,
+        sound: Sound,
+        sr: int | None = None,
+        *,
+        threshold: float | Mapping[str, float] = 0.5,
+        top: int | None = None,
+    ) -> list[SoundEvent]:
         """Events, by their starts; `pd.DataFrame(events)` is a table of them.
 
         Parameters
@@ -109,18 +122,26 @@ class WindowTagger:
         ShapeError, OptionError
             If the samples or an option are not what they should be.
         """
-        return sorted(self.events(sound, sr, threshold=threshold, top=top), key=lambda event: (event.start_s, event.end_s, event.tag))
+        return sorted(
+            self.events(sound, sr, threshold=threshold, top=top),
+            key=lambda event: (event.start_s, event.end_s, event.tag),
+        )
 
     def events(
-        self, sound: Sound, sr: int | None = None, *, threshold: float | Mapping[str, float] = 0.5, top: int | None = None,
-    ) -> Iterator[TagEvent]:
+        self,
+        sound: Sound,
+        sr: int | None = None,
+        *,
+        threshold: float | Mapping[str, float] = 0.5,
+        top: int | None = None,
+    ) -> Iterator[SoundEvent]:
         """As `tag`, but one event after another, each as soon as it is over."""
-        return merged(self.steps(sound, sr), self.tags, threshold_of(threshold, self.tags), top)
+        return merge_steps(self.steps(sound, sr), self.tags, threshold_of(threshold, self.tags), top)
 
     def steps(self, sound: Sound, sr: int | None = None) -> Iterator[Step]:
         """The probabilities of every step of the sound, the mean over the windows that cover it."""
         rate, size = self.settings.sr, self.settings.crop_samples
-        means, end = StepMeans(self._step), 0
+        means, end = OverlapAverager(self._step), 0
         for starts, ends, probs in self._answers(self._windows(stream_audio(sound, rate, sr_from=sr))):
             for start, end, row in zip(starts, ends, probs):
                 yield from (Step(a / rate, b / rate, p) for a, b, p in means.before(start))
@@ -128,8 +149,13 @@ class WindowTagger:
         yield from (Step(a / rate, b / rate, p) for a, b, p in means.rest(end))
 
     def tag_files(
-        self, paths: Iterable[str | Path], out: str | Path, *, threshold: float | Mapping[str, float] = 0.5, top: int | None = None,
-    ) -> TaggedFiles:
+        self,
+        paths: Iterable[str | Path],
+        out: str | Path,
+        *,
+        threshold: float | Mapping[str, float] = 0.5,
+        top: int | None = None,
+    ) -> TaggingResult:
         """Tag many files into one journal, `out`; a killed run goes on where it stopped.
 
         The journal has a line of JSON for each file, written when the whole file is tagged. Files that have one are skipped; those that
@@ -141,7 +167,7 @@ class WindowTagger:
             If `out` is no journal, or was begun with other networks or settings.
         """
         made_by = {**self._identity(), "threshold": threshold_of(threshold, self.tags).tolist(), "top": top}
-        return tag_all(lambda path: self.tag(path, threshold=threshold, top=top), paths, out, made_by)
+        return tag_files(lambda path: self.tag(path, threshold=threshold, top=top), paths, out, made_by)
 
     def _identity(self) -> dict[str, Any]:
         """What decides the events besides their thresholds."""

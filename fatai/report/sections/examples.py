@@ -16,7 +16,7 @@ from fatai.data.config import ClipSettings
 from fatai.errors import AudioError, CheckpointError, FataiError
 from fatai.inference.grad_cam import filter_mosaic, first_filters, grad_cam
 from fatai.export.pretrained import Pretrained
-from fatai.report.data import Material, NotThere
+from fatai.report.data import ReportData, SectionUnavailable
 from fatai.report.media import MOST_SECONDS, picture, player, spectrogram
 from fatai.metrics.ranking import precision_hits
 
@@ -58,7 +58,7 @@ class Card:
     fault: str = ""
 
 
-def best_and_worst(material: Material, n: int = _CARDS) -> dict[str, Any]:
+def best_and_worst(material: ReportData, n: int = _CARDS) -> dict[str, Any]:
     """`n` cards of the best and of the worst clips each; of equal precision the surest are best, and the surest of wrong tags worst."""
     fnames, probs, targ = material.judged()
     table = _ranked(probs, targ)
@@ -91,7 +91,7 @@ def _varied(table: pd.DataFrame, n: int) -> list[int]:
     return [int(i) for i in table.groupby("tags", sort=False).head(_ALIKE).index[:n]]
 
 
-def _card(material: Material, fname: str, probs: np.ndarray, targ: np.ndarray, precision: float) -> Card:
+def _card(material: ReportData, fname: str, probs: np.ndarray, targ: np.ndarray, precision: float) -> Card:
     order = np.argsort(-probs, kind="stable")
     own = np.flatnonzero(targ)
     low = own[np.argmin(probs[own])]
@@ -105,7 +105,7 @@ def _card(material: Material, fname: str, probs: np.ndarray, targ: np.ndarray, p
 class _Networks:
     """Networks of the folds, each loaded once; `trouble` says why there are none."""
 
-    def __init__(self, material: Material):
+    def __init__(self, material: ReportData):
         self.material, self.trouble = material, ""
         self.of = lru_cache(maxsize=2)(self._load)
 
@@ -120,13 +120,15 @@ class _Networks:
             return None
 
 
-def _fill(card: Card, material: Material, networks: _Networks) -> None:
+def _fill(card: Card, material: ReportData, networks: _Networks) -> None:
     """Sound and pictures, as far as they can be had."""
     path, network = material.paths.get(card.fname), networks.of(card.fold)
     if path is None:
         card.fault = "Its sound is not at hand."
         return
-    settings = network.settings if network is not None else material.recipe.settings() if material.recipe else ClipSettings()
+    settings = (
+        network.settings if network is not None else material.recipe.settings() if material.recipe else ClipSettings()
+    )
     try:
         wave = settings.read(path)[:round(MOST_SECONDS * settings.sr)]
     except AudioError as e:
@@ -135,7 +137,9 @@ def _fill(card: Card, material: Material, networks: _Networks) -> None:
     card.player = player(wave, settings.sr, card.fname)
     spec = WaveToSpec(settings).spec(settings.fit(wave)[None])
     values = spec[0, 0]
-    card.pictures.append(("What was heard", spectrogram(values, settings.front_end, label=f"Spectrogram of {card.fname}")))
+    card.pictures.append(
+        ("What was heard", spectrogram(values, settings.front_end, label=f"Spectrogram of {card.fname}"))
+    )
     if network is None:
         return
     for tag in dict.fromkeys([card.top[0][0], card.low[0]]):
@@ -155,10 +159,10 @@ def _heat(network: Pretrained, spec: Tensor, tag: str) -> Tensor:
     return grad_cam(network.model, spec.to(network.device), network.tags.index(tag))[0]
 
 
-def filters(material: Material) -> dict[str, Any]:
+def filters(material: ReportData) -> dict[str, Any]:
     """A picture of the first layer's filters of the first fold that was trained."""
     if material.network is None:
-        raise NotThere("There is no network of one's own here, so it has no filters.")
+        raise SectionUnavailable("There is no network of one's own here, so it has no filters.")
     found, faults = None, []
     for fold in sorted(set(material.folds.values())) or [0]:
         try:
@@ -168,10 +172,15 @@ def filters(material: Material) -> dict[str, Any]:
         except FataiError as e:
             faults.append(str(e))
     if found is None:
-        raise NotThere(f"The filters are not shown: {faults[0]}.")
+        raise SectionUnavailable(f"The filters are not shown: {faults[0]}.")
     network, weights = found
     n, channels, rows, columns = weights.shape
     return {
-        "picture": picture(filter_mosaic(weights), colours="PuOr", low=-1, high=1, most=(2048, 2048)), "n": n, "channels": channels,
-        "rows": rows, "columns": columns, "ms": 1000 * columns * network.settings.front_end.seconds_per_frame, "fold": fold,
+        "picture": picture(filter_mosaic(weights), colours="PuOr", low=-1, high=1, most=(2048, 2048)),
+        "n": n,
+        "channels": channels,
+        "rows": rows,
+        "columns": columns,
+        "ms": 1000 * columns * network.settings.front_end.seconds_per_frame,
+        "fold": fold,
     }
