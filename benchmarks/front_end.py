@@ -1,7 +1,7 @@
 """From sound file to spectrogram: milliseconds per clip of the plain way and of fatai's, on one core.
 
 The plain way is librosa's, clip by clip: load, effects.trim, melspectrogram, power_to_db. fatai's reads, trims and transforms the same
-clips one at a time with the same settings, and also normalises them, which the plain way does not. Every clip's decibels of both ways are
+clips one at a time with the same settings, and also normalizes them, which the plain way does not. Every clip's decibels of both ways are
 compared first; then rounds of one way and the other alternate, and the median round counts. Files of another rate than the front end's
 (for panns) are resampled by the same library in both ways, which is about half of fatai's time.
 
@@ -95,7 +95,7 @@ def seconds(work: Callable[[Path], object], files: list[Path]) -> float:
 
 def measure(name: str, files: list[Path], rounds: int) -> tuple[float, float, float]:
     """Median milliseconds per clip of the plain way and of fatai's, and the largest difference in dB."""
-    module, decibels = front_end(name).build(), front_end(name, normalise="none").build()
+    module, decibels = front_end(name).build(), front_end(name, normalize="none").build()
 
     def plain(file: Path) -> np.ndarray:
         return plain_way(file, module.settings)

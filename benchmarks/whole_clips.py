@@ -34,7 +34,7 @@ N_TAGS = 80
 def padded_to(samples: int) -> Views:
     """A view of the whole clip, filled up to a length that all share."""
     return lambda wave, settings, generator: ClipViews(
-        fit_length(wave, samples, settings.short_fill), [Section(0, samples)]
+        fit_length(wave, samples, settings.pad_mode), [Section(0, samples)]
     )
 
 

@@ -76,9 +76,9 @@ def front_ends() -> str:
         window = f.win_length or f.n_fft
         lengths = [f"{samples} ({1000 * samples / f.sr:.1f} ms)" for samples in (window, f.hop_length)]
         rows.append(
-            _row([f"`{name}`", f"{f.sr:,}", *lengths, mels, f.log, f.normalise, _cell(FRONT_ENDS.source(name))])
+            _row([f"`{name}`", f"{f.sr:,}", *lengths, mels, f.log, f.normalize, _cell(FRONT_ENDS.source(name))])
         )
-    return _table(["name", "Hz", "window", "hop", "mel bands", "values", "normalised", "source"], rows)
+    return _table(["name", "Hz", "window", "hop", "mel bands", "values", "normalized", "source"], rows)
 
 
 def recipes() -> str:

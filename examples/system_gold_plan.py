@@ -13,7 +13,7 @@ from fatai.all import AddNoise, FATDataLoaders, Gain, Shift, fat_learner, fat_sa
 
 def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1, crop_s: float = 4.0) -> None:
     dls = FATDataLoaders.from_path(
-        data, front_end="panns", crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0
+        data, front_end="panns", crop_s=crop_s, trim_db=None, pad_mode="constant_right", bs=16, seed=0
     )
     learn = fat_learner(
         dls,

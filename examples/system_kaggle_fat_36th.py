@@ -25,7 +25,7 @@ def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
     read, bodies = load_dataset(data, corrupted="noisy"), []
     soft = select_noisy_labels(read.noisy, read.tags, "36th", positive=0.8)
     dls = FATDataLoaders.from_path(
-        read, noisy=True, front_end="kaggle_fat", crop_s=1.96, short_fill="wrap_right", bs=16, seed=0
+        read, noisy=True, front_end="kaggle_fat", crop_s=1.96, pad_mode="wrap_right", bs=16, seed=0
     )
     for arch in ("resnet18_cbam", "mobilenetv3_large"):
         learn = quiet_unless_terminal(

@@ -14,7 +14,7 @@ from fatai.all import FATDataLoaders, fat_learner, fat_sample, fit_embedding_tag
 def main(data: Path, out: Path, width: float = 1 / 16, crop_s: float = 4.0) -> None:
     read = load_dataset(data)
     dls = FATDataLoaders.from_path(
-        read, front_end="panns", crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16
+        read, front_end="panns", crop_s=crop_s, trim_db=None, pad_mode="constant_right", bs=16
     )
     frozen = fat_learner(dls, "cnn14", width=width)
     fitted = fit_embedding_tagger(frozen.embed(read.curated, n=1), read.curated[["fname", "labels"]], read.tags, C=2.0)

@@ -31,7 +31,7 @@ def main(
     crop_s: float = 4.0,
 ) -> None:
     dls = FATDataLoaders.from_path(
-        data, front_end=front_end, crop_s=crop_s, trim_db=None, short_fill="zeros_right", bs=16, seed=0
+        data, front_end=front_end, crop_s=crop_s, trim_db=None, pad_mode="constant_right", bs=16, seed=0
     )
     learn = quiet_unless_terminal(
         fat_learner(

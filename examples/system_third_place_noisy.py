@@ -24,7 +24,7 @@ SOUND = {
     "front_end": "third_2d",
     "crop_s": 4,
     "trim_db": None,
-    "short_fill": "zeros_right",
+    "pad_mode": "constant_right",
     "bs": 16,
     "valid_col": "is_valid",
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import CHANNELS
 
-__all__ = ["Deltas", "Image3", "Ramp", "Repeat", "Windows", "delta"]
+__all__ = ["Deltas", "ImageNet", "Coord", "Repeat", "Windows", "delta"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -95,7 +95,7 @@ class Deltas(nn.Module):
         )
 
 
-class Ramp(nn.Module):
+class Coord(nn.Module):
     """The spectrogram, a map that rises from -1 at the lowest to +1 at the highest row, and if `time` one from first to last frame."""
 
     def __init__(self, time: bool = False):
@@ -110,7 +110,7 @@ class Ramp(nn.Module):
         return torch.stack(maps, 1)
 
 
-class Image3(nn.Module):
+class ImageNet(nn.Module):
     """An 8-bit picture (0..255) three times, scaled to 0..1 and standardised as pictures of ImageNet are."""
 
     n_channels = 3
@@ -143,22 +143,22 @@ class Windows(nn.Module):
         return spec.unflatten(1, (self.n_channels, -1))
 
 
-@CHANNELS.register("one", source="common practice")
-def one() -> nn.Module:
+@CHANNELS.register("mono", source="common practice")
+def mono() -> nn.Module:
     """The spectrogram alone."""
     return Repeat(1)
 
 
-@CHANNELS.register("same3", source="fastai kernel of Freesound Audio Tagging 2019; own code")
-def same3() -> nn.Module:
+@CHANNELS.register("repeat3", source="fastai kernel of Freesound Audio Tagging 2019; own code")
+def repeat3() -> nn.Module:
     """The spectrogram three times, for bodies that were made for pictures."""
     return Repeat(3)
 
 
-@CHANNELS.register("image3", source="fastai kernel of Freesound Audio Tagging 2019; own code")
-def image3() -> nn.Module:
+@CHANNELS.register("imagenet", source="fastai kernel of Freesound Audio Tagging 2019; own code")
+def imagenet() -> nn.Module:
     """An 8-bit spectrogram three times, standardised as pictures of ImageNet are."""
-    return Image3()
+    return ImageNet()
 
 
 @CHANNELS.register("deltas", source="1st place of Freesound Audio Tagging 2019 (argus-freesound, MIT); own code")
@@ -167,16 +167,16 @@ def deltas(*, width: int = 9) -> nn.Module:
     return Deltas(width)
 
 
-@CHANNELS.register("ramp", source="3rd place of Freesound Audio Tagging 2019 (Apache-2.0); own code")
-def ramp() -> nn.Module:
+@CHANNELS.register("coord", source="3rd place of Freesound Audio Tagging 2019 (Apache-2.0); own code")
+def coord() -> nn.Module:
     """The spectrogram and where each row lies in frequency."""
-    return Ramp()
+    return Coord()
 
 
-@CHANNELS.register("ramp_time", source="3rd place of Freesound Audio Tagging 2019 (Apache-2.0), continued; own code")
-def ramp_time() -> nn.Module:
+@CHANNELS.register("coord_time", source="3rd place of Freesound Audio Tagging 2019 (Apache-2.0), continued; own code")
+def coord_time() -> nn.Module:
     """The spectrogram, where each row lies in frequency and each frame in time."""
-    return Ramp(time=True)
+    return Coord(time=True)
 
 
 @CHANNELS.register("windows", source="common practice")

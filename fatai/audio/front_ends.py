@@ -44,7 +44,7 @@ def ninth(**overrides: Any) -> Spectrogram:
             fmin=20.0,
             fmax=22050.0,
             top_db=80.0,
-            normalise="global",
+            normalize="global",
             mean=-35.7,
             std=21.6,
         )
@@ -67,8 +67,8 @@ def fastai_kernel(**overrides: Any) -> Spectrogram:
             fmin=20.0,
             fmax=22050.0,
             top_db=80.0,
-            normalise="image",
-            channels="image3",
+            normalize="image",
+            channels="imagenet",
         )
         .replace(**overrides)
         .build()
@@ -80,7 +80,7 @@ _PANNS = FrontEnd(sr=32000, n_fft=1024, hop_length=320, pad_mode="reflect", n_me
 
 @FRONT_ENDS.register("panns", source="PANNs, arXiv:1912.10211 (audioset_tagging_cnn and torchlibrosa, MIT); own code")
 def panns(**overrides: Any) -> Spectrogram:
-    """32 kHz, 64 mel from 50 to 14,000 Hz, dB without a floor, mirrored ends, not normalised: what PANNs' weights expect."""
+    """32 kHz, 64 mel from 50 to 14,000 Hz, dB without a floor, mirrored ends, not normalized: what PANNs' weights expect."""
     return _PANNS.replace(**overrides).build()
 
 
@@ -99,7 +99,7 @@ def panns_plan(
                 "panns_plan got one of mean and std; expected both, with a number for each row, or neither"
             )
         plan = plan.replace(
-            n_mels=overrides.pop("n_mels", 64), normalise="bin", mean=tuple(mean), std=tuple(std), clamp=10.0
+            n_mels=overrides.pop("n_mels", 64), normalize="bin", mean=tuple(mean), std=tuple(std), clamp=10.0
         )
     return plan.replace(**overrides).build()
 
@@ -130,7 +130,7 @@ def third_2d(**overrides: Any) -> Spectrogram:
             fmax=22050.0,
             log="ln",
             log_offset=1e-4,
-            channels="ramp",
+            channels="coord",
         )
         .replace(**overrides)
         .build()
@@ -158,7 +158,7 @@ def first(**overrides: Any) -> Spectrogram:
             fmin=20.0,
             fmax=22050.0,
             top_db=80.0,
-            normalise="global",
+            normalize="global",
             std=100.0,
             channels="deltas",
         )

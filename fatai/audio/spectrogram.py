@@ -31,7 +31,7 @@ _CHOICES = {
     "framing": ("fft", "window"),
     "norm": ("slaney", None),
     "log": ("db", "ln", "pcen", "none"),
-    "normalise": ("none", "global", "clip", "bin", "image"),
+    "normalize": ("none", "global", "clip", "bin", "image"),
 }
 _ABOVE_ZERO = (
     "sr",
@@ -80,7 +80,7 @@ class FrontEnd:
         (None: no floor). "ln": ln(x + log_offset). "pcen": see `PCEN`. "none": x.
     pcen_gain, pcen_bias, pcen_power, pcen_time_s, pcen_eps, pcen_trainable
         Constants of `PCEN`; trainable means one of each per row, learnt.
-    normalise, mean, std, eps, clamp
+    normalize, mean, std, eps, clamp
         "none". "global": (x - mean) / std, numbers. "bin": the same with one mean and std a row. "clip": with the clip's own mean and
         (population) std + eps. "image": standardised, then stretched to 0..255 and cut down to whole numbers; all 0 if the range is
         at most eps. Then cut to [-clamp, clamp], if given.
@@ -117,12 +117,12 @@ class FrontEnd:
     pcen_time_s: float = 0.4
     pcen_eps: float = 1e-9
     pcen_trainable: bool = False
-    normalise: str = "none"
+    normalize: str = "none"
     mean: float | tuple[float, ...] = 0.0
     std: float | tuple[float, ...] = 1.0
     eps: float = 1e-6
     clamp: float | None = None
-    channels: str = "one"
+    channels: str = "mono"
 
     def __post_init__(self) -> None:
         for name in ("windows", "mean", "std"):  # TOML and JSON give lists; a frozen value has to be hashable
@@ -167,12 +167,12 @@ class FrontEnd:
             )
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if self.normalise == "bin" and (not isinstance(value, tuple) or len(value) != self.rows):
-                raise FrontEndError(f"normalise='bin' needs one {name} for each of the {self.rows} rows; "
+            if self.normalize == "bin" and (not isinstance(value, tuple) or len(value) != self.rows):
+                raise FrontEndError(f"normalize='bin' needs one {name} for each of the {self.rows} rows; "
                                     "measure them with `spectrogram_stats`")
-            if self.normalise == "global" and isinstance(value, tuple):
+            if self.normalize == "global" and isinstance(value, tuple):
                 raise FrontEndError(
-                    f"normalise='global' needs {name} as one number, got {len(value)}; or choose normalise='bin'"
+                    f"normalize='global' needs {name} as one number, got {len(value)}; or choose normalize='bin'"
                 )
         if any(not s > 0 for s in (self.std if isinstance(self.std, tuple) else (self.std,))):
             raise FrontEndError("std must be above 0 everywhere; a row that never changes cannot be standardised")
@@ -292,7 +292,7 @@ class Spectrogram(nn.Module):
         device = wave.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             wave = (wave if torch.compiler.is_compiling() else wave.as_subclass(Tensor)).float()
-            specs = [self._normalised(self._log(i, spectra(*_continued(wave, self.settings, n_fft))))
+            specs = [self._normalized(self._log(i, spectra(*_continued(wave, self.settings, n_fft))))
                      for i, (n_fft, spectra) in enumerate(zip(self.settings.transforms, self.spectra, strict=True))]
             return self._standardised(specs[0] if len(specs) == 1 else torch.cat(specs, 1)).contiguous()
 
@@ -321,18 +321,18 @@ class Spectrogram(nn.Module):
             )
         return spec
 
-    def _normalised(self, spec: Tensor) -> Tensor:
+    def _normalized(self, spec: Tensor) -> Tensor:
         """By the clip's own values: each window length apart."""
-        if self.settings.normalise == "image":
+        if self.settings.normalize == "image":
             return _as_image(spec, self.settings.eps)
-        if self.settings.normalise == "clip":
+        if self.settings.normalize == "clip":
             mean = spec.mean((1, 2), keepdim=True)
             return (spec - mean) / (spec.std((1, 2), keepdim=True, correction=0) + self.settings.eps)
         return spec
 
     def _standardised(self, spec: Tensor) -> Tensor:
         """By the constants of the settings."""
-        if self.settings.normalise in ("global", "bin"):
+        if self.settings.normalize in ("global", "bin"):
             spec = (spec - self.mean) / self.std
         return spec if self.settings.clamp is None else spec.clamp(-self.settings.clamp, self.settings.clamp)
 

@@ -35,7 +35,7 @@ class SpectrogramStats:
         self._squares = np.zeros(0)  # summed squares of the deviations from the means
 
     def add(self, spec: Tensor) -> None:
-        """Count in the frames of spectrograms (batch, rows, frames), not normalised."""
+        """Count in the frames of spectrograms (batch, rows, frames), not normalized."""
         if spec.ndim != 3 or not spec.shape[1]:
             raise ShapeError(
                 f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, rows, frames): one clip is spec[None]"
@@ -95,24 +95,24 @@ class SpectrogramStats:
         """Over all rows: spread within the rows and between them."""
         return float(np.sqrt((self.bin_std ** 2).mean() + self.bin_mean.var()))
 
-    def settings(self, normalise: str = "global") -> dict[str, Any]:
+    def settings(self, normalize: str = "global") -> dict[str, Any]:
         """Values of a `FrontEnd` that standardise so: with one mean and deviation ("global"), or with those of each row ("bin")."""
-        if normalise == "global":
-            return {"normalise": normalise, "mean": self.mean, "std": self.std}
-        if normalise == "bin":
-            return {"normalise": normalise, "mean": tuple(self.bin_mean.tolist()), "std": tuple(self.bin_std.tolist())}
+        if normalize == "global":
+            return {"normalize": normalize, "mean": self.mean, "std": self.std}
+        if normalize == "bin":
+            return {"normalize": normalize, "mean": tuple(self.bin_mean.tolist()), "std": tuple(self.bin_std.tolist())}
         raise OptionError(
-            f"normalise={normalise!r}; expected 'global' or 'bin', the two that need statistics of a data set"
+            f"normalize={normalize!r}; expected 'global' or 'bin', the two that need statistics of a data set"
         )
 
 
 def spectrogram_stats(front_end: FrontEnd, waves: Iterable[Tensor]) -> SpectrogramStats:
-    """Statistics of clips as `front_end` sees them before it normalises.
+    """Statistics of clips as `front_end` sees them before it normalizes.
 
     Parameters
     ----------
     front_end
-        Its `normalise` and `clamp` are left aside.
+        Its `normalize` and `clamp` are left aside.
     waves
         Of any lengths, shape (samples,) or (batch, samples), at the rate of the front end; each is dropped before the next is taken.
 
@@ -121,10 +121,10 @@ def spectrogram_stats(front_end: FrontEnd, waves: Iterable[Tensor]) -> Spectrogr
     >>> from fatai.audio.front_ends import front_end
     >>> plan = front_end("panns_plan")
     >>> stats = spectrogram_stats(plan, [torch.randn(32000), torch.randn(48000)])
-    >>> plan.replace(clamp=10.0, **stats.settings("bin")).normalise
+    >>> plan.replace(clamp=10.0, **stats.settings("bin")).normalize
     'bin'
     """
-    module = front_end.replace(normalise="none", mean=0.0, std=1.0, clamp=None).build()
+    module = front_end.replace(normalize="none", mean=0.0, std=1.0, clamp=None).build()
     stats = SpectrogramStats()
     with torch.no_grad():
         for wave in waves:

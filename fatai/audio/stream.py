@@ -108,4 +108,4 @@ def _resampled(blocks: Iterator[tuple[int, Tensor]], sr: int) -> Iterator[Tensor
     if resampler is not None:
         rest = torch.from_numpy(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
         # soxr may give a sample more or less than asked for.
-        yield fit_length(rest, max(0, math.ceil(read * sr / rate) - given), "zeros_right", cut="right")
+        yield fit_length(rest, max(0, math.ceil(read * sr / rate) - given), "constant_right", cut="right")

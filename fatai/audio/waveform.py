@@ -18,9 +18,9 @@ from torch import Tensor
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import did_you_mean
 
-__all__ = ["SHORT_FILLS", "Section", "fit_length", "peak_db", "resample", "sound_section", "trim_silence"]
+__all__ = ["PAD_MODES", "Section", "fit_length", "peak_db", "resample", "sound_section", "trim_silence"]
 
-SHORT_FILLS = ("zeros_both", "zeros_right", "wrap_right", "wrap_both", "edge_both", "min_both")
+PAD_MODES = ("constant_center", "constant_right", "wrap_right", "wrap_center", "edge_center", "minimum_center")
 """What `fit_length` can put around a clip that is too short."""
 
 _SILENCE_AMIN = 1e-5  # librosa's floor of an amplitude, below which all is equally silent: -100 dB
@@ -89,7 +89,7 @@ def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.nda
 
 
 def fit_length(
-    wave: Tensor, samples: int, how: str = "zeros_both", *, left: int | None = None, cut: str = "none"
+    wave: Tensor, samples: int, how: str = "constant_center", *, left: int | None = None, cut: str = "none"
 ) -> Tensor:
     """Fill a short wave up to `samples`; a longer one is kept, or cut if `cut` says where.
 
@@ -100,9 +100,9 @@ def fit_length(
     samples
         Length wanted.
     how
-        "zeros_both": zeros, half of them (rounded down) on the left. "zeros_right": zeros behind. "wrap_right": the wave again
-        and again. "wrap_both": the same to both sides, the wave in the middle. "edge_both": the outermost values to both sides.
-        "min_both": the smallest value of each clip (all but the first dimension, or all of a wave) to both sides.
+        "constant_center": zeros, half of them (rounded down) on the left. "constant_right": zeros behind. "wrap_right": the wave again
+        and again. "wrap_center": the same to both sides, the wave in the middle. "edge_center": the outermost values to both sides.
+        "minimum_center": the smallest value of each clip (all but the first dimension, or all of a wave) to both sides.
     left
         How many of the values to fill in go to the left, for a place drawn by the caller; None leaves it to `how`.
     cut
@@ -119,8 +119,8 @@ def fit_length(
     >>> fit_length(torch.tensor([1.0, 2.0]), 5, "wrap_right")
     tensor([1., 2., 1., 2., 1.])
     """
-    if how not in SHORT_FILLS:
-        raise OptionError(f"no way to fill a short clip is called {how!r}; {did_you_mean(how, SHORT_FILLS)}")
+    if how not in PAD_MODES:
+        raise OptionError(f"no way to fill a short clip is called {how!r}; {did_you_mean(how, PAD_MODES)}")
     if cut not in ("none", "right", "both"):
         raise OptionError(f"cut={cut!r}; expected 'none', 'right' or 'both'")
     n = wave.shape[-1]
@@ -135,12 +135,12 @@ def fit_length(
         return F.pad(wave, (left, samples - n - left))
     if n == 0:
         raise ShapeError(
-            f"an empty wave cannot be filled with {how!r}: there is nothing to repeat; use 'zeros_both' or leave the clip out"
+            f"an empty wave cannot be filled with {how!r}: there is nothing to repeat; use 'constant_center' or leave the clip out"
         )
     at = torch.arange(samples, device=wave.device) - left
     if how.startswith("wrap"):
         return wave[..., at % n]
-    if how == "edge_both":
+    if how == "edge_center":
         return wave[..., at.clamp(0, n - 1)]
     lowest = wave.amin(dim=tuple(range(1, wave.ndim)) or 0, keepdim=True)
     return torch.where((at >= 0) & (at < n), wave[..., at.clamp(0, n - 1)], lowest)
@@ -159,7 +159,7 @@ def resample(wave: Tensor, sr_from: int, sr_to: int) -> Tensor:
     rows = wave.detach().cpu().float().reshape(math.prod(wave.shape[:-1]), wave.shape[-1])
     done = [torch.from_numpy(cast(Any, soxr.resample)(row.numpy(), sr_from, sr_to, quality="HQ")) for row in rows]
     # soxr may give a sample more or less than asked for.
-    done = [fit_length(row, samples, "zeros_right", cut="right") for row in done]
+    done = [fit_length(row, samples, "constant_right", cut="right") for row in done]
     out = torch.stack(done) if done else rows.new_zeros(0, samples)
     return out.reshape(*wave.shape[:-1], samples).to(wave.device)
 

@@ -22,7 +22,7 @@ from fatai.data.blocks import WaveToSpec
 from fatai.data.tensors import TensorWave
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import did_you_mean
-from fatai.audio.channels import Deltas, Ramp
+from fatai.audio.channels import Coord, Deltas
 from fatai.audio.front_ends import FrontEnd, Spectrogram
 
 __all__ = ["BatchAugmentation", "PLACES", "SpecAugmentation", "augmentation_callbacks", "set_augmentation"]
@@ -92,7 +92,7 @@ def like_tensor(old: Any, values: Tensor, **known: Any) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _linear(settings: FrontEnd, device: torch.device) -> Spectrogram:
-    return settings.replace(log="none", normalise="none", mean=0.0, std=1.0, clamp=None).build().to(device)
+    return settings.replace(log="none", normalize="none", mean=0.0, std=1.0, clamp=None).build().to(device)
 
 
 def linear_power(module: Spectrogram, wave: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def finish_power(module: Spectrogram, power: Tensor) -> Tensor:
     True
     """
     parts = power.split(module.settings.bins, 1)
-    spec = torch.cat([module._normalised(module._log(i, part)) for i, part in enumerate(parts)], 1)
+    spec = torch.cat([module._normalized(module._log(i, part)) for i, part in enumerate(parts)], 1)
     return module._standardised(spec).contiguous()
 
 
@@ -237,11 +237,11 @@ class BatchAugmentation(FastaiCallback):
         )
         return [cb for cb in changes if cb.place in ("wave", "power")][-1] is not self
 
-    def made_channels(self, x: Tensor) -> Deltas | Ramp | None:
+    def made_channels(self, x: Tensor) -> Deltas | Coord | None:
         """What makes derivatives or ramps from the first channel of spectrograms (batch, channels, mels, frames), if they have such."""
         to_spec = self._to_spec
         channels = to_spec.module[1] if to_spec is not None else None
-        return channels if isinstance(channels, (Deltas, Ramp)) and x.shape[1] == channels.n_channels else None
+        return channels if isinstance(channels, (Deltas, Coord)) and x.shape[1] == channels.n_channels else None
 
     def with_channels(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """Change spectrograms (batch, channels, mels, frames); derivatives and ramps are made anew."""

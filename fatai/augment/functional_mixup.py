@@ -197,7 +197,7 @@ def between_class(
 
     The own clip's amplitude is weighted by t = 1 / (1 + 10 ** ((level - other_level) / 20) (1 - share) / share), its partner's by 1 - t.
     Waves are then divided by sqrt(t ** 2 + (1 - t) ** 2), the norm of the weights, which keeps the energy of unlike sounds; linear
-    spectrograms take the squares of the normalised weights, the energy that such sounds have together; the log domain has no such law, and
+    spectrograms take the squares of the normalized weights, the energy that such sounds have together; the log domain has no such law, and
     takes t and 1 - t.
 
     Parameters

@@ -107,7 +107,7 @@ def shift_pitch(wave: Tensor, sr: int, semitones: float, *, engine: str = "libro
     """Higher or lower at the same pace."""
     if engine == "audiomentations":
         effect = _effect_of("PitchShift", num_semitones=semitones)
-        return fit_length(_by_numpy(wave, lambda y: effect(y, sr)), len(wave), "zeros_right", cut="right")
+        return fit_length(_by_numpy(wave, lambda y: effect(y, sr)), len(wave), "constant_right", cut="right")
     return _by_numpy(wave, lambda y: librosa.effects.pitch_shift(y, sr=sr, n_steps=semitones, n_fft=_n_fft(len(y))))
 
 
@@ -115,7 +115,7 @@ def stretch(wave: Tensor, sr: int, rate: float, *, engine: str = "librosa") -> T
     """Faster by `rate` at the same pitch; the length is divided by it."""
     if engine == "audiomentations":
         effect = _effect_of("TimeStretch", rate=rate)
-        return fit_length(_by_numpy(wave, lambda y: effect(y, sr)), round(len(wave) / rate), "zeros_right", cut="right")
+        return fit_length(_by_numpy(wave, lambda y: effect(y, sr)), round(len(wave) / rate), "constant_right", cut="right")
     return _by_numpy(wave, lambda y: librosa.effects.time_stretch(y, rate=rate, n_fft=_n_fft(len(y))))
 
 

@@ -226,6 +226,6 @@ class Mixer(BatchAugmentation):
 
 def _as_long(other: Tensor, x: Tensor, place: str) -> Tensor:
     """Partners from elsewhere, as many and as long as the clips: silence behind, or cut."""
-    silence = "zeros_right" if place in ("wave", "power") else "min_both"
+    silence = "constant_right" if place in ("wave", "power") else "minimum_center"
     left = 0 if other.shape[-1] < x.shape[-1] else None
     return fit_length(other[:len(x)], x.shape[-1], silence, left=left, cut="right")

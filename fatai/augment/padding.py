@@ -54,7 +54,7 @@ class RepeatPad(WaveAugmentation):
 class TrimToLongest(BatchAugmentation):
     """The zeros that all clips of a batch end with are cut off, so that the network isn't shown more silence than it has to be.
 
-    The 3rd place filled each batch to its longest clip; with `crop_s = 15` and `short_fill = "zeros_right"` this comes to the same. It is
+    The 3rd place filled each batch to its longest clip; with `crop_s = 15` and `pad_mode = "constant_right"` this comes to the same. It is
     no random change, and stays on where those are switched off.
 
     Parameters

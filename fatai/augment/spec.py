@@ -302,7 +302,7 @@ class BrightnessContrast(SpecAugmentation):
         return _Light(torch.where(bright, brightness, 0.0), torch.where(strong, contrast, 1.0))
 
     def change_batch(self, x: Tensor, batch: Tensor) -> Tensor:
-        self._picture = getattr(getattr(batch, "front_end", None), "normalise", None) == "image" and x.shape[1] == 3
+        self._picture = getattr(getattr(batch, "front_end", None), "normalize", None) == "image" and x.shape[1] == 3
         return super().change_batch(x, batch)
 
     _picture = False

@@ -95,7 +95,7 @@ class WaveAugmentation(BatchAugmentation):
             return wave
         size = wave.shape[1]
         changed = [
-            fit_length(self.apply(row, rows_of(drawn, torch.tensor(i)), sr), size, "zeros_right", cut="right")
+            fit_length(self.apply(row, rows_of(drawn, torch.tensor(i)), sr), size, "constant_right", cut="right")
             if chosen[i]
             else row
             for i, row in enumerate(wave)

@@ -17,7 +17,7 @@ from fastai.torch_core import distrib_barrier, get_model, rank_distrib
 
 from fatai.errors import OptionError
 from fatai.registry import did_you_mean
-from fatai.training.cross_validation import load_weights, save_weights
+from fatai.models.checkpoint import load_weights, save_weights
 from fatai.callbacks.schedulers import restarts
 
 __all__ = ["SaveBestModel", "SaveSnapshots"]

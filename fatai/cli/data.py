@@ -63,7 +63,7 @@ def stats(
         Optional[str], typer.Option("--front-end", help="Front end to measure; without it the recipe's.")
     ] = None,
     recipe: RecipeName = "ninth",
-    normalise: Annotated[str, typer.Option(help="global: one mean and deviation; bin: those of each row.")] = "global",
+    normalize: Annotated[str, typer.Option(help="global: one mean and deviation; bin: those of each row.")] = "global",
     parts: Annotated[str, typer.Option(help="Parts of the data set, comma separated.")] = "curated,noisy",
     out: Annotated[
         Optional[Path], typer.Option("--out", help="Write the recipe with these numbers in it to a .toml file.")
@@ -84,7 +84,7 @@ def stats(
     measured = data_stats(
         data, settings.front_end, parts=[p.strip() for p in parts.split(",")], trim_db=settings.trim_db
     )
-    numbers = measured.settings(normalise)
+    numbers = measured.settings(normalize)
     if out is not None:
         write_text(out, loaded.with_front_end(**numbers).resolved())
         typer.echo(f"{out}: {loaded.name} with the statistics of {measured.frames} frames")

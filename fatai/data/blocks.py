@@ -232,7 +232,7 @@ class FATDataLoaders(DataLoaders):
         channels: str | None = None,
         crop_s: float = 2.0,
         trim_db: float | None = 60.0,
-        short_fill: str = "zeros_both",
+        pad_mode: str = "constant_center",
         settings: ClipSettings | None = None,
         item_tfms: Any = None,
         batch_tfms: Any = None,
@@ -261,7 +261,7 @@ class FATDataLoaders(DataLoaders):
             The tags and their order; None takes the sorted tags of `df`.
         corrections
             A CSV of (fname, labels or "remove") that is applied first.
-        front_end, channels, crop_s, trim_db, short_fill
+        front_end, channels, crop_s, trim_db, pad_mode
             As in `ClipSettings`, or all of them at once as `settings`.
         check_files
             Whether to open every file first, to leave out what cannot be read.
@@ -294,7 +294,7 @@ class FATDataLoaders(DataLoaders):
             _leave_out(table, *readable([Path(p) for p in table["path"]])) if check_files else (table, ())
         )
         if settings is None:
-            settings = ClipSettings(find_front_end(front_end), channels, crop_s, trim_db, short_fill)
+            settings = ClipSettings(find_front_end(front_end), channels, crop_s, trim_db, pad_mode)
         stored = None
         if cache != "none":
             stored = ClipCache.open_or_build(table["path"], settings, kind=cache, folder=cache_dir)

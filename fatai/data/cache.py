@@ -69,7 +69,7 @@ def recipe_of(settings: ClipSettings, kind: str) -> dict[str, Any]:
                 "a trainable PCEN changes while it learns, so its features cannot be cached; choose cache='wave'"
             )
         del front_end["channels"]  # made from the crop, each time
-        recipe |= {"front_end": front_end, "crop_samples": settings.crop_samples, "short_fill": settings.short_fill}
+        recipe |= {"front_end": front_end, "crop_samples": settings.crop_samples, "pad_mode": settings.pad_mode}
     return recipe
 
 

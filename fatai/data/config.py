@@ -30,15 +30,15 @@ class ClipSettings:
         Seconds of a training crop and of a view.
     trim_db
         Leading and trailing silence below the peak by this many dB is cut off; None keeps it.
-    short_fill
-        What a clip shorter than a crop is filled with, a name of `SHORT_FILLS`.
+    pad_mode
+        What a clip shorter than a crop is filled with, a name of `PAD_MODES`.
     """
 
     front_end: FrontEnd = field(default_factory=lambda: find_front_end("ninth"))
     channels: str | None = None
     crop_s: float = 2.0
     trim_db: float | None = 60.0
-    short_fill: str = "zeros_both"
+    pad_mode: str = "constant_center"
 
     def __post_init__(self) -> None:
         if not 0.05 <= self.crop_s <= 600:
@@ -67,7 +67,7 @@ class ClipSettings:
     def fit(self, wave: Tensor) -> Tensor:
         """A wave (samples,) filled up to a crop's length if it is shorter; a longer one is returned as it is."""
         short = wave.shape[-1] < self.crop_samples
-        return fit_length(wave, self.crop_samples, self.short_fill) if short else wave
+        return fit_length(wave, self.crop_samples, self.pad_mode) if short else wave
 
     def channels_module(self) -> nn.Module:
         return CHANNELS.build(self.channels or self.front_end.channels)

@@ -29,7 +29,7 @@ def data_stats(
     parts: Sequence[str] = ("curated", "noisy"),
     trim_db: float | None = 60.0,
 ) -> SpectrogramStats:
-    """Statistics of a data set as a front end sees it before it normalises; memory stays flat.
+    """Statistics of a data set as a front end sees it before it normalizes; memory stays flat.
 
     Parameters
     ----------

@@ -98,7 +98,7 @@ class TensorSpec(TensorImageBase):
     """A spectrogram, shape (channels, mels, frames) or (batch, channels, mels, frames).
 
     `front_end` describes how it was made and gives its axes their Hz and seconds; `wave`, where it is known, is the sound that it shows.
-    It is deliberately no `TensorImage`: fastai would normalise and rescale that as a photograph.
+    It is deliberately no `TensorImage`: fastai would normalize and rescale that as a photograph.
     """
 
     def show(self, ctx: Any = None, title: str | None = None, **kwargs: Any) -> Any:

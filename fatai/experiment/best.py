@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fatai.io.atomic import write_file
 from fatai.errors import CheckpointError
-from fatai.training.cross_validation import notes_of
+from fatai.models.checkpoint import read_metadata
 from fatai.callbacks.checkpoint import SaveBestModel
 
 __all__ = ["BestOfStages"]
@@ -39,7 +39,7 @@ class BestOfStages(SaveBestModel):
         super().before_fit()
         if self.run and self.before is not None and self.before.exists():
             try:
-                self.best = float(notes_of(self.before)[_SCORE])
+                self.best = float(read_metadata(self.before)[_SCORE])
             except (KeyError, ValueError) as e:
                 raise CheckpointError(
                     f"{self.before} does not say how good its weights are ({e!r}); begin the fold anew"

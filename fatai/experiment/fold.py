@@ -31,7 +31,7 @@ from fatai.experiment.stage import fit_stage
 from fatai.io.json import read_json_limited
 from fatai.callbacks.callbacks import quiet_unless_terminal
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
-from fatai.training.cross_validation import load_weights, save_weights
+from fatai.models.checkpoint import load_weights, save_weights
 from fatai.noisy_labels.selection import LabelSelection
 from fatai.training.learner import FatLearner, fat_learner
 from fatai.noisy_labels.methods import second_head

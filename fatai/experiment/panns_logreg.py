@@ -41,7 +41,7 @@ def panns_network(weights: str | os.PathLike[str], arch: str = "cnn14", *, width
     weights
         File of published weights, such as Cnn14_mAP=0.431.pth, or of the network's own; read without executing anything.
     """
-    settings = ClipSettings(front_end("panns"), crop_s=10.0, trim_db=None, short_fill="zeros_right")
+    settings = ClipSettings(front_end("panns"), crop_s=10.0, trim_db=None, pad_mode="constant_right")
     model = create_model(arch, 1, 1, width=width, pretrained=weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Pretrained(model.to(device).eval(), ("unused",), settings, np.zeros(1), None, {}, {})

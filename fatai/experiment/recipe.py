@@ -143,7 +143,7 @@ class Recipe(Section):
         overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.front_end.items() if k != "name"}
         described = find_front_end(self.front_end.get("name", "ninth"), **overrides)
         trim_db = None if self.clips.trim_db == "none" else float(self.clips.trim_db)
-        return ClipSettings(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.short_fill)
+        return ClipSettings(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.pad_mode)
 
     def with_front_end(self, **values: Any) -> Recipe:
         """A copy whose front end has another `name`, or other values; a new name drops the values of the old one."""

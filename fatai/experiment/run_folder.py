@@ -27,7 +27,7 @@ from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.metrics.calibration import CALIBRATION, Calibration
 from fatai.metrics.thresholds import Thresholds
 from fatai.io.json import parse_json
-from fatai.training.cross_validation import load_weights, notes_of
+from fatai.models.checkpoint import load_weights, read_metadata
 from fatai.training.precision import autocast_for, fast_layout
 
 __all__ = ["FinishedRun", "TrainedFold", "predict_with_run", "thresholds_of_run", "trained_model"]
@@ -241,7 +241,7 @@ def thresholds_of_run(run: str | Path) -> Thresholds:
 def _notes(path: Path) -> tuple[list[str], int, np.ndarray]:
     """Tags, channels and prior that stand beside the weights; the file may come from a stranger, so nothing is taken on trust."""
     try:
-        notes = parse_json(notes_of(path)["fatai"])
+        notes = parse_json(read_metadata(path)["fatai"])
         tags, in_channels, prior = (
             [str(t) for t in notes["tags"]],
             int(notes["in_channels"]),

@@ -23,7 +23,7 @@ from fatai.registry import (
     Registry,
     did_you_mean,
 )
-from fatai.audio.waveform import SHORT_FILLS
+from fatai.audio.waveform import PAD_MODES
 from fatai.training.learner import NO_WEIGHT_DECAY
 
 __all__ = ["KEPT", "Clips", "Folds", "Listen", "Model", "Section", "Seed", "Stage", "built"]
@@ -77,7 +77,7 @@ class Clips(Section):
 
     crop_s: float = Field(2.0, ge=0.05, le=600)
     trim_db: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["none"] = 60.0
-    short_fill: Annotated[str, _among(SHORT_FILLS)] = "zeros_both"
+    pad_mode: Annotated[str, _among(PAD_MODES)] = "constant_center"
     channels: Annotated[str, _among(CHANNELS)] | None = None
     corrupted: Annotated[str, _among(CORRUPTED_HOW)] = "keep"
     cache: Annotated[str, _among(("none", *CACHE_KINDS))] = "none"

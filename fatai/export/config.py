@@ -28,7 +28,7 @@ from fatai.registry import did_you_mean
 from fatai.metrics.calibration import Calibration
 from fatai.io.json import read_text_limited
 from fatai.audio.front_ends import FrontEnd
-from fatai.audio.waveform import SHORT_FILLS
+from fatai.audio.waveform import PAD_MODES
 
 __all__ = ["FORMAT", "ModelConfig", "Network", "bounded"]
 
@@ -99,8 +99,8 @@ def bounded(settings: ClipSettings) -> ClipSettings:
             f"a crop of {settings.crop_s:g} s has {sizes[0]} samples and {settings.crop_frames} frames of {described.rows} "
             f"rows and transforms of {described.transforms}, which is too much to compute: shorten it, or lengthen the hop"
         )
-    if settings.short_fill not in SHORT_FILLS:
-        raise ValueError(f"short_fill is {settings.short_fill!r}; {did_you_mean(settings.short_fill, SHORT_FILLS)}")
+    if settings.pad_mode not in PAD_MODES:
+        raise ValueError(f"pad_mode is {settings.pad_mode!r}; {did_you_mean(settings.pad_mode, PAD_MODES)}")
     settings.channels_module()  # an unknown name is an error here
     return settings
 

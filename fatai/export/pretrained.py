@@ -38,7 +38,7 @@ from fatai.models import create_model
 from fatai.models.multi_task import TwoHeads
 from fatai.metrics.calibration import Calibration
 from fatai.audio.io import audio_info, load_audio, save_audio
-from fatai.training.cross_validation import check_weights, load_weights, save_weights
+from fatai.models.checkpoint import check_weights, load_weights, save_weights
 from fatai.training.learner import FatLearner
 from fatai.training.precision import autocast_for, fast_layout
 

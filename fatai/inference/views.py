@@ -116,8 +116,8 @@ def _varied(n: int, wave: Tensor, settings: ClipSettings, generator: torch.Gener
     if spare <= 0:
         return even_views(n)(wave, settings, generator)
     # A looped clip repeats itself after its length, so its first place is also its last.
-    last = min(spare, len(wave) - 1) if settings.short_fill.startswith("wrap") else spare
-    return _crops(fit_length(wave, size + last, settings.short_fill, left=last), _spread(last, n)[::-1], size)
+    last = min(spare, len(wave) - 1) if settings.pad_mode.startswith("wrap") else spare
+    return _crops(fit_length(wave, size + last, settings.pad_mode, left=last), _spread(last, n)[::-1], size)
 
 
 @VIEWS.register("adaptive", source="FAT2019 36th place write-up: overlapping crops, their number by the clip's length")
@@ -158,7 +158,7 @@ def _tiles(
         size, step_frames * settings.front_end.hop_length if step_s is None else max(1, round(step_s * settings.sr))
     )
     samples = size + _up_to(max(0, len(wave) - size), step)
-    filled = fit_length(wave, samples, settings.short_fill, left=(samples - len(wave)) // 2)
+    filled = fit_length(wave, samples, settings.pad_mode, left=(samples - len(wave)) // 2)
     return _crops(filled, range(0, samples - size + 1, step), size)
 
 
@@ -179,7 +179,7 @@ def whole_view(n: int = 1, *, step_s: float = 0.5) -> Views:
 def _whole(step_s: float, wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> ClipViews:
     filled = settings.fit(wave)
     samples = _up_to(len(filled), max(1, round(step_s * settings.sr)))
-    return ClipViews(fit_length(filled, samples, settings.short_fill), [Section(0, samples)])
+    return ClipViews(fit_length(filled, samples, settings.pad_mode), [Section(0, samples)])
 
 
 @VIEWS.register(
@@ -204,7 +204,7 @@ def _padded(
 ) -> ClipViews:
     clip, step = settings.fit(wave), max(1, round(step_s * settings.sr))
     lengths = [_up_to(len(clip) + 2 * pad * settings.front_end.hop_length, step) for pad in frames]
-    filled = fit_length(clip, max(lengths), "zeros_both")
+    filled = fit_length(clip, max(lengths), "constant_center")
     middle = (len(filled) - len(clip)) // 2
     starts = [middle - (length - len(clip)) // 2 for length in lengths]
     return ClipViews(filled, [Section(start, start + length) for start, length in zip(starts, lengths)])

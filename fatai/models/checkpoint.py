@@ -10,19 +10,24 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from fatai.errors import CheckpointError
+from fatai.io.atomic import write_file
 from fatai.models.layers import SpectrogramModel
 
-__all__ = ["LoadReport", "load_checkpoint", "read_weights"]
+__all__ = [
+    "LoadReport", "check_weights", "load_checkpoint", "load_weights", "read_metadata", "read_weights", "save_weights",
+]
 
 # The largest published network that fatai builds takes 0.42 GB.
 MAX_BYTES = 2**32
@@ -219,3 +224,79 @@ def _widened(found: Tensor, own: Tensor, in_channels: int) -> Tensor | None:
             widened.narrow(d, 0, found.shape[d]).copy_(found)
             return widened
     return None
+
+
+def save_weights(path: str | Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write the weights of a model as safetensors; nothing in such a file can be executed when it is read.
+
+    Parameters
+    ----------
+    path
+        File to write, whole or not at all.
+    model
+        Model whose `state_dict` is written.
+    metadata
+        Text to store beside the weights; `read_metadata` returns it.
+    """
+    # Copies, because safetensors refuses tensors that share storage and fastai's subclasses.
+    plain = {k: v.detach().as_subclass(Tensor).cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    with write_file(path) as beside:
+        save_file(plain, str(beside), metadata=dict(metadata))
+
+
+def check_weights(path: str | Path, model: nn.Module) -> None:
+    """Compare the names and shapes in a file of weights with those of a model; no tensor is read.
+
+    The model may be on the device "meta".
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no safetensors file, or its names or shapes differ from the model's; up to three are named.
+    """
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    with _open_safetensors(path) as f:
+        found = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    misshaped = sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k])
+    for fault, keys in (("lacks", missing), ("has the unknown", extra), ("has another shape of", misshaped)):
+        if keys:
+            listed = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+            raise CheckpointError(f"{path} does not fit its model: it {fault} {listed}")
+
+
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Load weights written by `save_weights` into a model of the same shape.
+
+    Raises
+    ------
+    CheckpointError
+        As for `check_weights`; the model is then unchanged.
+    """
+    check_weights(path, model)
+    with _open_safetensors(path) as f:
+        state = {k: f.get_tensor(k) for k in f.keys()}
+    model.load_state_dict(state)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the text that `save_weights` stored beside the weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no safetensors file.
+    """
+    with _open_safetensors(path) as f:
+        return dict(f.metadata() or {})
+
+
+@contextmanager
+def _open_safetensors(path: str | Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            yield f
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({e}); expected the model.safetensors of a run"
+        ) from None

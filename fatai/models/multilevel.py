@@ -1,6 +1,6 @@
 """The 3rd place's networks: features pooled from several levels of a residual stack, over spectrograms or over their frames.
 
-Its 2-D network saw two channels, a log-mel spectrogram and a ramp over its bins (`CHANNELS`' "ramp" makes them); its 1-D one convolves over
+Its 2-D network saw two channels, a log-mel spectrogram and a ramp over its bins (`CHANNELS`' "coord" makes them); its 1-D one convolves over
 time alone and takes the bins for channels. "Deep supervision" is its author's word for the pooled levels: there are no auxiliary losses.
 """
 

@@ -113,7 +113,7 @@ class PannsModel(SpectrogramModel):
         raise NotImplementedError
 
     def maps(self, x: Tensor) -> Tensor:
-        """Maps (batch, channels, frames, mels) of a normalised input (batch, channels, frames, mels), both halved `halvings` times."""
+        """Maps (batch, channels, frames, mels) of a normalized input (batch, channels, frames, mels), both halved `halvings` times."""
         raise NotImplementedError
 
     def prepared(self, spec: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fatai.audio.channels import Repeat, delta
 from fatai.audio.io import load_audio
 from fatai.audio.front_ends import FRONT_ENDS, front_end
 
-EXPECTED = {"one": 1, "same3": 3, "image3": 3, "deltas": 3, "ramp": 2, "ramp_time": 3, "windows": 3}
+EXPECTED = {"mono": 1, "repeat3": 3, "imagenet": 3, "deltas": 3, "coord": 2, "coord_time": 3, "windows": 3}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -82,20 +82,20 @@ def test_delta_names_options_out_of_range(options):
 def test_pictures_are_standardised_as_those_of_imagenet():
     spec = torch.tensor([[[0.0, 255.0]]])
     by_hand = [[-0.485 / 0.229, 0.515 / 0.229], [-0.456 / 0.224, 0.544 / 0.224], [-0.406 / 0.225, 0.594 / 0.225]]
-    assert CHANNELS.build("image3")(spec)[0, :, 0].tolist() == [pytest.approx(row, abs=1e-5) for row in by_hand]
+    assert CHANNELS.build("imagenet")(spec)[0, :, 0].tolist() == [pytest.approx(row, abs=1e-5) for row in by_hand]
 
 
 def test_ramps_rise_from_minus_one_to_one():
     spec = torch.randn(2, 3, 5)
-    out = CHANNELS.build("ramp_time")(spec)
-    assert torch.equal(out[:, 0], spec) and torch.equal(CHANNELS.build("ramp")(spec), out[:, :2])
+    out = CHANNELS.build("coord_time")(spec)
+    assert torch.equal(out[:, 0], spec) and torch.equal(CHANNELS.build("coord")(spec), out[:, :2])
     assert out[1, 1, :, 3].tolist() == [-1, 0, 1] and out[1, 2, 0].tolist() == [-1, -0.5, 0, 0.5, 1]
     assert (out[:, 1].std(-1) == 0).all() and (out[:, 2].std(1) == 0).all()
 
 
 def test_repeats_and_windows():
     spec = torch.randn(2, 6, 5)
-    assert all(torch.equal(channel, spec) for channel in CHANNELS.build("same3")(spec).unbind(1))
+    assert all(torch.equal(channel, spec) for channel in CHANNELS.build("repeat3")(spec).unbind(1))
     assert torch.equal(CHANNELS.build("windows", n_windows=2)(spec)[:, 1], spec[:, 3:])
     with pytest.raises(ShapeError, match="6 rows, which are not 4 windows of equal size"):
         CHANNELS.build("windows", n_windows=4)(spec)

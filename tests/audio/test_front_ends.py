@@ -134,7 +134,7 @@ def largest(a, b) -> float:
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("name", NAMES)
 def test_front_end_equals_librosa(name, clip, waves):
-    plain = front_end(name, normalise="none")
+    plain = front_end(name, normalize="none")
     wave = waves[plain.sr][clip]
     spec = plain.build()(wave[None])[0]
     assert spec.dtype == torch.float32 and spec.is_contiguous()
@@ -200,7 +200,7 @@ def test_fastai_kernel_is_a_picture_of_256_levels(clip, waves):
 
 def test_a_clip_by_its_own_mean_and_deviation(waves):
     for clip, wave in waves[44100].items():
-        spec = FRONT_ENDS.build("ninth", normalise="clip", eps=1e-7)(wave[None])[0]
+        spec = FRONT_ENDS.build("ninth", normalize="clip", eps=1e-7)(wave[None])[0]
         db = by_librosa("ninth", wave)
         if np.ptp(db) > 1:
             assert largest(spec, (db - db.mean()) / (db.std() + 1e-7)) <= 1e-3, clip
@@ -263,7 +263,7 @@ def test_a_copy_through_pickle_computes_the_same(waves):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_front_end_on_a_gpu_equals_that_on_the_cpu(name, waves):
-    module = FRONT_ENDS.build(name, **({"normalise": "none"}))
+    module = FRONT_ENDS.build(name, **({"normalize": "none"}))
     clips = waves[module.settings.sr]
     batch = torch.stack([clips["full-scale noise"], clips["silence"], clips["1 s"]])
     here = module(batch)
@@ -370,10 +370,10 @@ def test_every_setting_of_the_transform_is_librosas(changes, waves):
 
 def test_stacked_windows_are_the_single_ones_on_top_of_each_other(waves):
     wave = waves[44100]["1 s"][None]
-    stacked = FrontEnd(windows=(512, 1024, 2048), hop_length=441, n_mels=32, top_db=80.0, normalise="clip")
+    stacked = FrontEnd(windows=(512, 1024, 2048), hop_length=441, n_mels=32, top_db=80.0, normalize="clip")
     spec = stacked.build()(wave)
     single = [
-        FrontEnd(n_fft=n, hop_length=441, n_mels=32, top_db=80.0, normalise="clip").build()(wave)
+        FrontEnd(n_fft=n, hop_length=441, n_mels=32, top_db=80.0, normalize="clip").build()(wave)
         for n in (512, 1024, 2048)
     ]
     assert torch.equal(spec, torch.cat(single, 1))
@@ -405,8 +405,8 @@ def test_frames_and_samples_are_each_others_inverse(samples, name):
     (dict(windows=(512, 0)), "windows=.512, 0.; expected at most 8, of 1 to 131072 samples"),
     (dict(windows=(512, 1024), center=False), "center is true"),
     (dict(windows=(512, 1024), n_mels=None), "set n_mels"),
-    (dict(normalise="bin"), "one mean for each of the 128 rows.*spectrogram_stats"),
-    (dict(normalise="global", mean=(1.0, 2.0)), "needs mean as one number, got 2"),
+    (dict(normalize="bin"), "one mean for each of the 128 rows.*spectrogram_stats"),
+    (dict(normalize="global", mean=(1.0, 2.0)), "needs mean as one number, got 2"),
     (dict(std=0.0), "std must be above 0"),
 ])
 def test_settings_that_make_no_sense_are_named(changes, message):
@@ -430,7 +430,7 @@ def test_waves_of_another_shape_or_type_are_refused(wave):
 
 
 def test_descriptions_are_plain_values():
-    described = front_end("ninth", mean=[-35.7] * 64, std=np.full(64, 21.6), normalise="bin")
+    described = front_end("ninth", mean=[-35.7] * 64, std=np.full(64, 21.6), normalize="bin")
     assert hash(described) == hash(copy.deepcopy(described)) and isinstance(described.std, tuple)
     assert front_end(described, n_fft=2048) == described.replace(n_fft=2048) != described
     assert (front_end("ninth").n_mels, front_end("ninth", n_mels=32).n_mels) == (64, 32)
@@ -513,5 +513,5 @@ def test_statistics_name_what_they_cannot_count():
     assert stats.frames == 3
     with pytest.raises(ShapeError, match="3 rows after some of 2"):
         stats.add(torch.zeros(1, 3, 3))
-    with pytest.raises(OptionError, match="normalise='clip'; expected 'global' or 'bin'"):
+    with pytest.raises(OptionError, match="normalize='clip'; expected 'global' or 'bin'"):
         stats.settings("clip")

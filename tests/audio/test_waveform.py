@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from fatai.errors import OptionError, ShapeError
 from fatai.audio.io import load_audio
-from fatai.audio.waveform import SHORT_FILLS, fit_length, peak_db, resample, sound_section, trim_silence
+from fatai.audio.waveform import PAD_MODES, fit_length, peak_db, resample, sound_section, trim_silence
 
 
 def librosas_section(wave, top_db, **how):
@@ -82,12 +82,12 @@ def padded_by_numpy(wave: np.ndarray, samples: int, how: str) -> np.ndarray:
     missing = samples - wave.shape[-1]
     left = missing // 2 if how.endswith("both") else 0
     ends = (0, 0), (left, missing - left)
-    if how == "min_both":
+    if how == "minimum_center":
         return np.stack([np.pad(row, ends[1], constant_values=row.min()) for row in wave])
     return np.pad(wave, ends, mode={"zeros": "constant", "wrap": "wrap", "edge": "edge"}[how.split("_")[0]])
 
 
-@given(n=st.integers(1, 30), more=st.integers(0, 100), how=st.sampled_from(SHORT_FILLS))
+@given(n=st.integers(1, 30), more=st.integers(0, 100), how=st.sampled_from(PAD_MODES))
 @settings(deadline=None, max_examples=150)
 def test_short_waves_are_filled_as_numpy_pads(n, more, how):
     wave = np.random.default_rng(n).normal(size=(2, n)).astype(np.float32)
@@ -96,7 +96,7 @@ def test_short_waves_are_filled_as_numpy_pads(n, more, how):
     assert np.array_equal(filled.numpy(), padded_by_numpy(wave, n + more, how))
 
 
-@given(n=st.integers(1, 30), samples=st.integers(1, 30), how=st.sampled_from(SHORT_FILLS))
+@given(n=st.integers(1, 30), samples=st.integers(1, 30), how=st.sampled_from(PAD_MODES))
 @settings(deadline=None, max_examples=100)
 def test_long_waves_are_kept_or_cut(n, samples, how):
     wave = torch.arange(float(n))
@@ -109,7 +109,7 @@ def test_long_waves_are_kept_or_cut(n, samples, how):
         assert fit_length(wave, samples, how, cut="both")[0] == (n - samples) // 2
 
 
-@given(n=st.integers(1, 20), left=st.integers(0, 10), right=st.integers(0, 10), how=st.sampled_from(SHORT_FILLS))
+@given(n=st.integers(1, 20), left=st.integers(0, 10), right=st.integers(0, 10), how=st.sampled_from(PAD_MODES))
 @settings(deadline=None, max_examples=100)
 def test_the_place_in_the_filling_can_be_chosen(n, left, right, how):
     wave = torch.randn(n)
@@ -119,16 +119,16 @@ def test_the_place_in_the_filling_can_be_chosen(n, left, right, how):
 def test_by_hand():
     wave = torch.tensor([1.0, 2.0, 3.0])
     expected = {
-        "zeros_both": [0, 0, 1, 2, 3, 0, 0, 0],
-        "zeros_right": [1, 2, 3, 0, 0, 0, 0, 0],
+        "constant_center": [0, 0, 1, 2, 3, 0, 0, 0],
+        "constant_right": [1, 2, 3, 0, 0, 0, 0, 0],
         "wrap_right": [1, 2, 3, 1, 2, 3, 1, 2],
-        "wrap_both": [2, 3, 1, 2, 3, 1, 2, 3],
-        "edge_both": [1, 1, 1, 2, 3, 3, 3, 3],
-        "min_both": [1, 1, 1, 2, 3, 1, 1, 1],
+        "wrap_center": [2, 3, 1, 2, 3, 1, 2, 3],
+        "edge_center": [1, 1, 1, 2, 3, 3, 3, 3],
+        "minimum_center": [1, 1, 1, 2, 3, 1, 1, 1],
     }
-    assert {how: fit_length(wave, 8, how).tolist() for how in SHORT_FILLS} == expected
+    assert {how: fit_length(wave, 8, how).tolist() for how in PAD_MODES} == expected
     images = torch.tensor([[[4.0], [9.0]], [[1.0], [-5.0]]])  # (batch, rows, frames): one lowest value a clip
-    assert fit_length(images, 3, "min_both").tolist() == [[[4, 4, 4], [4, 9, 4]], [[-5, 1, -5], [-5, -5, -5]]]
+    assert fit_length(images, 3, "minimum_center").tolist() == [[[4, 4, 4], [4, 9, 4]], [[-5, 1, -5], [-5, -5, -5]]]
     assert fit_length(torch.zeros(0), 3).tolist() == [0, 0, 0]
 
 
@@ -140,7 +140,7 @@ def test_fitting_names_what_it_cannot_do():
         fit_length(wave, 5, cut="left")
     with pytest.raises(OptionError, match="left=3; expected 0 to 2"):
         fit_length(wave, 5, left=3)
-    for how in ("wrap_right", "wrap_both", "edge_both", "min_both"):
+    for how in ("wrap_right", "wrap_center", "edge_center", "minimum_center"):
         with pytest.raises(ShapeError, match="nothing to repeat"):
             fit_length(torch.zeros(0), 5, how)
 

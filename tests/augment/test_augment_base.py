@@ -153,7 +153,7 @@ def test_derivatives_are_made_anew_from_the_masked_spectrogram(sample):
 
 
 def test_lighting_knows_pictures(sample):
-    dls = loaders(sample, front_end=FRONT_ENDS.build("ninth", normalise="image").settings, channels="image3")
+    dls = loaders(sample, front_end=FRONT_ENDS.build("ninth", normalize="image").settings, channels="imagenet")
     got, before = seen(dls, AUGMENTATIONS.build("lighting", p_lighting=1.0)).train[0], seen(dls).train[0]
     pixels, plain_pixels = (x[:, 0] * 0.229 + 0.485 for x in (got, before))
     # Black and white stay, and all three channels show the same picture: the light is on the pixels, not on each channel's range.

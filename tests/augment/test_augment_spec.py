@@ -21,7 +21,7 @@ from fatai.augment.spec import (
 from fatai.errors import OptionError, ShapeError
 from fatai.augment.base import SpecAugmentation
 from fatai.registry import AUGMENTATIONS
-from fatai.audio.channels import Image3
+from fatai.audio.channels import ImageNet
 
 ON_SPEC = [name for name in AUGMENTATIONS.names() if isinstance(AUGMENTATIONS.build(name), SpecAugmentation)]
 
@@ -211,7 +211,7 @@ def test_lighting_draws_the_kernels_ranges():
 
 def test_lighting_of_pictures_works_on_their_pixels():
     levels = torch.randint(0, 256, (3, 8, 8)).float()
-    picture = Image3()(levels)
+    picture = ImageNet()(levels)
     lighting = BrightnessContrast(scale="imagenet")
     drawn = lighting.draw(3, 8, 8, generator())
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

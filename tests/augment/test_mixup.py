@@ -447,7 +447,7 @@ def test_power_mixing_lies_between_wave_and_log(dls):
     _, plain_log = fit(dls)
     # The same clips in the same order: the draws of mixing come after those of the batch.
     module = dls.to_spec.module[0]
-    linear = module.settings.replace(log="none", normalise="none").build()(plain_log.train[0][2])
+    linear = module.settings.replace(log="none", normalize="none").build()(plain_log.train[0][2])
     decibels = 10 * torch.lerp(linear.flip(0), linear, 0.25).clamp(min=1e-10).log10()
     decibels = decibels.maximum(decibels.amax((1, 2), keepdim=True) - 80)
     torch.testing.assert_close(log.train[0][0][:, 0], (decibels + 35.7) / 21.6, atol=1e-4, rtol=1e-4)
@@ -620,7 +620,7 @@ def test_what_a_mixer_cannot_reach_is_named(dls):
 
 
 def test_channels_that_stem_from_the_first_are_made_anew(sample):
-    _, log = fit(loaders(sample, 16, 12, channels="ramp"), MixUpOr(domain="log", p=1.0))
+    _, log = fit(loaders(sample, 16, 12, channels="coord"), MixUpOr(domain="log", p=1.0))
     torch.testing.assert_close(log.train[0][0][0, 1, :, 0], torch.linspace(-1, 1, 64))
 
 

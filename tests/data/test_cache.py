@@ -137,7 +137,7 @@ def test_only_a_changed_file_is_computed_again_and_its_old_clip_is_gone(files, s
 
 
 @pytest.mark.parametrize("change", [
-    {"trim_db": None}, {"trim_db": 40.0}, {"crop_s": 0.5}, {"short_fill": "wrap_right"},
+    {"trim_db": None}, {"trim_db": 40.0}, {"crop_s": 0.5}, {"pad_mode": "wrap_right"},
     {"front_end": front_end("ninth", n_mels=32)}, {"front_end": front_end("ninth", top_db=60.0)},
 ])
 def test_other_settings_have_another_folder(files, tmp_path, change):
@@ -153,7 +153,7 @@ def test_waves_are_shared_by_all_front_ends_of_a_rate_and_channels_are_not_cache
     assert len(folders) == 1
     folders = {
         ClipCache.open_or_build(files[:1], ClipSettings(channels=c), folder=tmp_path / "c").folder
-        for c in ("one", "deltas")
+        for c in ("mono", "deltas")
     }
     assert len(folders) == 1
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_cached_is_said(files, tmp_path):
         ClipCache.open_or_build(
             files, ClipSettings(front_end("ninth", log="pcen", pcen_trainable=True)), folder=tmp_path
         )
-    loud = ClipSettings(front_end("ninth", log="none", normalise="none", norm=None))
+    loud = ClipSettings(front_end("ninth", log="none", normalize="none", norm=None))
     sf.write(tmp_path / "loud.wav", np.sin(np.arange(SR) * 0.2), SR)
     with pytest.raises(CacheError, match=r"16-bit floats only 65,504; choose cache='wave'"):
         ClipCache.open_or_build([tmp_path / "loud.wav"], loud, folder=tmp_path)

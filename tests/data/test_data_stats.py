@@ -28,7 +28,7 @@ def few(sample, tmp_path_factory):
 
 
 def test_statistics_are_those_of_all_frames_at_once(few):
-    module = front_end("ninth", normalise="none", mean=0.0, std=1.0).build()
+    module = front_end("ninth", normalize="none", mean=0.0, std=1.0).build()
     waves = [trim_silence(load_audio(p), 60) for p in sorted((few / "train_curated").iterdir())]
     frames = torch.cat([module(wave[None])[0] for wave in waves], 1).double().numpy()
     stats = data_stats(few, "ninth")

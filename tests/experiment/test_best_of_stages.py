@@ -13,7 +13,7 @@ from fatai.errors import CheckpointError
 from fatai.experiment.best import BestOfStages
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.training.cross_validation import notes_of, save_weights
+from fatai.models.checkpoint import read_metadata, save_weights
 from fatai.training.learner import fat_learner
 
 
@@ -62,7 +62,7 @@ def first_weight(path):
 
 def test_the_best_of_all_stages_is_put_back_and_the_last_weights_go_on(fit, tmp_path):
     assert fit(0, [0.3, 0.7, 0.5], load=False, before=False) == 2, "the last epoch's, though the second was best"
-    assert notes_of(tmp_path / "until_0.safetensors") == {"best": "0.7"}
+    assert read_metadata(tmp_path / "until_0.safetensors") == {"best": "0.7"}
     assert fit(1, [0.6, 0.65], load=True) == 1, "nothing came up to the second epoch of the first stage"
     assert fit(2, [0.6, 0.8], load=True, after=False) == 21
     assert not (tmp_path / "until_2.safetensors").exists()

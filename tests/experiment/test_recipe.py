@@ -31,10 +31,10 @@ def test_ninth_holds_the_published_constants():
         -35.7,
         21.6,
     )
-    assert (settings.crop_s, settings.trim_db, settings.short_fill, settings.crop_samples) == (
+    assert (settings.crop_s, settings.trim_db, settings.pad_mode, settings.crop_samples) == (
         4,
         60,
-        "zeros_both",
+        "constant_center",
         176_400,
     )
     assert front_end.frames(settings.crop_samples) == 256

@@ -16,7 +16,8 @@ from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.metrics.ranking import lwlrap
 from fatai.callbacks.callbacks import TerminateOnNaN
-from fatai.training.cross_validation import fit_folds, load_weights, save_weights
+from fatai.models.checkpoint import load_weights, save_weights
+from fatai.training.cross_validation import fit_folds
 from fatai.callbacks.history import EpochCSVLogger
 from fatai.training.learner import FatLearner
 

@@ -95,8 +95,8 @@ GOLD_FIT = {
 SYSTEMS: dict = {
     "ninth_full": {
         "front_end": (44100, 1920, 690, 64, 20, 22050),
-        "more": {"top_db": 80, "power": 2, "mean": -35.7, "std": 21.6, "normalise": "global"},
-        "crop": (4.0, 256, 60.0, "zeros_both", 1),
+        "more": {"top_db": 80, "power": 2, "mean": -35.7, "std": 21.6, "normalize": "global"},
+        "crop": (4.0, 256, 60.0, "constant_center", 1),
         "corrupted": "drop",
         "folds": ("stratified_argmax", 5, 2019, None),
         "seed": 2019,
@@ -117,8 +117,8 @@ SYSTEMS: dict = {
     },
     "fastai_kernel": {
         "front_end": (44100, 2560, 694, 128, 20, 22050),
-        "more": {"top_db": 80, "normalise": "image", "power": 2},
-        "crop": (2.0, 128, 60.0, "zeros_both", 3),
+        "more": {"top_db": 80, "normalize": "image", "power": 2},
+        "crop": (2.0, 128, 60.0, "constant_center", 3),
         "corrupted": "keep",
         "folds": ("plain", 5, 2019, (0,)),
         "seed": 2019,
@@ -140,7 +140,7 @@ SYSTEMS: dict = {
         # The 64 mel of PANNs' weights to 14,000 Hz, where the plan has 16,000.
         "front_end": (32000, 1024, 320, 64, 50, 14000),
         "more": {"top_db": None, "norm": "slaney", "pad_mode": "reflect"},
-        "crop": (10.0, 1001, None, "zeros_right", 1),
+        "crop": (10.0, 1001, None, "constant_right", 1),
         "corrupted": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
@@ -202,8 +202,8 @@ SYSTEMS: dict = {
     },
     "third_place_2d": {
         "front_end": (44100, 2048, 1024, 128, 5, 22050),
-        "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalise": "none"},
-        "crop": (15.0, 646, None, "zeros_right", 2),
+        "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalize": "none"},
+        "crop": (15.0, 646, None, "constant_right", 2),
         "corrupted": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
@@ -221,8 +221,8 @@ SYSTEMS: dict = {
     },
     "third_place_1d": {
         "front_end": (44100, 256, 128, None, 0, 22050),
-        "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalise": "none"},
-        "crop": (15.0, 5168, None, "zeros_right", 1),
+        "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalize": "none"},
+        "crop": (15.0, 5168, None, "constant_right", 1),
         "corrupted": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
@@ -242,7 +242,7 @@ SYSTEMS: dict = {
     "third_place_noisy": {
         "front_end": (44100, 2048, 1024, 128, 5, 22050),
         "more": {"power": 1, "log": "ln", "log_offset": 1e-4},
-        "crop": (15.0, 646, None, "zeros_right", 2),
+        "crop": (15.0, 646, None, "constant_right", 2),
         "corrupted": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
@@ -268,7 +268,7 @@ SYSTEMS: dict = {
     "first_place": {
         "front_end": (44100, 2560, 690, 128, 20, 22050),
         "more": {"top_db": 80, "std": 100, "mean": 0, "power": 2},
-        "crop": (4.0, 256, 60.0, "zeros_both", 3),
+        "crop": (4.0, 256, 60.0, "constant_center", 3),
         "corrupted": "relabel",
         "folds": ("plain", 5, 42, None),
         "seed": 42,
@@ -340,7 +340,7 @@ def test_sound_folds_and_listening_are_as_published(name):
     ) == told["front_end"]
     assert {key: getattr(front_end, key) for key in told["more"]} == told["more"]
     channels = settings.channels_module().n_channels
-    assert (settings.crop_s, settings.crop_frames, settings.trim_db, settings.short_fill, channels) == told["crop"]
+    assert (settings.crop_s, settings.crop_frames, settings.trim_db, settings.pad_mode, channels) == told["crop"]
     assert recipe.clips.corrupted == told["corrupted"] and recipe.seed == told["seed"]
     assert (recipe.folds.how, recipe.folds.n, recipe.folds.seed, recipe.folds.only) == told["folds"]
     assert recipe.listen.model_dump() == told["listen"]

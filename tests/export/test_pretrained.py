@@ -28,7 +28,7 @@ from fatai.audio.front_ends import front_end
 from fatai.training.learner import fat_learner
 
 TAGS = ("Bark", "Meow", "Rain, on a roof")
-SETTINGS = ClipSettings(front_end("ninth", hop_length=1380), crop_s=0.5, trim_db=40.0, short_fill="wrap_right")
+SETTINGS = ClipSettings(front_end("ninth", hop_length=1380), crop_s=0.5, trim_db=40.0, pad_mode="wrap_right")
 CALIBRATED = Calibration(TAGS, (0.5, 1.0, 2.0), (0.0, 0.1, -0.2), thresholds=Thresholds(TAGS, (0.5, math.inf, 0.2)))
 
 
@@ -440,8 +440,8 @@ def test_a_network_larger_than_its_weights_is_never_made(folder, untouched):
         ({"format": "fatai model 9"}, "\"format\": \"fatai model 1\""),
         ({"clips": []}, "ClipSettings is a list"),
         ({"clips__channels": "nine"}, "channels is 'nine'"),
-        ({"clips__channels": "same3"}, "another shape of blocks.0.conv1.weight"),
-        ({"clips__short_fill": "hum"}, "short_fill is 'hum'"),
+        ({"clips__channels": "repeat3"}, "another shape of blocks.0.conv1.weight"),
+        ({"clips__pad_mode": "hum"}, "pad_mode is 'hum'"),
         ({"clips__crop_s": 1e9}, "crop_s is 1000000000.0"),
         ({"clips__crop_s": "long"}, "clips.crop_s"),
         ({"clips__front_end__n_fft": 1 << 40}, "n_fft=1099511627776; expected at most"),

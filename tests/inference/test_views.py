@@ -99,7 +99,7 @@ def test_varied_views_put_a_short_clip_at_different_places():
 
 
 def test_varied_views_of_a_looped_clip_start_anywhere_in_the_loop():
-    settings = dataclasses.replace(SETTINGS, short_fill="wrap_right")
+    settings = dataclasses.replace(SETTINGS, pad_mode="wrap_right")
     views = list(heard(varied_views(n=5), 5, settings=settings).views())
     assert [view[0].item() for view in views] == [1, 5, 4, 3, 2] and all(len(view) == SIZE for view in views)
     for view in views:
@@ -111,7 +111,7 @@ def test_padded_views_have_silence_on_both_sides_of_the_whole_clip():
     for view, frames in ((short, 1), (long, 4)):
         spare = len(view) - SIZE - 300
         assert len(view) % 441 == 0 and frames * HOP * 2 <= spare < frames * HOP * 2 + 441
-        torch.testing.assert_close(view, fit_length(torch.arange(1.0, SIZE + 301), len(view), "zeros_both"))
+        torch.testing.assert_close(view, fit_length(torch.arange(1.0, SIZE + 301), len(view), "constant_center"))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_options_out_of_range_are_refused(kind, options, said):
 @pytest.mark.parametrize("kind", VIEWS.names())
 @given(
     length=st.integers(1, 12 * SIZE),
-    fill=st.sampled_from(["zeros_both", "zeros_right", "wrap_right", "wrap_both", "edge_both"]),
+    fill=st.sampled_from(["constant_center", "constant_right", "wrap_right", "wrap_center", "edge_center"]),
 )
 def test_views_lie_inside_the_wave_and_every_kind_hears_sound(kind, length, fill):
-    clip = heard(VIEWS.build(kind), length, settings=dataclasses.replace(SETTINGS, short_fill=fill))
+    clip = heard(VIEWS.build(kind), length, settings=dataclasses.replace(SETTINGS, pad_mode=fill))
     assert 1 <= len(clip.stretches) and all(0 <= start < stop <= len(clip.wave) for start, stop in clip.stretches)
     if kind in ("whole", "padded"):
         assert all(stop - start >= max(length, SIZE) for start, stop in clip.stretches)
