@@ -12,7 +12,7 @@ from helpers.fake_learner import Told
 from torch import nn
 
 from fatai.errors import OptionError
-from fatai.training.cross_validation import load_weights
+from fatai.models.checkpoint import load_weights
 from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
 from fatai.callbacks.resume import ResumeTraining
 

@@ -20,7 +20,7 @@ from fatai.io.atomic import write_file, write_text
 from fatai.errors import AudioError, StorageError, WorkerError
 from fatai.io.retries import retry
 from fatai.audio.io import audio_info, check_audio, load_audio
-from fatai.training.cross_validation import save_weights
+from fatai.models.checkpoint import save_weights
 from fatai.callbacks.failure import SplitBatchOnOOM, NonFiniteError, TerminateOnNaN, split_on_oom, translate_errors
 from fatai.training.learner import fat_learner
 from fatai.callbacks.resume import ResumeTraining, resume_point

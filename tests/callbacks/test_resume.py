@@ -333,7 +333,7 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fatai.callbacks.checkpoint import SaveBestModel
 from fatai.callbacks.resume import ResumeTraining
-from fatai.training.cross_validation import save_weights
+from fatai.models.checkpoint import save_weights
 
 class Noisy:
     """Items that a worker draws anew each time."""
