@@ -14,17 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from fatai import __version__
-from fatai.cli import labels as doubting
-from fatai.cli import data
-from fatai.cli import export
-from fatai.cli import evaluate
-from fatai.cli import list as listing
-from fatai.cli import preview
-from fatai.cli import runs as repeating
-from fatai.cli import reporting
-from fatai.cli import serve
-from fatai.cli import tag
-from fatai.cli import train
+from fatai.cli import data, evaluate, export, labels, preview, reporting, runs, serve, tag, train
+from fatai.cli import list as list_
 from fatai.errors import FataiError
 
 __all__ = ["app", "main"]
@@ -42,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (train, tag, export, evaluate, preview, reporting, data, doubting, serve, repeating, listing):
+for commands in (train, tag, export, evaluate, preview, reporting, data, labels, serve, runs, list_):
     app.add_typer(commands.app)
 
 
@@ -88,7 +79,3 @@ def _plain_warning(
     message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
 ) -> None:
     print(f"warning: {message}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
