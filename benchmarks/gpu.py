@@ -75,7 +75,7 @@ def training(data: FATDataset, epochs: int, whole: bool, scale: str, work: Path)
     started = time.perf_counter()
     run_recipe(
         data,
-        recipe if whole else recipe.changed(epochs=1 + epochs),
+        recipe if whole else recipe.override(epochs=1 + epochs),
         out,
         only=None if whole else [0],
         predict_test=False,
@@ -99,7 +99,7 @@ def tagging(data: FATDataset, scale: str, work: Path) -> list[str]:
     """Lines on the test part by five folds of `third_place_2d`; how they were trained doesn't matter here."""
     few = replace(data, curated=data.curated.head(4 * N_TAGS))
     out = work / f"third_{time.time_ns()}"
-    recipe = scaled(load_recipe("third_place_2d"), scale).changed(epochs=1)
+    recipe = scaled(load_recipe("third_place_2d"), scale).override(epochs=1)
     run_recipe(few, recipe, out, predict_test=False, say=lambda line: None)
     predict_with_run(out, data.test.head(64))
     started = time.perf_counter()

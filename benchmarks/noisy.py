@@ -88,7 +88,7 @@ def recipe_of(stages: list[dict[str, Any]], seed: int, steps: int, n_curated: in
     """The curated stage and what follows; epochs are set anew when the clips of a stage are known."""
     plain = (
         load_recipe("quick")
-        .changed(width=WIDTH, crop_s=CROP_S, views=VIEWS, folds=FOLDS, bs=BS, lr=LR, seed=100 * seed)
+        .override(width=WIDTH, crop_s=CROP_S, n_views=VIEWS, n_folds=FOLDS, bs=BS, lr=LR, seed=100 * seed)
         .model_dump()
     )
     plain["clips"]["cache"] = "wave"

@@ -30,7 +30,7 @@ def trial(folder: Path, way: str, seed: int, epochs: int) -> Row:
     """Train once; the lwlrap of held-out and of test clips, and the seconds."""
     with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        recipe = load_recipe("quick").changed(precision=way, seed=seed, epochs=epochs)
+        recipe = load_recipe("quick").override(precision=way, seed=seed, epochs=epochs)
         result = run_recipe(folder, recipe, Path(out) / "run", say=lambda line: None)
         assert result.test is not None
         return {

@@ -64,7 +64,7 @@ def tiny_recipe():
     """Seconds instead of minutes: narrow, short, two epochs."""
     from fatai.experiment.recipe import load_recipe
 
-    return load_recipe("quick").changed(arch="m1", width=0.125, epochs=2, crop_s=0.5, views=2)
+    return load_recipe("quick").override(arch="m1", width=0.125, epochs=2, crop_s=0.5, n_views=2)
 
 
 @pytest.fixture(scope="session")

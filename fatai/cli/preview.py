@@ -46,7 +46,7 @@ def show_augs(
     from fatai.registry import AUGMENTATIONS, MIXERS
 
     matplotlib.use("Agg")
-    loaded = load_recipe(recipe).changed(crop_s=crop_s)
+    loaded = load_recipe(recipe).override(crop_s=crop_s)
     # From a cache of features come spectrograms without waves, which not every change can work on.
     loaded = loaded.model_copy(update={"clips": loaded.clips.model_copy(update={"cache": "none"})})
     shown = {}
@@ -86,7 +86,7 @@ def lr_find(
     from fatai.training.lr_finder import find_lr
 
     matplotlib.use("Agg")
-    loaded = load_recipe(recipe).changed(bs=bs, arch=arch, width=width, crop_s=crop_s)
+    loaded = load_recipe(recipe).override(bs=bs, arch=arch, width=width, crop_s=crop_s)
     found = find_lr(preview_learner(data, loaded, fold, num_workers=workers), steps=steps)
     for how, lr in found.suggestions.items():
         typer.echo(f"{how} {lr:.2e}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from fatai.experiment.overrides import Overrides
 from fatai.cli.options import (
     Arch,
     BatchSize,
@@ -70,9 +71,9 @@ def _chosen(data: Any, recipe: str, changes: dict[str, Any], corrections: Path |
     from fatai.experiment.scaling import scaled
 
     loaded = load_recipe(recipe)
-    loaded.changed(**changes)  # what is wrong with them is told before anything is read
+    loaded.override(**changes)  # what is wrong with them is told before anything is read
     read = load_dataset(data, corrections, corrupted=loaded.clips.corrupted)
-    return read, scaled(loaded, scale, None if read.noisy is None else len(read.noisy), len(read.curated)).changed(
+    return read, scaled(loaded, scale, None if read.noisy is None else len(read.noisy), len(read.curated)).override(
         **changes
     )
 
@@ -111,14 +112,14 @@ def run(
     Example: fatai-submit run DATA --recipe ninth --folds 2 --epochs 40 --bs 16 --out runs/ninth
     """
     changes = {
-        "folds": folds,
+        "n_folds": folds,
         "epochs": epochs,
         "bs": bs,
         "lr": lr,
         "arch": arch,
         "width": width,
         "crop_s": crop_s,
-        "views": views,
+        "n_views": views,
         "seed": seed,
         "precision": precision,
     }
@@ -168,7 +169,7 @@ def _run_ensemble(
         recipe,
         out,
         scale=scale,
-        changes={**changes, "only": tuple(only) if only else None},
+        overrides=Overrides(**changes, run_folds=tuple(only) if only else None),
         reuse=reuse or (),
         resume=resume,
         corrections=corrections,
@@ -191,7 +192,7 @@ def _tell_forecast(
     from fatai.experiment.estimate import estimate_run, seconds_of, fits_budget
 
     budget_s = None if budget is None else seconds_of(budget)
-    changes = {**changes, "only": tuple(only) if only else None}
+    changes = {**changes, "run_folds": tuple(only) if only else None}
     seconds = 0.0
     for read, chosen in _all_chosen(data, recipe, changes, corrections, scale) if listed else [
         _chosen(data, recipe, changes, corrections, scale)
@@ -211,7 +212,7 @@ def _all_chosen(data: Path, recipe: str, changes: dict[str, Any], corrections: P
 
     noisy = load_dataset(data, corrections).noisy
     members = member_recipes(
-        load_ensemble(recipe), scale=scale, changes=changes, n_noisy=None if noisy is None else len(noisy)
+        load_ensemble(recipe), scale=scale, overrides=Overrides(**changes), n_noisy=None if noisy is None else len(noisy)
     )
     return ((load_dataset(data, corrections, corrupted=chosen.clips.corrupted), chosen) for chosen in members.values())
 
@@ -243,14 +244,14 @@ def train(
     Example: fatai-submit train DATA --recipe ninth --only-fold 0 --out runs/fold0
     """
     changes = {
-        "folds": folds,
+        "n_folds": folds,
         "epochs": epochs,
         "bs": bs,
         "lr": lr,
         "arch": arch,
         "width": width,
         "crop_s": crop_s,
-        "views": views,
+        "n_views": views,
         "seed": seed,
         "precision": precision,
     }

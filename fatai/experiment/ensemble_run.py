@@ -16,6 +16,7 @@ from fatai.ensemble.members import Given
 from fatai.inference.predictions import Predictions
 from fatai.experiment.ensemble_recipe import EnsembleRecipe, StackerConfig, load_ensemble
 from fatai.experiment.manifest import data_digest, read_manifest
+from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import draw_report, run_recipe
 from fatai.experiment.scaling import SCALES, scaled
@@ -45,13 +46,13 @@ def member_recipes(
     listed: EnsembleRecipe,
     *,
     scale: str = "full",
-    changes: dict[str, Any] | None = None,
+    overrides: Overrides | None = None,
     n_noisy: int | None = None,
     n_curated: int | None = None,
 ) -> dict[str, Recipe]:
-    """The recipe of every member by its name, in a size of `SCALES` and with the changes that `Recipe.changed` takes."""
+    """The recipe of every member by its name, in a size of `SCALES` and with `overrides` as in `Recipe.override`."""
     return {
-        m.name: scaled(m.changed_recipe(), scale, n_noisy, n_curated).changed(**(changes or {})) for m in listed.members
+        m.name: scaled(m.changed_recipe(), scale, n_noisy, n_curated).override(overrides) for m in listed.members
     }
 
 
@@ -61,7 +62,7 @@ def run_ensemble(
     out: str | Path,
     *,
     scale: str = "full",
-    changes: dict[str, Any] | None = None,
+    overrides: Overrides | None = None,
     reuse: Sequence[str | Path] = (),
     resume: bool = False,
     corrections: str | Path | None = None,
@@ -80,7 +81,7 @@ def run_ensemble(
         A folder in the competition's layout, with a test part.
     listed
         A list, its name ("ensembles/third_place"), or a path that ends in .toml.
-    scale, changes
+    scale, overrides
         As in `member_recipes`.
     reuse
         Finished runs that take the place of members with the same recipe and data.
@@ -109,13 +110,13 @@ def run_ensemble(
         raise DataError(
             f"{data} has no test part, of which an ensemble would blend predictions; train its recipes one by one"
         )
-    group.wait()
+    group.barrier()
     tell = say if group.is_main else (lambda line: None)
     runs: list[Path] = []
     for name, recipe in member_recipes(
         listed,
         scale=scale,
-        changes=changes,
+        overrides=overrides,
         n_noisy=None if read.noisy is None else len(read.noisy),
         n_curated=len(read.curated),
     ).items():
@@ -137,7 +138,7 @@ def run_ensemble(
                 say=say,
             )
         runs.append(found or out / name)
-    group.wait()
+    group.barrier()
     blended = _blend(listed, runs, read, scale, tell)
     if not group.is_main:
         return EnsembleRunResult(out, tuple(runs), blended, time.monotonic() - started)

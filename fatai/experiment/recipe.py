@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fatai.data.config import ClipSettings
 from fatai.errors import FataiError, RecipeError
 from fatai.export.config import bounded
+from fatai.experiment.overrides import Overrides
 from fatai.experiment.schema import KEPT, Clips, Folds, Listen, Model, Section, Seed, Stage
 from fatai.registry import FRONT_ENDS, did_you_mean
 from fatai.io.json import read_text_limited
@@ -151,24 +152,27 @@ class Recipe(Section):
         plain = {**self.model_dump(), "front_end": {**old, **values}}
         return validated(plain, "the changed recipe")
 
-    def changed(
-        self, *, folds: int | None = None, epochs: int | None = None, bs: int | None = None, lr: float | None = None,
-        width: float | None = None, arch: str | None = None, crop_s: float | None = None, seed: int | None = None,
-        views: int | None = None, precision: str | None = None, only: tuple[int, ...] | None = None,
-    ) -> Recipe:
-        """A copy with some settings changed; `epochs`, `bs` and `lr` go to every stage, and None leaves a setting alone."""
+    def override(self, overrides: Overrides | None = None, /, **settings: Any) -> Recipe:
+        """Return a copy with some settings replaced, given as `Overrides` or as its fields by keyword.
+
+        Raises
+        ------
+        RecipeError
+            If a value does not fit; the message names its key.
+        """
+        new = overrides if overrides is not None else Overrides(**settings)
 
         def given(**options: Any) -> dict[str, Any]:
             return {k: v for k, v in options.items() if v is not None}
 
         plain = self.model_dump()
-        plain["folds"].update(given(n=folds, only=only))
-        plain["model"].update(given(arch=arch, width=width))
-        plain["clips"].update(given(crop_s=crop_s))
-        plain["listen"].update(given(n=views))
+        plain["folds"].update(given(n=new.n_folds, only=new.run_folds))
+        plain["model"].update(given(arch=new.arch, width=new.width))
+        plain["clips"].update(given(crop_s=new.crop_s))
+        plain["listen"].update(given(n=new.n_views))
         for stage in plain["stages"]:
-            stage.update(given(epochs=epochs, bs=bs, lr=lr))
-        return validated({**plain, **given(seed=seed, precision=precision)}, "the changed recipe")
+            stage.update(given(epochs=new.epochs, bs=new.bs, lr=new.lr))
+        return validated({**plain, **given(seed=new.seed, precision=new.precision)}, "the changed recipe")
 
     def resolved(self) -> str:
         """The whole recipe as TOML, every default and every constant of the front end spelled out."""

@@ -83,7 +83,7 @@ def test_which_stages_remember_their_best():
 @pytest.fixture
 def recipe(tiny_recipe):
     """A fit of which the last weights go on, and two refits that keep the best of all, in rounds of their own."""
-    plain = tiny_recipe.changed(epochs=2).model_dump()
+    plain = tiny_recipe.override(epochs=2).model_dump()
     stage = {**plain["stages"][0], "augment": (), "bs": 32}
     stages = (
         {**stage, "name": "fit", "keep": "last", "noisy": {"name": "as_given"}},

@@ -11,6 +11,7 @@ from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions, check_submission
 from fatai.experiment.ensemble_recipe import EnsembleRecipe, ensemble_names, is_ensemble, load_ensemble
 from fatai.experiment.build import recipe_parameters
+from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.ensemble_run import member_recipes, run_ensemble
 
@@ -73,7 +74,7 @@ def test_changes_reach_their_places():
         "changes": {"seed": 7, "front_end": {"n_mels": 32}, "model": {"options": {"dropout_samples": 4}},
                     "stages": {"bs": 8, "noisy": {"name": "ninth", "n": 9}}},
     }]})
-    recipe = member_recipes(listed, changes={"epochs": 3})["a"]
+    recipe = member_recipes(listed, overrides=Overrides(epochs=3))["a"]
     assert [s.name for s in recipe.stages] == ["judge", "fit"] and [s.noisy for s in recipe.stages] == [
         None,
         {"name": "ninth", "n": 9},
@@ -181,7 +182,7 @@ def test_the_commands_take_lists(main_with, sample, tmp_path, monkeypatch):
 
 def made_at_tiny(name, sample, out):
     # One fold of each run does: what is blended is the same, in half the time.
-    result = quietly(sample, name, out, scale="tiny", changes={"only": (0,)})
+    result = quietly(sample, name, out, scale="tiny", overrides=Overrides(run_folds=(0,)))
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     n_members, n_stackers, _, _ = PUBLISHED[name]
     assert (

@@ -14,7 +14,7 @@ from fatai.experiment.scaling import scaled
 
 @pytest.fixture(scope="module")
 def told(sample):
-    recipe = scaled(load_recipe("ninth_full"), "tiny", n_noisy=72).changed(epochs=3, bs=8)
+    recipe = scaled(load_recipe("ninth_full"), "tiny", n_noisy=72).override(epochs=3, bs=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return estimate_run(load_dataset(sample), recipe, num_workers=0, steps=1)

@@ -111,7 +111,7 @@ def test_another_number_of_processes_than_said_is_refused():
 def ran(recipe, out, seed, only):
     """The run of a recipe, told by its first process."""
     lines = []
-    changed = load_recipe(recipe).changed(seed=seed)
+    changed = load_recipe(recipe).override(seed=seed)
     result = run_recipe(fat_sample(), changed, out, only=only, cache_dir=out.parent / "cache", say=lines.append)
     return result.oof_score, result.oof.fnames, lines
 

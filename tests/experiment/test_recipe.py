@@ -142,12 +142,12 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content):
 
 
 def test_changes_go_to_the_right_places_and_are_checked():
-    recipe = load_recipe("ninth").changed(folds=2, epochs=40, bs=16, width=0.5, crop_s=2, views=5, seed=1)
+    recipe = load_recipe("ninth").override(n_folds=2, epochs=40, bs=16, width=0.5, crop_s=2, n_views=5, seed=1)
     assert (recipe.folds.n, recipe.model.width, recipe.clips.crop_s, recipe.listen.n, recipe.seed) == (2, 0.5, 2, 5, 1)
     assert all((s.epochs, s.bs, s.lr) == (40, 16, 1e-3) for s in recipe.stages)
-    assert load_recipe("ninth").changed() == load_recipe("ninth")
+    assert load_recipe("ninth").override() == load_recipe("ninth")
     with pytest.raises(RecipeError, match="folds.n is 1"):
-        recipe.changed(folds=1)
+        recipe.override(n_folds=1)
 
 
 def test_a_recipe_cannot_be_changed_by_accident():

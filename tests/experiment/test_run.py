@@ -111,7 +111,7 @@ def odd_data(sample, tmp_path):
 def test_broken_files_cost_no_row(odd_data, tiny_recipe, tmp_path):
     data, (curated, test) = odd_data
     with pytest.warns(UserWarning) as caught:
-        result = run_recipe(data, tiny_recipe.changed(epochs=1), tmp_path / "run", num_workers=0, say=lambda line: None)
+        result = run_recipe(data, tiny_recipe.override(epochs=1), tmp_path / "run", num_workers=0, say=lambda line: None)
     told = [str(w.message) for w in caught]
     assert sum("training files cannot be read" in t and curated in t for t in told) == 1
     assert any("training prior" in t and test in t for t in told)
@@ -125,7 +125,7 @@ def test_a_single_fold_can_be_trained_without_the_test_part(sample, tiny_recipe,
     lines = []
     result = run_recipe(
         sample,
-        tiny_recipe.changed(epochs=1),
+        tiny_recipe.override(epochs=1),
         tmp_path / "run",
         only=[1],
         predict_test=False,
@@ -137,7 +137,7 @@ def test_a_single_fold_can_be_trained_without_the_test_part(sample, tiny_recipe,
 
 
 def test_a_stage_can_mix_mask_and_balance_and_a_run_can_cache(sample, tiny_recipe, tmp_path):
-    plain = tiny_recipe.changed(epochs=1).model_dump()
+    plain = tiny_recipe.override(epochs=1).model_dump()
     plain["clips"]["cache"] = "features"
     plain["stages"][0].update(
         mixup={"name": "mixup", "domain": "log"}, augment=({"name": "spec_augment"},), sampling="balanced",
@@ -261,7 +261,7 @@ def test_a_run_of_something_else_is_not_gone_on_with(sample, tiny_run, tiny_reci
     with pytest.raises(
         CheckpointError, match=r"another recipe: stages.0.epochs is 3 and was 2; stages.0.lr is 0.5 and was"
     ):
-        run_recipe(sample, tiny_recipe.changed(epochs=3, lr=0.5), out, resume=True)
+        run_recipe(sample, tiny_recipe.override(epochs=3, lr=0.5), out, resume=True)
     shutil.copytree(sample, other, ignore=shutil.ignore_patterns("truth"))
     sorted((other / "test").iterdir())[0].write_bytes(b"OggS")
     with pytest.raises(CheckpointError, match="a run of other data"):

@@ -25,7 +25,7 @@ def staged(tiny_recipe):
     """A function that makes the tiny recipe with stages of one epoch that differ in what is given."""
 
     def make(*changes, **more):
-        plain = tiny_recipe.changed(epochs=1).model_dump()
+        plain = tiny_recipe.override(epochs=1).model_dump()
         stages = tuple({**plain["stages"][0], "name": f"s{k}", **change} for k, change in enumerate(changes))
         return type(tiny_recipe).model_validate({**plain, "stages": stages, **more})
 

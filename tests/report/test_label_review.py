@@ -187,7 +187,7 @@ def test_a_run_applies_the_corrections_of_a_review(doubtful, sample, tmp_path, t
     assert labels[first] == ["Rain"] and labels[second] == [b] and third not in labels
     done = run_recipe(
         sample,
-        tiny_recipe.changed(epochs=1),
+        tiny_recipe.override(epochs=1),
         tmp_path / "again",
         corrections=run / "corrections.csv",
         num_workers=0,
