@@ -41,7 +41,7 @@ def registry_table(name: str) -> str:
     of = getattr(registry, name)
     return _table(
         ["name", "what it is", "source"],
-        [_row([f"`{n}`", _cell(of.about(n)), _cell(of.source(n))]) for n in of.names()],
+        [_row([f"`{n}`", _cell(of.describe(n)), _cell(of.source(n))]) for n in of.names()],
     )
 
 

@@ -1,15 +1,14 @@
-"""Several processes that do one job: which of them this one is, and what they tell each other.
+"""Rank, world size and collectives of the current process group (torch.distributed).
 
-torchrun starts them and says in the environment who they are. fastai reads `RANK` and `WORLD_SIZE` there at every call, so that what a
-process does on its own (a fold, a prediction after training) would wait for the others or mix their rows into its own. So `init` takes both
-out of the environment, and `fastai_env` puts them back while the processes work on the same batches.
+torchrun starts the processes and sets their environment variables. fastai reads `RANK` and `WORLD_SIZE` at every call, so work that one
+rank does by itself (a fold, a prediction after training) would wait for the other ranks or mix their rows into its own. Therefore `init`
+removes both variables, and `fastai_env` sets them while the ranks train on the same batches.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,145 +22,159 @@ from fatai.errors import OptionError
 
 __all__ = ["SINGLE_PROCESS", "ProcessGroup", "init", "destroy", "fastai_env", "was_started_by_torchrun"]
 
-_OWN = ("RANK", "WORLD_SIZE")  # what fastai looks at
-# Whoever is done with its folds waits for the others, which may take days; that one of them died is seen by its connection, not by a clock.
-_PATIENCE = timedelta(days=30)
+_FASTAI_VARIABLES = ("RANK", "WORLD_SIZE")
+# A rank that has finished its folds waits for the others, which may take days. A dead rank is noticed by its closed connection.
+_TIMEOUT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of its job: its number, how many there are, its number on this machine."""
+    """Rank of this process, and the collectives of its group; with one process each collective returns its argument.
+
+    Parameters
+    ----------
+    rank
+        Index of this process, 0 to `world_size` - 1.
+    world_size
+        Number of processes.
+    local_rank
+        Index of this process on its machine.
+    """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and talks."""
+        """True on rank 0, the only rank that writes files and logs."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        if self.size > 1:
+    def barrier(self) -> None:
+        """Wait until all ranks have called this."""
+        if self.world_size > 1:
             self.all_gather(None)
 
     def broadcast(self, value: Any) -> Any:
-        """What the first process passes, in all of them."""
-        if self.size == 1:
+        """Return the `value` of rank 0 on all ranks; anything that can be pickled."""
+        if self.world_size == 1:
             return value
-        held = [value if self.is_main else None]
-        dist.broadcast_object_list(held, 0, device=torch.device("cpu"))
-        return held[0]
+        values = [value if self.is_main else None]
+        dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+        return values[0]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """What every process passes, by their numbers."""
-        if self.size == 1:
+        """Return the values of all ranks, in the order of the ranks; anything that can be pickled."""
+        if self.world_size == 1:
             return [value]
-        held: list[Any] = [None] * self.size
-        dist.all_gather_object(held, value)
-        return held
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum over all processes of a tensor of the same shape in each, in place."""
-        if self.size > 1:
+        """Sum a tensor of the same shape over all ranks, in place, and return it."""
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def rows(self, own: Tensor, sizes: list[int]) -> Tensor:
-        """The rows of all processes, those of the first in front; process k gives `sizes[k]` of its own, bit by bit as they are."""
-        if self.size == 1:
-            return own[:sizes[0]]
-        n, shape = sizes[self.rank], own.shape[1:]
-        # A copy: one row that is a column of something else passes for contiguous, and cannot be seen as bytes.
-        flat = (
-            own[:n]
-            .detach()
-            .as_subclass(Tensor)
-            .cpu()
-            .reshape(n, math.prod(shape))
-            .clone(memory_format=torch.contiguous_format)
-        )
-        mine = torch.zeros(max(sizes), flat.shape[1] * flat.element_size(), dtype=torch.uint8)
-        mine[:n] = flat.view(torch.uint8)
-        parts = [torch.empty_like(mine) for _ in sizes]
-        dist.all_gather(parts, mine)
-        return torch.cat([part[:k] for part, k in zip(parts, sizes)]).view(own.dtype).reshape(sum(sizes), *shape)
+    def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Concatenate the first rows of each rank's tensor, bit by bit as they are.
+
+        Parameters
+        ----------
+        rows
+            Shape (n, ...), any dtype, n at least `counts[rank]`; the other dimensions are the same on all ranks.
+        counts
+            Number of rows that each rank contributes, one entry per rank; 0 is allowed.
+
+        Returns
+        -------
+        Shape (sum(counts), ...), on the CPU if there is more than one rank; the rows of rank 0 come first.
+        """
+        first = rows[:counts[self.rank]]
+        if self.world_size == 1:
+            return first
+        # As pickled objects: gloo's all_gather of tensors needs equal shapes and rejects some dtypes. The copy keeps the
+        # rest of the storage out of the pickle.
+        return torch.cat(self.all_gather(first.detach().as_subclass(Tensor).cpu().clone()))
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first process does what the block does, then the others: a cache is built once."""
+        """Run the block on rank 0, then on the other ranks: a cache is built once."""
         if not self.is_main:
-            self.wait()
+            self.barrier()
         yield
         if self.is_main:
-            self.wait()
+            self.barrier()
 
     def split_counts(self, n: int) -> list[int]:
-        """How many of `n` things each process gets: as equal as can be, the first ones one more.
+        """Split `n` items among the ranks as evenly as possible and return the number for each; lower ranks get one more.
 
         Examples
         --------
-        >>> ProcessGroup(0, 3).share_of(8)
+        >>> ProcessGroup(rank=0, world_size=3).split_counts(8)
         [3, 3, 2]
         """
-        return [n // self.size + (k < n % self.size) for k in range(self.size)]
+        return [n // self.world_size + (rank < n % self.world_size) for rank in range(self.world_size)]
 
 
 SINGLE_PROCESS = ProcessGroup()
-"""A process on its own."""
+"""The group of a process that runs alone."""
 
 
 def was_started_by_torchrun() -> bool:
-    """Whether this process is one of several, and whether or not it has joined them."""
+    """Return True if this process is one of several, before and after `init`."""
     return dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def init() -> ProcessGroup:
-    """The company that torchrun started this process in; `SINGLE_PROCESS` where it is the only one. May be called again.
+    """Join the process group of torchrun and return it; `SINGLE_PROCESS` without torchrun. May be called repeatedly.
 
-    Processes on CPUs talk through gloo; beside GPUs, each gets one of its own, and tensors on them go through NCCL.
+    CPU tensors go through gloo. On a machine with GPUs each rank gets one of them, and their tensors go through NCCL.
 
     Raises
     ------
     OptionError
-        If the environment contradicts itself.
+        If torchrun's environment variables are incomplete.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if dist.is_initialized():
         return ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank)
     if not was_started_by_torchrun():
         return SINGLE_PROCESS
-    lacking = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if lacking:
-        raise OptionError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(lacking)} is not set; start the processes with "
-            "torchrun (accelerate launch --cpu starts a single one)"
-        )
+    _check_environment()
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_PATIENCE)
-    group = ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank)
-    for name in _OWN:
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_TIMEOUT)
+    for name in _FASTAI_VARIABLES:
         os.environ.pop(name, None)
-    return group
+    return ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank)
+
+
+def _check_environment() -> None:
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise OptionError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start the processes with "
+            "torchrun (accelerate launch --cpu starts a single one)"
+        )
 
 
 def destroy() -> None:
-    """End what `init` began."""
+    """Leave the process group that `init` joined; does nothing without one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
 def fastai_env(group: ProcessGroup) -> Iterator[None]:
-    """Let fastai know of the other processes within the block, and only there."""
-    if group.size == 1:
+    """Set the environment variables by which fastai finds the rank and the world size, within the block only."""
+    if group.world_size == 1:
         yield
         return
-    before = {name: os.environ.get(name) for name in _OWN}
-    os.environ.update({"RANK": str(group.rank), "WORLD_SIZE": str(group.size)})
+    before = {name: os.environ.get(name) for name in _FASTAI_VARIABLES}
+    os.environ.update({"RANK": str(group.rank), "WORLD_SIZE": str(group.world_size)})
     try:
         yield
     finally:

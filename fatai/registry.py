@@ -1,7 +1,7 @@
-"""Names to builders: listing, the source of each, near-miss suggestions.
+"""Registries: builders by name, each with its source; unknown names are answered with the nearest known one.
 
 A builder is a function or class; `@MODELS.register("m3", source="...")` above it is all that a new entry needs.
-The entries live in the room that implements them; a registry imports that room when it is first asked.
+The entries live in the package that implements them; a registry imports that package at its first look-up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """End of a sentence that suggests the nearest of `known` to `name`, or lists them when none is near."""
+    """Return the end of an error message: the nearest of `known` to `name`, or all of them if none is near.
+
+    Examples
+    --------
+    >>> did_you_mean("cnn9avg", ["m3", "cnn9_avg"]), did_you_mean("zebra", ["m1", "m2"])
+    ('did you mean cnn9_avg?', 'known: m1, m2')
+    """
     lowered = {k.lower(): k for k in known}
     near = get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)
     if near:
@@ -33,13 +39,13 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 class Registry:
-    """Named builders of one kind of thing.
+    """Named builders of one kind of object.
 
     Parameters
     ----------
     kind
-        What an entry is, in the singular, for messages: "model".
-    home
+        Name of an entry in the singular, for messages: "model".
+    module
         Module whose import registers fatai's own entries; imported at the first look-up.
 
     Examples
@@ -52,13 +58,26 @@ class Registry:
     (9.0, 'Euclid', ['square'])
     """
 
-    def __init__(self, kind: str, home: str = ""):
-        self.kind, self.home = kind, home
+    def __init__(self, kind: str, module: str = ""):
+        self.kind, self.module = kind, module
         self._entries: dict[str, tuple[Callable[..., Any], str]] = {}
-        self._families: dict[str, tuple[Callable[..., Any], str]] = {}
+        self._patterns: dict[str, tuple[Callable[..., Any], str]] = {}
 
     def register(self, name: str, *, source: str) -> Callable[[Builder], Builder]:
-        """Decorator that adds a builder under `name`; a taken name is an `OptionError`."""
+        """Return a decorator that adds a builder.
+
+        Parameters
+        ----------
+        name
+            Name of the entry.
+        source
+            Origin of the idea: a paper, a repository, its licence.
+
+        Raises
+        ------
+        OptionError
+            By the decorator, if another builder has the name already.
+        """
 
         def add(builder: Builder) -> Builder:
             taken = self._entries.get(name)
@@ -71,54 +90,65 @@ class Registry:
 
         return add
 
-    def register_pattern(self, mark: str, *, source: str) -> Callable[[Builder], Builder]:
-        """Decorator for a builder of every name that holds `mark`, such as "timm:" or "+"; the name is its first argument."""
+    def register_pattern(self, substring: str, *, source: str) -> Callable[[Builder], Builder]:
+        """Return a decorator that adds a builder for every name with a given substring, such as "timm:" or "+".
+
+        The builder is called with the whole name as its first argument.
+        """
 
         def add(builder: Builder) -> Builder:
-            self._families[mark] = (builder, source)
+            self._patterns[substring] = (builder, source)
             return builder
 
         return add
 
     def _look_up(self, name: str) -> tuple[Callable[..., Any], str]:
-        self._fill()
+        self._load()
         try:
             return self._entries[name]
         except (KeyError, TypeError):
-            for mark, (builder, source) in self._families.items():
-                if isinstance(name, str) and mark in name:
+            for substring, (builder, source) in self._patterns.items():
+                if isinstance(name, str) and substring in name:
                     named = functools.partial(builder, name)
                     named.__doc__ = builder.__doc__
                     return named, source
             raise UnknownNameError(f"no {self.kind} named {name!r}; {did_you_mean(name, self.names())}") from None
 
-    def _fill(self) -> None:
-        if self.home:
-            importlib.import_module(self.home)
+    def _load(self) -> None:
+        if self.module:
+            importlib.import_module(self.module)
 
     def __contains__(self, name: object) -> bool:
-        self._fill()
-        return name in self._entries or isinstance(name, str) and any(mark in name for mark in self._families)
+        self._load()
+        return name in self._entries or isinstance(name, str) and any(part in name for part in self._patterns)
 
     def names(self) -> list[str]:
-        """All names, sorted; those of a family are without number and are not listed."""
-        self._fill()
+        """Return all names, sorted; the endless ones of a pattern are left out."""
+        self._load()
         return sorted(self._entries)
 
     def source(self, name: str) -> str:
-        """Where the idea comes from: a paper, a repository, its licence."""
+        """Return the origin of an entry: a paper, a repository, its licence."""
         return self._look_up(name)[1]
 
     def builder(self, name: str) -> Callable[..., Any]:
-        """The function or class behind `name`."""
+        """Return the function or class registered as `name`."""
         return self._look_up(name)[0]
 
-    def about(self, name: str) -> str:
-        """First line of the builder's docstring."""
+    def describe(self, name: str) -> str:
+        """Return the first line of the builder's docstring."""
         return (inspect.getdoc(self.builder(name)) or "").split("\n")[0]
 
     def build(self, name: str, /, *args: Any, **options: Any) -> Any:
-        """Call the builder of `name`; an option that it does not take is an `OptionError` that lists those it takes."""
+        """Call the builder of `name` with the given arguments and return its result.
+
+        Raises
+        ------
+        UnknownNameError
+            If no entry has the name; the message suggests the nearest one.
+        OptionError
+            If the builder has no parameter of an option's name; the message suggests the nearest one.
+        """
         builder = self.builder(name)
         parameters = inspect.signature(builder).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -130,13 +160,15 @@ class Registry:
         return builder(*args, **options)
 
 
-FRONT_ENDS = Registry("front end", home="fatai.audio.front_ends")
-CHANNELS = Registry("kind of channels", home="fatai.audio.channels")
-MODELS = Registry("model", home="fatai.models")
-LOSSES = Registry("loss", home="fatai.losses.losses")
-MIXERS = Registry("mixer", home="fatai.augment.mixup")
-AUGMENTATIONS = Registry("augmentation", home="fatai.augment")
-SCHEDULES = Registry("schedule", home="fatai.callbacks.schedulers")
-NOISY = Registry("noisy-label method", home="fatai.noisy_labels.methods")
-VIEWS = Registry("kind of view", home="fatai.inference.views")
-ENSEMBLES = Registry("ensemble", home="fatai.ensemble.ensemble")
+FRONT_ENDS = Registry("front end", module="fatai.audio.front_ends")
+CHANNELS = Registry("kind of channels", module="fatai.audio.channels")
+MODELS = Registry("model", module="fatai.models")
+LOSSES = Registry("loss", module="fatai.losses.losses")
+MIXERS = Registry("mixer", module="fatai.augment.mixup")
+AUGMENTATIONS = Registry("augmentation", module="fatai.augment")
+SCHEDULES = Registry("schedule", module="fatai.callbacks.schedulers")
+NOISY = Registry("noisy-label method", module="fatai.noisy_labels.methods")
+VIEWS = Registry("kind of view", module="fatai.inference.views")
+ENSEMBLES = Registry("ensemble", module="fatai.ensemble.ensemble")
+# Not for entries of users: it lets a learner, which lies below the reports, write one without importing them.
+REPORTS = Registry("report", module="fatai.report.learner")

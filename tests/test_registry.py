@@ -23,7 +23,7 @@ def test_build_calls_the_builder_with_its_options(shapes):
 
 
 def test_names_source_and_about(shapes):
-    assert (shapes.names(), shapes.source("square"), shapes.about("square")) == (
+    assert (shapes.names(), shapes.source("square"), shapes.describe("square")) == (
         ["square"],
         "Euclid, Elements I.46",
         "A square.",

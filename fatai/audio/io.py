@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fatai.io.atomic import write_file
 from fatai.errors import AudioError, OptionError, ShapeError
-from fatai.io.retries import PASSING, retry
+from fatai.io.atomic import TRANSIENT_ERRORS, retry
 from fatai.audio.containers import check_container, chunks, why_not_sound
 from fatai.audio.waveform import resample
 
@@ -123,7 +123,7 @@ def _raise_if_passing(path: Path) -> None:
                 while file.read(1 << 20):
                     pass
     except OSError as e:
-        if e.errno in PASSING:
+        if e.errno in TRANSIENT_ERRORS:
             raise
     except ValueError:
         pass
@@ -379,7 +379,7 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
     except IsADirectoryError:
         raise AudioError(f"{path}: this is a folder; give the path of one sound file in it") from None
     except OSError as e:
-        if e.errno in PASSING:
+        if e.errno in TRANSIENT_ERRORS:
             raise
         raise AudioError(f"{path}: the file cannot be opened ({e.strerror}); check its permissions") from None
     except ValueError:

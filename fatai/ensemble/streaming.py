@@ -18,79 +18,15 @@ import numpy as np
 from fatai.io.atomic import open_atomic
 from fatai.errors import DataError, OptionError, SubmissionError
 from fatai.ensemble.averaging import Averager, normalized_weights
-from fatai.io.csv import Duplicates, read_csv, tag_columns, value_faults, width_fault
+from fatai.io.csv import CHUNK, Duplicates, PredictionRows, read_csv, row_chunks, width_error, write_rows
 from fatai.registry import ENSEMBLES
 
-__all__ = ["ROW_BLENDS", "Rows", "average_files", "row_chunks", "write_rows"]
+__all__ = ["ROWWISE_AVERAGES", "average_files"]
 
-CHUNK = 4096  # rows
-ROW_BLENDS = ("mean", "weighted", "gmean")
+ROWWISE_AVERAGES = ("mean", "weighted", "gmean")
 """Blends of which each row can be made without the others."""
 
 Name = str | os.PathLike[str]
-
-
-class Rows(NamedTuple):
-    """Some rows of a prediction file: names, and probabilities (rows, tags)."""
-
-    fnames: list[str]
-    probs: np.ndarray
-
-
-class RowChunks(NamedTuple):
-    """The tags of a prediction file, and its rows, chunk after chunk."""
-
-    tags: tuple[str, ...]
-    chunks: Iterator[Rows]
-
-
-def row_chunks(path: Name, rows: int = CHUNK) -> RowChunks:
-    """A prediction file, `rows` rows at a time.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, empty or no text, or has a row or cell that does not fit; the message names the line.
-    """
-    table = read_csv(path)
-    tags = tag_columns(table)
-
-    def chunks() -> Iterator[Rows]:
-        fnames: list[str] = []
-        values: list[np.ndarray] = []
-        seen = Duplicates()
-        for row in table.rows:
-            fault = width_fault(row, table.columns) or seen.fault(row)
-            probs = None if fault else _probabilities(row.cells[1:])
-            if probs is None:
-                raise DataError(f"{path}: {fault or next(value_faults(row, tags))}")
-            fnames.append(row.cells[0])
-            values.append(probs)
-            if len(fnames) == rows:
-                yield Rows(fnames, np.stack(values))
-                fnames, values = [], []
-        if fnames:
-            yield Rows(fnames, np.stack(values))
-
-    return RowChunks(tags, chunks())
-
-
-def _probabilities(cells: list[str]) -> np.ndarray | None:
-    """Cells as numbers; None if one of them is no probability, which then is to be looked for."""
-    try:
-        values = np.array(list(map(float, cells)))
-    except ValueError:
-        return None
-    # Python reads 1_0 as 10; a NaN is not within anything.
-    return values if ((values >= 0) & (values <= 1)).all() and "_" not in "".join(cells) else None
-
-
-def write_rows(writer: Any, fnames: Sequence[str], probs: np.ndarray) -> None:
-    """Rows to a `csv.writer`, each number with the fewest digits that read back as the same."""
-    for start in range(0, len(fnames), CHUNK):
-        # Not all at once: as Python's numbers they take four times the room.
-        part = slice(start, start + CHUNK)
-        writer.writerows((name, *row) for name, row in zip(fnames[part], probs[part].tolist(), strict=True))
 
 
 def average_files(
@@ -103,12 +39,12 @@ def average_files(
     Raises
     ------
     OptionError
-        If `how` is none of `ROW_BLENDS`, or the weights don't fit.
+        If `how` is none of `ROWWISE_AVERAGES`, or the weights don't fit.
     SubmissionError
         If the files have other tags, or their rows other names or another order; the message says where.
     """
-    if how not in ROW_BLENDS:
-        raise OptionError(f"how is {how!r}, which looks at all clips; row by row go {', '.join(ROW_BLENDS)}")
+    if how not in ROWWISE_AVERAGES:
+        raise OptionError(f"how is {how!r}, which looks at all clips; row by row go {', '.join(ROWWISE_AVERAGES)}")
     if not files:
         raise OptionError("files is empty; expected one table of predictions or more")
     of_each = normalized_weights(how, weights, len(files))
@@ -126,7 +62,7 @@ def average_files(
         with ExitStack() as stack:
             for each in opened:
                 stack.callback(each.chunks.close)  # type: ignore[attr-defined]
-            while parts := [next(each.chunks, Rows([], np.empty(0))) for each in opened]:
+            while parts := [next(each.chunks, PredictionRows([], np.empty(0))) for each in opened]:
                 for file, part in zip(files, parts):
                     if part.fnames != parts[0].fnames:
                         raise SubmissionError(
@@ -139,7 +75,7 @@ def average_files(
     return n
 
 
-def join_files(parts: Sequence[Path], out: Name) -> int:
+def concat_files(parts: Sequence[Path], out: Name) -> int:
     """Tables of different clips as one, in their order, whole or not at all; returns how many rows there are.
 
     Raises
@@ -162,7 +98,7 @@ def join_files(parts: Sequence[Path], out: Name) -> int:
                     f"{part} has other tags than {parts[0]}, or in another order; expected shards of one list"
                 )
             for row in table.rows:
-                fault = width_fault(row, tags) or (seen.fault(row._replace(line=n + 1)) if tags[0] == "fname" else "")
+                fault = width_error(row, tags) or (seen.error(row._replace(line=n + 1)) if tags[0] == "fname" else "")
                 if fault:
                     raise DataError(f"{part}: {fault}")
                 writer.writerow(row.cells)

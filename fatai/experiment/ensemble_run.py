@@ -12,7 +12,7 @@ from fatai.io.atomic import write_text
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import DataError
 from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
-from fatai.ensemble.members import Given
+from fatai.ensemble.members import PredictionSource
 from fatai.inference.predictions import Predictions
 from fatai.experiment.ensemble_recipe import EnsembleRecipe, StackerConfig, load_ensemble
 from fatai.experiment.manifest import data_digest, read_manifest
@@ -24,7 +24,7 @@ from fatai.distributed import init
 
 __all__ = ["EnsembleRunResult", "member_recipes", "run_ensemble"]
 
-_NAMES = ("name", "source", "published")  # what a recipe is called doesn't change what it trains
+_NAMES = ("name", "source", "reference_score")  # what a recipe is called doesn't change what it trains
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def run_ensemble(
         n_noisy=None if read.noisy is None else len(read.noisy),
         n_curated=len(read.curated),
     ).items():
-        own = load_dataset(data, corrections, corrupted=recipe.clips.corrupted)
+        own = load_dataset(data, corrections, corrupted=recipe.clips.corrupted_files)
         found = _reusable(reuse, recipe, own)
         tell(
             f"member {len(runs) + 1} of {len(listed.members)}: {name}"
@@ -160,8 +160,8 @@ def _blend(
 ) -> EnsembleResult:
     """Members and stackers as one, judged by the curated clips that all of them held out."""
     truth = data.curated[["fname", "labels"]]
-    tests: list[Given] = list(runs)
-    oofs: list[Given] = [Predictions.from_csv(run / "oof.csv") for run in runs]
+    tests: list[PredictionSource] = list(runs)
+    oofs: list[PredictionSource] = [Predictions.from_csv(run / "oof.csv") for run in runs]
     for stacker in listed.stackers:
         say(f"stacking: {stacker.name}")
         stacked = ensemble_report(runs, stacker.how, truth=truth, **_options(stacker, scale))

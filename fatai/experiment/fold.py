@@ -104,7 +104,7 @@ def train_fold(
     """
     folder, rounds = job.out / f"fold_{fold}", job.recipe.rounds()
     last = number == len(rounds) - 1
-    job.group.wait()  # what the others still write of the fold before is no answer to what is done
+    job.group.barrier()  # what the others still write of the fold before is no answer to what is done
     done = _done(job, folder) if last else _round_done(job, folder, number)
     if done is not None:
         if last:
@@ -126,7 +126,7 @@ def train_fold(
             _remove_states(learn, number, rounds[number].stop - 1, last)
         if not last:
             return FoldResult(
-                noisy=_predict_noisy(job, fold, learn, number) if job.recipe.judges_after(number) else None
+                noisy=_predict_noisy(job, fold, learn, number) if job.recipe.predicts_noisy_after(number) else None
             )
         return _predict(job, fold, learn, table)
 
@@ -158,9 +158,9 @@ def _predict_noisy(job: FoldContext, fold: int, learn: FatLearner, number: int) 
 
 
 def _predict_items(job: FoldContext, learn: FatLearner, items: pd.DataFrame, what: str) -> Predictions:
-    listen = job.recipe.listen
+    tta = job.recipe.tta
     return learn.tta(
-        items=items, what=what, how=listen.how, n=listen.n, mean=listen.mean, seed=job.recipe.seed, **listen.options
+        items=items, what=what, how=tta.views, n=tta.n, mean=tta.average, seed=job.recipe.seed, **tta.options
     )
 
 
@@ -185,7 +185,7 @@ def _done(job: FoldContext, folder: Path) -> FoldResult | None:
 
 def _round_done(job: FoldContext, folder: Path, number: int) -> FoldResult | None:
     """What an earlier round gave; None if something is still to do."""
-    if job.recipe.judges_after(number) and job.noisy is not None:
+    if job.recipe.predicts_noisy_after(number) and job.noisy is not None:
         path = folder / _noisy_predictions_path(number)
         return FoldResult(noisy=Predictions.from_csv(path)) if path.exists() else None
     later = [_round_path(k) for k in range(number, len(job.recipe.rounds()) - 1)]
@@ -269,7 +269,7 @@ def _fit_round(job: FoldContext, fold: int, learn: FatLearner, number: int, chos
     states = {k: learn.path / _state(k) for k in job.recipe.rounds()[number]}
     # A state holds all that came before it.
     begun = max((k for k, state in states.items() if state.exists()), default=job.recipe.rounds()[number].start)
-    if number and not stages[job.recipe.rounds()[number].start].fresh:
+    if number and not stages[job.recipe.rounds()[number].start].reinit:
         load_weights(learn.path / _round_path(number - 1), learn.model)
     for k, state in states.items():
         if k < begun:
@@ -283,12 +283,12 @@ def _fit_round(job: FoldContext, fold: int, learn: FatLearner, number: int, chos
 
 def _best_of_stages(recipe: Recipe, folder: Path, stage: int) -> BestOfStages | None:
     """What keeps the best weights of a stage whose best are compared with those of others; None where they aren't."""
-    tracked, keep = recipe.tracks_best(stage), recipe.stages[stage].keep
-    if not tracked and keep != "best_of_all":
+    tracked, checkpoint = recipe.tracks_best(stage), recipe.stages[stage].checkpoint
+    if not tracked and checkpoint != "best_overall":
         return None
     before = folder / _best_path(stage - 1) if stage and recipe.tracks_best(stage - 1) else None
     after = folder / _best_path(stage) if tracked else None
-    return BestOfStages(before, after, load=keep != "last", fname=f"best_of_stage_{stage}")
+    return BestOfStages(before, after, load=checkpoint != "last", fname=f"best_of_stage_{stage}")
 
 
 def _best_path(stage: int) -> str:

@@ -38,14 +38,14 @@ class Sharing:
 
 def share_out(group: ProcessGroup, n_folds: int, say: Callable[[str], None]) -> Sharing:
     """Folds of its own for each process where there are enough of them, else every batch shared by all."""
-    if group.size == 1:
+    if group.world_size == 1:
         return Sharing(SINGLE_PROCESS, SINGLE_PROCESS, say)
-    if n_folds >= group.size:
+    if n_folds >= group.world_size:
         if group.is_main:
-            say(f"{group.size} processes share {n_folds} folds")
+            say(f"{group.world_size} processes share {n_folds} folds")
         return Sharing(group, SINGLE_PROCESS, lambda line: say(f"process {group.rank}: {line}"))
     if group.is_main:
-        say(f"{group.size} processes share every batch")
+        say(f"{group.world_size} processes share every batch")
     return Sharing(SINGLE_PROCESS, group, say if group.is_main else lambda line: None)
 
 
@@ -147,9 +147,9 @@ def in_process_group(processes: int | None = None) -> Iterator[ProcessGroup]:
         yield SINGLE_PROCESS
         return
     group = init()
-    if processes is not None and processes != group.size and int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
+    if processes is not None and processes != group.world_size and int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
         raise OptionError(
-            f"processes is {processes}, but torchrun started {group.size}; leave --processes to one of the two"
+            f"processes is {processes}, but torchrun started {group.world_size}; leave --processes to one of the two"
         )
     if not group.is_main:
         # All would tell the same.
@@ -160,7 +160,7 @@ def in_process_group(processes: int | None = None) -> Iterator[ProcessGroup]:
         if isinstance(e, FataiError) or not _BROKEN.search(str(e)):
             raise
         if _TOLD not in os.environ:
-            print(f"fatai-submit: process {group.rank} of {group.size} lost another one, so the run stops; "
+            print(f"fatai-submit: process {group.rank} of {group.world_size} lost another one, so the run stops; "
                   "what was finished is kept: give the same command with --resume", file=sys.stderr, flush=True)
         # At once: to take leave of those that are gone may take forever.
         os._exit(_LOST[0])

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from fatai.io.atomic import translate_os_errors, write_text
-from fatai.data.blocks import readable
+from fatai.data.blocks import check_readable
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
-from fatai.data.own_table import is_own_table
+from fatai.data.own_table import is_sound_table
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions
@@ -102,14 +102,14 @@ def run_recipe(
     started = time.monotonic()
     group = init()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    data = data if isinstance(data, FATDataset) else load_dataset(data, corrections, corrupted=recipe.clips.corrupted)
+    data = data if isinstance(data, FATDataset) else load_dataset(data, corrections, corrupted=recipe.clips.corrupted_files)
     digest = data_digest(data)
     out = Path(out)
     table, unreadable, folds = folded_table(data, recipe)
     targ = multi_hot(table["labels"], data.tags)
     made_with = {
         "only": None if only is None else sorted(set(only)), "predict_test": predict_test, "num_workers": num_workers,
-        "processes": group.size, "corrections": None if corrections is None else str(corrections),
+        "processes": group.world_size, "corrections": None if corrections is None else str(corrections),
     }
     begun = resume and group.is_main and _begun(out, recipe, digest)
     if group.is_main and not begun:
@@ -121,7 +121,7 @@ def run_recipe(
     tell = say if group.is_main else _silent
     tell(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
     noisy, odd_noisy = noisy_table(data, recipe)
-    only = recipe.folds.only if only is None else only
+    only = recipe.folds.run_folds if only is None else only
     only = sorted(set(folds.tolist())) if only is None else sorted(set(only))
     sharing = share_out(group, len(only), say)
     job = FoldContext(
@@ -137,7 +137,7 @@ def run_recipe(
         group=sharing.of_batches,
     )
     rounds = SelfTrainingRounds(job, only, sharing.of_folds)
-    group.wait()
+    group.barrier()
     rounds.until_last(table, folds)
     results = rounds.last(table, folds)
     parts = [result.test for result in results.values() if result.test is not None]
@@ -152,7 +152,7 @@ def run_recipe(
     trained = ~np.isnan(folded.oof).any(axis=1)
     oof = Predictions(tuple(table["fname"][trained]), data.tags, folded.oof[trained])
     oof_score = lwlrap(oof.probs, targ[trained])
-    test = ensemble(parts, how=recipe.listen.fold_mean) if parts else None
+    test = ensemble(parts, how=recipe.tta.fold_average) if parts else None
     result = RunResult(out, folded.scores, oof_score, oof, test, unreadable + odd_noisy, time.monotonic() - started)
     if not group.is_main:
         return result
@@ -211,7 +211,7 @@ def recipe_learner(
 ) -> FatLearner:
     """The learner of one fold of a recipe before its first stage, to look at or to fit by hand; writes nothing."""
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    data = data if isinstance(data, FATDataset) else load_dataset(data, corrupted=recipe.clips.corrupted)
+    data = data if isinstance(data, FATDataset) else load_dataset(data, corrupted=recipe.clips.corrupted_files)
     table, _, folds = folded_table(data, recipe)
     if fold not in folds:
         raise OptionError(f"fold is {fold}; {recipe.name} has the folds 0 to {recipe.folds.n - 1}")
@@ -224,22 +224,22 @@ def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[
     table, unreadable = _readable_rows(data.curated)
     if len(table) < recipe.folds.n:
         raise DataError(f"{data.path} has {len(table)} readable curated clips, too few for {recipe.folds.n} folds")
-    how = recipe.folds
-    groups = None if how.column is None else _groups(table, how.column, data.path)
+    config = recipe.folds
+    groups = None if config.group_col is None else _groups(table, config.group_col, data.path)
     folds = make_folds(
-        multi_hot(table["labels"], data.tags), how=how.how, n=how.n, seed=how.seed, groups=groups, tags=data.tags
+        multi_hot(table["labels"], data.tags), how=config.splitter, n=config.n, seed=config.seed, groups=groups, tags=data.tags
     )
-    if folds.max() + 1 != how.n:
+    if folds.max() + 1 != config.n:
         raise DataError(
-            f"the column {how.column} of {data.path.name} tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
-            f"{how.n}; give --folds {folds.max() + 1}"
+            f"the column {config.group_col} of {data.path.name} tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
+            f"{config.n}; give --folds {folds.max() + 1}"
         )
     return table, unreadable, folds
 
 
 def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
     """The values of a column that tells folds or what stays together."""
-    file = path if is_own_table(path) else path / "train_curated.csv"
+    file = path if is_sound_table(path) else path / "train_curated.csv"
     if column not in table.columns:
         raise DataError(f"{file} has no column {column!r}, which the recipe's folds are read from; it has "
                         f"{', '.join(str(name) for name in table.columns)}")
@@ -251,7 +251,7 @@ def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
 
 def noisy_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
     """The noisy clips that can be read, and the names of those that can't; none where the recipe asks for none."""
-    if all(stage.noisy is None for stage in recipe.stages):
+    if all(stage.noisy_labels is None for stage in recipe.stages):
         return None, ()
     if data.noisy is None:
         raise DataError(
@@ -261,7 +261,7 @@ def noisy_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame | None, 
 
 
 def _readable_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    good, faults = readable([Path(p) for p in table["path"]])
+    good, faults = check_readable([Path(p) for p in table["path"]])
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         warnings.warn(f"{len(faults)} training files cannot be read and are left out:\n{listed}", stacklevel=4)

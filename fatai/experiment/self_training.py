@@ -10,7 +10,7 @@ import pandas as pd
 
 from fatai.io.atomic import write_text
 from fatai.experiment.fold import FoldContext, FoldResult, train_fold
-from fatai.experiment.schema import KEPT, built
+from fatai.experiment.schema import build_named
 from fatai.registry import NOISY
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.noisy_labels.selection import LabelSelection, NoisyLabelData, attach_predictions, out_of_fold_mean
@@ -55,29 +55,29 @@ class SelfTrainingRounds:
         def trained(fold: int, job: FoldContext) -> FoldResult:
             return train_fold(job, fold, table.assign(is_valid=folds == fold), number, parts.get(fold))
 
-        results = {fold: trained(fold, self.job) for fold in self.only[self.group.rank::self.group.size]}
-        self.group.wait()
+        results = {fold: trained(fold, self.job) for fold in self.only[self.group.rank::self.group.world_size]}
+        self.group.barrier()
         silent = replace(self.job, say=lambda line: None)
         return {fold: results[fold] if fold in results else trained(fold, silent) for fold in self.only}
 
     def _parts(self, number: int) -> dict[int, LabelSelection]:
         """The noisy clips that each fold trains on in a round; empty for a round of curated clips alone."""
         stage = self.job.recipe.stages[self.rounds[number].start]
-        if stage.noisy is not None and stage.noisy["name"] != KEPT:
-            self.chosen = built(NOISY, stage.noisy)(self._judged())
+        if stage.selects_noisy:
+            self.chosen = build_named(NOISY, stage.noisy_labels, "method")(self._judged())
             if self.group.is_main and self.job.group.is_main:
                 self.job.say(f"stage {stage.name}: {self.chosen}")
                 told = self.chosen.clips.to_csv(index=False, lineterminator="\n")
                 write_text(self.job.out / f"noisy_{self.rounds[number].start}.csv", told)
-        if stage.fresh:
+        if stage.reinit:
             self.learnt = {fold: set() for fold in self.only}
-        if stage.noisy is None:
+        if stage.noisy_labels is None:
             return {}
         assert self.chosen is not None
         recipe = self.job.recipe
         # Fewer clips than folds cannot be shared out.
-        how = stage.noisy_share if len(set(self.chosen.fnames)) >= recipe.folds.n else "all"
-        shares = self.chosen.times(stage.noisy_weight).split(how=how, n=recipe.folds.n, seed=recipe.folds.seed)
+        how = stage.noisy_fold_split if len(set(self.chosen.fnames)) >= recipe.folds.n else "all"
+        shares = self.chosen.times(stage.noisy_sample_weight).split(how=how, n=recipe.folds.n, seed=recipe.folds.seed)
         for fold in self.only:
             self.learnt[fold] |= set(shares[fold].fnames)
         return {fold: shares[fold] for fold in self.only}

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from fatai.io.atomic import write_file, write_text
 from fatai.data.blocks import WaveToSpec
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import DataError, OptionError, ShapeError
-from fatai.io.csv import Duplicates, read_csv, some
+from fatai.io.csv import Duplicates, read_csv, format_names
 from fatai.inference.tta import build_views, names_and_paths, predict_clips
-from fatai.models.layers import SpectrogramModel
+from fatai.models.base import SpectrogramModel
 from fatai.models.multi_task import TwoHeads
 from fatai.training.learner import FatLearner
 from fatai.training.precision import inference
@@ -57,7 +57,7 @@ class Embeddings:
             )
         if len(set(self.fnames)) < len(self.fnames):
             raise DataError(
-                f"fnames holds {some(pd.Series(self.fnames)[pd.Series(self.fnames).duplicated()].tolist())} more than once"
+                f"fnames holds {format_names(pd.Series(self.fnames)[pd.Series(self.fnames).duplicated()].tolist())} more than once"
             )
 
     def __len__(self) -> int:
@@ -90,10 +90,10 @@ class Embeddings:
         file = _npy(path)
         table = read_csv(file.with_suffix(".csv"))
         if table.columns != ("fname",):
-            raise DataError(f"{file.with_suffix('.csv')}: its columns are {some(table.columns)}; expected fname alone")
+            raise DataError(f"{file.with_suffix('.csv')}: its columns are {format_names(table.columns)}; expected fname alone")
         names, seen = [], Duplicates()
         for row in table.rows:
-            if fault := seen.fault(row):
+            if fault := seen.error(row):
                 raise DataError(f"{file.with_suffix('.csv')}: {fault}")
             names.append(row.cells[0])
         try:
@@ -136,7 +136,7 @@ def _unchanged(values: Tensor) -> Tensor:
 
 
 def embed_clips(
-    model: nn.Module, settings: ClipSettings, items: Any, *, n: int | None = None, how: str = "even",
+    model: nn.Module, settings: ClipConfig, items: Any, *, n: int | None = None, how: str = "even",
     arithmetic: AbstractContextManager | None = None, bs: int = 64, num_workers: int = 0, seed: int = 0, **options: Any,
 ) -> Embeddings:
     """Features of clips, the mean over the views of each.

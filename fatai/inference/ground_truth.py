@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from fatai.data.labels import parse_labels
-from fatai.data.own_table import standard_columns
+from fatai.data.own_table import standardize_columns
 from fatai.errors import DataError, LabelError
-from fatai.io.csv import CsvTable, Duplicates, Row, read_csv, some, width_fault
+from fatai.io.csv import CsvTable, Duplicates, Row, read_csv, format_names, width_error
 from fatai.registry import did_you_mean
 
 __all__ = ["Table", "read_truth"]
@@ -35,22 +35,22 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
     else:
         table = read_csv(truth)
     if not set(tags) <= set(table.columns):
-        table = table._replace(columns=tuple(standard_columns(table.columns)))
+        table = table._replace(columns=tuple(standardize_columns(table.columns)))
     if "fname" not in table.columns:
-        raise DataError(f"{table.path}: no column fname; its columns are {some(table.columns)}")
+        raise DataError(f"{table.path}: no column fname; its columns are {format_names(table.columns)}")
     by_column = set(tags) <= set(table.columns)
     if not by_column and "labels" not in table.columns:
         lacking = [t for t in tags if t not in table.columns]
         raise DataError(
-            f"{table.path}: it has neither a column labels nor a column for each tag: it lacks {some(lacking)}"
+            f"{table.path}: it has neither a column labels nor a column for each tag: it lacks {format_names(lacking)}"
         )
     if by_column and (extra := set(table.columns).difference(tags, ["fname"])):
-        raise DataError(f"{table.path}: the columns {some(sorted(extra))} are no tags of the predictions")
+        raise DataError(f"{table.path}: the columns {format_names(sorted(extra))} are no tags of the predictions")
     name_at = table.columns.index("fname")
     known: dict[str, np.ndarray] = {}
     seen = Duplicates()
     for row in table.rows:
-        fault = width_fault(row, table.columns) or seen.fault(Row(row.line, [row.cells[name_at]]))
+        fault = width_error(row, table.columns) or seen.error(Row(row.line, [row.cells[name_at]]))
         if fault:
             raise DataError(f"{table.path}: {fault}")
         cells = dict(zip(table.columns, row.cells, strict=True))

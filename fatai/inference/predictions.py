@@ -18,8 +18,7 @@ import pandas as pd
 
 from fatai.io.atomic import write_file
 from fatai.errors import DataError, SubmissionError
-from fatai.io.csv import read_sample, some
-from fatai.ensemble.streaming import row_chunks, write_rows
+from fatai.io.csv import format_names, read_sample_submission, row_chunks, write_rows
 from fatai.inference.submission import check_submission, submission_problems
 from fatai.inference.ground_truth import Table, read_truth
 from fatai.metrics.bootstrap import Difference, Interval, Score, score_difference, score_interval
@@ -92,7 +91,7 @@ class Predictions:
             )
         unknown = set(self.unreadable).difference(self.fnames)
         if unknown:
-            raise SubmissionError(f"unreadable names {some(sorted(unknown))}, which fnames lacks")
+            raise SubmissionError(f"unreadable names {format_names(sorted(unknown))}, which fnames lacks")
         if self.oof_score is not None and not 0 <= self.oof_score <= 1:
             raise SubmissionError(f"held_out is {self.oof_score}; expected an lwlrap, within [0, 1], or None")
         probs.setflags(write=False)
@@ -178,7 +177,7 @@ class Predictions:
         """
         lacking = sorted(set(self.tags).difference(thresholds.tags))
         if lacking:
-            raise DataError(f"there is no threshold for the tags {some(lacking)}")
+            raise DataError(f"there is no threshold for the tags {format_names(lacking)}")
         at = dict(zip(thresholds.tags, thresholds.values, strict=True))
         there = Thresholds(self.tags, tuple(at[tag] for tag in self.tags)).apply(self.probs)
         return pd.DataFrame(
@@ -209,8 +208,8 @@ class Predictions:
         extra = sorted(set(known).difference(self.fnames))
         if (lacking or extra) and not (partial and both):
             said = [
-                f"the truth lacks {some(lacking)}" if lacking else "",
-                f"the predictions lack {some(extra)}" if extra else "",
+                f"the truth lacks {format_names(lacking)}" if lacking else "",
+                f"the predictions lack {format_names(extra)}" if extra else "",
             ]
             remedy = (
                 "score the same clips, or only those in both with partial=True"
@@ -281,11 +280,11 @@ class Predictions:
         DataError
             If the sample cannot be read.
         """
-        fnames, tags = read_sample(sample)
+        fnames, tags = read_sample_submission(sample)
         extra = sorted(set(self.tags).difference(tags))
         if extra:
             raise SubmissionError(
-                f"{sample} has no column for the tags {some(extra)}: predict with the sample's vocabulary"
+                f"{sample} has no column for the tags {format_names(extra)}: predict with the sample's vocabulary"
             )
         with write_file(path) as beside:
             _write_csv(beside, self.select(fnames, tags))
@@ -307,7 +306,7 @@ def _names(given: Any, field: str) -> tuple[str, ...]:
     names = tuple(str(name) for name in given)
     if len(set(names)) < len(names):
         counts = pd.Series(names).value_counts()
-        raise SubmissionError(f"{field} holds {some(counts.index[counts > 1].tolist())} more than once")
+        raise SubmissionError(f"{field} holds {format_names(counts.index[counts > 1].tolist())} more than once")
     if not all(names):
         raise SubmissionError(f"{field} holds an empty name, at position {names.index('')}")
     return names
@@ -327,5 +326,5 @@ def _positions(wanted: Sequence[str], held: Sequence[str], kind: str) -> list[in
     index = {name: i for i, name in enumerate(held)}
     lacking = [name for name in wanted if name not in index]
     if lacking:
-        raise SubmissionError(f"the predictions lack the {kind} {some(lacking)}")
+        raise SubmissionError(f"the predictions lack the {kind} {format_names(lacking)}")
     return [index[name] for name in wanted]

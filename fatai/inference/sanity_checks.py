@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fatai.errors import SubmissionError
-from fatai.io.csv import some
+from fatai.io.csv import format_names
 from fatai.inference.predictions import Predictions
 
 __all__ = ["constant_tags", "shifted_tags", "sanity_warnings", "tied_share"]
@@ -40,7 +40,7 @@ def sanity_warnings(preds: Predictions, oof: Predictions | None = None) -> list[
     constant = constant_tags(preds)
     if constant:
         found.append(
-            f"{len(constant)} of {len(preds.tags)} tags are the same in every clip: {some(constant)}; were they trained on?"
+            f"{len(constant)} of {len(preds.tags)} tags are the same in every clip: {format_names(constant)}; were they trained on?"
         )
     tied, first = tied_share(preds)
     if first > TIED_FIRST:
@@ -106,7 +106,7 @@ def shifted_tags(
 
     lacking = [tag for tag in preds.tags if tag not in oof.tags]
     if lacking:
-        raise SubmissionError(f"the out-of-fold predictions lack the tags {some(lacking)}")
+        raise SubmissionError(f"the out-of-fold predictions lack the tags {format_names(lacking)}")
     if not len(preds) or not len(oof):
         return []
     theirs = oof.select(oof.fnames, preds.tags).probs

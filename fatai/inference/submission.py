@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 
 from fatai.errors import DataError, SubmissionError
-from fatai.io.csv import CsvTable, Duplicates, read_csv, read_sample, value_faults, width_fault
+from fatai.io.csv import CsvTable, Duplicates, read_csv, read_sample_submission, value_errors, width_error
 
 __all__ = ["check_submission", "submission_problems"]
 
@@ -27,7 +27,7 @@ def submission_problems(path: str | os.PathLike[str], sample: str | os.PathLike[
     DataError
         If the sample cannot be read.
     """
-    fnames, tags = read_sample(sample)
+    fnames, tags = read_sample_submission(sample)
     try:
         table = read_csv(path)
         if problems := _header_problems(table.columns, ("fname", *tags)):
@@ -70,9 +70,9 @@ def _row_problems(table: CsvTable, fnames: Sequence[str], tags: Sequence[str]) -
     problems: list[str] = []
     seen, known = Duplicates(), set(fnames)
     for row in table.rows:
-        fault = width_fault(row, table.columns)
-        problems += [fault] if fault else value_faults(row, tags)
-        duplicate = seen.fault(row)
+        fault = width_error(row, table.columns)
+        problems += [fault] if fault else value_errors(row, tags)
+        duplicate = seen.error(row)
         if duplicate:
             problems.append(duplicate)
         elif row.cells[0] not in known:

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fatai.data.blocks import ClipSettings, WaveToSpec
+from fatai.data.blocks import ClipConfig, WaveToSpec
 from fatai.data.labels import multi_hot
 from fatai.errors import AudioError, DataError, OptionError
 from fatai.inference.view_store import ViewWriter, views_file
@@ -52,7 +52,7 @@ def build_views(how: str, n: int | None = None, **options: Any) -> Views:
 class _Views(Dataset):
     """Item i: what is heard of clip i, or the sentence that says why it cannot be read."""
 
-    def __init__(self, clips: Sequence[str | Path | np.ndarray], settings: ClipSettings, views: Views, seed: int):
+    def __init__(self, clips: Sequence[str | Path | np.ndarray], settings: ClipConfig, views: Views, seed: int):
         self.clips, self.settings, self.views, self.seed = clips, settings, views, seed
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ def _batches(items: Iterable[ClipViews | str], bs: int, faults: dict[int, str]) 
 
 def predict_clips(
     model: nn.Module,
-    settings: ClipSettings,
+    settings: ClipConfig,
     clips: Sequence[str | Path | np.ndarray],
     n_tags: int,
     *,
@@ -154,7 +154,7 @@ def predict_clips(
     group
         Processes that share the clips, every one of which gets all answers, in the clips' order.
     """
-    if group.size > 1 and keep is None:
+    if group.world_size > 1 and keep is None:
         return _together(
             group,
             clips,
@@ -211,10 +211,10 @@ def _together(
     group: ProcessGroup, clips: Sequence[Any], n_tags: int, answer: Callable[[Sequence[Any]], ClipPredictions]
 ) -> ClipPredictions:
     """The answers to all clips, of which each process listens to every `size`-th."""
-    mine = range(group.rank, len(clips), group.size)
+    mine = range(group.rank, len(clips), group.world_size)
     own = answer([clips[i] for i in mine])
     probs = torch.zeros(len(clips), n_tags, dtype=torch.float64)
-    probs[mine.start::group.size] = torch.from_numpy(own.probs)
+    probs[mine.start::group.world_size] = torch.from_numpy(own.probs)
     faults = group.all_gather({mine[k]: fault for k, fault in own.faults.items()})
     return ClipPredictions(
         group.all_reduce(probs).numpy(), dict(sorted((i, fault) for part in faults for i, fault in part.items()))

@@ -1,4 +1,4 @@
-"""Whole files or none: a file is written beside its name, then renamed over it."""
+"""Atomic writes and retries: a file is written under a temporary name in its folder, then renamed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import glob
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from fatai.errors import FataiError, StorageError
-from fatai.io.retries import retry
 
-__all__ = ["remove_temp_files", "translate_os_errors", "open_atomic", "write_file", "write_text"]
+__all__ = ["open_atomic", "remove_temp_files", "retry", "translate_os_errors", "write_file", "write_text"]
+
+T = TypeVar("T")
 
 _REMEDIES = {
     "the disk is full; make room, then start again: what was finished is kept": (
@@ -23,13 +25,9 @@ _REMEDIES = {
         errno.EDQUOT,
         errno.EFBIG,
     ),
-    "the folder may not be written to; choose another, or change its permissions": (
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-    ),
-    "the name is longer than names of files may be; choose a shorter one": (errno.ENAMETOOLONG,),
-    "something of that name is in the way; choose another one": (
+    "the folder is not writable; choose another, or change its permissions": (errno.EROFS, errno.EACCES, errno.EPERM),
+    "the file name is too long; choose a shorter one": (errno.ENAMETOOLONG,),
+    "something else has this name; choose another one": (
         errno.EEXIST,
         errno.ENOTDIR,
         errno.EISDIR,
@@ -38,93 +36,139 @@ _REMEDIES = {
     ),
 }
 
+TRANSIENT_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EREMOTEIO")
+    if hasattr(errno, name)
+)
+"""Errors of a busy or restarting file server; a broken disk gives EIO too, but at every attempt."""
+MAX_TRIES, WAIT_S = 4, 0.25
+
+
+def retry(action: Callable[[], T], *, max_tries: int = MAX_TRIES, wait_s: float = WAIT_S) -> T:
+    """Call `action` and return its result; repeat the call after a transient error of a network file system.
+
+    Parameters
+    ----------
+    action
+        Function without arguments.
+    max_tries
+        Number of calls, after which the last error is raised. Other errors than `TRANSIENT_ERRORS` are raised at once.
+    wait_s
+        Seconds before the second call; doubled before each further one.
+
+    Examples
+    --------
+    >>> outcomes = iter([OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EIO, "Input/output error"), None])
+    >>> def read():
+    ...     if error := next(outcomes):
+    ...         raise error
+    ...     return "sound"
+    >>> retry(read, wait_s=0)
+    'sound'
+    """
+    for attempt in range(max_tries):
+        if attempt:
+            time.sleep(wait_s * 2 ** (attempt - 1))
+        try:
+            return action()
+        except OSError as e:
+            if e.errno not in TRANSIENT_ERRORS or attempt == max_tries - 1:
+                raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
 
 @contextmanager
 def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a name beside `path` to write to; the file takes the name `path` when the block ends well.
+    """Give a temporary name beside `path` to write to; the file is renamed to `path` when the block ends without an error.
 
-    A block that raises, or a process that is killed, leaves what was at `path` before: nobody ever reads half a file.
-    Missing folders are made. A link is followed, so the file that it points to is replaced, not the link. The suffix is kept,
-    because some writers choose the format by it. Nothing is forced to the disk: this guards against a killed run, not against a power cut.
+    If the block raises or the process is killed, the former file at `path` stays as it was: a partial file is never visible.
+    Missing folders are created. A link is followed: the file that it points to is replaced. The suffix is kept, because some
+    writers choose the format by it. Nothing is synced to the disk: this protects against a killed process, not against a power cut.
+
+    Parameters
+    ----------
+    path
+        Regular file to create or to replace.
 
     Raises
     ------
     StorageError
-        If the disk is full, the folder may not be written to, `path` is a device, a pipe or a folder, or the file system fails; the message
-        says what to do.
+        If the disk is full, the folder is not writable, `path` is a device, a pipe or a folder, or the file system fails; the
+        message has a remedy.
 
     Examples
     --------
     >>> import tempfile
-    >>> name = Path(tempfile.mkdtemp(), "scores.csv")
-    >>> with write_file(name) as beside:
-    ...     _ = beside.write_text("fname,Bark")
-    >>> name.read_text()
+    >>> path = Path(tempfile.mkdtemp(), "scores.csv")
+    >>> with write_file(path) as temp:
+    ...     _ = temp.write_text("fname,Bark")
+    >>> path.read_text()
     'fname,Bark'
     """
-    whole = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path))
     # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255 bytes.
-    beside = whole.parent / f".{whole.stem[:40]}.{secrets.token_hex(6)}.part{whole.suffix}"
-    with translate_os_errors(whole):
-        if whole.exists() and not whole.is_file():
-            # To rename over a device would end it, for all that use it.
+    temp = target.parent / f".{target.stem[:40]}.{secrets.token_hex(6)}.part{target.suffix}"
+    with translate_os_errors(target):
+        if target.exists() and not target.is_file():
+            # A rename over a device would remove the device for every program.
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     try:
-        with translate_os_errors(whole):
-            whole.parent.mkdir(parents=True, exist_ok=True)
-            yield beside
-            retry(lambda: os.replace(beside, whole))
+        with translate_os_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temp
+            retry(lambda: os.replace(temp, target))
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temp.unlink(missing_ok=True)
 
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says while a block writes `path` into a `StorageError` that says what to do."""
+    """Re-raise an error of the operating system while the block writes `path` as a `StorageError` with a remedy."""
     try:
         yield
     except FataiError:
         raise
     except Exception as e:
         code = _errno_of(e)
-        if code in (None, errno.ENOENT):  # the block wrote nothing: its own fault
+        if code in (None, errno.ENOENT):  # the block wrote no file: an error of the caller
             raise
         assert code is not None
-        remedy = next(
-            (remedy for remedy, codes in _REMEDIES.items() if code in codes), "the file system fails; try again later"
-        )
+        default = "the file system fails; try again later"
+        remedy = next((remedy for remedy, codes in _REMEDIES.items() if code in codes), default)
         raise StorageError(f"{path}: cannot be written ({os.strerror(code)}): {remedy}") from e
 
 
 def _errno_of(e: Exception) -> int | None:
-    """Number of the system's error that a writer ended with; writers in C and Rust tell it in words, or not at all."""
+    """Return the error number of the system; libraries in C and Rust give it as text, or not at all."""
     if isinstance(e, OSError) and e.errno is not None:
         return e.errno
-    told = re.search(r"\(os error (\d+)\)", str(e))
-    if told:
-        return int(told[1])
+    match = re.search(r"\(os error (\d+)\)", str(e))
+    if match:
+        return int(match[1])
     return errno.ENOSPC if isinstance(e, OSError) and re.search(r"\d+ requested and \d+ written", str(e)) else None
 
 
 @contextmanager
 def open_atomic(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """A UTF-8 file to write, which becomes `path` when the block ends; newlines are written as they are on every system.
+    """Open a UTF-8 text file for writing that becomes `path` when the block ends; newlines are not translated.
 
-    Of names that are not UTF-8 on the disk the bytes are told, `caf\\udce9.wav`: what is written can be read everywhere.
+    File names that are not UTF-8 are written with their bytes escaped, as in `caf\\udce9.wav`: the text is always valid UTF-8.
+    Raises as `write_file` does.
     """
-    with write_file(path) as beside, open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
+    with write_file(path) as temp, open(temp, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
         yield f
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` by `open_atomic`, whole or not at all."""
+    """Write `text` to `path` by `open_atomic`: the complete file, or none."""
     with open_atomic(path) as f:
         f.write(text)
 
 
 def remove_temp_files(path: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left beside `path` while they wrote it; nobody else may be writing it now."""
-    whole = Path(os.path.realpath(path))
-    for part in whole.parent.glob(f".{glob.escape(whole.stem[:40])}.*.part{glob.escape(whole.suffix)}"):
+    """Remove the temporary files of killed processes beside `path`; call it only when no process is writing `path`."""
+    target = Path(os.path.realpath(path))
+    for part in target.parent.glob(f".{glob.escape(target.stem[:40])}.*.part{glob.escape(target.suffix)}"):
         part.unlink(missing_ok=True)

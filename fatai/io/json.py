@@ -1,6 +1,6 @@
-"""Text and JSON that stand beside weights and tables: read only from what is a file, and no longer than a person's patience.
+"""Read small text and JSON files: regular files only, at most `MAX_BYTES`.
 
-To open a pipe in the place of a file is to wait for ever, and a device never ends: both may lie in a folder that somebody else made.
+Opening a pipe in the place of a file blocks without end, and a device has no end: both may lie in an untrusted folder.
 """
 
 from __future__ import annotations
@@ -15,37 +15,48 @@ from fatai.errors import StorageError
 
 __all__ = ["parse_json", "read_json_limited", "read_text_limited"]
 
-MOST_BYTES = 1 << 24
+MAX_BYTES = 1 << 24
 
 
-def read_text_limited(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> str:
-    """The UTF-8 text of a file of at most `most_bytes`.
+def read_text_limited(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> str:
+    """Return the UTF-8 text of a regular file of at most `max_bytes`.
 
     Raises
     ------
     StorageError
-        If it is a folder, a pipe or a device, or larger; nothing was opened.
+        If `path` is a folder, a pipe, a device or a larger file; it is not opened.
     OSError
-        If it is not there, or cannot be read.
+        If there is no such file, or it cannot be read.
     UnicodeDecodeError
-        If it is no UTF-8.
+        If the file is not UTF-8.
     """
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode):
-        raise StorageError(f"{path} is no file, and was not opened; expected a text file")
-    if about.st_size > most_bytes:
-        raise StorageError(f"{path} has {about.st_size:,} bytes; at most {most_bytes:,} are read")
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise StorageError(f"{path} is not a regular file and was not opened; expected a text file")
+    if info.st_size > max_bytes:
+        raise StorageError(f"{path} has {info.st_size:,} bytes; expected at most {max_bytes:,}")
     return Path(path).read_text(encoding="utf-8")
 
 
-def read_json_limited(path: str | os.PathLike[str], most_bytes: int = MOST_BYTES) -> Any:
-    """What a JSON file says; raises as `read_text_limited` and `parse_json` do."""
-    return parse_json(read_text_limited(path, most_bytes))
+def read_json_limited(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Any:
+    """Return the content of a JSON file; raises as `read_text_limited` and `parse_json` do."""
+    return parse_json(read_text_limited(path, max_bytes))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says; raises `ValueError` for what is no JSON, and for lists within lists without end."""
+    """Return the value of a JSON text.
+
+    Raises
+    ------
+    ValueError
+        If the text is not JSON, or nested too deeply.
+
+    Examples
+    --------
+    >>> parse_json('{"lwlrap": 0.75}')
+    {'lwlrap': 0.75}
+    """
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("lists within lists without end") from None
+        raise ValueError("JSON nested too deeply; expected fewer lists within lists") from None

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, now and then a plain line elsewhere."""
+"""Progress of long loops: rich's bar on a terminal, a plain line every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ __all__ = ["track"]
 
 T = TypeVar("T")
 
-# Seconds between two plain lines: a log stays short, and a reader still sees that something goes on.
-_EVERY_S = 15.0
+_LINE_EVERY_S = 15.0
 
 
-def track(items: Iterable[T], what: str, *, total: int | None = None) -> Iterator[T]:
-    """Yield `items` and tell on standard error how far they are.
+def track(items: Iterable[T], desc: str, *, total: int | None = None) -> Iterator[T]:
+    """Yield `items` and show the progress on standard error.
 
     Parameters
     ----------
-    what
-        The work, as it stands in front of the bar: "reading clips".
+    items
+        Any iterable; it is consumed one item at a time.
+    desc
+        Text in front of the bar: "reading clips".
     total
-        Number of items, where `items` has no length.
+        Number of items, for an iterable without a length.
     """
-    if total is None:
-        total = len(items) if isinstance(items, Sized) else None
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if sys.stderr.isatty():
+        from rich import progress
         from rich.console import Console
-        from rich.progress import track as rich_track
 
-        yield from rich_track(items, description=what, total=total, console=Console(stderr=True), transient=True)
-        return
+        yield from progress.track(items, desc, total=total, console=Console(stderr=True), transient=True)
+    else:
+        yield from _with_plain_lines(items, desc, total)
+
+
+def _with_plain_lines(items: Iterable[T], desc: str, total: int | None) -> Iterator[T]:
     last = time.monotonic()
     for done, item in enumerate(items):
-        if time.monotonic() - last > _EVERY_S:
+        if time.monotonic() - last > _LINE_EVERY_S:
             last = time.monotonic()
-            print(f"{what}: {done} of {total}" if total else f"{what}: {done}", file=sys.stderr, flush=True)
+            print(f"{desc}: {done} of {total}" if total else f"{desc}: {done}", file=sys.stderr, flush=True)
         yield item

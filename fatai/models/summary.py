@@ -66,6 +66,6 @@ def model_table(n_tags: int = 80, in_channels: int | None = None) -> list[ModelR
             model = create_model(name, n_tags, channels)
         rows.append(ModelRow(
             name, count_parameters(model), channels, model.min_mels, model.min_frames, model.n_mels,
-            about=MODELS.about(name), source=MODELS.source(name),
+            about=MODELS.describe(name), source=MODELS.source(name),
         ))
     return rows

@@ -53,10 +53,10 @@ def distribute(learn: Learner, group: ProcessGroup, *, sync_bn: bool = True) -> 
     OptionError
         If a batch has fewer clips than there are processes, or a machine fewer GPUs.
     """
-    if group.size == 1:
+    if group.world_size == 1:
         yield learn
         return
-    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", group.size))
+    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", group.world_size))
     if torch.device(learn.dls.device).type == "cuda" and here > gpus:
         raise OptionError(
             f"{here} processes share batches on a machine with {gpus} GPUs; start at most one for each GPU"
@@ -110,7 +110,7 @@ class DistributedCallback(Callback):
             # The mean over processes is that over clips only if all have as many.
             own = self.learn.dl.shares[self.group.rank]
             of = find_bs(self.learn.yb) if self._accumulating() else sum(self.learn.dl.shares)
-            self.learn.loss_grad = self.learn.loss_grad * (self.group.size * own / of)
+            self.learn.loss_grad = self.learn.loss_grad * (self.group.world_size * own / of)
 
     def after_backward(self) -> None:
         # fastai then counts the clips of this process; the step is due when those of all are enough.
@@ -126,9 +126,9 @@ class DistributedCallback(Callback):
     def _share(self, loader: Any) -> None:
         if isinstance(loader, _SharedLoader):
             return
-        if loader.bs is None or loader.bs < self.group.size:
+        if loader.bs is None or loader.bs < self.group.world_size:
             raise OptionError(
-                f"batches of {loader.bs} clips cannot be shared by {self.group.size} processes; take a larger bs, or fewer"
+                f"batches of {loader.bs} clips cannot be shared by {self.group.world_size} processes; take a larger bs, or fewer"
             )
         # In place, so that callbacks that add transforms or exchange the data set meet the loader that is read from.
         self._put_back.append((loader, type(loader)))
@@ -203,7 +203,7 @@ class _SharedLoader:
                     f"a tensor of shape {tuple(x.shape)} is to be gathered; expected a row for each of {own} clips"
                 )
             # Over the CPU, where any kind of number travels.
-            x = self.group.rows(x, self.shares).as_subclass(type(b)).to(x.device)
+            x = self.group.gather_rows(x, self.shares).as_subclass(type(b)).to(x.device)
         elif gather:
             x = (self.group.all_reduce(x.double() * own) / sum(self.shares)).to(x.dtype)
         return x.cpu() if cpu else x

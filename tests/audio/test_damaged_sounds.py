@@ -10,7 +10,7 @@ import soundfile
 from fatai.cli.paths import sound_files
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.audit.dataset import check_dataset
-from fatai.data.tables import readable
+from fatai.data.tables import check_readable
 from fatai.errors import AudioError
 from fatai.inference.events.formats import write_events
 from fatai.inference.events.progress_log import FileEvents
@@ -96,7 +96,7 @@ def test_what_breaks_off_in_the_middle_is_found_before_training(clip):
     bits[len(bits) // 2:len(bits) // 2 + 200] = bytes(200)
     broken.write_bytes(bits)
     nan = clip("nan.wav", samples=np.array([0, np.nan, 0], np.float32), subtype="FLOAT")
-    good, faults = readable([whole, broken, nan])
+    good, faults = check_readable([whole, broken, nan])
     assert good.tolist() == [True, False, False]
     assert "broken.flac: the file is cut short or damaged" in faults[0] and "not finite" in faults[1]
 

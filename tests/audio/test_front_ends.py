@@ -168,7 +168,7 @@ def test_length_and_rows_of_8_s(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_front_end_has_a_source_a_sentence_and_known_channels(name):
-    assert len(FRONT_ENDS.source(name)) > 10 and FRONT_ENDS.about(name).endswith(".") or "," in FRONT_ENDS.about(name)
+    assert len(FRONT_ENDS.source(name)) > 10 and FRONT_ENDS.describe(name).endswith(".") or "," in FRONT_ENDS.describe(name)
     channels = CHANNELS.build(front_end(name).channels)
     spec = FRONT_ENDS.build(name)(torch.randn(2, 8000))
     assert channels(spec).shape == (2, channels.n_channels, *spec.shape[1:])

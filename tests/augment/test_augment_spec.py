@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fatai.augment.spec_augment import Bands
 from fatai.augment.spec import (
     Boxes,
-    ContentShrink,
+    RandomTimeCrop,
     Flip,
     BrightnessContrast,
     RandomResizedCrop,
@@ -98,7 +98,7 @@ def test_an_unknown_option_is_named(name):
 
 @pytest.mark.parametrize("name", ON_SPEC)
 def test_sources_are_told(name):
-    assert AUGMENTATIONS.source(name) and AUGMENTATIONS.about(name).endswith(".")
+    assert AUGMENTATIONS.source(name) and AUGMENTATIONS.describe(name).endswith(".")
 
 
 # Random resized crop
@@ -180,12 +180,12 @@ def test_flip_runs_time_backwards():
 def test_content_shrink_worked_by_hand():
     spec = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]).view(1, 1, 2, 4)
     kept = Bands(torch.tensor([[1]]), torch.tensor([[3]]))
-    assert ContentShrink().apply(spec, kept)[0, 0].tolist() == [[1, 2, 3, 1], [1, 6, 7, 1]]
-    assert ContentShrink(fill="zero").apply(spec, kept)[0, 0].tolist() == [[0, 2, 3, 0], [0, 6, 7, 0]]
+    assert RandomTimeCrop().apply(spec, kept)[0, 0].tolist() == [[1, 2, 3, 1], [1, 6, 7, 1]]
+    assert RandomTimeCrop(fill="zero").apply(spec, kept)[0, 0].tolist() == [[0, 2, 3, 0], [0, 6, 7, 0]]
 
 
 def test_content_shrink_keeps_a_quarter_to_all():
-    kept = ContentShrink().draw(5000, 128, 400, generator())
+    kept = RandomTimeCrop().draw(5000, 128, 400, generator())
     length = (kept.stop - kept.start).double()
     assert float(length.min()) < 103 and float(length.min()) >= 100 and float(length.max()) > 397
     assert float(length.mean()) == pytest.approx(0.625 * 400, rel=0.02)
@@ -234,7 +234,7 @@ def test_lighting_of_other_spectrograms_keeps_their_range():
     (lambda: RandomResizedCrop(scale=(0.9, 0.8)), r"scale is \(0.9, 0.8\); expected two numbers in rising order"),
     (lambda: RandomResizedCrop(tries=0), "tries is 0; expected at least 1"),
     (lambda: TimeWarp(rate=0.5), "rate is 0.5; expected a share of the frames from 0 to below 0.5"),
-    (lambda: ContentShrink(fill="noise"), "fill is 'noise'; known: zero, mean, min"),
+    (lambda: RandomTimeCrop(fill="noise"), "fill is 'noise'; known: zero, mean, min"),
     (lambda: BrightnessContrast(max_lighting=1.0), "max_lighting is 1.0"),
     (lambda: BrightnessContrast(scale="grey"), "scale is 'grey'"),
     (lambda: BrightnessContrast(p_lighting=2), "p_lighting is 2"),

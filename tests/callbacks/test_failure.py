@@ -18,7 +18,7 @@ from fastai.callback.core import Callback
 import fatai.audio.io
 from fatai.io.atomic import write_file, write_text
 from fatai.errors import AudioError, StorageError, WorkerError
-from fatai.io.retries import retry
+from fatai.io.atomic import retry
 from fatai.audio.io import audio_info, check_audio, load_audio
 from fatai.models.checkpoint import save_weights
 from fatai.callbacks.failure import SplitBatchOnOOM, NonFiniteError, TerminateOnNaN, split_on_oom, translate_errors
@@ -43,7 +43,7 @@ def files_of_at_most(size):
 def quick_waits(monkeypatch):
     """The seconds between attempts, noted instead of waited for."""
     waited = []
-    monkeypatch.setattr("fatai.io.retries.time.sleep", waited.append)
+    monkeypatch.setattr("fatai.io.atomic.time.sleep", waited.append)
     return waited
 
 
@@ -220,7 +220,7 @@ class TestNetworkDrive:
             raise OSError(errno.EIO, "Input/output error")
 
         with pytest.raises(OSError, match="Input/output error"):
-            retry(never, tries=2)
+            retry(never, max_tries=2)
         assert quick_waits == [0.25]
 
 

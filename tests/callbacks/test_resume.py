@@ -24,7 +24,7 @@ from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.samplers import Balanced, SampledDL
+from fatai.data.samplers import BalancedSampler, SampledDL
 from fatai.errors import CheckpointError
 from fatai.callbacks.callbacks import DisableAugmentation, LRSchedulerCallback
 from fatai.callbacks.history import EpochCSVLogger
@@ -159,7 +159,7 @@ def test_random_changes_with_generators_of_their_own_and_a_sampler_go_on(sample,
         targ = torch.stack(
             [learn.dls.train_ds[i][1].as_subclass(torch.Tensor) for i in range(len(learn.dls.train_ds))]
         ).numpy()
-        sampler = Balanced(targ, n=64, generator=torch.Generator().manual_seed(4))
+        sampler = BalancedSampler(targ, n=64, generator=torch.Generator().manual_seed(4))
         learn.dls.loaders[0] = learn.dls.train.new(cls=SampledDL, sampler=sampler)
         learn.fit(epochs, 1e-2, cbs=cbs)
 

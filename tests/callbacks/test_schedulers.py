@@ -124,7 +124,7 @@ def test_every_closed_form_stays_between_nothing_and_its_peak(name):
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
 def test_every_schedule_has_a_source_and_refuses_nonsense(name):
-    assert SCHEDULES.source(name) and SCHEDULES.about(name)
+    assert SCHEDULES.source(name) and SCHEDULES.describe(name)
     for epochs, lr, words in ((0, 1e-2, "epochs is 0"), (10, 0, "lr is 0"), (10, -1, "lr is -1")):
         with pytest.raises(OptionError, match=words):
             SCHEDULES.build(name, epochs, lr)

@@ -8,7 +8,8 @@ import pytest
 from fatai.errors import DataError, OptionError, SubmissionError
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions
-from fatai.ensemble.streaming import average_files, join_files, row_chunks
+from fatai.ensemble.streaming import average_files, concat_files
+from fatai.io.csv import row_chunks
 
 TAGS = ("Bark", "Meow", "Purr")
 
@@ -79,10 +80,10 @@ def test_joined_parts_are_the_whole_and_a_clip_in_two_parts_is_an_error(files, t
     parts = [tmp_path / f"part_{k}.csv" for k in range(3)]
     for k, path in enumerate(parts):
         preds.select(preds.fnames[k * 4000:(k + 1) * 4000]).to_csv(path)
-    assert join_files(parts, tmp_path / "whole.csv") == 10_000
+    assert concat_files(parts, tmp_path / "whole.csv") == 10_000
     assert (tmp_path / "whole.csv").read_bytes() == files[0].read_bytes()
     with pytest.raises(DataError, match="part_0.csv: .*'00000.wav' is a duplicate"):
-        join_files([*parts, parts[0]], tmp_path / "twice.csv")
+        concat_files([*parts, parts[0]], tmp_path / "twice.csv")
     assert not (tmp_path / "twice.csv").exists()
 
 

@@ -9,14 +9,14 @@ from PIL import Image
 
 from fatai.data.datasets.fat2019 import fat_sample
 
-MOST_BYTES = 150_000
+MAX_BYTES = 150_000
 
 
 def taken(page, path):
     """A screenshot of few colours, so that it stays small."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(96)
     image.save(path, optimize=True)
-    assert path.stat().st_size <= MOST_BYTES, f"{path} has {path.stat().st_size:,} bytes"
+    assert path.stat().st_size <= MAX_BYTES, f"{path} has {path.stat().st_size:,} bytes"
 
 
 def main(run, folder):

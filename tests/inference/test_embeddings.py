@@ -7,7 +7,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.inference.embeddings import Embeddings, embed_clips
 from fatai.models import create_model
@@ -16,7 +16,7 @@ from fatai.experiment.run_folder import trained_model
 from fatai.audio.front_ends import front_end
 from fatai.training.learner import fat_learner
 
-SETTINGS = ClipSettings(front_end("ninth"), crop_s=0.5, trim_db=None)
+SETTINGS = ClipConfig(front_end("ninth"), crop_s=0.5, trim_db=None)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from fatai.errors import OptionError, ShapeError
 from fatai.inference.grad_cam import first_filters, grad_cam
 from fatai.models import MODELS, create_model
 from fatai.models.panns import PannsModel
-from fatai.models.layers import SpectrogramModel
+from fatai.models.base import SpectrogramModel
 from fatai.models.multi_task import TwoHeads
 
 

@@ -10,7 +10,7 @@ import torch
 from fastai.interpret import ClassificationInterpretation
 
 from fatai.data.labels import multi_hot
-from fatai.data.show import tag_words
+from fatai.data.show import format_tags
 from fatai.errors import DataError, OptionError
 from fatai.inference import plots
 from fatai.inference.grad_cam import filter_mosaic, first_filters, grad_cam
@@ -146,5 +146,5 @@ def test_a_mosaic_starts_at_the_top_left():
 
 
 def test_many_predicted_tags_are_cut_short():
-    assert tag_words(["a", "b"]) == "a\nb" and tag_words([]) == "no tag"
-    assert tag_words(list("abcdef")) == "a\nb\nc\nd\nand 2 more"
+    assert format_tags(["a", "b"]) == "a\nb" and format_tags([]) == "no tag"
+    assert format_tags(list("abcdef")) == "a\nb\nc\nd\nand 2 more"

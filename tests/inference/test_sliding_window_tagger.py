@@ -10,7 +10,7 @@ import soundfile as sf
 import torch
 from torch import nn
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CheckpointError, OptionError, ShapeError
 from fatai.inference.events.progress_log import read_event_log
 from fatai.inference.events.segments import SoundEvent
@@ -20,7 +20,7 @@ from fatai.experiment.tagger import Tagger
 from fatai.audio import stream
 
 SR = 44100
-SETTINGS = ClipSettings(crop_s=0.2, trim_db=None)
+SETTINGS = ClipConfig(crop_s=0.2, trim_db=None)
 
 
 class Loud(nn.Module):

@@ -62,13 +62,13 @@ def test_a_fine_submission_has_no_problems(problems, text):
         (",Oboe", ",Oboe,Purr", ["the column 'Purr' is not in the sample"]),
         ("0.2", "nan", ["line 2 ('a.wav'), column 'Meow': 'nan' is not finite"]),
         ("0.2", "inf", ["line 2 ('a.wav'), column 'Meow': 'inf' is not finite"]),
-        ("0.2", "1.0000001", ["line 2 ('a.wav'), column 'Meow': '1.0000001' lies outside [0, 1]"]),
-        ("0.2", "-1e-9", ["line 2 ('a.wav'), column 'Meow': '-1e-9' lies outside [0, 1]"]),
-        ("0.2", "", ["line 2 ('a.wav'), column 'Meow': '' is no number"]),
+        ("0.2", "1.0000001", ["line 2 ('a.wav'), column 'Meow': '1.0000001' is outside [0, 1]"]),
+        ("0.2", "-1e-9", ["line 2 ('a.wav'), column 'Meow': '-1e-9' is outside [0, 1]"]),
+        ("0.2", "", ["line 2 ('a.wav'), column 'Meow': '' is not a number"]),
         (
             "0.1,0.2",
             "x,y",
-            ["line 2 ('a.wav'), column 'Bark': 'x' is no number", "line 2 ('a.wav'), column 'Meow': 'y' is no number"],
+            ["line 2 ('a.wav'), column 'Bark': 'x' is not a number", "line 2 ('a.wav'), column 'Meow': 'y' is not a number"],
         ),
         ("0.1,0.2,0.3", "0.1,0.2", ["line 2 ('a.wav'): 3 cells; expected 4, as in the header"]),
         ("0.3", "0.3,0.4", ["line 2 ('a.wav'): 5 cells; expected 4, as in the header"]),
@@ -81,7 +81,7 @@ def test_a_planted_fault_is_named_and_nothing_else(problems, old, new, expected)
 
 def test_all_faults_are_listed(problems):
     assert problems("fname,Bark,Meow,Oboe\na.wav,2,nan,0\na.wav,0,0,0\nd.wav,0,0,0\n") == [
-        "line 2 ('a.wav'), column 'Bark': '2' lies outside [0, 1]",
+        "line 2 ('a.wav'), column 'Bark': '2' is outside [0, 1]",
         "line 2 ('a.wav'), column 'Meow': 'nan' is not finite",
         "line 3: the row of 'a.wav' is a duplicate, it is on line 2 already",
         "line 4: the row of 'd.wav' is not in the sample",
@@ -94,7 +94,7 @@ def test_a_file_that_is_no_table_is_one_problem(problems, tmp_path):
     assert len(problems("")) == 1 and "the file is empty" in problems("")[0]
     assert len(problems(b"\x89PNG\r\n\x1a\n")) == 1
     assert problems("fname,Bark,Bark,Oboe\n") == [
-        f"{tmp_path / 'submission.csv'}: line 1: the column 'Bark' is there twice"
+        f"{tmp_path / 'submission.csv'}: line 1: the column 'Bark' appears twice"
     ]
     (tmp_path / "sample.csv").write_text(SAMPLE)
     assert submission_problems(tmp_path / "none.csv", tmp_path / "sample.csv")[0].startswith(

@@ -6,7 +6,7 @@ import soundfile as sf
 import torch
 from torch import nn
 
-from fatai.data.blocks import ClipSettings
+from fatai.data.blocks import ClipConfig
 from fatai.errors import AudioError, OptionError
 from fatai.inference.view_store import load_views
 from fatai.inference.tta import TagScores, _batches, build_views, predict_clips
@@ -16,7 +16,7 @@ from fatai.registry import VIEWS
 from fatai.audio.waveform import Section
 from fatai.training.learner import fat_learner
 
-SETTINGS = ClipSettings(crop_s=0.1, trim_db=None)
+SETTINGS = ClipConfig(crop_s=0.1, trim_db=None)
 SIZE = SETTINGS.crop_samples
 
 

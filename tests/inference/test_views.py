@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import OptionError
 from fatai.inference.views import (
     adaptive_views, even_views, padded_views, random_views, tile_views, varied_views, whole_view,
@@ -15,7 +15,7 @@ from fatai.inference.views import (
 from fatai.registry import VIEWS
 from fatai.audio.waveform import fit_length
 
-SETTINGS = ClipSettings(crop_s=0.1, trim_db=None)  # 4,410 samples at 44.1 kHz; a frame of "ninth" is 690
+SETTINGS = ClipConfig(crop_s=0.1, trim_db=None)  # 4,410 samples at 44.1 kHz; a frame of "ninth" is 690
 SIZE, HOP = SETTINGS.crop_samples, SETTINGS.front_end.hop_length
 
 
@@ -77,7 +77,7 @@ def test_tiles_take_their_step_in_seconds_and_leave_no_gap():
 
 def test_tiles_of_the_first_place_by_hand():
     # A tile is 256 frames of 690 samples, a step 64 frames: 10 s are filled to 176,640 + 6 * 44,160 = 441,600 samples, seven tiles.
-    settings = ClipSettings(crop_s=256 * 690 / 44100, trim_db=None)
+    settings = ClipConfig(crop_s=256 * 690 / 44100, trim_db=None)
     tiles = heard(tile_views(), 441_000, settings=settings)
     assert len(tiles.wave) == 441_600 and [s for s, _ in tiles.stretches] == list(range(0, 264_961, 44_160))
     assert tiles.wave[300] == 1 and tiles.wave[299] == 0
@@ -156,6 +156,6 @@ def test_views_lie_inside_the_wave_and_every_kind_hears_sound(kind, length, fill
 def test_every_kind_can_be_sent_to_a_worker_that_is_not_forked(how):
     kind, wave = VIEWS.build(how), torch.randn(5000)
     again = pickle.loads(pickle.dumps(kind))
-    settings = ClipSettings(crop_s=0.05)
+    settings = ClipConfig(crop_s=0.05)
     one, other = (k(wave, settings, torch.Generator().manual_seed(1)) for k in (kind, again))
     assert torch.equal(one.wave, other.wave) and list(one.stretches) == list(other.stretches)

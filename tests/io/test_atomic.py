@@ -51,8 +51,8 @@ def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_pat
 def test_a_killed_process_leaves_the_old_file(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("old")
-    program = ("import os, signal, sys; from fatai.io.atomic import write_atomic\n"
-               "with write_atomic(sys.argv[1]) as beside, open(beside, 'w') as f:\n"
+    program = ("import os, signal, sys; from fatai.io.atomic import write_file\n"
+               "with write_file(sys.argv[1]) as beside, open(beside, 'w') as f:\n"
                "    f.write('half'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)\n")
     ended = subprocess.run([sys.executable, "-c", program, path])
     assert ended.returncode == -9

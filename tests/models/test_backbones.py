@@ -66,7 +66,7 @@ def test_width_changes_stages_only(name):
     if not name.endswith(("deep", "deeper")):       # the stages that fastai's deep ones append keep their 256 channels
         assert wide.head[0].num_features == 4 * narrow.head[0].num_features
     assert count_parameters(narrow) < count_parameters(wide) / 5
-    assert name in MODELS.about(name)
+    assert name in MODELS.describe(name)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "xresnet18"])

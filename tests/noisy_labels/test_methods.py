@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fatai.data.samplers import MIXTURES, Mixture
+from fatai.data.samplers import MIXTURE_WEIGHTS, MixtureSampler
 from fatai.errors import DataError, OptionError, ShapeError, UnknownNameError
 from fatai.registry import LOSSES, NOISY
 from fatai.noisy_labels.methods import select_noisy_labels, attach_predictions, second_head
@@ -127,14 +127,14 @@ def test_first_marks_noisy_rows_and_adds_corrected_ones():
 
 def test_first_with_nothing_removed_yet_and_without_corrections():
     with_all = choose("first", GIVEN, corrections=FIXES, removals=False, shares="corr_noisy_003")
-    assert with_all.source == ("noisy",) * 3 + ("corrected",) and with_all.shares == MIXTURES["corr_noisy_003"]
+    assert with_all.source == ("noisy",) * 3 + ("corrected",) and with_all.shares == MIXTURE_WEIGHTS["corr_noisy_003"]
     plain = choose("first", GIVEN)
     assert plain.source == ("noisy",) * 3 and plain.shares == {"noisy": 0.20, "curated": 0.80}
 
 
 def test_first_can_be_drawn_from_with_its_shares():
     chosen = choose("first", GIVEN, corrections=FIXES)
-    sampler = Mixture(
+    sampler = MixtureSampler(
         [*chosen.source, "curated", "curated"], chosen.shares, n=2000, generator=torch.Generator().manual_seed(0)
     )
     assert np.mean([i == 2 for i in sampler]) == pytest.approx(0.33, abs=0.04)
@@ -166,7 +166,7 @@ def test_the_loss_of_two_heads_is_that_of_each_clips_own_head(rng):
 
 
 def test_fourth_pseudo_labels_are_squared_shares():
-    chosen = choose("fourth_pseudo", table_of(a="Purr", b="Bark"), [[0.9, 0.1, 0.2], [0, 0, 0]])
+    chosen = choose("fourth_place_pseudo_labels", table_of(a="Purr", b="Bark"), [[0.9, 0.1, 0.2], [0, 0, 0]])
     np.testing.assert_allclose(chosen.targ, [[0.81 / 0.86, 0.01 / 0.86, 0.04 / 0.86], [0, 0, 0]], rtol=1e-6)
     assert chosen.weight.tolist() == [20, 20] and chosen.clips["changed"].all()
 
@@ -241,13 +241,13 @@ def test_names_and_sources_are_told():
         "36th",
         "first",
         "fourth",
-        "fourth_pseudo",
+        "fourth_place_pseudo_labels",
         "third",
         "scoring",
         "fullmatch",
         "as_given",
     } <= set(NOISY.names())
-    assert all(NOISY.source(name) and NOISY.about(name) for name in METHODS)
+    assert all(NOISY.source(name) and NOISY.describe(name) for name in METHODS)
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"as_given", "36th", "first", "fourth"}))
@@ -266,7 +266,7 @@ def test_methods_that_ask_models_say_so(name):
         ("gold", {"add": -0.1}, OptionError, "add is -0.1"),
         ("gold", {"class_weight": [1.0]}, OptionError, r"class_weight is \[1.0\]; expected .* each of the 3 tags"),
         ("36th", {"positive": 0.0}, OptionError, "positive is 0.0"),
-        ("fourth_pseudo", {"power": 0}, OptionError, "power is 0"),
+        ("fourth_place_pseudo_labels", {"power": 0}, OptionError, "power is 0"),
         (
             "first",
             {"shares": "corr_noisy_4"},

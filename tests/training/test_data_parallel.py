@@ -16,7 +16,7 @@ from torch import nn
 
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import fat_sample
-from fatai.data.samplers import Balanced, SampledDL
+from fatai.data.samplers import BalancedSampler, SampledDL
 from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
 from fatai.errors import OptionError
@@ -91,7 +91,7 @@ def fitted(cbs=(), workers=0, sampled=False, lr=0.5):
         targ = np.eye(10)[[learn.dls.tags.index(row[0]) for row in learn.dls.files(0)["labels"]]]
         generator = torch.Generator().manual_seed(5)
         learn.dls.loaders[0] = learn.dls.train.new(
-            cls=SampledDL, sampler=Balanced(targ, n=31, generator=generator), bs=BS
+            cls=SampledDL, sampler=BalancedSampler(targ, n=31, generator=generator), bs=BS
         )
     kinds = [type(dl) for dl in learn.dls.loaders]
     with learn.distrib_ctx(group=init()):
@@ -283,9 +283,9 @@ def normed():
     x, weigh = torch.randn(7, 3, 4, 5) * 2 + 50, torch.randn(7, 3, 4, 5)
     norm = nn.BatchNorm2d(3, momentum=0.3)
     nn.init.uniform_(norm.weight)
-    cut = [slice(0, 7)] if group.size == 1 else [slice(0, 4), slice(4, 7)]
+    cut = [slice(0, 7)] if group.world_size == 1 else [slice(0, 4), slice(4, 7)]
     mine = x[cut[group.rank]].clone().requires_grad_()
-    if group.size > 1:
+    if group.world_size > 1:
         norm.__class__ = type("Shared", (_NormOverAll, nn.BatchNorm2d), {})
     out = norm(mine)
     (out * weigh[cut[group.rank]]).sum().backward()

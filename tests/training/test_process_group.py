@@ -26,8 +26,8 @@ def exchanged():
         "again": init() == group, "seen": seen,
         "told": group.broadcast(f"from {group.rank}"), "gathered": group.all_gather(group.rank * 10),
         "summed": group.all_reduce(torch.tensor([1.0, group.rank])).tolist(),
-        "rows": group.rows(mine, sizes).numpy(), "bools": group.rows(mine > 1, sizes).numpy(),
-        "halves": group.rows(mine[:, 0].bfloat16(), sizes).float().numpy(),
+        "rows": group.gather_rows(mine, sizes).numpy(), "bools": group.gather_rows(mine > 1, sizes).numpy(),
+        "halves": group.gather_rows(mine[:, 0].bfloat16(), sizes).float().numpy(),
     }
     order = []
     with group.main_process_first():
@@ -59,7 +59,7 @@ def test_alone_everything_stays_as_it_is(monkeypatch):
         and SINGLE_PROCESS.all_gather(4) == [4]
         and SINGLE_PROCESS.all_reduce(torch.ones(1)).item() == 1
     )
-    assert SINGLE_PROCESS.rows(torch.arange(3), [2]).tolist() == [0, 1]
+    assert SINGLE_PROCESS.gather_rows(torch.arange(3), [2]).tolist() == [0, 1]
     with SINGLE_PROCESS.main_process_first(), fastai_env(SINGLE_PROCESS):
         assert "WORLD_SIZE" not in os.environ
 
