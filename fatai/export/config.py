@@ -21,9 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, FataiError
-from fatai.models.layers import BuiltAs
+from fatai.models.base import BuiltAs
 from fatai.registry import did_you_mean
 from fatai.metrics.calibration import Calibration
 from fatai.io.json import read_text_limited
@@ -73,10 +73,10 @@ class Network(_Section):
 
 
 def _only_known(given: Any) -> Any:
-    """A stored `ClipSettings`, with no key besides its fields."""
-    if isinstance(given, ClipSettings):
+    """A stored `ClipConfig`, with no key besides its fields."""
+    if isinstance(given, ClipConfig):
         return given
-    for value, kind in ((given, ClipSettings), (given.get("front_end") if isinstance(given, dict) else None, FrontEnd)):
+    for value, kind in ((given, ClipConfig), (given.get("front_end") if isinstance(given, dict) else None, FrontEnd)):
         if not isinstance(value, dict):
             raise ValueError(f"{kind.__name__} is a {type(value).__name__}; expected an object")
         known = [f.name for f in fields(kind)]
@@ -86,7 +86,7 @@ def _only_known(given: Any) -> Any:
     return given
 
 
-def bounded(settings: ClipSettings) -> ClipSettings:
+def bounded(settings: ClipConfig) -> ClipConfig:
     """Settings that can be computed with; raises `ValueError` for those that would take more memory or time than any honest ones."""
     described = settings.front_end
     sizes = (
@@ -105,7 +105,7 @@ def bounded(settings: ClipSettings) -> ClipSettings:
     return settings
 
 
-Clips = Annotated[ClipSettings, BeforeValidator(_only_known), AfterValidator(bounded), PlainSerializer(asdict)]
+Clips = Annotated[ClipConfig, BeforeValidator(_only_known), AfterValidator(bounded), PlainSerializer(asdict)]
 Tag = Annotated[str, Field(min_length=1, max_length=200)]
 Prior = Annotated[float, Field(ge=0, le=1)]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fatai.errors import OptionError, ShapeError
 from fatai.models.panns import PannsModel
-from fatai.models.layers import SpectrogramModel
+from fatai.models.base import SpectrogramModel
 from fatai.models.multi_task import TwoHeads
 
 __all__ = ["filter_mosaic", "first_filters", "grad_cam"]

@@ -10,7 +10,7 @@ from typing import Any
 from fatai.models import (  # they fill MODELS
     backbones, convblock, mobilenetv3, multilevel, panns, panns_mobilenet, panns_resnet, resnet_cbam, skip_attention,
 )
-from fatai.models.layers import BuiltAs, SpectrogramModel, count_parameters
+from fatai.models.base import BuiltAs, SpectrogramModel, count_parameters
 from fatai.registry import MODELS
 
 __all__ = ["MODELS", "SpectrogramModel", "count_parameters", "create_model"]

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.errors import OptionError, UnknownNameError
-from fatai.models.layers import SpectrogramModel, scaled
+from fatai.models.base import SpectrogramModel
+from fatai.models.layers import scaled
 from fatai.registry import MODELS, did_you_mean
 
 __all__ = ["FastaiNet", "RESNETS", "TimmNet", "XRESNETS", "resnet_body", "timm_model"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fatai.errors import CheckpointError
 from fatai.io.atomic import write_file
-from fatai.models.layers import SpectrogramModel
+from fatai.models.base import SpectrogramModel
 
 __all__ = [
     "LoadReport", "check_weights", "load_checkpoint", "load_weights", "read_metadata", "read_weights", "save_weights",

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.errors import OptionError
-from fatai.models.layers import ConcatPool, SpectrogramModel, bn_head, kaiming_convs, laid_out_like, scaled
+from fatai.models.base import SpectrogramModel
+from fatai.models.layers import ConcatPool, bn_head, kaiming_convs, laid_out_like, scaled
 from fatai.registry import MODELS
 
 __all__ = ["ConvBlock", "ConvBlockNet", "m0", "m1", "m2", "m3", "m4"]

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fatai.models.layers import SpectrogramModel, prior_linear, scaled
+from fatai.models.base import SpectrogramModel
+from fatai.models.layers import prior_linear, scaled
 from fatai.registry import MODELS
 
 __all__ = ["InvertedResidual", "MobileNetV3", "SqueezeExcite", "mobilenetv3_large", "mobilenetv3_small"]

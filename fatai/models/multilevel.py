@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fatai.errors import OptionError
-from fatai.models.layers import GRUPool, SpectrogramModel, scaled
+from fatai.models.base import SpectrogramModel
+from fatai.models.layers import GRUPool, scaled
 from fatai.registry import MODELS
 
 __all__ = ["BackboneNet", "MultiLevelNet", "ResidualUnit", "cnn1d_multilevel", "cnn2d_multilevel"]

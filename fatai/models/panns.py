@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fatai.errors import OptionError, ShapeError
 from fatai.models.checkpoint import LoadReport, load_checkpoint
-from fatai.models.layers import AttentionPool, SpectrogramModel, TagAttentionPool, scaled
+from fatai.models.base import SpectrogramModel
+from fatai.models.layers import AttentionPool, TagAttentionPool, scaled
 from fatai.registry import MODELS, did_you_mean
 
 __all__ = ["Cnn6", "Cnn10", "Cnn14", "PannsBlock", "PannsModel", "SOURCE"]

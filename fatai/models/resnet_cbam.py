@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fatai.models.layers import CBAM, SpectrogramModel, kaiming_convs, prior_linear, scaled
+from fatai.models.base import SpectrogramModel
+from fatai.models.layers import CBAM, kaiming_convs, prior_linear, scaled
 from fatai.registry import MODELS
 
 __all__ = ["AttentionResNet", "resnet18_cbam"]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fatai.errors import OptionError
-from fatai.models.layers import CBAM, SpectrogramModel, in_float32, kaiming_convs, scaled
+from fatai.models.base import SpectrogramModel, in_float32
+from fatai.models.layers import CBAM, kaiming_convs, scaled
 from fatai.registry import MODELS
 
 __all__ = ["SkipAttentionNet", "aux_skip_attention", "rnn_aux_skip_attention", "skip_attention"]
