@@ -34,7 +34,7 @@ from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
-from fatai.data.tables import readable
+from fatai.data.tables import check_readable
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions
 from fatai.models import count_parameters, create_model
@@ -99,10 +99,10 @@ def trained(
 def trial(data: FATDataset, way: str, seed: int, epochs: int, cache_dir: Path) -> dict[str, Any]:
     """Scores of one way with one seed, over all folds."""
     started = time.monotonic()
-    good, _ = readable([Path(p) for p in data.curated["path"]])
+    good, _ = check_readable([Path(p) for p in data.curated["path"]])
     table = data.curated[good].reset_index(drop=True)
     targ = multi_hot(table["labels"], data.tags)
-    folds = make_folds(targ, how="stratified_argmax", n=SETTINGS["folds"], seed=seed)
+    folds = make_folds(targ, splitter="stratified", n=SETTINGS["folds"], seed=seed)
     oof, of_test, steps = np.zeros(targ.shape), [], 0
     for fold in range(SETTINGS["folds"]):
         held, test, steps = trained(table, folds == fold, data, way, 100 * seed + fold, epochs, cache_dir)

@@ -24,7 +24,7 @@ import torch
 from fatai.io.atomic import write_text
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.cache import ClipCache
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.models import create_model
 from fatai.audio.io import load_audio, save_audio
@@ -67,7 +67,7 @@ def peak_mb() -> float:
 def cache_and_read(clips: str, folder: str) -> None:
     """Build the cache of all files in `clips`, read a crop of each, and print the peaks before, after building and after reading."""
     files = sorted(e.path for e in os.scandir(clips))
-    settings = ClipSettings(crop_s=2)
+    settings = ClipConfig(crop_s=2)
     before = peak_mb()
     cache = ClipCache.open_or_build(files, settings, kind="features", folder=folder)
     built = peak_mb()

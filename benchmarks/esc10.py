@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.rounds import report
 from fatai.io.atomic import write_text
-from fatai.ensemble.members import out_of_fold
+from fatai.ensemble.members import align_out_of_fold
 from fatai.inference.predictions import Predictions
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import Recipe, load_recipe
@@ -64,15 +64,15 @@ def accuracy(probs: np.ndarray, targ: np.ndarray) -> float:
 
 def scores(oof: Predictions, labels: Path) -> tuple[Interval, Interval]:
     """Accuracy and lwlrap of clips that were held out."""
-    known = out_of_fold([oof], labels, oof.tags)
-    return score_interval(known.stack[0], known.targ, score=accuracy), score_interval(known.stack[0], known.targ)
+    known = align_out_of_fold([oof], labels, oof.tags)
+    return score_interval(known.probs[0], known.targ, score=accuracy), score_interval(known.probs[0], known.targ)
 
 
 def written(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
     oof = Predictions.from_csv(run / "oof.csv")
     right, ordered = scores(oof, labels)
     folds = pd.read_csv(run / "folds.csv").set_index("fname").loc[list(oof.fnames), "fold"].to_numpy()
-    known = out_of_fold([oof], labels, oof.tags)
+    known = align_out_of_fold([oof], labels, oof.tags)
     lines = [
         f"Recipe {recipe.name}: {recipe.model.arch}, {recipe_parameters(recipe, len(oof.tags)):,} parameters, {recipe.stages[0].epochs} "
         f"epochs from scratch, {recipe.folds.n} published folds, the last epoch of each. {len(oof.fnames)} clips, {seconds / 60:.0f} "
@@ -85,11 +85,11 @@ def written(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
     ]
     for fold in sorted(set(folds)):
         own = folds == fold
-        lines.append(f"| {fold + 1} | {own.sum()} | {accuracy(known.stack[0][own], known.targ[own]):.3f} |")
-    wrong = known.stack[0].argmax(1) != known.targ.argmax(1)
+        lines.append(f"| {fold + 1} | {own.sum()} | {accuracy(known.probs[0][own], known.targ[own]):.3f} |")
+    wrong = known.probs[0].argmax(1) != known.targ.argmax(1)
     mistaken = pd.Series([
         f"{oof.tags[given]} taken for {oof.tags[said]}"
-        for given, said in zip(known.targ[wrong].argmax(1), known.stack[0][wrong].argmax(1), strict=True)
+        for given, said in zip(known.targ[wrong].argmax(1), known.probs[0][wrong].argmax(1), strict=True)
     ], dtype=object).value_counts()
     people = "reaches" if right.value >= 0.957 else "lies below"
     lines += ["", f"This {people} the 0.957 of people. Taken for another, twice or more: "

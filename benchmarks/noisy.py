@@ -49,27 +49,27 @@ HALF_NOISY: dict[str, Any] = {"sampling": "mixture", "sampling_options": {"share
 # does what its relabelall does and isn't here twice.
 PROTOCOLS: dict[str, list[dict[str, Any]]] = {
     "curated only": [],
-    "curated, then curated": [{"fresh": False, **GOES_ON}],
-    "all as given": [{"noisy": {"name": "as_given"}}],
-    "ninth": [{"noisy": {"name": "ninth", "n": 160, "per_tag": 20}}],
-    "ninth, then curated": [{"noisy": {"name": "ninth", "n": 160, "per_tag": 20}}, {"fresh": False, **GOES_ON}],
-    "3rd: scoring, a half": [{"noisy": {"name": "scoring", "k": 320}}],
-    "3rd: fullmatch": [{"noisy": {"name": "fullmatch"}}],
-    "3rd: relabelall": [{"noisy": {"name": "relabelall"}}],
-    "3rd: relabelall-merge": [{"noisy": {"name": "relabelall-merge"}}],
+    "curated, then curated": [{"reinit": False, **GOES_ON}],
+    "all as given": [{"noisy_labels": {"method": "as_given"}}],
+    "ninth": [{"noisy_labels": {"method": "ninth_place_low_loss", "n": 160, "per_tag": 20}}],
+    "ninth, then curated": [{"noisy_labels": {"method": "ninth_place_low_loss", "n": 160, "per_tag": 20}}, {"reinit": False, **GOES_ON}],
+    "3rd: scoring, a half": [{"noisy_labels": {"method": "scoring", "k": 320}}],
+    "3rd: fullmatch": [{"noisy_labels": {"method": "fullmatch"}}],
+    "3rd: relabelall": [{"noisy_labels": {"method": "relabelall"}}],
+    "3rd: relabelall-merge": [{"noisy_labels": {"method": "relabelall-merge"}}],
     "3rd: ladder, then pseudo-labels": [
-        {"noisy": {"name": "scoring", "k": 100}, "noisy_share": "own"},
-        {"noisy": {"name": "scoring", "k": 200}, "noisy_share": "own"},
-        {"noisy": {"name": "third", "k": 320}},
+        {"noisy_labels": {"method": "scoring", "k": 100}, "noisy_fold_split": "own"},
+        {"noisy_labels": {"method": "scoring", "k": 200}, "noisy_fold_split": "own"},
+        {"noisy_labels": {"method": "third_place_pseudo_labels", "k": 320}},
     ],
     "gold plan": [
-        {"noisy": {"name": "gold"}, "noisy_weight": 0.5, "noisy_share": "own", "fresh": False, **GOES_ON},
-        {"noisy": {"name": "gold"}, "fresh": False, **GOES_ON},
+        {"noisy_labels": {"method": "gold_plan_confidence"}, "noisy_sample_weight": 0.5, "noisy_fold_split": "own", "reinit": False, **GOES_ON},
+        {"noisy_labels": {"method": "gold_plan_confidence"}, "reinit": False, **GOES_ON},
     ],
-    "36th: soft labels": [{"noisy": {"name": "36th"}}],
-    "1st: Lsoft, a fifth noisy": [{"noisy": {"name": "first"}, "sampling": "mixture", "loss": "split"}],
-    "4th: second head": [{"noisy": {"name": "fourth"}, **HALF_NOISY}],
-    "4th: sharpened pseudo-labels": [{"noisy": {"name": "fourth_pseudo", "weight": 1.0}, **HALF_NOISY}],
+    "36th: soft labels": [{"noisy_labels": {"method": "kaggle_fat_soft_labels"}}],
+    "1st: Lsoft, a fifth noisy": [{"noisy_labels": {"method": "first_place_corrections"}, "sampling": "mixture", "loss": "split"}],
+    "4th: second head": [{"noisy_labels": {"method": "fourth_place_second_head"}, **HALF_NOISY}],
+    "4th: sharpened pseudo-labels": [{"noisy_labels": {"method": "fourth_place_pseudo_labels", "weight": 1.0}, **HALF_NOISY}],
 }
 WITH_FEW = (
     "curated only",
@@ -93,8 +93,8 @@ def recipe_of(stages: list[dict[str, Any]], seed: int, steps: int, n_curated: in
     )
     plain["clips"]["cache"] = "wave"
     plain["folds"]["seed"] = seed
-    curated = {**plain["stages"][0], "keep": "last", "epochs": round(steps * BS / n_curated)}
-    later = [{**curated, "fresh": True, "name": f"stage_{k}", **stage} for k, stage in enumerate(stages, start=1)]
+    curated = {**plain["stages"][0], "checkpoint": "last", "epochs": round(steps * BS / n_curated)}
+    later = [{**curated, "reinit": True, "name": f"stage_{k}", **stage} for k, stage in enumerate(stages, start=1)]
     return Recipe.model_validate({**plain, "stages": (curated, *later)})
 
 
@@ -132,7 +132,7 @@ def trial(data: FATDataset, way: str, seed: int, steps: int, work: Path, few: in
     recipe = recipe_of(PROTOCOLS[way], seed, steps, n_curated)
     out = work / f"{way.replace(':', '').replace(' ', '_')}_{seed}"
     shutil.rmtree(out, ignore_errors=True)
-    noisy, _ = noisy_table(data, recipe_of([{"noisy": {"name": "as_given"}}], seed, steps, n_curated))
+    noisy, _ = noisy_table(data, recipe_of([{"noisy_labels": {"method": "as_given"}}], seed, steps, n_curated))
     job = FoldContext(
         data, recipe, out, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None
     )
@@ -167,7 +167,7 @@ def _take_judges(
     noisy: Any,
 ) -> None:
     """Copy the curated models and what they think of noisy clips into a new run; train them if no protocol did before."""
-    recipe = recipe_of([{"noisy": {"name": "ninth"}}], seed, steps, n_curated)
+    recipe = recipe_of([{"noisy_labels": {"method": "ninth_place_low_loss"}}], seed, steps, n_curated)
     judges = work / f"judges_{seed}"
     job = FoldContext(
         data, recipe, judges, "", noisy=noisy, num_workers=0, cache_dir=work / "cache", say=lambda line: None

@@ -71,7 +71,7 @@ def child(folder: str) -> None:
     from fatai.data.datasets.fat2019 import load_dataset
     from fatai.data.folds import make_folds
     from fatai.data.labels import multi_hot
-    from fatai.data.tables import readable
+    from fatai.data.tables import check_readable
     from fatai.inference.predictions import Predictions
     from fatai.ensemble.streaming import average_files
     from fatai.experiment.manifest import data_digest
@@ -91,8 +91,8 @@ def child(folder: str) -> None:
 
     data = step("read the tables", lambda: load_dataset(root))
     step("digest of the data", lambda: data_digest(data))
-    step("folds", lambda: make_folds(multi_hot(data.curated["labels"], data.tags), how="plain", n=5))
-    step("open every file", lambda: readable([Path(p) for p in data.curated["path"]]))
+    step("folds", lambda: make_folds(multi_hot(data.curated["labels"], data.tags), splitter="kfold", n=5))
+    step("open every file", lambda: check_readable([Path(p) for p in data.curated["path"]]))
     table = data.curated.assign(is_valid=np.arange(len(data.curated)) % 5 == 0)
     dls = step(
         "make the loaders",

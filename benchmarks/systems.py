@@ -32,7 +32,7 @@ from benchmarks.rounds import report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
-from fatai.ensemble.members import out_of_fold
+from fatai.ensemble.members import align_out_of_fold
 from fatai.inference.predictions import Predictions
 from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.build import recipe_parameters
@@ -82,15 +82,15 @@ _TIMED = 24  # test clips that are predicted once more, for the time
 def on_curated(recipe: Recipe) -> Recipe:
     """The stages before the first that trains on noisy clips; where there is none, that one without them and with its curated loss."""
     stages = [stage.model_dump() for stage in recipe.stages]
-    first = next((k for k, stage in enumerate(stages) if stage["noisy"] is not None), len(stages))
+    first = next((k for k, stage in enumerate(stages) if stage["noisy_labels"] is not None), len(stages))
     kept = stages[:first] or stages[:1]
     for stage in kept:
         if stage["loss"] == "split":
             stage.update(loss=stage["loss_options"]["curated_loss"], loss_options={})
         if stage["sampling"] == "mixture":
             stage.update(sampling="shuffle", sampling_options={})
-        stage.update(noisy=None, noisy_weight=1.0, noisy_share=type(recipe.stages[0])().noisy_share)
-    kept[-1]["keep"] = "best" if kept[-1]["keep"] == "best_of_all" else kept[-1]["keep"]
+        stage.update(noisy_labels=None, noisy_sample_weight=1.0, noisy_fold_split=type(recipe.stages[0])().noisy_fold_split)
+    kept[-1]["checkpoint"] = "best" if kept[-1]["checkpoint"] == "best_overall" else kept[-1]["checkpoint"]
     return Recipe.model_validate({**recipe.model_dump(), "stages": tuple(kept)})
 
 
@@ -146,8 +146,8 @@ def intervals(data: FATDataset, oof: Predictions, test: Predictions) -> tuple[In
     """Out of fold and on the test part."""
     found = []
     for part, truth in ((oof, data.path / "train_curated.csv"), (test, data.path / "truth" / "test.csv")):
-        known = out_of_fold([part], truth, part.tags)
-        found.append(score_interval(known.stack[0], known.targ))
+        known = align_out_of_fold([part], truth, part.tags)
+        found.append(score_interval(known.probs[0], known.targ))
     return found[0], found[1]
 
 
@@ -210,7 +210,7 @@ def table_of_blends(data: FATDataset, blends: dict[str, list[EnsembleResult]]) -
 def table_of_limits(data: FATDataset, blends: list[EnsembleResult]) -> list[str]:
     """Where an ensemble loses: test lwlrap of clips with one tag and with more, of short and long ones, and what is confused."""
     truth = data.path / "truth" / "test.csv"
-    known = [out_of_fold([blend.predictions], truth, data.tags) for blend in blends]
+    known = [align_out_of_fold([blend.predictions], truth, data.tags) for blend in blends]
     place = dict(zip(data.test["fname"], data.test["path"], strict=True))
     seconds = clip_lengths([place[fname] for fname in known[0].fnames])
     n_tags = known[0].targ.sum(1)

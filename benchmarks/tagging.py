@@ -23,7 +23,7 @@ import numpy as np
 import soundfile as sf
 
 from fatai.io.atomic import write_text
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.data.labels import read_labels
 from fatai.inference.events.segments import SoundEvent, merge_steps, threshold_of
@@ -51,7 +51,7 @@ def generate(
     """Write noise of `noise_db` (mean square) with a clip about every `every_s` seconds; returns what is where."""
     rng, sample = np.random.default_rng(seed), fat_sample()
     truth = read_labels(sample / "truth" / "test.csv")
-    settings = ClipSettings()
+    settings = ClipConfig()
     waves = {fname: settings.read(sample / "test" / fname).numpy() for fname in truth["fname"]}
     tags = dict(zip(truth["fname"], truth["labels"]))
     placed: list[Placed] = []

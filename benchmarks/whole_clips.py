@@ -19,7 +19,7 @@ import torch
 
 from fatai.io.atomic import write_text
 from fatai.data.blocks import WaveToSpec
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.errors import AudioError
 from fatai.inference.tta import predict_clips
@@ -38,7 +38,7 @@ def padded_to(samples: int) -> Views:
     )
 
 
-def readable_waves(folder: Path, n: int, settings: ClipSettings) -> list[np.ndarray]:
+def readable_waves(folder: Path, n: int, settings: ClipConfig) -> list[np.ndarray]:
     waves = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_EXTENSIONS):
         try:
@@ -58,9 +58,9 @@ def main() -> None:
     parser.add_argument("--bs", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/whole_clips.md"))
     args = parser.parse_args()
-    read = ClipSettings(crop_s=0.5)
+    read = ClipConfig(crop_s=0.5)
     waves = readable_waves(args.folder, args.clips, read)
-    settings = ClipSettings(crop_s=0.5, trim_db=None)
+    settings = ClipConfig(crop_s=0.5, trim_db=None)
     seconds = sorted(len(wave) / settings.sr for wave in waves)
     torch.manual_seed(0)
     model, to_spec = create_model("m1", N_TAGS, width=0.5).eval(), WaveToSpec(settings)

@@ -28,11 +28,11 @@ from fastai.data.all import (
 )
 from torch import Tensor, nn
 
-from fatai.data.cache import ClipCache, StoredClip
-from fatai.data.config import ClipSettings
+from fatai.data.cache import ClipCache, CachedClip
+from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.data.labels import apply_corrections, check_labels, multi_hot, read_corrections, tags_of, warn_unused
-from fatai.data.tables import readable, standard_table, training_table
+from fatai.data.labels import apply_corrections, check_labels, multi_hot, read_corrections, unique_tags, warn_unused_corrections
+from fatai.data.tables import check_readable, standardize_table, training_table
 from fatai.data.tensors import TensorFrames, TensorSpec, TensorWave
 from fatai.errors import DataError
 from fatai.audio.io import AUDIO_EXTENSIONS
@@ -41,40 +41,40 @@ from fatai.audio.waveform import trim_silence
 
 __all__ = [
     "AudioBlock",
-    "CentreCrop",
-    "ClipSettings",
+    "CenterCrop",
+    "ClipConfig",
     "FATDataLoaders",
     "LoadClip",
     "RandomCrop",
     "SpectrogramBlock",
     "WaveToSpec",
     "WholeClip",
-    "readable",
+    "check_readable",
 ]
 
 
-def _as_wave(wave: Tensor, settings: ClipSettings) -> TensorWave:
+def _as_wave(wave: Tensor, settings: ClipConfig) -> TensorWave:
     known = TensorWave(wave)
     known.sr = settings.sr
     return known
 
 
-def _read(clip: StoredClip, start: int, size: int, settings: ClipSettings) -> TensorWave | TensorFrames:
+def _read(clip: CachedClip, start: int, size: int, settings: ClipConfig) -> TensorWave | TensorFrames:
     """A stretch of a cached clip; a wave shorter than a crop is filled."""
     crop = clip.crop(start, size)
     return _as_wave(settings.fit(crop), settings) if clip.is_wave else TensorFrames(crop)
 
 
 class LoadClip(Transform):
-    """A path, or an array of samples at the settings' rate, to a trimmed `TensorWave` of any length; a cached file to a `StoredClip`."""
+    """A path, or an array of samples at the settings' rate, to a trimmed `TensorWave` of any length; a cached file to a `CachedClip`."""
 
     input_types = (str, Path, np.ndarray)
 
-    def __init__(self, settings: ClipSettings, cache: ClipCache | None = None):
+    def __init__(self, settings: ClipConfig, cache: ClipCache | None = None):
         super().__init__()
         self.settings, self.cache = settings, cache
 
-    def _load(self, path: str) -> TensorWave | StoredClip:
+    def _load(self, path: str) -> TensorWave | CachedClip:
         if self.cache is not None and path in self.cache:
             return self.cache.clip(path)
         return _as_wave(self.settings.read(path), self.settings)
@@ -97,7 +97,7 @@ class RandomCrop(Transform):
 
     order, split_idx = 6, 0
 
-    def __init__(self, settings: ClipSettings):
+    def __init__(self, settings: ClipConfig):
         super().__init__()
         self.settings = settings
 
@@ -110,12 +110,12 @@ class RandomCrop(Transform):
         start = self.start(filled.shape[-1] - size)
         return filled[..., start:start + size]
 
-    def encodes(self, clip: StoredClip):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
+    def encodes(self, clip: CachedClip):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
         size = min(len(clip), self.settings.crop_samples if clip.is_wave else self.settings.crop_frames)
         return _read(clip, self.start(len(clip) - size), size, self.settings)
 
 
-class CentreCrop(RandomCrop):
+class CenterCrop(RandomCrop):
     """In validation, the middle `crop_s` seconds: the same every time."""
 
     order, split_idx = 6, 1
@@ -129,11 +129,11 @@ class WholeClip(Transform):
 
     order = 7
 
-    def __init__(self, settings: ClipSettings):
+    def __init__(self, settings: ClipConfig):
         super().__init__()
         self.settings = settings
 
-    def encodes(self, clip: StoredClip):
+    def encodes(self, clip: CachedClip):
         return _read(clip, 0, len(clip), self.settings)
 
 
@@ -142,7 +142,7 @@ class WaveToSpec(Transform):
 
     order = 0
 
-    def __init__(self, settings: ClipSettings):
+    def __init__(self, settings: ClipConfig):
         super().__init__()
         self.settings = settings
         channels = settings.channels_module()
@@ -171,17 +171,17 @@ class WaveToSpec(Transform):
         return spec
 
 
-def AudioBlock(settings: ClipSettings | None = None, cache: ClipCache | None = None) -> TransformBlock:
+def AudioBlock(settings: ClipConfig | None = None, cache: ClipCache | None = None) -> TransformBlock:
     """Block of waves: each item a `TensorWave` of `crop_s` seconds, for models and callbacks that start from samples."""
-    settings = settings or ClipSettings()
+    settings = settings or ClipConfig()
     return TransformBlock(
-        type_tfms=LoadClip(settings, cache), item_tfms=[RandomCrop(settings), CentreCrop(settings), WholeClip(settings)]
+        type_tfms=LoadClip(settings, cache), item_tfms=[RandomCrop(settings), CenterCrop(settings), WholeClip(settings)]
     )
 
 
-def SpectrogramBlock(settings: ClipSettings | None = None, cache: ClipCache | None = None) -> TransformBlock:
+def SpectrogramBlock(settings: ClipConfig | None = None, cache: ClipCache | None = None) -> TransformBlock:
     """Block of spectrograms: an `AudioBlock` whose batches pass through the front end on the device."""
-    settings = settings or ClipSettings()
+    settings = settings or ClipConfig()
     block = AudioBlock(settings, cache)
     return TransformBlock(type_tfms=block.type_tfms, item_tfms=block.item_tfms, batch_tfms=WaveToSpec(settings))
 
@@ -203,10 +203,10 @@ def _leave_out(df: pd.DataFrame, good: np.ndarray, faults: Sequence[str]) -> tup
 class FATDataLoaders(DataLoaders):
     """Loaders of spectrograms and tags.
 
-    `settings` (`ClipSettings`), `tags` and `unreadable` (file names that were left out) travel with them.
+    `settings` (`ClipConfig`), `tags` and `unreadable` (file names that were left out) travel with them.
     """
 
-    settings: ClipSettings
+    settings: ClipConfig
     tags: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
 
@@ -233,7 +233,7 @@ class FATDataLoaders(DataLoaders):
         crop_s: float = 2.0,
         trim_db: float | None = 60.0,
         pad_mode: str = "constant_center",
-        settings: ClipSettings | None = None,
+        settings: ClipConfig | None = None,
         item_tfms: Any = None,
         batch_tfms: Any = None,
         bs: int = 64,
@@ -262,7 +262,7 @@ class FATDataLoaders(DataLoaders):
         corrections
             A CSV of (fname, labels or "remove") that is applied first.
         front_end, channels, crop_s, trim_db, pad_mode
-            As in `ClipSettings`, or all of them at once as `settings`.
+            As in `ClipConfig`, or all of them at once as `settings`.
         check_files
             Whether to open every file first, to leave out what cannot be read.
         cache, cache_dir
@@ -283,18 +283,18 @@ class FATDataLoaders(DataLoaders):
         Unreadable files are left out with one warning that lists them; `dls.unreadable` keeps their names.
         """
         root = Path(path) / folder if folder else Path(path)
-        table = standard_table(df, root, fn_col, path_col, label_col, valid_col, suff, label_delim)
+        table = standardize_table(df, root, fn_col, path_col, label_col, valid_col, suff, label_delim)
         if corrections is not None:
             fixes = read_corrections(corrections, tags=vocab)
-            warn_unused(fixes, table["fname"], corrections)
+            warn_unused_corrections(fixes, table["fname"], corrections)
             table = apply_corrections(table, fixes)
-        tags = tuple(vocab) if vocab is not None else tags_of(table["labels"])
+        tags = tuple(vocab) if vocab is not None else unique_tags(table["labels"])
         check_labels(table, tags)
         table, unreadable = (
-            _leave_out(table, *readable([Path(p) for p in table["path"]])) if check_files else (table, ())
+            _leave_out(table, *check_readable([Path(p) for p in table["path"]])) if check_files else (table, ())
         )
         if settings is None:
-            settings = ClipSettings(find_front_end(front_end), channels, crop_s, trim_db, pad_mode)
+            settings = ClipConfig(find_front_end(front_end), channels, crop_s, trim_db, pad_mode)
         stored = None
         if cache != "none":
             stored = ClipCache.open_or_build(table["path"], settings, kind=cache, folder=cache_dir)

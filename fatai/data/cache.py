@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from fatai import __version__
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CacheError, OptionError
 from fatai.registry import did_you_mean
 
-__all__ = ["CACHE_KINDS", "ClipCache", "StoredClip", "default_cache_folder"]
+__all__ = ["CACHE_KINDS", "ClipCache", "CachedClip", "default_cache_folder"]
 
 CACHE_KINDS = ("wave", "features")
 DTYPES = {"wave": np.dtype("<i2"), "features": np.dtype("<f2")}
@@ -51,7 +51,7 @@ def short_digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def recipe_of(settings: ClipSettings, kind: str) -> dict[str, Any]:
+def recipe_of(settings: ClipConfig, kind: str) -> dict[str, Any]:
     """Everything that decides about a cache's bytes, except for the sound files."""
     if kind not in CACHE_KINDS:
         raise OptionError(f"no kind of cache is called {kind!r}; {did_you_mean(kind, CACHE_KINDS)}")
@@ -87,7 +87,7 @@ def stored_names(folder: Path) -> Iterator[os.DirEntry]:
 
 
 @dataclass(frozen=True)
-class StoredClip:
+class CachedClip:
     """A clip that is read only where it is cut.
 
     Attributes
@@ -149,7 +149,7 @@ class ClipCache:
     def open_or_build(
         cls,
         files: Sequence[str | Path],
-        settings: ClipSettings,
+        settings: ClipConfig,
         *,
         kind: str = "features",
         folder: str | Path | None = None,
@@ -201,7 +201,7 @@ class ClipCache:
         self._check(i)
         return int(self.lengths[i])
 
-    def clip(self, which: int | str | Path) -> StoredClip:
+    def clip(self, which: int | str | Path) -> CachedClip:
         """A clip by its position or path, as a map of its file: nothing is read yet.
 
         Raises `AudioError` if it could not be read when the cache was made, `CacheError` if its file is not there any more.
@@ -211,13 +211,13 @@ class ClipCache:
         name = self._names[i].decode()
         shape = (int(self.lengths[i]),) if self.kind == "wave" else (int(self.lengths[i]), self.rows)
         try:
-            return StoredClip(np.memmap(self.folder / name[:2] / name, DTYPES[self.kind], "r", shape=shape))
+            return CachedClip(np.memmap(self.folder / name[:2] / name, DTYPES[self.kind], "r", shape=shape))
         except (OSError, ValueError) as e:
             raise CacheError(f"{self.paths[i]}: its cached {self.kind} in {self.folder} cannot be read any more ({e}); "
                              "the sound file or the cache was changed since it was opened: open it again") from None
 
     def crop(self, i: int, start: int = 0, size: int | None = None) -> Tensor:
-        """A stretch of clip `i`, see `StoredClip.crop`; only that much is read."""
+        """A stretch of clip `i`, see `CachedClip.crop`; only that much is read."""
         return self.clip(i).crop(start, size)
 
     def _check(self, i: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fatai.io.atomic import write_file, write_text
 from fatai.data.cache import DTYPES, SUFFIXES, ClipCache, clip_name, describe, recipe_of, short_digest, stored_names
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CacheError, FataiError
 from fatai.io.progress import track
 
@@ -35,7 +35,7 @@ T = TypeVar("T", bound=ClipCache)
 def build(
     kind_of_cache: Callable[..., T],
     files: Sequence[str | Path],
-    settings: ClipSettings,
+    settings: ClipConfig,
     kind: str,
     root: Path,
     threads: int | None,
@@ -123,7 +123,7 @@ def _sweep(folder: Path) -> None:
 
 def _make(
     folder: Path,
-    settings: ClipSettings,
+    settings: ClipConfig,
     kind: str,
     paths: Sequence[str],
     names: Sequence[str],
@@ -172,7 +172,7 @@ def _on_threads(make: Callable[[int], str], todo: Sequence[int], threads: int | 
         torch.set_num_threads(before)
 
 
-def stored_values(settings: ClipSettings, module: nn.Module | None, path: str | Path) -> np.ndarray:
+def stored_values(settings: ClipConfig, module: nn.Module | None, path: str | Path) -> np.ndarray:
     """What the cache keeps of a sound file: int16 (samples,), or behind the front end `module` float16 (frames, rows)."""
     wave = settings.read(path)
     if module is None:

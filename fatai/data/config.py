@@ -1,4 +1,4 @@
-"""`ClipSettings`: how a clip becomes what the network sees."""
+"""`ClipConfig`: how a clip becomes what the network sees."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fatai.audio.io import load_audio
 from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
 from fatai.audio.waveform import fit_length, trim_silence
 
-__all__ = ["ClipSettings"]
+__all__ = ["ClipConfig"]
 
 
 @dataclass(frozen=True)
-class ClipSettings:
+class ClipConfig:
     """How a clip becomes what the network sees.
 
     Attributes

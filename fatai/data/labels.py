@@ -30,8 +30,8 @@ __all__ = [
     "read_corrections",
     "read_labels",
     "read_table",
-    "tags_of",
-    "warn_unused",
+    "unique_tags",
+    "warn_unused_corrections",
 ]
 
 REMOVE = "remove"
@@ -177,12 +177,12 @@ def check_labels(table: pd.DataFrame, tags: Sequence[str], source: str | Path = 
                 )
 
 
-def tags_of(labels: Iterable[Sequence[str]]) -> tuple[str, ...]:
+def unique_tags(labels: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """Every tag that occurs, sorted as plain text, as the competition's columns are.
 
     Examples
     --------
-    >>> tags_of([["Purr"], [], ["Bark", "Purr"]])
+    >>> unique_tags([["Purr"], [], ["Bark", "Purr"]])
     ('Bark', 'Purr')
     """
     return tuple(sorted({label for row in labels for label in row}))
@@ -266,7 +266,7 @@ def apply_corrections(table: pd.DataFrame, corrections: pd.DataFrame) -> pd.Data
     return corrected[[row is not None for row in labels]].reset_index(drop=True)
 
 
-def warn_unused(corrections: pd.DataFrame, known: Iterable[str], source: str | Path) -> None:
+def warn_unused_corrections(corrections: pd.DataFrame, known: Iterable[str], source: str | Path) -> None:
     """Warn about corrections of clips that no table has: most likely they were made for another data set."""
     names = set(known)
     unused = [fname for fname in corrections["fname"] if fname not in names]

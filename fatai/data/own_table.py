@@ -16,24 +16,24 @@ from fatai.data.labels import read_labels, read_table
 from fatai.errors import DataError
 from fatai.audio.io import AUDIO_EXTENSIONS
 
-__all__ = ["is_own_table", "read_own_table", "standard_columns"]
+__all__ = ["is_sound_table", "read_sound_table", "standardize_columns"]
 
 _CALLED = {"fname": ("file", "filename", "path", "sound"), "labels": ("label", "tags", "tag", "category", "class")}
 
 
-def is_own_table(path: str | Path) -> bool:
+def is_sound_table(path: str | Path) -> bool:
     """Whether a path is a CSV rather than a folder in the competition's layout."""
     return Path(path).suffix.lower() == ".csv" and Path(path).is_file()
 
 
-def standard_columns(columns: Sequence[str]) -> list[str]:
+def standardize_columns(columns: Sequence[str]) -> list[str]:
     """The names of columns, with fname and labels in place of the words that people use for them.
 
     Examples
     --------
-    >>> standard_columns(["Filename", "fold", "category"])
+    >>> standardize_columns(["Filename", "fold", "category"])
     ['fname', 'fold', 'labels']
-    >>> standard_columns(["fname", "file", "labels"])
+    >>> standardize_columns(["fname", "file", "labels"])
     ['fname', 'file', 'labels']
     """
     found = list(columns)
@@ -45,7 +45,7 @@ def standard_columns(columns: Sequence[str]) -> list[str]:
     return found
 
 
-def read_own_table(path: str | Path) -> pd.DataFrame:
+def read_sound_table(path: str | Path) -> pd.DataFrame:
     """Columns `fname`, `labels` (lists of tags), `path`, `there` (whether the file was found), then what else the CSV holds.
 
     Raises
@@ -55,7 +55,7 @@ def read_own_table(path: str | Path) -> pd.DataFrame:
     """
     csv = Path(path)
     header = list(read_table(csv, []).columns)
-    standard = standard_columns(header)
+    standard = standardize_columns(header)
     for name, words in _CALLED.items():
         if name not in standard:
             what = "file names" if name == "fname" else "tags"

@@ -1,8 +1,8 @@
 """Which clips make a batch: by length, by class, by source.
 
 Everything here is a torch sampler: `len()` of it is one epoch, every iteration draws a new epoch from `generator`, or, without one, from
-torch's own random state. `LengthGrouped` yields batches (lists of positions) for `DataLoader(batch_sampler=...)`, the others positions for
-`DataLoader(sampler=...)`; `SampledDL` takes either into fastai, and `Shard` gives each of several processes its part.
+torch's own random state. `LengthGroupedBatchSampler` yields batches (lists of positions) for `DataLoader(batch_sampler=...)`, the others positions for
+`DataLoader(sampler=...)`; `SampledDL` takes either into fastai, and `ShardedSampler` gives each of several processes its part.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.utils.data import Sampler
 
 from fatai.errors import OptionError, ShapeError
 
-__all__ = ["Balanced", "LengthGrouped", "MIXTURES", "Mixture", "SampledDL", "Shard", "padding_share"]
+__all__ = ["BalancedSampler", "LengthGroupedBatchSampler", "MIXTURE_WEIGHTS", "MixtureSampler", "SampledDL", "ShardedSampler", "padding_fraction"]
 
-MIXTURES: dict[str, dict[str, float]] = {
+MIXTURE_WEIGHTS: dict[str, dict[str, float]] = {
     "auxiliary_016": {"noisy": 0.20, "curated": 0.80},
     "auxiliary_019": {"noisy": 0.20, "curated": 0.80},
     "corr_noisy_003": {"noisy": 0.10, "corrected": 0.20, "curated": 0.70},
@@ -41,7 +41,7 @@ def _drawn(generator: Generator | None) -> Generator:
     )
 
 
-class LengthGrouped(Sampler[list[int]]):
+class LengthGroupedBatchSampler(Sampler[list[int]]):
     """Batches of clips of similar length, so that little of a batch is padding; every clip once an epoch.
 
     Clips are shuffled and split into pools of `pool` batches; each pool is sorted by length and cut into batches, and the batches are
@@ -90,12 +90,12 @@ class LengthGrouped(Sampler[list[int]]):
         yield from (b.tolist() for b in rest)
 
 
-def padding_share(lengths: Sequence[float] | np.ndarray, batches: Sequence[Sequence[int]]) -> float:
+def padding_fraction(lengths: Sequence[float] | np.ndarray, batches: Sequence[Sequence[int]]) -> float:
     """Part of all batches that is padding, if each is filled up to its longest clip.
 
     Examples
     --------
-    >>> padding_share([1, 3, 4, 4], [[0, 1], [2, 3]])  # 2 of 2 x 3 + 2 x 4
+    >>> padding_fraction([1, 3, 4, 4], [[0, 1], [2, 3]])  # 2 of 2 x 3 + 2 x 4
     0.14285714285714285
     """
     of = np.asarray(lengths, dtype=float)
@@ -103,7 +103,7 @@ def padding_share(lengths: Sequence[float] | np.ndarray, batches: Sequence[Seque
     return float(sum((of[list(b)].max() - of[list(b)]).sum() for b in batches) / room) if room else 0.0
 
 
-class Balanced(Sampler[int]):
+class BalancedSampler(Sampler[int]):
     """One clip of each tag in turn, so that rare tags come as often as frequent ones, up to a limit.
 
     Tags are gone through in a new random order each round, the clips of each tag in a random order of their own that starts again when all
@@ -170,7 +170,7 @@ class Balanced(Sampler[int]):
         return queues[tag].pop()
 
 
-class Mixture(Sampler[int]):
+class MixtureSampler(Sampler[int]):
     """Random draws, with replacement, from several sources with given shares, as the 1st place mixed curated and noisy clips.
 
     Parameters
@@ -178,7 +178,7 @@ class Mixture(Sampler[int]):
     sources
         The source of each clip, shape (clips,).
     shares
-        Probability of each source; together 1. `MIXTURES` has those of the 1st place.
+        Probability of each source; together 1. `MIXTURE_WEIGHTS` has those of the 1st place.
     n
         Draws in an epoch.
 
@@ -221,7 +221,7 @@ class Mixture(Sampler[int]):
         yield from picked.tolist()
 
 
-class Shard(Sampler[Any]):
+class ShardedSampler(Sampler[Any]):
     """What process `rank` of `world_size` takes of a sampler: every `world_size`-th draw or batch, equally many in each process.
 
     All processes have to draw the same epoch, so the sampler needs a generator with the same seed in each. The first draws fill up a
@@ -250,7 +250,7 @@ class SampledDL(TfmdDL):
     """fastai's loader with an order that a sampler draws: `dls.train.new(cls=SampledDL, sampler=...)`.
 
     No draw is dropped but one that would be the last batch alone, which batch norm cannot train on. A sampler of batches has to have the
-    same batch size, as `LengthGrouped` with `bs=dls.bs`.
+    same batch size, as `LengthGroupedBatchSampler` with `bs=dls.bs`.
     """
 
     def __init__(self, dataset: Any, *, sampler: Sampler[Any], **kwargs: Any):

@@ -10,12 +10,12 @@ from fastai.imports import dispatch
 from fastai.torch_core import subplots
 from torch import Tensor
 
-from fatai.data.tensors import TensorSpec, in_notebook, players
+from fatai.data.tensors import TensorSpec, in_notebook, audio_players
 
 __all__ = ["show_batch", "show_results"]
 
 
-def tag_words(target: Any, most: int = 4) -> str:
+def format_tags(target: Any, most: int = 4) -> str:
     """Tags of a decoded target, each on a line of its own; of many, which a network that knows little predicts, the first ones."""
     tags = [str(t) for t in target] if isinstance(target, (list, tuple)) or hasattr(target, "items") else [str(target)]
     return "\n".join(tags[:most] + [f"and {len(tags) - most} more"] * (len(tags) > most)) or "no tag"
@@ -41,7 +41,7 @@ def _play(x: TensorSpec, titles: list[str]) -> None:
     from IPython.display import display
 
     samples: np.ndarray = wave.detach().cpu().as_subclass(Tensor).numpy()
-    display(players([(samples[i], wave.rate, title) for i, title in enumerate(titles)]))
+    display(audio_players([(samples[i], wave.rate, title) for i, title in enumerate(titles)]))
 
 
 def _tidy(ctxs: Any) -> None:
@@ -57,7 +57,7 @@ def show_batch(
     """Spectrograms with their tags, frequency in Hz and time in seconds, and in a notebook a player for each."""
     shown = list(samples)[:max_n]
     ctxs = _grid(x, len(shown), ctxs, nrows, ncols, figsize)
-    titles = [tag_words(sample[1]) for sample in shown]
+    titles = [format_tags(sample[1]) for sample in shown]
     for sample, ctx, title in zip(shown, ctxs, titles):
         sample[0].show(ctx=ctx, title=title)
     _tidy(ctxs)
@@ -72,7 +72,7 @@ def show_results(
     """As `show_batch`, with the true tags in the first lines of a title and the predicted ones below."""
     shown = list(samples)[:max_n]
     ctxs = _grid(x, len(shown), ctxs, nrows, ncols, figsize)
-    titles = [f"{tag_words(sample[1])}\npredicted: {tag_words(out[0])}" for sample, out in zip(shown, outs)]
+    titles = [f"{format_tags(sample[1])}\npredicted: {format_tags(out[0])}" for sample, out in zip(shown, outs)]
     for sample, ctx, title in zip(shown, ctxs, titles):
         sample[0].show(ctx=ctx, title=title)
     _tidy(ctxs)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import AudioError, DataError, OptionError
 from fatai.io.progress import track
@@ -38,7 +38,7 @@ def data_stats(
     parts
         Of a data set: curated, noisy, test; a part that isn't there is passed over.
     trim_db
-        As in `ClipSettings`.
+        As in `ClipConfig`.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def data_stats(
     DataError
         If no clip can be read; single clips that cannot are passed over.
     """
-    settings = ClipSettings(find_front_end(front_end), trim_db=trim_db)
+    settings = ClipConfig(find_front_end(front_end), trim_db=trim_db)
     paths = _paths(data, parts)
     stats = spectrogram_stats(settings.front_end, _waves(settings, paths))
     if not stats.frames:
@@ -71,7 +71,7 @@ def _paths(data: str | Path | FATDataset | Sequence[str | Path], parts: Sequence
     return [Path(p) for table in tables if table is not None and len(table) for p in table["path"]]
 
 
-def _waves(settings: ClipSettings, paths: Sequence[Path]) -> Iterator[Tensor]:
+def _waves(settings: ClipConfig, paths: Sequence[Path]) -> Iterator[Tensor]:
     """Clips that can be read, a few of them ahead of the one that is asked for."""
 
     def read(path: Path) -> Tensor | None:

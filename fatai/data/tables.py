@@ -20,10 +20,10 @@ from fatai.errors import AudioError, DataError
 from fatai.registry import did_you_mean
 from fatai.audio.io import check_audio
 
-__all__ = ["readable", "standard_table", "training_table"]
+__all__ = ["check_readable", "standardize_table", "training_table"]
 
 
-def readable(paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
+def check_readable(paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
     """Which sound files can be read to their ends: a mask (files,), and a sentence for each that cannot."""
 
     def fault(path: Path) -> str:
@@ -56,7 +56,7 @@ def training_table(
     return table
 
 
-def standard_table(
+def standardize_table(
     df: pd.DataFrame,
     root: Path,
     fn_col: int | str,

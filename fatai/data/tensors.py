@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fatai.audio.front_ends import FrontEnd
 
-__all__ = ["TensorFrames", "TensorSpec", "TensorWave", "in_notebook", "players"]
+__all__ = ["TensorFrames", "TensorSpec", "TensorWave", "in_notebook", "audio_players"]
 
 # Perceptually uniform and readable for every kind of colour vision.
 _COLOURS = "magma"
@@ -47,7 +47,7 @@ def _player(wave: np.ndarray, sr: int) -> Any:
     return Audio(np.clip(wave, -1, 1), rate=sr, normalize=False)
 
 
-def players(waves: list[tuple[np.ndarray, int, str]]) -> Any:
+def audio_players(waves: list[tuple[np.ndarray, int, str]]) -> Any:
     """Audio players side by side.
 
     Parameters

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fatai import __version__
 from fatai.io.atomic import write_text
 from fatai.data.blocks import WaveToSpec
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CheckpointError, FataiError, OptionError
 from fatai.inference.embeddings import Embeddings, embed_clips
 from fatai.inference.view_store import views_file
@@ -35,7 +35,7 @@ from fatai.inference.predictions import Predictions
 from fatai.inference.events.tagger import SlidingWindowTagger, weights_digest
 from fatai.inference.tta import build_views, names_and_paths, predict_clips, with_priors
 from fatai.models import create_model
-from fatai.models.multi_task import TwoHeads
+from fatai.models.multi_task import TwoHeadModel
 from fatai.metrics.calibration import Calibration
 from fatai.audio.io import audio_info, load_audio, save_audio
 from fatai.models.checkpoint import check_weights, load_weights, save_weights
@@ -72,7 +72,7 @@ class Pretrained:
 
     model: nn.Module
     tags: tuple[str, ...]
-    settings: ClipSettings
+    settings: ClipConfig
     prior: np.ndarray
     calibration: Calibration | None
     training: Mapping[str, Any]
@@ -193,7 +193,7 @@ def save_model_folder(
     folder: str | os.PathLike[str],
     model: nn.Module,
     tags: tuple[str, ...],
-    settings: ClipSettings,
+    settings: ClipConfig,
     prior: np.ndarray,
     *,
     calibration: Calibration | None = None,
@@ -216,7 +216,7 @@ def save_model_folder(
     """
     root = Path(folder)
     _refuse_other_content(root)
-    inner = model.model if isinstance(model, TwoHeads) else model
+    inner = model.model if isinstance(model, TwoHeadModel) else model
     built = getattr(inner, "built_as", None)
     if built is None:
         raise CheckpointError(
@@ -224,7 +224,7 @@ def save_model_folder(
             "again; give fat_learner the name of a registered model, @MODELS.register adds yours"
         )
     values: dict[str, Any] = {
-        "network": Network.of(built, isinstance(model, TwoHeads)),
+        "network": Network.of(built, isinstance(model, TwoHeadModel)),
         "clips": settings,
         "tags": tuple(tags),
         "prior": tuple(float(p) for p in prior),
@@ -292,7 +292,7 @@ def _network(config: ModelConfig) -> nn.Module:
     tags, network = len(config.tags), config.network
     channels = int(config.clips.channels_module().n_channels)  # type: ignore[arg-type]
     model = create_model(network.arch, tags * (2 if network.two_heads else 1), channels, **network.options)
-    return (TwoHeads(model, tags) if network.two_heads else model).eval()
+    return (TwoHeadModel(model, tags) if network.two_heads else model).eval()
 
 
 def _reference_logits(root: Path, config: ModelConfig, model: nn.Module) -> np.ndarray:
@@ -385,7 +385,7 @@ def _refuse_other_content(root: Path) -> None:
         )
 
 
-def made_sound(settings: ClipSettings) -> Tensor:
+def made_sound(settings: ClipConfig) -> Tensor:
     """A rising tone under bursts of noise, (samples,): something in every band, loud and quiet."""
     samples = max(2, min(settings.crop_samples, round(_LONGEST_S * settings.sr)))
     t = torch.arange(samples, dtype=torch.float64) / samples

@@ -26,7 +26,7 @@ from fatai.errors import DataError, OptionError, ShapeError
 from fatai.io.csv import Duplicates, read_csv, format_names
 from fatai.inference.tta import build_views, names_and_paths, predict_clips
 from fatai.models.base import SpectrogramModel
-from fatai.models.multi_task import TwoHeads
+from fatai.models.multi_task import TwoHeadModel
 from fatai.training.learner import FatLearner
 from fatai.training.precision import inference
 
@@ -120,7 +120,7 @@ class _Body(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        inner = model.model if isinstance(model, TwoHeads) else model
+        inner = model.model if isinstance(model, TwoHeadModel) else model
         if not isinstance(inner, SpectrogramModel):
             raise OptionError(
                 f"a {type(inner).__name__} does not tell its features; expected a SpectrogramModel, as all of fatai's are"

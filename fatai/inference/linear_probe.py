@@ -216,7 +216,7 @@ def fit_embedding_tagger(
             raise DataError(f"there is no fold for {lacking[0]!r} ({len(lacking)} such clips)")
         numbers = np.array([folds[name] for name in fnames])
     else:
-        numbers = make_folds(targ, how="multilabel", n=folds, seed=seed, tags=tags)
+        numbers = make_folds(targ, splitter="multilabel", n=folds, seed=seed, tags=tags)
     if len(set(numbers.tolist())) < 2:
         raise DataError(
             "all clips are in one fold; expected two or more, so that each clip has a tagger that never saw it"

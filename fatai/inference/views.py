@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import OptionError
 from fatai.registry import VIEWS
 from fatai.audio.waveform import Section, fit_length
@@ -46,7 +46,7 @@ class ClipViews(NamedTuple):
         return (self.wave[start:stop] for start, stop in self.stretches)
 
 
-Views = Callable[[Tensor, ClipSettings, torch.Generator], ClipViews]
+Views = Callable[[Tensor, ClipConfig, torch.Generator], ClipViews]
 
 
 def _checked(n: int) -> None:
@@ -83,7 +83,7 @@ def random_views(n: int = 25) -> Views:
     return partial(_random, n)
 
 
-def _random(n: int, wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> ClipViews:
+def _random(n: int, wave: Tensor, settings: ClipConfig, generator: torch.Generator) -> ClipViews:
     filled, size = settings.fit(wave), settings.crop_samples
     last = len(filled) - size
     return _crops(filled, torch.randint(last + 1, (n if last else 1,), generator=generator).tolist(), size)
@@ -96,7 +96,7 @@ def even_views(n: int = 8) -> Views:
     return partial(_even, n)
 
 
-def _even(n: int, wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> ClipViews:
+def _even(n: int, wave: Tensor, settings: ClipConfig, generator: torch.Generator) -> ClipViews:
     filled, size = settings.fit(wave), settings.crop_samples
     return _crops(filled, _spread(len(filled) - size, n), size)
 
@@ -111,7 +111,7 @@ def varied_views(n: int = 5) -> Views:
     return partial(_varied, n)
 
 
-def _varied(n: int, wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> ClipViews:
+def _varied(n: int, wave: Tensor, settings: ClipConfig, generator: torch.Generator) -> ClipViews:
     size, spare = settings.crop_samples, settings.crop_samples - len(wave)
     if spare <= 0:
         return even_views(n)(wave, settings, generator)
@@ -129,7 +129,7 @@ def adaptive_views(n: int = 32, *, overlap: float = 0.5) -> Views:
     return partial(_adaptive, n, overlap)
 
 
-def _adaptive(n: int, overlap: float, wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> ClipViews:
+def _adaptive(n: int, overlap: float, wave: Tensor, settings: ClipConfig, generator: torch.Generator) -> ClipViews:
     filled, size = settings.fit(wave), settings.crop_samples
     last = len(filled) - size
     steps = math.ceil(last / max(1, math.floor(size * (1 - overlap))))
@@ -150,7 +150,7 @@ def tile_views(*, step_frames: int = 64, step_s: float | None = None) -> Views:
 
 
 def _tiles(
-    step_frames: int, step_s: float | None, wave: Tensor, settings: ClipSettings, generator: torch.Generator
+    step_frames: int, step_s: float | None, wave: Tensor, settings: ClipConfig, generator: torch.Generator
 ) -> ClipViews:
     size = settings.crop_samples
     # A step beyond the crop would leave gaps that nobody listens to.
@@ -176,7 +176,7 @@ def whole_view(n: int = 1, *, step_s: float = 0.5) -> Views:
     return partial(_whole, step_s)
 
 
-def _whole(step_s: float, wave: Tensor, settings: ClipSettings, generator: torch.Generator) -> ClipViews:
+def _whole(step_s: float, wave: Tensor, settings: ClipConfig, generator: torch.Generator) -> ClipViews:
     filled = settings.fit(wave)
     samples = _up_to(len(filled), max(1, round(step_s * settings.sr)))
     return ClipViews(fit_length(filled, samples, settings.pad_mode), [Section(0, samples)])
@@ -200,7 +200,7 @@ def padded_views(frames: Sequence[int] = (8, 64), *, step_s: float = 0.5) -> Vie
 
 
 def _padded(
-    frames: Sequence[int], step_s: float, wave: Tensor, settings: ClipSettings, generator: torch.Generator
+    frames: Sequence[int], step_s: float, wave: Tensor, settings: ClipConfig, generator: torch.Generator
 ) -> ClipViews:
     clip, step = settings.fit(wave), max(1, round(step_s * settings.sr))
     lengths = [_up_to(len(clip) + 2 * pad * settings.front_end.hop_length, step) for pad in frames]

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from fatai.data.folds import noisy_shares
+from fatai.data.folds import noisy_fold_masks
 from fatai.data.labels import check_labels, multi_hot, parse_labels
 from fatai.errors import DataError, OptionError, ShapeError
 
@@ -164,7 +164,7 @@ class LabelSelection:
         The clips are split sorted by name; rows of one clip stay together. `clips` still tells of all of them.
         """
         names = sorted(set(self.fnames))
-        shares = noisy_shares(len(names), how=how, n=n, seed=seed)
+        shares = noisy_fold_masks(len(names), split=how, n=n, seed=seed)
         sets = [{names[i] for i in np.flatnonzero(share)} for share in shares]
         return tuple(self._rows([i for i, name in enumerate(self.fnames) if name in mine]) for mine in sets)
 

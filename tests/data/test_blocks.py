@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from fatai.data.blocks import AudioBlock, CentreCrop, ClipSettings, FATDataLoaders, LoadClip, RandomCrop
+from fatai.data.blocks import AudioBlock, CenterCrop, ClipConfig, FATDataLoaders, LoadClip, RandomCrop
 from fatai.data.tensors import TensorSpec, TensorWave
 from fatai.errors import DataError, LabelError, OptionError
 from fatai.audio.front_ends import front_end
@@ -65,26 +65,26 @@ def test_training_crops_vary_and_validation_crops_do_not(small_dls):
     def pair(ds):
         return [ds[0][0] for _ in range(2)]
 
-    settings = ClipSettings(crop_s=0.5)
+    settings = ClipConfig(crop_s=0.5)
     wave = TensorWave(torch.arange(SR * 2.0))
     torch.manual_seed(0)
     first, second = RandomCrop(settings)(wave, split_idx=0), RandomCrop(settings)(wave, split_idx=0)
     assert first.shape == (SR // 2,) and first[0] != second[0]
-    centre = CentreCrop(settings)(wave, split_idx=1)
-    assert centre[0] == (2 * SR - SR // 2) // 2 and torch.equal(centre, CentreCrop(settings)(wave, split_idx=1))
+    centre = CenterCrop(settings)(wave, split_idx=1)
+    assert centre[0] == (2 * SR - SR // 2) // 2 and torch.equal(centre, CenterCrop(settings)(wave, split_idx=1))
     a, b = pair(small_dls.valid_ds)
     assert torch.equal(a, b)
 
 
 def test_random_crops_reach_both_ends():
-    settings = ClipSettings(crop_s=0.1)
+    settings = ClipConfig(crop_s=0.1)
     wave = TensorWave(torch.arange(settings.crop_samples + 2.0))
     starts = {int(RandomCrop(settings)(wave, split_idx=0)[0]) for _ in range(200)}
     assert starts == {0, 1, 2}
 
 
 def test_a_short_clip_is_filled_to_the_crop():
-    cropped = CentreCrop(ClipSettings(crop_s=0.5))(TensorWave(torch.ones(100)), split_idx=1)
+    cropped = CenterCrop(ClipConfig(crop_s=0.5))(TensorWave(torch.ones(100)), split_idx=1)
     assert cropped.shape == (SR // 2,) and float(cropped.sum()) == 100 and cropped[SR // 4] == 1
 
 
@@ -174,19 +174,19 @@ def test_workers_give_what_the_main_process_gives(sample):
 
 
 def test_arrays_pass_through_as_waves():
-    wave = LoadClip(ClipSettings(trim_db=None))(np.zeros(10, dtype=np.float64))
+    wave = LoadClip(ClipConfig(trim_db=None))(np.zeros(10, dtype=np.float64))
     assert isinstance(wave, TensorWave) and wave.dtype == torch.float32 and wave.sr == SR
 
 
 def test_an_audio_block_stops_at_the_wave():
-    block = AudioBlock(ClipSettings(crop_s=0.5))
+    block = AudioBlock(ClipConfig(crop_s=0.5))
     assert not any("Spec" in type(t).__name__ for t in block.batch_tfms)
 
 
 @pytest.mark.parametrize("bad", [{"crop_s": 0}, {"crop_s": float("nan")}, {"channels": "tow"}])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(OptionError, match="crop_s is|channels is 'tow'"):
-        ClipSettings(**bad)
+        ClipConfig(**bad)
 
 
 def test_corrections_reach_every_door(sample, tmp_path):

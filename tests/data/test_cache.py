@@ -17,8 +17,8 @@ from fastai.torch_core import set_seed
 
 from fatai.data import cache_build
 from fatai.data.blocks import FATDataLoaders, RandomCrop
-from fatai.data.cache import ClipCache, StoredClip, default_cache_folder
-from fatai.data.config import ClipSettings
+from fatai.data.cache import ClipCache, CachedClip, default_cache_folder
+from fatai.data.config import ClipConfig
 from fatai.data.tensors import TensorSpec, TensorWave
 from fatai.errors import AudioError, CacheError, OptionError
 from fatai.audio.io import load_audio
@@ -47,7 +47,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def settings():
-    return ClipSettings(crop_s=0.4)
+    return ClipConfig(crop_s=0.4)
 
 
 def tree(folder):
@@ -141,18 +141,18 @@ def test_only_a_changed_file_is_computed_again_and_its_old_clip_is_gone(files, s
     {"front_end": front_end("ninth", n_mels=32)}, {"front_end": front_end("ninth", top_db=60.0)},
 ])
 def test_other_settings_have_another_folder(files, tmp_path, change):
-    settings = ClipSettings(**{"crop_s": 0.4, **change})
-    one = ClipCache.open_or_build(files[:1], ClipSettings(crop_s=0.4), folder=tmp_path / "c")
+    settings = ClipConfig(**{"crop_s": 0.4, **change})
+    one = ClipCache.open_or_build(files[:1], ClipConfig(crop_s=0.4), folder=tmp_path / "c")
     other = ClipCache.open_or_build(files[:1], settings, folder=tmp_path / "c")
     assert one.folder != other.folder and one.folder.parent == other.folder.parent == tmp_path / "c"
 
 
 def test_waves_are_shared_by_all_front_ends_of_a_rate_and_channels_are_not_cached(files, tmp_path):
     folders = {ClipCache.open_or_build(files[:1], s, kind="wave", folder=tmp_path / "c").folder
-               for s in (ClipSettings(), ClipSettings(front_end("ninth", n_mels=32), crop_s=1))}
+               for s in (ClipConfig(), ClipConfig(front_end("ninth", n_mels=32), crop_s=1))}
     assert len(folders) == 1
     folders = {
-        ClipCache.open_or_build(files[:1], ClipSettings(channels=c), folder=tmp_path / "c").folder
+        ClipCache.open_or_build(files[:1], ClipConfig(channels=c), folder=tmp_path / "c").folder
         for c in ("mono", "deltas")
     }
     assert len(folders) == 1
@@ -182,18 +182,18 @@ def test_unreadable_and_absent_files_are_faults_of_their_own(files, settings, tm
 
 def test_what_cannot_be_cached_is_said(files, tmp_path):
     with pytest.raises(OptionError, match="no kind of cache is called 'feature'; did you mean features"):
-        ClipCache.open_or_build(files, ClipSettings(), kind="feature", folder=tmp_path)
+        ClipCache.open_or_build(files, ClipConfig(), kind="feature", folder=tmp_path)
     with pytest.raises(OptionError, match="choose cache='wave'"):
         ClipCache.open_or_build(
-            files, ClipSettings(front_end("ninth", log="pcen", pcen_trainable=True)), folder=tmp_path
+            files, ClipConfig(front_end("ninth", log="pcen", pcen_trainable=True)), folder=tmp_path
         )
-    loud = ClipSettings(front_end("ninth", log="none", normalize="none", norm=None))
+    loud = ClipConfig(front_end("ninth", log="none", normalize="none", norm=None))
     sf.write(tmp_path / "loud.wav", np.sin(np.arange(SR) * 0.2), SR)
     with pytest.raises(CacheError, match=r"16-bit floats only 65,504; choose cache='wave'"):
         ClipCache.open_or_build([tmp_path / "loud.wav"], loud, folder=tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="choose another cache_dir"):
-        ClipCache.open_or_build(files, ClipSettings(), folder=tmp_path / "file")
+        ClipCache.open_or_build(files, ClipConfig(), folder=tmp_path / "file")
 
 
 def test_the_number_of_threads_does_not_change_a_byte(files, settings, tmp_path):
@@ -215,8 +215,8 @@ def test_a_cache_travels_to_workers(files, settings, tmp_path):
 
 
 def test_stored_clips_of_arrays_work_alike():
-    assert StoredClip(np.arange(4, dtype="<i2") * 8192).crop(1, 2).tolist() == [0.25, 0.5]
-    assert StoredClip(np.arange(6, dtype="<f2").reshape(3, 2)).crop(1).tolist() == [[2.0, 4.0], [3.0, 5.0]]
+    assert CachedClip(np.arange(4, dtype="<i2") * 8192).crop(1, 2).tolist() == [0.25, 0.5]
+    assert CachedClip(np.arange(6, dtype="<f2").reshape(3, 2)).crop(1).tolist() == [[2.0, 4.0], [3.0, 5.0]]
 
 
 # In data loaders
@@ -290,9 +290,9 @@ def test_a_file_that_breaks_off_late_is_left_out(files, tmp_path):
 BUILD = """
 import sys
 from fatai.data.cache import ClipCache
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 print("ready", flush=True)
-ClipCache.open_or_build(sys.argv[2:], ClipSettings(crop_s=0.4), kind="features", folder=sys.argv[1], threads=2)
+ClipCache.open_or_build(sys.argv[2:], ClipConfig(crop_s=0.4), kind="features", folder=sys.argv[1], threads=2)
 print("done", flush=True)
 """
 
@@ -315,7 +315,7 @@ def test_two_processes_at_once_leave_one_good_cache(many, tmp_path):
     for process in several:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0 and out == "done\n", err
-    ClipCache.open_or_build(many, ClipSettings(crop_s=0.4), folder=tmp_path / "one")
+    ClipCache.open_or_build(many, ClipConfig(crop_s=0.4), folder=tmp_path / "one")
     assert tree(tmp_path / "both") == tree(tmp_path / "one") and len(list((tmp_path / "both").rglob("*.f16"))) == 200
 
 
@@ -333,7 +333,7 @@ def killed(tmp_path, many, shares):
         process.communicate()
         there = len(list((tmp_path / f"k{k}").rglob("*.f16")))
         partial += 0 < there < len(many)
-        cache = ClipCache.open_or_build(many, ClipSettings(crop_s=0.4), folder=tmp_path / f"k{k}")
+        cache = ClipCache.open_or_build(many, ClipConfig(crop_s=0.4), folder=tmp_path / f"k{k}")
         assert tree(tmp_path / f"k{k}") == good and not cache.faults
         shutil.rmtree(tmp_path / f"k{k}")
     return partial

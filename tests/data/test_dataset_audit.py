@@ -11,7 +11,7 @@ import soundfile as sf
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.data.audit.audio_file import check_audio_file, audio_digest
 from fatai.data.audit.dataset import check_dataset
-from fatai.data.audit.report import KINDS
+from fatai.data.audit.report import FINDING_KINDS
 from fatai.errors import DataError
 
 SR = 44100
@@ -81,7 +81,7 @@ def test_each_odd_file_is_found_and_said_what_it_is(data, kind, spoil, what):
     report = check_dataset(data)
     assert seen(report) == [(kind, "curated", "c3.wav")]
     assert re.search(what, report.findings[0].what)
-    assert f"{KINDS[kind]} (1)" in report.to_text()
+    assert f"{FINDING_KINDS[kind]} (1)" in report.to_text()
 
 
 def test_five_odd_files_at_once_are_each_named(data):
@@ -187,7 +187,7 @@ def test_json_and_tables_agree_with_what_was_made(data):
     put(data / "train_curated" / "c0.wav", noise(0, 3.0))
     report = check_dataset(data, n_folds=2)
     found = json.loads(report.to_json())
-    assert list(found["findings"]) == list(KINDS) and found["files"] == {"curated": 6, "test": 2}
+    assert list(found["findings"]) == list(FINDING_KINDS) and found["files"] == {"curated": 6, "test": 2}
     assert found["lengths"]["curated"]["0-0.5 s"] == 5 and found["lengths"]["curated"]["2-4 s"] == 1
     assert {tag: row["all"] for tag, row in found["tags_per_fold"].items()} == {"Bark": 3, "Purr": 3}
     assert all(row["0"] + row["1"] == 3 for row in found["tags_per_fold"].values())

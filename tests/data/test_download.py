@@ -15,7 +15,7 @@ import pytest
 import soundfile as sf
 
 from fatai.data.datasets import download as download_module
-from fatai.data.datasets.download import DATASETS, Dataset, download
+from fatai.data.datasets.download import DATASETS, DatasetSource, download
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.datasets.fetch import fetch
 from fatai.data.datasets.archives import unpack
@@ -262,7 +262,7 @@ def fsd(server, monkeypatch):
     archives = {"meta": here([f"{top}.meta.zip"]), "curated": here([f"{top}.audio_train_curated.zip"]),
                 "test": here([f"{top}.audio_test.zip"]),
                 "noisy": here([f"{top}.audio_train_noisy.z01", f"{top}.audio_train_noisy.zip"])}
-    local = Dataset(archives, server.url + "listing", 10**6, "")
+    local = DatasetSource(archives, server.url + "listing", 10**6, "")
     monkeypatch.setitem(download_module.DATASETS, "fsdkaggle2019", local)
     return server
 
@@ -318,7 +318,7 @@ def test_esc50_holds_its_fifth_fold_out(server, tmp_path, monkeypatch):
     server.files["master.zip"] = zipped({"ESC-50-master/meta/esc50.csv": table, "ESC-50-master/README.md": "x",
                                          **{f"ESC-50-master/audio/{f}": wav(k) for k, (f, _, _) in enumerate(rows)}})
     monkeypatch.setitem(
-        download_module.DATASETS, "esc50", Dataset({"all": (server.url + "master.zip",)}, "", 10**6, "")
+        download_module.DATASETS, "esc50", DatasetSource({"all": (server.url + "master.zip",)}, "", 10**6, "")
     )
     data = load_dataset(download("esc50", tmp_path))
     assert data.tags == ("dog", "rain") and list(data.curated["fname"]) == ["1-1-A-0.wav", "4-2-A-1.wav"]

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from fatai.data.datasets.fat2019 import CORRUPTED, fat_sample, load_dataset
+from fatai.data.datasets.fat2019 import CORRUPTED_FILES, fat_sample, load_dataset
 from fatai.errors import DataError, LabelError, OptionError
 
 
@@ -193,7 +193,7 @@ def test_corrections_with_an_unknown_tag_are_refused(data, tmp_path):
 
 @pytest.fixture
 def with_corrupted(tmp_path):
-    names = ["a.wav", *CORRUPTED]
+    names = ["a.wav", *CORRUPTED_FILES]
     (tmp_path / "train_curated.csv").write_text("fname,labels\n" + "".join(f"{n},Bark\n" for n in names))
     (tmp_path / "train_curated").mkdir()
     touch(tmp_path / "train_curated", names)
@@ -213,7 +213,7 @@ def test_the_corrupted_six_may_be_dropped_as_the_9th_place_did(with_corrupted):
 
 def test_the_corrupted_six_may_join_the_noisy_pool_as_at_the_36th_place(with_corrupted):
     got = load_dataset(with_corrupted, corrupted="noisy")
-    assert got.curated["fname"].tolist() == ["a.wav"] and tuple(got.noisy["fname"]) == CORRUPTED
+    assert got.curated["fname"].tolist() == ["a.wav"] and tuple(got.noisy["fname"]) == CORRUPTED_FILES
     assert set(got.noisy["part"]) == {"noisy"} and "train_curated" in got.noisy["path"].iloc[0]
 
 

@@ -9,11 +9,11 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from fatai.data.folds import (
-    FOLD_MAKERS, absent_tags, find_leaks, fold_table, make_folds, noisy_shares, warn_about_folds, warn_about_leaks,
+    SPLITTERS, absent_tags, find_leaks, fold_table, make_folds, noisy_fold_masks, warn_about_folds, warn_about_leaks,
 )
 from fatai.errors import DataError, OptionError, ShapeError
 
-SPLITTERS = sorted(set(FOLD_MAKERS) - {"given"})
+SHUFFLED = sorted(set(SPLITTERS) - {"predefined"})
 TAGS = ["Bark", "Meow", "Purr", "Yowl"]
 
 
@@ -41,43 +41,43 @@ def test_stratified_argmax_is_scikit_learns_on_the_lowest_tag(targ):
 
 def test_multilabel_is_iterative_stratifications(targ):
     expected = by_hand(MultilabelStratifiedKFold(5, shuffle=True, random_state=42), targ, targ)
-    assert as_sets(make_folds(targ, how="multilabel", seed=42)) == expected
+    assert as_sets(make_folds(targ, splitter="multilabel", seed=42)) == expected
 
 
 def test_plain_is_scikit_learns_shuffled_kfold(targ):
-    assert as_sets(make_folds(targ, how="plain", n=4, seed=42)) == by_hand(
+    assert as_sets(make_folds(targ, splitter="kfold", n=4, seed=42)) == by_hand(
         KFold(4, shuffle=True, random_state=42), targ, None
     )
 
 
 def test_sliced_folds_are_stretches_of_one_permutation(targ):
     order = np.random.RandomState(1234).permutation(200)
-    assert as_sets(make_folds(targ, how="sliced", seed=1234)) == [set(order[40 * k:40 * k + 40]) for k in range(5)]
+    assert as_sets(make_folds(targ, splitter="sliced", seed=1234)) == [set(order[40 * k:40 * k + 40]) for k in range(5)]
 
 
 def test_given_folds_keep_the_order_of_their_numbers():
-    folds = make_folds(np.ones((4, 1)), how="given", groups=["10", "2", "1.0", "2"])
+    folds = make_folds(np.ones((4, 1)), splitter="predefined", groups=["10", "2", "1.0", "2"])
     assert folds.tolist() == [2, 1, 0, 1] and folds.dtype == np.int64
 
 
 def test_given_folds_may_be_words_or_an_array():
-    assert make_folds(np.ones((3, 1)), how="given", groups=np.array(["west", "east", "west"])).tolist() == [1, 0, 1]
+    assert make_folds(np.ones((3, 1)), splitter="predefined", groups=np.array(["west", "east", "west"])).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("cell", ["", None, float("nan")])
 def test_a_clip_without_a_given_fold_is_named(cell):
     with pytest.raises(DataError, match="clip 1 has no fold"):
-        make_folds(np.ones((3, 1)), how="given", groups=["1", cell, "2"])
+        make_folds(np.ones((3, 1)), splitter="predefined", groups=["1", cell, "2"])
 
 
 def test_one_given_fold_alone_is_refused():
     with pytest.raises(OptionError, match="only the value '1'"):
-        make_folds(np.ones((2, 1)), how="given", groups=[1, 1])
+        make_folds(np.ones((2, 1)), splitter="predefined", groups=[1, 1])
 
 
 def test_no_group_is_on_two_sides_and_tags_stay_even(targ, rng):
     groups = rng.integers(60, size=200)
-    folds = make_folds(targ, how="grouped", groups=groups)
+    folds = make_folds(targ, splitter="group", groups=groups)
     assert all(len(set(folds[groups == g])) == 1 for g in range(60) if (groups == g).any())
     counts = fold_table(folds, targ, TAGS)[[0, 1, 2, 3, 4]].to_numpy()
     assert (np.abs(counts - counts.mean(1, keepdims=True)) <= 3).all()
@@ -86,57 +86,57 @@ def test_no_group_is_on_two_sides_and_tags_stay_even(targ, rng):
 
 
 def test_grouped_folds_are_all_filled_even_when_one_group_is_huge():
-    folds = make_folds(np.ones((100, 1)), how="grouped", n=3, groups=["big"] * 98 + ["a", "b"])
+    folds = make_folds(np.ones((100, 1)), splitter="group", n=3, groups=["big"] * 98 + ["a", "b"])
     assert sorted(np.bincount(folds)) == [1, 1, 98]
 
 
 def test_fewer_groups_than_folds_are_refused():
     with pytest.raises(OptionError, match="2 groups for 3 folds"):
-        make_folds(np.ones((6, 1)), how="grouped", n=3, groups=list("ababab"))
+        make_folds(np.ones((6, 1)), splitter="group", n=3, groups=list("ababab"))
 
 
-@pytest.mark.parametrize("how", SPLITTERS)
-def test_every_method_repeats_with_its_seed_and_changes_with_another(targ, how):
+@pytest.mark.parametrize("splitter", SHUFFLED)
+def test_every_method_repeats_with_its_seed_and_changes_with_another(targ, splitter):
     groups = np.arange(200) // 2
-    one = make_folds(targ, how=how, seed=1, groups=groups)
-    np.testing.assert_array_equal(one, make_folds(targ, how=how, seed=1, groups=groups))
-    assert (one != make_folds(targ, how=how, seed=2, groups=groups)).any()
+    one = make_folds(targ, splitter=splitter, seed=1, groups=groups)
+    np.testing.assert_array_equal(one, make_folds(targ, splitter=splitter, seed=1, groups=groups))
+    assert (one != make_folds(targ, splitter=splitter, seed=2, groups=groups)).any()
 
 
-@pytest.mark.parametrize("how", SPLITTERS)
+@pytest.mark.parametrize("splitter", SHUFFLED)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_folds_hold_every_clip_out_once_whatever_the_tags(how, data):
+def test_folds_hold_every_clip_out_once_whatever_the_tags(splitter, data):
     n_clips, n_tags = data.draw(st.integers(4, 30)), data.draw(st.integers(1, 5))
     n = data.draw(st.integers(2, min(6, n_clips)))
     cells = data.draw(st.lists(st.booleans(), min_size=n_clips * n_tags, max_size=n_clips * n_tags))
     targ = np.array(cells, dtype=np.float32).reshape(n_clips, n_tags)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        folds = make_folds(targ, how=how, n=n, groups=np.arange(n_clips))
+        folds = make_folds(targ, splitter=splitter, n=n, groups=np.arange(n_clips))
     assert folds.shape == (n_clips,) and set(folds) == set(range(n))
 
 
-@pytest.mark.parametrize("how", ["stratified_argmax", "multilabel"])
-def test_a_tag_with_fewer_clips_than_folds_warns_by_name_and_passes(how):
+@pytest.mark.parametrize("splitter", ["stratified", "multilabel"])
+def test_a_tag_with_fewer_clips_than_folds_warns_by_name_and_passes(splitter):
     targ = np.zeros((40, 3))
     targ[:38, 0], targ[38:, 1] = 1, 1
-    with pytest.warns(UserWarning, match=r"fewer clips than the 5 folds have: Meow \(2\)") as told:
-        folds = make_folds(targ, how=how, tags=["Bark", "Meow", "Purr"])
+    with pytest.warns(UserWarning, match=r"fewer clips than the 5 folds: Meow \(2\)") as told:
+        folds = make_folds(targ, splitter=splitter, tags=["Bark", "Meow", "Purr"])
     assert sum("fewer clips" in str(w.message) for w in told) == 1 and set(folds) == {0, 1, 2, 3, 4}
 
 
 def test_soft_labels_count_as_their_positives(targ):
-    np.testing.assert_array_equal(make_folds(targ * 0.8, how="multilabel"), make_folds(targ, how="multilabel"))
+    np.testing.assert_array_equal(make_folds(targ * 0.8, splitter="multilabel"), make_folds(targ, splitter="multilabel"))
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [
-    ({"how": "stratified"}, OptionError, "did you mean stratified_argmax"),
+    ({"splitter": "stratifed"}, OptionError, "did you mean stratified"),
     ({"n": 1}, OptionError, "n is 1; expected 2 to 200"),
     ({"n": 201}, OptionError, "2 to 200"),
-    ({"how": "grouped"}, OptionError, "'grouped' need groups"),
-    ({"how": "given"}, OptionError, "'given' need groups"),
-    ({"how": "grouped", "groups": [1, 2]}, ShapeError, "2 groups for 200 clips"),
+    ({"splitter": "group"}, OptionError, "'group' needs groups"),
+    ({"splitter": "predefined"}, OptionError, "'predefined' needs groups"),
+    ({"splitter": "group", "groups": [1, 2]}, ShapeError, "2 groups for 200 clips"),
 ])
 def test_what_cannot_be_split_is_refused_with_a_reason(targ, options, error, message):
     with pytest.raises(error, match=message):
@@ -158,9 +158,9 @@ def test_tags_absent_from_a_fold_are_named_on_the_side_that_lacks_them():
     targ = np.array([[1, 0], [1, 1], [1, 0], [1, 0]])
     folds = np.array([0, 1, 1, 0])
     absent = absent_tags(folds, targ, ["Bark", "Purr"])
-    assert absent.oof_score == {0: ["Purr"]} and absent.training == {1: ["Purr"]}
+    assert absent.validation == {0: ["Purr"]} and absent.training == {1: ["Purr"]}
     with pytest.warns(
-        UserWarning, match="fold 0 holds out no clip of Purr; fold 1 leaves no clip to learn from of Purr"
+        UserWarning, match="fold 0 holds out no clip of Purr; fold 1 has no training clip of Purr"
     ):
         warn_about_folds(folds, targ, ["Bark", "Purr"])
 
@@ -172,14 +172,14 @@ def test_full_folds_do_not_warn(targ):
 
 
 def test_noisy_clips_may_be_shared_or_split_as_the_3rd_and_the_4th_place_did():
-    own = noisy_shares(10, how="own", n=5, seed=42)
+    own = noisy_fold_masks(10, split="own", n=5, seed=42)
     assert own.sum(0).tolist() == [1] * 10 and own.sum(1).tolist() == [2] * 5
     for k, (_, oof_score) in enumerate(KFold(5, shuffle=True, random_state=42).split(np.zeros(10))):
         assert set(np.flatnonzero(own[k])) == set(oof_score)
-    np.testing.assert_array_equal(noisy_shares(10, how="others", n=5, seed=42), ~own)
-    assert noisy_shares(10, how="all", n=3).all()
+    np.testing.assert_array_equal(noisy_fold_masks(10, split="others", n=5, seed=42), ~own)
+    assert noisy_fold_masks(10, split="all", n=3).all()
     with pytest.raises(OptionError, match="all, own or others"):
-        noisy_shares(10, how="some")
+        noisy_fold_masks(10, split="some")
 
 
 def test_the_same_file_sound_and_group_on_both_sides_are_found():
@@ -205,7 +205,7 @@ def test_doubles_within_one_fold_or_among_noisy_clips_are_no_leak():
 
 def test_leaks_are_told_in_one_warning_with_names():
     leaks = find_leaks([0, 1, 0, 1], ["a", "b", "c", "c"], hashes=["x", "x", "y", "z"])
-    with pytest.warns(UserWarning, match=r"1 file \(c\); 1 sound \(a = b\).*group the folds") as told:
+    with pytest.warns(UserWarning, match=r"1 file \(c\); 1 sound \(a = b\).*split by group instead") as told:
         warn_about_leaks(leaks)
     assert len(told) == 1
     with warnings.catch_warnings():
@@ -216,5 +216,5 @@ def test_leaks_are_told_in_one_warning_with_names():
 def test_grouped_folds_leave_no_group_leak(targ, rng):
     groups = [f"site {g}" for g in rng.integers(30, size=200)]
     names = [f"{k}.wav" for k in range(200)]
-    assert find_leaks(make_folds(targ, how="grouped", groups=groups), names, groups=groups) == []
-    assert find_leaks(make_folds(targ, how="plain"), names, groups=groups)
+    assert find_leaks(make_folds(targ, splitter="group", groups=groups), names, groups=groups) == []
+    assert find_leaks(make_folds(targ, splitter="kfold"), names, groups=groups)

@@ -15,7 +15,7 @@ from fatai.data.labels import (
     read_corrections,
     read_labels,
     read_table,
-    tags_of,
+    unique_tags,
 )
 from fatai.errors import DataError, LabelError
 
@@ -173,7 +173,7 @@ def test_multi_hot_names_the_clip_and_the_nearest_tag():
 
 
 def test_tags_are_sorted_as_plain_text():
-    assert tags_of([["b", "a"], ["B"], [], ["Z_(x)"]]) == ("B", "Z_(x)", "a", "b")
+    assert unique_tags([["b", "a"], ["B"], [], ["Z_(x)"]]) == ("B", "Z_(x)", "a", "b")
 
 
 def curated():

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader
 
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.samplers import MIXTURES, Balanced, LengthGrouped, Mixture, SampledDL, Shard, padding_share
+from fatai.data.samplers import MIXTURE_WEIGHTS, BalancedSampler, LengthGroupedBatchSampler, MixtureSampler, SampledDL, ShardedSampler, padding_fraction
 from fatai.errors import OptionError, ShapeError
 
 
@@ -25,7 +25,7 @@ def seeded(seed):
     st.booleans(),
 )
 def test_every_clip_comes_once_and_only_the_last_batch_is_smaller(lengths, bs, pool, shuffle):
-    sampler = LengthGrouped(lengths, bs, pool=pool, shuffle=shuffle)
+    sampler = LengthGroupedBatchSampler(lengths, bs, pool=pool, shuffle=shuffle)
     batches = list(sampler)
     assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
     assert len(batches) == len(sampler) and all(len(b) == bs for b in batches[:-1])
@@ -38,30 +38,30 @@ def test_grouping_leaves_little_padding_where_random_batches_are_half_empty(rng)
     lengths = np.exp(rng.uniform(np.log(0.3), np.log(30), 2000))
     random = [b.tolist() for b in torch.randperm(2000).split(32)]
     # Log-uniform lengths: their mean is 29.7 / ln 100 = 6.4 s, the longest of 32 nearly always close to 26 s.
-    assert padding_share(lengths, random) > 0.7
-    assert padding_share(lengths, list(LengthGrouped(lengths, 32, pool=None))) < 0.05
-    assert padding_share(lengths, list(LengthGrouped(lengths, 32))) < 0.2
+    assert padding_fraction(lengths, random) > 0.7
+    assert padding_fraction(lengths, list(LengthGroupedBatchSampler(lengths, 32, pool=None))) < 0.05
+    assert padding_fraction(lengths, list(LengthGroupedBatchSampler(lengths, 32))) < 0.2
 
 
 def test_an_epoch_has_its_own_order_and_a_seed_repeats_it():
-    sampler = LengthGrouped(range(100), 8, pool=4, generator=seeded(1))
+    sampler = LengthGroupedBatchSampler(range(100), 8, pool=4, generator=seeded(1))
     first, second = list(sampler), list(sampler)
     assert first != second and {frozenset(b) for b in first} != {frozenset(b) for b in second}
-    assert list(LengthGrouped(range(100), 8, pool=4, generator=seeded(1))) == first
+    assert list(LengthGroupedBatchSampler(range(100), 8, pool=4, generator=seeded(1))) == first
     torch.manual_seed(5)
-    a = list(LengthGrouped(range(100), 8))
+    a = list(LengthGroupedBatchSampler(range(100), 8))
     torch.manual_seed(5)
-    assert list(LengthGrouped(range(100), 8)) == a
+    assert list(LengthGroupedBatchSampler(range(100), 8)) == a
 
 
 def test_unshuffled_the_longest_come_first():
-    assert list(LengthGrouped([3, 9, 5, 9, 1], 2, shuffle=False)) == [[1, 3], [2, 0], [4]]
+    assert list(LengthGroupedBatchSampler([3, 9, 5, 9, 1], 2, shuffle=False)) == [[1, 3], [2, 0], [4]]
 
 
 def test_balanced_draws_give_every_tag_its_turn():
     targ = np.zeros((110, 2))
     targ[:100, 0], targ[100:, 1] = 1, 1
-    drawn = list(Balanced(targ, n=20, max_repeats=5))
+    drawn = list(BalancedSampler(targ, n=20, max_repeats=5))
     # Two tags in turn: ten draws each, and no clip twice, since the rare tag has just ten.
     assert sum(i >= 100 for i in drawn) == 10 and max(Counter(drawn).values()) == 1
 
@@ -69,10 +69,10 @@ def test_balanced_draws_give_every_tag_its_turn():
 def test_repeats_are_capped_and_the_rest_comes_from_other_tags():
     targ = np.zeros((110, 2))
     targ[:100, 0], targ[100:, 1] = 1, 1
-    count = Counter(Balanced(targ, n=110, max_repeats=3))
+    count = Counter(BalancedSampler(targ, n=110, max_repeats=3))
     assert max(count.values()) == 3 and sum(count[i] for i in range(100, 110)) == 30
     assert max(count[i] for i in range(100)) == 1  # 80 draws from 100 clips
-    once = list(Balanced(targ, max_repeats=1))
+    once = list(BalancedSampler(targ, max_repeats=1))
     assert sorted(once) == list(range(110))
 
 
@@ -86,42 +86,42 @@ def test_balanced_draws_keep_their_promises(rows, max_repeats, share):
     targ = np.array(rows, dtype=float)
     tagged = set(np.flatnonzero(targ.any(1)).tolist())
     n = int(share * len(tagged) * max_repeats)
-    drawn = list(Balanced(targ, n=n, max_repeats=max_repeats))
+    drawn = list(BalancedSampler(targ, n=n, max_repeats=max_repeats))
     assert len(drawn) == n and set(drawn) <= tagged and max(Counter(drawn).values(), default=0) <= max_repeats
 
 
 def test_shares_of_a_mixture_are_kept():
     sources = ["noisy"] * 300 + ["corrected"] * 20 + ["curated"] * 80
-    mixture = Mixture(sources, MIXTURES["corr_noisy_003"], generator=seeded(0))
+    mixture = MixtureSampler(sources, MIXTURE_WEIGHTS["corr_noisy_003"], generator=seeded(0))
     assert len(mixture) == 32768
     count = Counter(sources[i] for i in mixture)
     for source, share in (("noisy", 0.1), ("corrected", 0.2), ("curated", 0.7)):
         # Five standard deviations of a binomial count.
         assert abs(count[source] - 32768 * share) < 5 * (32768 * share * (1 - share)) ** 0.5
-    assert len(set(Mixture(sources, {"corrected": 1.0}, n=1000))) == 20
+    assert len(set(MixtureSampler(sources, {"corrected": 1.0}, n=1000))) == 20
 
 
-@pytest.mark.parametrize("name", list(MIXTURES))
+@pytest.mark.parametrize("name", list(MIXTURE_WEIGHTS))
 def test_published_shares_add_up(name):
-    assert sum(MIXTURES[name].values()) == pytest.approx(1) and set(MIXTURES[name]) <= {"noisy", "corrected", "curated"}
+    assert sum(MIXTURE_WEIGHTS[name].values()) == pytest.approx(1) and set(MIXTURE_WEIGHTS[name]) <= {"noisy", "corrected", "curated"}
 
 
 def test_shards_share_an_epoch():
     def shard(rank):
-        return list(Shard(LengthGrouped(range(50), 4, generator=seeded(3)), rank, 2))
+        return list(ShardedSampler(LengthGroupedBatchSampler(range(50), 4, generator=seeded(3)), rank, 2))
 
-    whole = list(LengthGrouped(range(50), 4, generator=seeded(3)))
+    whole = list(LengthGroupedBatchSampler(range(50), 4, generator=seeded(3)))
     assert len(whole) == 13 and len(shard(0)) == len(shard(1)) == 7
     assert [b for pair in zip(shard(0), shard(1)) for b in pair] == [*whole, whole[0]]
-    tiny = [list(Shard(Mixture(["a"], {"a": 1}, n=1, generator=seeded(0)), r, 3)) for r in range(3)]
+    tiny = [list(ShardedSampler(MixtureSampler(["a"], {"a": 1}, n=1, generator=seeded(0)), r, 3)) for r in range(3)]
     assert tiny == [[0], [0], [0]]
 
 
 def test_torchs_loader_takes_them():
     data = torch.arange(10)
-    batches = list(DataLoader(data, batch_sampler=LengthGrouped(range(10), 4)))  # type: ignore[arg-type]
+    batches = list(DataLoader(data, batch_sampler=LengthGroupedBatchSampler(range(10), 4)))  # type: ignore[arg-type]
     assert sorted(torch.cat(batches).tolist()) == list(range(10)) and [len(b) for b in batches] == [4, 4, 2]
-    assert len(list(DataLoader(data, sampler=Mixture(["a"] * 10, {"a": 1.0}, n=6), batch_size=3))) == 2  # type: ignore[arg-type]
+    assert len(list(DataLoader(data, sampler=MixtureSampler(["a"] * 10, {"a": 1.0}, n=6), batch_size=3))) == 2  # type: ignore[arg-type]
 
 
 def test_fastais_loader_takes_them_with_and_without_workers(sample):
@@ -131,14 +131,14 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
     lengths = np.arange(n)
     for workers in (0, 2):
         loader = dls.train.new(
-            cls=SampledDL, sampler=LengthGrouped(lengths, 16, generator=seeded(0)), num_workers=workers
+            cls=SampledDL, sampler=LengthGroupedBatchSampler(lengths, 16, generator=seeded(0)), num_workers=workers
         )
-        expected = [targ[b] for b in LengthGrouped(lengths, 16, generator=seeded(0))]
+        expected = [targ[b] for b in LengthGroupedBatchSampler(lengths, 16, generator=seeded(0))]
         batches = [y for _, y in loader]
         assert len(loader) == len(batches) == -(-n // 16)
         for got, wanted in zip(batches, expected):
             np.testing.assert_array_equal(np.asarray(got), wanted)
-    short = dls.train.new(cls=SampledDL, sampler=Balanced(targ, n=40))
+    short = dls.train.new(cls=SampledDL, sampler=BalancedSampler(targ, n=40))
     assert sum(len(y) for _, y in short) == 40 and len(short.new()) == 3
     assert type(short.new(dls.valid_ds)).__name__ == "TfmdDL"
 
@@ -146,18 +146,18 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: LengthGrouped([[1]], 2), ShapeError, "one number for each clip"),
-        (lambda: LengthGrouped([1], 0), OptionError, "bs=0"),
-        (lambda: Balanced(np.ones(3)), ShapeError, r"expected \(clips, tags\)"),
+        (lambda: LengthGroupedBatchSampler([[1]], 2), ShapeError, "one number for each clip"),
+        (lambda: LengthGroupedBatchSampler([1], 0), OptionError, "bs=0"),
+        (lambda: BalancedSampler(np.ones(3)), ShapeError, r"expected \(clips, tags\)"),
         (
-            lambda: Balanced(np.ones((3, 2)), n=7, max_repeats=2),
+            lambda: BalancedSampler(np.ones((3, 2)), n=7, max_repeats=2),
             OptionError,
             "at most 3 clips with tags x max_repeats = 6 draws",
         ),
-        (lambda: Mixture(["a"], {"a": 0.5}), OptionError, "add up to 0.5"),
-        (lambda: Mixture(["a"], {"a": 0.5, "b": 0.5}), OptionError, "no clip comes from 'b'"),
-        (lambda: Shard(LengthGrouped([1], 1, generator=seeded(0)), 2, 2), OptionError, "rank=2, world_size=2"),
-        (lambda: Shard(LengthGrouped([1], 1), 0, 2), OptionError, "without a generator, each"),
+        (lambda: MixtureSampler(["a"], {"a": 0.5}), OptionError, "add up to 0.5"),
+        (lambda: MixtureSampler(["a"], {"a": 0.5, "b": 0.5}), OptionError, "no clip comes from 'b'"),
+        (lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1, generator=seeded(0)), 2, 2), OptionError, "rank=2, world_size=2"),
+        (lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1), 0, 2), OptionError, "without a generator, each"),
     ],
 )
 def test_impossible_wishes_are_refused(make, error, words):
@@ -167,11 +167,11 @@ def test_impossible_wishes_are_refused(make, error, words):
 
 def test_a_sampler_of_other_batches_is_refused(small_dls):
     with pytest.raises(OptionError, match="batches of 5, the loader of 16"):
-        small_dls.train.new(cls=SampledDL, sampler=LengthGrouped([1] * len(small_dls.train_ds), 5))
+        small_dls.train.new(cls=SampledDL, sampler=LengthGroupedBatchSampler([1] * len(small_dls.train_ds), 5))
 
 
 @pytest.mark.parametrize("draws, batches", [(32, [16, 16]), (33, [16, 16]), (34, [16, 16, 2]), (1, [1])])
 def test_no_last_batch_is_a_single_clip(small_dls, draws, batches):
     sources = ["curated"] * len(small_dls.train_ds)
-    loader = small_dls.train.new(cls=SampledDL, sampler=Mixture(sources, {"curated": 1.0}, n=draws), bs=16)
+    loader = small_dls.train.new(cls=SampledDL, sampler=MixtureSampler(sources, {"curated": 1.0}, n=draws), bs=16)
     assert [len(targ) for _, targ in loader] == batches and len(loader) == len(batches)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
-from fatai.data.own_table import read_own_table, standard_columns
+from fatai.data.own_table import read_sound_table, standardize_columns
 from fatai.data.audit.dataset import check_dataset
 from fatai.errors import DataError
 from fatai.inference.predictions import Predictions
@@ -46,7 +46,7 @@ def test_sounds_are_found_where_they_are_named_and_in_folders_below(mine):
     (["path", "file", "label", "tags"], ["path", "fname", "labels", "tags"]),
 ])
 def test_columns_are_known_by_many_names(columns, expected):
-    assert standard_columns(columns) == expected
+    assert standardize_columns(columns) == expected
 
 
 def test_a_missing_sound_is_set_aside_with_a_warning(mine):
@@ -93,7 +93,7 @@ def test_a_scan_reads_the_sounds_of_a_table(tmp_path, sample):
 def test_a_name_that_two_files_have_needs_its_folder(mine):
     shutil.copy(mine / "audio/a.wav", mine / "late/a.wav")
     with pytest.raises(DataError, match=r"'a.wav', which is there 2 times .* write its folder too"):
-        read_own_table(mine / "labels.csv")
+        read_sound_table(mine / "labels.csv")
 
 
 def test_the_table_is_also_the_truth_of_scores(mine):

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from fatai.data import show  # noqa: F401 - extends fastai's show_batch
-from fatai.data.tensors import TensorSpec, TensorWave, players
+from fatai.data.tensors import TensorSpec, TensorWave, audio_players
 from fatai.audio.front_ends import front_end
 
 
@@ -29,7 +29,7 @@ def test_a_wave_shows_seconds_and_plays():
 
 
 def test_players_escape_what_files_are_called():
-    html = players([(np.zeros(10), 8000, "<b>")]).data
+    html = audio_players([(np.zeros(10), 8000, "<b>")]).data
     assert "&lt;b&gt;" in html and "<audio" in html
 
 

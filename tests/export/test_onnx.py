@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
 from fatai.export import onnx as onnx_export
 from fatai.export.onnx import export_onnx
@@ -30,7 +30,7 @@ def onnx_packages():
 
 
 def pretrained(arch, name, crop_s=0.7, network=None, **options):
-    settings = ClipSettings(front_end(name), crop_s=crop_s)
+    settings = ClipConfig(front_end(name), crop_s=crop_s)
     torch.manual_seed(4)
     model = network or create_model(arch, len(TAGS), settings.channels_module().n_channels, **options).eval()
     for module in model.modules():

@@ -14,12 +14,12 @@ import soundfile as sf
 import torch
 from safetensors.torch import load_file, save_file
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, FataiError, OptionError
 from fatai.export.pretrained import is_model_folder, load_pretrained, save_model_folder
 from fatai.inference.tta import build_views, predict_clips
 from fatai.models import create_model
-from fatai.models.multi_task import TwoHeads
+from fatai.models.multi_task import TwoHeadModel
 from fatai.experiment.run_folder import predict_with_run, thresholds_of_run
 from fatai.experiment.tagger import Tagger
 from fatai.metrics.calibration import Calibration
@@ -28,7 +28,7 @@ from fatai.audio.front_ends import front_end
 from fatai.training.learner import fat_learner
 
 TAGS = ("Bark", "Meow", "Rain, on a roof")
-SETTINGS = ClipSettings(front_end("ninth", hop_length=1380), crop_s=0.5, trim_db=40.0, pad_mode="wrap_right")
+SETTINGS = ClipConfig(front_end("ninth", hop_length=1380), crop_s=0.5, trim_db=40.0, pad_mode="wrap_right")
 CALIBRATED = Calibration(TAGS, (0.5, 1.0, 2.0), (0.0, 0.1, -0.2), thresholds=Thresholds(TAGS, (0.5, math.inf, 0.2)))
 
 
@@ -152,7 +152,7 @@ def test_fastais_own_export_still_works(small_dls, sample, tmp_path):
 
 def test_a_network_with_two_heads_keeps_both(tmp_path):
     torch.manual_seed(3)
-    model = TwoHeads(create_model("m0", 6, 1, width=0.125), 3).eval()
+    model = TwoHeadModel(create_model("m0", 6, 1, width=0.125), 3).eval()
     loaded = load_pretrained(written(tmp_path / "model", model), device="cpu")
     spec = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_a_network_with_two_heads_keeps_both(tmp_path):
 
 
 def test_networks_tied_to_their_bins_and_of_timm_are_built_again(tmp_path):
-    settings = ClipSettings(front_end("panns", n_mels=32), crop_s=0.4)
+    settings = ClipConfig(front_end("panns", n_mels=32), crop_s=0.4)
     for arch, options in (("cnn14", {"width": 0.02, "n_mels": 32}), ("timm:mobilenetv3_small_050", {})):
         model = create_model(arch, 2, 1, **options).eval()
         folder = save_model_folder(tmp_path / arch.replace(":", "_"), model, ("a", "b"), settings, np.array([0.5, 0.5]))
@@ -438,7 +438,7 @@ def test_a_network_larger_than_its_weights_is_never_made(folder, untouched):
         ({"calibration": {"format": "x"}}, "fatai calibration 1"),
         ({"calibration__slope": [-1, 1, 1]}, "slope holds -1"),
         ({"format": "fatai model 9"}, "\"format\": \"fatai model 1\""),
-        ({"clips": []}, "ClipSettings is a list"),
+        ({"clips": []}, "ClipConfig is a list"),
         ({"clips__channels": "nine"}, "channels is 'nine'"),
         ({"clips__channels": "repeat3"}, "another shape of blocks.0.conv1.weight"),
         ({"clips__pad_mode": "hum"}, "pad_mode is 'hum'"),

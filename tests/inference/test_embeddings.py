@@ -11,7 +11,7 @@ from fatai.data.config import ClipConfig
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.inference.embeddings import Embeddings, embed_clips
 from fatai.models import create_model
-from fatai.models.multi_task import TwoHeads
+from fatai.models.multi_task import TwoHeadModel
 from fatai.experiment.run_folder import trained_model
 from fatai.audio.front_ends import front_end
 from fatai.training.learner import fat_learner
@@ -66,7 +66,7 @@ def test_every_model_has_them(clips, arch, features, options):
 def test_two_heads_share_one(clips):
     model = create_model("m1", 6, 1, width=0.125)
     np.testing.assert_array_equal(
-        embed_clips(TwoHeads(model, 3), SETTINGS, clips).values, embed_clips(model, SETTINGS, clips).values
+        embed_clips(TwoHeadModel(model, 3), SETTINGS, clips).values, embed_clips(model, SETTINGS, clips).values
     )
 
 

@@ -10,7 +10,7 @@ from fatai.inference.grad_cam import first_filters, grad_cam
 from fatai.models import MODELS, create_model
 from fatai.models.panns import PannsModel
 from fatai.models.base import SpectrogramModel
-from fatai.models.multi_task import TwoHeads
+from fatai.models.multi_task import TwoHeadModel
 
 
 class Linear(SpectrogramModel):
@@ -132,7 +132,7 @@ def test_networks_over_time_alone_say_no_frequency():
 def test_a_second_head_is_left_out_and_frozen_weights_do():
     torch.manual_seed(1)
     inner = Linear().eval()
-    frozen = TwoHeads(inner.requires_grad_(False), 1)
+    frozen = TwoHeadModel(inner.requires_grad_(False), 1)
     with torch.inference_mode():
         heat = grad_cam(frozen, SPEC, 0)
     torch.testing.assert_close(heat, grad_cam(Linear(), SPEC, 0))

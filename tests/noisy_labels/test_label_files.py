@@ -40,7 +40,7 @@ def test_corrections_lead_from_the_given_table_to_the_chosen_one(relabelled, tmp
 
 
 def test_weights_are_a_column_where_they_differ_from_1(tmp_path):
-    gold = select_noisy_labels(TABLE, TAGS, "gold", **PROBS)
+    gold = select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS)
     write_labels(gold, tmp_path / "gold.csv")
     assert read_labels(tmp_path / "gold.csv")["weight"].tolist() == ["0.9"]
     write_labels(gold, tmp_path / "gold.csv", weights=False)
@@ -48,22 +48,22 @@ def test_weights_are_a_column_where_they_differ_from_1(tmp_path):
 
 
 def test_nothing_kept_is_a_table_without_rows(tmp_path):
-    write_labels(select_noisy_labels(TABLE, TAGS, "gold", **PROBS, keep=1.0, add=None), tmp_path / "none.csv")
+    write_labels(select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS, keep=1.0, add=None), tmp_path / "none.csv")
     assert len(read_labels(tmp_path / "none.csv")) == 0
 
 
 @pytest.mark.parametrize("write", [write_labels, write_corrections])
 def test_soft_targets_and_double_rows_are_refused(write, tmp_path):
     with pytest.raises(OptionError, match="36th gives soft targets"):
-        write(select_noisy_labels(TABLE, TAGS, "36th"), tmp_path / "soft.csv")
+        write(select_noisy_labels(TABLE, TAGS, "kaggle_fat_soft_labels"), tmp_path / "soft.csv")
     fixes = pd.DataFrame({"fname": ["b.wav"], "labels": [["Purr"]]})
     with pytest.raises(DataError, match="first gives clips as noisy and as corrected ones"):
-        write(select_noisy_labels(TABLE, TAGS, "first", corrections=fixes), tmp_path / "twice.csv")
+        write(select_noisy_labels(TABLE, TAGS, "first_place_corrections", corrections=fixes), tmp_path / "twice.csv")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_of_tags_are_refused_or_left_out(tmp_path):
-    gold = select_noisy_labels(TABLE, TAGS, "gold", **PROBS, class_weight=[1, 2, 3])
+    gold = select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS, class_weight=[1, 2, 3])
     with pytest.raises(OptionError, match="weighs each tag of a clip, .* weights=False"):
         write_labels(gold, tmp_path / "gold.csv")
     write_labels(gold, tmp_path / "gold.csv", weights=False)

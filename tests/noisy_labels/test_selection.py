@@ -126,7 +126,7 @@ def test_split_clips_are_judged_by_the_folds_that_left_them_out(ten):
 def test_rows_of_one_clip_stay_in_one_fold():
     table = pd.DataFrame({"fname": list("abcdef"), "labels": "Bark"})
     fixes = pd.DataFrame({"fname": list("abcdef"), "labels": [["Meow"]] * 6})
-    for part in NOISY.build("first", corrections=fixes)(attach_predictions(table, TAGS)).split(how="own", n=3):
+    for part in NOISY.build("first_place_corrections", corrections=fixes)(attach_predictions(table, TAGS)).split(how="own", n=3):
         assert sorted(part.fnames) == sorted(2 * list(set(part.fnames))) and len(part) == 4
         assert part.targ.shape == (4, 2) and part.source == ("noisy", "noisy", "corrected", "corrected")
 
@@ -148,11 +148,11 @@ def weights_in_training(clips, **options):
 
 def test_weights_and_marks_reach_training_by_name():
     clips = pd.DataFrame({"fname": ["curated.wav", "a.wav", "b.wav"]})
-    gold = NOISY.build("gold", keep=0.3, add=None)(attach_predictions(TABLE, TAGS, PROBS, NAMES))
+    gold = NOISY.build("gold_plan_confidence", keep=0.3, add=None)(attach_predictions(TABLE, TAGS, PROBS, NAMES))
     weights, noisy = weights_in_training(clips, weights=gold.weight_of, noisy=gold.fnames)
     np.testing.assert_allclose(weights, [1, 0.9, 0.5])
     assert noisy == [0, 1, 1]
-    of_tags = NOISY.build("gold", keep=0.3, add=None, class_weight=[1, 2])(
+    of_tags = NOISY.build("gold_plan_confidence", keep=0.3, add=None, class_weight=[1, 2])(
         attach_predictions(TABLE, TAGS, PROBS, NAMES)
     )
     np.testing.assert_allclose(
@@ -162,13 +162,13 @@ def test_weights_and_marks_reach_training_by_name():
 
 def test_the_table_carries_weights_and_marks_into_training():
     fixes = pd.DataFrame({"fname": ["a.wav"], "labels": [["Bark"]]})
-    chosen = NOISY.build("first", corrections=fixes)(attach_predictions(TABLE, TAGS)).times(0.5)
+    chosen = NOISY.build("first_place_corrections", corrections=fixes)(attach_predictions(TABLE, TAGS)).times(0.5)
     assert chosen.table["labels"].tolist() == [["Meow"], ["Bark", "Meow"], ["Bark"]]
     assert weights_in_training(chosen.table) == [[0.5, 0.5, 0.5], [1, 1, 0]]
 
 
 def test_soft_targets_are_no_labels():
-    soft = NOISY.build("36th")(attach_predictions(TABLE, TAGS))
+    soft = NOISY.build("kaggle_fat_soft_labels")(attach_predictions(TABLE, TAGS))
     with pytest.raises(OptionError, match="36th gives soft targets, which no list of labels can say"):
         soft.labels
     np.testing.assert_allclose(soft.target_of["b.wav"], [0.2, 0.8], rtol=1e-6)

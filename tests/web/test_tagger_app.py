@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from torch import nn
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import OptionError
 from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.report.whole_picture import whole_picture
@@ -47,7 +47,7 @@ def sound(seconds=2.0, sr=SR, kind="WAV", channels=1, loud=(0.5, 1.0), **options
 
 @pytest.fixture(scope="module")
 def tagger():
-    return SlidingWindowTagger([Loud()], ["Loud", "Never"], ClipSettings(crop_s=0.2, trim_db=None))
+    return SlidingWindowTagger([Loud()], ["Loud", "Never"], ClipConfig(crop_s=0.2, trim_db=None))
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_an_error_of_the_tagger_is_500_and_the_server_goes_on(own_folder):
         def forward(self, spec):
             raise RuntimeError("a secret of the machine")
 
-    app = Guard(tagger_app(SlidingWindowTagger([Broken()], ["A"], ClipSettings(crop_s=0.2)), "t", LIMITS))
+    app = Guard(tagger_app(SlidingWindowTagger([Broken()], ["A"], ClipConfig(crop_s=0.2)), "t", LIMITS))
     with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         for _ in range(2):
             sentence = refused(upload(client, sound(0.3)), 500, "the server failed")

@@ -14,11 +14,11 @@ import soundfile
 from fatai.errors import AudioError
 from fatai.audio.io import LOUDEST, AudioInfo, audio_info, opened_sound
 
-__all__ = ["CLIPPED_SAMPLES", "FULL_SCALE", "AudioFileInfo", "check_audio_file", "audio_digest"]
+__all__ = ["MIN_CLIPPED_SAMPLES", "CLIPPING_LEVEL", "AudioFileInfo", "check_audio_file", "audio_digest"]
 
-FULL_SCALE = 1 - 2 / 32768
+CLIPPING_LEVEL = 1 - 2 / 32768
 """Samples from here on are at full scale: the last two steps of 16 bits."""
-CLIPPED_SAMPLES = 10
+MIN_CLIPPED_SAMPLES = 10
 """A file is clipped if at least so many samples are at full scale and have two neighbours in a row that are, too."""
 _BLOCK = 1 << 20  # samples of all channels decoded at once
 
@@ -27,7 +27,7 @@ _BLOCK = 1 << 20  # samples of all channels decoded at once
 class AudioFileInfo:
     """What one file holds, from decoding all of it; a file that cannot be decoded has 0 samples and a `fault`.
 
-    `peak` is the highest magnitude over all channels, 1.0 being full scale; `clipped` counts samples as `CLIPPED_SAMPLES` says;
+    `peak` is the highest magnitude over all channels, 1.0 being full scale; `clipped` counts samples as `MIN_CLIPPED_SAMPLES` says;
     `digest` is that of `audio_digest`; `fault` is "", "unreadable", "empty" or "not_finite", `what` a sentence on it.
     """
 
@@ -85,7 +85,7 @@ def _measured(path: Path, info: AudioInfo) -> AudioFileInfo:
             peak, samples = max(peak, high), samples + len(block)
             _feed(digest, block)
             # Two flags of the block before, so that a run across the border counts as one.
-            full = np.concatenate([tail, (np.abs(block) >= FULL_SCALE).any(1)])
+            full = np.concatenate([tail, (np.abs(block) >= CLIPPING_LEVEL).any(1)])
             clipped, tail = clipped + int((full[:-2] & full[1:-1] & full[2:]).sum()), full[-2:]
     if samples < info.samples:
         what = f"only {samples:,} of the {info.samples:,} samples that its header promises can be decoded"

@@ -21,21 +21,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fatai.data.audit.audio_file import CLIPPED_SAMPLES, AudioFileInfo, check_audio_file
+from fatai.data.audit.audio_file import MIN_CLIPPED_SAMPLES, AudioFileInfo, check_audio_file
 from fatai.data.folds import fold_table, make_folds
-from fatai.data.labels import multi_hot, read_labels, read_table, tags_of
-from fatai.data.own_table import is_own_table, read_own_table
-from fatai.data.audit.report import KINDS, Costs, Finding, ScanReport
+from fatai.data.labels import multi_hot, read_labels, read_table, unique_tags
+from fatai.data.own_table import is_sound_table, read_sound_table
+from fatai.data.audit.report import FINDING_KINDS, CostEstimate, Finding, DatasetReport
 from fatai.errors import DataError
 from fatai.io.progress import track
 from fatai.registry import did_you_mean
 from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
 
-__all__ = ["LENGTH_EDGES_S", "SILENT_DB", "check_dataset"]
+__all__ = ["DURATION_EDGES_S", "SILENCE_DB", "check_dataset"]
 
-SILENT_DB = -60.0
+SILENCE_DB = -60.0
 """A file whose highest peak is below this, in dB of full scale, counts as silent."""
-LENGTH_EDGES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, float("inf"))
+DURATION_EDGES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, float("inf"))
 _PARTS = ("curated", "noisy", "test")
 
 
@@ -59,11 +59,11 @@ def check_dataset(
     path: str | Path,
     *,
     front_end: str | FrontEnd = "ninth",
-    folds: str = "stratified_argmax",
+    folds: str = "stratified",
     n_folds: int = 5,
     seed: int = 2019,
     threads: int | None = None,
-) -> ScanReport:
+) -> DatasetReport:
     """Read a whole data set in the competition's layout and report what is odd in it.
 
     Parameters
@@ -95,12 +95,12 @@ def check_dataset(
     files = _file_table(listed, sounds)
     of_sounds = [*_odd_sounds(listed, sounds), *_duplicates(listed, sounds)]
     findings = [*of_sounds, *_shared_names(tables), *_odd_labels(tables), *_odd_files(tables)]
-    order = {kind: k for k, kind in enumerate(KINDS)}
+    order = {kind: k for k, kind in enumerate(FINDING_KINDS)}
     findings.sort(key=lambda f: (order[f.kind], _PARTS.index(f.part), f.fname))
     tags = tables.tags
     if tags is None:
-        tags = tags_of(row for rows in tables.rows.values() if "labels" in rows for row in rows["labels"])
-    return ScanReport(
+        tags = unique_tags(row for rows in tables.rows.values() if "labels" in rows for row in rows["labels"])
+    return DatasetReport(
         Path(path),
         files,
         tuple(findings),
@@ -112,8 +112,8 @@ def check_dataset(
 
 
 def _read_tables(root: Path) -> _Tables:
-    if is_own_table(root):
-        table = read_own_table(root)
+    if is_sound_table(root):
+        table = read_sound_table(root)
         places = {fname: Path(path) for fname, path in zip(table["fname"], table["path"])}
         return _Tables(root, {"curated": table.drop(columns=["path", "there"])}, places=places)
     if not root.is_dir():
@@ -161,10 +161,10 @@ def _odd_sounds(listed: Sequence[tuple[str, str]], sounds: Sequence[AudioFileInf
         if sound.fault:
             yield Finding(sound.fault, part, fname, sound.what)
             continue
-        if sound.peak < 10 ** (SILENT_DB / 20):
+        if sound.peak < 10 ** (SILENCE_DB / 20):
             level = f"its highest peak is {20 * np.log10(sound.peak):.0f} dB" if sound.peak else "all samples are 0"
             yield Finding("silent", part, fname, f"{level} ({sound.seconds:.2f} s)")
-        if sound.clipped >= CLIPPED_SAMPLES:
+        if sound.clipped >= MIN_CLIPPED_SAMPLES:
             yield Finding(
                 "clipped", part, fname, f"{sound.clipped:,} of {sound.samples:,} samples are in a row at full scale"
             )
@@ -254,7 +254,7 @@ def _odd_files(tables: _Tables) -> Iterator[Finding]:
                 yield Finding("extra", part, name, "no table names it")
 
 
-def _tags_per_fold(tables: _Tables, tags: Sequence[str], how: str, n: int, seed: int) -> pd.DataFrame | None:
+def _tags_per_fold(tables: _Tables, tags: Sequence[str], splitter: str, n: int, seed: int) -> pd.DataFrame | None:
     curated = tables.rows.get("curated")
     if curated is None or not tags or len(curated) < 2:
         return None
@@ -262,27 +262,27 @@ def _tags_per_fold(tables: _Tables, tags: Sequence[str], how: str, n: int, seed:
     targ = multi_hot([[label for label in row if label in known] for row in curated["labels"]], tags)
     groups = None
     if "fold" in curated.columns and curated["fold"].nunique() > 1:
-        how, groups = "given", list(curated["fold"])
+        how, groups = "predefined", list(curated["fold"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table itself shows which tags are rare
-        folds = make_folds(targ, how=how, n=min(n, len(curated)), seed=seed, groups=groups)
+        folds = make_folds(targ, splitter=splitter, n=min(n, len(curated)), seed=seed, groups=groups)
     return fold_table(folds, targ, tags)
 
 
 def _length_table(files: pd.DataFrame) -> pd.DataFrame:
     """Files per part and bin of seconds, those that were read."""
-    edges = LENGTH_EDGES_S
+    edges = DURATION_EDGES_S
     names = [f"{low:g}-{high:g} s" if np.isfinite(high) else f">= {low:g} s" for low, high in zip(edges, edges[1:])]
     read = files[files["samples"] > 0].groupby("part", sort=False)["seconds"]
     return pd.DataFrame({part: np.histogram(seconds, edges)[0] for part, seconds in read}, index=names).T
 
 
-def _costs(files: pd.DataFrame, front_end: str | FrontEnd, elapsed: float, *, crop_s: float = 4.0) -> Costs:
+def _costs(files: pd.DataFrame, front_end: str | FrontEnd, elapsed: float, *, crop_s: float = 4.0) -> CostEstimate:
     settings = find_front_end(front_end)
     read = files[files["samples"] > 0]
     training = read[read["part"] != "test"]
     samples = [max(1, round(float(s) * settings.sr)) for s in read["seconds"]]
-    return Costs(
+    return CostEstimate(
         front_end=front_end if isinstance(front_end, str) else "as given",
         training_clips=len(training),
         training_hours=float(training["seconds"].sum()) / 3600,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["KINDS", "Costs", "Finding", "ScanReport"]
+__all__ = ["FINDING_KINDS", "CostEstimate", "Finding", "DatasetReport"]
 
-KINDS = {
+FINDING_KINDS = {
     "unreadable": "cannot be decoded",
     "empty": "without a single sample",
     "not_finite": "samples that are no numbers",
@@ -33,7 +33,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is odd: its kind (a key of `KINDS`), the part and file it was found in, and what was seen."""
+    """One thing that is odd: its kind (a key of `FINDING_KINDS`), the part and file it was found in, and what was seen."""
 
     kind: str
     part: str
@@ -45,7 +45,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Costs:
+class CostEstimate:
     """What a data set costs in room and time.
 
     Sizes are exact: every clip as 16-bit samples, or as 16-bit floats behind the front end. Times are those of this machine, now: reading
@@ -97,7 +97,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class ScanReport:
+class DatasetReport:
     """What `scan` found.
 
     Attributes
@@ -113,7 +113,7 @@ class ScanReport:
     hours
         Hours of sound of each part.
     lengths
-        A row per part, a column per bin of `LENGTH_EDGES_S`: numbers of files.
+        A row per part, a column per bin of `DURATION_EDGES_S`: numbers of files.
     costs
         Estimates with the formulas that made them.
     """
@@ -124,7 +124,7 @@ class ScanReport:
     tags: tuple[str, ...]
     folds: pd.DataFrame | None
     lengths: pd.DataFrame
-    costs: Costs
+    costs: CostEstimate
 
     @property
     def hours(self) -> dict[str, float]:
@@ -134,7 +134,7 @@ class ScanReport:
         }
 
     def of_kind(self, kind: str) -> list[Finding]:
-        """Findings of one kind of `KINDS`."""
+        """Findings of one kind of `FINDING_KINDS`."""
         return [finding for finding in self.findings if finding.kind == kind]
 
     def to_json(self) -> str:
@@ -151,7 +151,7 @@ class ScanReport:
                 "hours": {part: round(hours, 4) for part, hours in self.hours.items()},
                 "findings": {
                     kind: [{"part": f.part, "fname": f.fname, "what": f.what} for f in self.of_kind(kind)]
-                    for kind in KINDS
+                    for kind in FINDING_KINDS
                 },
                 "tags": list(self.tags),
                 "tags_per_fold": folds,
@@ -185,7 +185,7 @@ class ScanReport:
 
     def _findings_text(self, most: int) -> Iterator[str]:
         yield f"{len(self.findings)} findings" if self.findings else "nothing odd was found"
-        for kind, title in KINDS.items():
+        for kind, title in FINDING_KINDS.items():
             found = self.of_kind(kind)
             if not found:
                 continue

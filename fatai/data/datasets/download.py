@@ -13,18 +13,18 @@ import pandas as pd
 
 from fatai.io.atomic import write_text
 from fatai.data.datasets.fetch import fetch
-from fatai.data.labels import join_labels, read_labels, read_table, tags_of
+from fatai.data.labels import join_labels, read_labels, read_table, unique_tags
 from fatai.data.datasets.archives import unpack
 from fatai.errors import DataError, OptionError
 from fatai.registry import did_you_mean
 
-__all__ = ["DATASETS", "Dataset", "download"]
+__all__ = ["DATASETS", "DatasetSource", "download"]
 
 _ZENODO = "https://zenodo.org/records/3612637/files/FSDKaggle2019"
 
 
 @dataclass(frozen=True)
-class Dataset:
+class DatasetSource:
     """Where a data set is.
 
     Attributes
@@ -45,8 +45,8 @@ class Dataset:
     about: str
 
 
-DATASETS: dict[str, Dataset] = {
-    "fsdkaggle2019": Dataset(
+DATASETS: dict[str, DatasetSource] = {
+    "fsdkaggle2019": DatasetSource(
         archives={
             "meta": (f"{_ZENODO}.meta.zip",),
             "curated": (f"{_ZENODO}.audio_train_curated.zip",),
@@ -60,7 +60,7 @@ DATASETS: dict[str, Dataset] = {
         most_bytes=60 * 10**9,
         about="the data of Freesound Audio Tagging 2019 with the labels of the test part; CC BY 4.0, each clip its own licence",
     ),
-    "esc50": Dataset(
+    "esc50": DatasetSource(
         archives={"all": ("https://github.com/karoldvl/ESC-50/archive/master.zip",)},
         listing="",
         most_bytes=4 * 10**9,
@@ -114,7 +114,7 @@ def _file_name(url: str) -> str:
     return PurePosixPath(url.partition("?")[0]).name
 
 
-def _checksums(data: Dataset, store: Path) -> dict[str, str]:
+def _checksums(data: DatasetSource, store: Path) -> dict[str, str]:
     """Checksums by file name, as the place that keeps the data states them."""
     if not data.listing:
         return {}
@@ -164,7 +164,7 @@ def _tables_fsdkaggle2019(dest: Path, noisy: bool) -> None:
     }
     for part in ("train_curated", *(("train_noisy",) if noisy else ())):
         _write(dest, f"{part}.csv", _with_cells(tables[part]))
-    _write_test(dest, tables["test"], tags_of(row for table in tables.values() for row in table["labels"]))
+    _write_test(dest, tables["test"], unique_tags(row for table in tables.values() for row in table["labels"]))
 
 
 def _place_esc50(dest: Path, inside: str) -> Path | None:
@@ -188,7 +188,7 @@ def _tables_esc50(dest: Path, noisy: bool) -> None:
     table["labels"] = [[label] for label in table["labels"]]
     oof_score = table["fold"] == _TEST_FOLD
     _write(dest, "train_curated.csv", _with_cells(table[~oof_score]))
-    _write_test(dest, table[oof_score], tags_of(table["labels"]))
+    _write_test(dest, table[oof_score], unique_tags(table["labels"]))
 
 
 @dataclass(frozen=True)

@@ -28,26 +28,26 @@ from fatai.data.labels import (
     read_corrections,
     read_labels,
     read_table,
-    tags_of,
-    warn_unused,
+    unique_tags,
+    warn_unused_corrections,
 )
-from fatai.data.own_table import is_own_table, read_own_table
+from fatai.data.own_table import is_sound_table, read_sound_table
 from fatai.errors import DataError, OptionError
 from fatai.audio.io import AUDIO_EXTENSIONS
 
-__all__ = ["CORRUPTED", "CORRUPTED_HOW", "CORRUPTED_RELABELLED", "FATDataset", "fat_sample", "load_dataset"]
+__all__ = ["CORRUPTED_FILES", "CORRUPTED_FILES_ACTIONS", "CORRUPTED_FILES_RELABELED", "FATDataset", "fat_sample", "load_dataset"]
 
-CORRUPTED = ("f76181c4.wav", "77b925c2.wav", "6a1f682a.wav", "c7db12aa.wav", "7752cc8a.wav", "1d44b0bd.wav")
+CORRUPTED_FILES = ("f76181c4.wav", "77b925c2.wav", "6a1f682a.wav", "c7db12aa.wav", "7752cc8a.wav", "1d44b0bd.wav")
 """The curated files of the competition that are widely listed as corrupted."""
 
-CORRUPTED_RELABELLED: Mapping[str, tuple[str, ...]] = MappingProxyType({
+CORRUPTED_FILES_RELABELED: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "f76181c4.wav": ("Bass_drum",),
     "c7db12aa.wav": ("Marimba_and_xylophone",),
     "7752cc8a.wav": ("Dishes_and_pots_and_pans", "Chink_and_clink"),
 })
 """The three of them that the 1st place kept, under these labels; it dropped the others."""
 
-CORRUPTED_HOW = ("keep", "drop", "noisy", "relabel")
+CORRUPTED_FILES_ACTIONS = ("keep", "drop", "noisy", "relabel")
 """What may be done with them: the baseline's, the 9th, the 36th and the 1st place's choice."""
 
 
@@ -128,10 +128,10 @@ def load_dataset(path: str | Path, corrections: str | Path | None = None, *, cor
 
     Rows whose file is missing are set aside in `missing`, with one warning.
     """
-    if corrupted not in CORRUPTED_HOW:
-        raise OptionError(f"corrupted is {corrupted!r}; expected one of {', '.join(CORRUPTED_HOW)}")
+    if corrupted not in CORRUPTED_FILES_ACTIONS:
+        raise OptionError(f"corrupted is {corrupted!r}; expected one of {', '.join(CORRUPTED_FILES_ACTIONS)}")
     root = Path(path)
-    if is_own_table(root):
+    if is_sound_table(root):
         return _own_sounds(root, corrections)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; expected one with train_curated.csv and train_curated/ "
@@ -145,7 +145,7 @@ def load_dataset(path: str | Path, corrections: str | Path | None = None, *, cor
     tags = (
         tuple(submission.columns[1:])
         if submission is not None
-        else tags_of(row for part in parts for row in part["labels"])
+        else unique_tags(row for part in parts for row in part["labels"])
     )
     for part in parts:
         check_labels(part, tags, root / f"train_{part['part'].iloc[0]}.csv")
@@ -177,7 +177,7 @@ def _no_curated(root: Path) -> str:
 
 
 def _own_sounds(csv: Path, corrections: str | Path | None) -> FATDataset:
-    table = read_own_table(csv).assign(part="curated")
+    table = read_sound_table(csv).assign(part="curated")
     missing = _missing(table)
     _report(missing, csv)
     none = pd.DataFrame({"fname": pd.Series(dtype=str), "path": pd.Series(dtype=str)})
@@ -185,7 +185,7 @@ def _own_sounds(csv: Path, corrections: str | Path | None) -> FATDataset:
         raise DataError(
             f"none of the {len(table)} sounds that {csv} names, such as {table['fname'].iloc[0]}, is in {csv.parent} or below"
         )
-    data = FATDataset(csv, _present(table), None, none, tags_of(table["labels"]), None, missing)
+    data = FATDataset(csv, _present(table), None, none, unique_tags(table["labels"]), None, missing)
     return data if corrections is None else _correct(data, corrections)
 
 
@@ -298,7 +298,7 @@ def _report(missing: pd.DataFrame, root: Path) -> None:
 def _handle_corrupted(data: FATDataset, how: str) -> FATDataset:
     """Keep, drop, move or relabel the six corrupted curated files."""
     curated = data.curated
-    is_corrupted = curated["fname"].isin(CORRUPTED)
+    is_corrupted = curated["fname"].isin(CORRUPTED_FILES)
     if how == "keep" or not is_corrupted.any():
         return _checked(data)
     rest = curated[~is_corrupted]
@@ -308,8 +308,8 @@ def _handle_corrupted(data: FATDataset, how: str) -> FATDataset:
         moved = curated[is_corrupted].assign(part="noisy")
         noisy = moved if data.noisy is None else pd.concat([data.noisy, moved])
         return _checked(replace(data, curated=rest.reset_index(drop=True), noisy=noisy.reset_index(drop=True)))
-    labels = [[*CORRUPTED_RELABELLED[name]] if name in CORRUPTED_RELABELLED else None for name in CORRUPTED]
-    table = apply_corrections(curated, pd.DataFrame({"fname": CORRUPTED, "labels": pd.Series(labels, dtype=object)}))
+    labels = [[*CORRUPTED_FILES_RELABELED[name]] if name in CORRUPTED_FILES_RELABELED else None for name in CORRUPTED_FILES]
+    table = apply_corrections(curated, pd.DataFrame({"fname": CORRUPTED_FILES, "labels": pd.Series(labels, dtype=object)}))
     check_labels(table, data.tags, "the corrupted files as the 1st place labelled them")
     return _checked(replace(data, curated=table))
 
@@ -317,12 +317,12 @@ def _handle_corrupted(data: FATDataset, how: str) -> FATDataset:
 def _correct(data: FATDataset, corrections: str | Path) -> FATDataset:
     """Apply a file of hand corrections to both training parts."""
     right = read_corrections(corrections, tags=data.tags)
-    known: list[str] = [*data.curated["fname"], *data.missing["fname"], *CORRUPTED]
+    known: list[str] = [*data.curated["fname"], *data.missing["fname"], *CORRUPTED_FILES]
     noisy = data.noisy
     if noisy is not None:
         known += list(noisy["fname"])
         noisy = apply_corrections(noisy, right)
-    warn_unused(right, known, corrections)
+    warn_unused_corrections(right, known, corrections)
     return _checked(replace(data, curated=apply_corrections(data.curated, right), noisy=noisy))
 
 

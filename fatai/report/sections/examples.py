@@ -12,7 +12,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from fatai.data.blocks import WaveToSpec
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CheckpointError, FataiError
 from fatai.inference.grad_cam import filter_mosaic, first_filters, grad_cam
 from fatai.export.pretrained import Pretrained
@@ -127,7 +127,7 @@ def _fill(card: Card, material: ReportData, networks: _Networks) -> None:
         card.fault = "Its sound is not at hand."
         return
     settings = (
-        network.settings if network is not None else material.recipe.settings() if material.recipe else ClipSettings()
+        network.settings if network is not None else material.recipe.settings() if material.recipe else ClipConfig()
     )
     try:
         wave = settings.read(path)[:round(MOST_SECONDS * settings.sr)]

@@ -118,7 +118,7 @@ def fold_audit(material: ReportData) -> dict[str, Any]:
         "rows": [
             (tag, [int(row[k]) for k in numbers], int(row["all"])) for tag, row in table.head(MOST_ROWS).iterrows()
         ],
-        "absent": {k: _few(tags) for k, tags in absent.oof_score.items()},
+        "absent": {k: _few(tags) for k, tags in absent.validation.items()},
     }
 
 
