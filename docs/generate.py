@@ -89,7 +89,7 @@ def recipes() -> str:
     for name in recipe_names():
         recipe, result = load_recipe(name), measured(name)
         rows.append(
-            _row([f"[`{name}`]({name}.md)", recipe.model.arch, _cell(recipe.published), result or _NOT_MEASURED])
+            _row([f"[`{name}`]({name}.md)", recipe.model.arch, _cell(recipe.reference_score), result or _NOT_MEASURED])
         )
     return _table(["recipe", "network", "published", "measured here"], rows)
 
@@ -102,7 +102,7 @@ def ensembles() -> str:
     for name in ensemble_names():
         listed = load_ensemble(name)
         n = len(listed.members) + len(listed.stackers)
-        rows.append(_row([f"`{name}`", str(n), listed.how, _cell(listed.source), _cell(listed.published)]))
+        rows.append(_row([f"`{name}`", str(n), listed.how, _cell(listed.source), _cell(listed.reference_score)]))
     return _table(["name", "models", "how", "source", "published"], rows)
 
 
@@ -165,7 +165,7 @@ def recipe_page(name: str) -> str:
     from fatai.experiment.recipe import load_recipe, recipe_text
 
     recipe, text = load_recipe(name), recipe_text(name)
-    listen, front_end = recipe.listen.how, recipe.front_end.get("name", "ninth")
+    listen, front_end = recipe.tta.views, recipe.front_end.get("name", "ninth")
     head = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
     stages = [
         _row([s.name, str(s.epochs), str(s.bs), f"{s.lr:g}", s.schedule, s.optimizer, s.loss]) for s in recipe.stages
@@ -179,7 +179,7 @@ def recipe_page(name: str) -> str:
     ]
     return "\n".join([
         f"# {name}", "", head, "",
-        f"- **Source:** {recipe.source}", f"- **Published:** {recipe.published}",
+        f"- **Source:** {recipe.source}", f"- **Published:** {recipe.reference_score}",
         f"- **Network:** `{recipe.model.arch}`, {recipe_parameters(recipe, 80):,} parameters for 80 tags",
         f"- **Hears:** {hears}", f"- **Folds:** {recipe.folds.n}, `{recipe.folds.how}`", "",
         _table(["stage", "epochs", "batch", "rate", "schedule", "optimiser", "loss"], stages), "",

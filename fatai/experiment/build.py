@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fatai.models import count_parameters
-from fatai.models.multi_task import TwoHeads
+from fatai.models.multi_task import TwoHeadModel
 from fatai.experiment.recipe import Recipe
 from fatai.audio.front_ends import FrontEnd
 from fatai.training.learner import named_model
@@ -16,7 +16,7 @@ __all__ = ["has_two_heads", "recipe_network", "recipe_parameters"]
 
 def has_two_heads(recipe: Recipe) -> bool:
     """Whether some stage teaches noisy labels to a head of their own."""
-    return any(stage.noisy is not None and stage.noisy["name"] == "fourth" for stage in recipe.stages)
+    return any(stage.noisy_labels is not None and stage.noisy_labels["method"] == "fourth_place_second_head" for stage in recipe.stages)
 
 
 def recipe_network(recipe: Recipe, n_tags: int, in_channels: int, *, pretrained: bool = True) -> nn.Module:
@@ -43,4 +43,4 @@ def _network(recipe: Recipe, n_tags: int, in_channels: int, front_end: FrontEnd)
     model = named_model(
         network.arch, n_tags * (2 if twice else 1), in_channels, front_end, width=network.width, options=network.options
     )
-    return TwoHeads(model, n_tags) if twice else model
+    return TwoHeadModel(model, n_tags) if twice else model

@@ -19,7 +19,7 @@ import pandas as pd
 from fatai.io.atomic import translate_os_errors, open_atomic
 from fatai.data.datasets.fetch import file_digest
 from fatai.errors import CheckpointError, DataError, OptionError
-from fatai.ensemble.streaming import join_files
+from fatai.ensemble.streaming import concat_files
 from fatai.experiment.run_folder import predict_with_run
 from fatai.io.json import parse_json
 
@@ -140,7 +140,7 @@ def merge_parts(whole: str | Path) -> int:
             f"of {whole} the parts {', '.join(lacking[:5])}{' ...' * (len(lacking) > 5)} are lacking; make them first"
         )
     parts = [found[part] for part in sorted(found)]
-    n = join_files(parts, whole)
+    n = concat_files(parts, whole)
     for part in parts:
         part.unlink()
         _journal_of(part).unlink(missing_ok=True)

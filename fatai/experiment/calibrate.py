@@ -11,7 +11,7 @@ import numpy as np
 
 from fatai.io.atomic import write_file
 from fatai.errors import DataError, OptionError
-from fatai.ensemble.members import out_of_fold, read_folds
+from fatai.ensemble.members import align_out_of_fold, read_folds
 from fatai.inference.predictions import Predictions
 from fatai.inference.ground_truth import Table
 from fatai.metrics.calibration import CALIBRATION, Calibration, cross_calibrated
@@ -92,13 +92,13 @@ def calibrate_run(
     """
     run = Path(run)
     oof_score, folds = Predictions.from_csv(run / "oof.csv"), read_folds(run / "folds.csv")
-    known = out_of_fold([oof_score], truth, oof_score.tags, [folds])
+    known = align_out_of_fold([oof_score], truth, oof_score.tags, [folds])
     n_trained = len({folds[name] for name in known.fnames if name in folds})
     if n_trained < 2:
         raise DataError(
             f"{run} has out-of-fold predictions of {n_trained} folds; a calibration is judged across two or more: train them"
         )
-    probs, targ = known.stack[0], known.targ
+    probs, targ = known.probs[0], known.targ
     crossed = cross_calibrated(probs, targ, known.folds, how=how)
     calibration = Calibration.fit(probs, targ, oof_score.tags, how=how)
     if thresholds is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fatai.experiment.schema import KEPT, Stage
+from fatai.experiment.schema import Stage
 
 __all__ = ["clips_and_steps", "most_clips"]
 
@@ -12,15 +12,15 @@ def most_clips(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> int:
 
     Examples
     --------
-    >>> most_clips(Stage(noisy={"name": "ninth", "n": 50}), 100, 400, 5), most_clips(Stage(), 100, 400, 5)
+    >>> most_clips(Stage(noisy_labels={"method": "ninth_place_low_loss", "n": 50}), 100, 400, 5), most_clips(Stage(), 100, 400, 5)
     (150, 100)
     """
-    if stage.noisy is None:
+    if stage.noisy_labels is None:
         return n_curated
-    asked = stage.noisy.get("n", stage.noisy.get("k", n_noisy)) if stage.noisy != {"name": KEPT} else n_noisy
-    share = {"all": 1.0, "own": 1 / n_folds, "others": 1 - 1 / n_folds}[stage.noisy_share]
+    asked = stage.noisy_labels.get("n", stage.noisy_labels.get("k", n_noisy)) if stage.selects_noisy else n_noisy
+    share = {"all": 1.0, "own": 1 / n_folds, "others": 1 - 1 / n_folds}[stage.noisy_fold_split]
     # The 3rd place's last step labels what lies beyond its best k itself.
-    return n_curated + round(share * (n_noisy if stage.noisy["name"] == "third" else min(n_noisy, asked)))
+    return n_curated + round(share * (n_noisy if stage.noisy_labels["method"] == "third_place_pseudo_labels" else min(n_noisy, asked)))
 
 
 def clips_and_steps(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fatai.errors import CheckpointError, OptionError
-from fatai.ensemble.members import members_of, out_of_fold
+from fatai.ensemble.members import align_out_of_fold, load_members
 from fatai.inference.ground_truth import Table
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import load_recipe
@@ -76,18 +76,18 @@ def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof",
         lacking = [name for name in ("recipe.toml", _PARTS[part]) if not (folder / name).is_file()]
         if lacking:
             raise CheckpointError(f"{folder} holds no {lacking[0]}; expected the folder of a finished run")
-    members = members_of(folders, "runs", part=_PARTS[part])
+    members = load_members(folders, "runs", part=_PARTS[part])
     parts = [member.predictions for member in members]
-    known = out_of_fold(parts, truth, parts[0].tags)
-    scores = [score_interval(probs, known.targ, draws=draws) for probs in known.stack]
+    known = align_out_of_fold(parts, truth, parts[0].tags)
+    scores = [score_interval(probs, known.targ, draws=draws) for probs in known.probs]
     order = sorted(range(len(folders)), key=lambda k: -scores[k].value)
-    best = known.stack[order[0]]
+    best = known.probs[order[0]]
     return Comparison(
         tuple(
             ComparedRun(
                 members[k].name,
                 scores[k],
-                None if k == order[0] else score_difference(known.stack[k], best, known.targ, draws=draws),
+                None if k == order[0] else score_difference(known.probs[k], best, known.targ, draws=draws),
                 _seconds(folders[k]),
                 recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags)),
             )

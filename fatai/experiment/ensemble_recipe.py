@@ -14,13 +14,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fatai.errors import FataiError, RecipeError
 from fatai.experiment.recipe import Recipe, load_recipe, parse_toml, recipe_text, validated
-from fatai.experiment.schema import Section
+from fatai.experiment.schema import Section, refuse_old_keys
 from fatai.registry import ENSEMBLES, did_you_mean
 
 __all__ = ["EnsembleRecipe", "EnsembleMember", "ensemble_names", "ensemble_text", "is_ensemble", "load_ensemble"]
 
 _FOLDER = "ensembles/"
-_SECTIONS = ("clips", "folds", "model", "listen")
+_SECTIONS = ("clips", "folds", "model", "tta")
 
 
 class EnsembleMember(Section):
@@ -32,43 +32,43 @@ class EnsembleMember(Section):
         Of its folder within the ensemble's.
     recipe
         Of the run, before it is changed.
-    until
+    last_stage
         Name of the stage that is the last; None trains all.
-    changes
+    overrides
         Tables and values of a recipe that take the place of its own: `model = { arch = "m1" }`; those under `stages` go to every stage,
-        and `noisy` only to stages that have noisy clips. Values of `options` are added to the recipe's.
+        and `noisy_labels` only to stages that have noisy clips. Values of `options` are added to the recipe's.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     recipe: str
-    until: str | None = None
-    changes: dict[str, Any] = {}
+    last_stage: str | None = None
+    overrides: dict[str, Any] = {}
 
     def changed_recipe(self) -> Recipe:
         """The recipe that the member is trained by; raises `RecipeError`."""
         recipe = load_recipe(self.recipe)
-        changes = dict(self.changes)
+        overrides = dict(self.overrides)
         for key in ("front_end", "stages", *_SECTIONS):
-            if not isinstance(changes.get(key, {}), dict):
-                raise RecipeError(f"member {self.name}: changes.{key} is {str(changes[key])[:40]!r}; expected a table")
-        if "front_end" in changes:
-            recipe = recipe.with_front_end(**changes.pop("front_end"))
+            if not isinstance(overrides.get(key, {}), dict):
+                raise RecipeError(f"member {self.name}: overrides.{key} is {str(overrides[key])[:40]!r}; expected a table")
+        if "front_end" in overrides:
+            recipe = recipe.with_front_end(**overrides.pop("front_end"))
         plain = recipe.model_dump()
-        if self.until is not None:
+        if self.last_stage is not None:
             names = [stage["name"] for stage in plain["stages"]]
-            if self.until not in names:
-                raise RecipeError(f"member {self.name}: until is {self.until!r}; {did_you_mean(self.until, names)}")
-            plain["stages"] = plain["stages"][:names.index(self.until) + 1]
+            if self.last_stage not in names:
+                raise RecipeError(f"member {self.name}: last_stage is {self.last_stage!r}; {did_you_mean(self.last_stage, names)}")
+            plain["stages"] = plain["stages"][:names.index(self.last_stage) + 1]
         for stage in plain["stages"]:
             stage.update(
-                {k: v for k, v in changes.get("stages", {}).items() if k != "noisy" or stage["noisy"] is not None}
+                {k: v for k, v in overrides.get("stages", {}).items() if k != "noisy_labels" or stage["noisy_labels"] is not None}
             )
-        changes.pop("stages", None)
+        overrides.pop("stages", None)
         for section in _SECTIONS:
-            given = changes.pop(section, {})
+            given = overrides.pop(section, {})
             options = {**plain[section].get("options", {}), **given.get("options", {})}
             plain[section].update({**given, "options": options} if "options" in plain[section] else given)
-        return validated({**plain, **changes}, f"member {self.name}")
+        return validated({**plain, **overrides}, f"member {self.name}")
 
 
 class StackerConfig(Section):
@@ -92,7 +92,7 @@ class EnsembleRecipe(Section):
 
     name: str
     source: str = ""
-    published: str = ""
+    reference_score: str = ""
     how: str = "mean"
     options: dict[str, Any] = {}
     weights: tuple[float, ...] | Literal["lwlrap"] | None = None
@@ -151,7 +151,9 @@ def load_ensemble(name: str | Path) -> EnsembleRecipe:
     """A list by name ("ensembles/third_place"), or from a path that ends in .toml; raises `RecipeError` that says what is wrong."""
     text = str(name)
     try:
-        listed = EnsembleRecipe.model_validate(parse_toml(ensemble_text(name), text))
+        plain = parse_toml(ensemble_text(name), text)
+        refuse_old_keys(plain, text)
+        listed = EnsembleRecipe.model_validate(plain)
     except ValidationError as e:
         faults = [
             f"{'.'.join(map(str, error['loc'])) or 'the list'}: {error['msg'].removeprefix('Value error, ')}"

@@ -25,7 +25,7 @@ from fatai.experiment.run import folded_table, noisy_table
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import curated_alone, prepare_stage
 from fatai.callbacks.callbacks import PlainProgress
-from fatai.training.learner import FatLearner
+from fatai.inference.learner import FatLearner
 
 __all__ = ["RunEstimate", "StageEstimate", "estimate_run", "seconds_of"]
 
@@ -93,7 +93,7 @@ def estimate_run(
     """
     table, _, folds = folded_table(data, recipe)
     noisy, _ = noisy_table(data, recipe)
-    trained = sorted(set(folds.tolist())) if recipe.folds.only is None else list(recipe.folds.only)
+    trained = sorted(set(folds.tolist())) if recipe.folds.run_folds is None else list(recipe.folds.run_folds)
     own = table.assign(is_valid=folds == trained[0])
     n_noisy, n_held = 0 if noisy is None else len(noisy), int(own["is_valid"].sum())
     with tempfile.TemporaryDirectory() as scratch:
@@ -107,15 +107,15 @@ def estimate_run(
         stages = []
         for stage in recipe.stages:
             clips, count = clips_and_steps(stage, len(table) - n_held, n_noisy, recipe.folds.n)
-            if stage.solve is not None:
+            if stage.linear_probe is not None:
                 stages.append(StageEstimate(stage.name, 1, count, clips, stage.bs, clips * listening))
                 continue
-            key = repr((stage.bs, stage.mixup, stage.augment, stage.items, stage.loss))
+            key = repr((stage.bs, stage.mixup, stage.augment, stage.item_tfms, stage.loss))
             if key not in measured:
                 measured[key] = _step_seconds(job, learn, stage, steps)
             seconds = stage.epochs * measured[key] * (count + _VALIDATION * n_held / stage.bs)
             stages.append(StageEstimate(stage.name, stage.epochs, count, clips, stage.bs, seconds))
-        judged = n_noisy * sum(recipe.judges_after(k) for k in range(len(recipe.rounds())))
+        judged = n_noisy * sum(recipe.predicts_noisy_after(k) for k in range(len(recipe.rounds())))
         listened = n_held + judged + (len(data.test) if predict_test else 0)
         predicting = listened * listening
         memory = _peak_memory(learn)
@@ -160,11 +160,11 @@ def _step_seconds(job: FoldContext, learn: FatLearner, stage: Stage, steps: int)
 
 
 def _tta_seconds(learn: FatLearner, recipe: Recipe, table: Any, clips: int = 6) -> float:
-    listen, items = recipe.listen, table.iloc[:clips]
+    tta, items = recipe.tta, table.iloc[:clips]
 
     def heard(part: Any) -> float:
         begun = time.perf_counter()
-        learn.tta(items=part, how=listen.how, n=listen.n, mean=listen.mean, what="measuring", **listen.options)
+        learn.tta(items=part, views=tta.views, n=tta.n, average=tta.average, desc="measuring", **tta.options)
         return (time.perf_counter() - begun) / len(part)
 
     heard(items.iloc[:1])

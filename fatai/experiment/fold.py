@@ -22,7 +22,6 @@ from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.labels import multi_hot
 from fatai.errors import CheckpointError
-from fatai.inference import tta
 from fatai.inference.predictions import Predictions
 from fatai.experiment.best import BestOfStages
 from fatai.experiment.build import has_two_heads, recipe_network
@@ -33,7 +32,7 @@ from fatai.callbacks.callbacks import quiet_unless_terminal
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.models.checkpoint import load_weights, save_weights
 from fatai.noisy_labels.selection import LabelSelection
-from fatai.training.learner import FatLearner, fat_learner
+from fatai.inference.learner import FatLearner, fat_learner
 from fatai.noisy_labels.methods import second_head
 from fatai.callbacks.resume import ResumeTraining
 from fatai.callbacks.sample_weights import SampleWeights
@@ -157,10 +156,10 @@ def _predict_noisy(job: FoldContext, fold: int, learn: FatLearner, number: int) 
     return judged
 
 
-def _predict_items(job: FoldContext, learn: FatLearner, items: pd.DataFrame, what: str) -> Predictions:
+def _predict_items(job: FoldContext, learn: FatLearner, items: pd.DataFrame, desc: str) -> Predictions:
     tta = job.recipe.tta
     return learn.tta(
-        items=items, what=what, how=tta.views, n=tta.n, mean=tta.average, seed=job.recipe.seed, **tta.options
+        items=items, desc=desc, views=tta.views, n=tta.n, average=tta.average, seed=job.recipe.seed, **tta.options
     )
 
 

@@ -11,7 +11,7 @@ from fatai.data.labels import multi_hot
 from fatai.errors import OptionError
 from fatai.inference import embeddings
 from fatai.inference.linear_probe import LinearProbe
-from fatai.training.learner import FatLearner
+from fatai.inference.learner import FatLearner
 
 __all__ = ["solve_last_layer"]
 

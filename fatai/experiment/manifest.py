@@ -18,7 +18,7 @@ import torch
 from fatai import __version__
 from fatai.io.atomic import write_text
 from fatai.data.datasets.fat2019 import FATDataset
-from fatai.data.own_table import is_own_table
+from fatai.data.own_table import is_sound_table
 from fatai.errors import CheckpointError
 from fatai.experiment.recipe import Recipe
 from fatai.io.json import read_json_limited
@@ -83,7 +83,7 @@ def noted_data(run: Path) -> Path | None:
     made = (read_manifest(run) or {}).get("made_with")
     told = made.get("data") if isinstance(made, dict) else None
     path = Path(told) if isinstance(told, str) else None
-    return path if path is not None and (is_own_table(path) or (path / "train_curated.csv").is_file()) else None
+    return path if path is not None and (is_sound_table(path) or (path / "train_curated.csv").is_file()) else None
 
 
 def data_digest(data: FATDataset) -> str:

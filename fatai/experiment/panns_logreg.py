@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from fatai.io.atomic import write_text
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import DataError
 from fatai.inference.linear_probe import LinearProbeFit, fit_embedding_tagger
@@ -41,7 +41,7 @@ def panns_network(weights: str | os.PathLike[str], arch: str = "cnn14", *, width
     weights
         File of published weights, such as Cnn14_mAP=0.431.pth, or of the network's own; read without executing anything.
     """
-    settings = ClipSettings(front_end("panns"), crop_s=10.0, trim_db=None, pad_mode="constant_right")
+    settings = ClipConfig(front_end("panns"), crop_s=10.0, trim_db=None, pad_mode="constant_right")
     model = create_model(arch, 1, 1, width=width, pretrained=weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Pretrained(model.to(device).eval(), ("unused",), settings, np.zeros(1), None, {}, {})

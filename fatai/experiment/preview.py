@@ -11,7 +11,7 @@ from fatai.data.datasets.fat2019 import FATDataset
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.run import recipe_learner
 from fatai.experiment.stage import curated_alone, prepare_stage
-from fatai.training.learner import FatLearner
+from fatai.inference.learner import FatLearner
 
 __all__ = ["preview_learner"]
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import FataiError, RecipeError
 from fatai.export.config import bounded
 from fatai.experiment.overrides import Overrides
-from fatai.experiment.schema import KEPT, Clips, Folds, Listen, Model, Section, Seed, Stage
+from fatai.experiment.schema import TTA, Clips, Folds, Model, Section, Seed, Stage, refuse_old_keys
 from fatai.registry import FRONT_ENDS, did_you_mean
 from fatai.io.json import read_text_limited
 from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
@@ -56,7 +56,7 @@ class Recipe(Section):
 
     name: str
     source: str = ""
-    published: str = ""
+    reference_score: str = ""
     seed: Seed = 2019
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     front_end: dict[str, Any] = {"name": "ninth"}
@@ -64,30 +64,19 @@ class Recipe(Section):
     folds: Folds = Folds()
     model: Model = Model()
     stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
-    listen: Listen = Listen()
+    tta: TTA = TTA()
 
     @field_validator("stages", mode="before")
     @classmethod
-    def _likenesses(cls, value: Any) -> Any:
+    def _resolve_extends(cls, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             return value
         if len(value) > _MAX_STAGES:
             raise ValueError(f"there are {len(value)}; at most {_MAX_STAGES}")
-        told: list[Any] = []
+        resolved: list[Any] = []
         for k, stage in enumerate(value):
-            if isinstance(stage, dict) and "like" in stage:
-                known = {
-                    earlier["name"]: earlier
-                    for earlier in told
-                    if isinstance(earlier, dict) and isinstance(earlier.get("name"), str)
-                }
-                if not isinstance(stage["like"], str) or stage["like"] not in known:
-                    raise ValueError(
-                        f"stage {k} is like {stage['like']!r}; {did_you_mean(str(stage['like']), list(known))}"
-                    )
-                stage = {**known[stage["like"]], **{key: v for key, v in stage.items() if key != "like"}}
-            told.append(stage)
-        return told
+            resolved.append(_extended(stage, k, resolved) if isinstance(stage, dict) and "extends" in stage else stage)
+        return resolved
 
     @field_validator("front_end")
     @classmethod
@@ -102,34 +91,36 @@ class Recipe(Section):
         return value
 
     @model_validator(mode="after")
-    def _a_choice_precedes_kept(self) -> Recipe:
-        chosen = False
+    def _previous_selection_exists(self) -> Recipe:
+        selected = False
         for stage in self.stages:
-            if stage.noisy == {"name": KEPT} and not chosen:
-                raise ValueError(f"stage {stage.name!r} keeps noisy clips, but no stage before it chose any")
-            chosen = chosen or stage.noisy is not None
+            if stage.noisy_labels is not None and not stage.selects_noisy and not selected:
+                raise ValueError(f"stage {stage.name!r} reuses the previous selection, but no stage before it selects noisy clips")
+            selected = selected or stage.noisy_labels is not None
         return self
 
     def tracks_best(self, number: int) -> bool:
-        """Whether a later stage asks for the best weights of a stage and those around it."""
+        """Return True if a later stage compares its best weights with those of stage `number`, counted from 0."""
         for later in self.stages[number + 1:]:
-            if later.fresh or later.keep == "best":
+            if later.reinit or later.checkpoint == "best":
                 return False
-            if later.keep == "best_of_all":
+            if later.checkpoint == "best_overall":
                 return True
         return False
 
-    def judges_after(self, number: int) -> bool:
-        """Whether the models of a round judge the noisy clips, because the next one chooses among them."""
+    def predicts_noisy_after(self, number: int) -> bool:
+        """Return True if the models of round `number` predict the noisy clips, because the next round selects among them."""
         rounds = self.rounds()
-        following = self.stages[rounds[number + 1].start].noisy if number + 1 < len(rounds) else None
-        return following is not None and following["name"] != KEPT
+        return number + 1 < len(rounds) and self.stages[rounds[number + 1].start].selects_noisy
 
     def rounds(self) -> list[range]:
-        """Numbers of the stages that a fold fits on the same clips, beginning with the same weights or fresh ones."""
+        """Return the stage numbers of each round: consecutive stages on the same clips without new initial weights in between."""
         stages = self.stages
-        begins = [i for i, stage in enumerate(stages) if i == 0 or stage.fresh or stage.noisy or stages[i - 1].noisy]
-        return [range(a, b) for a, b in zip(begins, [*begins[1:], len(self.stages)])]
+        begins = [
+            i for i, stage in enumerate(stages)
+            if i == 0 or stage.reinit or stage.noisy_labels or stages[i - 1].noisy_labels
+        ]
+        return [range(a, b) for a, b in zip(begins, [*begins[1:], len(stages)], strict=True)]
 
     @model_validator(mode="after")
     def _front_end_fits(self) -> Recipe:
@@ -139,12 +130,12 @@ class Recipe(Section):
             raise ValueError(f"front_end: {e}") from e
         return self
 
-    def settings(self) -> ClipSettings:
+    def settings(self) -> ClipConfig:
         """How clips are read."""
         overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.front_end.items() if k != "name"}
         described = find_front_end(self.front_end.get("name", "ninth"), **overrides)
-        trim_db = None if self.clips.trim_db == "none" else float(self.clips.trim_db)
-        return ClipSettings(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.pad_mode)
+        trim_db = None if self.clips.trim_db is False else float(self.clips.trim_db)
+        return ClipConfig(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.pad_mode)
 
     def with_front_end(self, **values: Any) -> Recipe:
         """A copy whose front end has another `name`, or other values; a new name drops the values of the old one."""
@@ -166,10 +157,10 @@ class Recipe(Section):
             return {k: v for k, v in options.items() if v is not None}
 
         plain = self.model_dump()
-        plain["folds"].update(given(n=new.n_folds, only=new.run_folds))
+        plain["folds"].update(given(n=new.n_folds, run_folds=new.run_folds))
         plain["model"].update(given(arch=new.arch, width=new.width))
         plain["clips"].update(given(crop_s=new.crop_s))
-        plain["listen"].update(given(n=new.n_views))
+        plain["tta"].update(given(n=new.n_views))
         for stage in plain["stages"]:
             stage.update(given(epochs=new.epochs, bs=new.bs, lr=new.lr))
         return validated({**plain, **given(seed=new.seed, precision=new.precision)}, "the changed recipe")
@@ -197,6 +188,15 @@ class Recipe(Section):
         ]
 
 
+def _extended(stage: dict[str, Any], number: int, earlier: list[Any]) -> dict[str, Any]:
+    """Return the keys of a stage on top of those of the earlier stage that it extends."""
+    base = stage["extends"]
+    known = {other["name"]: other for other in earlier if isinstance(other, dict) and isinstance(other.get("name"), str)}
+    if not isinstance(base, str) or base not in known:
+        raise ValueError(f"stage {number} extends {base!r}; {did_you_mean(str(base), list(known))}")
+    return {**known[base], **{key: value for key, value in stage.items() if key != "extends"}}
+
+
 def _flat(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of nested tables with its dotted key."""
     if not isinstance(plain, (dict, list)) or not plain:
@@ -220,7 +220,7 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
     section: Any = Recipe
     for part in location[:-1]:
         if isinstance(part, str):
-            section = {"clips": Clips, "folds": Folds, "model": Model, "stages": Stage, "listen": Listen}.get(
+            section = {"clips": Clips, "folds": Folds, "model": Model, "stages": Stage, "tta": TTA}.get(
                 part, section
             )
     return list(section.model_fields)
@@ -228,6 +228,7 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
 
 def validated(plain: dict[str, Any], where: str) -> Recipe:
     """A recipe from plain tables; raises `RecipeError` that names `where`, every key that is wrong and what is allowed."""
+    refuse_old_keys(plain, where)
     try:
         return Recipe.model_validate(plain)
     except ValidationError as e:

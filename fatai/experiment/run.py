@@ -29,7 +29,7 @@ from fatai.experiment.self_training import SelfTrainingRounds
 from fatai.metrics.ranking import lwlrap
 from fatai.distributed import init
 from fatai.training.cross_validation import fit_folds
-from fatai.training.learner import FatLearner
+from fatai.inference.learner import FatLearner
 
 __all__ = ["RunResult", "draw_report", "recipe_learner", "run_recipe"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -14,13 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fatai.data.blocks import WaveToSpec
 from fatai.errors import CheckpointError, OptionError
 from fatai.ensemble.ensemble import ensemble
-from fatai.inference.view_store import ViewWriter, views_file
 from fatai.inference.predictions import Predictions
 from fatai.export.pretrained import Pretrained, is_model_folder, load_pretrained
-from fatai.inference.tta import ClipPredictions, build_views, names_and_paths, predict_clips, with_priors
+from fatai.inference.predictor import ClipPredictions, Predictor
+from fatai.inference.tta import build_views, names_and_paths, predict_files, with_priors
 from fatai.experiment.fold import WEIGHTS
 from fatai.experiment.build import recipe_network
 from fatai.experiment.recipe import Recipe, load_recipe
@@ -28,7 +26,7 @@ from fatai.metrics.calibration import CALIBRATION, Calibration
 from fatai.metrics.thresholds import Thresholds
 from fatai.io.json import parse_json
 from fatai.models.checkpoint import load_weights, read_metadata
-from fatai.training.precision import autocast_for, fast_layout
+from fatai.training.precision import fast_layout
 
 __all__ = ["FinishedRun", "TrainedFold", "predict_with_run", "thresholds_of_run", "trained_model"]
 
@@ -75,19 +73,15 @@ class FinishedRun:
             model = fast_layout(model.to(self.device), self.device, self.recipe.precision).eval()
             yield TrainedFold(path.parent.name, model, tuple(tags), prior)
 
-    def arithmetic(self) -> AbstractContextManager:
-        """Context in which the networks run."""
-        return autocast_for(self.device, self.recipe.precision)
-
 
 def predict_with_run(
     run: str | Path,
     items: pd.DataFrame | Sequence[str | Path],
     *,
-    how: str | None = None,
+    views: str | None = None,
     n: int | None = None,
-    mean: str | None = None,
-    keep_views: str | Path | None = None,
+    average: str | None = None,
+    save_views: str | Path | None = None,
     calibrated: bool = False,
     bs: int = 64,
     num_workers: int = 0,
@@ -99,11 +93,11 @@ def predict_with_run(
     ----------
     items
         Paths, or a table with columns fname and path.
-    how, n, mean, options
-        Views and their mean, as in `learn.tta`; None takes what the run's recipe says, or of a model folder 8 even ones. With another
-        `how` nothing of its number and options is taken over.
-    keep_views
-        A folder that gets the probabilities of every single view, a file fold_K.npz for each fold, or model.npz; `read_views` reads them.
+    views, n, average, options
+        Views and their mean, as in `learn.tta`; None takes what the run's recipe says, or of a model folder 8 even ones. With other
+        `views` nothing of its number and options is taken over.
+    save_views
+        A folder that gets the probabilities of every single view, a file fold_K.npz for each fold, or model.npz; `load_views` reads them.
     calibrated
         Whether the run's calibration.json, or that of the model folder, is applied to the mean of the folds.
 
@@ -114,50 +108,41 @@ def predict_with_run(
     """
     if is_model_folder(run):
         return model_folder(run, calibrated).tta(
-            items, how=how or "even", n=n, mean=mean or "probs", bs=bs, num_workers=num_workers,
-            keep_views=None if keep_views is None else Path(keep_views) / "model.npz", **options,
+            items, views=views or "even", n=n, average=average or "probs", bs=bs, num_workers=num_workers,
+            save_views=None if save_views is None else Path(save_views) / "model.npz", **options,
         )
     opened = FinishedRun.open(run)
     recipe, settings = opened.recipe, opened.recipe.settings()
-    if how is None:
-        how, n, options = recipe.listen.how, n or recipe.listen.n, {**recipe.listen.options, **options}
-    views = build_views(how, n, **options)
+    if views is None:
+        views, n, options = recipe.tta.views, n or recipe.tta.n, {**recipe.tta.options, **options}
+    view_kind = build_views(views, n, **options)
     names, paths = names_and_paths(items)
     # Read first: without it, the clips need not be listened to.
     calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
 
-    def listened(fold: TrainedFold, keep: ViewWriter | None = None) -> ClipPredictions:
-        return predict_clips(
-            fold.model,
-            settings,
-            paths,
-            len(fold.tags),
-            views=views,
-            to_spec=WaveToSpec(settings),
-            arithmetic=opened.arithmetic(),
-            device=opened.device,
-            bs=bs,
-            num_workers=num_workers,
-            seed=recipe.seed,
-            mean=mean or recipe.listen.mean,
-            keep=keep,
-            what=fold.name.replace("_", " "),
+    def predict(fold: TrainedFold, save_to: Path | None = None) -> ClipPredictions:
+        predictor = Predictor(
+            fold.model, settings, view_kind, len(fold.tags), precision=recipe.precision, device=opened.device, bs=bs,
+            num_workers=num_workers, seed=recipe.seed, average=average or recipe.tta.average,
+        )
+        return predict_files(
+            predictor, names, paths, fold.tags, save_views=save_to, desc=fold.name.replace("_", " ")
         )
 
     parts = []
-    if keep_views is None:
+    if save_views is None:
         for folds in _with_the_same_tags(opened.folds()):
-            answers = listened(_as_one(folds))
-            each = np.split(answers.probs, len(folds), axis=1)
+            output = predict(_as_one(folds))
+            each = np.split(output.probs, len(folds), axis=1)
             parts += [
-                with_priors(names, fold.tags, answers._replace(probs=own), fold.prior)
-                for fold, own in zip(folds, each, strict=True)
+                with_priors(names, fold.tags, output._replace(probs=probs), fold.prior)
+                for fold, probs in zip(folds, each, strict=True)
             ]
     else:
         for fold in opened.folds():
-            with views_file(Path(keep_views) / f"{fold.name}.npz", names, fold.tags, settings.sr) as keep:
-                parts.append(with_priors(names, fold.tags, listened(fold, keep), fold.prior))
-    predicted = ensemble(parts, how=recipe.listen.fold_mean)
+            output = predict(fold, Path(save_views) / f"{fold.name}.npz")
+            parts.append(with_priors(names, fold.tags, output, fold.prior))
+    predicted = ensemble(parts, how=recipe.tta.fold_average)
     return predicted if calibration is None else predicted.calibrated(calibration)
 
 

@@ -86,18 +86,18 @@ def scaled(recipe: Recipe, size: str | Scale, n_noisy: int | None = None, n_cura
     plain["model"]["width"] = (recipe.model.width or 1.0) * scale.width
     plain["clips"]["crop_s"] = crop_s = min(scale.crop_s, recipe.clips.crop_s)
     n_folds = min(scale.folds, recipe.folds.n)
-    if recipe.folds.how == "given":
+    if recipe.folds.splitter == "predefined":
         # A column says how many there are; fewer of them are trained.
-        plain["folds"]["only"] = list(recipe.folds.only or range(recipe.folds.n))[:n_folds]
+        plain["folds"]["run_folds"] = list(recipe.folds.run_folds or range(recipe.folds.n))[:n_folds]
         n_folds = recipe.folds.n
-    elif recipe.folds.only is not None:
-        plain["folds"]["only"] = sorted({fold % n_folds for fold in recipe.folds.only})
+    elif recipe.folds.run_folds is not None:
+        plain["folds"]["run_folds"] = sorted({fold % n_folds for fold in recipe.folds.run_folds})
     plain["folds"]["n"] = n_folds
-    listen = plain["listen"]
-    if listen["how"] == "tiles":
-        listen["options"] = {**{k: v for k, v in listen["options"].items() if k not in _OVERLAPPING}, "step_s": crop_s}
-    elif listen["how"] not in ("whole", "padded"):
-        listen["n"] = min(scale.views, listen["n"] or scale.views)
+    tta = plain["tta"]
+    if tta["views"] == "tiles":
+        tta["options"] = {**{k: v for k, v in tta["options"].items() if k not in _OVERLAPPING}, "step_s": crop_s}
+    elif tta["views"] not in ("whole", "padded"):
+        tta["n"] = min(scale.views, tta["n"] or scale.views)
     for stage in plain["stages"]:
         _fewer_noisy(stage, scale, n_noisy)
     for stage, epochs in zip(
@@ -119,9 +119,9 @@ def _epochs(stages: list[dict[str, Any]], scale: Scale, n_folds: int, n_noisy: i
 
 
 def _fewer_noisy(stage: dict[str, Any], scale: Scale, n_noisy: int | None) -> None:
-    if stage["noisy"] is not None and n_noisy is not None:
+    if stage["noisy_labels"] is not None and n_noisy is not None:
         # Fewer clips than folds could not be shared out among them.
-        stage["noisy"] = _times(stage["noisy"], _IN_CLIPS, min(1.0, n_noisy / _PUBLISHED_NOISY), least=scale.folds)
+        stage["noisy_labels"] = _times(stage["noisy_labels"], _IN_CLIPS, min(1.0, n_noisy / _PUBLISHED_NOISY), least=scale.folds)
 
 
 def _shrink(stage: dict[str, Any], epochs: int, scale: Scale) -> None:
@@ -131,10 +131,10 @@ def _shrink(stage: dict[str, Any], epochs: int, scale: Scale) -> None:
     if "start_lr" in stage["schedule_options"]:
         stage["schedule_options"]["start_lr"] *= slower
     stage.update(epochs=epochs, bs=bs, lr=stage["lr"] * slower)
-    if stage["lr_first"] is not None:
-        stage["lr_first"] *= slower
-    if stage["changes_off"] is not None:
-        stage["changes_off"] = max(1, round(stage["changes_off"] * share)) if epochs > 1 else None
+    if stage["lr_min"] is not None:
+        stage["lr_min"] *= slower
+    if stage["no_aug_epochs"] is not None:
+        stage["no_aug_epochs"] = max(1, round(stage["no_aug_epochs"] * share)) if epochs > 1 else None
     stage["sampling_options"] = {k: v for k, v in stage["sampling_options"].items() if k != "n"}
 
 

@@ -1,16 +1,20 @@
-"""The sections of a recipe: typed, checked settings, each value that has a name looked up in its registry."""
+"""Sections of a recipe as typed, validated settings; every name is looked up in its registry.
+
+The field names are the keys of the TOML file. Keys of earlier versions are listed in `OLD_KEYS` and refused with their new name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fatai.audio.waveform import PAD_MODES
 from fatai.data.cache import CACHE_KINDS
-from fatai.data.datasets.fat2019 import CORRUPTED_HOW
-from fatai.data.folds import FOLD_MAKERS
-from fatai.errors import FataiError
+from fatai.data.datasets.fat2019 import CORRUPTED_FILES_ACTIONS
+from fatai.data.folds import SPLITTERS
+from fatai.errors import FataiError, RecipeError
 from fatai.registry import (
     AUGMENTATIONS,
     CHANNELS,
@@ -23,201 +27,324 @@ from fatai.registry import (
     Registry,
     did_you_mean,
 )
-from fatai.audio.waveform import PAD_MODES
 from fatai.training.learner import NO_WEIGHT_DECAY
 
-__all__ = ["KEPT", "Clips", "Folds", "Listen", "Model", "Section", "Seed", "Stage", "built"]
+__all__ = ["OLD_KEYS", "OLD_VALUES", "TTA", "Clips", "Folds", "Model", "Section", "Stage"]
 
-KEPT = "kept"
-"""As the name of a stage's noisy method: the clips that were chosen before."""
+PREVIOUS = "previous"
+"""As the `method` of a stage's `noisy_labels`: the clips that an earlier stage selected."""
+
+OLD_KEYS = {
+    "published": "reference_score",
+    "listen": "tta",
+    "front_end.normalise": "normalize",
+    "clips.short_fill": "pad_mode",
+    "clips.corrupted": "corrupted_files",
+    "folds.how": "splitter",
+    "folds.only": "run_folds",
+    "folds.column": "group_col",
+    "stages.like": "extends",
+    "stages.lr_first": "lr_min",
+    "stages.no_decay": "no_weight_decay",
+    "stages.clamp_gradients": "clip_grad_value",
+    "stages.clip_norm": "clip_grad_norm",
+    "stages.accumulate": "grad_accum",
+    "stages.stop_after": "early_stopping_patience",
+    "stages.stop_at_rate": "min_lr_stop",
+    "stages.keep": "checkpoint",
+    "stages.items": "item_tfms",
+    "stages.changes_off": "no_aug_epochs",
+    "stages.noisy": "noisy_labels",
+    "stages.noisy_labels.name": "method",
+    "stages.noisy_weight": "noisy_sample_weight",
+    "stages.noisy_share": "noisy_fold_split",
+    "stages.fresh": "reinit",
+    "stages.solve": "linear_probe",
+    "tta.how": "views",
+    "tta.mean": "average",
+    "tta.fold_mean": "fold_average",
+    "members.until": "last_stage",
+    "members.changes": "overrides",
+}
+"""Keys of earlier versions and their new names, by the path of the (new) section that they stood in."""
+
+OLD_VALUES = {
+    "clips.trim_db": {"none": False},
+    "clips.pad_mode": {"zeros_both": "constant_center", "zeros_right": "constant_right"},
+    "clips.channels": {"one": "mono", "same3": "repeat3", "ramp": "coord", "image3": "imagenet"},
+    "folds.splitter": {
+        "stratified_argmax": "stratified", "plain": "kfold", "grouped": "group", "given": "predefined",
+    },
+    "stages.checkpoint": {"best_of_all": "best_overall"},
+    "stages.noisy_labels.method": {"kept": "previous"},
+}
+"""Values of earlier versions and what replaces them, by the path of their (new) key."""
 
 
-def _among(known: Collection[str] | Registry, free: Callable[[str], bool] = lambda value: False) -> AfterValidator:
-    """What refuses a name that isn't among the known ones, with the nearest; what is `free` passes."""
+def refuse_old_keys(plain: Any, where: str) -> None:
+    """Raise `RecipeError` if nested tables use keys or values of an earlier version; the message names `where` and the new ones."""
+    found = list(_old_keys(plain, "", ""))
+    if found:
+        raise RecipeError(f"{where} is written for an earlier version of fatai: {', '.join(found)}")
+
+
+def _old_keys(plain: Any, path: str, section: str) -> Iterator[str]:
+    """Yield "old path is now new key" for nested tables; `section` is the path without list indices and in new names."""
+    if isinstance(plain, (list, tuple)):
+        for k, value in enumerate(plain):
+            yield from _old_keys(value, f"{path}{k}.", section)
+    elif isinstance(plain, dict):
+        for key, value in plain.items():
+            new = OLD_KEYS.get(f"{section}{key}", key)
+            if new != key:
+                yield f"the key {path}{key} is now {new}"
+            replaced = OLD_VALUES.get(f"{section}{new}", {})
+            if isinstance(value, str) and value in replaced:
+                yield f"{path}{key} = {value!r} is now {str(replaced[value]).lower()}"
+            yield from _old_keys(value, f"{path}{key}.", f"{section}{new}.")
+
+
+def _among(known: Collection[str] | Registry, allow: Callable[[str], bool] = lambda value: False) -> AfterValidator:
+    """Return a validator that refuses names which are neither known nor accepted by `allow`, and suggests the nearest."""
 
     def check(value: str) -> str:
-        if not free(value) and value not in known:
+        if not allow(value) and value not in known:
             raise ValueError(did_you_mean(value, known.names() if isinstance(known, Registry) else list(known)))
         return value
 
     return AfterValidator(check)
 
 
-def _buildable(registry: Registry, named: dict[str, Any]) -> dict[str, Any]:
-    """A table of `name` and options, of which the registry makes something."""
-    if not isinstance(named.get("name"), str):
-        raise ValueError(f"needs a name; known: {', '.join(registry.names())}")
+def build_named(registry: Registry, table: dict[str, Any], key: str = "name") -> Any:
+    """Build the entry of a registry that a table of a recipe names.
+
+    Parameters
+    ----------
+    table
+        The name, under `key`, and the options of the registered builder; lists become tuples.
+
+    Examples
+    --------
+    >>> build_named(VIEWS, {"name": "even", "n": 2}).n
+    2
+    """
+    return registry.build(table[key], **{k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != key})
+
+
+def _checked(registry: Registry, table: dict[str, Any], key: str = "name") -> dict[str, Any]:
+    """Return a table after building its entry once; raises `ValueError` where that fails."""
+    if not isinstance(table.get(key), str):
+        raise ValueError(f"needs a {key}; known: {', '.join(registry.names())}")
     try:
-        registry.build(named["name"], **_options(named))
+        build_named(registry, table, key)
     except (FataiError, TypeError) as e:
         raise ValueError(str(e)) from e
-    return named
-
-
-def _options(named: dict[str, Any]) -> dict[str, Any]:
-    """All but the name; a TOML array is a tuple."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in named.items() if k != "name"}
-
-
-def built(registry: Registry, named: dict[str, Any]) -> Any:
-    """What a table of `name` and options in a recipe means."""
-    return registry.build(named["name"], **_options(named))
+    return table
 
 
 Seed = Annotated[int, Field(ge=0, le=1 << 31)]
-"""What Python, numpy and torch take, with the number of a fold added."""
+"""A seed that Python, numpy and torch accept, also after a fold's number is added."""
 
 
 class Section(BaseModel):
+    """Base of all sections: unknown keys are refused and values cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Clips(Section):
-    """How a clip is read and cut."""
+    """How clips are loaded and cut.
+
+    Attributes
+    ----------
+    crop_s
+        Length of a training crop in seconds.
+    trim_db
+        Silence that is quieter than the clip's peak by this many dB is cut off at both ends; `False` keeps it.
+    pad_mode
+        Padding of clips that are shorter than a crop, a name of `fatai.audio.waveform.PAD_MODES`.
+    channels
+        Input channels of the network, a name of `CHANNELS`; None is the front end's own.
+    corrupted_files
+        Treatment of the competition's six corrupted files, as `corrupted` of `fatai.data.datasets.fat2019.load_dataset`.
+    cache
+        What is cached on disk: "none", "wave" or "features".
+    """
 
     crop_s: float = Field(2.0, ge=0.05, le=600)
-    trim_db: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["none"] = 60.0
+    trim_db: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal[False] = 60.0
     pad_mode: Annotated[str, _among(PAD_MODES)] = "constant_center"
     channels: Annotated[str, _among(CHANNELS)] | None = None
-    corrupted: Annotated[str, _among(CORRUPTED_HOW)] = "keep"
+    corrupted_files: Annotated[str, _among(CORRUPTED_FILES_ACTIONS)] = "keep"
     cache: Annotated[str, _among(("none", *CACHE_KINDS))] = "none"
 
 
 class Folds(Section):
-    """How the curated clips are split; `only` names the folds that are trained, counted from 0, where a system trained not all of them.
+    """How the curated clips are split into folds.
 
-    `column` is the column of train_curated.csv that says what stays together ("grouped") or which fold a clip is in ("given").
+    Attributes
+    ----------
+    splitter
+        A name of `fatai.data.folds.FOLD_MAKERS`.
+    n, seed
+        Number of folds and seed of the split.
+    run_folds
+        Folds that are trained, counted from 0; None trains all.
+    group_col
+        Column of train_curated.csv with the groups ("group") or the fold of each clip ("predefined").
     """
 
-    how: Annotated[str, _among(FOLD_MAKERS)] = "stratified_argmax"
+    splitter: Annotated[str, _among(SPLITTERS)] = "stratified"
     n: int = Field(5, ge=2, le=100)
     seed: Seed = 2019
-    only: tuple[int, ...] | None = None
-    column: str | None = None
+    run_folds: tuple[int, ...] | None = None
+    group_col: str | None = None
 
     @model_validator(mode="after")
-    def _only_folds_there_are(self) -> Folds:
-        if self.only is not None and (not self.only or not all(0 <= fold < self.n for fold in self.only)):
-            raise ValueError(f"only is {list(self.only)}; expected one or more of the folds 0 to {self.n - 1}")
+    def _run_folds_exist(self) -> Folds:
+        if self.run_folds is not None and (not self.run_folds or not all(0 <= fold < self.n for fold in self.run_folds)):
+            raise ValueError(f"run_folds is {list(self.run_folds)}; expected one or more of the folds 0 to {self.n - 1}")
         return self
 
     @model_validator(mode="after")
-    def _a_column_where_it_is_read(self) -> Folds:
-        reads = self.how in ("grouped", "given")
-        if reads and self.column is None:
-            raise ValueError(f"how is {self.how!r}, which reads a column of train_curated.csv; give its name as column")
-        if not reads and self.column is not None:
+    def _group_col_fits_splitter(self) -> Folds:
+        needed = self.splitter in ("group", "predefined")
+        if needed and self.group_col is None:
             raise ValueError(
-                f"column is {self.column!r}, but folds made by {self.how!r} read none; expected grouped or given"
+                f"splitter is {self.splitter!r}, which reads a column of train_curated.csv; give its name as group_col"
+            )
+        if not needed and self.group_col is not None:
+            raise ValueError(
+                f"group_col is {self.group_col!r}, but the splitter {self.splitter!r} reads no column; "
+                "expected group or predefined"
             )
         return self
 
 
 class Model(Section):
-    """Which network; `options` are those of its builder."""
+    """Architecture of the network.
 
-    arch: Annotated[str, _among(MODELS, free=lambda arch: arch.startswith("timm:"))] = "m3"
+    Attributes
+    ----------
+    arch
+        A name of `MODELS`, or "timm:" and the name of a timm model.
+    width
+        Factor of the numbers of channels; None leaves them as published.
+    options
+        Options of the model's builder.
+    """
+
+    arch: Annotated[str, _among(MODELS, allow=lambda arch: arch.startswith("timm:"))] = "m3"
     width: float | None = Field(None, gt=0, le=16)
     options: dict[str, Any] = {}
 
     @field_validator("options")
     @classmethod
-    def _left_to_the_data(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = sorted(value.keys() & {"name", "n_tags", "in_channels"})
-        if taken:
-            raise ValueError(f"{taken[0]} is no option: the data and the front end tell it")
+    def _without_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        reserved = sorted(value.keys() & {"name", "n_tags", "in_channels"})
+        if reserved:
+            raise ValueError(f"{reserved[0]} cannot be set: it follows from the data and the front end")
         return value
 
 
 class Stage(Section):
-    """One fit: how long, how fast, towards what, from which clips and batches.
+    """One fit: its clips, batches, loss, optimizer, schedule and checkpoint.
 
     Attributes
     ----------
-    lr_first
-        Learning rate of a network's first layers, where `lr` is that of the last; between them it grows by equal factors from group to
-        group. Networks have the groups body and head, those with fastai's head three.
+    lr, lr_min
+        Learning rate of the last layer group and, if given, of the first; between them it grows by equal factors. Networks have the
+        groups body and head, those with fastai's head three.
     optimizer, momentum, sqr_mom
-        "adam" couples weight decay to the gradient, "adamw" doesn't; "amsgrad" is torch's and takes `no_decay = "none"` or no decay;
-        `momentum` is that of "sgd", `sqr_mom` the second beta of "adam" and "adamw".
-    clamp_gradients, clip_norm
-        Limits of every element and of the norm of all gradients.
-    accumulate
-        Batches whose gradients make one step.
-    stop_after, stop_at_rate
-        End early when lwlrap got no better for so many epochs, or when the learning rate has come down so far.
-    keep
-        Which weights the stage leaves: "best" (of the epoch with the best lwlrap), "last", or "best_of_all": the best epoch of this stage
-        and of the ones before it, as far back as one that keeps "best" or begins with fresh weights.
+        "adam" couples weight decay to the gradient, "adamw" does not; "amsgrad" is torch's and needs `no_weight_decay = "none"` or
+        `wd = 0`; `momentum` is that of "sgd", `sqr_mom` the second beta of "adam" and "adamw".
+    no_weight_decay
+        Parameters without weight decay, a name of `fatai.training.learner.NO_WEIGHT_DECAY`.
+    clip_grad_value, clip_grad_norm
+        Limits of each gradient element and of the norm of all gradients.
+    grad_accum
+        Batches whose gradients are accumulated before an optimizer step.
+    early_stopping_patience, min_lr_stop
+        End the stage when lwlrap has not improved for that many epochs, or when the learning rate has fallen to that value.
+    checkpoint
+        Weights that the stage ends with: "best" (epoch of the best lwlrap), "last", or "best_overall": the best epoch of this stage and
+        the ones before it, back to the last stage with checkpoint "best" or `reinit`.
     mixup, augment
-        The `name` of a mixer with its options; names of augmentations with theirs, in their order.
-    items
-        Changes of whole clips as they are read, before they are cropped: names of augmentations of waves with their options.
-    changes_off
-        In how many last epochs nothing is mixed or changed at random.
+        The `name` of a mixer with its options; a list of augmentations by `name` with their options, applied in order.
+    item_tfms
+        Augmentations of single waveforms as they are loaded, before they are cropped.
+    no_aug_epochs
+        Number of last epochs without mixing and augmentation.
     sampling
-        "balanced" draws all tags alike, as `fatai.data.samplers.Balanced`; "mixture" draws from the sources (curated, noisy, corrected)
-        with the shares in `sampling_options`, or with those of the noisy method.
-    noisy
-        The `name` of a method of `NOISY` with its options: the clips that it chooses join the curated ones in this stage. What the models
-        of the stage before think of each noisy clip is the mean over the folds that never trained on it. "kept" takes the last choice
-        again.
-    noisy_weight
-        Times the weights of the method.
-    noisy_share
-        Which chosen clips a fold gets: "all", "own" (its share) or "others" (all but its share), as in `fatai.data.folds.noisy_shares`.
-    fresh
-        Whether to begin with new weights instead of those of the stage before.
-    solve
-        Instead of training: `C` and `max_iter` of logistic regressions on the frozen features, which become the last layer of a network
-        of PANNs. Of the other settings only `bs` counts.
+        "balanced" draws all tags equally often, as `fatai.data.samplers.Balanced`; "mixture" draws from the sources (curated, noisy,
+        corrected) with the weights in `sampling_options`, or with those of the noisy-label method.
+    noisy_labels
+        The `method` (a name of `NOISY`) and its options: the noisy clips that it selects are added to the curated ones in this stage.
+        Its input is the mean prediction of the previous stages' models over the folds that were not trained on the clip. "previous"
+        reuses the last selection.
+    noisy_sample_weight
+        Factor of the method's sample weights.
+    noisy_fold_split
+        Which selected clips a fold gets: "all", "own" (its part) or "others" (all but its part), as in `fatai.data.folds.noisy_shares`.
+    reinit
+        Start from newly initialized weights instead of those of the stage before.
+    linear_probe
+        Fit logistic regressions (`C`, `max_iter`) on the frozen features instead of training, as the last layer of a PANNs network. Of
+        the other settings only `bs` is used.
     """
 
     name: str = "fit"
     epochs: int = Field(20, ge=1, le=100_000)
     bs: int = Field(64, ge=1, le=100_000)
     lr: float = Field(1e-3, gt=0, le=100)
-    lr_first: float | None = Field(None, gt=0, le=100)
+    lr_min: float | None = Field(None, gt=0, le=100)
     schedule: Annotated[str, _among(SCHEDULES)] = "one_cycle"
     schedule_options: dict[str, Any] = {}
     optimizer: Literal["adam", "adamw", "amsgrad", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1)
     sqr_mom: float = Field(0.999, ge=0, lt=1)
     wd: float = Field(0.01, ge=0)
-    no_decay: Annotated[str, _among(NO_WEIGHT_DECAY)] = "norm_and_bias"
-    loss: Annotated[str, _among(LOSSES, free=lambda loss: "+" in loss)] = "bce"
+    no_weight_decay: Annotated[str, _among(NO_WEIGHT_DECAY)] = "norm_and_bias"
+    loss: Annotated[str, _among(LOSSES, allow=lambda loss: "+" in loss)] = "bce"
     loss_options: dict[str, Any] = {}
-    clamp_gradients: float | None = Field(None, gt=0)
-    clip_norm: float | None = Field(None, gt=0)
-    accumulate: int = Field(1, ge=1, le=10_000)
-    stop_after: int | None = Field(None, ge=1)
-    stop_at_rate: float | None = Field(None, gt=0)
-    keep: Literal["best", "last", "best_of_all"] = "best"
+    clip_grad_value: float | None = Field(None, gt=0)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    grad_accum: int = Field(1, ge=1, le=10_000)
+    early_stopping_patience: int | None = Field(None, ge=1)
+    min_lr_stop: float | None = Field(None, gt=0)
+    checkpoint: Literal["best", "last", "best_overall"] = "best"
     mixup: dict[str, Any] | None = None
     augment: tuple[dict[str, Any], ...] = ()
-    items: tuple[dict[str, Any], ...] = ()
-    changes_off: int | None = Field(None, ge=1)
+    item_tfms: tuple[dict[str, Any], ...] = ()
+    no_aug_epochs: int | None = Field(None, ge=1)
     sampling: Literal["shuffle", "balanced", "mixture"] = "shuffle"
     sampling_options: dict[str, Any] = {}
-    noisy: dict[str, Any] | None = None
-    noisy_weight: float = Field(1.0, ge=0, le=1000)
-    noisy_share: Literal["all", "own", "others"] = "all"
-    fresh: bool = False
-    solve: dict[Literal["C", "max_iter"], float] | None = None
+    noisy_labels: dict[str, Any] | None = None
+    noisy_sample_weight: float = Field(1.0, ge=0, le=1000)
+    noisy_fold_split: Literal["all", "own", "others"] = "all"
+    reinit: bool = False
+    linear_probe: dict[Literal["C", "max_iter"], float] | None = None
 
-    @field_validator("noisy")
+    @property
+    def selects_noisy(self) -> bool:
+        """True if the stage makes a new selection of noisy clips."""
+        return self.noisy_labels is not None and self.noisy_labels["method"] != PREVIOUS
+
+    @field_validator("noisy_labels")
     @classmethod
     def _known_method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return value if value is None or value == {"name": KEPT} else _buildable(NOISY, value)
+        return value if value is None or value == {"method": PREVIOUS} else _checked(NOISY, value, "method")
 
     @model_validator(mode="after")
     def _amsgrad_decays_all(self) -> Stage:
-        if self.optimizer == "amsgrad" and self.wd and self.no_decay != "none":
-            raise ValueError('amsgrad decays every parameter alike; say wd = 0, no_decay = "none", or take "adam"')
+        if self.optimizer == "amsgrad" and self.wd and self.no_weight_decay != "none":
+            raise ValueError(
+                'amsgrad applies weight decay to all parameters; set wd = 0 or no_weight_decay = "none", or use "adam"'
+            )
         return self
 
     @model_validator(mode="after")
-    def _loss_and_rates_can_be_built(self) -> Stage:
+    def _loss_and_schedule_can_be_built(self) -> Stage:
         for registry, name, options, arguments in [
             (LOSSES, self.loss, self.loss_options, ()),
             (SCHEDULES, self.schedule, self.schedule_options, (self.epochs, self.lr)),
@@ -231,37 +358,44 @@ class Stage(Section):
     @field_validator("mixup")
     @classmethod
     def _known_mixer(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return value if value is None else _buildable(MIXERS, value)
+        return value if value is None else _checked(MIXERS, value)
 
     @field_validator("augment")
     @classmethod
     def _known_augmentations(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        return tuple(_buildable(AUGMENTATIONS, change) for change in value)
+        return tuple(_checked(AUGMENTATIONS, table) for table in value)
 
-    @field_validator("items")
+    @field_validator("item_tfms")
     @classmethod
-    def _known_changes_of_waves(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        for change in value:
-            if not hasattr(built(AUGMENTATIONS, _buildable(AUGMENTATIONS, change)), "change_item"):
-                raise ValueError(
-                    f"{change['name']} doesn't change single waves as they are read; it belongs into augment"
-                )
+    def _known_item_tfms(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for table in value:
+            if not hasattr(build_named(AUGMENTATIONS, _checked(AUGMENTATIONS, table)), "change_item"):
+                raise ValueError(f"{table['name']} does not transform single waveforms; put it in augment")
         return value
 
 
-class Listen(Section):
-    """The views at the end, by name, with their options; without `n` as many as their kind chooses.
+class TTA(Section):
+    """Test-time augmentation: the views of a clip and how predictions are averaged.
 
-    `mean` is taken over a clip's views, `fold_mean` over what the folds' models say of test clips: "mean" or "gmean" (geometric).
+    Attributes
+    ----------
+    views
+        Kind of views, a name of `VIEWS`.
+    n, options
+        Number of views (None is the kind's default) and further options of the kind.
+    average
+        What is averaged over the views of a clip: "probs" or "logits".
+    fold_average
+        How the test predictions of the folds are averaged: "mean" or "gmean" (geometric mean).
     """
 
-    how: Annotated[str, _among(VIEWS)] = "even"
+    views: Annotated[str, _among(VIEWS)] = "even"
     n: int | None = Field(None, ge=1, le=1000)
     options: dict[str, Any] = {}
-    mean: Literal["probs", "logits"] = "probs"
-    fold_mean: Literal["mean", "gmean"] = "mean"
+    average: Literal["probs", "logits"] = "probs"
+    fold_average: Literal["mean", "gmean"] = "mean"
 
     @model_validator(mode="after")
-    def _views_can_be_built(self) -> Listen:
-        _buildable(VIEWS, {"name": self.how, **({} if self.n is None else {"n": self.n}), **self.options})
+    def _views_can_be_built(self) -> TTA:
+        _checked(VIEWS, {"name": self.views, **({} if self.n is None else {"n": self.n}), **self.options})
         return self

@@ -20,11 +20,11 @@ from torch import nn
 
 from fatai.augment.item import ItemAugmentations
 from fatai.data.labels import multi_hot
-from fatai.data.samplers import Balanced, Mixture, SampledDL
+from fatai.data.samplers import BalancedSampler, MixtureSampler, SampledDL
 from fatai.errors import OptionError
 from fatai.experiment.best import BestOfStages
 from fatai.experiment.linear_head import solve_last_layer
-from fatai.experiment.schema import Stage, built
+from fatai.experiment.schema import Stage, build_named
 from fatai.registry import AUGMENTATIONS, MIXERS
 from fatai.callbacks.callbacks import (
     DisableAugmentation,
@@ -37,7 +37,8 @@ from fatai.callbacks.callbacks import (
 )
 from fatai.callbacks.failure import translate_errors
 from fatai.callbacks.history import EpochCSVLogger
-from fatai.training.learner import FatLearner, named_loss
+from fatai.inference.learner import FatLearner
+from fatai.training.learner import named_loss
 
 __all__ = ["curated_alone", "fit_stage", "prepare_stage", "stage_changes"]
 
@@ -52,14 +53,14 @@ _OPTIMIZERS: dict[str, Callable[[Stage], Any]] = {
 
 def stage_changes(stage: Stage) -> list[tuple[str, Any]]:
     """The random changes of a stage's batches with their names: what it augments with, then its mixer."""
-    changes = [(change["name"], built(AUGMENTATIONS, change)) for change in stage.augment]
-    return changes if stage.mixup is None else [*changes, (stage.mixup["name"], built(MIXERS, stage.mixup))]
+    changes = [(change["name"], build_named(AUGMENTATIONS, change)) for change in stage.augment]
+    return changes if stage.mixup is None else [*changes, (stage.mixup["name"], build_named(MIXERS, stage.mixup))]
 
 
 def curated_alone(stage: Stage) -> Stage:
     """The stage as it would train on curated clips alone, for looks and measurements before any noisy clip is chosen."""
     drawn = {"sampling": "shuffle", "sampling_options": {}} if stage.sampling == "mixture" else {}
-    return stage.model_copy(update={**drawn, "noisy": None})
+    return stage.model_copy(update={**drawn, "noisy_labels": None})
 
 
 def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] | None = None) -> list[Callback]:
@@ -73,28 +74,28 @@ def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] |
     _set_batches(learn, stage, shares)
     learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
     _count_tags(learn)
-    learn.opt_func, learn.no_decay, learn.wd, learn.opt = (
+    learn.opt_func, learn.no_weight_decay, learn.wd, learn.opt = (
         _OPTIMIZERS[stage.optimizer](stage),
-        stage.no_decay,
+        stage.no_weight_decay,
         stage.wd,
         None,
     )
-    learn.splitter = trainable_params if stage.lr_first is None else _layer_groups
+    learn.splitter = trainable_params if stage.lr_min is None else _layer_groups
     cbs = [change for name, change in stage_changes(stage)]
-    if stage.items:
-        cbs.append(ItemAugmentations(*(built(AUGMENTATIONS, change) for change in stage.items)))
-    if stage.changes_off is not None:
-        cbs.append(DisableAugmentation(stage.changes_off))
-    if stage.accumulate > 1:
-        cbs.append(GradientAccumulation(stage.accumulate * learn.dls.train.bs))
-    if stage.clip_norm is not None:
-        cbs.append(GradientClip(stage.clip_norm))
-    if stage.clamp_gradients is not None:
-        cbs.append(ClipGradValue(stage.clamp_gradients))
-    if stage.stop_after is not None and len(learn.dls.valid_ds):
-        cbs.append(EarlyStoppingCallback(monitor="lwlrap", patience=stage.stop_after))
-    if stage.stop_at_rate is not None:
-        cbs.append(StopAtLR(stage.stop_at_rate))
+    if stage.item_tfms:
+        cbs.append(ItemAugmentations(*(build_named(AUGMENTATIONS, change) for change in stage.item_tfms)))
+    if stage.no_aug_epochs is not None:
+        cbs.append(DisableAugmentation(stage.no_aug_epochs))
+    if stage.grad_accum > 1:
+        cbs.append(GradientAccumulation(stage.grad_accum * learn.dls.train.bs))
+    if stage.clip_grad_norm is not None:
+        cbs.append(GradientClip(stage.clip_grad_norm))
+    if stage.clip_grad_value is not None:
+        cbs.append(ClipGradValue(stage.clip_grad_value))
+    if stage.early_stopping_patience is not None and len(learn.dls.valid_ds):
+        cbs.append(EarlyStoppingCallback(monitor="lwlrap", patience=stage.early_stopping_patience))
+    if stage.min_lr_stop is not None:
+        cbs.append(StopAtLR(stage.min_lr_stop))
     return cbs
 
 
@@ -116,16 +117,16 @@ def fit_stage(
         What keeps the best weights instead of the stage's own way, where several stages share them.
     """
     learn.path.mkdir(parents=True, exist_ok=True)
-    if stage.solve is not None:
+    if stage.linear_probe is not None:
         _set_batches(learn, stage, shares)
-        solve_last_layer(learn, C=stage.solve.get("C", 2.0), max_iter=int(stage.solve.get("max_iter", 1000)))
+        solve_last_layer(learn, C=stage.linear_probe.get("C", 2.0), max_iter=int(stage.linear_probe.get("max_iter", 1000)))
         return learn
     # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
     cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), TerminateOnNaN(), SplitBatchOnOOM()]
     cbs.append(EpochCSVLogger(learn.path / "history.csv", stage.name, append=number > 0))
-    if (best is not None or stage.keep != "last") and len(learn.dls.valid_ds):
+    if (best is not None or stage.checkpoint != "last") and len(learn.dls.valid_ds):
         cbs.append(best or SaveBestModel(monitor="lwlrap", fname=f"best_of_stage_{number}"))
-    lr = stage.lr if stage.lr_first is None else slice(stage.lr_first, stage.lr)
+    lr = stage.lr if stage.lr_min is None else slice(stage.lr_min, stage.lr)
     with warnings.catch_warnings(), translate_errors(f"batches of {stage.bs} clips"):
         warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
         if stage.schedule == "one_cycle":
@@ -142,7 +143,7 @@ def fit_stage(
 def _layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     if not hasattr(model, "layer_groups"):
         raise OptionError(
-            f"lr_first is given, but {type(model).__name__} tells no groups of layers: give it a method layer_groups"
+            f"lr_min is given, but {type(model).__name__} tells no groups of layers: give it a method layer_groups"
         )
     return model.layer_groups()  # type: ignore[operator]
 
@@ -166,7 +167,7 @@ def _set_batches(learn: FatLearner, stage: Stage, shares: dict[str, float] | Non
     train, table = learn.dls.train, learn.dls.files(0)
     if stage.sampling == "balanced":
         targ: np.ndarray = multi_hot(table["labels"], learn.dls.tags)
-        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=Balanced(targ, **stage.sampling_options), bs=bs)
+        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=BalancedSampler(targ, **stage.sampling_options), bs=bs)
     elif stage.sampling == "mixture":
         options = dict(stage.sampling_options)
         given = options.pop("shares", shares)
@@ -176,7 +177,7 @@ def _set_batches(learn: FatLearner, stage: Stage, shares: dict[str, float] | Non
             )
         sources = table["source"] if "source" in table.columns else ["curated"] * len(table)
         learn.dls.loaders[0] = train.new(
-            cls=SampledDL, sampler=Mixture(list(sources), given, **{"n": len(table), **options}), bs=bs
+            cls=SampledDL, sampler=MixtureSampler(list(sources), given, **{"n": len(table), **options}), bs=bs
         )
     elif isinstance(train, SampledDL):
         learn.dls.loaders[0] = train.new(cls=TfmdDL, bs=bs, shuffle=True, drop_last=True, n=None)

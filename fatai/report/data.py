@@ -178,7 +178,7 @@ def _layout(data: str | Path | FATDataset, recipe: Recipe | None) -> FATDataset:
         return data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says what is missing
-        return load_dataset(data, corrupted=recipe.clips.corrupted if recipe is not None else "keep")
+        return load_dataset(data, corrupted=recipe.clips.corrupted_files if recipe is not None else "keep")
 
 
 def _truth(noted: Path, layout: FATDataset | None, tags: tuple[str, ...]) -> dict[str, np.ndarray]:

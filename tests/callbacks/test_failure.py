@@ -22,7 +22,7 @@ from fatai.io.atomic import retry
 from fatai.audio.io import audio_info, check_audio, load_audio
 from fatai.models.checkpoint import save_weights
 from fatai.callbacks.failure import SplitBatchOnOOM, NonFiniteError, TerminateOnNaN, split_on_oom, translate_errors
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 from fatai.callbacks.resume import ResumeTraining, resume_point
 
 SR = 44100
@@ -123,7 +123,7 @@ class TestDisk:
         (tmp_path / "tiny.toml").write_text(
             'name = "tiny"\n[clips]\ncrop_s = 0.5\n[folds]\nn = 2\n[model]\narch = "m1"\nwidth = 0.5\n'
             '[[stages]]\nname = "fit"\nepochs = 2\n'
-            "bs = 16\n[listen]\nn = 2\n")
+            "bs = 16\n[tta]\nn = 2\n")
         disk = tmp_path / "disk"
         disk.mkdir()
         command = f"{sys.executable} -m fatai.cli run {sample} --recipe {tmp_path}/tiny.toml --workers 0"

@@ -23,17 +23,17 @@ name = "mixed"
 epochs = 3
 bs = 10
 schedule = "warmup_cosine"
-clamp_gradients = 1.0
+clip_grad_value = 1.0
 mixup = { name = "mixup" }
 augment = [{ name = "spec_augment" }, { name = "gain" }]
 [[stages]]
 name = "plain"
 epochs = 1
 bs = 10
-keep = "last"
+checkpoint = "last"
 sampling = "balanced"
-[listen]
-how = "random"
+[tta]
+views = "random"
 n = 2
 """
 

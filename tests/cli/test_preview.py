@@ -16,7 +16,7 @@ from fatai.experiment.preview import preview_learner
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.stage import stage_changes
 from fatai.registry import AUGMENTATIONS, MIXERS
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 from fatai.training.lr_finder import LRSearch, find_lr
 
 RECIPE = """
@@ -34,7 +34,7 @@ name = "first"
 bs = 8
 wd = 0.5
 optimizer = "adam"
-clamp_gradients = 1.0
+clip_grad_value = 1.0
 loss = "focal"
 mixup = { name = "mixup_or", p = 1.0 }
 augment = [{ name = "flip", p = 0.5 }, { name = "gain", p = 0.25, gain_db = [-6.0, -3.0] }]

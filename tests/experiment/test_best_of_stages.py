@@ -14,7 +14,7 @@ from fatai.experiment.best import BestOfStages
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.models.checkpoint import read_metadata, save_weights
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 
 class Scores(Callback):
@@ -86,9 +86,9 @@ def recipe(tiny_recipe):
     plain = tiny_recipe.override(epochs=2).model_dump()
     stage = {**plain["stages"][0], "augment": (), "bs": 32}
     stages = (
-        {**stage, "name": "fit", "keep": "last", "noisy": {"name": "as_given"}},
-        {**stage, "name": "refit 1", "keep": "best_of_all", "lr": 1e-5},
-        {**stage, "name": "refit 2", "keep": "best_of_all", "lr": 1e-5},
+        {**stage, "name": "fit", "checkpoint": "last", "noisy_labels": {"method": "as_given"}},
+        {**stage, "name": "refit 1", "checkpoint": "best_overall", "lr": 1e-5},
+        {**stage, "name": "refit 2", "checkpoint": "best_overall", "lr": 1e-5},
     )
     return type(tiny_recipe).model_validate({**plain, "stages": stages})
 

@@ -11,12 +11,11 @@ from fatai.data.labels import multi_hot, read_labels
 from fatai.errors import DataError
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions
-from fatai.inference.tta import predict_clips  # noqa: F401 - gives learners tta and predict
 from fatai.experiment.tagger import Tagger
 from fatai.metrics.calibration import Calibration
 from fatai.metrics.ranking import lwlrap
 from fatai.metrics.thresholds import Thresholds
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 PREDS = Predictions(["a", "b"], ["Bark", "Meow"], [[0.9, 0.5], [0.25, 0.5]], unreadable=["b"], oof_score=0.75)
 

@@ -56,7 +56,7 @@ def test_lists_have_the_published_members(name):
 def test_the_1st_places_experiments_and_stackers_are_as_published():
     listed = load_ensemble("ensembles/first_place")
     recipes = member_recipes(listed)
-    shares = {name: r.stages[0].noisy["shares"]["noisy"] for name, r in recipes.items()}
+    shares = {name: r.stages[0].noisy_labels["source_weights"]["noisy"] for name, r in recipes.items()}
     # Noisy over noisy and curated, where corrected clips had a share too.
     expected = {"auxiliary_016": 0.2, "auxiliary_019": 0.2, "corr_noisy_003": 0.1 / 0.8, "corr_noisy_004": 0.07 / 0.67,
                 "corr_noisy_007": 0.01 / 0.58, "corrections_002": 0.33, "corrections_003": 0.33}
@@ -70,14 +70,14 @@ def test_the_1st_places_experiments_and_stackers_are_as_published():
 
 def test_changes_reach_their_places():
     listed = EnsembleRecipe.model_validate({"name": "x", "members": [{
-        "name": "a", "recipe": "ninth_full", "until": "fit",
-        "changes": {"seed": 7, "front_end": {"n_mels": 32}, "model": {"options": {"dropout_samples": 4}},
-                    "stages": {"bs": 8, "noisy": {"name": "ninth", "n": 9}}},
+        "name": "a", "recipe": "ninth_full", "last_stage": "fit",
+        "overrides": {"seed": 7, "front_end": {"n_mels": 32}, "model": {"options": {"dropout_samples": 4}},
+                    "stages": {"bs": 8, "noisy_labels": {"method": "ninth_place_low_loss", "n": 9}}},
     }]})
     recipe = member_recipes(listed, overrides=Overrides(epochs=3))["a"]
-    assert [s.name for s in recipe.stages] == ["judge", "fit"] and [s.noisy for s in recipe.stages] == [
+    assert [s.name for s in recipe.stages] == ["judge", "fit"] and [s.noisy_labels for s in recipe.stages] == [
         None,
-        {"name": "ninth", "n": 9},
+        {"method": "ninth_place_low_loss", "n": 9},
     ]
     assert all((s.bs, s.epochs) == (8, 3) for s in recipe.stages) and recipe.seed == 7
     assert recipe.settings().front_end.n_mels == 32 and recipe.model.options == {"dropout_samples": 4}
@@ -95,15 +95,15 @@ def test_changes_reach_their_places():
         ),
         ('name = "x"\nmembers = [{ name = "../a", recipe = "ninth" }]', "members.0.name"),
         (
-            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", until = "fti" }]',
-            "member a: until is 'fti'; did you mean fit",
+            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", last_stage = "fti" }]',
+            "member a: last_stage is 'fti'; did you mean fit",
         ),
         (
-            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", changes = { model = { arhc = "m1" } } }]',
+            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", overrides = { model = { arhc = "m1" } } }]',
             "member a: .*did you mean arch",
         ),
         (
-            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", changes = { modle = 1 } }]',
+            'name = "x"\nmembers = [{ name = "a", recipe = "ninth", overrides = { modle = 1 } }]',
             "member a: unknown key modle",
         ),
     ],
@@ -127,7 +127,7 @@ def pair(tmp_path, tiny_recipe):
     path = str(tmp_path / "tiny.toml")
     return EnsembleRecipe.model_validate({
         "name": "pair", "how": "gmean",
-        "members": [{"name": "one", "recipe": path}, {"name": "two", "recipe": path, "changes": {"seed": 3}}],
+        "members": [{"name": "one", "recipe": path}, {"name": "two", "recipe": path, "overrides": {"seed": 3}}],
         "stackers": [{"name": "logistic", "how": "logreg"}],
     })
 

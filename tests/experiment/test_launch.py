@@ -34,8 +34,8 @@ epochs = {epochs}
 bs = 16
 lr = 5e-3
 {changes}
-[listen]
-how = "random"
+[tta]
+views = "random"
 n = 2
 """
 CHANGES = 'augment = [{ name = "spec_augment" }]\nmixup = { name = "mixup" }'

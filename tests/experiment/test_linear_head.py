@@ -9,17 +9,16 @@ from sklearn.preprocessing import StandardScaler
 
 from fatai.data.labels import multi_hot
 from fatai.errors import OptionError
-from fatai.inference import tta
 from fatai.experiment.linear_head import solve_last_layer
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import fit_stage
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 
 def test_logits_are_those_of_scikit_learn_on_the_frozen_features(own_dls, tmp_path):
     learn = fat_learner(own_dls, "cnn14", width=1 / 16, path=tmp_path, precision="fp32")
     before = {k: v.clone() for k, v in learn.model.state_dict().items() if not k.startswith("fc_audioset")}
-    fit_stage(learn, Stage(solve={"C": 2.0, "max_iter": 1000}, bs=16))
+    fit_stage(learn, Stage(linear_probe={"C": 2.0, "max_iter": 1000}, bs=16))
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in before.items()), (
         "nothing but the last layer learns"
     )

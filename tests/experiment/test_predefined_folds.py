@@ -29,31 +29,31 @@ def recipe_with(**folds) -> Recipe:
 
 
 def test_a_column_tells_the_folds(with_columns):
-    table, _, folds = folded_table(load_dataset(with_columns), recipe_with(how="given", column="fold"))
+    table, _, folds = folded_table(load_dataset(with_columns), recipe_with(splitter="predefined", group_col="fold"))
     assert list(folds) == [i % 5 for i in range(len(table))]
 
 
 def test_clips_of_a_site_stay_together(with_columns):
-    table, _, folds = folded_table(load_dataset(with_columns), recipe_with(how="grouped", column="site", n=3))
+    table, _, folds = folded_table(load_dataset(with_columns), recipe_with(splitter="group", group_col="site", n=3))
     assert (pd.Series(folds).groupby(table["site"]).nunique() == 1).all() and set(folds) == {0, 1, 2}
 
 
 def test_what_a_column_lacks_is_told(with_columns):
     data = load_dataset(with_columns)
     with pytest.raises(DataError, match=r"train_curated.csv has no column 'place'.*it has fname, labels"):
-        folded_table(data, recipe_with(how="grouped", column="place"))
+        folded_table(data, recipe_with(splitter="group", group_col="place"))
     with pytest.raises(DataError, match="tells 5 folds, but the recipe mine says 4; give --folds 5"):
-        folded_table(data, recipe_with(how="given", column="fold", n=4))
+        folded_table(data, recipe_with(splitter="predefined", group_col="fold", n=4))
     data.curated.loc[data.curated.index[7], "fold"] = None
     with pytest.raises(
         DataError, match=rf"the column fold says nothing of {data.curated['fname'].iloc[7]} \(1 such clips\)"
     ):
-        folded_table(data, recipe_with(how="given", column="fold"))
+        folded_table(data, recipe_with(splitter="predefined", group_col="fold"))
 
 
 def test_esc10_runs_small_on_the_first_of_its_folds(with_columns, tmp_path):
     recipe = scaled(load_recipe("esc10"), "tiny")
-    assert recipe.folds.n == 5 and recipe.folds.only == (0, 1)
+    assert recipe.folds.n == 5 and recipe.folds.run_folds == (0, 1)
     result = run_recipe(
         with_columns, recipe, tmp_path / "run", only=[0], num_workers=0, cache_dir=tmp_path, say=lambda line: None
     )

@@ -19,7 +19,7 @@ from fatai.callbacks.callbacks import TerminateOnNaN
 from fatai.models.checkpoint import load_weights, save_weights
 from fatai.training.cross_validation import fit_folds
 from fatai.callbacks.history import EpochCSVLogger
-from fatai.training.learner import FatLearner
+from fatai.inference.learner import FatLearner
 
 
 def test_a_run_folder_holds_what_it_promises(tiny_run, sample):
@@ -58,7 +58,7 @@ def test_the_test_predictions_are_the_mean_over_the_folds(tiny_run, sample):
 @pytest.mark.parametrize("how", ["gmean", "mean"])
 def test_the_folds_answers_become_one_as_the_recipe_says(how, tiny_run, tiny_recipe, sample, tmp_path):
     plain = tiny_recipe.model_dump()
-    recipe = type(tiny_recipe).model_validate({**plain, "listen": {**plain["listen"], "fold_mean": how}})
+    recipe = type(tiny_recipe).model_validate({**plain, "tta": {**plain["tta"], "fold_average": how}})
     shutil.copytree(tiny_run.out, tmp_path / "run")
     (tmp_path / "run" / "recipe.toml").write_text(recipe.resolved())
     result = run_recipe(sample, recipe, tmp_path / "run", resume=True, num_workers=0, say=lambda line: None)

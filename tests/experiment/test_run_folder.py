@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from fatai.data.blocks import ClipSettings
+from fatai.data.blocks import ClipConfig
 from fatai.errors import CheckpointError, OptionError, RecipeError
 from fatai.inference.view_store import load_views
-from fatai.inference.tta import build_views, predict_clips
+from fatai.inference.predictor import Predictor
+from fatai.inference.tta import build_views
 from fatai.experiment.run_folder import FinishedRun, predict_with_run
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.metrics.calibration import Calibration
@@ -19,20 +20,14 @@ def clips(sample):
     return sorted((sample / "test").iterdir())[:4]
 
 
-def by_hand(run, clips, views, mean="probs"):
+def by_hand(run, clips, views, average="probs"):
     """The mean over folds of what each answers."""
     run = FinishedRun.open(run)
     answers = [
-        predict_clips(
-            f.model,
-            run.recipe.settings(),
-            clips,
-            len(f.tags),
-            views=views,
-            mean=mean,
-            arithmetic=run.arithmetic(),
+        Predictor(
+            f.model, run.recipe.settings(), views, len(f.tags), average=average, precision=run.recipe.precision,
             seed=run.recipe.seed,
-        ).probs
+        ).predict(clips).probs
         for f in run.folds()
     ]
     assert len(answers) == 2
@@ -59,8 +54,8 @@ def test_folds_share_what_is_read_and_each_has_its_own_prior(tiny_run, clips, tm
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
     seen = []
-    read = ClipSettings.read
-    monkeypatch.setattr(ClipSettings, "read", lambda self, path: seen.append(path) or read(self, path))
+    read = ClipConfig.read
+    monkeypatch.setattr(ClipConfig, "read", lambda self, path: seen.append(path) or read(self, path))
     with pytest.warns(UserWarning, match="1 of 3 clips cannot be read"):
         got = predict_with_run(tiny_run.out, [clips[0], broken, clips[1]])
     assert seen == [str(clips[0]), str(broken), str(clips[1])], "once, not once a fold"
@@ -74,18 +69,18 @@ def test_folds_share_what_is_read_and_each_has_its_own_prior(tiny_run, clips, tm
     ("how", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})]
 )
 def test_another_kind_of_view_can_be_asked_for(tiny_run, clips, how, options):
-    got = predict_with_run(tiny_run.out, clips, how=how, **options)
+    got = predict_with_run(tiny_run.out, clips, views=how, **options)
     np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views(how, **options)), atol=1e-5)
     assert got.fnames == tuple(c.name for c in clips)
 
 
 def test_another_number_of_the_runs_views_and_the_mean_of_logits(tiny_run, clips):
-    got = predict_with_run(tiny_run.out, clips, n=5, mean="logits")
+    got = predict_with_run(tiny_run.out, clips, n=5, average="logits")
     np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views("even", 5), "logits"), atol=1e-5)
 
 
 def test_the_views_of_every_fold_are_kept(tiny_run, clips, tmp_path):
-    got = predict_with_run(tiny_run.out, clips, n=3, keep_views=tmp_path / "views")
+    got = predict_with_run(tiny_run.out, clips, n=3, save_views=tmp_path / "views")
     kept = [load_views(tmp_path / "views" / f"fold_{k}.npz") for k in (0, 1)]
     rows = [np.stack([views.probs[views.clip == i].mean(0) for i in range(4)]) for views in kept]
     np.testing.assert_allclose(np.mean(rows, axis=0), got.probs, atol=1e-6)
@@ -95,25 +90,25 @@ def test_what_is_no_run_or_no_view_is_refused(tiny_run, clips, tmp_path):
     with pytest.raises(CheckpointError, match="no finished run; expected recipe.toml and fold_0/model.safetensors"):
         predict_with_run(tmp_path, clips)
     with pytest.raises(OptionError, match="'tiles' has no option 'n'"):
-        predict_with_run(tiny_run.out, clips, how="tiles", n=3)
+        predict_with_run(tiny_run.out, clips, views="tiles", n=3)
 
 
 def test_a_recipe_may_listen_with_any_kind_of_view_and_its_options():
     plain = load_recipe("quick").model_dump()
-    listen = {"how": "padded", "options": {"frames": [8, 64]}, "mean": "logits"}
-    recipe = Recipe.model_validate({**plain, "listen": listen})
-    assert recipe.listen.n is None and recipe.listen.mean == "logits"
+    tta = {"views": "padded", "options": {"frames": [8, 64]}, "average": "logits"}
+    recipe = Recipe.model_validate({**plain, "tta": tta})
+    assert recipe.tta.n is None and recipe.tta.average == "logits"
 
 
-@pytest.mark.parametrize(("listen", "said"), [
-    ('how = "tiles"\nn = 8', "listen.*'tiles' has no option 'n'"),
-    ('how = "whole"\nn = 2', "a clip has one whole"),
-    ('mean = "median"', "listen.mean"),
-    ('how = "tilse"', "did you mean tiles"),
-    ("[listen.options]\nstep = 3", "no option 'step'"),
+@pytest.mark.parametrize(("tta", "message"), [
+    ('views = "tiles"\nn = 8', "tta.*'tiles' has no option 'n'"),
+    ('views = "whole"\nn = 2', "a clip has one whole"),
+    ('average = "median"', "tta.average"),
+    ('views = "tilse"', "did you mean tiles"),
+    ("[tta.options]\nstep = 3", "no option 'step'"),
 ])
-def test_a_recipe_whose_views_cannot_be_built_is_refused(tmp_path, listen, said):
-    (tmp_path / "r.toml").write_text(f'name = "r"\n[listen]\n{listen}\n')
+def test_a_recipe_whose_views_cannot_be_built_is_refused(tmp_path, tta, message):
+    (tmp_path / "r.toml").write_text(f'name = "r"\n[tta]\n{tta}\n')
     with pytest.raises(RecipeError, match=said):
         load_recipe(tmp_path / "r.toml")
 

@@ -21,13 +21,13 @@ def test_full_is_the_recipe_itself_and_the_others_keep_the_rule(name):
     for size, width, views in [("small", 1 / 4, 4), ("tiny", 1 / 16, 2)]:
         smaller = scaled(recipe, size)
         assert smaller.model.width == (recipe.model.width or 1) * width
-        given = recipe.folds.how == "given"
-        assert (smaller.folds.n, smaller.folds.only) == (5, (0, 1)) if given else smaller.folds.n == 2
+        given = recipe.folds.splitter == "predefined"
+        assert (smaller.folds.n, smaller.folds.run_folds) == (5, (0, 1)) if given else smaller.folds.n == 2
         assert all(
             stage.bs <= 16 and 1 <= stage.epochs <= before.epochs
             for stage, before in zip(smaller.stages, recipe.stages)
         )
-        assert smaller.listen.n is None or smaller.listen.n <= views
+        assert smaller.tta.n is None or smaller.tta.n <= views
         total = sum(stage.epochs for stage in smaller.stages)
         # Shares are rounded for each stage, and none has less than one epoch.
         assert (
@@ -42,23 +42,23 @@ def test_full_is_the_recipe_itself_and_the_others_keep_the_rule(name):
 def test_epochs_are_shared_out_and_lengths_shrink_with_them():
     ninth = scaled(load_recipe("ninth_full"), "small", n_noisy=1982)
     assert [stage.epochs for stage in ninth.stages] == [10, 10, 10, 10]
-    assert ninth.stages[1].noisy == {"name": "ninth", "n": 500, "per_tag": 50}, (
+    assert ninth.stages[1].noisy_labels == {"method": "ninth_place_low_loss", "n": 500, "per_tag": 50}, (
         "a tenth of the noisy clips, a tenth of the best 5,000"
     )
     assert ninth.stages[0].lr == pytest.approx(1e-3 / 2), "a quarter of the batch, half the rate"
     gold = scaled(load_recipe("gold_plan"), "small")
     assert [stage.epochs for stage in gold.stages] == [20, 4, 8], "32 epochs are fewer than 40"
-    assert gold.stages[0].schedule_options == {"warmup_epochs": 1.0} and gold.stages[0].lr_first == pytest.approx(
+    assert gold.stages[0].schedule_options == {"warmup_epochs": 1.0} and gold.stages[0].lr_min == pytest.approx(
         1e-4 * 0.5**0.5
     )
     assert scaled(load_recipe("gold_plan"), "tiny").stages[0].schedule_options == {"warmup_epochs": 0.05}
     third = scaled(load_recipe("third_place_2d"), "small").stages[0]
-    assert (third.epochs, third.changes_off) == (40, 4) and third.schedule_options["start_lr"] == pytest.approx(
+    assert (third.epochs, third.no_aug_epochs) == (40, 4) and third.schedule_options["start_lr"] == pytest.approx(
         1e-4 * 0.8**0.5
     )
     first = scaled(load_recipe("first_place"), "small")
-    assert first.stages[0].sampling_options == {} and first.listen.options == {"step_s": 4.0}
-    assert scaled(load_recipe("fastai_kernel"), "tiny").folds.only == (0,)
+    assert first.stages[0].sampling_options == {} and first.tta.options == {"step_s": 4.0}
+    assert scaled(load_recipe("fastai_kernel"), "tiny").folds.run_folds == (0,)
     with pytest.raises(OptionError, match="scale is 'smal'; did you mean small"):
         scaled(load_recipe("ninth"), "smal")
 
@@ -71,7 +71,7 @@ def test_recipes_see_as_many_clips_whatever_their_stages_are():
         "8 times 800 clips"
     )
     ninth = scaled(load_recipe("ninth_full"), "small", **sizes)
-    assert ninth.stages[1].noisy["n"] == 161 and [s.epochs for s in ninth.stages] == [8, 8, 8, 8], (
+    assert ninth.stages[1].noisy_labels["n"] == 161 and [s.epochs for s in ninth.stages] == [8, 8, 8, 8], (
         "8 * (160 + 321 + 160 + 160)"
     )
     gold = scaled(load_recipe("gold_plan"), "small", **sizes)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
-from fatai.data.folds import noisy_shares
+from fatai.data.folds import noisy_fold_masks
 from fatai.errors import DataError, OptionError, RecipeError
 from fatai.inference.predictions import Predictions
 from fatai.experiment.run_folder import predict_with_run
@@ -65,8 +65,8 @@ def spied(monkeypatch):
 
 
 def test_rounds_begin_where_clips_or_weights_change(staged):
-    ninth = {"noisy": {"name": "ninth", "n": 20}}
-    recipe = staged({}, {}, {**ninth, "fresh": True}, {}, {}, {"noisy": {"name": "kept"}})
+    ninth = {"noisy_labels": {"method": "ninth_place_low_loss", "n": 20}}
+    recipe = staged({}, {}, {**ninth, "reinit": True}, {}, {}, {"noisy_labels": {"method": "previous"}})
     assert recipe.rounds() == [range(0, 2), range(2, 3), range(3, 5), range(5, 6)]
     assert [recipe.judges_after(k) for k in range(4)] == [True, False, False, False]
     assert staged({}, {}).rounds() == [range(0, 2)]
@@ -74,12 +74,12 @@ def test_rounds_begin_where_clips_or_weights_change(staged):
 
 def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, spied, tmp_path):
     lines = []
-    recipe = staged({}, {"noisy": {"name": "ninth", "n": 20, "per_tag": 3}, "noisy_weight": 0.5, "fresh": True}, {})
+    recipe = staged({}, {"noisy_labels": {"method": "ninth_place_low_loss", "n": 20, "per_tag": 3}, "noisy_sample_weight": 0.5, "reinit": True}, {})
     result = run(recipe, say=lines.append)
     data = load_dataset(sample)
     judged = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_0.csv") for k in (0, 1)]
     mean = (judged[0].probs + judged[1].probs) / 2
-    expected = select_noisy_labels(data.noisy, data.tags, "ninth", probs=mean, fnames=judged[0].fnames, n=20, per_tag=3)
+    expected = select_noisy_labels(data.noisy, data.tags, "ninth_place_low_loss", probs=mean, fnames=judged[0].fnames, n=20, per_tag=3)
     told = pd.read_csv(tmp_path / "run" / "noisy_1.csv")
     assert set(told["fname"][told["kept"]]) == set(expected.fnames) and len(told) == len(data.noisy)
     assert [stage for stage, *_ in spied] == ["s1", "s1"]
@@ -96,7 +96,7 @@ def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, sp
 
 def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path, monkeypatch):
     recipe = staged(
-        {}, {"noisy": {"name": "scoring", "k": 20}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 30}}
+        {}, {"noisy_labels": {"method": "scoring", "k": 20}, "noisy_fold_split": "own"}, {"noisy_labels": {"method": "scoring", "k": 30}}
     )
     run(recipe, "whole")
 
@@ -129,11 +129,11 @@ def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path,
 
 
 def test_each_clip_is_judged_by_the_fold_that_left_it_out(staged, run, sample, tmp_path):
-    recipe = staged({}, {"noisy": {"name": "as_given"}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 30}})
+    recipe = staged({}, {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"}, {"noisy_labels": {"method": "scoring", "k": 30}})
     run(recipe)
     fold = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_1.csv") for k in (0, 1)]
     names = sorted(fold[0].fnames)
-    own = noisy_shares(len(names), how="own", n=2, seed=recipe.folds.seed)
+    own = noisy_fold_masks(len(names), split="own", n=2, seed=recipe.folds.seed)
     mine = [{names[i] for i in np.flatnonzero(share)} for share in own]
     honest = [fold[1 if name in mine[0] else 0].probs[fold[0].fnames.index(name)] for name in fold[0].fnames]
     told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
@@ -144,25 +144,25 @@ def test_each_clip_is_judged_by_the_fold_that_left_it_out(staged, run, sample, t
 
 def test_of_a_part_of_the_folds_only_clips_that_they_left_out_are_judged(staged, run, sample, tmp_path):
     lines = []
-    recipe = staged({}, {"noisy": {"name": "as_given"}, "noisy_share": "own"}, {"noisy": {"name": "scoring", "k": 10}})
+    recipe = staged({}, {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"}, {"noisy_labels": {"method": "scoring", "k": 10}})
     run(recipe, only=[0], say=lines.append)
     names = sorted(load_dataset(sample).noisy["fname"])
-    own = noisy_shares(len(names), how="own", n=2, seed=recipe.folds.seed)[0]
+    own = noisy_fold_masks(len(names), split="own", n=2, seed=recipe.folds.seed)[0]
     told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
     assert set(told["fname"]) == {names[i] for i in np.flatnonzero(~own)} and told["kept"].sum() == 10
     assert any(line.startswith("36 noisy clips were trained on by every fold") for line in lines)
 
 
 def test_models_that_all_trained_on_a_clip_do_not_judge_it(staged, run):
-    recipe = staged({}, {"noisy": {"name": "as_given"}}, {"noisy": {"name": "scoring", "k": 30}})
+    recipe = staged({}, {"noisy_labels": {"method": "as_given"}}, {"noisy_labels": {"method": "scoring", "k": 30}})
     with pytest.raises(DataError, match="every model trained on .*how='own' or 'others'"):
         run(recipe)
     with pytest.raises(OptionError, match="scoring_30 needs probabilities"):
-        run(staged({"noisy": {"name": "scoring", "k": 30}}), "other")
+        run(staged({"noisy_labels": {"method": "scoring", "k": 30}}), "other")
 
 
 def test_soft_targets_reach_the_loss_and_the_second_head_its_own(staged, run, spied, sample, tmp_path):
-    run(staged({"noisy": {"name": "36th"}}), "soft", only=[0], predict_test=False)
+    run(staged({"noisy_labels": {"method": "kaggle_fat_soft_labels"}}), "soft", only=[0], predict_test=False)
     _, _, weights, marks, targets = spied.pop()
     noisy = [t for t, mark in zip(targets, marks) if mark]
     assert all(t is None for t, mark in zip(targets, marks) if not mark)
@@ -171,7 +171,7 @@ def test_soft_targets_reach_the_loss_and_the_second_head_its_own(staged, run, sp
         for t in noisy
         if (t > 0.5).sum() == 1
     )
-    result = run(staged({"noisy": {"name": "fourth"}}, {}), "heads", only=[0])
+    result = run(staged({"noisy_labels": {"method": "fourth_place_second_head"}}, {}), "heads", only=[0])
     _, _, weights, marks, targets = spied[0]
     assert weights.shape == (60 + 72, 20) and all(len(t) == 20 for t in targets)
     for w, mark, targ in zip(weights, marks, targets):
@@ -184,15 +184,15 @@ def test_soft_targets_reach_the_loss_and_the_second_head_its_own(staged, run, sp
 
 
 def test_a_mixture_draws_the_shares_of_the_method(staged, run, monkeypatch):
-    from fatai.data.samplers import Mixture
+    from fatai.data.samplers import MixtureSampler
 
     drawn = []
     monkeypatch.setattr(
-        "fatai.experiment.stage.Mixture",
-        lambda sources, shares, **o: drawn.append((set(sources), shares, o)) or Mixture(sources, shares, **o),
+        "fatai.experiment.stage.MixtureSampler",
+        lambda sources, shares, **o: drawn.append((set(sources), shares, o)) or MixtureSampler(sources, shares, **o),
     )
     run(
-        staged({"noisy": {"name": "first"}, "sampling": "mixture", "sampling_options": {"n": 32}, "loss": "split"}),
+        staged({"noisy_labels": {"method": "first_place_corrections"}, "sampling": "mixture", "sampling_options": {"n": 32}, "loss": "split"}),
         only=[1],
     )
     assert drawn == [({"curated", "noisy"}, {"noisy": 0.2, "curated": 0.8}, {"n": 32})]
@@ -211,11 +211,11 @@ def test_corrections_change_what_is_trained_on(staged, run, sample, tmp_path):
 
 def test_what_cannot_be_is_refused(staged, run, sample, tmp_path):
     with pytest.raises(ValueError, match="keeps noisy clips, but no stage before it chose any"):
-        staged({"noisy": {"name": "kept"}})
+        staged({"noisy_labels": {"method": "previous"}})
     (tmp_path / "my.toml").write_text('name = "my"\n[[stages]]\nnoisy = { name = "nineth" }\n')
     with pytest.raises(RecipeError, match="did you mean ninth"):
         load_recipe(tmp_path / "my.toml")
     data = tmp_path / "data"
     shutil.copytree(sample, data, ignore=shutil.ignore_patterns("truth", "train_noisy*"))
     with pytest.raises(DataError, match="trains on noisy clips, but .* has none"):
-        run(staged({"noisy": {"name": "as_given"}}), "none", data=data)
+        run(staged({"noisy_labels": {"method": "as_given"}}), "none", data=data)

@@ -8,7 +8,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import fit_stage, prepare_stage
 from fatai.callbacks.callbacks import DisableAugmentation, ClipGradValue, StopAtLR
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def of(cbs, kind):
 
 def test_every_setting_becomes_its_callback(learn):
     stage = Stage(
-        clamp_gradients=0.5, clip_norm=5.0, accumulate=3, bs=8, stop_after=4, stop_at_rate=1e-7, changes_off=2,
+        clip_grad_value=0.5, clip_grad_norm=5.0, grad_accum=3, bs=8, early_stopping_patience=4, min_lr_stop=1e-7, no_aug_epochs=2,
         mixup={"name": "mixup"}, augment=({"name": "spec_augment"},),
     )
     cbs = prepare_stage(learn, stage)
@@ -46,7 +46,7 @@ def test_every_setting_becomes_its_callback(learn):
     ("sgd", lambda p: torch.optim.SGD([p], lr=0.1, weight_decay=0.2, momentum=0.7)),
 ])
 def test_optimizers_step_as_torch_does(learn, optimizer, reference):
-    prepare_stage(learn, Stage(optimizer=optimizer, wd=0.2, no_decay="none", momentum=0.7))
+    prepare_stage(learn, Stage(optimizer=optimizer, wd=0.2, no_weight_decay="none", momentum=0.7))
     ours, theirs = (torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
     opt, torchs = learn.opt_func([ours], lr=0.1), reference(theirs)
     opt.set_hypers(wd=0.2)
@@ -61,12 +61,12 @@ def test_optimizers_step_as_torch_does(learn, optimizer, reference):
 def test_a_stage_trains_with_it(learn, optimizer):
     before = [p.detach().clone() for p in learn.model.parameters()]
     fit_stage(
-        learn, Stage(optimizer=optimizer, wd=0, epochs=1, bs=16, schedule="linear_one_cycle", keep="last", lr=1e-3)
+        learn, Stage(optimizer=optimizer, wd=0, epochs=1, bs=16, schedule="linear_one_cycle", checkpoint="last", lr=1e-3)
     )
     assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
     assert (learn.path / "history.csv").exists()
 
 
 def test_amsgrad_does_not_pretend_to_spare_parameters():
-    with pytest.raises(ValueError, match="amsgrad decays every parameter alike"):
+    with pytest.raises(ValueError, match="amsgrad applies weight decay to all parameters"):
         Stage(optimizer="amsgrad", wd=0.1)

@@ -11,7 +11,7 @@ from fatai.experiment.stage import stage_changes
 from fatai.registry import SCHEDULES
 from fatai.callbacks.schedulers import one_cycle
 
-MEAN_OF_PROBS = {"mean": "probs", "fold_mean": "mean"}
+MEAN_OF_PROBS = {"average": "probs", "fold_average": "mean"}
 THIRD_FIT = {
     "bs": 20,
     "lr": 5e-3,
@@ -19,10 +19,10 @@ THIRD_FIT = {
     "wd": 0.0,
     "loss": "lsep",
     "loss_options": {},
-    "clip_norm": None,
-    "clamp_gradients": None,
-    "changes_off": 10,
-    "keep": "best",
+    "clip_grad_norm": None,
+    "clip_grad_value": None,
+    "no_aug_epochs": 10,
+    "checkpoint": "best",
     "sampling": "shuffle",
     # 1e-4 to 5e-3 over 30 % of the steps, then down to 1e-7, all along straight lines.
     "rates": {0.0: 1e-4, 0.15: 2.55e-3, 0.3: 5e-3, 0.65: 2.50005e-3, 1.0: 1e-7},
@@ -33,9 +33,9 @@ NINTH_FIT = {
     "lr": 1e-3,
     "optimizer": "adam",
     "wd": 0.01,
-    "no_decay": "bias",
-    "clamp_gradients": 1.0,
-    "clip_norm": None,
+    "no_weight_decay": "bias",
+    "clip_grad_value": 1.0,
+    "clip_grad_norm": None,
     "loss": "bce",
     "loss_options": {"reduction": "sum"},
     # 5e-5 + 0.001 e / 6.5 for seven epochs, then a cosine of 65 epochs that ends at its 58th step.
@@ -47,13 +47,13 @@ REFIT = {
     "lr": 1e-4,
     "optimizer": "adam",
     "wd": 0.01,
-    "clamp_gradients": 1.0,
-    "noisy": None,
-    "fresh": False,
+    "clip_grad_value": 1.0,
+    "noisy_labels": None,
+    "reinit": False,
     "schedule": "plateau",
     "schedule_options": {"monitor": "valid_loss", "patience": 3, "factor": 0.1},
-    "stop_at_rate": 1e-7,
-    "keep": "best_of_all",
+    "min_lr_stop": 1e-7,
+    "checkpoint": "best_overall",
     "loss_options": {"reduction": "sum"},
     "augment": ("mixup",),
 }
@@ -62,32 +62,32 @@ KERNEL_FIT = {
     "optimizer": "adamw",
     "sqr_mom": 0.99,
     "wd": 0.01,
-    "no_decay": "none",
+    "no_weight_decay": "none",
     "schedule": "one_cycle",
     "loss": "bce",
     "loss_options": {},
     "augment": ("flip", "lighting"),
-    "keep": "last",
-    "noisy": None,
-    "fresh": False,
+    "checkpoint": "last",
+    "noisy_labels": None,
+    "reinit": False,
 }
 GOLD_FIT = {
     "bs": 32,
     "lr": 2e-4,
-    "lr_first": 1e-4,
+    "lr_min": 1e-4,
     "optimizer": "adamw",
     "sqr_mom": 0.999,
     "wd": 1e-4,
-    "clip_norm": 5.0,
-    "stop_after": 3,
+    "clip_grad_norm": 5.0,
+    "early_stopping_patience": 3,
     "loss": "smooth_positives",
     "loss_options": {"loss": "bce_class", "eps": 0.05},
     "sampling": "balanced",
     "sampling_options": {"max_repeats": 5},
-    "keep": "best",
-    "fresh": False,
-    "augment": ("loop_fill", "gain", "noise", "shift", "spec_augment_gold_plan", "mixup_gold_plan"),
-    "items": ("pitch", "stretch"),
+    "checkpoint": "best",
+    "reinit": False,
+    "augment": ("repeat_pad", "gain", "noise", "shift", "spec_augment_gold_plan", "mixup_gold_plan"),
+    "item_tfms": ("pitch", "stretch"),
 }
 
 # What the fact sheet says of each. Front ends: rate, window, hop, bins, lowest and highest Hz; frames of a crop; channels; parameters of 80
@@ -97,18 +97,18 @@ SYSTEMS: dict = {
         "front_end": (44100, 1920, 690, 64, 20, 22050),
         "more": {"top_db": 80, "power": 2, "mean": -35.7, "std": 21.6, "normalize": "global"},
         "crop": (4.0, 256, 60.0, "constant_center", 1),
-        "corrupted": "drop",
-        "folds": ("stratified_argmax", 5, 2019, None),
+        "corrupted_files": "drop",
+        "folds": ("stratified", 5, 2019, None),
         "seed": 2019,
         "parameters": 26_129_489,
-        "listen": {"how": "random", "n": 25, "options": {}, **MEAN_OF_PROBS},
+        "tta": {"views": "random", "n": 25, "options": {}, **MEAN_OF_PROBS},
         "stages": [
-            {**NINTH_FIT, "keep": "best", "noisy": None, "augment": ("spec_augment", "mixup")},
+            {**NINTH_FIT, "checkpoint": "best", "noisy_labels": None, "augment": ("spec_augment", "mixup")},
             {
                 **NINTH_FIT,
-                "keep": "last",
-                "noisy": {"name": "ninth", "n": 5000, "per_tag": 50},
-                "fresh": True,
+                "checkpoint": "last",
+                "noisy_labels": {"method": "ninth_place_low_loss", "n": 5000, "per_tag": 50},
+                "reinit": True,
                 "augment": ("spec_augment", "mixup"),
             },
             REFIT,
@@ -119,13 +119,13 @@ SYSTEMS: dict = {
         "front_end": (44100, 2560, 694, 128, 20, 22050),
         "more": {"top_db": 80, "normalize": "image", "power": 2},
         "crop": (2.0, 128, 60.0, "constant_center", 3),
-        "corrupted": "keep",
-        "folds": ("plain", 5, 2019, (0,)),
+        "corrupted_files": "keep",
+        "folds": ("kfold", 5, 2019, (0,)),
         "seed": 2019,
         "parameters": 11_744_832,
-        "listen": {"how": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
+        "tta": {"views": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
         "stages": [
-            {**KERNEL_FIT, "epochs": epochs, "lr": lr, "lr_first": first}
+            {**KERNEL_FIT, "epochs": epochs, "lr": lr, "lr_min": first}
             for epochs, lr, first in [
                 (5, 0.1, None),
                 (10, 0.01, None),
@@ -141,26 +141,26 @@ SYSTEMS: dict = {
         "front_end": (32000, 1024, 320, 64, 50, 14000),
         "more": {"top_db": None, "norm": "slaney", "pad_mode": "reflect"},
         "crop": (10.0, 1001, None, "constant_right", 1),
-        "corrupted": "keep",
+        "corrupted_files": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
         # The published 79,837,712 with a linear map of 2,048 to one number (2,049) before the gate of fc1's size.
         "parameters": 79_839_761,
-        "listen": {"how": "varied", "n": 5, "options": {}, "mean": "logits", "fold_mean": "mean"},
+        "tta": {"views": "varied", "n": 5, "options": {}, "average": "logits", "fold_average": "mean"},
         "stages": [
             {
                 **GOLD_FIT,
                 "epochs": 20,
-                "noisy": None,
+                "noisy_labels": None,
                 "rates": {0.0: 0.0, 0.025: 1e-4, 0.05: 2e-4, 0.525: 1e-4, 1.0: 0.0},
             },
             {
                 **GOLD_FIT,
                 "epochs": 4,
-                "noisy": {"name": "gold", "keep": 0.8, "add": 0.95, "least": 0.5},
-                "noisy_weight": 0.5,
+                "noisy_labels": {"method": "gold_plan_confidence", "keep": 0.8, "add": 0.95, "least": 0.5},
+                "noisy_sample_weight": 0.5,
             },
-            {**GOLD_FIT, "epochs": 8, "noisy": {"name": "kept"}, "noisy_weight": 1.0},
+            {**GOLD_FIT, "epochs": 8, "noisy_labels": {"method": "previous"}, "noisy_sample_weight": 1.0},
         ],
     },
     "kaggle_fat_36th": {
@@ -175,11 +175,11 @@ SYSTEMS: dict = {
             "pcen_eps": 1e-9,
         },
         "crop": (1.96, 197, 60.0, "wrap_right", 1),
-        "corrupted": "noisy",
+        "corrupted_files": "noisy",
         "folds": ("sliced", 5, 1234, None),
         "seed": 1234,
         "parameters": 11_326_088,
-        "listen": {"how": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
+        "tta": {"views": "even", "n": 8, "options": {}, **MEAN_OF_PROBS},
         "stages": [
             {
                 "epochs": 216,
@@ -188,12 +188,12 @@ SYSTEMS: dict = {
                 "optimizer": "sgd",
                 "momentum": 0.9,
                 "wd": 1e-4,
-                "no_decay": "norm_and_bias",
+                "no_weight_decay": "norm_and_bias",
                 "loss": "bce_mass+lovasz",
                 "loss_options": {},
-                "noisy": {"name": "36th", "positive": 0.8},
-                "noisy_share": "all",
-                "keep": "best",
+                "noisy_labels": {"method": "kaggle_fat_soft_labels", "positive": 0.8},
+                "noisy_fold_split": "all",
+                "checkpoint": "best",
                 "augment": ("spec_augment_kaggle_fat", "mixup_kaggle_fat"),
                 # 2,000 of 40,000 steps from a tenth up, then a tenth at 12,000, 24,000 and 36,000.
                 "rates": {0.0: 0.01, 0.025: 0.055, 0.05: 0.1, 0.29: 0.1, 0.31: 0.01, 0.61: 1e-3, 0.91: 1e-4},
@@ -204,18 +204,18 @@ SYSTEMS: dict = {
         "front_end": (44100, 2048, 1024, 128, 5, 22050),
         "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalize": "none"},
         "crop": (15.0, 646, None, "constant_right", 2),
-        "corrupted": "keep",
+        "corrupted_files": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
         "parameters": 9_248_771,
-        "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
+        "tta": {"views": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
         "stages": [
             {
                 **THIRD_FIT,
                 "epochs": 100,
-                "noisy": None,
-                "items": ("chunk_shuffle",),
-                "augment": ("to_longest", "third_effects", "mixup_or_third"),
+                "noisy_labels": None,
+                "item_tfms": ("chunk_shuffle",),
+                "augment": ("trim_to_longest", "third_place_effects", "mixup_or_third_place"),
             }
         ],
     },
@@ -223,19 +223,19 @@ SYSTEMS: dict = {
         "front_end": (44100, 256, 128, None, 0, 22050),
         "more": {"power": 1, "log": "ln", "log_offset": 1e-4, "normalize": "none"},
         "crop": (15.0, 5168, None, "constant_right", 1),
-        "corrupted": "keep",
+        "corrupted_files": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
         # The published 4,798,661 are of 128 bins: one more adds 3 weights to each of 100 channels, and the 2 of its own norm.
         "parameters": 4_798_661 + 3 * 100 + 2,
-        "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
+        "tta": {"views": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
         "stages": [
             {
                 **THIRD_FIT,
                 "epochs": 100,
-                "noisy": None,
-                "items": ("chunk_shuffle",),
-                "augment": ("to_longest", "third_effects", "mixup_or_third"),
+                "noisy_labels": None,
+                "item_tfms": ("chunk_shuffle",),
+                "augment": ("trim_to_longest", "third_place_effects", "mixup_or_third_place"),
             }
         ],
     },
@@ -243,24 +243,24 @@ SYSTEMS: dict = {
         "front_end": (44100, 2048, 1024, 128, 5, 22050),
         "more": {"power": 1, "log": "ln", "log_offset": 1e-4},
         "crop": (15.0, 646, None, "constant_right", 2),
-        "corrupted": "keep",
+        "corrupted_files": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
         "parameters": 21_545_583,
-        "listen": {"how": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
+        "tta": {"views": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
         "stages": [
             {
                 **THIRD_FIT,
                 "epochs": 150,
-                "noisy": noisy,
-                "fresh": noisy is not None,
-                "noisy_share": "all" if noisy is None else "own",
-                "items": ("chunk_shuffle",),
-                "augment": ("to_longest", "third_effects", "mixup_or_third"),
+                "noisy_labels": noisy,
+                "reinit": noisy is not None,
+                "noisy_fold_split": "all" if noisy is None else "own",
+                "item_tfms": ("chunk_shuffle",),
+                "augment": ("trim_to_longest", "third_place_effects", "mixup_or_third_place"),
             }
             for noisy in [
                 None,
-                *({"name": "scoring", "k": k} for k in (1000, 2000, 3000, 4000, 5000)),
+                *({"method": "scoring", "k": k} for k in (1000, 2000, 3000, 4000, 5000)),
                 {"name": "third", "k": 5000},
             ]
         ],
@@ -269,11 +269,11 @@ SYSTEMS: dict = {
         "front_end": (44100, 2560, 690, 128, 20, 22050),
         "more": {"top_db": 80, "std": 100, "mean": 0, "power": 2},
         "crop": (4.0, 256, 60.0, "constant_center", 3),
-        "corrupted": "relabel",
-        "folds": ("plain", 5, 42, None),
+        "corrupted_files": "relabel",
+        "folds": ("kfold", 5, 42, None),
         "seed": 42,
         "parameters": 17_326_950,
-        "listen": {"how": "tiles", "n": None, "options": {"step_frames": 64}, "mean": "probs", "fold_mean": "gmean"},
+        "tta": {"views": "tiles", "n": None, "options": {"step_frames": 64}, "average": "probs", "fold_average": "gmean"},
         "stages": [
             {
                 "epochs": 700,
@@ -281,8 +281,8 @@ SYSTEMS: dict = {
                 "lr": 9e-4,
                 "optimizer": "adam",
                 "wd": 0.0,
-                "stop_after": 18,
-                "keep": "best",
+                "early_stopping_patience": 18,
+                "checkpoint": "best",
                 "schedule": "plateau",
                 "schedule_options": {"monitor": "lwlrap", "patience": 6, "factor": 0.6, "min_lr": 1e-8},
                 "loss": "split",
@@ -292,17 +292,17 @@ SYSTEMS: dict = {
                     "curated_weight": 0.5,
                     "noisy_weight": 0.5,
                 },
-                "noisy": {"name": "first", "shares": {"noisy": 0.2, "curated": 0.8}},
+                "noisy_labels": {"method": "first_place_corrections", "shares": {"noisy": 0.2, "curated": 0.8}},
                 "sampling": "mixture",
                 "sampling_options": {"n": 32768},
-                "augment": ("loop_fill", "random_resized_crop", "spec_augment_first", "mixer_first"),
+                "augment": ("repeat_pad", "random_resized_crop", "spec_augment_first_place", "mixer_first_place"),
             }
         ],
     },
 }
 SYSTEMS["panns_logreg"] = {
-    **SYSTEMS["gold_plan"], "parameters": 79_837_712, "listen": {"how": "even", "n": 1, "options": {}, **MEAN_OF_PROBS},
-    "stages": [{"solve": {"C": 2.0, "max_iter": 1000}, "noisy": None, "augment": ()}],
+    **SYSTEMS["gold_plan"], "parameters": 79_837_712, "tta": {"views": "even", "n": 1, "options": {}, **MEAN_OF_PROBS},
+    "stages": [{"linear_probe": {"C": 2.0, "max_iter": 1000}, "noisy_labels": None, "augment": ()}],
 }
 _FIRST = SYSTEMS["first_place"]
 # Its experiments corrections_002 and 003: no resized crops, mixed a little less often, a third of the draws noisy.
@@ -312,9 +312,9 @@ SYSTEMS["first_place_skip"] = {
     "stages": [
         {
             **_FIRST["stages"][0],
-            "noisy": {"name": "first", "shares": {"noisy": 0.33, "curated": 0.67}},
-            "mixup": {"name": "mixer_first", "p": 0.66},
-            "augment": ("loop_fill", "spec_augment_first", "mixer_first"),
+            "noisy_labels": {"method": "first_place_corrections", "shares": {"noisy": 0.33, "curated": 0.67}},
+            "mixup": {"name": "mixer_first_place", "p": 0.66},
+            "augment": ("repeat_pad", "spec_augment_first_place", "mixer_first_place"),
         }
     ],
 }
@@ -341,9 +341,9 @@ def test_sound_folds_and_listening_are_as_published(name):
     assert {key: getattr(front_end, key) for key in told["more"]} == told["more"]
     channels = settings.channels_module().n_channels
     assert (settings.crop_s, settings.crop_frames, settings.trim_db, settings.pad_mode, channels) == told["crop"]
-    assert recipe.clips.corrupted == told["corrupted"] and recipe.seed == told["seed"]
-    assert (recipe.folds.how, recipe.folds.n, recipe.folds.seed, recipe.folds.only) == told["folds"]
-    assert recipe.listen.model_dump() == told["listen"]
+    assert recipe.clips.corrupted_files == told["corrupted_files"] and recipe.seed == told["seed"]
+    assert (recipe.folds.splitter, recipe.folds.n, recipe.folds.seed, recipe.folds.run_folds) == told["folds"]
+    assert recipe.tta.model_dump() == told["tta"]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -357,11 +357,11 @@ def test_stages_train_as_published(name):
     assert len(recipe.stages) == len(told["stages"])
     for stage, expected in zip(recipe.stages, told["stages"]):
         expected = dict(expected)
-        rates, changes, items = expected.pop("rates", {}), expected.pop("augment"), expected.pop("items", ())
+        rates, changes, items = expected.pop("rates", {}), expected.pop("augment"), expected.pop("item_tfms", ())
         assert {key: getattr(stage, key) for key in expected} == expected, stage.name
         assert (
             tuple(change for change, _ in stage_changes(stage)) == changes
-            and tuple(c["name"] for c in stage.items) == items
+            and tuple(c["name"] for c in stage.item_tfms) == items
         )
         if rates:
             lr_at = SCHEDULES.build(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)
@@ -380,7 +380,7 @@ def test_masks_and_mixers_are_as_published():
             ("ninth_full", 1, "spec_augment"),
             ("gold_plan", 0, "spec_augment_gold_plan"),
             ("kaggle_fat_36th", 0, "spec_augment_kaggle_fat"),
-            ("first_place", 0, "spec_augment_first"),
+            ("first_place", 0, "spec_augment_first_place"),
         ]
     }
     told = {key[0]: (m.p, tuple(m.rounds), m.freq, m.time, m.width, m.fill) for key, m in masks.items()}
@@ -397,7 +397,7 @@ def test_masks_and_mixers_are_as_published():
         (0.4, "clip", 0.5, False, "linear", "log"),
         (0.4, "clip", 1, True, "linear", "log"),
     ]
-    third, first = drawn("third_place_noisy", 3, "mixup_or_third"), drawn("first_place", 0, "mixer_first")
+    third, first = drawn("third_place_noisy", 3, "mixup_or_third_place"), drawn("first_place", 0, "mixer_first_place")
     assert (third.p, third.share, third.labels, third.partner, third.replaces) == (0.5, (0.4, 0.6), "or", "set", False)
     assert first.p == 0.8 and first.weights.tolist() == [0.6, 0.4]
     concat, add = first.mixers
@@ -405,7 +405,7 @@ def test_masks_and_mixers_are_as_published():
 
 
 def test_the_3rd_places_effects_and_the_1st_places_crops_are_as_published():
-    effects = drawn("third_place_2d", 0, "third_effects")
+    effects = drawn("third_place_2d", 0, "third_place_effects")
     reverb, pitch, overdrive, speed = effects.changes
     assert effects.p == 0.75 and (reverb.reverberance, reverb.room) == ((0, 49), (0, 49))
     assert (pitch.bounds, overdrive.bounds, speed.bounds) == ((-3, 3), (2, 9), (0.9, 1.1))
@@ -424,10 +424,10 @@ def test_the_kernels_cycles_are_fastai_v1s():
 
 def test_positives_are_smoothed_and_rare_tags_weigh_more(own_dls, tmp_path):
     from fatai.experiment.stage import prepare_stage
-    from fatai.training.learner import fat_learner
+    from fatai.inference.learner import fat_learner
 
     learn = fat_learner(own_dls, "m1", width=0.05, path=tmp_path)
-    prepare_stage(learn, load_recipe("gold_plan").stages[0].model_copy(update={"lr_first": None}))
+    prepare_stage(learn, load_recipe("gold_plan").stages[0].model_copy(update={"lr_min": None}))
     loss, table = learn.loss_func, own_dls.files(0)
     counts = torch.tensor([sum(tag in labels for labels in table["labels"]) for tag in own_dls.tags]).double()
     weights = counts.rsqrt() / counts.rsqrt().mean()
@@ -442,7 +442,7 @@ def test_positives_are_smoothed_and_rare_tags_weigh_more(own_dls, tmp_path):
 
 def test_layers_learn_at_their_own_rates(own_dls, tmp_path):
     from fatai.experiment.stage import fit_stage
-    from fatai.training.learner import fat_learner
+    from fatai.inference.learner import fat_learner
 
     learn = fat_learner(own_dls, "m1", width=0.05, path=tmp_path)
     stage = (
@@ -452,11 +452,11 @@ def test_layers_learn_at_their_own_rates(own_dls, tmp_path):
             update={
                 "epochs": 1,
                 "augment": (),
-                "items": (),
+                "item_tfms": (),
                 "mixup": None,
                 "schedule": "constant",
                 "schedule_options": {},
-                "keep": "last",
+                "checkpoint": "last",
             }
         )
     )

@@ -105,7 +105,7 @@ def recipes() -> dict[str, bytes]:
     def with_(section: str, line: str) -> str:
         """A good recipe with one line more, in place of a line for the same key."""
         key = line.split("=")[0].strip()
-        parts = {**_PARTS, "front_end": "[front_end]\n", "listen": "[listen]\n"}
+        parts = {**_PARTS, "front_end": "[front_end]\n", "tta": "[tta]\n"}
         kept = "".join(kept + "\n" for kept in parts[section].splitlines() if kept.split("=")[0].strip() != key)
         return "".join((kept + line + "\n") if name == section else part for name, part in parts.items())
 
@@ -162,8 +162,8 @@ def recipes() -> dict[str, bytes]:
             "n = 100",
             "n = 2.5",
             "n = 1000000000000",
-            "only = [-1]",
-            "only = [9999999999]",
+            "run_folds = [-1]",
+            "run_folds = [9999999999]",
             "seed = 99999999999999999999999",
         ],
         "front_end": [
@@ -218,19 +218,19 @@ def recipes() -> dict[str, bytes]:
             'schedule_options = { x = 1 }',
             'sampling = "mixture"',
             'sampling_options = { shares = 3 }',
-            'noisy = { name = "kept" }',
-            "accumulate = 100000000",
+            'noisy_labels = { method = "previous" }',
+            "grad_accum = 100000000",
             'optimizer = "__import__"',
             "wd = nan",
-            "like = 3",
+            "extends = 3",
         ],
-        "listen": [
+        "tta": [
             "n = 1000000000",
             "n = 10000",
             "options = { step_s = 0 }",
             "options = { step_s = nan }",
-            'how = "random"\nn = 0',
-            "mean = 3",
+            'views = "random"\nn = 0',
+            "average = 3",
         ],
     }
     for section, each in lines.items():

@@ -42,7 +42,7 @@ width = 0.125
 name = "fit"
 epochs = 1
 bs = 16
-[listen]
+[tta]
 n = 2
 """
 _GOOD = 24
