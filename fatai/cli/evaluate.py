@@ -70,7 +70,7 @@ def ensemble(
         if n is not None:
             typer.echo(f"{out}: {how} of {len(predictions)}, {n} clips")
             return
-    blended = ensemble_report(predictions, how, shares, truth=truth, **({} if of is None else {"of": of}))
+    blended = ensemble_report(predictions, how, shares, truth=truth, **({} if of is None else {"average": of}))
     if sample is None:
         blended.predictions.to_csv(out)
     else:
@@ -83,9 +83,9 @@ def ensemble(
 def _row_by_row(predictions: list[Path], out: Path, how: str, weights: list[float] | None) -> int | None:
     """Averager in the memory of some rows, however many there are; None if that can't be, because rows or columns are in other orders."""
     from fatai.errors import SubmissionError
-    from fatai.ensemble.streaming import ROW_BLENDS, average_files
+    from fatai.ensemble.streaming import ROWWISE_AVERAGES, average_files
 
-    if how not in ROW_BLENDS:
+    if how not in ROWWISE_AVERAGES:
         return None
     try:
         return average_files([_part(path, "test.csv") for path in predictions], out, how, weights)

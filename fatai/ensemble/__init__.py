@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Combine predictions: averages, weights searched on out-of-fold predictions, stacking."""

@@ -1,12 +1,13 @@
-"""Several predictions to one; and how good that one is, found on clips from which nothing of it was learnt.
+"""Combine several predictions into one, and estimate its score on clips from which nothing of it was fitted.
 
-Whatever a blend learns, it learns from *out-of-fold* predictions: each clip's come from a model that never saw it. And the score told of a
-blend is *nested*: weights or networks fitted on some folds are scored on another, which they did not see. So a blend that learns much by
-heart shows. What is not nested are the models: those that predicted the fold learnt from were trained on the fold that is scored, whose
-tags so reach the fit in a roundabout way. This is common practice, and small beside what nesting takes away.
+What an ensemble fits, it fits on *out-of-fold* predictions: each clip is predicted by a model that was not trained on
+it. The reported score is *nested*: weights or networks fitted on some folds are scored on another fold, so that
+overfitting shows. Not nested are the models themselves: those that predicted the folds of the fit were trained on the
+fold that is scored, whose tags thus reach the fit indirectly. This is common practice, and a small effect beside the
+one that nesting removes.
 
-The test predictions of a run are means over its folds' models, its out-of-fold predictions come from one of them at a time: a blend meets
-surer predictions than it was fitted on.
+The test predictions of a run are means over the models of its folds, its out-of-fold predictions come from one model
+each: on test clips an ensemble gets more confident inputs than those it was fitted on.
 """
 
 from __future__ import annotations
@@ -16,93 +17,100 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fatai.ensemble import stacking  # noqa: F401 - fills ENSEMBLES
+from fatai.ensemble.averaging import Averager, FittableEnsemble, FittedEnsemble, WeightedAverage, normalized_weights
+from fatai.ensemble.members import Member, OutOfFold, PredictionSource, align, align_out_of_fold, load_members
+from fatai.ensemble.weight_search import WEIGHT_RULES, Rule, WeightSearch
 from fatai.errors import OptionError
-from fatai.ensemble import stacking
-from fatai.ensemble.weight_search import WEIGHT_RULES, WeightSearch, Rule
-from fatai.ensemble.averaging import Averager, Fitted, WeightedAverage, FittableEnsemble, normalized_weights
-from fatai.ensemble.members import Given, Member, OutOfFold, aligned, members_of, out_of_fold
-from fatai.inference.predictions import Predictions
 from fatai.inference.ground_truth import Table
-from fatai.registry import ENSEMBLES, did_you_mean
+from fatai.inference.predictions import Predictions
 from fatai.metrics.ranking import lwlrap
+from fatai.registry import ENSEMBLES, did_you_mean
 
-__all__ = ["EnsembleResult", "ensemble_report", "ensemble", "nested_cv_predict"]
+__all__ = ["EnsembleResult", "ensemble", "ensemble_report", "nested_cv_predict"]
+
+Plan = FittableEnsemble | WeightedAverage
 
 
 @dataclass(frozen=True)
 class EnsembleResult:
-    """A blend and what is known of it.
+    """Combined predictions with the weights and scores of their members.
 
     Attributes
     ----------
     predictions
-        The blend; `predictions.held_out` is its nested out-of-fold lwlrap, None without a truth.
+        The combined predictions; `predictions.oof_score` is their nested out-of-fold lwlrap, None without a truth.
     members
-        Names of what was blended.
+        Names of the predictions that were combined.
     weights
-        What each counted, summing to 1; None if the blend has no weights.
-    alone
+        Weight of each member, summing to 1; None if the method has no weights.
+    member_scores
         Out-of-fold lwlrap of each member on the clips of `oof`; None without a truth.
     oof
-        The blend's nested out-of-fold predictions; None without a truth.
+        The nested out-of-fold predictions; None without a truth.
     """
 
     predictions: Predictions
     members: tuple[str, ...]
     weights: tuple[float, ...] | None
-    alone: tuple[float, ...] | None
+    member_scores: tuple[float, ...] | None
     oof: Predictions | None
 
     def __str__(self) -> str:
-        """A row for each member, then the blend: weight and out-of-fold lwlrap, as far as they are known."""
-        scores = [""] * len(self.members) if self.alone is None else [f"{score:.4f}" for score in self.alone]
+        scores = [""] * len(self.members) if self.member_scores is None else [f"{s:.4f}" for s in self.member_scores]
         weights = [""] * len(self.members) if self.weights is None else [f"{weight:.3f}" for weight in self.weights]
         nested = "" if self.predictions.oof_score is None else f"{self.predictions.oof_score:.4f}"
-        rows = [("member", "weight", "oof lwlrap"), *zip(self.members, weights, scores), ("blend, nested", "", nested)]
-        wide = max(len(name) for name, *_ in rows)
-        return "\n".join(f"{name:<{wide}}  {weight:>6}  {score:>10}".rstrip() for name, weight, score in rows)
+        rows = [
+            ("member", "weight", "oof lwlrap"),
+            *zip(self.members, weights, scores, strict=True),
+            ("ensemble, nested", "", nested),
+        ]
+        width = max(len(name) for name, *_ in rows)
+        return "\n".join(f"{name:<{width}}  {weight:>6}  {score:>10}".rstrip() for name, weight, score in rows)
 
 
 def ensemble(
-    predictions: Sequence[Given],
+    predictions: Sequence[PredictionSource],
     how: str = "mean",
     weights: Sequence[float] | str | None = None,
     *,
-    oof: Sequence[Given] | None = None,
+    oof: Sequence[PredictionSource] | None = None,
     truth: Table | None = None,
     **options: object,
 ) -> Predictions:
-    """Averager predictions of the same clips and tags; rows and columns are matched by name, so their order may differ.
+    """Combine predictions of the same clips and tags; rows and columns are matched by name, so their order may differ.
 
     Parameters
     ----------
     predictions
-        `Predictions`, CSV files of them, or run folders (their test.csv), one or more: of models, of folds, of snapshots. The first one's
-        order of rows and columns is kept.
+        One or more `Predictions`, CSV files of them, or run folders (their test.csv): of models, folds or snapshots.
+        The order of rows and columns is that of the first.
     how
-        A name of `ENSEMBLES`; `options` are its own.
+        A name in `ENSEMBLES`; `options` are passed to its builder.
     weights
-        One number >= 0 for each of `predictions` (only their ratios count); None weighs all alike; "lwlrap" weighs each by the score of
-        its out-of-fold predictions. Without those, by the score that the predictions carry as `oof_score`, as those of `learn.tta()` on the
-        validation part do, or that a run's manifest names.
+        One number >= 0 per prediction, of which only the ratios count; None for equal weights; "lwlrap" for the score
+        of the out-of-fold predictions. Without those, the score stored with the predictions as `oof_score` is used:
+        `learn.tta()` on the validation set stores it, and the manifest of a run holds it.
     oof
-        Out-of-fold predictions, in the order of `predictions`; None takes those of the run folders, where all are run folders.
+        Out-of-fold predictions, in the order of `predictions`; None uses those of the run folders, if all are run
+        folders.
     truth
-        The tags of the clips in `oof`, a table as in `Predictions.score`; clips that only some of them have are left out.
+        Tags of the clips in `oof`, a table as in `Predictions.score`; clips that only some members have are left out.
 
     Returns
     -------
-    Predictions within [0, 1]; a clip that was unreadable to any is unreadable. With out-of-fold predictions and their truth, `oof_score` is
-    the blend's nested out-of-fold lwlrap.
+    Predictions in [0, 1]; a clip that is unreadable in any member is marked unreadable. With out-of-fold predictions
+    and their truth, `oof_score` is the nested out-of-fold lwlrap.
 
     Raises
     ------
     SubmissionError
-        If the clips or tags are not the same, with the names that differ.
+        If the clips or tags differ; the message names them.
     OptionError
-        If the weights do not fit, `how` is "weighted" and there are none, or something is to be learnt and there is nothing to learn from.
+        If the weights do not fit, if `how` is "weighted" and there are none, or if the method must be fitted and there
+        is nothing to fit it on.
     UnknownNameError
-        If there is no such `how`.
+        If `how` is not in `ENSEMBLES`.
 
     Examples
     --------
@@ -115,82 +123,103 @@ def ensemble(
 
 
 def ensemble_report(
-    predictions: Sequence[Given],
+    predictions: Sequence[PredictionSource],
     how: str = "mean",
     weights: Sequence[float] | str | None = None,
     *,
-    oof: Sequence[Given] | None = None,
+    oof: Sequence[PredictionSource] | None = None,
     truth: Table | None = None,
     **options: object,
 ) -> EnsembleResult:
-    """What `ensemble` returns, with the weights found and the scores of members and blend; arguments and errors are the same."""
-    members = members_of(predictions)
+    """Combine predictions as `ensemble`, and also return weights and scores; parameters and errors are the same."""
+    members = load_members(predictions)
     first = members[0].predictions
-    stack = np.stack([aligned(first, m.predictions, i).probs for i, m in enumerate(members, start=1)])
-    known = _known(members, oof, truth)
+    probs = np.stack([align(first, m.predictions, i).probs for i, m in enumerate(members, start=1)])
+    known = _out_of_fold(members, oof, truth)
     if isinstance(weights, str) and known is None:
-        weights = _carried(weights, members)
+        weights = _stored_scores(weights, members)
     plan = _plan(how, weights, options, len(members), known is not None)
-    fitted = _fitted(plan, known)
+    combine = _fit(plan, known)
+    member_scores = None if known is None else tuple(lwlrap(each, known.targ) for each in known.probs)
+    nested = _nested_predictions(plan, known, first.tags)
+    score = None if known is None or nested is None else lwlrap(nested.probs, known.targ)
     unreadable = tuple(dict.fromkeys(name for m in members for name in m.predictions.unreadable))
-    alone = nested = score = None
-    if known is not None:
-        alone = tuple(lwlrap(probs, known.targ) for probs in known.stack)
-        if len(np.unique(known.folds)) > 1:
-            nested = Predictions(known.fnames, first.tags, _nested(plan, known))
-            score = lwlrap(nested.probs, known.targ)
-    blended = Predictions(first.fnames, first.tags, fitted(stack), unreadable, score)
-    found = tuple(float(w) for w in fitted.weights) if isinstance(fitted, WeightedAverage) else None
-    return EnsembleResult(blended, tuple(m.name for m in members), found, alone, nested)
+    return EnsembleResult(
+        Predictions(first.fnames, first.tags, combine(probs), unreadable, score),
+        tuple(m.name for m in members),
+        tuple(float(w) for w in combine.weights) if isinstance(combine, WeightedAverage) else None,
+        member_scores,
+        nested,
+    )
 
 
 def nested_cv_predict(
-    known: OutOfFold, how: str = "mean", weights: Sequence[float] | str | None = None, **options: object
+    oof: OutOfFold, how: str = "mean", weights: Sequence[float] | str | None = None, **options: object
 ) -> np.ndarray:
-    """EnsembleResult probabilities of clips with known tags, (clips, tags), each fold's from what was fitted on the others alone."""
-    return _nested(_plan(how, weights, options, len(known.stack), True), known)
+    """Predict each fold by an ensemble fitted on the other folds.
+
+    Parameters
+    ----------
+    oof
+        Out-of-fold predictions with their truth and folds.
+    how, weights, options
+        As in `ensemble`.
+
+    Returns
+    -------
+    Probabilities, shape (clips, tags), in the order of `oof`.
+    """
+    return _nested_probs(_plan(how, weights, options, len(oof.probs), True), oof)
 
 
-def _known(members: Sequence[Member], oof: Sequence[Given] | None, truth: Table | None) -> OutOfFold | None:
-    """Out-of-fold predictions beside their truth, as far as they were given."""
+def _out_of_fold(
+    members: Sequence[Member], oof: Sequence[PredictionSource] | None, truth: Table | None
+) -> OutOfFold | None:
+    """Align out-of-fold predictions, given or of the run folders, with their truth; None without a truth."""
     if truth is None:
         if oof is not None:
-            raise OptionError("oof is given without truth: pass the table of their tags, truth=")
+            raise OptionError("oof is given without truth; expected the table of their tags as truth=")
         return None
-    if oof is not None:
-        given = members_of(oof, "oof", part="oof.csv")
-        if len(given) != len(members):
-            raise OptionError(
-                f"oof holds {len(given)} predictions; expected {len(members)}, one for each of those to blend, in order"
-            )
-        parts, folds = [m.predictions for m in given], [m.folds for m in given]
-    else:
-        lacking = [m.name for m in members if m.oof is None]
-        if lacking:
-            raise OptionError(
-                f"{lacking[0]} has no out-of-fold predictions for the truth to judge ({len(lacking)} such); "
-                "blend run folders that hold an oof.csv, or pass oof=[...]"
-            )
-        parts, folds = [m.oof for m in members if m.oof is not None], [m.folds for m in members]
-    return out_of_fold(parts, truth, members[0].predictions.tags, folds)
+    members_with_oof = _members_of_folders(members) if oof is None else _members_given(members, oof)
+    parts = [m.oof for m in members_with_oof if m.oof is not None]
+    return align_out_of_fold(parts, truth, members[0].predictions.tags, [m.folds for m in members_with_oof])
+
+
+def _members_given(members: Sequence[Member], oof: Sequence[PredictionSource]) -> list[Member]:
+    given = [m._replace(oof=m.predictions) for m in load_members(oof, "oof", part="oof.csv")]
+    if len(given) != len(members):
+        raise OptionError(
+            f"oof holds {len(given)} predictions; expected {len(members)}, one for each member, in the same order"
+        )
+    return given
+
+
+def _members_of_folders(members: Sequence[Member]) -> Sequence[Member]:
+    missing = [m.name for m in members if m.oof is None]
+    if missing:
+        raise OptionError(
+            f"{missing[0]} has no out-of-fold predictions to compare with the truth ({len(missing)} in all); "
+            "expected run folders with an oof.csv, or oof=[...]"
+        )
+    return members
 
 
 def _plan(
-    how: str, weights: Sequence[float] | str | None, options: dict[str, object], n: int, learns: bool
-) -> FittableEnsemble | WeightedAverage:
-    """The blend of `n` with its weights, or how to find them."""
-    blend: Averager | FittableEnsemble = ENSEMBLES.build(how, **options)
-    if isinstance(blend, FittableEnsemble):
+    how: str, weights: Sequence[float] | str | None, options: dict[str, object], n: int, can_fit: bool
+) -> Plan:
+    """Build the method for `n` members, with its weights if they are known."""
+    method: Averager | FittableEnsemble = ENSEMBLES.build(how, **options)
+    if isinstance(method, FittableEnsemble):
         if weights is not None:
-            raise OptionError(f"how={how!r} finds what each counts by itself; leave weights out")
-        if not learns:
+            raise OptionError(f"how={how!r} finds the weights itself; leave weights out")
+        if not can_fit:
             raise OptionError(
-                f"how={how!r} is learnt from out-of-fold predictions: blend run folders or pass oof=[...], and pass truth="
+                f"how={how!r} is fitted on out-of-fold predictions; expected run folders or oof=[...], and truth="
             )
-        return blend
+        return method
     if isinstance(weights, str):
-        return WeightSearch(blend, _rule(weights))
-    return WeightedAverage(blend, normalized_weights(how, weights, n))
+        return WeightSearch(method, _rule(weights))
+    return WeightedAverage(method, normalized_weights(how, weights, n))
 
 
 def _rule(name: str) -> Rule:
@@ -199,30 +228,36 @@ def _rule(name: str) -> Rule:
     return WEIGHT_RULES[name]
 
 
-def _carried(rule: str, members: Sequence[Member]) -> list[float]:
-    """The scores that predictions carry."""
+def _stored_scores(rule: str, members: Sequence[Member]) -> list[float]:
+    """Return the out-of-fold scores that are stored with the predictions."""
     _rule(rule)
-    silent = [m.name for m in members if m.predictions.oof_score is None]
-    if silent:
+    missing = [m.name for m in members if m.predictions.oof_score is None]
+    if missing:
         raise OptionError(
-            f"weights={rule!r} is learnt out of fold, and {silent[0]} carries no score ({len(silent)} such): "
-            "pass oof=[...] and truth=, or blend run folders, or what learn.tta() makes of the validation part"
+            f"weights={rule!r} needs an out-of-fold score of each member, and {missing[0]} has none "
+            f"({len(missing)} in all): pass oof=[...] and truth=, or run folders, or the predictions of learn.tta() for the validation set"
         )
     return [m.predictions.oof_score for m in members if m.predictions.oof_score is not None]
 
 
-def _fitted(plan: FittableEnsemble | WeightedAverage, known: OutOfFold | None) -> Fitted:
+def _fit(plan: Plan, known: OutOfFold | None) -> FittedEnsemble:
     if isinstance(plan, WeightedAverage):
         return plan
     assert known is not None
-    return plan.fit(known.stack, known.targ)
+    return plan.fit(known.probs, known.targ)
 
 
-def _nested(plan: FittableEnsemble | WeightedAverage, known: OutOfFold) -> np.ndarray:
+def _nested_predictions(plan: Plan, known: OutOfFold | None, tags: Sequence[str]) -> Predictions | None:
+    if known is None or len(np.unique(known.folds)) < 2:
+        return None
+    return Predictions(known.fnames, tags, _nested_probs(plan, known))
+
+
+def _nested_probs(plan: Plan, known: OutOfFold) -> np.ndarray:
     probs = np.empty(known.targ.shape)
     for fold in np.unique(known.folds):
-        held = known.folds == fold
-        fitted = _fitted(plan, known._replace(stack=known.stack[:, ~held], targ=known.targ[~held]))
-        # Ranks within a tag are taken within the fold, as those of a test set are within it.
-        probs[held] = fitted(known.stack[:, held])
+        valid = known.folds == fold
+        combine = _fit(plan, known._replace(probs=known.probs[:, ~valid], targ=known.targ[~valid]))
+        # Ranks within a tag are taken within the fold, as those of a test set are within the test set.
+        probs[valid] = combine(known.probs[:, valid])
     return probs

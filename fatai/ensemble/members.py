@@ -1,6 +1,7 @@
-"""What goes into an ensemble: predictions from memory, CSV files or run folders, and their out-of-fold predictions, matched by name.
+"""Load the members of an ensemble from memory, CSV files or run folders; match out-of-fold predictions by name.
 
-Of a run folder `test.csv` is blended; `oof.csv`, `folds.csv` and the score in `manifest.json` stand for it on clips whose tags are known.
+Of a run folder, `test.csv` is combined; `oof.csv`, `folds.csv` and the score in `manifest.json` are its predictions,
+folds and score on clips with known tags.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import pandas as pd
 
 from fatai.data.folds import make_folds
 from fatai.errors import DataError, OptionError, SubmissionError
-from fatai.io.csv import read_csv, some, width_fault
-from fatai.inference.predictions import Predictions
 from fatai.inference.ground_truth import Table, read_truth
+from fatai.inference.predictions import Predictions
+from fatai.io.csv import format_names, read_csv, width_error
 from fatai.io.json import read_json_limited
 
-__all__ = ["Given", "Member", "OutOfFold", "members_of", "out_of_fold", "read_folds"]
+__all__ = ["Member", "OutOfFold", "PredictionSource", "align_out_of_fold", "load_members", "read_folds"]
 
-Given: TypeAlias = Predictions | str | os.PathLike[str]
-_FOLDS = 5  # where the runs do not agree on theirs
+PredictionSource: TypeAlias = Predictions | str | os.PathLike[str]
+_N_FOLDS = 5  # where the folds of the runs differ
 
 
 class Member(NamedTuple):
-    """One of what is blended; what is not known of it is None."""
+    """One member of an ensemble; `oof` and `folds` (fold numbers by file name) are None where unknown."""
 
     name: str
     predictions: Predictions
@@ -36,46 +37,72 @@ class Member(NamedTuple):
 
 
 class OutOfFold(NamedTuple):
-    """Predictions for clips that their models were not trained on, beside the truth.
+    """Predictions of clips by models that were not trained on them, with the truth.
 
-    `stack` is float64 (models, clips, tags), `targ` bool (clips, tags), `folds` int64 (clips,): which clips are judged together.
+    Attributes
+    ----------
+    fnames
+        File names of the clips.
+    probs
+        float64, shape (models, clips, tags), in [0, 1].
+    targ
+        Bool, shape (clips, tags).
+    folds
+        int64, shape (clips,): the fold of each clip.
     """
 
     fnames: tuple[str, ...]
-    stack: np.ndarray
+    probs: np.ndarray
     targ: np.ndarray
     folds: np.ndarray
 
 
-def members_of(given: Sequence[Given], what: str = "predictions", *, part: str = "test.csv") -> list[Member]:
-    """Each of `given` with what is known of it; a folder is a run, whose `part` is taken. Errors call them `what`."""
-    if isinstance(given, (str, os.PathLike, Predictions)):
+def load_members(
+    sources: Sequence[PredictionSource], argument: str = "predictions", *, part: str = "test.csv"
+) -> list[Member]:
+    """Load the members of an ensemble.
+
+    Parameters
+    ----------
+    sources
+        `Predictions`, CSV files of them, or run folders.
+    argument
+        Name of the argument in error messages.
+    part
+        The table of a run folder that is loaded.
+
+    Raises
+    ------
+    OptionError
+        If `sources` is empty or a single prediction.
+    """
+    if isinstance(sources, (str, os.PathLike, Predictions)):
         raise OptionError(
-            f"{what} is a single {type(given).__name__}; expected a list of Predictions or of their CSV files"
+            f"{argument} is a single {type(sources).__name__}; expected a list of Predictions or of their CSV files"
         )
-    if not len(given):
-        raise OptionError(f"{what} is empty; an ensemble needs at least one")
-    return [_member(each, i, part) for i, each in enumerate(given, start=1)]
+    if not len(sources):
+        raise OptionError(f"{argument} is empty; expected one prediction or more")
+    return [_load_member(source, i, part) for i, source in enumerate(sources, start=1)]
 
 
-def _member(given: Given, position: int, part: str) -> Member:
-    if isinstance(given, Predictions):
-        return Member(f"predictions {position}", given, None, None)
-    path = Path(given)
+def _load_member(source: PredictionSource, position: int, part: str) -> Member:
+    if isinstance(source, Predictions):
+        return Member(f"predictions {position}", source, None, None)
+    path = Path(source)
     if not path.is_dir():
         return Member(str(path), Predictions.from_csv(path), None, None)
     oof, folds = path / "oof.csv", path / "folds.csv"
     preds = Predictions.from_csv(path / part)
     return Member(
         str(path),
-        Predictions(preds.fnames, preds.tags, preds.probs, oof_score=_noted_score(path / "manifest.json")),
+        Predictions(preds.fnames, preds.tags, preds.probs, oof_score=_manifest_score(path / "manifest.json")),
         Predictions.from_csv(oof) if oof.is_file() else None,
         read_folds(folds) if folds.is_file() else None,
     )
 
 
-def _noted_score(manifest: Path) -> float | None:
-    """The out-of-fold lwlrap that a run's manifest names, if it does."""
+def _manifest_score(manifest: Path) -> float | None:
+    """Read the out-of-fold lwlrap from the manifest of a run; None if it holds none."""
     try:
         score = read_json_limited(manifest)["lwlrap"]["oof"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -84,56 +111,76 @@ def _noted_score(manifest: Path) -> float | None:
 
 
 def read_folds(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Number of the fold that holds each clip out, from a CSV with the columns `fname` and `fold`."""
+    """Read the validation fold of each clip from a CSV file with the columns `fname` and `fold`.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, lacks a column, or has a row that does not fit; the message names the line.
+    """
     table = read_csv(path)
     if not {"fname", "fold"} <= set(table.columns):
-        raise DataError(f"{path}: its columns are {some(table.columns)}; expected fname and fold")
-    name_at, fold_at = table.columns.index("fname"), table.columns.index("fold")
+        raise DataError(f"{path}: its columns are {format_names(table.columns)}; expected fname and fold")
+    name_col, fold_col = table.columns.index("fname"), table.columns.index("fold")
     folds: dict[str, int] = {}
     for row in table.rows:
-        if fault := width_fault(row, table.columns):
-            raise DataError(f"{path}: {fault}")
+        if error := width_error(row, table.columns):
+            raise DataError(f"{path}: {error}")
         try:
-            folds[row.cells[name_at]] = int(row.cells[fold_at])
+            folds[row.cells[name_col]] = int(row.cells[fold_col])
         except ValueError:
             raise DataError(
-                f"{path}: line {row.line}: fold is {row.cells[fold_at][:40]!r}; expected a whole number"
+                f"{path}: line {row.line}: fold is {row.cells[fold_col][:40]!r}; expected a whole number"
             ) from None
     return folds
 
 
-def aligned(first: Predictions, other: Predictions, position: int) -> Predictions:
-    """`other` with the rows and columns of `first`, in its order; `position`, from 1, is named where they do not match."""
+def align(first: Predictions, other: Predictions, position: int) -> Predictions:
+    """Reorder the rows and columns of `other` as in `first`.
+
+    Parameters
+    ----------
+    first, other
+        Predictions of the same clips and tags in any order.
+    position
+        Position of `other` in the list, counted from 1, for the error message.
+
+    Raises
+    ------
+    SubmissionError
+        If the clips or tags differ.
+    """
     differences = []
     for kind, ours, theirs in (("clips", first.fnames, other.fnames), ("tags", first.tags, other.tags)):
-        lacking, extra = sorted(set(ours).difference(theirs)), sorted(set(theirs).difference(ours))
-        differences += [f"lack the {kind} {some(lacking)}"] if lacking else []
-        differences += [f"have the {kind} {some(extra)} besides"] if extra else []
+        missing, extra = sorted(set(ours).difference(theirs)), sorted(set(theirs).difference(ours))
+        differences += [f"lack the {kind} {format_names(missing)}"] if missing else []
+        differences += [f"have the extra {kind} {format_names(extra)}"] if extra else []
     if differences:
         raise SubmissionError(f"predictions {position} do not match the first: they {' and '.join(differences)}")
     return other.select(first.fnames, first.tags)
 
 
-def out_of_fold(
+def align_out_of_fold(
     parts: Sequence[Predictions], truth: Table, tags: Sequence[str], folds: Sequence[dict[str, int] | None] = (),
 ) -> OutOfFold:
-    """Out-of-fold predictions of several models and the truth, for the clips that all of them have.
+    """Align out-of-fold predictions of several models with the truth, for the clips that all of them have.
 
     Parameters
     ----------
     parts
         One for each model.
     truth
-        As in `Predictions.against`.
+        As in `Predictions.align_with`.
     tags
-        The order of the columns.
+        Order of the columns.
     folds
-        Those of the runs that `parts` are from. If they agree they are used; else five are made, shuffled.
+        Fold numbers by file name, those of the runs of `parts`. If they agree they are used; otherwise five shuffled
+        folds are made.
 
     Raises
     ------
     DataError
-        If no clip is in all, or none of them has a tag.
+        If no clip is in all of them, or none of the clips has a tag.
     SubmissionError
         If a model lacks a tag.
     """
@@ -142,21 +189,23 @@ def out_of_fold(
     fnames = tuple(name for name in parts[0].fnames if name in common)
     if not fnames:
         raise DataError(
-            "no clip is in the truth and in the out-of-fold predictions of every model: is this their truth?"
+            "no clip is in the truth and in the out-of-fold predictions of every model; expected the truth of "
+            "these clips"
         )
     targ = np.array([known[name] for name in fnames], dtype=bool)
     if not targ.any():
         raise DataError(
-            f"none of the {len(fnames)} clips in both the truth and the out-of-fold predictions has a tag: nothing to learn"
+            f"none of the {len(fnames)} clips in both the truth and the out-of-fold predictions has a tag; expected "
+            "at least one tag"
         )
-    stack = np.stack([part.select(fnames, tags).probs for part in parts])
-    return OutOfFold(fnames, stack, targ, _folds_for(fnames, targ, folds))
+    probs = np.stack([part.select(fnames, tags).probs for part in parts])
+    return OutOfFold(fnames, probs, targ, _common_folds(fnames, targ, folds))
 
 
-def _folds_for(fnames: Sequence[str], targ: np.ndarray, given: Sequence[dict[str, int] | None]) -> np.ndarray:
+def _common_folds(fnames: Sequence[str], targ: np.ndarray, given: Sequence[dict[str, int] | None]) -> np.ndarray:
     tables = [[folds.get(name, -1) for name in fnames] for folds in given if folds is not None]
     if tables and len(tables) == len(given) and all(table == tables[0] for table in tables) and len(set(tables[0])) > 1:
         return pd.factorize(np.array(tables[0]), sort=True)[0].astype(np.int64)
     if len(fnames) < 2:
         return np.zeros(len(fnames), dtype=np.int64)
-    return make_folds(targ, how="plain", n=min(_FOLDS, len(fnames)))
+    return make_folds(targ, splitter="kfold", n=min(_N_FOLDS, len(fnames)))

@@ -1,7 +1,7 @@
-"""Weights of a blend that are found on out-of-fold predictions: by score, by COBYLA, by forward selection; and the gold plan's ranks.
+"""Weights of an average, searched on out-of-fold predictions: by score, COBYLA or forward selection.
 
-A rule sees a `Search` and returns weights >= 0, (models,), of which only the ratios count. lwlrap is a step function of the weights: no
-gradient leads it anywhere, and several weights may score the same.
+A rule takes `SearchInputs` and returns weights >= 0, shape (models,), of which only the ratios count. lwlrap is a step
+function of the weights: it has no useful gradient, and several weights may give the same score.
 """
 
 from __future__ import annotations
@@ -12,134 +12,171 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fatai.ensemble.averaging import Averager, FittableEnsemble, FittedEnsemble, WeightedAverage, rank_tag
 from fatai.errors import OptionError
-from fatai.ensemble.averaging import Averager, Fitted, WeightedAverage, FittableEnsemble, rank_tag
-from fatai.registry import ENSEMBLES
 from fatai.metrics.calibration import Calibration
 from fatai.metrics.ranking import lwlrap
+from fatai.registry import ENSEMBLES
 
 __all__ = ["WEIGHT_RULES", "WeightSearch"]
 
 
-class Search(NamedTuple):
-    """What a rule may look at: the models' own lwlrap, and the blend's as a function of weights that sum to 1."""
+class SearchInputs(NamedTuple):
+    """Inputs of a rule: lwlrap of each model, shape (models,), and of the average, given weights that sum to 1."""
 
-    alone: np.ndarray
+    model_scores: np.ndarray
     score: Callable[[np.ndarray], float]
 
 
-Rule = Callable[[Search], np.ndarray]
+Rule = Callable[[SearchInputs], np.ndarray]
 
 
 @dataclass(frozen=True)
 class WeightSearch:
-    """A fixed blend whose weights are found by a rule."""
+    """An average whose weights are found by a rule on out-of-fold predictions."""
 
-    blend: Averager
+    averager: Averager
     rule: Rule
 
-    def fit(self, stack: np.ndarray, targ: np.ndarray) -> WeightedAverage:
-        ready = self.blend.before(stack)
-        alone = np.array([lwlrap(probs, targ) for probs in stack])
-        weights = self.rule(Search(alone, lambda weights: lwlrap(self.blend.finish(ready, weights), targ)))
-        # All models at 0 leaves nothing to tell them apart.
-        return WeightedAverage(
-            self.blend, weights / weights.sum() if weights.sum() > 0 else np.full(len(stack), 1 / len(stack))
+    def fit(self, probs: np.ndarray, targ: np.ndarray) -> WeightedAverage:
+        """Find weights for predictions (models, clips, tags) of clips with the bool targets (clips, tags)."""
+        values = self.averager.before(probs)
+        model_scores = np.array([lwlrap(each, targ) for each in probs])
+        weights = self.rule(
+            SearchInputs(model_scores, lambda w: lwlrap(self.averager.average_transformed(values, w), targ))
         )
+        # Where all models score 0, equal weights are as good as any.
+        total = weights.sum()
+        return WeightedAverage(self.averager, weights / total if total > 0 else np.full(len(probs), 1 / len(probs)))
 
 
 @ENSEMBLES.register("lwlrap_weights", source="weights proportional to the cross-validated lwlrap, gold-plan")
-def lwlrap_weights(*, of: str = "mean") -> WeightSearch:
-    """The blend `of`, each model weighted by its out-of-fold lwlrap; the same as weights="lwlrap"."""
-    return WeightSearch(_fixed(of), _by_lwlrap)
+def lwlrap_weights(*, average: str = "mean") -> WeightSearch:
+    """Weight each model by its out-of-fold lwlrap, as weights="lwlrap" does.
+
+    Parameters
+    ----------
+    average
+        Name of a fixed average in `ENSEMBLES`.
+    """
+    return WeightSearch(_build_averager(average), _by_lwlrap)
 
 
 @ENSEMBLES.register("cobyla", source="blending tool of the 3rd place: COBYLA on out-of-fold lwlrap")
-def cobyla(*, of: str = "mean", rhobeg: float = 0.5, maxiter: int = 300) -> WeightSearch:
-    """The blend `of` with the weights that COBYLA finds for the best out-of-fold lwlrap, from equal ones on.
+def cobyla(*, average: str = "mean", rhobeg: float = 0.5, maxiter: int = 300) -> WeightSearch:
+    """Search the weights with the best out-of-fold lwlrap by COBYLA, starting from equal weights.
 
-    Each weight lies in [0, 1], their sum in [0.01, 0.99], as in the source. The first step is `rhobeg` times an equal weight, and there are
-    at most `maxiter` trials. Where COBYLA ends below its start, the start is kept.
+    Each weight lies in [0, 1] and their sum in [0.01, 0.99], as in the source. If the result scores below the equal
+    weights, those are kept.
+
+    Parameters
+    ----------
+    average
+        Name of a fixed average in `ENSEMBLES`.
+    rhobeg
+        First step, as a fraction of an equal weight.
+    maxiter
+        Maximum number of evaluations; raise it for more than about ten models.
+
+    Raises
+    ------
+    OptionError
+        If `rhobeg` or `maxiter` is not positive.
     """
     if not rhobeg > 0 or maxiter < 1:
         raise OptionError(
-            f"rhobeg is {rhobeg} and maxiter {maxiter}; expected a step above 0, such as 0.5, and at least one trial"
+            f"rhobeg is {rhobeg} and maxiter {maxiter}; expected a step above 0, such as 0.5, and at "
+            "least one evaluation"
         )
+    return WeightSearch(_build_averager(average), lambda search: _minimize_by_cobyla(search, rhobeg, maxiter))
 
-    def rule(search: Search) -> np.ndarray:
-        from scipy.optimize import LinearConstraint, minimize
 
-        n = len(search.alone)
-        equal = np.full(n, 1 / n)
-        if n == 1:
-            return equal
+def _minimize_by_cobyla(search: SearchInputs, rhobeg: float, maxiter: int) -> np.ndarray:
+    from scipy.optimize import LinearConstraint, minimize
 
-        def loss(weights: np.ndarray) -> float:
-            # COBYLA may step outside the constraints on its way.
-            inside = np.clip(weights, 0, 1)
-            return -search.score(inside / inside.sum()) if inside.sum() >= 0.01 else 0.0
+    n = len(search.model_scores)
+    equal = np.full(n, 1 / n)
+    if n == 1:
+        return equal
 
-        limits = [LinearConstraint(np.eye(n), 0, 1), LinearConstraint(np.ones((1, n)), 0.01, 0.99)]
-        found = minimize(
-            loss, equal, method="COBYLA", constraints=limits, options={"rhobeg": rhobeg / n, "maxiter": maxiter}
-        ).x
-        return np.clip(found, 0, 1) if loss(found) < loss(equal) else equal
+    def loss(weights: np.ndarray) -> float:
+        # COBYLA may violate the constraints during the search.
+        inside = np.clip(weights, 0, 1)
+        return -search.score(inside / inside.sum()) if inside.sum() >= 0.01 else 0.0
 
-    return WeightSearch(_fixed(of), rule)
+    limits = [LinearConstraint(np.eye(n), 0, 1), LinearConstraint(np.ones((1, n)), 0.01, 0.99)]
+    found = minimize(
+        loss, equal, method="COBYLA", constraints=limits, options={"rhobeg": rhobeg / n, "maxiter": maxiter}
+    ).x
+    return np.clip(found, 0, 1) if loss(found) < loss(equal) else equal
 
 
 @ENSEMBLES.register("forward", source="Caruana et al. 2004, ensemble selection from libraries of models; own code")
-def forward(*, of: str = "mean", rounds: int = 50) -> WeightSearch:
-    """The blend `of`, to which the model that helps out-of-fold lwlrap most is added, `rounds` times; models may come again.
+def forward(*, average: str = "mean", rounds: int = 50) -> WeightSearch:
+    """Select models greedily, with replacement: each round adds the model that gives the best out-of-fold lwlrap.
 
-    The weights are the counts at the round that scored best, the earliest of equal ones. Of models that help alike the first is taken.
+    The weights are the counts after the best round, the earliest of equal ones. Of models that score the same the first
+    is added.
+
+    Parameters
+    ----------
+    average
+        Name of a fixed average in `ENSEMBLES`.
+    rounds
+        Number of additions; more allow finer weights.
+
+    Raises
+    ------
+    OptionError
+        If `rounds` is below 1.
     """
     if rounds < 1:
         raise OptionError(f"rounds is {rounds}; expected at least one")
+    return WeightSearch(_build_averager(average), lambda search: _select_forward(search, rounds))
 
-    def rule(search: Search) -> np.ndarray:
-        counts = best = np.zeros(len(search.alone))
-        best_score = -1.0
-        for size in range(1, rounds + 1):
-            candidates = counts + np.eye(len(counts))
-            scores = [search.score(each / size) for each in candidates]
-            counts = candidates[int(np.argmax(scores))]
-            if max(scores) > best_score:
-                best, best_score = counts, max(scores)
-        return best
 
-    return WeightSearch(_fixed(of), rule)
+def _select_forward(search: SearchInputs, rounds: int) -> np.ndarray:
+    counts = best = np.zeros(len(search.model_scores))
+    best_score = -1.0
+    for size in range(1, rounds + 1):
+        candidates = counts + np.eye(len(counts))
+        scores = [search.score(each / size) for each in candidates]
+        counts = candidates[int(np.argmax(scores))]
+        if max(scores) > best_score:
+            best, best_score = counts, max(scores)
+    return best
 
 
 @dataclass(frozen=True)
 class RankTemperature:
-    """Ranks within each tag, weighted by lwlrap; the mean rank stretched to [0, 1], and its logit divided by the tag's temperature."""
+    """Average ranks within each tag, weighted by lwlrap; scale to [0, 1], then a temperature per tag."""
 
-    def fit(self, stack: np.ndarray, targ: np.ndarray) -> Fitted:
-        ranked = WeightSearch(rank_tag(), _by_lwlrap).fit(stack, targ)
-        calibration = Calibration.fit(ranked(stack), targ, how="temperature", stretch=True)
-        return lambda stack: calibration.apply(ranked(stack))
+    def fit(self, probs: np.ndarray, targ: np.ndarray) -> FittedEnsemble:
+        """Fit weights and temperatures on predictions (models, clips, tags) and bool targets (clips, tags)."""
+        ranked = WeightSearch(rank_tag(), _by_lwlrap).fit(probs, targ)
+        calibration = Calibration.fit(ranked(probs), targ, how="temperature", stretch=True)
+        return lambda probs: calibration.apply(ranked(probs))
 
 
 @ENSEMBLES.register(
     "rank_temperature", source="the gold plan's ensemble: rank mean within a tag, min-max, logit, temperature"
 )
 def rank_temperature() -> RankTemperature:
-    """Ranks within a tag, weighted by lwlrap, min-max and a temperature for each tag, all from out-of-fold predictions."""
+    """Build the gold plan's rank average with a temperature per tag, all fitted on out-of-fold predictions."""
     return RankTemperature()
 
 
-def _by_lwlrap(search: Search) -> np.ndarray:
-    return search.alone
+def _by_lwlrap(search: SearchInputs) -> np.ndarray:
+    return search.model_scores
 
 
 WEIGHT_RULES: dict[str, Rule] = {"lwlrap": _by_lwlrap}
 
 
-def _fixed(of: str) -> Averager:
-    blend = ENSEMBLES.build(of)
-    if isinstance(blend, FittableEnsemble):
+def _build_averager(name: str) -> Averager:
+    averager = ENSEMBLES.build(name)
+    if isinstance(averager, FittableEnsemble):
         raise OptionError(
-            f"of is {of!r}, which is fitted itself; expected a fixed blend such as mean, gmean or rank_clip"
+            f"average is {name!r}, which is itself fitted; expected a fixed average such as mean, gmean or rank_clip"
         )
-    return blend
+    return averager

@@ -1,4 +1,4 @@
-"""Blends that are learnt: what they find where the answer is known, and that a nested score never sees what it judges."""
+"""Fitted ensembles: results known in advance, and nested scores that are not fitted on the clips they score."""
 
 import dataclasses
 import json
@@ -11,18 +11,18 @@ import torch
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
+from fatai.ensemble.averaging import FittableEnsemble, WeightedAverage
+from fatai.ensemble.ensemble import ensemble, ensemble_report, nested_cv_predict
+from fatai.ensemble.members import align_out_of_fold, load_members, read_folds
+from fatai.ensemble.stacking import StackingNet
 from fatai.errors import DataError, OptionError, SubmissionError
-from fatai.ensemble.averaging import WeightedAverage, FittableEnsemble
-from fatai.ensemble.ensemble import ensemble_report, ensemble, nested_cv_predict
-from fatai.ensemble.members import members_of, out_of_fold, read_folds
 from fatai.inference.predictions import Predictions
-from fatai.ensemble.stacking_net import StackingNet
-from fatai.registry import ENSEMBLES
 from fatai.metrics.ranking import lwlrap
+from fatai.registry import ENSEMBLES
 
 TAGS = ("Bark", "Meow", "Oboe", "Purr")
-TINY_MLP = {"base": 4, "bs": 16, "draws": 64, "max_epochs": 2}
-LEARNT = {
+TINY_MLP = {"base": 4, "bs": 16, "samples_per_epoch": 64, "max_epochs": 2}
+FITTED = {
     "lwlrap_weights": {},
     "cobyla": {},
     "forward": {"rounds": 8},
@@ -34,7 +34,7 @@ LEARNT = {
 
 @pytest.fixture(scope="module")
 def known():
-    """Truth of 200 clips with one tag, and out-of-fold probabilities of a good, a middling and a random model: (stack, targ)."""
+    """(probs, targ) of 200 clips with one tag each: a good, a middling and a random model, and the truth."""
     rng = np.random.default_rng(7)
     targ = np.eye(4, dtype=bool)[rng.integers(4, size=200)]
     noise = rng.normal(size=(3, 200, 4))
@@ -43,21 +43,21 @@ def known():
 
 @pytest.fixture
 def write_runs(tmp_path, known):
-    """A function of (fold numbers of each run) that writes run folders whose out-of-fold predictions are `known`, and their truth."""
-    stack, targ = known
+    """A function of the fold numbers of each run: writes run folders that hold `known`, returns them and the truth."""
+    probs, targ = known
     names = [f"{i:03d}.wav" for i in range(len(targ))]
     truth = pd.DataFrame({"fname": names, "labels": [TAGS[i] for i in targ.argmax(1)]})
 
     def write(*folds):
         runs = []
-        for k, (probs, fold) in enumerate(zip(stack, folds)):
+        for k, (member, fold) in enumerate(zip(probs, folds, strict=False)):  # there may be fewer runs than models
             run = tmp_path / f"run{k}"
             run.mkdir()
-            Predictions(names, TAGS, probs).to_csv(run / "oof.csv")
-            Predictions(["x.wav", "y.wav"], TAGS, probs[:2]).to_csv(run / "test.csv")
+            Predictions(names, TAGS, member).to_csv(run / "oof.csv")
+            Predictions(["x.wav", "y.wav"], TAGS, member[:2]).to_csv(run / "test.csv")
             if fold is not None:
                 pd.DataFrame({"fname": names, "fold": fold}).to_csv(run / "folds.csv", index=False)
-            (run / "manifest.json").write_text(json.dumps({"lwlrap": {"oof": lwlrap(probs, targ)}}))
+            (run / "manifest.json").write_text(json.dumps({"lwlrap": {"oof": lwlrap(member, targ)}}))
             runs.append(run)
         return runs, truth
 
@@ -68,25 +68,26 @@ def halves(n=200):
     return np.arange(n) % 2
 
 
-# What is found.
+# Results known in advance.
 
 
-def test_every_learnt_blend_is_tried_here():
-    assert sorted(LEARNT) == [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), FittableEnsemble)]
+def test_every_fitted_method_is_tested_here():
+    assert sorted(FITTED) == [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), FittableEnsemble)]
 
 
 def test_forward_selection_worked_by_hand():
-    # One ranks the first two clips right and the third wrong, two the other way round; a mean of both is right thrice with 1 : 2.
+    # `one` ranks the first two clips right and the third wrong, `two` the other way round.
     targ = np.array([[1, 0], [1, 0], [0, 1]], dtype=bool)
     one = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]])
     two = np.array([[0.45, 0.55], [0.45, 0.55], [0.4, 0.6]])
     bad = 1 - one
     assert [lwlrap(p, targ) for p in (one, two, bad)] == pytest.approx([5 / 6, 2 / 3, 2 / 3])
     fitted = ENSEMBLES.build("forward").fit(np.stack([one, two, bad]), targ)
-    # Round 1 takes one (5/6). In round 2 one + two puts the third clip at 0.5 to 0.5, a tie, which counts against us: 5/6 again, so the
-    # first of equals, one, comes again; ever more of one never helps. The earliest best are the counts 1, 0, 0.
+    # Round 1 adds `one` (5/6). In round 2 one + two gives the third clip 0.5 and 0.5, a tie, which counts as wrong: 5/6
+    # again, so the first of equals, `one`, is added again; more of `one` never helps. The earliest best counts are 1,
+    # 0, 0.
     np.testing.assert_array_equal(fitted.weights, [1, 0, 0])
-    # With one weaker on the third clip the mean of both is right: 0.575 - 0.5, and 0.475 to 0.525.
+    # With `one` less wrong on the third clip the mean of both is right: 0.675 to 0.325, and 0.475 to 0.525.
     softer = np.array([[0.9, 0.1], [0.9, 0.1], [0.55, 0.45]])
     np.testing.assert_array_equal(
         ENSEMBLES.build("forward").fit(np.stack([softer, two, bad]), targ).weights, [0.5, 0.5, 0]
@@ -94,38 +95,39 @@ def test_forward_selection_worked_by_hand():
 
 
 def test_forward_selection_never_scores_below_the_best_member(known):
-    stack, targ = known
-    for of in ("mean", "gmean", "rank_clip", "rank_tag"):
-        fitted = ENSEMBLES.build("forward", of=of, rounds=10).fit(stack, targ)
-        alone = [lwlrap(WeightedAverage(fitted.blend, np.eye(3)[i])(stack), targ) for i in range(3)]
-        assert lwlrap(fitted(stack), targ) >= max(alone) and fitted.weights.sum() == pytest.approx(1)
+    probs, targ = known
+    for average in ("mean", "gmean", "rank_clip", "rank_tag"):
+        fitted = ENSEMBLES.build("forward", average=average, rounds=10).fit(probs, targ)
+        member_scores = [lwlrap(WeightedAverage(fitted.averager, np.eye(3)[i])(probs), targ) for i in range(3)]
+        assert lwlrap(fitted(probs), targ) >= max(member_scores) and fitted.weights.sum() == pytest.approx(1)
 
 
-def test_cobyla_beats_equal_weights_and_leaves_out_what_only_harms(known):
-    stack, targ = known
-    harmful = np.concatenate([stack[:1], 1 - stack[:1]])
+def test_cobyla_is_no_worse_than_equal_weights_and_leaves_out_a_harmful_model(known):
+    probs, targ = known
+    harmful = np.concatenate([probs[:1], 1 - probs[:1]])
     fitted = ENSEMBLES.build("cobyla").fit(harmful, targ)
     assert fitted.weights[0] > fitted.weights[1] and lwlrap(fitted(harmful), targ) == pytest.approx(
-        lwlrap(stack[0], targ)
+        lwlrap(probs[0], targ)
     )
-    fitted = ENSEMBLES.build("cobyla").fit(stack, targ)
-    assert lwlrap(fitted(stack), targ) >= lwlrap(stack.mean(0), targ)
+    fitted = ENSEMBLES.build("cobyla").fit(probs, targ)
+    assert lwlrap(fitted(probs), targ) >= lwlrap(probs.mean(0), targ)
     assert (fitted.weights >= 0).all() and fitted.weights.sum() == pytest.approx(1)
-    np.testing.assert_array_equal(ENSEMBLES.build("cobyla").fit(stack[:1], targ).weights, [1])
+    np.testing.assert_array_equal(ENSEMBLES.build("cobyla").fit(probs[:1], targ).weights, [1])
 
 
 @pytest.mark.parametrize(("probs", "scores"), [
-    # Right within both clips; within both tags the first clip leads, so ranks within a tag tie in each clip, which counts against us.
+    # Right within both clips; the first clip is higher in both tags, so ranks within a tag tie in each clip, which
+    # counts as wrong.
     ([[0.9, 0.8], [0.1, 0.2]], {"mean": 1, "gmean": 1, "rank_clip": 1, "rank_tag": 0.5, "minmax_tag": 0.5}),
-    # Meow always speaks low: wrong within the second clip, right within both tags.
+    # Meow is always low: wrong within the second clip, right within both tags.
     ([[0.5, 0.1], [0.4, 0.3]], {"mean": 0.75, "gmean": 0.75, "rank_clip": 0.75, "rank_tag": 1, "minmax_tag": 1}),
 ])
-def test_what_each_axis_keeps_of_the_order_within_clips(probs, scores):
-    for of, score in scores.items():
-        assert lwlrap(ENSEMBLES.build(of)(np.array([probs]), np.ones(1)), np.eye(2)) == score, of
+def test_order_within_clips_after_each_average(probs, scores):
+    for average, score in scores.items():
+        assert lwlrap(ENSEMBLES.build(average)(np.array([probs]), np.ones(1)), np.eye(2)) == score, average
 
 
-def test_where_cobyla_ends_below_its_start_the_start_is_kept(monkeypatch, known):
+def test_cobyla_keeps_its_start_if_it_ends_below_it(monkeypatch, known):
     monkeypatch.setattr(
         scipy.optimize,
         "minimize",
@@ -134,38 +136,38 @@ def test_where_cobyla_ends_below_its_start_the_start_is_kept(monkeypatch, known)
     np.testing.assert_array_equal(ENSEMBLES.build("cobyla").fit(*known).weights, [1 / 3] * 3)
 
 
-def test_weights_are_found_for_the_order_within_clips_that_the_blend_makes():
-    # The same two tables as models: by mean the first is right alone, by ranks within a tag the second.
-    stack = np.array([[[0.9, 0.8], [0.1, 0.2]], [[0.5, 0.1], [0.4, 0.3]]])
+def test_weights_are_searched_for_the_score_of_the_given_average():
+    # The same two tables as models: by mean only the first is right, by ranks within a tag only the second.
+    probs = np.array([[[0.9, 0.8], [0.1, 0.2]], [[0.5, 0.1], [0.4, 0.3]]])
     for how in ("forward", "cobyla"):
         by_mean, by_rank = (
-            ENSEMBLES.build(how, of=of).fit(stack, np.eye(2, dtype=bool)) for of in ("mean", "rank_tag")
+            ENSEMBLES.build(how, average=average).fit(probs, np.eye(2, dtype=bool)) for average in ("mean", "rank_tag")
         )
-        assert lwlrap(by_mean(stack), np.eye(2)) == lwlrap(by_rank(stack), np.eye(2)) == 1
+        assert lwlrap(by_mean(probs), np.eye(2)) == lwlrap(by_rank(probs), np.eye(2)) == 1
         assert by_rank.weights[1] > 0
     np.testing.assert_array_equal(
-        ENSEMBLES.build("forward", of="rank_tag").fit(stack, np.eye(2, dtype=bool)).weights, [0, 1]
+        ENSEMBLES.build("forward", average="rank_tag").fit(probs, np.eye(2, dtype=bool)).weights, [0, 1]
     )
     np.testing.assert_array_equal(
-        ENSEMBLES.build("forward", of="mean").fit(stack, np.eye(2, dtype=bool)).weights, [1, 0]
+        ENSEMBLES.build("forward", average="mean").fit(probs, np.eye(2, dtype=bool)).weights, [1, 0]
     )
 
 
-def test_rank_temperature_worked_step_by_step(known):
-    stack, targ = known
-    fitted = ENSEMBLES.build("rank_temperature").fit(stack, targ)
-    weights = np.array([lwlrap(p, targ) for p in stack])
-    ranks = (pd.DataFrame(stack[0]).rank() - 1).to_numpy() * weights[0]
+def test_rank_temperature_step_by_step(known):
+    probs, targ = known
+    fitted = ENSEMBLES.build("rank_temperature").fit(probs, targ)
+    weights = np.array([lwlrap(p, targ) for p in probs])
+    ranks = (pd.DataFrame(probs[0]).rank() - 1).to_numpy() * weights[0]
     for k in (1, 2):
-        ranks += (pd.DataFrame(stack[k]).rank() - 1).to_numpy() * weights[k]
+        ranks += (pd.DataFrame(probs[k]).rank() - 1).to_numpy() * weights[k]
     ranks /= 199 * weights.sum()
     stretched = (ranks - ranks.min(0)) / (ranks.max(0) - ranks.min(0))
     z = logit(np.clip(stretched, 1e-7, 1 - 1e-7))
-    answer = fitted(stack)
+    stacked = fitted(probs)
     for tag in range(4):
         middle = np.argmin(np.abs(stretched[:, tag] - 0.7))
-        slope = logit(answer[middle, tag]) / z[middle, tag]
-        np.testing.assert_allclose(answer[:, tag], expit(slope * z[:, tag]), atol=1e-12)
+        slope = logit(stacked[middle, tag]) / z[middle, tag]
+        np.testing.assert_allclose(stacked[:, tag], expit(slope * z[:, tag]), atol=1e-12)
         losses = [
             np.logaddexp(0, np.where(targ[:, tag], -1, 1) * s * z[:, tag]).mean()
             for s in (slope, 0.97 * slope, 1.03 * slope)
@@ -173,7 +175,7 @@ def test_rank_temperature_worked_step_by_step(known):
         assert losses[0] == min(losses)
 
 
-def test_weights_that_sum_to_more_than_1_by_rounding_do_no_harm():
+def test_an_average_stays_at_most_1_where_rounded_weights_sum_to_more():
     rng = np.random.default_rng(0)
     for n in range(2, 30):
         weights = rng.random(n)
@@ -182,31 +184,31 @@ def test_weights_that_sum_to_more_than_1_by_rounding_do_no_harm():
 
 
 def test_logistic_stacking_is_scikit_learns_on_standardised_logits(known):
-    stack, targ = known
-    answer = ENSEMBLES.build("logreg").fit(stack[:, :150], targ[:150])(stack[:, 150:])
-    z = logit(stack[:, :, 2]).T
+    probs, targ = known
+    stacked = ENSEMBLES.build("logreg").fit(probs[:, :150], targ[:150])(probs[:, 150:])
+    z = logit(probs[:, :, 2]).T
     mean, std = z[:150].mean(0), z[:150].std(0)
     learner = LogisticRegression(C=1.0, max_iter=1000).fit((z[:150] - mean) / std, targ[:150, 2])
-    np.testing.assert_allclose(answer[:, 2], learner.predict_proba((z[150:] - mean) / std)[:, 1], atol=1e-6)
+    np.testing.assert_allclose(stacked[:, 2], learner.predict_proba((z[150:] - mean) / std)[:, 1], atol=1e-6)
 
 
-def test_logistic_stacking_across_tags_sees_the_other_tags():
-    # Meow is there just where Bark is not, and nothing else tells so.
+def test_logistic_stacking_across_tags_uses_the_other_tags():
+    # Meow is present exactly where Bark is not, which only Bark's probability shows.
     rng = np.random.default_rng(1)
     bark = rng.random(100) > 0.5
     targ = np.stack([bark, ~bark], axis=1)
-    stack = np.stack([np.where(bark, 0.9, 0.1), rng.random(100)], axis=1)[None]
+    probs = np.stack([np.where(bark, 0.9, 0.1), rng.random(100)], axis=1)[None]
     meow = {
-        across: ENSEMBLES.build("logreg", across_tags=across).fit(stack, targ)(stack)[:, 1] for across in (False, True)
+        across: ENSEMBLES.build("logreg", across_tags=across).fit(probs, targ)(probs)[:, 1] for across in (False, True)
     }
     assert ((meow[True] > 0.5) == ~bark).all() and not ((meow[False] > 0.5) == ~bark).all()
 
 
 def test_a_tag_that_no_clip_has_keeps_the_mean_in_logistic_stacking(known):
-    stack, targ = known
+    probs, targ = known
     none = targ.copy()
     none[:, 1] = False
-    np.testing.assert_array_equal(ENSEMBLES.build("logreg").fit(stack, none)(stack)[:, 1], stack.mean(0)[:, 1])
+    np.testing.assert_array_equal(ENSEMBLES.build("logreg").fit(probs, none)(probs)[:, 1], probs.mean(0)[:, 1])
 
 
 @pytest.mark.parametrize(("reduction", "parameters"), [(16, 1_180_101), (2, 1_454_746), (1, 1_768_626)])
@@ -215,59 +217,59 @@ def test_the_stacking_network_has_the_published_number_of_parameters(reduction, 
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
-def test_the_gate_weighs_the_inputs():
+def test_the_gate_multiplies_the_inputs():
     network = StackingNet(6, 2, base=4).eval()
     x = torch.rand(3, 6)
     gate = torch.sigmoid(network.gate[2](torch.relu(network.gate[0](x))))
     torch.testing.assert_close(network(x), network.layers(x * gate))
 
 
-def test_the_mlp_learns_repeats_and_leaves_torchs_generator_alone(known):
-    stack, targ = known
-    # The wrong way round, so that no average of the models can do it.
-    wrong = 1 - stack[:1]
-    build = lambda: ENSEMBLES.build("mlp", base=16, bs=32, draws=2048, lr=3e-3, max_epochs=8)
+def test_the_mlp_learns_is_reproducible_and_restores_torchs_generator(known):
+    probs, targ = known
+    # Inverted probabilities, so that no average of the models can be right.
+    wrong = 1 - probs[:1]
+    build = lambda: ENSEMBLES.build("mlp", base=16, bs=32, samples_per_epoch=2048, lr=3e-3, max_epochs=8)
     torch.manual_seed(3)
     fitted = build().fit(wrong[:, :150], targ[:150])
     after = torch.rand(1)
     torch.manual_seed(3)
     assert after == torch.rand(1)
-    answer = fitted(wrong[:, 150:])
-    assert answer.dtype == np.float64 and lwlrap(answer, targ[150:]) > 0.75 > 0.5 > lwlrap(wrong[0, 150:], targ[150:])
-    np.testing.assert_array_equal(build().fit(wrong[:, :150], targ[:150])(wrong[:, 150:]), answer)
+    stacked = fitted(wrong[:, 150:])
+    assert stacked.dtype == np.float64 and lwlrap(stacked, targ[150:]) > 0.75 > 0.5 > lwlrap(wrong[0, 150:], targ[150:])
+    np.testing.assert_array_equal(build().fit(wrong[:, :150], targ[:150])(wrong[:, 150:]), stacked)
 
 
 # The nested score.
 
 
-@pytest.mark.parametrize("how", LEARNT)
-def test_a_learnt_blend_scores_each_fold_by_what_the_others_taught(how, known):
-    stack, targ = known
+@pytest.mark.parametrize("how", FITTED)
+def test_nested_predictions_of_a_fold_come_from_a_fit_on_the_others(how, known):
+    probs, targ = known
     folds = halves()
-    oof = out_of_fold(
-        [Predictions([str(i) for i in range(200)], TAGS, p) for p in stack],
+    oof = align_out_of_fold(
+        [Predictions([str(i) for i in range(200)], TAGS, p) for p in probs],
         pd.DataFrame({"fname": [str(i) for i in range(200)], "labels": [TAGS[i] for i in targ.argmax(1)]}),
         TAGS,
         [{str(i): int(f) for i, f in enumerate(folds)}] * 3,
     )
     np.testing.assert_array_equal(oof.folds, folds)
-    nested = nested_cv_predict(oof, how, **LEARNT[how])
-    by_hand = ENSEMBLES.build(how, **LEARNT[how]).fit(stack[:, folds == 0], targ[folds == 0])(stack[:, folds == 1])
+    nested = nested_cv_predict(oof, how, **FITTED[how])
+    by_hand = ENSEMBLES.build(how, **FITTED[how]).fit(probs[:, folds == 0], targ[folds == 0])(probs[:, folds == 1])
     np.testing.assert_allclose(nested[folds == 1], by_hand, atol=1e-12)
-    # Other labels of a fold do not move what is said of it.
+    # The labels of a fold have no influence on its predictions.
     changed = oof._replace(targ=np.where(folds[:, None] == 1, ~targ, targ))
-    np.testing.assert_array_equal(nested_cv_predict(changed, how, **LEARNT[how])[folds == 1], nested[folds == 1])
+    np.testing.assert_array_equal(nested_cv_predict(changed, how, **FITTED[how])[folds == 1], nested[folds == 1])
 
 
-def test_what_is_learnt_by_heart_does_not_pass_for_knowledge():
-    # Tags drawn without regard to the inputs: a stacker with many inputs fits them, but nested it is worth no more than chance.
+def test_nested_score_shows_overfitting():
+    # Random tags: a stacker with many inputs fits them, but its nested score is that of chance.
     rng = np.random.default_rng(11)
     targ = np.eye(4, dtype=bool)[rng.integers(4, size=80)]
-    stack = rng.random((12, 80, 4))
+    probs = rng.random((12, 80, 4))
     names = [str(i) for i in range(80)]
-    oof = out_of_fold([Predictions(names, TAGS, p) for p in stack],
+    oof = align_out_of_fold([Predictions(names, TAGS, p) for p in probs],
                       pd.DataFrame({"fname": names, "labels": [TAGS[i] for i in targ.argmax(1)]}), TAGS)
-    fitted = ENSEMBLES.build("logreg", across_tags=True, C=10).fit(stack, targ)(stack)
+    fitted = ENSEMBLES.build("logreg", across_tags=True, C=10).fit(probs, targ)(probs)
     chance = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4
     assert (
         lwlrap(fitted, targ) > 0.9
@@ -275,72 +277,72 @@ def test_what_is_learnt_by_heart_does_not_pass_for_knowledge():
     )
 
 
-@pytest.mark.parametrize("how", ["mean", *LEARNT])
-def test_run_folders_bring_all_that_is_needed(how, write_runs, known):
-    stack, targ = known
+@pytest.mark.parametrize("how", ["mean", *FITTED])
+def test_run_folders_hold_all_that_a_fit_needs(how, write_runs, known):
+    probs, targ = known
     runs, truth = write_runs(halves(), halves(), halves())
-    options = LEARNT.get(how, {})
-    told = ensemble_report(runs, how, truth=truth, **options)
-    assert told.alone == pytest.approx([lwlrap(p, targ) for p in stack])
-    assert told.predictions.oof_score == told.oof.score(truth) and told.predictions.fnames == ("x.wav", "y.wav")
+    options = FITTED.get(how, {})
+    result = ensemble_report(runs, how, truth=truth, **options)
+    assert result.member_scores == pytest.approx([lwlrap(p, targ) for p in probs])
+    assert result.predictions.oof_score == result.oof.score(truth) and result.predictions.fnames == ("x.wav", "y.wav")
     fitted = ENSEMBLES.build(how, **options)
-    expected = fitted.fit(stack, targ)(stack[:, :2]) if how != "mean" else stack[:, :2].mean(0)
-    np.testing.assert_allclose(told.predictions.probs, expected, atol=1e-9)
-    assert ensemble(runs, how, truth=truth, **options) == told.predictions
-    assert told.members == tuple(map(str, runs)) and (told.weights is not None) == (
+    expected = fitted.fit(probs, targ)(probs[:, :2]) if how != "mean" else probs[:, :2].mean(0)
+    np.testing.assert_allclose(result.predictions.probs, expected, atol=1e-9)
+    assert ensemble(runs, how, truth=truth, **options) == result.predictions
+    assert result.members == tuple(map(str, runs)) and (result.weights is not None) == (
         how not in ("rank_temperature", "logreg", "mlp")
     )
 
 
-def test_a_blend_tells_its_members_weights_and_scores(write_runs, known):
-    stack, targ = known
+def test_a_result_prints_members_weights_and_scores(write_runs, known):
+    probs, targ = known
     runs, truth = write_runs(halves(), halves())
-    said = str(ensemble_report(runs, weights=[3, 1], truth=truth)).splitlines()
-    assert said[0].split() == ["member", "weight", "oof", "lwlrap"]
-    assert said[1].split() == [str(runs[0]), "0.750", f"{lwlrap(stack[0], targ):.4f}"]
-    assert said[3].split() == ["blend,", "nested", f"{lwlrap((3 * stack[0] + stack[1]) / 4, targ):.4f}"]
+    rows = str(ensemble_report(runs, weights=[3, 1], truth=truth)).splitlines()
+    assert rows[0].split() == ["member", "weight", "oof", "lwlrap"]
+    assert rows[1].split() == [str(runs[0]), "0.750", f"{lwlrap(probs[0], targ):.4f}"]
+    assert rows[3].split() == ["ensemble,", "nested", f"{lwlrap((3 * probs[0] + probs[1]) / 4, targ):.4f}"]
 
 
-def test_runs_are_weighed_by_their_manifests_where_there_is_no_truth(write_runs, known):
-    stack, targ = known
+def test_runs_are_weighted_by_their_manifests_without_a_truth(write_runs, known):
+    probs, targ = known
     runs, truth = write_runs(halves(), halves())
-    scores = np.array([lwlrap(p, targ) for p in stack[:2]])
-    expected = (scores / scores.sum()) @ stack[:2, :2].transpose(1, 0, 2)
+    scores = np.array([lwlrap(p, targ) for p in probs[:2]])
+    expected = (scores / scores.sum()) @ probs[:2, :2].transpose(1, 0, 2)
     np.testing.assert_allclose(ensemble(runs, weights="lwlrap").probs, expected)
     np.testing.assert_allclose(ensemble(runs, weights="lwlrap", truth=truth).probs, expected)
     for text in ("", "{}", "[1]", '{"lwlrap": {"oof": "1"}}', '{"lwlrap": {"oof": 7}}'):
         (runs[1] / "manifest.json").write_text(text)
-        with pytest.raises(OptionError, match="run1 carries no score"):
+        with pytest.raises(OptionError, match="run1 has none"):
             ensemble(runs, weights="lwlrap")
 
 
-def test_the_runs_folds_are_kept_where_they_agree_and_made_anew_where_not(write_runs, tmp_path):
+def test_folds_of_runs_are_used_where_they_agree_and_made_where_not(write_runs, tmp_path):
     runs, truth = write_runs(halves() + 3, halves() + 3, None)
-    members = members_of(runs)
-    both = out_of_fold([m.oof for m in members[:2]], truth, TAGS, [m.folds for m in members[:2]])
+    members = load_members(runs)
+    both = align_out_of_fold([m.oof for m in members[:2]], truth, TAGS, [m.folds for m in members[:2]])
     np.testing.assert_array_equal(both.folds, halves())
-    with_third = out_of_fold([m.oof for m in members], truth, TAGS, [m.folds for m in members])
+    with_third = align_out_of_fold([m.oof for m in members], truth, TAGS, [m.folds for m in members])
     assert np.bincount(with_third.folds).tolist() == [40] * 5
     moved = {name: (fold + 1) % 2 if name == "007.wav" else fold for name, fold in members[0].folds.items()}
-    apart = out_of_fold([m.oof for m in members[:2]], truth, TAGS, [members[0].folds, moved])
+    apart = align_out_of_fold([m.oof for m in members[:2]], truth, TAGS, [members[0].folds, moved])
     assert np.bincount(apart.folds).tolist() == [40] * 5
-    one_fold = out_of_fold([m.oof for m in members[:1]], truth, TAGS, [{name: 0 for name in members[0].folds}])
+    one_fold = align_out_of_fold([m.oof for m in members[:1]], truth, TAGS, [{name: 0 for name in members[0].folds}])
     assert np.bincount(one_fold.folds).tolist() == [40] * 5
 
 
-def test_only_clips_that_all_have_count_and_their_order_does_not(known):
-    stack, targ = known
+def test_only_clips_in_all_members_count_in_any_order(known):
+    probs, targ = known
     names = [f"{i}" for i in range(200)]
     truth = pd.DataFrame({"fname": names[:150], "labels": [TAGS[i] for i in targ.argmax(1)[:150]]})
-    first = Predictions(names, TAGS, stack[0])
-    second = Predictions(names, TAGS, stack[1]).select(names[:99:-1], TAGS[::-1])
-    oof = out_of_fold([first, second], truth, TAGS)
+    first = Predictions(names, TAGS, probs[0])
+    second = Predictions(names, TAGS, probs[1]).select(names[:99:-1], TAGS[::-1])
+    oof = align_out_of_fold([first, second], truth, TAGS)
     assert oof.fnames == tuple(names[100:150])
-    np.testing.assert_array_equal(oof.stack, stack[:2, 100:150])
+    np.testing.assert_array_equal(oof.probs, probs[:2, 100:150])
     np.testing.assert_array_equal(oof.targ, targ[100:150])
 
 
-def test_what_cannot_be_learnt_from_is_named(write_runs, tmp_path, known):
+def test_unusable_out_of_fold_predictions_are_named(write_runs, tmp_path, known):
     runs, truth = write_runs(halves(), halves())
     with pytest.raises(DataError, match="no clip is in the truth and in the out-of-fold predictions"):
         ensemble(runs, truth=pd.DataFrame({"fname": ["q"], "labels": ["Bark"]}))
@@ -362,7 +364,7 @@ def test_what_cannot_be_learnt_from_is_named(write_runs, tmp_path, known):
         ensemble(runs[:1])
 
 
-def test_a_carried_score_survives_selection_and_is_checked():
+def test_a_stored_score_survives_selection_and_is_checked():
     preds = Predictions(["a", "b"], TAGS, np.zeros((2, 4)), oof_score=0.5)
     assert preds.select(["b"]).oof_score == 0.5 and preds == dataclasses.replace(preds, oof_score=None)
     with pytest.raises(SubmissionError, match="held_out is 1.5"):

@@ -1,4 +1,4 @@
-"""Each fixed blend against values worked by hand; rows and columns matched by name; what does not match is named."""
+"""Each fixed average against values by hand; rows and columns matched by name; mismatches named in errors."""
 
 import dataclasses
 import math
@@ -6,15 +6,16 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fatai.errors import OptionError, SubmissionError, UnknownNameError
 from fatai.ensemble.averaging import Averager
 from fatai.ensemble.ensemble import ensemble
+from fatai.errors import OptionError, SubmissionError, UnknownNameError
 from fatai.inference.predictions import Predictions
-from fatai.registry import ENSEMBLES
 from fatai.metrics.ranking import lwlrap
+from fatai.registry import ENSEMBLES
 
 FIXED = [how for how in ENSEMBLES.names() if isinstance(ENSEMBLES.build(how), Averager)]
 CLIPS, TAGS = ["a", "b"], ["Bark", "Meow", "Oboe"]
@@ -30,13 +31,13 @@ BY_HAND = {
     "rank_clip": [[0.75, 0.5, 0.25], [0, 0.625, 0.875]],
     # Ranks within a tag: one (1, 0, 0), (0, 1, 1); two (0, 1, 0), (1, 0, 1).
     "rank_tag": [[0.5, 0.5, 0], [0.5, 0.5, 1]],
-    # Stretched within a tag, which for two clips is the same, but Meow of two is 0.8 and 0.5.
+    # Scaled within a tag, which for two clips is the same, but Meow of two is 0.8 and 0.5.
     "minmax_tag": [[0.5, 0.5, 0], [0.5, 0.5, 1]],
 }
 
 
 @pytest.mark.parametrize("how", FIXED)
-def test_each_way_worked_by_hand(how):
+def test_each_average_by_hand(how):
     blend = ensemble([ONE, TWO], how=how, weights=[1, 1])
     assert (blend.fnames, blend.tags) == (tuple(CLIPS), tuple(TAGS))
     np.testing.assert_allclose(blend.probs, BY_HAND[how], rtol=1e-12, atol=1e-15)
@@ -51,12 +52,12 @@ def test_weights_count_by_their_ratio():
     assert ensemble([ONE, TWO], how="weighted", weights=[1, 0]) == ONE
 
 
-def test_one_zero_does_not_settle_a_geometric_mean_alone():
+def test_one_zero_does_not_decide_a_geometric_mean_alone():
     floored = ensemble([ONE, TWO], how="gmean", floor=1e-7).probs[0]
     assert floored[2] == pytest.approx(math.sqrt(0.4 * 1e-7))
 
 
-def test_minmax_stretches_each_tag_of_each_model_and_leaves_what_is_all_the_same():
+def test_minmax_scales_each_tag_of_each_model_and_keeps_constant_tags():
     preds = Predictions(["a", "b", "c"], ["Bark", "Meow"], [[0.2, 0.3], [0.3, 0.3], [0.6, 0.3]])
     np.testing.assert_allclose(ensemble([preds], how="minmax_tag").probs, [[0, 0.3], [0.25, 0.3], [1, 0.3]], atol=1e-15)
 
@@ -77,56 +78,56 @@ def test_the_order_of_rows_and_columns_does_not_matter(how):
 
 @settings(deadline=None, max_examples=40)
 @given(hnp.arrays(np.float64, (3, 4, 3), elements=st.floats(0, 1)), st.sampled_from(FIXED))
-def test_a_blend_stays_within_0_and_1_and_one_model_thrice_is_itself(stack, how):
+def test_an_average_stays_in_0_and_1_and_one_model_thrice_is_itself(probs, how):
     names = list("abcd")
-    blend = ensemble([Predictions(names, TAGS, probs) for probs in stack], how=how, weights=[1, 1, 5])
+    blend = ensemble([Predictions(names, TAGS, each) for each in probs], how=how, weights=[1, 1, 5])
     assert ((blend.probs >= 0) & (blend.probs <= 1)).all()
-    alone = Predictions(names, TAGS, stack[0])
-    thrice = ensemble([alone] * 3, how=how, weights=[1, 1, 5]).probs
-    np.testing.assert_allclose(thrice, ensemble([alone], how=how, weights=[1]).probs, atol=1e-12)
+    single = Predictions(names, TAGS, probs[0])
+    thrice = ensemble([single] * 3, how=how, weights=[1, 1, 5]).probs
+    np.testing.assert_allclose(thrice, ensemble([single], how=how, weights=[1]).probs, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=40)
 @given(hnp.arrays(np.float64, (4, 5), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0])))
-def test_mean_gmean_and_rank_clip_of_one_model_keep_what_the_score_sees(probs):
+def test_mean_gmean_and_rank_clip_of_one_model_keep_its_score(probs):
     preds = Predictions(list("abcd"), list("vwxyz"), probs)
     targ = np.eye(4, 5)
     for how in ("mean", "gmean", "rank_clip"):
         assert lwlrap(ensemble([preds], how=how).probs, targ) == pytest.approx(lwlrap(probs, targ))
 
 
-def test_what_was_unreadable_to_any_stays_so():
-    marked = Predictions(CLIPS, TAGS, TWO.probs, unreadable=["b"])
-    assert ensemble([ONE, marked, marked]).unreadable == ("b",)
+def test_clips_unreadable_in_any_member_are_unreadable():
+    flagged = Predictions(CLIPS, TAGS, TWO.probs, unreadable=["b"])
+    assert ensemble([ONE, flagged, flagged]).unreadable == ("b",)
 
 
-def test_csv_files_do_as_well(tmp_path):
+def test_csv_files_are_accepted(tmp_path):
     ONE.to_csv(tmp_path / "one.csv")
     TWO.to_csv(tmp_path / "two.csv")
     assert ensemble([tmp_path / "one.csv", str(tmp_path / "two.csv")]) == ensemble([ONE, TWO])
 
 
 @pytest.mark.parametrize(
-    ("other", "says"),
+    ("other", "message"),
     [
         (
             Predictions(["a", "c"], TAGS, ONE.probs),
-            "predictions 2 do not match the first: they lack the clips 'b' and have the clips 'c'",
+            "predictions 2 do not match the first: they lack the clips 'b' and have the extra clips 'c'",
         ),
         (Predictions(["a"], TAGS, ONE.probs[:1]), "lack the clips 'b'$"),
-        (Predictions(["a", "b", "c"], TAGS, np.zeros((3, 3))), "have the clips 'c' besides$"),
+        (Predictions(["a", "b", "c"], TAGS, np.zeros((3, 3))), "have the extra clips 'c'$"),
         (
             Predictions(CLIPS, ["Bark", "Meow", "Purr"], ONE.probs),
-            "lack the tags 'Oboe' and have the tags 'Purr' besides$",
+            "lack the tags 'Oboe' and have the extra tags 'Purr'$",
         ),
     ],
 )
-def test_what_does_not_match_is_named(other, says):
-    with pytest.raises(SubmissionError, match=says):
+def test_mismatches_are_named(other, message):
+    with pytest.raises(SubmissionError, match=message):
         ensemble([ONE, other])
 
 
-# Weights learnt from out-of-fold predictions.
+# Weights from out-of-fold predictions.
 
 
 def test_weights_in_proportion_to_the_score():
@@ -142,18 +143,18 @@ def test_weights_in_proportion_to_the_score():
         )
 
 
-def test_predictions_are_weighed_by_the_score_that_they_carry():
+def test_predictions_are_weighted_by_their_stored_score():
     first, second = dataclasses.replace(ONE, oof_score=0.9), dataclasses.replace(TWO, oof_score=0.3)
     blend = ensemble([first, second], how="rank_clip", weights="lwlrap")
     np.testing.assert_allclose(
         blend.probs, np.array([[1, 0, 0.5], [0, 0.75, 0.75]]) * 0.75 + np.array([[0.5, 1, 0], [0, 0.5, 1]]) * 0.25
     )
-    assert blend.oof_score is None, "nobody has scored the blend"
-    with pytest.raises(OptionError, match="predictions 2 carries no score"):
+    assert blend.oof_score is None, "the result has no score of its own"
+    with pytest.raises(OptionError, match="predictions 2 has none"):
         ensemble([first, TWO], weights="lwlrap")
 
 
-@pytest.mark.parametrize(("options", "says"), [
+@pytest.mark.parametrize(("options", "message"), [
     ({"weights": [1]}, r"weights has shape \(1,\); expected one number for each of the 2"),
     ({"weights": [1, -1]}, "expected finite numbers >= 0, not all 0"),
     ({"weights": [0, 0]}, "expected finite numbers >= 0, not all 0"),
@@ -164,25 +165,25 @@ def test_predictions_are_weighed_by_the_score_that_they_carry():
     ({"weights": "lwlrap", "oof": [ONE], "truth": "truth.csv"}, "oof holds 1 predictions; expected 2"),
     ({"weights": "lwlrap", "oof": ONE, "truth": "truth.csv"}, "oof is a single Predictions; expected a list"),
     ({"weights": "lwlrap", "oof": [ONE, TWO]}, "oof is given without truth"),
-    ({"truth": "truth.csv"}, r"predictions 1 has no out-of-fold predictions for the truth to judge \(2 such\)"),
-    ({"how": "cobyla"}, "how='cobyla' is learnt from out-of-fold predictions"),
-    ({"how": "forward", "weights": [1, 2]}, "how='forward' finds what each counts by itself"),
-    ({"how": "cobyla", "of": "mlp"}, "of is 'mlp', which is fitted itself"),
+    ({"truth": "truth.csv"}, r"predictions 1 has no out-of-fold predictions to compare with the truth \(2 in all\)"),
+    ({"how": "cobyla"}, "how='cobyla' is fitted on out-of-fold predictions"),
+    ({"how": "forward", "weights": [1, 2]}, "how='forward' finds the weights itself"),
+    ({"how": "cobyla", "average": "mlp"}, "average is 'mlp', which is itself fitted"),
     ({"how": "cobyla", "maxiter": 0}, "maxiter 0; expected"),
     ({"how": "forward", "rounds": 0}, "rounds is 0; expected at least one"),
     ({"how": "logreg", "C": 0}, "C is 0"),
-    ({"how": "mlp", "draws": 0}, "draws is 0; expected a whole number above 0"),
+    ({"how": "mlp", "samples_per_epoch": 0}, "samples_per_epoch is 0; expected a whole number above 0"),
     ({"how": "mlp", "patience": -1}, "patience is -1"),
     ({"how": "mlp", "dropout": 1.0}, "dropout is 1.0"),
     ({"how": "gmean", "floor": 0}, "floor is 0; expected a number between 0 and 1"),
     ({"how": "mean", "floor": 0.1}, "floor"),
 ])
-def test_options_that_do_not_fit_are_named(options, says):
-    with pytest.raises(OptionError, match=says):
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(OptionError, match=message):
         ensemble([ONE, TWO], **options)
 
 
-def test_what_is_no_list_of_predictions_is_named():
+def test_an_argument_that_is_no_list_is_named():
     with pytest.raises(OptionError, match="predictions is a single str; expected a list"):
         ensemble("one.csv")
     with pytest.raises(OptionError, match="predictions is empty"):

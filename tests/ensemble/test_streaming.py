@@ -1,14 +1,14 @@
-"""Prediction files a chunk at a time: the same as all at once."""
+"""Prediction files averaged and concatenated a chunk at a time: the same bytes as all at once."""
 
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from fatai.errors import DataError, OptionError, SubmissionError
 from fatai.ensemble.ensemble import ensemble
-from fatai.inference.predictions import Predictions
 from fatai.ensemble.streaming import average_files, concat_files
+from fatai.errors import DataError, OptionError, SubmissionError
+from fatai.inference.predictions import Predictions
 from fatai.io.csv import row_chunks
 
 TAGS = ("Bark", "Meow", "Purr")
@@ -27,13 +27,13 @@ def files(tmp_path, rng):
 @pytest.mark.parametrize(
     ("how", "weights", "options"), [("mean", None, {}), ("weighted", [3, 1, 0], {}), ("gmean", None, {"floor": 1e-3})]
 )
-def test_blending_row_by_row_gives_the_bytes_of_blending_all(files, tmp_path, how, weights, options):
+def test_averaging_row_by_row_gives_the_bytes_of_averaging_all(files, tmp_path, how, weights, options):
     assert average_files(files, tmp_path / "rows.csv", how, weights, **options) == 10_000
     ensemble(files, how, weights, **options).to_csv(tmp_path / "all.csv")
     assert (tmp_path / "rows.csv").read_bytes() == (tmp_path / "all.csv").read_bytes()
 
 
-def test_blending_takes_the_memory_of_a_chunk(tmp_path):
+def test_averaging_takes_the_memory_of_a_chunk(tmp_path):
     tags = tuple(f"tag {k}" for k in range(40))
 
     def peak(n):
@@ -47,35 +47,35 @@ def test_blending_takes_the_memory_of_a_chunk(tmp_path):
         finally:
             tracemalloc.stop()
 
-    # A row's numbers alone take 2 x 40 x 8 bytes; what remains of a row is its name, to find doubles.
+    # A row's numbers alone take 2 x 40 x 8 bytes; only the name of a row is kept, to find duplicates.
     assert (peak(16384) - peak(8192)) / 8192 < 2 * 250
 
 
-def test_what_does_not_fit_is_named(files, tmp_path):
-    with pytest.raises(OptionError, match="how is 'rank_tag', which looks at all clips"):
+def test_mismatches_are_named(files, tmp_path):
+    with pytest.raises(OptionError, match="how is 'rank_tag', which needs all clips at once"):
         average_files(files, tmp_path / "out.csv", "rank_tag")
     with pytest.raises(OptionError, match="expected one number for each of the 3 predictions"):
         average_files(files, tmp_path / "out.csv", "weighted", [1, 2])
     with pytest.raises(OptionError, match="files is empty"):
         average_files([], tmp_path / "out.csv")
-    for weights, told in (([1, 2, -1], "expected finite numbers >= 0"), (None, "needs weights")):
-        with pytest.raises(OptionError, match=told):
+    for weights, message in (([1, 2, -1], "expected finite numbers >= 0"), (None, "needs weights")):
+        with pytest.raises(OptionError, match=message):
             average_files(files, tmp_path / "out.csv", "weighted", weights)
     preds = Predictions.from_csv(files[0])
     preds.select(preds.fnames, TAGS[::-1]).to_csv(tmp_path / "tags.csv")
     preds.select(preds.fnames[::-1]).to_csv(tmp_path / "order.csv")
     preds.select(preds.fnames[:-1]).to_csv(tmp_path / "fewer.csv")
-    for name, told in (
+    for name, message in (
         ("tags", "has other tags"),
         ("order", "has other rows .* from row 1 to 4096"),
         ("fewer", "from row 8193 to"),
     ):
-        with pytest.raises(SubmissionError, match=told):
+        with pytest.raises(SubmissionError, match=message):
             average_files([files[0], tmp_path / f"{name}.csv"], tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_joined_parts_are_the_whole_and_a_clip_in_two_parts_is_an_error(files, tmp_path):
+def test_concatenated_parts_are_the_whole_and_a_clip_in_two_parts_is_an_error(files, tmp_path):
     preds = Predictions.from_csv(files[0])
     parts = [tmp_path / f"part_{k}.csv" for k in range(3)]
     for k, path in enumerate(parts):
@@ -88,7 +88,7 @@ def test_joined_parts_are_the_whole_and_a_clip_in_two_parts_is_an_error(files, t
 
 
 @pytest.mark.parametrize("cell", ["1_0", "nan", "1.5", "-0.1", "x", ""])
-def test_a_cell_that_is_no_probability_is_named(tmp_path, cell):
+def test_a_cell_that_is_not_a_probability_is_named(tmp_path, cell):
     path = tmp_path / "bad.csv"
     path.write_text(f"fname,Bark\na.wav,0.5\nb.wav,{cell}\n")
     with pytest.raises(DataError, match=r"line 3 \('b.wav'\), column 'Bark'"):
