@@ -20,6 +20,7 @@ from fatai.augment.wave import *
 from fatai.augment.show import *
 from fatai.data.blocks import *
 from fatai.data.cache import *
+from fatai.data.config import *
 from fatai.data.datasets.download import *
 from fatai.data.datasets.fat2019 import *
 from fatai.data.folds import *
@@ -29,6 +30,7 @@ from fatai.data.samplers import *
 from fatai.data.audit.dataset import *
 from fatai.data.show import *
 from fatai.data.tensors import *
+from fatai.data.transforms import *
 from fatai.errors import *
 from fatai.ensemble.averaging import *
 from fatai.experiment.calibrate import *
@@ -84,8 +86,10 @@ from fatai.training.cross_validation import *
 from fatai.callbacks.history import *
 from fatai.callbacks.checkpoint import *
 from fatai.noisy_labels.curriculum import *
+from fatai.inference.learner import *
+from fatai.inference.predictor import *
 from fatai.training.learner import *
-from fatai.losses.losses import *
+from fatai.losses import *
 from fatai.training.lr_finder import *
 from fatai.training.metrics import *
 from fatai.noisy_labels.methods import *

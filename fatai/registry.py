@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from fatai.errors import OptionError, UnknownNameError
 
 __all__ = [
-    "AUGMENTATIONS", "CHANNELS", "ENSEMBLES", "FRONT_ENDS", "LOSSES", "MIXERS", "MODELS", "NOISY", "SCHEDULES", "VIEWS",
+    "AUGMENTATIONS", "CHANNELS", "ENSEMBLES", "EXPORTS", "FRONT_ENDS", "LOSSES", "MIXERS", "MODELS", "NOISY", "SCHEDULES", "VIEWS",
     "Registry", "did_you_mean",
 ]
 
@@ -163,12 +163,13 @@ class Registry:
 FRONT_ENDS = Registry("front end", module="fatai.audio.front_ends")
 CHANNELS = Registry("kind of channels", module="fatai.audio.channels")
 MODELS = Registry("model", module="fatai.models")
-LOSSES = Registry("loss", module="fatai.losses.losses")
+LOSSES = Registry("loss", module="fatai.losses")
 MIXERS = Registry("mixer", module="fatai.augment.mixup")
 AUGMENTATIONS = Registry("augmentation", module="fatai.augment")
 SCHEDULES = Registry("schedule", module="fatai.callbacks.schedulers")
 NOISY = Registry("noisy-label method", module="fatai.noisy_labels.methods")
 VIEWS = Registry("kind of view", module="fatai.inference.views")
 ENSEMBLES = Registry("ensemble", module="fatai.ensemble.ensemble")
-# Not for entries of users: it lets a learner, which lies below the reports, write one without importing them.
+# Not for entries of users: they let a learner write model folders and reports, whose packages import its own or lie above it.
+EXPORTS = Registry("export", module="fatai.export.pretrained")
 REPORTS = Registry("report", module="fatai.report.learner")

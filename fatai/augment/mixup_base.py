@@ -2,7 +2,7 @@
 
 A mixer is a fastai callback that pairs the clips of a training batch with partners, draws what it needs with a row for each pair, and
 applies a pure function of `fatai.augment.functional_mixup`. Labels follow, and so do the weights and the marks of noisy clips that the loss was
-given (`loss.w`, `loss.noisy`): by the shares of the two clips. Validation never sees a mixture. A clip that is drawn as its own partner
+given (`TagLoss.sample_weight`, `TagLoss.noisy`): by the shares of the two clips. Validation never sees a mixture. A clip that is drawn as its own partner
 stays as it is, so a batch of one is safe.
 """
 
@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fatai.audio.waveform import fit_length
 from fatai.augment.base import BatchAugmentation, chance, checked_p, like_tensor, plain, rows_of
 from fatai.augment.functional_mixup import LABEL_RULES, mix_labels, mix_linear
 from fatai.errors import OptionError, ShapeError
+from fatai.losses.composite import weighted_loss
 from fatai.registry import did_you_mean
-from fatai.audio.waveform import fit_length
 
 __all__ = ["Mixed", "Mixer", "PARTNERS", "Pairs"]
 
@@ -186,15 +187,14 @@ class Mixer(BatchAugmentation):
 
     def _share_in_loss(self, elsewhere: Sequence[Tensor], n: int, done: Mixed) -> None:
         """Weights and noisy marks that the loss was given for this batch, mixed; those of partners from elsewhere are in their batch."""
-        for i, name in enumerate(("w", "noisy")):
-            own = getattr(self.learn.loss_func, name, None)
+        loss = weighted_loss(self.learn.loss_func)
+        for i, name in enumerate(("sample_weight", "noisy") if loss is not None else ()):
+            own = getattr(loss, name)
             if not isinstance(own, Tensor) or own.ndim == 0 or len(own) != n:
                 continue
             own = plain(own)
             other = own if self.partner == "batch" else plain(elsewhere[i]).view_as(own) if i < len(elsewhere) else own
-            setattr(
-                self.learn.loss_func, name, self._shared(own if own.is_floating_point() else own.float(), other, done)
-            )
+            setattr(loss, name, self._shared(own if own.is_floating_point() else own.float(), other, done))
 
     # Partners from the whole training set
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fatai.augment.while_training import TrainOnlyCallback
 from fatai.errors import DataError, OptionError, ShapeError
+from fatai.losses.composite import weighted_loss
 
 __all__ = ["SampleWeights"]
 
@@ -54,7 +55,7 @@ class SampleWeights(TrainOnlyCallback):
 
     def before_fit(self) -> None:
         self.take_out()
-        if not hasattr(self.learn.loss_func, "w"):
+        if weighted_loss(self.learn.loss_func) is None:
             raise OptionError(
                 f"the loss {type(self.learn.loss_func).__name__} takes no weights; take one of LOSSES, such as 'bce'"
             )
@@ -111,7 +112,9 @@ class SampleWeights(TrainOnlyCallback):
         self._tell(None, None)
 
     def _tell(self, w: Tensor | None, noisy: Tensor | None) -> None:
-        self.learn.loss_func.w, self.learn.loss_func.noisy = w, noisy
+        loss = weighted_loss(self.learn.loss_func)
+        if loss is not None:
+            loss.set_batch(w, noisy)
 
     def take_out(self) -> None:
         if self._clips is not None:

@@ -1,6 +1,6 @@
 """Select, relabel, weigh doubtful clips: one method for each system, by name in `NOISY`.
 
-`select_noisy_labels(table, tags, "ninth", probs=..., fnames=...)` looks at a table once and says which clips to train on, with which targets and
+`select_noisy_labels(table, tags, "ninth_place_low_loss", probs=..., fnames=...)` looks at a table once and says which clips to train on, with which targets and
 weights; `write_labels` and `write_corrections` make files of it. No method looks at anything but what it is given: labels, and
 probabilities from models that did not train on the clips.
 
@@ -18,7 +18,7 @@ gold
     Every clip, with soft targets.
 first
     Hand corrections: removed clips, corrected clips as a source of their own, sampling shares.
-fourth, fourth_pseudo
+fourth, fourth_place_pseudo_labels
     A second head for the given labels; sharpened probabilities as targets of the first.
 """
 
@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fatai.data.labels import warn_unused
-from fatai.data.samplers import MIXTURES
+from fatai.data.labels import warn_unused_corrections
+from fatai.data.samplers import MIXTURE_WEIGHTS
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.registry import NOISY, did_you_mean
 from fatai.noisy_labels.selection import (
@@ -131,7 +131,7 @@ def gold(
     least
         A clip weighs as much as the largest probability among its tags, kept within `least` and 1. Clips without a tag are dropped.
     class_weight
-        One factor for each tag (`fatai.losses.losses.class_weights`), which makes the weights (clips, tags). Not together with the loss
+        One factor for each tag (`fatai.losses.class_weights`), which makes the weights (clips, tags). Not together with the loss
         "bce_class", which weighs tags already.
     """
     for name, value in (("keep", keep), ("add", 1 if add is None else add), ("least", least)):
@@ -186,7 +186,7 @@ def first(
     corrections
         A table of `read_corrections`, whose labels are None where a clip is removed. Those of other clips do nothing.
     shares
-        How often to draw from each source: a name of `MIXTURES` or a mapping. None means "auxiliary_016" without corrected clips and
+        How often to draw from each source: a name of `MIXTURE_WEIGHTS` or a mapping. None means "auxiliary_016" without corrected clips and
         "corr_noisy_004" with some.
     removals
         Whether removed clips leave the noisy rows; the 1st place's first model with corrected clips left them there.
@@ -194,7 +194,7 @@ def first(
     def method(judged: NoisyLabelData) -> LabelSelection:
         fixes = {} if corrections is None else dict(zip(corrections["fname"], corrections["labels"]))
         if corrections is not None:
-            warn_unused(corrections, judged.fnames, "corrections")
+            warn_unused_corrections(corrections, judged.fnames, "corrections")
         removed = np.array([removals and name in fixes and fixes[name] is None for name in judged.fnames], dtype=bool)
         noisy = make_selection("first", judged, ~removed, np.where(removed, "removed by hand", "as given"))
         right = pd.DataFrame(
@@ -240,8 +240,8 @@ def fourth() -> Method:
     return method
 
 
-@NOISY.register("fourth_pseudo", source="FAT2019 4th place repository (MIT): semi-supervised second model; own code")
-def fourth_pseudo(*, power: float = 2.0, weight: float = 20.0) -> Method:
+@NOISY.register("fourth_place_pseudo_labels", source="FAT2019 4th place repository (MIT): semi-supervised second model; own code")
+def fourth_place_pseudo_labels(*, power: float = 2.0, weight: float = 20.0) -> Method:
     """Every clip with its probabilities, raised to `power` and divided by their sum, as soft targets.
 
     Probabilities are the mean over folds and snapshots. `weight` is what the 4th place gave the mean squared error of these targets; with
@@ -253,11 +253,11 @@ def fourth_pseudo(*, power: float = 2.0, weight: float = 20.0) -> Method:
         )
 
     def method(judged: NoisyLabelData) -> LabelSelection:
-        sharp = judged.probs_for("fourth_pseudo") ** power
+        sharp = judged.probs_for("fourth_place_pseudo_labels") ** power
         total = sharp.sum(1, keepdims=True)
         targ = np.divide(sharp, total, out=np.zeros_like(sharp), where=total > 0)
         return make_selection(
-            "fourth_pseudo",
+            "fourth_place_pseudo_labels",
             judged,
             np.ones(len(judged), dtype=bool),
             "pseudo-labelled",
@@ -312,9 +312,9 @@ def _shares(given: str | Mapping[str, float] | None, *, with_corrected: bool) ->
     if given is None:
         given = "corr_noisy_004" if with_corrected else "auxiliary_016"
     if isinstance(given, str):
-        if given not in MIXTURES:
-            raise OptionError(f"no mixture is named {given!r}; {did_you_mean(given, list(MIXTURES))}")
-        given = MIXTURES[given]
+        if given not in MIXTURE_WEIGHTS:
+            raise OptionError(f"no mixture is named {given!r}; {did_you_mean(given, list(MIXTURE_WEIGHTS))}")
+        given = MIXTURE_WEIGHTS[given]
     if given.get("corrected") and not with_corrected:
         raise DataError(
             f"shares {dict(given)} draw corrected clips, but no clip is corrected: give corrections, or other shares"

@@ -83,9 +83,9 @@ class LabelSelection:
     targ
         float32, shape (kept, tags), read-only: 0 and 1, or soft targets within [0, 1].
     weight
-        float32, read-only, shape (kept,), or (kept, tags) where a method weighs tags: what `loss.w` takes.
+        float32, read-only, shape (kept,), or (kept, tags) where a method weighs tags: what `TagLoss.sample_weight` takes.
     source
-        "noisy" or "corrected" for each row: what `fatai.data.samplers.Mixture` draws by. Only the former are noisy to `loss.noisy`.
+        "noisy" or "corrected" for each row: what `fatai.data.samplers.Mixture` draws by. Only the former are noisy to `TagLoss.noisy`.
     shares
         How often to draw from each source, "curated" among them, where the method says so.
     clips
@@ -111,7 +111,7 @@ class LabelSelection:
 
     @property
     def noisy(self) -> np.ndarray:
-        """bool, shape (kept,): what `loss.noisy` takes."""
+        """bool, shape (kept,): what `TagLoss.noisy` takes."""
         return np.array([source == "noisy" for source in self.source], dtype=bool)
 
     @property

@@ -205,7 +205,7 @@ def test_clips_that_are_not_drawn_stay_with_their_labels(name):
     assert built(name, p=0.0).change(x, targ).x is x
 
 
-@pytest.mark.parametrize("name", ["mixup", "mixup_kaggle_fat", "mixup_first", "mixup_fourth", "between_class"])
+@pytest.mark.parametrize("name", ["mixup", "mixup_kaggle_fat", "mixup_first_place", "mixup_fourth_place", "between_class"])
 @given(seed=st.integers(0, 10000))
 @settings(max_examples=20, deadline=None)
 def test_linear_labels_are_the_shares_of_both(name, seed):
@@ -215,7 +215,7 @@ def test_linear_labels_are_the_shares_of_both(name, seed):
     torch.testing.assert_close(done.targ, share * targ[done.pairs.own] + (1 - share) * targ[done.pairs.other])
 
 
-@pytest.mark.parametrize("name", ["mixup_or", "mixup_or_third", "sigmoid_concat"])
+@pytest.mark.parametrize("name", ["mixup_or", "mixup_or_third_place", "sigmoid_concat"])
 @given(seed=st.integers(0, 10000))
 @settings(max_examples=20, deadline=None)
 def test_or_labels_are_those_of_either(name, seed):
@@ -267,7 +267,7 @@ def test_one_share_for_a_whole_batch_and_one_coin():
 
 
 def test_uniform_shares():
-    drawn = shares(MIXERS.build("mixup_first"))
+    drawn = shares(MIXERS.build("mixup_first_place"))
     assert 0.5 <= float(drawn.min()) < 0.51 and 0.99 < float(drawn.max()) <= 1
     drawn = shares(MixUpOr())
     assert 0.4 <= float(drawn.min()) < 0.401 and 0.599 < float(drawn.max()) <= 0.6
@@ -287,13 +287,13 @@ def test_neighbours_are_mixed_into_half_a_batch():
 
 
 def test_the_first_places_mixer_takes_three_of_five_one_after_the_other():
-    drawn = MIXERS.build("mixer_first").draw(20000, generator())
+    drawn = MIXERS.build("mixer_first_place").draw(20000, generator())
     assert float((drawn.which == 0).double().mean()) == pytest.approx(0.6, abs=0.02)
 
 
 def test_one_of_several_is_each_where_it_was_drawn():
     x, targ = batch_of("log", 40)
-    mixer = OneOfMixers(["sigmoid_concat", "mixup_first"], p=1.0)
+    mixer = OneOfMixers(["sigmoid_concat", "mixup_first_place"], p=1.0)
     done = mixer.change(x, targ, generator=generator(3))
     g = generator(3)
     pairs = mixer.draw_pairs(40, g)
@@ -494,11 +494,11 @@ class Weigh(Callback):
     def before_batch(self):
         if self.training:
             n = len(self.yb[0])
-            self.loss_func.w = torch.arange(1.0, n + 1)
+            self.loss_func.sample_weight = torch.arange(1.0, n + 1)
             self.loss_func.noisy = torch.arange(n) % 2 == 0
 
     def after_batch(self):
-        self.loss_func.w = self.loss_func.noisy = None
+        self.loss_func.set_batch()
 
 
 class Peek(Callback):
@@ -506,7 +506,7 @@ class Peek(Callback):
 
     def before_batch(self):
         if self.training:
-            self.w, self.noisy = self.loss_func.w, self.loss_func.noisy
+            self.w, self.noisy = self.loss_func.sample_weight, self.loss_func.noisy
 
 
 class Reversed(LinearMixUp):

@@ -29,8 +29,8 @@ from fatai.callbacks.callbacks import (
     TerminateOnNaN,
     quiet_unless_terminal,
 )
-from fatai.training.learner import fat_learner
-from fatai.losses.losses import BCE
+from fatai.inference.learner import fat_learner
+from fatai.losses import BCE
 
 
 def learner(data, bs, model, loss=None, **options):

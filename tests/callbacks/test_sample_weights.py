@@ -17,7 +17,7 @@ from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import multi_hot
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.registry import LOSSES
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 from fatai.callbacks.sample_weights import SampleWeights
 
 
@@ -41,9 +41,9 @@ class Peek(Callback):
     def after_pred(self):
         loss = self.learn.loss_func
         if not self.training:
-            self.validated.append((loss.w, loss.noisy, len(self.learn.yb)))
+            self.validated.append((loss.sample_weight, loss.noisy, len(self.learn.yb)))
         else:
-            self.seen.append((self.learn.y.clone(), loss.w, loss.noisy))
+            self.seen.append((self.learn.y.clone(), loss.sample_weight, loss.noisy))
 
     def after_loss(self):
         if self.training:
@@ -130,7 +130,7 @@ def test_clips_without_weight_teach_nothing(dls):
 
         def before_batch(self):
             if self.training:
-                self.learn.yb = (torch.where(self.learn.loss_func.w[:, None] > 0, self.y, 1 - self.y),)
+                self.learn.yb = (torch.where(self.learn.loss_func.sample_weight[:, None] > 0, self.y, 1 - self.y),)
 
     weights = {}
     for spoilt in (False, True):
@@ -225,7 +225,7 @@ def test_validation_and_predictions_know_nothing_of_weights(dls, tmp_path):
     learn = learner(dls, [SampleWeights(own_weights(dls)), peek], path=tmp_path)
     learn.fit(1)
     assert peek.validated and all(w is None and noisy is None and n == 1 for w, noisy, n in peek.validated)
-    assert learn.loss_func.w is None and learn.loss_func.noisy is None
+    assert learn.loss_func.sample_weight is None and learn.loss_func.noisy is None
     clips = dls.train.dataset
     for ds_idx in (0, 1):
         probs, targ = learn.get_preds(ds_idx=ds_idx)
@@ -261,7 +261,7 @@ def test_after_an_error_in_training_predictions_are_as_before(dls):
     with pytest.raises(RuntimeError, match="broken"):
         learn.fit(1, cbs=fails)
     assert learn.get_preds()[0].shape == (len(dls.valid_ds), 10)
-    assert dls.train.dataset is clips and learn.loss_func.w is None
+    assert dls.train.dataset is clips and learn.loss_func.sample_weight is None
 
 
 @pytest.mark.parametrize("weights, options, error, words", [

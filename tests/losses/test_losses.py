@@ -10,7 +10,7 @@ from torch import nn
 
 from fatai.errors import OptionError, ShapeError, UnknownNameError
 from fatai.registry import LOSSES
-from fatai.losses.losses import AuxLoss, ClassBCE, SplitLoss, TagLoss, class_weights, smooth_labels
+from fatai.losses import AuxLoss, ClassBCE, SplitLoss, TagLoss, class_weights, smooth_labels, weighted_loss
 
 NAMES = [*LOSSES.names(), "bce+lovasz", "0.5*lsep+bce"]
 
@@ -106,7 +106,7 @@ SLOW = {
     "split": rows_bce,
     "smooth_positives": smoothed(lambda b, k: b * 0.975),
     "smooth_both": smoothed(lambda b, k: 0.9 * b + 0.05),
-    "smooth_ninth": smoothed(lambda b, k: (1 - 0.4 * (1 + 1 / k)) * b + 0.4 / k),
+    "smooth_ninth_place": smoothed(lambda b, k: (1 - 0.4 * (1 + 1 / k)) * b + 0.4 / k),
     "bce+lovasz": lambda x, t: [a + b for a, b in zip(rows_bce(x, t), rows_lovasz(x, t))],
     "0.5*lsep+bce": lambda x, t: [0.5 * a + b for a, b in zip(rows_lsep(x, t), rows_bce(x, t))],
 }
@@ -197,7 +197,7 @@ def test_a_weight_of_two_counts_twice_and_zero_not_at_all(name):
     logits, targ = torch.randn(3, 5), (torch.rand(3, 5) > 0.5).float()
     plain = loss(logits, targ)
     torch.testing.assert_close(loss(logits, targ, torch.tensor([2.0, 0.0, 1.0])), plain * torch.tensor([2.0, 0.0, 1.0]))
-    loss.w = torch.tensor([[2.0], [0.0], [1.0]])
+    loss.set_batch(torch.tensor([[2.0], [0.0], [1.0]]))
     torch.testing.assert_close(loss(logits, targ), plain * torch.tensor([2.0, 0.0, 1.0]))
 
 
@@ -259,10 +259,10 @@ def test_split_takes_each_row_by_its_mark():
         LOSSES.build("bce", reduction="none")(logits, targ),
         LOSSES.build("lsoft", reduction="none")(logits, targ),
     )
-    loss.noisy = torch.tensor([0.0, 1.0, 0.5])
+    loss.set_batch(noisy=torch.tensor([0.0, 1.0, 0.5]))
     expected = torch.stack([0.5 * curated[0], 0.25 * noisy[1], 0.25 * curated[2] + 0.125 * noisy[2]])
     torch.testing.assert_close(loss(logits, targ), expected)
-    loss.noisy = None
+    loss.set_batch()
     torch.testing.assert_close(loss(logits, targ), 0.5 * curated)
 
 
@@ -280,8 +280,9 @@ def test_auxiliary_outputs_are_weighed_and_the_main_one_predicts():
 
 def test_what_is_set_on_an_auxiliary_loss_is_set_on_the_loss_within():
     loss = AuxLoss("bce", [1.0])
-    loss.reduction, loss.w = "none", torch.tensor([2.0, 1.0])
-    assert (loss.loss.reduction, loss.reduction) == ("none", "none")
+    loss.reduction = "none"
+    weighted_loss(loss).set_batch(torch.tensor([2.0, 1.0]))
+    assert weighted_loss(loss) is loss.loss and (loss.loss.reduction, loss.reduction) == ("none", "none")
     main, targ = torch.randn(2, 3), torch.ones(2, 3)
     torch.testing.assert_close(
         loss((main,), targ), LOSSES.build("bce", reduction="none")(main, targ) * torch.tensor([2.0, 1.0])
@@ -297,9 +298,9 @@ def test_an_auxiliary_loss_takes_any_function():
 
 def test_labels_are_smoothed_as_published():
     targ = torch.tensor([[1.0] + [0.0] * 79])
-    assert smooth_labels(targ, 0.05, how="positives")[0, :2].tolist() == [pytest.approx(0.975), 0]
-    assert smooth_labels(targ, 0.3, how="both")[0, :2].tolist() == [pytest.approx(0.85), pytest.approx(0.15)]
-    assert smooth_labels(targ, 0.4, how="ninth")[0, :2].tolist() == [pytest.approx(0.6), pytest.approx(0.005)]
+    assert smooth_labels(targ, 0.05, mode="positives")[0, :2].tolist() == [pytest.approx(0.975), 0]
+    assert smooth_labels(targ, 0.3, mode="both")[0, :2].tolist() == [pytest.approx(0.85), pytest.approx(0.15)]
+    assert smooth_labels(targ, 0.4, mode="ninth_place")[0, :2].tolist() == [pytest.approx(0.6), pytest.approx(0.005)]
 
 
 @pytest.mark.parametrize("build, words", [
@@ -310,9 +311,9 @@ def test_labels_are_smoothed_as_published():
     (lambda: LOSSES.build("sce", log_zero=1), "log_zero is 1"),
     (lambda: LOSSES.build("bce+lovasz", weights=[1.0]), "1 weights for 2 losses"),
     (lambda: LOSSES.build("bce+-1*lovasz"), "factor"),
-    (lambda: LOSSES.build("bce+"), "no sum of names"),
+    (lambda: LOSSES.build("bce+"), "not a sum of names"),
     (lambda: LOSSES.build("smooth_both", eps=1.5), "eps is 1.5"),
-    (lambda: smooth_labels(torch.zeros(1, 2), 0.1, how="some"), "positives, both or ninth"),
+    (lambda: smooth_labels(torch.zeros(1, 2), 0.1, mode="some"), "positives, both, ninth_place"),
     (lambda: SplitLoss(nn.BCEWithLogitsLoss()), "TagLoss"),
     (lambda: class_weights([-1, 2]), "counts must be"),
 ])

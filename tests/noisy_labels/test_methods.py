@@ -92,7 +92,7 @@ def test_gold_weights_of_tags_reach_the_loss():
     chosen = choose("gold", table_of(a="Bark"), [[0.8, 0.1, 0.1]], class_weight=[0.5, 1.0, 1.5])
     np.testing.assert_allclose(chosen.weight, [[0.4, 0.8, 1.2]], rtol=1e-6)
     loss = LOSSES.build("bce")
-    loss.w = torch.tensor(chosen.weight)
+    loss.sample_weight = torch.tensor(chosen.weight)
     # Every logit is 0, so each tag costs ln 2: times the mean weight, 0.8.
     assert float(loss(torch.zeros(1, 3), torch.tensor(chosen.targ))) == pytest.approx(0.8 * np.log(2))
 
