@@ -97,7 +97,7 @@ def overlapped(placed: Sequence[Placed], events: Sequence[SoundEvent]) -> np.nda
 def child(run: Path, sound: Path, out: Path) -> tuple[float, float]:
     """Peak memory in GB and seconds of `fatai-submit tag`."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "fatai.cli", "tag", sound, "--model", run, "--out", out])
+    process = subprocess.Popen([sys.executable, "-m", "fatai.cli", "tag", run, sound, "--out", out])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit("the command failed")

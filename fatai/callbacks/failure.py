@@ -201,7 +201,7 @@ def translate_errors(what: str) -> Iterator[None]:
         if killed is None:
             raise
         raise WorkerError(
-            f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --workers, or 0, and "
+            f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --num-workers, or 0, and "
             "go on with --resume"
         ) from None
 

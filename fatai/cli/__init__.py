@@ -1,7 +1,7 @@
 """The command `fatai-submit`.
 
-Commands only translate words into calls; torch and fastai are imported inside them, so that help answers at once. What a user can mend
-ends with one sentence on standard error and exit code 2; Ctrl-C ends with 130.
+Commands translate their options into calls of the library. They import torch and fastai inside their functions, so that `--help` is quick.
+An error that the user can fix ends with one sentence on standard error and exit code 2; Ctrl-C ends with 130.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from fatai import __version__
-from fatai.cli import data, evaluate, export, labels, preview, reporting, runs, serve, tag, train
-from fatai.cli import list as list_
+from fatai.cli import data, evaluate, export, labels, predict, preview, runs, serve, tag, train
+from fatai.cli import list as listing
+from fatai.cli.options import CommandPanels
 from fatai.errors import FataiError
 
 __all__ = ["app", "main"]
@@ -23,6 +24,7 @@ __all__ = ["app", "main"]
 _INTERRUPTED = 130  # the shell's code for a command that Ctrl-C ended
 
 app = typer.Typer(
+    cls=CommandPanels,
     name="fatai-submit",
     help="Tag sounds: from a folder of clips to a model, a report and a checked submission.\n\nExample: fatai-submit demo\n\n"
     "Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine",
@@ -33,12 +35,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (train, tag, export, evaluate, preview, reporting, data, labels, serve, runs, list_):
-    app.add_typer(commands.app)
+for module in (train, predict, tag, serve, export, evaluate, preview, data, labels, runs, listing):
+    app.add_typer(module.app)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"fatai {__version__}")
         raise typer.Exit()
 
@@ -46,36 +48,38 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _top(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend become one sentence and exit code 2."""
+    """Run the command line; end with one sentence and exit code 2 on an error that the user can fix."""
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
-    warnings.showwarning = _plain_warning
+    warnings.showwarning = _print_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         app()
     except FataiError as e:
-        print(f"fatai-submit: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _exit(str(e), 2)
     except OSError as e:
-        # Of the files that a command itself opens; e.g. a journal on a disk that is full.
-        print(f"fatai-submit: {e.filename or 'a file'} cannot be read or written ({e.strerror or e})", file=sys.stderr)
-        raise SystemExit(2) from None
+        # From files that a command itself opens, such as a log on a full disk.
+        _exit(f"{e.filename or 'a file'} cannot be read or written ({e.strerror or e})", 2)
     except (KeyboardInterrupt, SystemExit) as e:
         # Typer turns Ctrl-C into an exit of its own.
         if isinstance(e, SystemExit) and e.code != _INTERRUPTED:
             raise
-        print("fatai-submit: stopped", file=sys.stderr)
-        raise SystemExit(_INTERRUPTED) from None
+        _exit("stopped", _INTERRUPTED)
 
 
-def _plain_warning(
+def _exit(message: str, code: int) -> None:
+    print(f"fatai-submit: {message}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _print_warning(
     message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
 ) -> None:
     print(f"warning: {message}", file=sys.stderr)

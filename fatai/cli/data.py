@@ -1,4 +1,4 @@
-"""Commands that look at a data set and at this machine before anything is trained."""
+"""Commands on a data set and on this machine, before training."""
 
 from __future__ import annotations
 
@@ -14,68 +14,75 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel="Data")
 def scan(
     data: Data,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
     front_end: Annotated[
-        str, typer.Option("--front-end", help="Front end whose cache and epoch are estimated.")
+        str, typer.Option("--front-end", help="Front end for which cache and epoch are estimated.")
     ] = "ninth",
-    folds: Annotated[int, typer.Option(help="Folds in which each tag is counted.")] = 5,
-    most: Annotated[int, typer.Option(help="Findings of a kind that are listed before the rest is counted.")] = 20,
+    folds: Annotated[int, typer.Option("--folds", help="Number of folds in which each tag is counted.")] = 5,
+    max_findings: Annotated[
+        int, typer.Option("--max-findings", help="Findings of a kind that are listed before the rest is counted.")
+    ] = 20,
 ) -> None:
-    """Read every sound of a data set and report what is odd. Broken, silent, clipped and doubled files, label typos; lengths and costs.
+    """Read every sound of a data set and report problems. Broken, silent, clipped and duplicate files, label typos; lengths and costs.
 
     Example: fatai-submit scan my_sounds/labels.csv
 
     For programs: fatai-submit scan DATA --json > scan.json
     """
-    from fatai.data.audit.dataset import check_dataset as scan_data
+    from fatai.data.audit.dataset import check_dataset
 
-    report = scan_data(data, front_end=front_end, n_folds=folds)
-    typer.echo(report.to_json() if as_json else report.to_text(most=most))
+    report = check_dataset(data, front_end=front_end, n_folds=folds)
+    typer.echo(report.to_json() if as_json else report.to_text(most=max_findings))
 
 
-@app.command()
+@app.command(rich_help_panel="Data")
 def download(
     name: Annotated[str, typer.Argument(metavar="NAME", help="fsdkaggle2019 (the competition's sounds) or esc50.")],
-    dest: Annotated[
-        Path, typer.Argument(metavar="DEST", help="Folder to put it in; an interrupted download goes on there.")
-    ],
-    noisy: Annotated[bool, typer.Option(help="With the noisy part, which is most of fsdkaggle2019.")] = True,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write; an interrupted download continues.")],
+    noisy: Annotated[
+        bool, typer.Option("--noisy/--no-noisy", help="With the noisy part, which is most of fsdkaggle2019.")
+    ] = True,
     keep_archives: Annotated[
-        bool, typer.Option("--keep-archives", help="Leave the archives beside what was in them.")
+        bool, typer.Option("--keep-archives", help="Keep the archives beside the extracted files.")
     ] = False,
 ) -> None:
-    """Get a data set in the layout that all commands read. Files are checked; an interrupted download goes on.
+    """Download a data set in the layout that all commands read. Checksums are verified; an interrupted download continues.
 
     Example: fatai-submit download fsdkaggle2019 DATA
     """
-    from fatai.data.datasets.download import download as get
+    from fatai.data.datasets.download import download as download_dataset
 
-    typer.echo(f"{get(name, dest, noisy=noisy, keep_archives=keep_archives)} is ready: fatai-submit scan {dest}")
+    folder = download_dataset(name, dest, noisy=noisy, keep_archives=keep_archives)
+    typer.echo(f"{folder} is complete; check it with: fatai-submit scan {dest}")
 
 
-@app.command()
+@app.command(rich_help_panel="Data")
 def stats(
     data: Data,
     front_end: Annotated[
-        Optional[str], typer.Option("--front-end", help="Front end to measure; without it the recipe's.")
+        Optional[str], typer.Option("--front-end", help="Front end to measure; by default the recipe's.")
     ] = None,
     recipe: RecipeName = "ninth",
-    normalize: Annotated[str, typer.Option(help="global: one mean and deviation; bin: those of each row.")] = "global",
-    parts: Annotated[str, typer.Option(help="Parts of the data set, comma separated.")] = "curated,noisy",
+    normalize: Annotated[
+        str, typer.Option("--normalize", help="global: one mean and standard deviation; bin: one of each row.")
+    ] = "global",
+    parts: Annotated[
+        str, typer.Option("--parts", help="Parts of the data set, comma separated.")
+    ] = "curated,noisy",
     out: Annotated[
-        Optional[Path], typer.Option("--out", help="Write the recipe with these numbers in it to a .toml file.")
+        Optional[Path], typer.Option("--out", help="Write the recipe with the measured values to this .toml file.")
     ] = None,
 ) -> None:
-    """Measure the mean and deviation of a data set's spectrograms. For a recipe's front end, whose last step they are.
+    """Measure the mean and standard deviation of a data set's spectrograms. The front end of a recipe normalizes by them.
 
     Example: fatai-submit stats DATA --recipe ninth --out my.toml
     """
-    from fatai.io.atomic import write_text
     from fatai.data.stats import data_stats
     from fatai.experiment.recipe import load_recipe
+    from fatai.io.atomic import write_text
 
     loaded = load_recipe(recipe)
     if front_end is not None:
@@ -84,26 +91,24 @@ def stats(
     measured = data_stats(
         data, settings.front_end, parts=[p.strip() for p in parts.split(",")], trim_db=settings.trim_db
     )
-    numbers = measured.settings(normalize)
+    values = measured.settings(normalize)
     if out is not None:
-        write_text(out, loaded.with_front_end(**numbers).resolved())
+        write_text(out, loaded.with_front_end(**values).resolved())
         typer.echo(f"{out}: {loaded.name} with the statistics of {measured.frames} frames")
         return
     import tomli_w
 
     typer.echo(f"# of {measured.frames} frames; for the section [front_end] of a recipe")
-    typer.echo(tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in numbers.items()}), nl=False)
+    typer.echo(tomli_w.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}), nl=False)
 
 
-@app.command()
-def doctor(
-    data: MaybeData = None, recipe: RecipeName = "ninth",
-) -> None:
-    """Print what this machine has, and what is wrong with it. Versions, device, decoders, workers; with DATA where an epoch's time goes.
+@app.command(rich_help_panel="Train")
+def doctor(data: MaybeData = None, recipe: RecipeName = "ninth") -> None:
+    """Print versions, device, decoders and workers of this machine, and problems. With DATA, profile an epoch.
 
     Example: fatai-submit doctor
 
-    Times of an epoch, and what would shorten it: fatai-submit doctor DATA --recipe ninth
+    Times of an epoch, and advice to shorten it: fatai-submit doctor DATA --recipe ninth
     """
     if data is not None:
         from fatai.diagnostics.profile import profile_step

@@ -1,4 +1,4 @@
-"""Commands that hand a model, or what it makes of sounds, to other programs."""
+"""Commands that write a model, or its embeddings of sounds, for other programs."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ from typing import Annotated
 
 import typer
 
-from fatai.cli.options import Data, Views
+from fatai.cli.options import ModelFold, NumWorkers, NViews, Run, Tta
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel="Models")
 def export(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
+    run: Run,
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="model.onnx for one ONNX graph; another name for a model folder.")
+        Path, typer.Argument(metavar="OUT", help="model.onnx for one ONNX graph; any other name for a model folder.")
     ],
-    fold: Annotated[int, typer.Option(min=0, help="Which fold of the run, counted from 0.")] = 0,
+    fold: ModelFold = 0,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="ONNX: how far its probabilities may be from torch's, at most.")
+        float, typer.Option("--tolerance", min=0, help="ONNX: maximum difference of its probabilities from torch's.")
     ] = 1e-4,
 ) -> None:
-    """Write one trained network as an ONNX file or a model folder. Both are checked before they are handed out.
+    """Write one trained network as an ONNX file or a model folder. Both are checked before they are written.
 
     Example: fatai-submit export runs/ninth model.onnx --fold 0
     """
     from fatai.experiment.run_folder import trained_model
 
-    model = trained_model(run_folder, fold)
+    model = trained_model(run, fold)
     if out.suffix != ".onnx":
-        typer.echo(
-            f"{model.save(out)}: {len(model.tags)} tags; load_pretrained reads it, predict and tag take it as a run"
-        )
+        typer.echo(f"{model.save(out)}: {len(model.tags)} tags; load it with load_pretrained, or give it as RUN")
         return
     from fatai.export.onnx import export_onnx
 
@@ -46,21 +44,19 @@ def export(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Predict")
 def embed(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
+    run: Run,
     sounds: Annotated[list[Path], typer.Argument(metavar="SOUND", help="Sound files, or folders of them.")],
     out: Annotated[
-        Path, typer.Option("--out", help="embeddings.npy: float32 (clips, features); names go beside it as .csv.")
+        Path, typer.Option("--out", help="embeddings.npy: float32 (clips, features); the names go into a .csv beside it.")
     ],
-    fold: Annotated[int, typer.Option(min=0, help="Which fold of the run, counted from 0.")] = 0,
-    tta: Annotated[
-        str, typer.Option(help="Kind of views that are averaged: even, random, tiles, whole, padded, ...")
-    ] = "even",
-    views: Views = None,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
+    fold: ModelFold = 0,
+    tta: Tta = None,
+    n_views: NViews = None,
+    num_workers: NumWorkers = None,
 ) -> None:
-    """Write a row of features for each sound. They are what the network's head sees: for search, clusters, other tags.
+    """Write an embedding of each sound, the input of the network's last layer. For search, clustering and other tags.
 
     Example: fatai-submit embed runs/ninth my_sounds/ --out embeddings.npy
     """
@@ -73,35 +69,7 @@ def embed(
     if out.suffix != ".npy":
         raise OptionError(f"--out is {out}; expected a name that ends in .npy")
     items = pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
-    embeddings = trained_model(run_folder, fold).embed(items, how=tta, n=views, num_workers=workers)
+    embeddings = trained_model(run, fold).embed(items, views=tta or "even", n=n_views, num_workers=num_workers or 0)
     embeddings.save(out)
-    typer.echo(
-        f"{out}: {embeddings.values.shape[0]} clips, {embeddings.values.shape[1]} features; names in {out.with_suffix('.csv')}"
-    )
-
-
-@app.command("panns-logreg")
-def panns_logreg(
-    data: Data,
-    weights: Annotated[
-        Path, typer.Option("--weights", help="Published weights of PANNs, such as Cnn14_mAP=0.431.pth.")
-    ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="Folder for embeddings, out-of-fold and test predictions, tagger and submission."),
-    ],
-    arch: Annotated[str, typer.Option(help="The network that the weights belong to.")] = "cnn14",
-    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
-) -> None:
-    """Tag with a frozen network of PANNs and logistic regressions. One for each tag, scored out of fold.
-
-    What it writes is for ensemble and for Python. For a run that predict, tag and serve take, run the recipe panns_logreg.
-
-    Example: fatai-submit panns-logreg DATA --weights Cnn14_mAP=0.431.pth --out runs/panns
-    """
-    from fatai.experiment import panns_logreg as recipe
-
-    recipe.panns_logreg(
-        data, recipe.panns_network(weights, arch), out, n_folds=folds, num_workers=workers, say=typer.echo
-    )
+    n_clips, n_features = embeddings.values.shape
+    typer.echo(f"{out}: {n_clips} clips, {n_features} features; names in {out.with_suffix('.csv')}")

@@ -1,4 +1,4 @@
-"""Commands that tell what there is: recipes and models."""
+"""Commands that list recipes and models."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ app = typer.Typer()
 recipes_app = typer.Typer(
     help="List the recipes, or show one.\n\nExample: fatai-submit recipes show ninth", rich_markup_mode=None
 )
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(recipes_app, name="recipes", rich_help_panel="Models")
 
 
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
-    """List the recipes and the ensembles of them.
+    """List the recipes and the ensembles of recipes.
 
     Example: fatai-submit recipes show ninth
     """
-    if context.invoked_subcommand is None:
-        from fatai.experiment.ensemble_recipe import ensemble_names, load_ensemble
-        from fatai.experiment.recipe import load_recipe, recipe_names
+    if context.invoked_subcommand is not None:
+        return
+    from fatai.experiment.ensemble_recipe import ensemble_names, load_ensemble
+    from fatai.experiment.recipe import load_recipe, recipe_names
 
-        for name in recipe_names():
-            recipe = load_recipe(name)
-            typer.echo(f"{name:28s} {recipe.source}" + (f"; {recipe.published}" if recipe.published else ""))
-        for name in ensemble_names():
-            listed = load_ensemble(name)
-            typer.echo(
-                f"{name:28s} {len(listed.members) + len(listed.stackers)} models; {listed.source}; {listed.published}"
-            )
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        typer.echo(f"{name:28s} {recipe.source}" + (f"; {recipe.published}" if recipe.published else ""))
+    for name in ensemble_names():
+        ensemble = load_ensemble(name)
+        n_models = len(ensemble.members) + len(ensemble.stackers)
+        typer.echo(f"{name:28s} {n_models} models; {ensemble.source}; {ensemble.published}")
 
 
 @recipes_app.command("show")
-def recipes_show(
+def show_recipe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe or an ensemble, or a .toml file.")],
-    resolved: Annotated[bool, typer.Option(
-        "--resolved", help="Spell out every default that is set, and every constant of the front end.",
-    )] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Include every default and every constant of the front end.")
+    ] = False,
 ) -> None:
     """Print a recipe; save it, edit it, and run it with --recipe my.toml.
 
@@ -57,11 +57,11 @@ def recipes_show(
     typer.echo(recipe.resolved() if resolved else recipe_text(name), nl=False)
 
 
-@app.command()
+@app.command(rich_help_panel="Models")
 def models(
-    tags: Annotated[int, typer.Option(help="Number of tags that the parameters are counted for.")] = 80,
+    tags: Annotated[int, typer.Option("--tags", help="Number of tags for which the parameters are counted.")] = 80,
 ) -> None:
-    """List the models. Each with its parameters, smallest input (mel bins x frames) and source.
+    """List the models. Each with its parameters, minimum input (mel bins x frames) and source.
 
     Example: fatai-submit models --tags 80
     """

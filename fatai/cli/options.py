@@ -1,122 +1,230 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share, the panels of `--help`, and the names that options and commands had before."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
+
+from fatai.errors import OptionError
 
 __all__ = [
     "Arch",
+    "Average",
     "BatchSize",
-    "Budget",
+    "Calibrate",
+    "CommandPanels",
     "Corrections",
     "CropS",
     "Data",
     "DryRun",
     "Epochs",
     "FoldCount",
+    "Folds",
+    "Host",
+    "InputList",
     "LearningRate",
-    "ListFile",
     "MaybeData",
-    "Only",
+    "Merge",
+    "ModelFold",
+    "NViews",
+    "Nproc",
+    "NumWorkers",
     "Out",
+    "Port",
     "Precision",
-    "Processes",
+    "Predictions",
     "RecipeName",
     "Resume",
-    "Reuse",
+    "ReuseRun",
+    "Run",
+    "RunData",
     "Scale",
     "Seed",
     "Shard",
-    "Views",
+    "StepS",
+    "TimeLimit",
+    "Tta",
+    "Weights",
     "Width",
-    "Workers",
 ]
 
 _DATA = ("A CSV of your sounds (columns file and tags; the sounds beside it or in folders below), "
          "or a folder with train_curated.csv, train_curated/, and maybe train_noisy, test and sample_submission.csv.")
 Data = Annotated[Path, typer.Argument(metavar="DATA", help=_DATA)]
 MaybeData = Annotated[Optional[Path], typer.Argument(metavar="DATA", help=_DATA)]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a model folder that export wrote.")]
+RunData = Annotated[
+    Optional[Path],
+    typer.Option("--data", help="The data of the run; by default the path in its manifest."),
+]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", help="Name of a recipe (see: fatai-submit recipes), or a .toml file of yours.")
+    str, typer.Option("--recipe", help="Name of a recipe (list: fatai-submit recipes), or a .toml file.")
 ]
-Out = Annotated[
-    Path, typer.Option("--out", help="Folder of the run: new or empty, unless --resume goes on with what is in it.")
-]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run: new or empty, or with --resume a run to continue.")]
 FoldCount = Annotated[Optional[int], typer.Option("--folds", help="Number of folds instead of the recipe's.")]
-Only = Annotated[
-    Optional[list[int]], typer.Option("--only-fold", help="Train this fold alone, counted from 0; may be repeated.")
+Folds = Annotated[
+    Optional[list[int]], typer.Option("--fold", help="Train only this fold, counted from 0; may be repeated.")
 ]
-Epochs = Annotated[Optional[int], typer.Option(help="Epochs of every stage instead of the recipe's.")]
-BatchSize = Annotated[Optional[int], typer.Option("--bs", help="Clips in a batch instead of the recipe's.")]
+ModelFold = Annotated[int, typer.Option("--fold", min=0, help="Fold of the run, counted from 0.")]
+Epochs = Annotated[Optional[int], typer.Option("--epochs", help="Epochs of every stage instead of the recipe's.")]
+BatchSize = Annotated[Optional[int], typer.Option("--bs", help="Clips per batch instead of the recipe's.")]
 LearningRate = Annotated[
-    Optional[float], typer.Option("--lr", help="Highest learning rate of every stage instead of the recipe's.")
+    Optional[float], typer.Option("--lr", help="Maximum learning rate of every stage instead of the recipe's.")
 ]
-Arch = Annotated[Optional[str], typer.Option(help="Model instead of the recipe's; fatai-submit models lists them.")]
-Width = Annotated[Optional[float], typer.Option(
-    help="Factor of the model's channels instead of the recipe's: 0.5 is half as wide as published.",
-)]
+Arch = Annotated[Optional[str], typer.Option("--arch", help="Model instead of the recipe's (list: fatai-submit models).")]
+Width = Annotated[
+    Optional[float],
+    typer.Option("--width", help="Factor of the model's channels instead of the recipe's: 0.5 is half the published width."),
+]
+Weights = Annotated[
+    Optional[Path],
+    typer.Option("--weights", help="File of pretrained weights of the model, such as Cnn14_mAP=0.431.pth of PANNs."),
+]
 CropS = Annotated[Optional[float], typer.Option("--crop-s", help="Seconds of a crop instead of the recipe's.")]
-Views = Annotated[
+Tta = Annotated[
+    Optional[str],
+    typer.Option("--tta", help="Kind of views instead of the recipe's: even, random, tiles, whole, padded, ..."),
+]
+NViews = Annotated[
     Optional[int],
-    typer.Option(
-        "--views",
-        help="Views of each clip that are averaged; by default as many as the recipe, or another kind of views, says.",
-    ),
+    typer.Option("--n-views", help="Number of views of each clip that are averaged, instead of the default of the recipe or of --tta."),
 ]
-Seed = Annotated[Optional[int], typer.Option(help="Seed instead of the recipe's; fold k starts from it + k.")]
+Average = Annotated[
+    Optional[str], typer.Option("--average", help="Average the probs or the logits of a clip's views.")
+]
+Seed = Annotated[Optional[int], typer.Option("--seed", help="Seed instead of the recipe's; fold k uses seed + k.")]
 Precision = Annotated[
-    Optional[str], typer.Option(help="Arithmetic instead of the recipe's: auto (what is fastest here), fp32 or bf16.")
+    Optional[str],
+    typer.Option("--precision", help="Arithmetic instead of the recipe's: auto (the fastest here), fp32 or bf16."),
 ]
-Workers = Annotated[Optional[int], typer.Option(
-    "--workers", help="Processes that read sound; 0 reads in the main one, which is the default without a GPU.",
-)]
-ListFile = Annotated[
-    Optional[Path], typer.Option("--list", help="Text file with the path of a sound in each line, any number of them.")
+NumWorkers = Annotated[
+    Optional[int],
+    typer.Option("--num-workers", help="Processes that read sound files; 0 reads in the main process, the default without a GPU."),
+]
+InputList = Annotated[
+    Optional[Path], typer.Option("--input-list", help="Text file with one path of a sound per line, of any length.")
 ]
 Shard = Annotated[
     Optional[str],
     typer.Option(
         "--shard",
-        help="Do one part of the sounds, into a file beside --out: 2/8 is the second of eight. fatai-submit merge joins the parts.",
+        help="Process one part of the sounds and write it beside --out: 2/8 is the second of eight; predict --merge joins them.",
     ),
 ]
-Processes = Annotated[
+Nproc = Annotated[
     Optional[int],
-    typer.Option(
-        "--processes",
-        help="Train in so many processes on this machine: each takes folds of its own, or with fewer folds a part of a batch.",
-    ),
+    typer.Option("--nproc", help="Number of processes on this machine; they share the folds, or with fewer folds each batch."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run that was begun in --out: same options, same data.")
+    bool, typer.Option("--resume", help="Continue the run in --out; options and data must be the same.")
 ]
-Corrections = Annotated[Optional[Path], typer.Option(
-    "--corrections", help="CSV of fname and labels (or the word remove) that correct curated and noisy clips.",
-)]
+Corrections = Annotated[
+    Optional[Path],
+    typer.Option("--corrections", help="CSV of fname and labels (or the word remove) that corrects curated and noisy clips."),
+]
 Scale = Annotated[
     str,
-    typer.Option(
-        "--scale",
-        help="full (as the recipe says), small or tiny: fewer channels, epochs and views, by one rule for all recipes.",
-    ),
+    typer.Option("--scale", help="full (as in the recipe), small or tiny: fewer channels, epochs and views by one rule for all recipes."),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run",
-        help="Train nothing; tell stages, steps, parameters, and from a short measurement the time and memory to expect.",
-    ),
+    typer.Option("--dry-run", help="Train nothing; print stages, steps, parameters and, from a short measurement, time and memory."),
 ]
-Budget = Annotated[Optional[str], typer.Option(
-    "--budget", help="As --dry-run, and tell whether it fits into this time, such as 9h, 90m or 600s.",
-)]
-Reuse = Annotated[
+TimeLimit = Annotated[
+    Optional[str],
+    typer.Option("--time-limit", help="As --dry-run, and print whether the run fits into this time, such as 9h, 90m or 600s."),
+]
+ReuseRun = Annotated[
     Optional[list[Path]],
+    typer.Option("--reuse-run", help="For ensembles: a finished run of a member's recipe, used instead of training it; may be repeated."),
+]
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Apply the calibration that fatai-submit calibrate wrote into the run.")
+]
+StepS = Annotated[
+    Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")
+]
+Predictions = Annotated[
+    Optional[Path], typer.Option("--predictions", help="CSV of predictions to use instead of RUN/oof.csv.")
+]
+Host = Annotated[str, typer.Option("--host", help="Address to listen at; by default only this machine can connect.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0 takes any free one.")]
+
+_PANELS = ("Train", "Predict", "Evaluate", "Data", "Labels", "Models", "Competition")
+_OLD_COMMANDS = {
+    "train": "run --no-predict",
+    "merge": "predict --merge",
+    "compare": "score RUN... --truth TRUTH",
+    "suspects": "review RUN --out issues.csv",
+    "repeat": "reproduce",
+    "panns-logreg": "run --recipe panns_logreg --weights WEIGHTS",
+}
+_OLD_OPTIONS = {
+    "--only-fold": "--fold",
+    "--workers": "--num-workers",
+    "--list": "--input-list",
+    "--processes": "--nproc",
+    "--keep-views": "--save-views",
+    "--calibrated": "--calibrate",
+    "--budget": "--time-limit",
+    "--reuse": "--reuse-run",
+    "--views": "--n-views",
+    "--mean": "--average",
+    "--how": "--method",
+    "--mode": "--method",
+    "--of": "--base",
+    "--normalise": "--normalize",
+    "--most": "--max-findings",
+    "--seconds": "--max-seconds",
+    "--labels": "--data",
+    "--model": "RUN as the first argument",
+}
+
+
+class CommandPanels(TyperGroup):
+    """The commands, listed in panels in `--help`; a former name of a command or option is an error that gives the new one."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands of each panel with the first sentence of their help."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        width = formatter.width - 6 - max(len(name) for name, _ in commands)
+        for panel in _PANELS:
+            rows = [(name, c.get_short_help_str(width)) for name, c in commands if c and c.rich_help_panel == panel]
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that `args` begins with; raises `OptionError` if a name has changed."""
+        if args[0] in _OLD_COMMANDS:
+            raise OptionError(f"the command {args[0]} has become: fatai-submit {_OLD_COMMANDS[args[0]]}")
+        name, command, rest = super().resolve_command(ctx, args)
+        known = {option for parameter in command.params for option in parameter.opts}
+        for option in (word.split("=")[0] for word in rest):
+            if option in _OLD_OPTIONS and option not in known:
+                raise OptionError(f"the option {option} of {name} has become {_OLD_OPTIONS[option]}")
+        return name, command, rest
+
+
+def _merge_shards(out: Path | None) -> None:
+    if out is None:
+        return
+    from fatai.experiment.bulk_predict import merge_parts
+
+    typer.echo(f"{out}: {merge_parts(out)} rows")
+    raise typer.Exit()
+
+
+# Done before other arguments are parsed, so that no RUN is needed.
+Merge = Annotated[
+    Optional[Path],
     typer.Option(
-        "--reuse",
-        help="For ensembles: a finished run that takes the place of a member with the same recipe; may be repeated.",
+        "--merge",
+        metavar="OUT",
+        is_eager=True,
+        callback=_merge_shards,
+        help="Only join the parts that --shard made for --out OUT, in the order of the sounds, and remove them; also the parts of tag.",
     ),
 ]

@@ -1,15 +1,30 @@
-"""The sound files that a command was pointed at."""
+"""Sound files named by the arguments of a command."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["listed_sounds", "sound_files"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["part_path", "read_sound_list", "sound_files", "sound_table"]
 
 
-def listed_sounds(file: Path) -> list[tuple[str, Path]]:
-    """Names and paths of the sounds in a text file, a path in each line; named as `sound_files` does."""
+def part_path(path: Path, name: str) -> Path:
+    """Return `path` itself, or the file `name` in it if it is a run folder."""
+    return path / name if path.is_dir() else path
+
+
+def read_sound_list(file: Path) -> list[tuple[str, Path]]:
+    """Read a text file with one path per line; return names and paths, named as in `sound_files`.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read or has no path.
+    """
     from fatai.errors import DataError
 
     try:
@@ -18,35 +33,79 @@ def listed_sounds(file: Path) -> list[tuple[str, Path]]:
         raise DataError(f"the list {file} cannot be read: {e.strerror}") from None
     paths = [Path(line.strip()) for line in lines if line.strip()]
     if not paths:
-        raise DataError(f"the list {file} is empty; expected the path of a sound in each line")
-    return _named([(path.name, path) for path in paths])
+        raise DataError(f"the list {file} is empty; expected one path of a sound per line")
+    return _unique_names([(path.name, path) for path in paths])
 
 
 def sound_files(sounds: list[Path]) -> list[tuple[str, Path]]:
-    """Names and paths of files and of all sounds below folders.
+    """Find files and all sounds below folders; return names and paths.
 
-    The name of one below a folder is relative to it; where two have the same name, the path as it was given. Links to nowhere are listed
-    too: every sound has an answer.
+    A sound below a folder is named by its path relative to that folder; where two names are equal, by the path as given. Broken links are
+    listed too, so that every sound gets a row in the output.
+
+    Raises
+    ------
+    DataError
+        If a path does not exist or a folder has no sound files.
     """
     from fatai.errors import DataError
-    from fatai.audio.io import AUDIO_EXTENSIONS
 
     found: list[tuple[str, Path]] = []
     for sound in sounds:
         if sound.is_dir():
-            below = sorted(f for f in sound.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS and not f.is_dir())
-            if not below:
-                raise DataError(f"there are no sound files below {sound}; expected .wav, .flac, .ogg, .mp3 or the like")
-            found += [(str(f.relative_to(sound)), f) for f in below]
+            found += _sounds_below(sound)
         elif sound.is_file():
             found.append((sound.name, sound))
         else:
             raise DataError(f"there is no file or folder {sound}")
-    return _named(found)
+    return _unique_names(found)
 
 
-def _named(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """Each sound once, by the name that it has alone."""
+def _sounds_below(folder: Path) -> list[tuple[str, Path]]:
+    from fatai.audio.io import AUDIO_EXTENSIONS
+    from fatai.errors import DataError
+
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS and not f.is_dir())
+    if not files:
+        raise DataError(f"there are no sound files below {folder}; expected .wav, .flac, .ogg, .mp3 or similar")
+    return [(str(f.relative_to(folder)), f) for f in files]
+
+
+def sound_table(sounds: list[Path], input_list: Path | None) -> pd.DataFrame:
+    """Build a table of `fname` and `path` from the arguments SOUND or from --input-list.
+
+    A data folder gives its test part, a CSV the sounds in it, folders and files what `sound_files` finds.
+
+    Raises
+    ------
+    OptionError
+        Unless exactly one of the two is given.
+    """
+    import pandas as pd
+
+    from fatai.data.datasets.fat2019 import load_dataset
+    from fatai.data.tables import is_sound_table
+
+    check_one_input(sounds, input_list)
+    if input_list is not None:
+        return pd.DataFrame(read_sound_list(input_list), columns=["fname", "path"])
+    if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
+        return load_dataset(sounds[0]).test
+    if len(sounds) == 1 and is_sound_table(sounds[0]):
+        return load_dataset(sounds[0]).curated[["fname", "path"]]
+    return pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
+
+
+def check_one_input(sounds: list[Path], input_list: Path | None) -> None:
+    """Raise `OptionError` unless either sounds or a list of them are given."""
+    from fatai.errors import OptionError
+
+    if (input_list is None) == (not sounds):
+        raise OptionError("expected either sounds or an --input-list of them")
+
+
+def _unique_names(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Return each sound once; replace names that occur twice by the path."""
     found = list(dict.fromkeys(found))
     count = Counter(name for name, _ in found)
     return [(name if count[name] == 1 else str(path), path) for name, path in found]

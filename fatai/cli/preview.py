@@ -1,81 +1,92 @@
-"""Commands that show what training will do before it is done: random changes, and which learning rate suits."""
+"""Commands to run before training: preview augmentations, and find a learning rate."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fatai.cli.options import Arch, BatchSize, CropS, Data, RecipeName, Width, Workers
+from fatai.cli.options import Arch, BatchSize, CropS, Data, ModelFold, NumWorkers, RecipeName, Width
+
+if TYPE_CHECKING:
+    from fatai.experiment.recipe import Recipe
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
-Fold = Annotated[int, typer.Option("--fold", help="Fold whose training clips are taken, counted from 0.")]
 
-
-@app.command("show-augs")
+@app.command("show-augs", rich_help_panel="Train")
 def show_augs(
     data: Data,
     recipe: RecipeName = "ninth",
     augment: Annotated[
-        Optional[list[str]], typer.Option("--augment", help="An augmentation to show as well; may be repeated.")
+        Optional[list[str]], typer.Option("--augment", help="Another augmentation to show; may be repeated.")
     ] = None,
     mixup: Annotated[
-        Optional[list[str]], typer.Option("--mixup", help="A mixer to show as well; may be repeated.")
+        Optional[list[str]], typer.Option("--mixup", help="Another mixer to show; may be repeated.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")] = Path("augs.png"),
-    fold: Fold = 0,
-    n: Annotated[int, typer.Option("-n", help="How many clips are shown.")] = 4,
+    fold: ModelFold = 0,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of clips.")] = 4,
     crop_s: CropS = None,
 ) -> None:
-    """Draw clips before and after every random change of a recipe.
+    """Draw training clips before and after every augmentation of a recipe.
 
     Example: fatai-submit show-augs DATA --recipe ninth --augment pitch --out augs.png
     """
     import matplotlib
 
-    from fatai.io.atomic import write_file
     from fatai.augment.show import show_each
     from fatai.errors import OptionError
     from fatai.experiment.preview import preview_learner
     from fatai.experiment.recipe import load_recipe
-    from fatai.experiment.stage import stage_changes
+    from fatai.io.atomic import write_file
     from fatai.registry import AUGMENTATIONS, MIXERS
 
     matplotlib.use("Agg")
     loaded = load_recipe(recipe).override(crop_s=crop_s)
-    # From a cache of features come spectrograms without waves, which not every change can work on.
+    # A cache of features holds spectrograms without their waves, which some augmentations need.
     loaded = loaded.model_copy(update={"clips": loaded.clips.model_copy(update={"cache": "none"})})
-    shown = {}
-    for stage in loaded.stages:
-        changes = stage_changes(stage)
-        shown.update({name: [change] for name, change in changes})
-        if len(changes) > 1:
-            shown[f"stage {stage.name}"] = [change for _, change in changes]
+    shown = _augmentations(loaded)
     shown.update({name: [AUGMENTATIONS.build(name)] for name in augment or ()})
     shown.update({name: [MIXERS.build(name)] for name in mixup or ()})
     if not shown:
-        raise OptionError(
-            f"the recipe {loaded.name} changes nothing at random; name what to show with --augment or --mixup"
-        )
+        raise OptionError(f"the recipe {loaded.name} has no augmentation; name one with --augment or --mixup")
     axes = show_each(preview_learner(data, loaded, fold, num_workers=0).dls, shown, n, seed=loaded.seed)
-    with write_file(out) as beside:
-        axes[0, 0].figure.savefig(beside, dpi=120)
+    with write_file(out) as temporary:
+        axes[0, 0].figure.savefig(temporary, dpi=120)
     typer.echo(f"{out}: {n} clips before and after {', '.join(shown)}")
 
 
-@app.command("lr-find")
+def _augmentations(recipe: Recipe) -> dict[str, list[Any]]:
+    """Return each augmentation of a recipe by its name, and those of a stage that has several."""
+    from fatai.experiment.stage import stage_changes
+
+    shown: dict[str, list[Any]] = {}
+    for stage in recipe.stages:
+        augmentations = stage_changes(stage)
+        shown.update({name: [augmentation] for name, augmentation in augmentations})
+        if len(augmentations) > 1:
+            shown[f"stage {stage.name}"] = [augmentation for _, augmentation in augmentations]
+    return shown
+
+
+@app.command("lr-find", rich_help_panel="Train")
 def lr_find(
-    data: Data, recipe: RecipeName = "ninth",
+    data: Data,
+    recipe: RecipeName = "ninth",
     out: Annotated[Optional[Path], typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")] = None,
-    fold: Fold = 0,
-    steps: Annotated[int, typer.Option(help="Batches, each with a larger learning rate.")] = 100,
-    bs: BatchSize = None, arch: Arch = None, width: Width = None, crop_s: CropS = None, workers: Workers = None,
+    fold: ModelFold = 0,
+    steps: Annotated[int, typer.Option("--steps", help="Number of batches, each with a larger learning rate.")] = 100,
+    bs: BatchSize = None,
+    arch: Arch = None,
+    width: Width = None,
+    crop_s: CropS = None,
+    num_workers: NumWorkers = None,
 ) -> None:
-    """Suggest a learning rate for the first stage of a recipe. The rate grows batch by batch until the loss breaks out.
+    """Suggest a learning rate for the first stage of a recipe. The rate grows batch by batch until the loss diverges.
 
     Example: fatai-submit lr-find DATA --recipe ninth --out lr.png
     """
@@ -87,9 +98,9 @@ def lr_find(
 
     matplotlib.use("Agg")
     loaded = load_recipe(recipe).override(bs=bs, arch=arch, width=width, crop_s=crop_s)
-    found = find_lr(preview_learner(data, loaded, fold, num_workers=workers), steps=steps)
-    for how, lr in found.suggestions.items():
-        typer.echo(f"{how} {lr:.2e}")
+    found = find_lr(preview_learner(data, loaded, fold, num_workers=num_workers), steps=steps)
+    for name, lr in found.suggestions.items():
+        typer.echo(f"{name} {lr:.2e}")
     if out is not None:
         found.draw(out, title=f"{loaded.name}, fold {fold}, stage {loaded.stages[0].name}")
         typer.echo(f"{out}: losses of {len(found.lrs)} batches")

@@ -1,4 +1,4 @@
-"""The command that makes a run again."""
+"""Commands on a finished run: its report, and its reproduction."""
 
 from __future__ import annotations
 
@@ -7,30 +7,52 @@ from typing import Annotated, Optional
 
 import typer
 
-from fatai.cli.options import MaybeData
+from fatai.cli.options import MaybeData, Run, RunData
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
 
-@app.command()
-def repeat(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    data: MaybeData = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Folder of the new run; by default RUN-repeat.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a repetition that was begun in --out.")] = False,
+@app.command(rich_help_panel="Evaluate")
+def report(
+    run: Run,
+    data: RunData = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", help="HTML file to write; by default RUN/report.html.")
+    ] = None,
 ) -> None:
-    """Make a run again, and tell whether it came out the same. The same bytes, or else what differs.
+    """Write one HTML file with the results of a run. Scores, costliest tags, confusions, clips with players, curves, data.
 
-    It is made from its manifest and recipe; DATA is asked for only if the data aren't where they were. Ends with 0 if all files are the
-    same bytes, with 1 if not.
+    Every run writes it at its end. The file is self-contained and opens without a network.
 
-    Example: fatai-submit repeat runs/ninth
+    Example: fatai-submit report runs/ninth --data DATA --out ninth.html
+    """
+    from fatai.experiment.manifest import noted_data
+    from fatai.report.html import run_report
+
+    path = run_report(run, noted_data(run) if data is None else data, out)
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command(rich_help_panel="Train")
+def reproduce(
+    run: Run,
+    data: MaybeData = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", help="Folder of the new run; by default RUN-reproduced.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a reproduction that was begun in --out.")] = False,
+) -> None:
+    """Train a run again from its manifest and recipe, and compare the files. Print whether they are the same bytes, or what differs.
+
+    DATA is needed only if the data have moved. The exit code is 0 if all files are the same bytes, else 1.
+
+    Example: fatai-submit reproduce runs/ninth
     """
     from fatai.experiment.reproduce import reproduce_run
 
-    repeated = reproduce_run(run_folder, data, out, resume=resume, say=typer.echo)
-    typer.echo(f"\n{repeated}")
-    if not repeated.same:
+    result = reproduce_run(run, data, out, resume=resume, say=typer.echo)
+    typer.echo(f"\n{result}")
+    if not result.same:
         raise typer.Exit(1)

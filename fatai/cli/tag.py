@@ -1,17 +1,19 @@
-"""The command that tags recordings of any length."""
+"""The command that detects sound events in recordings of any length."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fatai.cli.options import ListFile, Shard
+from fatai.cli.options import Calibrate, InputList, Run, Shard, StepS
 
 if TYPE_CHECKING:
+    from fatai.experiment.tagger import Tagger
     from fatai.metrics.calibration import Calibration
 
 __all__ = ["app"]
@@ -19,9 +21,9 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel="Predict")
 def tag(
-    model: Annotated[Path, typer.Option("--model", metavar="RUN", help="Folder that run, train, demo or export made.")],
+    run: Run,
     sounds: Annotated[
         Optional[list[Path]], typer.Argument(metavar="SOUND", help="Sound files of any length, or folders of them.")
     ] = None,
@@ -40,113 +42,130 @@ def tag(
         typer.Option(
             min=0,
             max=1,
-            help="Probability from which a tag counts as heard: 0.5, or with --calibrated the run's thresholds, if it has any.",
+            help="Minimum probability of an event: 0.5, or with --calibrate the run's thresholds, if it has any.",
         ),
     ] = None,
-    top: Annotated[
-        Optional[int], typer.Option(min=1, help="No more than so many tags at a time, the likeliest.")
-    ] = None,
-    step_s: Annotated[
-        Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")
-    ] = None,
+    top: Annotated[Optional[int], typer.Option("--top", min=1, help="Maximum number of tags at a time.")] = None,
+    step_s: StepS = None,
     silence_db: Annotated[
         float,
-        typer.Option(
-            "--silence-db", max=0, help="A window with no sample above this level, in dB of full scale, is silence."
-        ),
+        typer.Option("--silence-db", max=0, help="A window whose peak is below this level, in dB of full scale, is silence."),
     ] = -60.0,
-    calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply what fatai-submit calibrate found.")] = False,
-    list_: ListFile = None,
+    calibrate: Calibrate = False,
+    input_list: InputList = None,
     shard: Shard = None,
 ) -> None:
-    """List what is heard in recordings, from when to when.
+    """Detect sound events with start and end times in recordings of any length.
 
-    A file of events is complete or not there. If the command is stopped, the same one goes on where it stopped.
+    A file of events is either complete or absent. If the command is stopped, the same command continues.
 
-    Example: fatai-submit tag forest.flac --model runs/demo --format audacity --out forest.txt
+    Example: fatai-submit tag runs/demo forest.flac --format audacity --out forest.txt
     """
-    from fatai.cli.paths import listed_sounds, sound_files
-    from fatai.errors import AudioError, DataError, OptionError
-    from fatai.inference.events.formats import EVENT_FORMATS, write_events
-    from fatai.inference.events.progress_log import read_event_log
     from fatai.experiment.tagger import Tagger
+    from fatai.inference.events.formats import EVENT_FORMATS
     from fatai.registry import did_you_mean
 
     if format_ not in EVENT_FORMATS:
         raise typer.BadParameter(did_you_mean(format_, EVENT_FORMATS), param_hint="--format")
-    if (list_ is None) == (not sounds):
-        raise OptionError("expected sounds, or a --list of them: one of the two")
-    paths = list(
-        dict.fromkeys(path for _, path in (listed_sounds(list_) if list_ is not None else sound_files(sounds or [])))
-    )
-    one_file = format_ in ("csv", "json") or len(paths) == 1 and paths[0] in (sounds or [])
-    root = None if one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    paths = _sound_paths(sounds or [], input_list)
+    is_one_file = format_ in ("csv", "json") or len(paths) == 1 and paths[0] in (sounds or [])
+    root = None if is_one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     if shard is not None:
-        paths, out = _part(paths, out, shard, format_)
-    if out is not None and out.exists() and out.is_dir() == one_file:
-        raise DataError(
-            f"{out} is {'a folder' if one_file else 'a file'}; give --out the name of a {'file' if one_file else 'folder'}"
-        )
-    tagger = Tagger(model, calibrated=calibrated, step_s=step_s, silence_db=silence_db)
-    heard_from = _threshold(threshold, tagger.calibration)
+        paths, out = _select_shard(paths, out, shard, format_)
+    _check_out(out, is_one_file)
+    tagger = Tagger(run, calibrated=calibrate, step_s=step_s, silence_db=silence_db)
+    options: dict[str, Any] = {"threshold": _threshold(threshold, tagger.calibration), "top": top}
     if out is None:
-        faults = []
-        for path in paths:
-            try:
-                events = tagger.tag(path, threshold=heard_from, top=top)
-            except AudioError as e:
-                faults.append(str(e))
-                continue
-            for event in events:
-                typer.echo(f"{path}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
-        _tell_of_faults(faults, len(paths))
+        _print_events(tagger, paths, options)
         return
-    # The parts of a list may write to the same folder; each has a journal of its own.
-    journal = out.with_name(
-        f"{out.name}.journal" if one_file or shard is None else f"{out.name}.{shard.replace('/', '-of-')}.journal"
-    )
-    files = tagger.tag_files(paths, journal, threshold=heard_from, top=top)
-    _tell_of_faults(list(files.faults.values()), len(paths))
-    wanted = {str(path) for path in paths}
-    results = (result for result in read_event_log(journal) if result.file in wanted)
-    write_events(out, results, format_, high_hz=tagger.settings.front_end.top_hz, root=root)
-    if not files.faults:
-        journal.unlink()
-    tagged = len(paths) - len(files.faults)
-    typer.echo(f"{out}: events of {tagged} sound{'s' if tagged > 1 else ''}")
+    # Shards of a list may write to the same folder; each has a log of its own.
+    suffix = "" if is_one_file or shard is None else f".{shard.replace('/', '-of-')}"
+    log = out.with_name(f"{out.name}{suffix}.journal")
+    _write_events(tagger, paths, out, log, options, format_, root)
 
 
-def _part(paths: list[Path], out: Path | None, shard: str, format_: str) -> tuple[list[Path], Path]:
-    """The sounds of a part of the list, and where their events go."""
+def _sound_paths(sounds: list[Path], input_list: Path | None) -> list[Path]:
+    from fatai.cli.paths import check_one_input, read_sound_list, sound_files
+
+    check_one_input(sounds, input_list)
+    named = read_sound_list(input_list) if input_list is not None else sound_files(sounds)
+    return list(dict.fromkeys(path for _, path in named))
+
+
+def _select_shard(paths: list[Path], out: Path | None, shard: str, format_: str) -> tuple[list[Path], Path]:
+    """Return the sounds of one shard and the path that their events are written to."""
     from fatai.errors import OptionError
     from fatai.experiment.bulk_predict import part_of
 
     part = part_of(shard)
     if out is None or format_ == "json":
         raise OptionError(
-            "--shard makes parts of a file that merge joins: give --out, and csv, audacity or raven as --format"
+            "--shard writes one part of a file that predict --merge joins: give --out, and csv, audacity or raven as --format"
         )
     return paths[part.rows(len(paths))], part.file(out) if format_ == "csv" else out
 
 
-def _threshold(asked: float | None, calibration: Calibration | None) -> float | dict[str, float]:
-    """What a user asks for goes before what a run has learnt."""
-    if asked is None and calibration is not None and calibration.thresholds is not None:
-        # "Never" is infinity there.
+def _check_out(out: Path | None, is_one_file: bool) -> None:
+    from fatai.errors import DataError
+
+    if out is not None and out.exists() and out.is_dir() == is_one_file:
+        raise DataError(
+            f"{out} is {'a folder' if is_one_file else 'a file'}; give --out the name of a {'file' if is_one_file else 'folder'}"
+        )
+
+
+def _threshold(requested: float | None, calibration: Calibration | None) -> float | dict[str, float]:
+    """Return the requested threshold, or those of the calibration, or 0.5."""
+    if requested is None and calibration is not None and calibration.thresholds is not None:
+        # There, a tag that is never predicted has infinity.
         return {
             tag: min(value, 1.0) for tag, value in zip(calibration.tags, calibration.thresholds.values, strict=True)
         }
-    return 0.5 if asked is None else asked
+    return 0.5 if requested is None else requested
 
 
-def _tell_of_faults(faults: list[str], of: int) -> None:
-    """One sound that cannot be read is an error, some of several are a warning."""
+def _print_events(tagger: Tagger, paths: list[Path], options: dict[str, Any]) -> None:
     from fatai.errors import AudioError
 
-    listed = "\n".join(f"  {fault}" for fault in faults)
-    if faults and len(faults) == of:
-        raise AudioError(faults[0] if of == 1 else f"none of the {of} sounds can be read:\n{listed}")
+    faults = []
+    for path in paths:
+        try:
+            events = tagger.tag(path, **options)
+        except AudioError as e:
+            faults.append(str(e))
+            continue
+        for event in events:
+            typer.echo(f"{path}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
+    _report_faults(faults, len(paths))
+
+
+def _write_events(
+    tagger: Tagger, paths: list[Path], out: Path, log: Path, options: dict[str, Any], format_: str, root: str | None
+) -> None:
+    from fatai.inference.events.formats import write_events
+    from fatai.inference.events.progress_log import read_event_log
+
+    result = tagger.tag_files(paths, log, **options)
+    _report_faults(list(result.faults.values()), len(paths))
+    names = {str(path) for path in paths}
+    rows = (row for row in read_event_log(log) if row.file in names)
+    write_events(out, rows, format_, high_hz=tagger.settings.front_end.max_hz, root=root)
+    if not result.faults:
+        log.unlink()
+    n = len(paths) - len(result.faults)
+    typer.echo(f"{out}: events of {n} sound{'s' if n > 1 else ''}")
+
+
+def _report_faults(faults: Iterable[str], n_sounds: int) -> None:
+    """Warn of sounds that cannot be read; raise `AudioError` if none can."""
+    from fatai.errors import AudioError
+
+    faults = list(faults)
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    if faults and len(faults) == n_sounds:
+        raise AudioError(faults[0] if n_sounds == 1 else f"none of the {n_sounds} sounds can be read:\n{lines}")
     if faults:
         warnings.warn(
-            f"{len(faults)} of {of} sounds cannot be read and are left out; the same command tries them again:\n{listed}"
+            f"{len(faults)} of {n_sounds} sounds cannot be read and are left out; the same command tries them again:\n{lines}",
+            stacklevel=2,
         )

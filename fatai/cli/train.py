@@ -1,4 +1,4 @@
-"""Commands that train and predict."""
+"""Commands that train: run and demo."""
 
 from __future__ import annotations
 
@@ -6,141 +6,215 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fatai.experiment.overrides import Overrides
 from fatai.cli.options import (
     Arch,
     BatchSize,
-    Budget,
     Corrections,
     CropS,
     Data,
     DryRun,
     Epochs,
     FoldCount,
+    Folds,
     LearningRate,
-    ListFile,
-    Only,
+    Nproc,
+    NumWorkers,
+    NViews,
     Out,
     Precision,
-    Processes,
     RecipeName,
     Resume,
-    Reuse,
+    ReuseRun,
     Scale,
     Seed,
-    Shard,
-    Views,
+    TimeLimit,
+    Weights,
     Width,
-    Workers,
 )
+
+if TYPE_CHECKING:
+    from fatai.data.datasets.fat2019 import FATDataset
+    from fatai.experiment.overrides import Overrides
+    from fatai.experiment.recipe import Recipe
+    from fatai.experiment.run import RunResult
 
 __all__ = ["app"]
 
 app = typer.Typer()
 
 
-def _run(
-    data: Any, recipe: str, out: Path, only: list[int] | None, predict_test: bool, resume: bool, workers: int | None,
-    changes: dict[str, Any], corrections: Path | None = None, scale: str = "full",
-) -> Any:
-    from fatai.experiment.run import run_recipe
+@dataclass(frozen=True)
+class _Training:
+    """What to train: data, recipe or ensemble, and how they are changed."""
 
-    read, chosen = _chosen(data, recipe, changes, corrections, scale)
-    return run_recipe(
-        read,
-        chosen,
-        out,
-        only=only or None,
-        predict_test=predict_test,
-        resume=resume,
-        num_workers=workers,
-        corrections=corrections,
-        command=shlex.join(["fatai-submit", *sys.argv[1:]]),
-    )
+    data: Path
+    recipe: str
+    out: Path
+    overrides: Overrides
+    run_folds: tuple[int, ...] | None = None
+    corrections: Path | None = None
+    scale: str = "full"
+    num_workers: int | None = None
+
+    @property
+    def is_ensemble(self) -> bool:
+        from fatai.experiment.ensemble_recipe import is_ensemble
+
+        return is_ensemble(self.recipe)
+
+    def load(self) -> tuple[FATDataset, Recipe]:
+        """Load the recipe, overridden and scaled, and the data as it reads them."""
+        from fatai.data.datasets.fat2019 import load_dataset
+        from fatai.experiment.recipe import load_recipe
+        from fatai.experiment.scaling import scaled
+
+        recipe = load_recipe(self.recipe)
+        recipe.override(self.overrides)  # raises before any file is read
+        data = load_dataset(self.data, self.corrections, corrupted=recipe.clips.corrupted)
+        n_noisy = None if data.noisy is None else len(data.noisy)
+        return data, scaled(recipe, self.scale, n_noisy, len(data.curated)).override(self.overrides)
+
+    def load_members(self) -> Iterator[tuple[FATDataset, Recipe]]:
+        """Load the data and recipe of every member of an ensemble, one after another."""
+        from fatai.data.datasets.fat2019 import load_dataset
+        from fatai.experiment.ensemble_recipe import load_ensemble
+        from fatai.experiment.ensemble_run import member_recipes
+
+        noisy = load_dataset(self.data, self.corrections).noisy
+        recipes = member_recipes(
+            load_ensemble(self.recipe),
+            scale=self.scale,
+            overrides=self.ensemble_overrides(),
+            n_noisy=None if noisy is None else len(noisy),
+        )
+        for recipe in recipes.values():
+            yield load_dataset(self.data, self.corrections, corrupted=recipe.clips.corrupted), recipe
+
+    def ensemble_overrides(self) -> Overrides:
+        """Return the overrides with the folds to train."""
+        from dataclasses import replace
+
+        return replace(self.overrides, run_folds=self.run_folds)
+
+    def run(self, *, predict: bool = True, resume: bool = False) -> RunResult:
+        """Train one recipe."""
+        from fatai.experiment.run import run_recipe
+
+        data, recipe = self.load()
+        return run_recipe(
+            data,
+            recipe,
+            self.out,
+            only=self.run_folds,
+            predict_test=predict,
+            resume=resume,
+            num_workers=self.num_workers,
+            corrections=self.corrections,
+            command=_command_line(),
+        )
+
+    def run_ensemble(self, *, reuse: list[Path] | None = None, resume: bool = False) -> None:
+        """Train the members of an ensemble and average them."""
+        from fatai.experiment.ensemble_run import run_ensemble
+
+        run_ensemble(
+            self.data,
+            self.recipe,
+            self.out,
+            scale=self.scale,
+            overrides=self.ensemble_overrides(),
+            reuse=reuse or (),
+            resume=resume,
+            corrections=self.corrections,
+            num_workers=self.num_workers,
+            command=_command_line(),
+        )
+
+    def print_estimate(self, time_limit: str | None) -> None:
+        """Print steps, time and memory of a run, and whether it fits `time_limit`."""
+        from dataclasses import replace
+
+        from fatai.experiment.estimate import estimate_run, fits_budget, seconds_of
+
+        limit_s = None if time_limit is None else seconds_of(time_limit)
+        alone = replace(self, overrides=self.ensemble_overrides())
+        seconds = 0.0
+        for data, recipe in self.load_members() if self.is_ensemble else [alone.load()]:
+            estimate = estimate_run(data, recipe, num_workers=self.num_workers)
+            typer.echo(str(estimate))
+            seconds += estimate.seconds
+        if limit_s is not None:
+            typer.echo(fits_budget(seconds, limit_s))
 
 
-def _chosen(data: Any, recipe: str, changes: dict[str, Any], corrections: Path | None, scale: str) -> tuple[Any, Any]:
-    """The data as a recipe reads it, and the recipe in the size and with the settings that are asked for."""
-    from fatai.data.datasets.fat2019 import load_dataset
-    from fatai.experiment.recipe import load_recipe
-    from fatai.experiment.scaling import scaled
-
-    loaded = load_recipe(recipe)
-    loaded.override(**changes)  # what is wrong with them is told before anything is read
-    read = load_dataset(data, corrections, corrupted=loaded.clips.corrupted)
-    return read, scaled(loaded, scale, None if read.noisy is None else len(read.noisy), len(read.curated)).override(
-        **changes
-    )
-
-
-@app.command()
+@app.command(rich_help_panel="Train")
 def run(
     data: Data,
     recipe: RecipeName = "ninth",
     out: Out = Path("runs/run"),
     folds: FoldCount = None,
-    only_fold: Only = None,
+    fold: Folds = None,
     epochs: Epochs = None,
     bs: BatchSize = None,
     lr: LearningRate = None,
     arch: Arch = None,
     width: Width = None,
+    weights: Weights = None,
     crop_s: CropS = None,
-    views: Views = None,
+    n_views: NViews = None,
     seed: Seed = None,
     precision: Precision = None,
-    workers: Workers = None,
+    num_workers: NumWorkers = None,
     resume: Resume = False,
+    predict: Annotated[
+        bool, typer.Option("--predict/--no-predict", help="Predict the test part, if there is one, and write a submission.")
+    ] = True,
     corrections: Corrections = None,
     scale: Scale = "full",
     dry_run: DryRun = False,
-    budget: Budget = None,
-    reuse: Reuse = None,
-    processes: Processes = None,
+    time_limit: TimeLimit = None,
+    reuse_run: ReuseRun = None,
+    nproc: Nproc = None,
 ) -> None:
-    """Train the folds of a recipe, predict, and write a report. Where there is a test part, also a checked submission.
+    """Train the folds of a recipe, predict, and write a report. If there is a test part, also write a checked submission.
 
-    With an ensemble as --recipe, such as ensembles/third_place, train all its runs and blend them; that needs a test part.
+    With an ensemble as --recipe, such as ensembles/third_place, train all its runs and average them; this needs a test part.
 
     Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine
 
     Example: fatai-submit run DATA --recipe ninth --folds 2 --epochs 40 --bs 16 --out runs/ninth
     """
-    changes = {
-        "n_folds": folds,
-        "epochs": epochs,
-        "bs": bs,
-        "lr": lr,
-        "arch": arch,
-        "width": width,
-        "crop_s": crop_s,
-        "n_views": views,
-        "seed": seed,
-        "precision": precision,
-    }
-    from fatai.experiment.ensemble_recipe import is_ensemble
+    from fatai.errors import OptionError
+    from fatai.experiment.overrides import Overrides
 
-    listed = is_ensemble(recipe)
-    if dry_run or budget is not None:
-        _tell_forecast(data, recipe, changes, corrections, scale, only_fold, workers, budget, listed)
+    overrides = Overrides(
+        n_folds=folds, epochs=epochs, bs=bs, lr=lr, arch=arch, width=width, weights=weights, crop_s=crop_s, n_views=n_views, seed=seed,
+        precision=precision,
+    )
+    training = _Training(data, recipe, out, overrides, tuple(fold) if fold else None, corrections, scale, num_workers)
+    if not predict and training.is_ensemble:
+        raise OptionError(f"--no-predict is given with the ensemble {recipe}; an ensemble averages predictions of the test part")
+    if dry_run or time_limit is not None:
+        training.print_estimate(time_limit)
         return
-    with _processes(processes, out) as here:
-        if here and listed:
-            _run_ensemble(data, recipe, out, changes, only_fold, scale, reuse, resume, corrections, workers)
-        elif here:
-            _run(data, recipe, out, only_fold, True, resume, workers, changes, corrections, scale)
+    with _processes(nproc, out) as is_worker:
+        if is_worker and training.is_ensemble:
+            training.run_ensemble(reuse=reuse_run, resume=resume)
+        elif is_worker:
+            training.run(predict=predict, resume=resume)
 
 
 @contextmanager
 def _processes(n: int | None, out: Path) -> Iterator[bool]:
-    """Whether this process is to do the work; else `n` others have been started, which have done it."""
-    from fatai.experiment.launch import in_process_group, start_processes
+    """Give True in a process that does the work; without torchrun, start `n` such processes, wait for them, and give False."""
     from fatai.distributed import was_started_by_torchrun
+    from fatai.experiment.launch import in_process_group, start_processes
 
     if n is not None and n != 1 and not was_started_by_torchrun():
         start_processes(n, sys.argv[1:], f"the run in {out}")
@@ -150,267 +224,62 @@ def _processes(n: int | None, out: Path) -> Iterator[bool]:
         yield True
 
 
-def _run_ensemble(
-    data: Path,
-    recipe: str,
-    out: Path,
-    changes: dict[str, Any],
-    only: list[int] | None,
-    scale: str,
-    reuse: list[Path] | None,
-    resume: bool,
-    corrections: Path | None,
-    workers: int | None,
-) -> None:
-    from fatai.experiment.ensemble_run import run_ensemble
-
-    run_ensemble(
-        data,
-        recipe,
-        out,
-        scale=scale,
-        overrides=Overrides(**changes, run_folds=tuple(only) if only else None),
-        reuse=reuse or (),
-        resume=resume,
-        corrections=corrections,
-        num_workers=workers,
-        command=shlex.join(["fatai-submit", *sys.argv[1:]]),
-    )
+def _command_line() -> str:
+    return shlex.join(["fatai-submit", *sys.argv[1:]])
 
 
-def _tell_forecast(
-    data: Path,
-    recipe: str,
-    changes: dict[str, Any],
-    corrections: Path | None,
-    scale: str,
-    only: list[int] | None,
-    workers: int | None,
-    budget: str | None,
-    listed: bool,
-) -> None:
-    from fatai.experiment.estimate import estimate_run, seconds_of, fits_budget
-
-    budget_s = None if budget is None else seconds_of(budget)
-    changes = {**changes, "run_folds": tuple(only) if only else None}
-    seconds = 0.0
-    for read, chosen in _all_chosen(data, recipe, changes, corrections, scale) if listed else [
-        _chosen(data, recipe, changes, corrections, scale)
-    ]:
-        told = estimate_run(read, chosen, num_workers=workers)
-        typer.echo(str(told))
-        seconds += told.seconds
-    if budget_s is not None:
-        typer.echo(fits_budget(seconds, budget_s))
-
-
-def _all_chosen(data: Path, recipe: str, changes: dict[str, Any], corrections: Path | None, scale: str) -> Any:
-    """As `_chosen`, for every member of an ensemble."""
-    from fatai.data.datasets.fat2019 import load_dataset
-    from fatai.experiment.ensemble_recipe import load_ensemble
-    from fatai.experiment.ensemble_run import member_recipes
-
-    noisy = load_dataset(data, corrections).noisy
-    members = member_recipes(
-        load_ensemble(recipe), scale=scale, overrides=Overrides(**changes), n_noisy=None if noisy is None else len(noisy)
-    )
-    return ((load_dataset(data, corrections, corrupted=chosen.clips.corrupted), chosen) for chosen in members.values())
-
-
-@app.command()
-def train(
-    data: Data,
-    recipe: RecipeName = "ninth",
-    out: Out = Path("runs/run"),
-    folds: FoldCount = None,
-    only_fold: Only = None,
-    epochs: Epochs = None,
-    bs: BatchSize = None,
-    lr: LearningRate = None,
-    arch: Arch = None,
-    width: Width = None,
-    crop_s: CropS = None,
-    views: Views = None,
-    seed: Seed = None,
-    precision: Precision = None,
-    workers: Workers = None,
-    resume: Resume = False,
-    corrections: Corrections = None,
-    scale: Scale = "full",
-    processes: Processes = None,
-) -> None:
-    """Train the folds of a recipe and predict what they hold out. The test part is left for predict.
-
-    Example: fatai-submit train DATA --recipe ninth --only-fold 0 --out runs/fold0
-    """
-    changes = {
-        "n_folds": folds,
-        "epochs": epochs,
-        "bs": bs,
-        "lr": lr,
-        "arch": arch,
-        "width": width,
-        "crop_s": crop_s,
-        "n_views": views,
-        "seed": seed,
-        "precision": precision,
-    }
-    with _processes(processes, out) as here:
-        if here:
-            _run(data, recipe, out, only_fold, False, resume, workers, changes, corrections, scale)
-
-
-@app.command()
-def predict(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that run, train, demo or export made.")],
-    sounds: Annotated[
-        Optional[list[Path]],
-        typer.Argument(
-            metavar="SOUND",
-            help="A data folder (its test part is predicted), a CSV of sounds, folders of sounds, or sound files.",
-        ),
-    ] = None,
-    out: Annotated[
-        Optional[Path], typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")
-    ] = None,
-    top: Annotated[int, typer.Option(help="Tags printed for each clip.")] = 3,
-    tta: Annotated[
-        Optional[str], typer.Option(help="Kind of views instead of the run's: even, random, tiles, whole, padded, ...")
-    ] = None,
-    views: Views = None,
-    mean: Annotated[Optional[str], typer.Option(help="What is averaged over a clip's views: probs or logits.")] = None,
-    keep_views: Annotated[
-        Optional[Path], typer.Option("--keep-views", help="Folder for the answers of every single view.")
-    ] = None,
-    calibrated: Annotated[bool, typer.Option("--calibrated", help="Apply what fatai-submit calibrate found.")] = False,
-    labels: Annotated[
-        Optional[Path],
-        typer.Option(
-            "--labels",
-            help="CSV for fname and labels: the tags that reach the thresholds of fatai-submit calibrate --thresholds.",
-        ),
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that read sound; 0 reads in the main one.")] = 0,
-    list_: ListFile = None,
-    shard: Shard = None,
-    processes: Annotated[
-        Optional[int],
-        typer.Option("--processes", help="So many parts of the sounds at once on this machine, then joined."),
-    ] = None,
-) -> None:
-    """Tag sounds with every fold of a run, averaged.
-
-    With --out, any number of sounds take little memory, and the same command goes on where a stopped one was.
-
-    Example: fatai-submit predict runs/ninth my_sounds/ --out tags.csv
-    """
-    from fatai.io.atomic import write_text
-    from fatai.errors import OptionError
-    from fatai.experiment.run_folder import predict_with_run, thresholds_of_run
-
-    thresholds = None if labels is None else thresholds_of_run(run_folder)
-    table = _sound_table(sounds or [], list_)
-    if out is not None and labels is None and keep_views is None:
-        options = {"how": tta, "n": views, "mean": mean, "calibrated": calibrated, "num_workers": workers}
-        _predict_list(run_folder, table, out, options, shard, processes)
-        return
-    if shard is not None or processes is not None:
-        raise OptionError(
-            "--shard and --processes are for one table of predictions: give --out, without --labels and --keep-views"
-        )
-    predictions = predict_with_run(
-        run_folder, table, how=tta, n=views, mean=mean, keep_views=keep_views,
-        calibrated=calibrated or thresholds is not None, num_workers=workers,
-    )
-    if labels is not None and thresholds is not None:
-        write_text(labels, predictions.decide(thresholds).to_csv(index=False, lineterminator="\n"))
-        typer.echo(f"{labels}: labels of {len(predictions)} clips")
-    if out is not None:
-        predictions.to_csv(out)
-        typer.echo(f"{out}: {len(predictions.fnames)} clips, {len(predictions.tags)} tags")
-    if out is not None or labels is not None:
-        return
-    for fname, best in predictions.top(top).groupby("fname", sort=False):
-        typer.echo(f"{fname}: " + ", ".join(f"{tag} {prob:.2f}" for tag, prob in zip(best["tag"], best["prob"])))
-
-
-def _predict_list(
-    run: Path, table: Any, out: Path, options: dict[str, Any], shard: str | None, processes: int | None
-) -> None:
-    """A table of predictions, or a part of it, or all of its parts at once."""
-    from fatai.errors import OptionError
-    from fatai.experiment.bulk_predict import merge_parts, part_of, predict_list
-    from fatai.experiment.launch import start_shards
-
-    if shard is not None and processes is not None:
-        raise OptionError("--shard is one part and --processes are all of them; give one of the two")
-    if processes is not None:
-        start_shards(processes, sys.argv[1:], f"the prediction of {out}")
-        typer.echo(f"{out}: {merge_parts(out)} clips")
-        return
-    if shard is not None:
-        part = part_of(shard)
-        table, out = table[part.rows(len(table))], part.file(out)
-    typer.echo(f"{out}: {predict_list(run, table, out, keep_journal=shard is not None, **options)} clips")
-
-
-@app.command()
-def merge(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="What was given as --out to all parts.")],
-) -> None:
-    """Join the parts that --shard made, in the sounds' order. Those of predict or of tag; then they are removed.
-
-    Example: fatai-submit merge tags.csv
-    """
-    from fatai.experiment.bulk_predict import merge_parts
-
-    typer.echo(f"{out}: {merge_parts(out)} rows")
-
-
-def _sound_table(sounds: list[Path], listed: Path | None) -> Any:
-    """Names and paths: of a data folder's test part, a CSV's sounds, the sounds below a folder, files, or the sounds in a list."""
-    import pandas as pd
-
-    from fatai.cli.paths import listed_sounds, sound_files
-    from fatai.data.datasets.fat2019 import load_dataset
-    from fatai.data.own_table import is_own_table
-    from fatai.errors import OptionError
-
-    if (listed is None) == (not sounds):
-        raise OptionError("expected sounds, or a --list of them: one of the two")
-    if listed is not None:
-        return pd.DataFrame(listed_sounds(listed), columns=["fname", "path"])
-
-    if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
-        return load_dataset(sounds[0]).test
-    if len(sounds) == 1 and is_own_table(sounds[0]):
-        return load_dataset(sounds[0]).curated[["fname", "path"]]
-    return pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
-
-
-@app.command()
+@app.command(rich_help_panel="Train")
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of the run; a run of an earlier demo there is replaced.")
+        Path, typer.Option("--out", help="Folder of the run; replaced if it holds nothing but an earlier demo.")
     ] = Path("runs/demo"),
     epochs: Epochs = None,
 ) -> None:
-    """Train on the bundled sounds, and score on their test part. Two folds, a few minutes on a laptop.
+    """Train on the bundled sounds and score on their test part. Two folds, a few minutes on a laptop.
 
     Example: fatai-submit demo --out runs/demo
     """
-    import shutil
-
     from fatai.data.datasets.fat2019 import fat_sample
-    from fatai.errors import DataError
+    from fatai.experiment.overrides import Overrides
 
-    if (out / "recipe.toml").is_file():
-        shutil.rmtree(out)
-    elif out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} holds something that is no run; choose another --out")
+    _remove_earlier_demo(out)
     data = fat_sample()
-    result = _run(data, "quick", out, None, True, False, None, {"epochs": epochs})
+    result = _Training(data, "quick", out, Overrides(epochs=epochs)).run()
     for fold, value in result.fold_scores.items():
         typer.echo(f"fold {fold} lwlrap {value:.4f}")
     typer.echo(f"out-of-fold lwlrap {result.oof_score:.4f}")
-    typer.echo(f"test lwlrap {result.test.score(data / 'truth' / 'test.csv'):.4f}")
+    if result.test is not None:
+        typer.echo(f"test lwlrap {result.test.score(data / 'truth' / 'test.csv'):.4f}")
+
+
+# Everything that a run of the demo writes; a folder with anything else in it is left alone.
+_DEMO_FILES = frozenset({
+    "calibration.json", "folds.csv", "manifest.json", "oof.csv", "recipe.toml", "report.html", "submission.csv", "test.csv",
+})
+
+
+def _remove_earlier_demo(out: Path) -> None:
+    """Remove a folder that only a demo wrote; raise `DataError` if it holds anything else."""
+    import shutil
+
+    from fatai.errors import DataError
+
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or out.is_symlink() or not _is_demo(out):
+        raise DataError(f"{out} was not made by a demo and is left as it is; choose another --out")
+    other = sorted(p.name for p in out.iterdir() if p.name not in _DEMO_FILES and not (p.is_dir() and p.name[:5] == "fold_"))
+    if other:
+        raise DataError(f"{out} holds {other[0]}, which no demo made; move it, or choose another --out")
+    shutil.rmtree(out)
+
+
+def _is_demo(out: Path) -> bool:
+    from fatai.errors import FataiError
+    from fatai.experiment.manifest import read_manifest
+
+    try:
+        command = (read_manifest(out) or {}).get("command")
+    except FataiError:
+        return False
+    return isinstance(command, str) and command.split()[:2] == ["fatai-submit", "demo"]

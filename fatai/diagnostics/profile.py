@@ -10,9 +10,9 @@ from statistics import median
 
 import torch
 
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.data.tables import readable
+from fatai.data.tables import check_readable
 from fatai.errors import DataError
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.audio.io import load_audio
@@ -67,7 +67,7 @@ class StepProfile:
             return f"the front end takes {self.front_end / whole:.0%}: set clips.cache = 'features' {cached}"
         if self.cache == "none":
             what = "resampling" if self.resample > self.decode else "reading"
-            return f"{what} takes {self.reading / whole:.0%}: set clips.cache = 'wave' or 'features' {cached}, or raise --workers"
+            return f"{what} takes {self.reading / whole:.0%}: set clips.cache = 'wave' or 'features' {cached}, or raise --num-workers"
         return f"reading would take {self.reading / whole:.0%}; the cache does that once"
 
     def to_text(self) -> str:
@@ -131,7 +131,7 @@ def profile_step(
 
 def _some(paths: Sequence[Path], n: int) -> list[Path]:
     """`n` of the files that open, evenly picked."""
-    good, faults = readable(paths[:: max(1, len(paths) // (2 * n))])
+    good, faults = check_readable(paths[:: max(1, len(paths) // (2 * n))])
     opened = [p for p, opens in zip(paths[:: max(1, len(paths) // (2 * n))], good) if opens][:n]
     if not opened:
         raise DataError(f"none of the clips can be read; the first: {faults[0] if faults else 'there are none'}")
@@ -149,7 +149,7 @@ def _ms(work: Callable[[], object], rounds: int) -> float:
 
 
 def _network_ms(
-    settings: ClipSettings, recipe: Recipe, batch: torch.Tensor, n_tags: int, device: torch.device, rounds: int,
+    settings: ClipConfig, recipe: Recipe, batch: torch.Tensor, n_tags: int, device: torch.device, rounds: int,
 ) -> tuple[float, float]:
     """Milliseconds of the front end, and of a training step of the network without its optimiser, for the whole batch."""
     module = torch.nn.Sequential(settings.front_end.build(), settings.channels_module()).to(device).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 
 __all__ = ["Overrides"]
 
@@ -21,6 +22,8 @@ class Overrides:
         Epochs, clips per batch and maximum learning rate of every stage.
     arch, width
         Name of the model, and the factor of its channels.
+    weights
+        File of pretrained weights of the model.
     crop_s
         Seconds of a crop.
     n_views
@@ -38,6 +41,7 @@ class Overrides:
     lr: float | None = None
     arch: str | None = None
     width: float | None = None
+    weights: str | PathLike[str] | None = None
     crop_s: float | None = None
     n_views: int | None = None
     seed: int | None = None

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fatai.data.config import ClipConfig
 from fatai.errors import FataiError, RecipeError
-from fatai.export.config import bounded
+from fatai.export.config import check_bounds
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.schema import TTA, Clips, Folds, Model, Section, Seed, Stage, refuse_old_keys
 from fatai.registry import FRONT_ENDS, did_you_mean
@@ -125,7 +125,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _front_end_fits(self) -> Recipe:
         try:
-            bounded(self.settings())
+            check_bounds(self.settings())
         except (FataiError, TypeError) as e:
             raise ValueError(f"front_end: {e}") from e
         return self
@@ -159,6 +159,8 @@ class Recipe(Section):
         plain = self.model_dump()
         plain["folds"].update(given(n=new.n_folds, run_folds=new.run_folds))
         plain["model"].update(given(arch=new.arch, width=new.width))
+        if new.weights is not None:
+            plain["model"]["options"]["pretrained"] = str(new.weights)
         plain["clips"].update(given(crop_s=new.crop_s))
         plain["tta"].update(given(n=new.n_views))
         for stage in plain["stages"]:

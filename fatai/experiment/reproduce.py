@@ -125,7 +125,7 @@ def reproduce_run(
             corrections=made["corrections"],
             num_workers=made["num_workers"],
             resume=resume,
-            command=f"fatai-submit repeat {run}",
+            command=f"fatai-submit reproduce {run}",
             say=say,
         )
     return compare_files(run, again)
@@ -195,9 +195,9 @@ def _arguments(run: Path, data: Path, again: Path, made: dict[str, Any], resume:
         str(again),
     ]
     for fold in made["only"] or ():
-        told += ["--only-fold", str(fold)]
+        told += ["--fold", str(fold)]
     if made["num_workers"] is not None:
-        told += ["--workers", str(made["num_workers"])]
+        told += ["--num-workers", str(made["num_workers"])]
     if made["corrections"] is not None:
         told += ["--corrections", made["corrections"]]
     return told + (["--resume"] if resume else [])

@@ -162,8 +162,8 @@ class TestNames:
 def test_what_cannot_be_read_does_not_keep_tag_from_telling_of_the_rest(main_with, tiny_run, tmp_path, clip):
     whole = clip("b.wav")
     (tmp_path / "a.wav").write_bytes(b"RIFF")
-    ended = main_with("tag", tmp_path / "a.wav", whole, "--model", tiny_run.out, "--threshold", "0")
+    ended = main_with("tag", tiny_run.out, tmp_path / "a.wav", whole, "--threshold", "0")
     assert (
         ended.returncode == 0 and f"{whole}: 0.00 to" in ended.stdout and "1 of 2 sounds cannot be read" in ended.stderr
     )
-    assert main_with("tag", tmp_path / "a.wav", "--model", tiny_run.out).returncode == 2
+    assert main_with("tag", tiny_run.out, tmp_path / "a.wav").returncode == 2

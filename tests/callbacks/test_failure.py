@@ -126,7 +126,7 @@ class TestDisk:
             "bs = 16\n[tta]\nn = 2\n")
         disk = tmp_path / "disk"
         disk.mkdir()
-        command = f"{sys.executable} -m fatai.cli run {sample} --recipe {tmp_path}/tiny.toml --workers 0"
+        command = f"{sys.executable} -m fatai.cli run {sample} --recipe {tmp_path}/tiny.toml --num-workers 0"
         script = f"""
             mount -t tmpfs -o size=1m none {disk} || exit 77
             {command} --out {disk}/run; echo "full: $?"
@@ -407,7 +407,7 @@ class Killed(torch.utils.data.Dataset):
 
 
 def test_a_killed_worker_is_told_with_what_to_do():
-    told = "a process that reads sound ended .(killed by signal|exited).*fewer --workers"
+    told = "a process that reads sound ended .(killed by signal|exited).*fewer --num-workers"
     with pytest.raises(WorkerError, match=told), translate_errors("a batch"):
         list(torch.utils.data.DataLoader(Killed(), num_workers=1))
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from fatai.callbacks.history import EpochCSVLogger
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 
 @pytest.fixture

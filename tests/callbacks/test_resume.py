@@ -29,7 +29,7 @@ from fatai.errors import CheckpointError
 from fatai.callbacks.callbacks import DisableAugmentation, LRSchedulerCallback
 from fatai.callbacks.history import EpochCSVLogger
 from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 from fatai.callbacks.resume import ResumeTraining, resume_point
 from fatai.callbacks.schedulers import warmup_cosine
 from fatai.callbacks.sample_weights import SampleWeights

@@ -248,7 +248,7 @@ def test_lr_find_prints_a_line_a_suggestion_and_repeats(sample, tmp_path):
         0.3,
         "--steps",
         24,
-        "--workers",
+        "--num-workers",
         0,
     ]
     said = submit(*args, "--out", tmp_path / "lr.png")

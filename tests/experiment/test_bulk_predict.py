@@ -85,10 +85,10 @@ def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apa
         (tmp_path / folder / "same.ogg").write_bytes(path.read_bytes())
     (tmp_path / "list.txt").write_text(f"a/same.ogg\nb/same.ogg\n\n{items['path'][2]}\nnowhere.wav\n")
     for k in (1, 2):
-        ended = main_with("predict", tiny_run.out, "--list", "list.txt", "--out", "tags.csv", "--shard", f"{k}/2")
+        ended = main_with("predict", tiny_run.out, "--input-list", "list.txt", "--out", "tags.csv", "--shard", f"{k}/2")
         assert ended.returncode == 0, ended.stderr
     assert "nowhere.wav" in ended.stderr
-    assert main_with("merge", "tags.csv").returncode == 0
+    assert main_with("predict", "--merge", "tags.csv").returncode == 0
     assert Predictions.from_csv(tmp_path / "tags.csv").fnames == (
         "a/same.ogg",
         "b/same.ogg",
@@ -96,14 +96,14 @@ def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apa
         "nowhere.wav",
     )
     for k in (1, 2):
-        told = ("--list", "list.txt", "--out", "e.csv", "--threshold", "0.05", "--shard", f"{k}/2")
-        ended = main_with("tag", "--model", tiny_run.out, *told)
+        told = ("--input-list", "list.txt", "--out", "e.csv", "--threshold", "0.05", "--shard", f"{k}/2")
+        ended = main_with("tag", tiny_run.out, *told)
         assert ended.returncode == 0, ended.stderr
-    ended = main_with("merge", "e.csv")
+    ended = main_with("predict", "--merge", "e.csv")
     assert ended.returncode == 0, ended.stderr
     events = pd.read_csv(tmp_path / "e.csv")
     assert list(dict.fromkeys(events["file"])) == ["a/same.ogg", "b/same.ogg", str(items["path"][2])]
     ended = main_with("predict", tiny_run.out)
-    assert ended.returncode == 2 and "expected sounds, or a --list of them" in ended.stderr
-    ended = main_with("tag", "--model", tiny_run.out, "a", "--shard", "1/2")
+    assert ended.returncode == 2 and "expected either sounds or an --input-list of them" in ended.stderr
+    ended = main_with("tag", tiny_run.out, "a", "--shard", "1/2")
     assert ended.returncode == 2 and "give --out" in ended.stderr

@@ -102,13 +102,13 @@ def test_a_tagger_calibrates_what_it_hears_and_leaves_silence_alone(run):
 def test_commands_apply_the_thresholds_of_a_run(run, main_with, sample, tmp_path):
     clip = sorted((sample / "test").iterdir())[0]
     tags = Calibration.from_json(run / "calibration.json").tags
-    heard = main_with("tag", clip, "--model", run, "--calibrated").stdout
+    heard = main_with("tag", run, clip, "--calibrate").stdout
     assert tags[0] in heard and not any(tag in heard for tag in tags[2:])
     done = main_with("predict", run, clip, "--labels", tmp_path / "labels.csv", "--out", tmp_path / "probs.csv")
     assert done.returncode == 0, done.stderr
     probs = Predictions.from_csv(tmp_path / "probs.csv").probs[0]
     assert tuple(read_labels(tmp_path / "labels.csv")["labels"][0]) == (tags[:2] if probs[1] >= 0.3 else tags[:1])
-    assert main_with("predict", run, clip, "--calibrated", "--out", tmp_path / "again.csv").returncode == 0
+    assert main_with("predict", run, clip, "--calibrate", "--out", tmp_path / "again.csv").returncode == 0
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "probs.csv").read_bytes()
     Calibration(tags, (1.0,) * len(tags), (0.0,) * len(tags)).to_json(run / "calibration.json")
     refused = main_with("predict", run, clip, "--labels", tmp_path / "more.csv")

@@ -48,12 +48,12 @@ def test_the_best_comes_first_and_the_others_are_told_from_it(runs, sample):
 
 def test_the_command_prints_a_row_a_run(runs, sample, main_with):
     folders, _ = runs
-    ended = main_with("compare", *folders, "--truth", sample / "train_curated.csv")
+    ended = main_with("score", *folders, "--truth", sample / "train_curated.csv")
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert "lwlrap" in lines[0] and len(lines) == 5 and lines[1].startswith(str(folders[1]))
     assert " *" in lines[2] and "   -  " in lines[3] and "120 clips" in lines[4]
-    ended = main_with("compare", *folders[:2], "--truth", sample / "truth" / "test.csv", "--part", "test")
+    ended = main_with("score", *folders[:2], "--truth", sample / "truth" / "test.csv", "--part", "test")
     assert ended.returncode == 0 and "60 clips" in ended.stdout, ended.stderr
 
 

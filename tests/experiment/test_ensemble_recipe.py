@@ -172,7 +172,7 @@ def test_the_commands_take_lists(main_with, sample, tmp_path, monkeypatch):
     shown = main_with("recipes", "show", "ensembles/third_place")
     assert shown.returncode == 0 and "[[members]]" in shown.stdout, shown.stderr
     told = main_with(
-        "run", sample, "--recipe", "ensembles/kaggle_fat_36th", "--scale", "tiny", "--dry-run", "--budget", "9h"
+        "run", sample, "--recipe", "ensembles/kaggle_fat_36th", "--scale", "tiny", "--dry-run", "--time-limit", "9h"
     )
     assert told.returncode == 0 and told.stdout.count("parameters") == 2 and told.stdout.count("budget") == 1, (
         told.stderr

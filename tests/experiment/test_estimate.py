@@ -61,7 +61,7 @@ def test_a_budget_that_is_none_is_refused(text):
 def test_a_dry_run_writes_nothing(main_with, sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ended = main_with(
-        "run", sample, "--recipe", "first_place", "--scale", "tiny", "--dry-run", "--budget", "9h", "--only-fold", 1
+        "run", sample, "--recipe", "first_place", "--scale", "tiny", "--dry-run", "--time-limit", "9h", "--fold", 1
     )
     assert ended.returncode == 0, ended.stderr
     assert (

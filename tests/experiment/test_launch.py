@@ -13,7 +13,7 @@ from helpers.processes import in_processes
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.errors import OptionError
 from fatai.inference.predictions import Predictions
-from fatai.experiment.launch import in_process_group, share_out, start_processes, start_shards
+from fatai.experiment.launch import in_process_group, split_work, start_processes, start_shards
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
@@ -56,27 +56,27 @@ def recipe_file(folder, epochs=2, crop_s=0.5, cache="none", changes=CHANGES):
     return file
 
 
-def test_folds_are_shared_out_where_there_are_enough_and_batches_otherwise():
+def test_processes_split_folds_if_there_are_enough_and_batches_otherwise():
     lines = []
     group = ProcessGroup(1, 2)
-    folds = share_out(group, 2, lines.append)
-    folds.say("fold 1: begins")
-    assert (folds.of_folds, folds.of_batches) == (group, SINGLE_PROCESS) and lines == ["process 1: fold 1: begins"]
-    batches = share_out(group, 1, lines.append)
-    batches.say("not heard: the first process speaks")
-    assert (batches.of_folds, batches.of_batches) == (SINGLE_PROCESS, group) and len(lines) == 1
-    share_out(ProcessGroup(0, 2), 1, lines.append).say("heard")
-    assert lines[1:] == ["2 processes share every batch", "heard"]
-    assert share_out(SINGLE_PROCESS, 1, print).say is print
+    folds = split_work(group, 2, lines.append)
+    folds.log("fold 1: starts")
+    assert (folds.fold_group, folds.batch_group) == (group, SINGLE_PROCESS) and lines == ["process 1: fold 1: starts"]
+    batches = split_work(group, 1, lines.append)
+    batches.log("not printed: only the main process logs")
+    assert (batches.fold_group, batches.batch_group) == (SINGLE_PROCESS, group) and len(lines) == 1
+    split_work(ProcessGroup(0, 2), 1, lines.append).log("printed")
+    assert lines[1:] == ["2 processes share every batch", "printed"]
+    assert split_work(SINGLE_PROCESS, 1, print).log is print
 
 
 def test_less_than_one_process_is_refused():
-    with pytest.raises(OptionError, match="processes is 0; expected at least 1"):
+    with pytest.raises(OptionError, match="number of processes is 0; expected at least 1"):
         start_processes(0, ["run"])
 
 
-@pytest.mark.parametrize("asked", [["--processes", "3"], ["--processes=3"]])
-def test_each_part_of_a_list_is_told_its_part_and_not_to_start_others(monkeypatch, asked):
+@pytest.mark.parametrize("option", [["--nproc", "3"], ["--nproc=3"]])
+def test_each_shard_gets_its_number_and_starts_no_processes(monkeypatch, option):
     started = []
 
     class Done:
@@ -87,24 +87,25 @@ def test_each_part_of_a_list_is_told_its_part_and_not_to_start_others(monkeypatc
             return 0
 
     monkeypatch.setattr("fatai.experiment.launch.subprocess.Popen", Done)
-    start_shards(3, ["predict", "run", *asked, "--out", "a.csv"], "it")
+    start_shards(3, ["predict", "run", *option, "--out", "a.csv"], "it")
     assert started == [["predict", "run", "--out", "a.csv", "--shard", f"{k}/3"] for k in (1, 2, 3)]
-    with pytest.raises(OptionError, match="processes is 0; expected at least 1"):
+    with pytest.raises(OptionError, match="number of processes is 0; expected at least 1"):
         start_shards(0, [], "it")
 
 
-def counted():
+def checked_group_size():
     try:
         with in_process_group(3):
-            return "joined"
+            return "entered"
     except OptionError as e:
         return str(e)
 
 
-def test_another_number_of_processes_than_said_is_refused():
+def test_another_number_of_processes_than_asked_for_is_refused():
     # accelerate launch --cpu --num_processes 2 starts a single one; nobody is to wait for the other.
     assert (
-        in_processes(2, counted) == ["processes is 3, but torchrun started 2; leave --processes to one of the two"] * 2
+        in_processes(2, checked_group_size)
+        == ["--nproc is 3, but torchrun started 2 processes; set the number in one place only"] * 2
     )
 
 
@@ -162,9 +163,9 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_pa
         str(fat_sample()),
         "--recipe",
         str(recipe_file(tmp_path, epochs=30)),
-        "--only-fold",
+        "--fold",
         "0",
-        "--processes",
+        "--nproc",
         "2",
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -183,7 +184,7 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_pa
     assert process.returncode == 2
     last = told.strip().splitlines()[-1]
     assert re.match(
-        r"fatai-submit: process 1 of 2 was killed \(signal 9; .*give the same command with --resume$", last
+        r"fatai-submit: process 1 of 2 was killed \(signal 9; .*repeat the command with --resume$", last
     ), told
     assert "Traceback" not in told and not (out / "oof.csv").exists()
     for folder, more in ((out, ["--resume"]), (whole, [])):
@@ -203,7 +204,7 @@ def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_mad
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sounds))
 
     def predicted(*args):
-        told = ("predict", str(tiny_run.out), "--list", str(tmp_path / "list.txt"), *args)
+        told = ("predict", str(tiny_run.out), "--input-list", str(tmp_path / "list.txt"), *args)
         return subprocess.run(
             [sys.executable, "-m", "fatai.cli", *told], env=env, capture_output=True, text=True, timeout=300
         )
@@ -212,11 +213,11 @@ def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_mad
     # Where the second part is to be written stands a folder, so that part fails and the first is kept.
     part = tmp_path / "two.2-of-2.csv"
     part.mkdir()
-    ended = predicted("--out", str(out), "--processes", "2")
+    ended = predicted("--out", str(out), "--nproc", "2")
     assert ended.returncode == 2 and "Traceback" not in ended.stderr and not out.exists()
     assert (tmp_path / "two.1-of-2.csv").is_file()
     part.rmdir()
-    ended = predicted("--out", str(out), "--processes", "2")
+    ended = predicted("--out", str(out), "--nproc", "2")
     assert ended.returncode == 0 and f"{out}: 7 clips" in ended.stdout, ended.stderr
     two, one = Predictions.from_csv(out), Predictions.from_csv(tmp_path / "one.csv")
     assert two.fnames == one.fnames and abs(two.probs - one.probs).max() < 1e-6, (

@@ -24,7 +24,7 @@ def test_ninth_holds_the_published_constants():
     settings = recipe.settings()
     front_end, fit = settings.front_end, recipe.stages[0]
     assert (front_end.sr, front_end.n_mels, front_end.n_fft, front_end.hop_length) == (44100, 64, 1920, 690)
-    assert (front_end.fmin, front_end.top_hz, front_end.top_db, front_end.mean, front_end.std) == (
+    assert (front_end.fmin, front_end.max_hz, front_end.top_db, front_end.mean, front_end.std) == (
         20,
         22050,
         80,

@@ -31,7 +31,7 @@ def changed(run, change):
 
 
 def test_a_run_made_again_is_the_same_bytes(finished, main_with):
-    ended = main_with("repeat", finished)
+    ended = main_with("reproduce", finished)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip().endswith(f"{finished}-repeat is {finished}, byte for byte")
     again = compare_files(finished, f"{finished}-repeat")
@@ -76,7 +76,7 @@ def test_a_run_is_repeated_only_from_what_it_notes(finished, tmp_path, sample, m
     with pytest.raises(CheckpointError, match="is no finished run"):
         reproduce_run(tmp_path / "nothing")
     changed(finished, lambda manifest: manifest["made_with"].update(data="nowhere"))
-    ended = main_with("repeat", finished)
+    ended = main_with("reproduce", finished)
     assert ended.returncode == 2 and "say where they are: repeat" in ended.stderr
     with pytest.raises(DataError, match="exists already"):
         reproduce_run(finished, sample, finished)

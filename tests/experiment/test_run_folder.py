@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from fatai.data.blocks import ClipConfig
+from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, OptionError, RecipeError
 from fatai.inference.view_store import load_views
 from fatai.inference.predictor import Predictor

@@ -104,10 +104,10 @@ def test_every_recipe_runs_from_csv_to_submission(name, sample, tmp_path):
 
 def test_the_command_takes_a_size(main_with, sample, tmp_path):
     ended = main_with(
-        "train", sample, "--recipe", "ninth", "--scale", "tiny", "--only-fold", 0, "--out", tmp_path / "run"
+        "run", sample, "--no-predict", "--recipe", "ninth", "--scale", "tiny", "--fold", 0, "--out", tmp_path / "run"
     )
     assert ended.returncode == 0, ended.stderr
     recipe = load_recipe(tmp_path / "run" / "recipe.toml")
     assert (recipe.model.width, recipe.stages[0].epochs, recipe.folds.n) == (1 / 16, 1, 2)
-    ended = main_with("train", sample, "--scale", "tinny", "--out", tmp_path / "other")
+    ended = main_with("run", sample, "--no-predict", "--scale", "tinny", "--out", tmp_path / "other")
     assert ended.returncode == 2 and "did you mean tiny" in ended.stderr

@@ -336,7 +336,7 @@ def test_sound_folds_and_listening_are_as_published(name):
         front_end.hop_length,
         front_end.n_mels,
         front_end.fmin,
-        front_end.top_hz,
+        front_end.max_hz,
     ) == told["front_end"]
     assert {key: getattr(front_end, key) for key in told["more"]} == told["more"]
     channels = settings.channels_module().n_channels

@@ -94,9 +94,9 @@ def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Pa
         report.count(f"sounds: {d.kind}")
     promises: list[tuple[list[str], Callable[[Outcome], str]]] = [
         (["scan", str(data), "--json"], lambda o: _scanned(o, rows, training)),
-        (["scan", str(data), "--most", "100000"], lambda o: ""),
+        (["scan", str(data), "--max-findings", "100000"], lambda o: ""),
         (
-            ["run", str(data), "--recipe", str(work / "tiny.toml"), "--out", str(run), "--workers", "0"],
+            ["run", str(data), "--recipe", str(work / "tiny.toml"), "--out", str(run), "--num-workers", "0"],
             lambda o: _answered(run, rows),
         ),
         (
@@ -106,11 +106,11 @@ def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Pa
         (["predict", str(run), *singly, "--out", str(work / "q.csv")], lambda o: _rows(work / "q.csv", len(singly))),
         (["predict", str(run), str(data / "test")], lambda o: _printed(o, len(sounds))),
         (
-            ["tag", str(data / "test"), "--model", str(run), "--out", str(work / "events.csv")],
+            ["tag", str(run), str(data / "test"), "--out", str(work / "events.csv")],
             lambda o: _tagged(o, work, sounds),
         ),
-        (["tag", *short, "--model", str(run), "--out", str(work / "labels"), "--format", "audacity"], lambda o: ""),
-        (["tag", *short, "--model", str(run)], lambda o: ""),
+        (["tag", str(run), *short, "--out", str(work / "labels"), "--format", "audacity"], lambda o: ""),
+        (["tag", str(run), *short], lambda o: ""),
     ]
     outcomes = commands_in_child([args for args, _ in promises], work)
     for (_, promise), outcome in zip(promises, outcomes, strict=True):
@@ -269,7 +269,7 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
         folder = allowed / f"run_{next(numbers)}"
         args = {
             "predict": ["predict", str(folder), sound, "--out", f"{folder}.csv"],
-            "calibrated": ["predict", str(folder), sound, "--calibrated", "--out", f"{folder}.csv"],
+            "calibrated": ["predict", str(folder), sound, "--calibrate", "--out", f"{folder}.csv"],
             "resume": [
                 "run",
                 str(run.parents[1] / "data"),
@@ -279,7 +279,7 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
                 str(folder),
                 "--resume",
             ],
-            "compare": ["compare", str(folder), str(good_run), "--truth", labels],
+            "compare": ["score", str(folder), str(good_run), "--truth", labels],
             "ensemble": ["ensemble", str(folder), str(good_run), "--truth", labels, "--out", f"{folder}.csv"],
         }[command]
         yield "runs", _changing(good_run, folder, change), args
@@ -288,7 +288,7 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
         yield (
             "weights",
             _writing(path, content),
-            ["panns-logreg", str(sample), "--weights", str(path), "--out", f"{path}.run"],
+            ["run", str(sample), "--recipe", "panns_logreg", "--weights", str(path), "--out", f"{path}.run"],
         )
     for k, (kind, (_, change)) in enumerate(itertools.product(("wave", "features"), list(caches()))):
         # A setting of its own, so that the others' clips are elsewhere.
@@ -312,7 +312,7 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
         yield (
             "journals",
             _writing(Path(f"{path}.journal"), content),
-            ["tag", sound, "--model", str(good_run), "--out", str(path)],
+            ["tag", str(good_run), sound, "--out", str(path)],
         )
 
 
@@ -345,7 +345,7 @@ def _tables(allowed: Path, sample: Path, good_run: Path) -> Iterator[tuple[Calla
         path = place()
         yield _laying_out(path.parent, sample, "train_curated.csv", content), ["run", str(path.parent), *dry]
         corrected = ["run", str(sample), *dry, "--corrections"]
-        for args in (["score", str(good_run / "oof.csv")], ["suspects", str(good_run), "--labels"], corrected):
+        for args in (["score", str(good_run / "oof.csv"), "--truth"], corrected):
             path = place()
             yield _writing(path, content), [*args, str(path)]
     for content in tables(header, row, labels=False).values():
@@ -357,7 +357,7 @@ def _tables(allowed: Path, sample: Path, good_run: Path) -> Iterator[tuple[Calla
         yield _writing(path, content), ["check", str(submission), "--sample", str(path)]
     for content in tables(scored[0], scored[1], labels=False).values():
         path = place()
-        yield _writing(path, content), ["score", str(path), labels]
+        yield _writing(path, content), ["score", str(path), "--truth", labels]
         path = place()
         yield _writing(path, content), ["ensemble", str(path), str(good_run / "test.csv"), "--out", f"{path}.out"]
 

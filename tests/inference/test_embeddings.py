@@ -14,7 +14,7 @@ from fatai.models import create_model
 from fatai.models.multi_task import TwoHeadModel
 from fatai.experiment.run_folder import trained_model
 from fatai.audio.front_ends import front_end
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 SETTINGS = ClipConfig(front_end("ninth"), crop_s=0.5, trim_db=None)
 
@@ -149,7 +149,7 @@ def test_names_and_rows_have_to_go_together():
 
 
 def test_the_command_writes_them(tiny_run, clips, tmp_path, main_with):
-    ended = main_with("embed", tiny_run.out, *clips, "--out", tmp_path / "e.npy", "--views", 2, "--fold", 1)
+    ended = main_with("embed", tiny_run.out, *clips, "--out", tmp_path / "e.npy", "--n-views", 2, "--fold", 1)
     assert ended.returncode == 0 and "2 clips" in ended.stdout
     expected = trained_model(tiny_run.out, 1).embed(clips, n=2)
     np.testing.assert_allclose(Embeddings.load(tmp_path / "e.npy").values, expected.values, atol=1e-5)
