@@ -72,7 +72,7 @@ def front_ends() -> str:
     rows = []
     for name in FRONT_ENDS.names():
         f = front_end(name)
-        mels = f"{f.n_mels} from {f.fmin:,.0f} to {f.top_hz:,.0f} Hz" if f.n_mels else f"none: {f.bins} bins"
+        mels = f"{f.n_mels} from {f.fmin:,.0f} to {f.max_hz:,.0f} Hz" if f.n_mels else f"none: {f.bins} bins"
         window = f.win_length or f.n_fft
         lengths = [f"{samples} ({1000 * samples / f.sr:.1f} ms)" for samples in (window, f.hop_length)]
         rows.append(

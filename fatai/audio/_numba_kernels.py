@@ -1,7 +1,8 @@
-"""The inner loops of spectra on a CPU, compiled: what torch and NumPy do in several passes over memory is done in one.
+"""Compiled inner loops of spectrograms on a CPU: one pass over memory where torch and NumPy need several.
 
-A module of its own, since importing numba takes time that only a first spectrogram on a CPU shall cost. Compiled code is kept on disk,
-so it is made once on a machine; it runs in one thread, without the interpreter's lock. Arrays are contiguous along their last axis.
+The loops have a module of their own because importing numba takes time, which is spent at the first spectrogram on a CPU only. Compiled
+code is cached on disk, so each machine compiles once; it runs in one thread, without the interpreter's lock. Arrays are contiguous along
+their last axis.
 """
 
 from __future__ import annotations
@@ -12,63 +13,73 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["band_levels", "decibels", "doubtful_frames", "stretched", "windowed"]
+__all__ = ["cut_frames", "find_inexact_frames", "sum_bands", "to_decibels", "to_image"]
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Sums in any order, but inf and NaN as they are; no exceptions.
+    # Sums may be reordered; inf and NaN are kept; no exceptions.
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
+    except RuntimeError:  # neither the package's folder nor the user's is writable
         return numba.njit(**options)(function)
 
 
 @_compiled
-def windowed(
+def cut_frames(
     wave: np.ndarray, starts: np.ndarray, window: np.ndarray, out: np.ndarray
 ) -> None:  # pragma: no cover - compiled
-    """Stretches of a wave (samples,) from `starts` (frames,) on, times the window, into `out` (frames, length of the window).
+    """Cut a wave into frames, multiply them by a window and write them to `out`.
 
-    Beyond the ends of the wave are zeros: a stretch may start before it, or end behind it.
+    Parameters
+    ----------
+    wave
+        Shape (samples,), float32. It is continued by zeros: a frame may start before it or end after it.
+    starts
+        Shape (frames,): first sample of each frame.
+    window
+        Shape (n_fft,), float32 or float64.
+    out
+        Shape (frames, n_fft), the dtype of `window`; written to.
     """
     for i in range(len(starts)):
         left = min(max(0, -starts[i]), len(window))
         right = max(left, min(len(window), len(wave) - starts[i]))
         out[i, :left] = 0
         out[i, right:] = 0
-        stretch, weights, row = wave[starts[i] + left:starts[i] + right], window[left:right], out[i, left:right]
+        piece, weights, row = wave[starts[i] + left:starts[i] + right], window[left:right], out[i, left:right]
         for k in range(len(row)):
-            row[k] = stretch[k] * weights[k]
+            row[k] = piece[k] * weights[k]
 
 
 @_compiled
-def band_levels(
+def sum_bands(
     parts: np.ndarray,
     root: bool,
     first: np.ndarray,
     ends: np.ndarray,
     weights: np.ndarray,
-    at: np.ndarray,
+    columns: np.ndarray,
     levels: np.ndarray,
     sums: np.ndarray,
 ) -> None:  # pragma: no cover - compiled
-    """Levels of spectra in bands.
+    """Sum the power or magnitude of spectra in bands.
 
     Parameters
     ----------
     parts
-        Shape (frames, 2 * bins): real and imaginary parts in turn, float32 or float64.
+        Shape (frames, 2 * bins), float32 or float64: real and imaginary part of each bin, interleaved.
     root
-        Whether levels are magnitudes instead of powers.
+        True for magnitudes, False for powers.
     first, ends, weights
-        Bands: the first bin of each, shape (rows,); the weights of its bins, for all bands in one array; where those of each band end.
-    at
-        Shape (frames,): the places of the frames in `levels` and `sums`.
+        Bands. Shape (rows,): first bin of each band. Shape (rows,): end of each band's weights in `weights`. Shape (n,): weights of the
+        bins of all bands, one band after another.
+    columns
+        Shape (frames,): index of each frame in `levels` and `sums`.
     levels, sums
-        Written to: shape (rows, all frames), the weighted sums; shape (all frames,), the sums over all bins.
+        Written to. Shape (rows, all frames): weighted sums. Shape (all frames,): sums over all bins.
     """
-    # Four frames at a time: a narrow band is a few additions that wait for one another, so those of other frames fit in between.
+    # Four frames at a time: in a narrow band each addition waits for the last one, so those of other frames run in between.
     rows, last = np.empty((4, parts.shape[1] // 2), np.float32), len(parts) - 1
     for i in range(0, len(parts), 4):
         for j in range(4):
@@ -79,8 +90,9 @@ def band_levels(
                     level = np.sqrt(level)
                 row[k] = level
                 total += level
-            sums[at[min(i + j, last)]] = total
-        at_0, at_1, at_2, at_3 = at[i], at[min(i + 1, last)], at[min(i + 2, last)], at[min(i + 3, last)]
+            sums[columns[min(i + j, last)]] = total
+        at_0, at_1 = columns[i], columns[min(i + 1, last)]
+        at_2, at_3 = columns[min(i + 2, last)], columns[min(i + 3, last)]
         end = 0
         for band in range(len(first)):
             start, end = end, ends[band]
@@ -96,34 +108,47 @@ def band_levels(
 
 
 @_compiled
-def doubtful_frames(
-    levels: np.ndarray, sums: np.ndarray, faint: np.ndarray, floor: float
+def find_inexact_frames(
+    levels: np.ndarray, sums: np.ndarray, min_fraction: np.ndarray, floor: float
 ) -> np.ndarray:  # pragma: no cover - compiled
-    """Which of the frames of `levels` (rows, frames) have a level above `floor`, yet below their sum times `faint` (rows,)."""
+    """Return the indices of frames with a level above `floor` that is less than a given fraction of the frame's sum.
+
+    Parameters
+    ----------
+    levels
+        Shape (rows, frames).
+    sums
+        Shape (frames,).
+    min_fraction
+        Shape (rows,).
+    floor
+        Lower levels are ignored.
+
+    Returns
+    -------
+    Shape (n,), int64, rising.
+    """
     found = np.zeros(levels.shape[1], np.bool_)
     for band in range(len(levels)):
         row = levels[band]
         for i in range(len(row)):
-            found[i] |= (row[i] > floor) & (row[i] < sums[i] * faint[band])
+            found[i] |= (row[i] > floor) & (row[i] < sums[i] * min_fraction[band])
     return found.nonzero()[0]
 
 
 @_compiled
-def decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # pragma: no cover - compiled
-    """Turn `levels` (rows, frames) into scale * log10(max(level, floor)); what is not finite becomes inf.
+def to_decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # pragma: no cover - compiled
+    """Replace `levels`, shape (rows, frames), by scale * log10(max(level, floor)); values that are not finite become inf.
 
-    For the logarithm of m * 2 ** e, with m between the roots of 1/2 and of 2, a few terms of e * ln 2 + 2 artanh((m - 1) / (m + 1))
-    are enough, and many of these are computed at once: it takes a third of the time of torch's.
+    The logarithm of m * 2 ** e, with m between the roots of 1/2 and of 2, is e * ln 2 + 2 artanh((m - 1) / (m + 1)), of which a few terms
+    are enough. They are computed for many values at once, in a third of the time of torch's logarithm.
     """
-    factor, least, exponents = (
-        np.float32(scale / np.log(10.0)),
-        np.float32(max(floor, 1.2e-38)),
-        np.empty(levels.shape[1], np.float32),
-    )
+    factor, lowest = np.float32(scale / np.log(10.0)), np.float32(max(floor, 1.2e-38))
+    exponents = np.empty(levels.shape[1], np.float32)
     for band in range(len(levels)):
         row = levels[band]
         for i in range(len(row)):
-            row[i] = least if row[i] < least else row[i]
+            row[i] = lowest if row[i] < lowest else row[i]
         bits = row.view(np.int32)
         for i in range(len(row)):
             exponent = (bits[i] - 0x3F3504F3) >> 23  # the bits of the root of 1/2
@@ -139,10 +164,10 @@ def decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # pragma:
 
 
 @_compiled
-def stretched(
+def to_image(
     levels: np.ndarray, low: np.float32, high: np.float32, flat: float
 ) -> None:  # pragma: no cover - compiled
-    """Stretch `levels` (rows, frames) from low..high to 0..255 and cut them down to whole numbers; all 0 if that range is at most flat."""
+    """Scale `levels`, shape (rows, frames), from low..high to 0..255 and round down, in place; all 0 if the range is at most `flat`."""
     width = high - low if high - low > flat else np.float32(np.inf)
     for band in range(len(levels)):
         row = levels[band]

@@ -13,12 +13,11 @@ from typing import Any
 
 from fatai.errors import FrontEndError
 from fatai.registry import FRONT_ENDS
-from fatai.audio.mel import mel_filters
 from fatai.audio.pcen import PCEN
 from fatai.audio.spectrogram import FrontEnd, Spectrogram
 from fatai.audio.stats import SpectrogramStats, spectrogram_stats
 
-__all__ = ["FrontEnd", "PCEN", "Spectrogram", "SpectrogramStats", "front_end", "mel_filters", "spectrogram_stats"]
+__all__ = ["FrontEnd", "PCEN", "Spectrogram", "SpectrogramStats", "front_end", "spectrogram_stats"]
 
 
 def front_end(name: str | FrontEnd, **overrides: Any) -> FrontEnd:

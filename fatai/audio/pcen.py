@@ -1,4 +1,4 @@
-"""Per-channel energy normalisation: an automatic gain for each row of a spectrogram, then a root."""
+"""Per-channel energy normalization: an automatic gain for each row of a spectrogram, then a root."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fatai.errors import FrontEndError
 
 __all__ = ["PCEN", "smoothing"]
 
-_BLOCK = 64  # frames smoothed in one product
+_BLOCK = 64  # frames per matrix product
 
 
 def smoothing(frames: float) -> float:
-    """Weight of the newest frame in a smoother whose time constant is `frames` frames; that of `librosa.pcen`.
+    """Return the weight of the newest frame in a smoother with a time constant of `frames` frames, as in `librosa.pcen`.
 
     Examples
     --------
@@ -26,19 +26,35 @@ def smoothing(frames: float) -> float:
 
 
 class PCEN(nn.Module):
-    """Per-channel energy normalisation.
+    """Per-channel energy normalization (PCEN).
 
-    With a smoother M_t = (1 - b) M_(t-1) + b S_t that starts at M_0 = S_0,
-    out = (S * (eps + M) ** -gain + bias) ** power - bias ** power. No scaling of S by 2 ** 31.
+    Maps magnitudes S of shape (batch, rows, frames) to the same shape: with a smoother M_t = (1 - b) M_(t-1) + b S_t that starts at
+    M_0 = S_0, the output is (S * (eps + M) ** -gain + bias) ** power - bias ** power. S is not scaled by 2 ** 31, as librosa's examples
+    do.
 
     Parameters
     ----------
     rows
-        Rows of the spectrogram.
+        Number of rows of the spectrogram.
+    gain
+        Strength of the automatic gain: 0 none, 1 full.
+    bias, power
+        Offset and exponent of the compression; a lower power compresses more.
+    b
+        Weight of the newest frame in the smoother; see `smoothing` for a time in frames.
+    eps
+        Added to the smoother, against a division by 0.
     trainable
-        Whether gain, bias, power and b are parameters, one each per row, kept as logarithms; gradients then flow through the smoother.
+        True makes gain, bias, power and b parameters, one each per row, stored as logarithms; gradients then flow through the smoother.
 
-    Source: arXiv:1607.05666; constants and trainable form of Kaggle-FAT.
+    Raises
+    ------
+    FrontEndError
+        If a constant is to be trained from a value that has no logarithm.
+
+    References
+    ----------
+    arXiv:1607.05666; constants and trainable form of Kaggle-FAT.
     """
 
     def __init__(
@@ -58,29 +74,36 @@ class PCEN(nn.Module):
             if trainable:
                 if not value > 0:
                     raise FrontEndError(
-                        f"PCEN's {name}={value} cannot be trained: it is stored as a logarithm, so it has to start above 0"
+                        f"PCEN's {name}={value} cannot be trained; expected a start above 0, since its logarithm is stored"
                     )
                 self.register_parameter(f"log_{name}", nn.Parameter(torch.full((rows, 1), math.log(value))))
             else:
                 self.register_buffer(f"fixed_{name}", torch.full((rows, 1), float(value)), persistent=False)
 
     def constant(self, name: str) -> Tensor:
-        """"gain", "bias", "power" or "b", shape (rows, 1)."""
+        """Return "gain", "bias", "power" or "b", shape (rows, 1)."""
         return getattr(self, f"log_{name}").exp() if self.trainable else getattr(self, f"fixed_{name}")
 
     def forward(self, spec: Tensor) -> Tensor:
-        """(batch, rows, frames) of magnitudes to the same shape."""
+        """Normalize magnitudes of shape (batch, rows, frames)."""
         gain, bias, power, b = (self.constant(name) for name in ("gain", "bias", "power", "b"))
-        smooth = _smoothed(spec, b)
-        # (eps + M) ** -gain by way of logarithms, which keep their precision where M is far below eps.
-        gained = spec * (-gain * (math.log(self.eps) + torch.log1p(smooth / self.eps))).exp()
-        return (gained + bias) ** power - bias ** power
+        smooth = _smooth(spec, b)
+        # (eps + M) ** -gain by logarithms, which keep their precision where M is far below eps.
+        amplified = spec * (-gain * (math.log(self.eps) + torch.log1p(smooth / self.eps))).exp()
+        return (amplified + bias) ** power - bias ** power
 
 
-def _smoothed(spec: Tensor, b: Tensor) -> Tensor:
-    """First-order recursion along the frames, started at the first frame, a block of frames at a time.
+def _smooth(spec: Tensor, b: Tensor) -> Tensor:
+    """Apply the first-order recursion along the frames, from the first frame on, block by block.
 
-    Within a block it is a product with the powers of the decay, all of which are at most 1, so that no digits are lost.
+    Within a block it is a product with the powers of the decay, all of which are at most 1, so no precision is lost.
+
+    Parameters
+    ----------
+    spec
+        Shape (batch, rows, frames).
+    b
+        Shape (rows, 1).
     """
     decay = 1 - b  # (rows, 1)
     step = torch.arange(min(_BLOCK, spec.shape[-1]), device=spec.device)

@@ -1,39 +1,40 @@
-"""Waveforms to spectrograms: a frozen description, and the `nn.Module` that computes it.
+"""Waveforms to spectrograms: the settings as a frozen dataclass, and the `nn.Module` that computes them.
 
 Conventions: waves are (batch, samples), full scale [-1, 1]; a spectrogram is (batch, rows, frames), float32, lowest frequency first.
-Every convention of the systems that fatai re-creates is a field of `FrontEnd`. Definitions are librosa's: periodic Hann window,
-centred frames, |STFT| ** power, Slaney or HTK mel, decibels re 1.
-Each clip is computed as if it were alone: `top_db` and the normalisation of a clip look at its own values only.
+Every convention of the systems that fatai reproduces is a field of `FrontEnd`. Definitions are librosa's: periodic Hann window,
+centred frames, |STFT| ** power, Slaney or HTK mel filters, decibels re 1.
+Each clip of a batch is computed independently: `top_db` and the normalization of a clip depend on its own values only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fatai.audio.pcen import PCEN, smoothing
+from fatai.audio.stft import STFT_PAD_MODES, ShortTimeSpectra, pad_ends
 from fatai.errors import FrontEndError, OptionError, ShapeError
 from fatai.registry import did_you_mean
-from fatai.audio.mel import mel_filters, mel_points
-from fatai.audio.pcen import PCEN, smoothing
-from fatai.audio.stft import PAD_MODES, ShortTimeSpectra, pad_ends
 
 __all__ = ["FrontEnd", "Spectrogram"]
 
 _CHOICES = {
-    "pad_mode": PAD_MODES,
+    "pad_mode": STFT_PAD_MODES,
     "framing": ("fft", "window"),
     "norm": ("slaney", None),
     "log": ("db", "ln", "pcen", "none"),
     "normalize": ("none", "global", "clip", "bin", "image"),
 }
-_ABOVE_ZERO = (
+_POSITIVE = (
     "sr",
     "n_fft",
     "hop_length",
@@ -48,44 +49,45 @@ _ABOVE_ZERO = (
     "pcen_eps",
     "clamp",
 )
-_NOT_BELOW_ZERO = ("fmin", "eps", "pcen_gain", "pcen_bias")
-_MOST = {"sr": 1_000_000, "n_fft": 1 << 17, "win_length": 1 << 17, "n_mels": 4096}
-_MOST_WINDOWS = 8
+_NON_NEGATIVE = ("fmin", "eps", "pcen_gain", "pcen_bias")
+_MAX = {"sr": 1_000_000, "n_fft": 1 << 17, "win_length": 1 << 17, "n_mels": 4096}
+_MAX_WINDOWS = 8
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """Everything that decides how a wave becomes a spectrogram; plain values, so it can be stored and compared.
+    """Settings of a spectrogram; plain values, so they can be stored, hashed and compared.
 
     Parameters
     ----------
     sr
         Rate of the waves in Hz.
     n_fft, win_length, hop_length
-        In samples; `win_length` None means `n_fft`. A shorter window lies in the middle of the transform.
+        In samples; `win_length` None means `n_fft`. A shorter window is centred in the transform. A longer window resolves frequencies
+        better, a shorter one time.
     windows
-        Further use: transform lengths (each its own window) that are computed with the same hop and stacked on top of one another,
-        the first one's rows first; the channels "windows" separate them again. Empty: only `n_fft`.
+        Lengths of several transforms (each its own window) with the same hop, whose spectrograms are stacked along the rows, those of
+        the first length first; the channels "windows" separate them again. Empty: only `n_fft`.
     center, pad_mode
-        Whether frame t is centred on sample t * hop_length, and what lies beyond the ends: "constant" (zeros), "reflect" or "edge".
+        True centres frame t on sample t * hop_length; `pad_mode` is the padding at the ends: "constant" (zeros), "reflect" or "edge".
     framing
-        Without `center`: whether the first "fft" or the first "window" starts with the first sample.
+        Without `center`: "fft" starts the first transform at the first sample, "window" the first window.
     power
         1 for magnitude, 2 for power.
     n_mels, fmin, fmax, htk, norm
-        Mel filters as in `librosa.filters.mel`, frequencies in Hz; `fmax` None means sr / 2; `norm` "slaney" or None. `n_mels` None
+        Mel filters of `librosa.filters.mel`, frequencies in Hz; `fmax` None means sr / 2; `norm` "slaney" or None. `n_mels` None
         keeps the n_fft // 2 + 1 bins of the transform.
     log, amin, top_db, log_offset
         "db": 10 log10(max(x, amin)), or 20 log10(max(x, amin ** 0.5)) of a magnitude, then at least the clip's peak - top_db
         (None: no floor). "ln": ln(x + log_offset). "pcen": see `PCEN`. "none": x.
     pcen_gain, pcen_bias, pcen_power, pcen_time_s, pcen_eps, pcen_trainable
-        Constants of `PCEN`; trainable means one of each per row, learnt.
+        Constants of `PCEN`; trainable means one of each per row, learned.
     normalize, mean, std, eps, clamp
-        "none". "global": (x - mean) / std, numbers. "bin": the same with one mean and std a row. "clip": with the clip's own mean and
-        (population) std + eps. "image": standardised, then stretched to 0..255 and cut down to whole numbers; all 0 if the range is
-        at most eps. Then cut to [-clamp, clamp], if given.
+        "none". "global": (x - mean) / std, numbers. "bin": the same with one mean and std per row. "clip": with the clip's own mean and
+        (population) std + eps. "image": standardized, then scaled to 0..255 and rounded down; all 0 if the range is at most eps.
+        Finally clamped to [-clamp, clamp], if given.
     channels
-        Name of the channels that suit it; see `fatai.audio.channels`.
+        Name of the input channels that suit these settings; see `fatai.audio.channels`.
 
     Raises
     ------
@@ -133,38 +135,42 @@ class FrontEnd:
             if getattr(self, name) not in known:
                 raise FrontEndError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
         self._check_numbers()
-        self._check_together()
+        self._check_frequencies()
+        self._check_windows()
+        self._check_constants()
 
     def _check_numbers(self) -> None:
-        for name in _ABOVE_ZERO:
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise FrontEndError(f"{name}={value}; expected a number above 0")
-        for name in _NOT_BELOW_ZERO:
+        for name in _NON_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise FrontEndError(f"{name}={getattr(self, name)}; expected 0 or more")
-        for name, most in _MOST.items():
-            if (getattr(self, name) or 0) > most:
-                raise FrontEndError(f"{name}={getattr(self, name)}; expected at most {most}")
-        if len(self.windows) > _MOST_WINDOWS or not all(0 < w <= _MOST["n_fft"] for w in self.windows):
-            raise FrontEndError(
-                f"windows={self.windows[:10]}; expected at most {_MOST_WINDOWS}, of 1 to {_MOST['n_fft']} samples"
-            )
+        for name, highest in _MAX.items():
+            if (getattr(self, name) or 0) > highest:
+                raise FrontEndError(f"{name}={getattr(self, name)}; expected at most {highest}")
 
-    def _check_together(self) -> None:
-        if not self.fmin < self.top_hz <= self.sr / 2:
+    def _check_frequencies(self) -> None:
+        if not self.fmin < self.max_hz <= self.sr / 2:
             raise FrontEndError(
                 f"fmin={self.fmin}, fmax={self.fmax} at sr={self.sr}; expected fmin < fmax <= {self.sr / 2} Hz"
             )
+
+    def _check_windows(self) -> None:
+        if len(self.windows) > _MAX_WINDOWS or not all(0 < w <= _MAX["n_fft"] for w in self.windows):
+            raise FrontEndError(
+                f"windows={self.windows[:10]}; expected at most {_MAX_WINDOWS}, of 1 to {_MAX['n_fft']} samples"
+            )
         if self.win_length is not None and (self.win_length > self.n_fft or self.windows):
             raise FrontEndError(f"win_length={self.win_length}, n_fft={self.n_fft}, windows={self.windows}; "
-                                "expected a window no longer than the transform, and none where several are stacked")
+                                "expected a window no longer than the transform, and none with stacked windows")
         if self.windows and not self.center:
-            raise FrontEndError("stacked windows of several lengths only share their frames when center is true")
+            raise FrontEndError("stacked windows of several lengths have the same frames only if center is true")
         if self.windows and self.n_mels is None:
-            raise FrontEndError(
-                "stacked windows of several lengths need mel bins, of which each has as many: set n_mels"
-            )
+            raise FrontEndError("stacked windows of several lengths need the same number of rows: set n_mels")
+
+    def _check_constants(self) -> None:
         for name in ("mean", "std"):
             value = getattr(self, name)
             if self.normalize == "bin" and (not isinstance(value, tuple) or len(value) != self.rows):
@@ -175,11 +181,11 @@ class FrontEnd:
                     f"normalize='global' needs {name} as one number, got {len(value)}; or choose normalize='bin'"
                 )
         if any(not s > 0 for s in (self.std if isinstance(self.std, tuple) else (self.std,))):
-            raise FrontEndError("std must be above 0 everywhere; a row that never changes cannot be standardised")
+            raise FrontEndError("std must be above 0 everywhere; a constant row cannot be standardized")
 
     @property
-    def top_hz(self) -> float:
-        """`fmax`, or half of the rate."""
+    def max_hz(self) -> float:
+        """Highest frequency in Hz: `fmax`, or half of the rate."""
         return self.sr / 2 if self.fmax is None else self.fmax
 
     @property
@@ -189,53 +195,74 @@ class FrontEnd:
 
     @property
     def bins(self) -> int:
-        """Frequencies: mel bands, or bins of the transform."""
+        """Number of frequencies: mel bands, or bins of the transform."""
         return self.n_mels or self.n_fft // 2 + 1
 
     @property
     def rows(self) -> int:
-        """Rows of the spectrogram: `bins` for each window length."""
+        """Number of rows of the spectrogram: `bins` for each window length."""
         return self.bins * len(self.transforms)
 
     @property
     def seconds_per_frame(self) -> float:
+        """Hop in seconds."""
         return self.hop_length / self.sr
 
     @property
     def frame_length(self) -> int:
-        """Samples that one frame looks at when frames are not centred."""
+        """Number of samples of a frame when frames are not centred."""
         return (self.win_length or self.n_fft) if self.framing == "window" else self.n_fft
 
     def frames(self, samples: int) -> int:
-        """Number of frames of a wave of `samples` samples; never less than 1."""
+        """Return the number of frames, at least 1, of a wave of `samples` samples.
+
+        Examples
+        --------
+        >>> FrontEnd(hop_length=512).frames(1024)
+        3
+        """
         if self.center:
             return 1 + samples // self.hop_length
         return 1 + max(0, samples - self.frame_length) // self.hop_length
 
     def samples(self, frames: int) -> int:
-        """Fewest samples of which `frames` frames can be made."""
+        """Return the smallest number of samples, at least 1, that gives `frames` frames."""
         if frames < 1:
             raise OptionError(f"frames={frames}; expected at least 1")
         return max(1, (frames - 1) * self.hop_length + (0 if self.center else self.frame_length))
 
     def frequencies_hz(self) -> np.ndarray:
-        """Centre of each of the `bins`, float64, rising."""
+        """Return the centre frequency of each row of one transform, shape (bins,), float64, rising."""
         if self.n_mels is None:
             return np.arange(self.bins) * (self.sr / self.n_fft)
-        return mel_points(self.n_mels, self.fmin, self.top_hz, htk=self.htk)[1:-1]
+        import librosa
+
+        return librosa.mel_frequencies(self.n_mels + 2, fmin=self.fmin, fmax=self.max_hz, htk=self.htk)[1:-1]
 
     def filters(self, n_fft: int | None = None) -> Tensor | None:
-        """Mel filters for a transform of `n_fft` samples, shape (n_mels, n_fft // 2 + 1), float32; None without mel bins."""
+        """Return the mel filters of `librosa.filters.mel` for a transform of `n_fft` samples; None without mel bands.
+
+        Returns
+        -------
+        Shape (n_mels, n_fft // 2 + 1), float32. A filter narrower than the spacing of the bins may be 0 everywhere.
+        """
         if self.n_mels is None:
             return None
-        n_fft = n_fft or self.n_fft
-        filters = mel_filters(
-            self.sr, n_fft, self.n_mels, float(self.fmin), float(self.top_hz), htk=self.htk, norm=self.norm
+        filters = _mel_filters(
+            self.sr, n_fft or self.n_fft, self.n_mels, float(self.fmin), float(self.max_hz), self.htk, self.norm
         )
         return torch.from_numpy(filters.astype(np.float32))
 
     def replace(self, **overrides: Any) -> FrontEnd:
-        """The same with some values changed; an unknown one is an `OptionError` that lists the known."""
+        """Return a copy with some settings changed.
+
+        Raises
+        ------
+        OptionError
+            If there is no setting of that name; the message suggests the nearest one.
+        FrontEndError
+            If values are out of range or contradict each other.
+        """
         known = [f.name for f in dataclasses.fields(self)]
         for name in overrides:
             if name not in known:
@@ -243,15 +270,36 @@ class FrontEnd:
         return dataclasses.replace(self, **overrides)
 
     def build(self) -> Spectrogram:
-        """The module that computes it."""
+        """Return the module that computes the spectrogram."""
         return Spectrogram(self)
 
 
-class Spectrogram(nn.Module):
-    """Waves (batch, samples) to spectrograms (batch, rows, frames), as `settings` say.
+@lru_cache(maxsize=32)
+def _mel_filters(
+    sr: int, n_fft: int, n_mels: int, fmin: float, fmax: float, htk: bool, norm: str | None
+) -> np.ndarray:
+    """Return mel filters, shape (n_mels, n_fft // 2 + 1), float64, read-only; librosa's float32 is rounded several times."""
+    from librosa.filters import mel  # its import takes most of a second, which only the first spectrogram should cost
 
-    Float32 throughout, also under autocast. Its tensors move with it from device to device, but are not stored with a model's weights,
-    except for the constants of a trainable PCEN.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Empty filters detected")  # as published systems have them
+        filters = mel(
+            sr=sr, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=cast(Any, norm), dtype=np.float64
+        )
+    filters.setflags(write=False)
+    return filters
+
+
+class Spectrogram(nn.Module):
+    """Compute spectrograms (batch, rows, frames) of waves (batch, samples).
+
+    The result is float32, also under autocast. The buffers follow the module to its device but are not part of the state dict, except for
+    the constants of a trainable PCEN.
+
+    Parameters
+    ----------
+    settings
+        What to compute.
     """
 
     mean: Tensor
@@ -267,8 +315,8 @@ class Spectrogram(nn.Module):
                 settings.hop_length,
                 settings.power,
                 settings.filters(n_fft),
-                least=settings.amin if settings.log == "db" else 0.0,
-                range_db=settings.top_db if settings.log == "db" else None,
+                amin=settings.amin if settings.log == "db" else 0.0,
+                top_db=settings.top_db if settings.log == "db" else None,
             )
             for n_fft in settings.transforms
         )
@@ -277,13 +325,29 @@ class Spectrogram(nn.Module):
         self.register_buffer("std", _as_column(settings.std), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Spectrogram:
-        # Follows a network to its device, but stays float32 when that is made half as wide: filters in 16 bits are wrong by decibels.
+        # Follow a network to its device, but stay float32 when it is converted to half precision: filters in 16 bits are wrong by decibels.
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     def extra_repr(self) -> str:
         return repr(self.settings)
 
     def forward(self, wave: Tensor) -> Tensor:
+        """Compute the spectrograms of waves.
+
+        Parameters
+        ----------
+        wave
+            Shape (batch, samples), floats of any precision, full scale [-1, 1], at least one sample.
+
+        Returns
+        -------
+        Shape (batch, rows, frames), float32, contiguous.
+
+        Raises
+        ------
+        ShapeError
+            If the wave has another shape or type.
+        """
         if wave.ndim != 2 or wave.shape[1] == 0 or not wave.is_floating_point():
             raise ShapeError(
                 f"got a wave of shape {tuple(wave.shape)} and type {wave.dtype}; "
@@ -292,16 +356,36 @@ class Spectrogram(nn.Module):
         device = wave.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             wave = (wave if torch.compiler.is_compiling() else wave.as_subclass(Tensor)).float()
-            specs = [self._normalized(self._log(i, spectra(*_continued(wave, self.settings, n_fft))))
-                     for i, (n_fft, spectra) in enumerate(zip(self.settings.transforms, self.spectra, strict=True))]
-            return self._standardised(specs[0] if len(specs) == 1 else torch.cat(specs, 1)).contiguous()
+            return self._finish(
+                [spectra(*_pad(wave, self.settings, n_fft))
+                 for n_fft, spectra in zip(self.settings.transforms, self.spectra, strict=True)]
+            )
+
+    def from_linear(self, levels: Tensor) -> Tensor:
+        """Apply logarithm, normalization and clamp to mel levels, such as those of a mix of spectrograms.
+
+        Parameters
+        ----------
+        levels
+            Shape (batch, rows, frames), float32: magnitudes or powers, as the setting `power` has it.
+
+        Returns
+        -------
+        Shape (batch, rows, frames), float32, contiguous: what `forward` returns for a wave of these levels.
+        """
+        return self._finish(levels.split(self.settings.bins, 1))
+
+    def _finish(self, levels: Sequence[Tensor]) -> Tensor:
+        """Return the spectrogram (batch, rows, frames) of levels (batch, bins, frames), one tensor per window length."""
+        specs = [self._normalize_clip(self._log(i, part)) for i, part in enumerate(levels)]
+        return self._standardize(specs[0] if len(specs) == 1 else torch.cat(specs, 1)).contiguous()
 
     def _log(self, i: int, spec: Tensor) -> Tensor:
-        """Of the spectra of the i-th window length."""
+        """Compress levels (batch, bins, frames) of the i-th window length."""
         s = self.settings
         if s.log == "db":
-            # |X| ** power in dB is 20 / power times its logarithm; the floor is that of a power.
-            if _in_memory(spec):
+            # |X| ** power in dB is 20 / power times its logarithm; amin is the floor of a power.
+            if _may_use_kernels(spec):
                 return self._decibels(spec)
             spec = (20 / s.power) * spec.clamp(min=s.amin ** (s.power / 2)).log10()
             return spec if s.top_db is None else spec.maximum(spec.amax((1, 2), keepdim=True) - s.top_db)
@@ -310,19 +394,19 @@ class Spectrogram(nn.Module):
         return spec if self.pcen is None else self.pcen[i](spec)
 
     def _decibels(self, spec: Tensor) -> Tensor:
-        """In place, in ordinary memory."""
+        """Convert levels (batch, bins, frames) to decibels in place, on the CPU."""
         from fatai.audio import _numba_kernels
 
         s = self.settings
-        least, scale = s.amin ** (s.power / 2), 20 / s.power
+        floor, scale = s.amin ** (s.power / 2), 20 / s.power
         for clip in spec.numpy():
-            _numba_kernels.decibels(
-                clip, scale, least if s.top_db is None else max(least, float(clip.max()) * 10 ** (-s.top_db / scale))
+            _numba_kernels.to_decibels(
+                clip, scale, floor if s.top_db is None else max(floor, float(clip.max()) * 10 ** (-s.top_db / scale))
             )
         return spec
 
-    def _normalized(self, spec: Tensor) -> Tensor:
-        """By the clip's own values: each window length apart."""
+    def _normalize_clip(self, spec: Tensor) -> Tensor:
+        """Normalize (batch, bins, frames) by each clip's own values, for one window length."""
         if self.settings.normalize == "image":
             return _as_image(spec, self.settings.eps)
         if self.settings.normalize == "clip":
@@ -330,8 +414,8 @@ class Spectrogram(nn.Module):
             return (spec - mean) / (spec.std((1, 2), keepdim=True, correction=0) + self.settings.eps)
         return spec
 
-    def _standardised(self, spec: Tensor) -> Tensor:
-        """By the constants of the settings."""
+    def _standardize(self, spec: Tensor) -> Tensor:
+        """Normalize (batch, rows, frames) by the constants of the settings, and clamp."""
         if self.settings.normalize in ("global", "bin"):
             spec = (spec - self.mean) / self.std
         return spec if self.settings.clamp is None else spec.clamp(-self.settings.clamp, self.settings.clamp)
@@ -342,24 +426,24 @@ def _as_column(values: float | Sequence[float]) -> Tensor:
 
 
 def _as_image(spec: Tensor, eps: float) -> Tensor:
-    """Each clip stretched to 0..255 and cut down to whole numbers, as a cast to 8 bits does; 0 where it is flat.
+    """Scale each clip of (batch, bins, frames) to 0..255 and round down, as a cast to 8 bits does; 0 if the clip is flat.
 
-    Standardising first would change nothing but rounding. It decides what is flat: a range r of at most eps * (std + eps), and as no
-    std exceeds r / 2, that is one of at most eps ** 2.
+    The published systems standardize first, which only changes the rounding and decides what is flat: a range r of at most
+    eps * (std + eps). No std exceeds r / 2, so that is a range of at most eps ** 2.
     """
-    if _in_memory(spec):
+    if _may_use_kernels(spec):
         from fatai.audio import _numba_kernels
 
         for clip in spec.numpy():
-            _numba_kernels.stretched(clip, clip.min(), clip.max(), eps ** 2)
+            _numba_kernels.to_image(clip, clip.min(), clip.max(), eps ** 2)
         return spec
     low, high = spec.amin((1, 2), keepdim=True), spec.amax((1, 2), keepdim=True)
     flat = high - low <= eps ** 2
     return (255 * (spec - low) / (high - low).masked_fill(flat, torch.inf)).floor()
 
 
-def _in_memory(spec: Tensor) -> bool:
-    """Whether compiled loops may change it in place; they are no part of a traced graph."""
+def _may_use_kernels(spec: Tensor) -> bool:
+    """Return True if compiled loops may change a tensor of any shape in place; they cannot be traced."""
     return (
         not torch.compiler.is_compiling()
         and spec.device.type == "cpu"
@@ -368,8 +452,8 @@ def _in_memory(spec: Tensor) -> bool:
     )
 
 
-def _continued(wave: Tensor, settings: FrontEnd, n_fft: int) -> tuple[Tensor, int, int]:
-    """The wave with what lies beyond its ends, but for zeros, and how many of these the transforms may reach before and behind it."""
+def _pad(wave: Tensor, settings: FrontEnd, n_fft: int) -> tuple[Tensor, int, int]:
+    """Return the arguments of `ShortTimeSpectra`: the wave (batch, samples), padded unless by zeros, and the zeros before and after it."""
     if settings.center:
         reach = n_fft // 2
         return (
@@ -377,7 +461,7 @@ def _continued(wave: Tensor, settings: FrontEnd, n_fft: int) -> tuple[Tensor, in
             if settings.pad_mode == "constant"
             else (pad_ends(wave, reach, settings.pad_mode), 0, 0)
         )
-    # The first window starts with the wave; the transform, in whose middle it lies, may start before.
+    # The first window starts with the wave; the transform in which it is centred may start before.
     unused = n_fft - settings.frame_length
     return wave, unused // 2, unused - unused // 2
 
