@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Export trained models: model folders without pickle, and ONNX."""

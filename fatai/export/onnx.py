@@ -1,8 +1,9 @@
-"""Front end and network as one ONNX graph: waves in, probabilities out, run by onnxruntime without torch.
+"""Export the front end and the network as one ONNX graph from waves to probabilities, for onnxruntime without torch.
 
-The graph is traced from the modules themselves, transforms in float64 included. It takes waves (batch, samples) of a crop's length at the
-front end's rate, any number at once. What comes before (reading, resampling, trimming, filling short clips) and after (the mean over views,
-calibration) is left to whoever runs it; the file's metadata tell tags, rate and length.
+The graph is traced from the modules themselves, including their float64 transforms. It takes any number of waves
+(batch, samples) of the length of a crop at the sample rate of the front end. Reading, resampling, trimming and padding
+of clips before it, and the mean over views and the calibration after it, are left to the caller; the metadata of the
+file hold tags, sample rate and length.
 """
 
 from __future__ import annotations
@@ -22,88 +23,67 @@ import torch
 from torch import Tensor, nn
 
 from fatai import __version__
-from fatai.io.atomic import write_file
 from fatai.data.blocks import WaveToSpec
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
-from fatai.export.pretrained import Pretrained, made_sound
+from fatai.export.pretrained import Pretrained, synthesize_sound
+from fatai.io.atomic import write_file
 
 __all__ = ["export_onnx"]
 
 
 def export_onnx(model: Pretrained, path: str | os.PathLike[str], *, tolerance: float = 1e-4) -> float:
-    """Write a model as an ONNX file, once onnxruntime has been seen to answer with it as torch does.
+    """Write a model as an ONNX file after comparing the outputs of onnxruntime with those of torch.
 
     Parameters
     ----------
+    model
+        From `load_pretrained` or a run.
     path
-        A name that ends in .onnx. Weights above 2 GB cannot be in it.
+        A name that ends in .onnx. Weights above 2 GB do not fit into the file.
     tolerance
-        Largest difference between probabilities of torch and of onnxruntime, for a made sound that is loud, faint, and cut off. Front ends
-        that make pictures of 256 levels jump from one level to the next and need more than the default.
+        Largest allowed difference between the probabilities of torch and onnxruntime, for a synthesized sound that is
+        loud, faint and cut off. Raise it for front ends that quantize to 256 levels, where rounding may move a value by
+        a level.
 
     Returns
     -------
-    The largest difference.
+    The largest difference of probabilities.
 
     Raises
     ------
+    OptionError
+        If `path` does not end in .onnx.
     MissingDependencyError
         Without the packages of fatai[onnx].
     CheckpointError
-        If the network has a part that ONNX doesn't know, or the answers differ; no file is written.
+        If the network has an operation that ONNX lacks, or the outputs differ; no file is written.
     """
     if Path(path).suffix != ".onnx":
         raise OptionError(f"{path} does not end in .onnx; give it that suffix")
-    runtime = _packages()
-    settings = model.settings
-    graph = nn.Sequential(WaveToSpec(settings).module, copy.deepcopy(model.model), nn.Sigmoid()).cpu().float().eval()
-    graph.to(
-        memory_format=torch.contiguous_format
-    )  # ONNX knows no other layout, but takes over strides that were meant for one
-    waves = _probes(made_sound(settings), settings.crop_samples)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                graph,
-                (waves[:2],),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["wave"],
-                output_names=["probs"],
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as e:
-        why = str(e.__cause__ or e)[:300]
-        raise CheckpointError(f"the network {type(model.model).__name__} cannot be written as ONNX: {why}") from None
-    assert program is not None
-    program.model.metadata_props.update(
-        {
-            "fatai": __version__,
-            "sample_rate": str(settings.sr),
-            "samples": str(settings.crop_samples),
-            "tags": json.dumps(model.tags),
-        }
-    )
-    with write_file(path) as beside:
-        program.save(beside, external_data=False)
+    runtime = _import_runtime()
+    graph = _build_graph(model)
+    waves = _test_waves(synthesize_sound(model.settings), model.settings.crop_samples)
+    program = _trace(graph, waves[:2], type(model.model).__name__)
+    program.model.metadata_props.update(_metadata(model))
+    with write_file(path) as temporary:
+        program.save(temporary, external_data=False)
         with torch.inference_mode():
             expected = graph(waves).numpy()
-        answered = runtime.InferenceSession(str(beside), providers=["CPUExecutionProvider"]).run(
-            None, {"wave": waves.numpy()}
-        )[0]
-        difference = float(np.abs(answered - expected).max())
-        if not difference <= tolerance:  # written so that NaN is too much
+        session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        output = session.run(None, {"wave": waves.numpy()})[0]
+        difference = float(np.abs(output - expected).max())
+        if not difference <= tolerance:  # true for NaN too
             raise CheckpointError(
-                f"onnxruntime answers otherwise than torch, by {difference:.2g}; expected at most {tolerance:g}. Nothing "
-                "was written; a front end of 256 levels may need a greater tolerance"
+                f"the outputs of onnxruntime differ from torch's by {difference:.2g}; expected at most {tolerance:g}. "
+                "No file was written; a front end of 256 levels may need a greater tolerance"
             )
     return difference
 
 
-def _packages() -> Any:
+def _import_runtime() -> Any:
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401 - what torch's exporter is written with
+        import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError as e:
         raise MissingDependencyError(
             f"ONNX needs more packages ({e.name} is missing): pip install 'fatai[onnx]'"
@@ -111,16 +91,50 @@ def _packages() -> Any:
     return onnxruntime
 
 
-def _probes(sound: Tensor, samples: int) -> Tensor:
-    """The sound as it is, 40 dB fainter, and with digital silence behind its first third: (3, samples)."""
+def _build_graph(model: Pretrained) -> nn.Module:
+    """Return a module from waves (batch, samples) to probabilities (batch, tags), float32 on the CPU."""
+    graph = nn.Sequential(WaveToSpec(model.settings).module, copy.deepcopy(model.model), nn.Sigmoid())
+    # ONNX has only this layout, but the exporter copies the strides of channels_last.
+    return graph.cpu().float().eval().to(memory_format=torch.contiguous_format)
+
+
+def _trace(graph: nn.Module, waves: Tensor, name: str) -> Any:
+    """Trace a graph with example waves (batch, samples); the batch size stays free."""
+    try:
+        with _without_logs():
+            return torch.onnx.export(
+                graph,
+                (waves,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["wave"],
+                output_names=["probs"],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as e:
+        cause = str(e.__cause__ or e)[:300]
+        raise CheckpointError(f"the network {name} cannot be written as ONNX: {cause}") from None
+
+
+def _metadata(model: Pretrained) -> dict[str, str]:
+    return {
+        "fatai": __version__,
+        "sample_rate": str(model.settings.sr),
+        "samples": str(model.settings.crop_samples),
+        "tags": json.dumps(model.tags),
+    }
+
+
+def _test_waves(sound: Tensor, samples: int) -> Tensor:
+    """Return the sound, the sound 40 dB fainter, and with zeros after its first third: shape (3, samples)."""
     whole = sound.repeat(-(-samples // len(sound)))[:samples]
     cut = torch.where(torch.arange(samples) < samples // 3, whole, 0.0)
     return torch.stack([whole, 0.01 * whole, cut])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter tells its own developers."""
+def _without_logs() -> Iterator[None]:
+    """Silence the log messages and warnings of the exporter, which are meant for its developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -130,5 +144,5 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

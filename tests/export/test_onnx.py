@@ -1,4 +1,4 @@
-"""ONNX graphs answer as front end and network do, without torch."""
+"""The outputs of ONNX graphs are those of front end and network, without torch."""
 
 import json
 import subprocess
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from fatai.audio.front_ends import front_end
 from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
+from fatai.experiment.run_folder import trained_model
 from fatai.export import onnx as onnx_export
 from fatai.export.onnx import export_onnx
 from fatai.export.pretrained import Pretrained, load_pretrained
 from fatai.models import create_model
-from fatai.experiment.run_folder import trained_model
-from fatai.audio.front_ends import front_end
 
 TAGS = ("Bark", "Meow, loud", "Rain")
 
@@ -49,10 +49,10 @@ def sounds(samples):
     return torch.stack([0.2 * torch.randn(samples), 0.5 * (2765 * t).sin() * (t < 0.2), click, torch.zeros(samples)])
 
 
-def told_apart(model, waves):
-    """The model, its last layer changed so that the logits for `waves` have mean 0 and spread 1 for every tag."""
+def spread_logits(model, waves):
+    """Scale the last layer so that the logits for `waves` have mean 0 and standard deviation 1 for every tag."""
     with torch.inference_mode():
-        logits = torch.from_numpy(of_torch(model, waves)).double().logit()
+        logits = torch.from_numpy(torch_output(model, waves)).double().logit()
     last = [module for module in model.model.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.no_grad():
         last.weight /= logits.std(0)[:, None].float()
@@ -68,8 +68,8 @@ def run_onnx(path, waves):
     )[0]
 
 
-def of_torch(model, waves):
-    """By the front end that training uses, and the network."""
+def torch_output(model, waves):
+    """Probabilities of the front end that training uses, and the network."""
     with torch.inference_mode():
         spec = model.settings.channels_module()(model.settings.front_end.build()(waves))
         return model.model(spec).sigmoid().numpy()
@@ -93,20 +93,20 @@ def of_torch(model, waves):
         ),
     ],
 )
-def test_a_graph_answers_as_front_end_and_network(tmp_path, arch, name, options):
+def test_the_output_of_a_graph_is_that_of_front_end_and_network(tmp_path, arch, name, options):
     model = pretrained(arch, name, **options)
     waves = sounds(model.settings.crop_samples)
-    noted = export_onnx(told_apart(model, waves), tmp_path / "model.onnx")
-    expected = of_torch(model, waves)
-    assert np.ptp(expected, axis=0).min() > 0.2, "sounds that all have the same answer would tell nothing"
-    answered = run_onnx(tmp_path / "model.onnx", waves)
-    assert answered.dtype == np.float32 and answered.shape == (4, 3) and noted <= 1e-4
-    np.testing.assert_allclose(answered, expected, atol=1e-4)
+    difference = export_onnx(spread_logits(model, waves), tmp_path / "model.onnx")
+    expected = torch_output(model, waves)
+    assert np.ptp(expected, axis=0).min() > 0.2, "equal outputs for all sounds would prove nothing"
+    output = run_onnx(tmp_path / "model.onnx", waves)
+    assert output.dtype == np.float32 and output.shape == (4, 3) and difference <= 1e-4
+    np.testing.assert_allclose(output, expected, atol=1e-4)
     for i in (0, 3):  # any number of waves
         np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves[i:i + 1]), expected[i:i + 1], atol=1e-4)
 
 
-SINGLE_PROCESS = """
+WITHOUT_TORCH = """
 import json, sys
 sys.modules["torch"] = sys.modules["fatai"] = None  # an import of either fails
 import numpy as np, onnxruntime
@@ -121,22 +121,22 @@ print(json.dumps([notes["sample_rate"], json.loads(notes["tags"]), session.run([
 def test_a_run_is_exported_by_command_and_needs_no_torch(tiny_run, tmp_path, main_with):
     ended = main_with("export", tiny_run.out, tmp_path / "model.onnx", "--fold", 1)
     assert ended.returncode == 0 and "wave (batch, 22050) at 44100 Hz to probs" in ended.stdout
-    alone = subprocess.run(
-        [sys.executable, "-c", SINGLE_PROCESS, str(tmp_path / "model.onnx")],
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "model.onnx")],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert alone.returncode == 0, alone.stderr
-    rate, tags, probs = json.loads(alone.stdout)
+    assert ended.returncode == 0, ended.stderr
+    rate, tags, probs = json.loads(ended.stdout)
     model = trained_model(tiny_run.out, 1)
-    expected = of_torch(model, torch.sin(torch.arange(22050, dtype=torch.float64) / 20).float()[None])
+    expected = torch_output(model, torch.sin(torch.arange(22050, dtype=torch.float64) / 20).float()[None])
     assert rate == "44100" and tuple(tags) == model.tags
     np.testing.assert_allclose(probs, expected[0], atol=1e-4)
 
 
 @needs_onnx
-def test_another_answer_is_refused_and_nothing_written(tmp_path, monkeypatch):
+def test_a_different_output_is_refused_and_nothing_written(tmp_path, monkeypatch):
     class Wrong:
         def __init__(self, *_, **__):
             pass
@@ -144,14 +144,14 @@ def test_another_answer_is_refused_and_nothing_written(tmp_path, monkeypatch):
         def run(self, *_):
             return [np.full((3, 3), np.nan)]
 
-    monkeypatch.setattr(onnx_export, "_packages", lambda: type("Runtime", (), {"InferenceSession": Wrong}))
-    with pytest.raises(CheckpointError, match="onnxruntime answers otherwise than torch, by nan"):
+    monkeypatch.setattr(onnx_export, "_import_runtime", lambda: type("Runtime", (), {"InferenceSession": Wrong}))
+    with pytest.raises(CheckpointError, match="the outputs of onnxruntime differ from torch's by nan"):
         export_onnx(pretrained("m1", "ninth", width=0.125), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
 @needs_onnx
-def test_a_network_that_onnx_does_not_know_is_refused(tmp_path):
+def test_a_network_with_an_operation_that_onnx_lacks_is_refused(tmp_path):
     class Odd(torch.nn.Module):
         def forward(self, spec):
             return torch.linalg.eigvals(spec[:, 0, :3, :3]).real
@@ -161,7 +161,7 @@ def test_a_network_that_onnx_does_not_know_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_extra_is_told(tmp_path, monkeypatch):
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"onnxruntime is missing\): pip install 'fatai\[onnx\]'"):
         export_onnx(pretrained("m1", "ninth", width=0.125), tmp_path / "model.onnx")
@@ -180,10 +180,10 @@ def test_a_fold_becomes_a_model_folder(tiny_run, tmp_path, main_with, sample):
     items = sorted((sample / "test").iterdir())[:2]
     np.testing.assert_allclose(
         loaded.tta(items, n=2).probs, fold.tta(items, n=2).probs, atol=2e-2
-    )  # folds may answer in bfloat16
+    )  # folds may be predicted in bfloat16
     assert trained_model(tmp_path / "model").tags == fold.tags
 
 
-def test_a_fold_that_is_not_there_is_told(tiny_run):
+def test_a_missing_fold_is_named(tiny_run):
     with pytest.raises(OptionError, match="has no fold 7; expected one of 0, 1"):
         trained_model(tiny_run.out, 7)

@@ -1,4 +1,4 @@
-"""Model folders: what is written is read back, and what a stranger may put into one is refused."""
+"""Model folders: written and read back; untrusted content is refused."""
 
 import json
 import math
@@ -14,18 +14,19 @@ import soundfile as sf
 import torch
 from safetensors.torch import load_file, save_file
 
+from fatai.audio.front_ends import front_end
 from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, FataiError, OptionError
-from fatai.export.pretrained import is_model_folder, load_pretrained, save_model_folder
-from fatai.inference.tta import build_views, predict_clips
-from fatai.models import create_model
-from fatai.models.multi_task import TwoHeadModel
 from fatai.experiment.run_folder import predict_with_run, thresholds_of_run
 from fatai.experiment.tagger import Tagger
+from fatai.export.pretrained import is_model_folder, load_pretrained, save_model_folder
+from fatai.inference.learner import fat_learner
+from fatai.inference.predictor import Predictor
+from fatai.inference.tta import build_views
 from fatai.metrics.calibration import Calibration
 from fatai.metrics.thresholds import Thresholds
-from fatai.audio.front_ends import front_end
-from fatai.training.learner import fat_learner
+from fatai.models import create_model
+from fatai.models.multi_task import TwoHeadModel
 
 TAGS = ("Bark", "Meow", "Rain, on a roof")
 SETTINGS = ClipConfig(front_end("ninth", hop_length=1380), crop_s=0.5, trim_db=40.0, pad_mode="wrap_right")
@@ -33,7 +34,7 @@ CALIBRATED = Calibration(TAGS, (0.5, 1.0, 2.0), (0.0, 0.1, -0.2), thresholds=Thr
 
 
 def network(seed=1):
-    """A narrow one whose answers differ from 1/2 and from each other."""
+    """A narrow network whose outputs differ from 1/2 and from each other."""
     torch.manual_seed(seed)
     model = create_model("m1", len(TAGS), 1, width=0.125).eval()
     with torch.no_grad():
@@ -41,33 +42,33 @@ def network(seed=1):
     return model
 
 
-def written(folder, model=None, **options):
+def save(folder, model=None, **options):
     return save_model_folder(folder, model or network(), TAGS, SETTINGS, np.array([0.5, 0.25, 0.25]), **options)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return written(tmp_path / "model", calibration=CALIBRATED, training={"epochs": 3, "note": "Übung"})
+    return save(tmp_path / "model", calibration=CALIBRATED, training={"epochs": 3, "note": "Übung"})
 
 
 @pytest.fixture
 def clips(tmp_path, rng):
     """A long clip and a short one."""
     paths = [tmp_path / "long.wav", tmp_path / "short.wav"]
-    for path, seconds in zip(paths, (1.3, 0.2)):
+    for path, seconds in zip(paths, (1.3, 0.2), strict=True):
         sf.write(path, 0.1 * rng.standard_normal(round(seconds * 44100)), 44100)
     return paths
 
 
-def changed(folder, **values):
-    """The folder with other values in its config; a dotted key goes deeper."""
+def change_config(folder, **values):
+    """Change values in the config of a folder; `a__b` is key b of section a."""
     config = json.loads((folder / "config.json").read_text())
     for key, value in values.items():
-        *above, last = key.split("__")
-        place = config
-        for part in above:
-            place = place[part]
-        place[last] = value
+        *parents, last = key.split("__")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -88,49 +89,49 @@ def test_a_folder_holds_three_plain_files(folder):
     )
 
 
-def test_what_is_loaded_is_what_was_saved(folder, clips):
+def test_the_loaded_model_is_the_saved_one(folder, clips):
     loaded, model = load_pretrained(folder, device="cpu"), network()
     assert (loaded.tags, loaded.settings, loaded.calibration) == (TAGS, SETTINGS, CALIBRATED)
     assert loaded.prior.tolist() == [0.5, 0.25, 0.25] and loaded.training["epochs"] == 3 and not loaded.model.training
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[key], value)
-    expected = predict_clips(model, SETTINGS, clips, 3, views=build_views("even", 2)).probs
+    expected = Predictor(model, SETTINGS, build_views("even", 2), 3).predict(clips).probs
     np.testing.assert_allclose(replace(loaded, calibration=None).tta(clips, n=2).probs, expected, atol=1e-6)
     np.testing.assert_allclose(loaded.tta(clips, n=2).probs, CALIBRATED.apply(expected), atol=1e-5)
 
 
-def test_the_noted_answer_is_that_of_the_front_end_and_the_network_alone(folder):
+def test_the_stored_logits_are_those_of_front_end_and_network(folder):
     wave, _ = sf.read(folder / "reference.wav", dtype="float32")
     with torch.no_grad():
         logits = network()(SETTINGS.front_end.build()(torch.from_numpy(wave[None]))[:, None])[0]
-    noted = json.loads((folder / "config.json").read_text())["logits"]
-    # The clip is as long as a crop, and its ends are not silent: nothing is trimmed or filled.
-    np.testing.assert_allclose(noted, logits, atol=1e-5)
+    stored = json.loads((folder / "config.json").read_text())["logits"]
+    # The clip is as long as a crop, and its ends are not silent: nothing is trimmed or padded.
+    np.testing.assert_allclose(stored, logits, atol=1e-5)
 
 
-def test_a_clip_that_cannot_be_read_has_the_prior(folder, tmp_path):
+def test_an_unreadable_clip_gets_the_prior(folder, tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     with pytest.warns(UserWarning, match="broken.wav"):
         predicted = load_pretrained(folder, device="cpu").tta(tmp_path / "broken.wav")
     assert predicted.unreadable == ("broken.wav",) and predicted.probs[0].tolist() == [0.5, 0.25, 0.25]
 
 
-def test_a_learner_writes_one_and_its_predictions_stay(small_dls, sample, tmp_path):
+def test_a_saved_learner_predicts_the_same(small_dls, sample, tmp_path):
     learn = fat_learner(small_dls, arch="m1", width=0.125, precision="fp32")
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
     loaded = load_pretrained(learn.save_pretrained(tmp_path / "model", training={"by": "test"}), device="cpu")
     assert loaded.tags == tuple(small_dls.tags) and loaded.training["by"] == "test" and loaded.training["loss"] == "BCE"
-    assert loaded.training["clips"] == len(small_dls.train_ds) and 0 <= loaded.training["last_epoch"]["lwlrap"] <= 1
+    assert loaded.training["train_clips"] == len(small_dls.train_ds) and 0 <= loaded.training["last_epoch"]["lwlrap"] <= 1
     items = sorted((sample / "test").iterdir())[:3]
     np.testing.assert_allclose(loaded.tta(items, n=2).probs, learn.tta(items=items, n=2).probs, atol=1e-5)
     assert loaded.tta(items, n=2).fnames == tuple(f.name for f in items)
 
 
-def test_a_learners_own_sound_may_be_the_reference(small_dls, sample, tmp_path):
+def test_a_given_sound_may_be_the_reference(small_dls, sample, tmp_path):
     learn = fat_learner(small_dls, arch="m1", width=0.125, precision="fp32")
     clip = sorted((sample / "test").iterdir())[0]
-    learn.final_record = [0.25, None, math.nan]  # as after an epoch in which nothing was held out
+    learn.final_record = [0.25, None, math.nan]  # as after an epoch without validation
     folder = learn.save_pretrained(tmp_path / "model", reference=clip)
     assert json.loads((folder / "config.json").read_text())["training"]["last_epoch"] == {"train_loss": 0.25}
     ours, theirs = sf.read(folder / "reference.wav")[0], sf.read(clip)[0]
@@ -153,13 +154,13 @@ def test_fastais_own_export_still_works(small_dls, sample, tmp_path):
 def test_a_network_with_two_heads_keeps_both(tmp_path):
     torch.manual_seed(3)
     model = TwoHeadModel(create_model("m0", 6, 1, width=0.125), 3).eval()
-    loaded = load_pretrained(written(tmp_path / "model", model), device="cpu")
+    loaded = load_pretrained(save(tmp_path / "model", model), device="cpu")
     spec = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         assert loaded.model(spec).shape == (2, 3) and torch.equal(loaded.model(spec), model(spec))
 
 
-def test_networks_tied_to_their_bins_and_of_timm_are_built_again(tmp_path):
+def test_networks_with_a_fixed_number_of_bins_and_of_timm_are_rebuilt(tmp_path):
     settings = ClipConfig(front_end("panns", n_mels=32), crop_s=0.4)
     for arch, options in (("cnn14", {"width": 0.02, "n_mels": 32}), ("timm:mobilenetv3_small_050", {})):
         model = create_model(arch, 2, 1, **options).eval()
@@ -168,10 +169,10 @@ def test_networks_tied_to_their_bins_and_of_timm_are_built_again(tmp_path):
         assert type(loaded.model) is type(model) and loaded.model.built_as.options == options
 
 
-def test_commands_take_a_folder(folder, clips, tmp_path, main_with):
-    predicted = predict_with_run(folder, clips, n=2, keep_views=tmp_path / "views")
+def test_commands_accept_a_folder(folder, clips, tmp_path, main_with):
+    predicted = predict_with_run(folder, clips, n=2, save_views=tmp_path / "views")
     np.testing.assert_allclose(
-        predicted.probs, predict_clips(network(), SETTINGS, clips, 3, views=build_views("even", 2)).probs, atol=1e-6
+        predicted.probs, Predictor(network(), SETTINGS, build_views("even", 2), 3).predict(clips).probs, atol=1e-6
     )
     assert (tmp_path / "views" / "model.npz").exists()
     assert predict_with_run(folder, clips, n=2, calibrated=True) == predicted.calibrated(CALIBRATED)
@@ -187,19 +188,19 @@ def test_commands_take_a_folder(folder, clips, tmp_path, main_with):
     assert ended.returncode == 0 and ended.stdout.startswith("long.wav: ")
 
 
-def test_a_folder_without_calibration_says_so(tmp_path, clips):
-    plain = written(tmp_path / "model")
+def test_a_missing_calibration_is_an_error(tmp_path, clips):
+    plain = save(tmp_path / "model")
     with pytest.raises(CheckpointError, match="holds no calibration"):
         predict_with_run(plain, clips, calibrated=True)
     with pytest.raises(CheckpointError, match="holds no calibration"):
         Tagger(plain, calibrated=True)
 
 
-# What is refused at saving
+# Refused at saving
 
 def test_a_network_that_was_not_built_by_name_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="a Linear that was not built by name"):
-        written(tmp_path / "model", torch.nn.Linear(1, 1))
+        save(tmp_path / "model", torch.nn.Linear(1, 1))
     assert not (tmp_path / "model" / "config.json").exists()
 
 
@@ -207,7 +208,7 @@ def test_a_network_that_was_changed_is_refused(tmp_path):
     model = network()
     model.extra = torch.nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match="has the unknown extra.bias, extra.weight"):
-        written(tmp_path / "model", model)
+        save(tmp_path / "model", model)
     assert not is_model_folder(tmp_path / "model")
 
 
@@ -215,14 +216,14 @@ def test_another_activation_is_refused(small_dls, tmp_path):
     loss = torch.nn.CrossEntropyLoss()
     loss.activation = lambda logits: logits.softmax(-1)
     learn = fat_learner(small_dls, arch="m1", width=0.125, loss_func=loss)
-    with pytest.raises(OptionError, match="another way than the sigmoid"):
+    with pytest.raises(OptionError, match="another function than the sigmoid"):
         learn.save_pretrained(tmp_path / "model")
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("years")
     with pytest.raises(CheckpointError, match="holds thesis.txt"):
-        written(tmp_path)
+        save(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -232,35 +233,35 @@ def test_links_are_not_written_through(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").symlink_to(outside)
     with pytest.raises(CheckpointError, match="is a link"):
-        written(tmp_path / "model")
+        save(tmp_path / "model")
     assert outside.read_text() == "mine"
 
 
 def test_an_earlier_folder_is_replaced(folder):
-    written(folder, network(seed=5))
+    save(folder, network(seed=5))
     assert torch.equal(load_pretrained(folder, device="cpu").model.head[-1].weight, network(seed=5).head[-1].weight)
     assert load_pretrained(folder).calibration is None
 
 
-# What is refused at loading: drift
+# Refused at loading: drift
 
 def test_drift_beyond_the_limit_is_refused_and_less_is_not(folder):
-    noted = json.loads((folder / "config.json").read_text())["logits"]
-    slope = math.exp(-noted[0]) / (1 + math.exp(-noted[0])) ** 2
-    load_pretrained(changed(folder, logits=[noted[0] + 0.8e-4 / slope, *noted[1:]]))
+    stored = json.loads((folder / "config.json").read_text())["logits"]
+    slope = math.exp(-stored[0]) / (1 + math.exp(-stored[0])) ** 2
+    load_pretrained(change_config(folder, logits=[stored[0] + 0.8e-4 / slope, *stored[1:]]))
     with pytest.raises(CheckpointError, match="have drifted by 0.00012 .*made with .*torch"):
-        load_pretrained(changed(folder, logits=[noted[0] + 1.2e-4 / slope, *noted[1:]]))
+        load_pretrained(change_config(folder, logits=[stored[0] + 1.2e-4 / slope, *stored[1:]]))
 
 
-def test_a_network_that_is_sure_of_everything_cannot_drift_unseen(tmp_path):
+def test_drift_of_saturated_probabilities_shows_in_the_logits(tmp_path):
     model = network()
     with torch.no_grad():
         model.head[-1].bias.fill_(-30)
-    folder = written(tmp_path / "model", model)
+    folder = save(tmp_path / "model", model)
     load_pretrained(folder)
-    noted = json.loads((folder / "config.json").read_text())["logits"]
+    stored = json.loads((folder / "config.json").read_text())["logits"]
     with pytest.raises(CheckpointError, match="have drifted"):
-        load_pretrained(changed(folder, logits=[v + 1 for v in noted]))
+        load_pretrained(change_config(folder, logits=[v + 1 for v in stored]))
 
 
 @pytest.mark.parametrize(
@@ -272,12 +273,12 @@ def test_a_network_that_is_sure_of_everything_cannot_drift_unseen(tmp_path):
         {"clips__front_end__top_db": 20.0},
     ],
 )
-def test_another_front_end_drifts(folder, change):
+def test_a_changed_front_end_drifts(folder, change):
     with pytest.raises(CheckpointError, match="have drifted"):
-        load_pretrained(changed(folder, **change))
+        load_pretrained(change_config(folder, **change))
 
 
-def test_other_weights_drift(folder):
+def test_changed_weights_drift(folder):
     state = load_file(folder / "model.safetensors")
     state["blocks.0.conv1.weight"] *= 1.1
     save_file(state, folder / "model.safetensors")
@@ -285,7 +286,7 @@ def test_other_weights_drift(folder):
         load_pretrained(folder)
 
 
-def test_weights_that_are_no_numbers_are_refused(folder):
+def test_weights_with_nan_are_refused(folder):
     state = load_file(folder / "model.safetensors")
     state["head.4.bias"] = torch.full((3,), math.nan)
     save_file(state, folder / "model.safetensors")
@@ -293,17 +294,17 @@ def test_weights_that_are_no_numbers_are_refused(folder):
         load_pretrained(folder)
 
 
-def test_another_sound_drifts(folder):
+def test_a_changed_reference_drifts(folder):
     wave, sr = sf.read(folder / "reference.wav")
     sf.write(folder / "reference.wav", wave[::-1] ** 3, sr)
     with pytest.raises(CheckpointError, match="have drifted"):
         load_pretrained(folder)
 
 
-# What is refused at loading: a stranger's folder
+# Refused at loading: untrusted folders
 
 class Bomb:
-    """Whoever unpickles it leaves a mark."""
+    """Create a file when unpickled."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -319,7 +320,7 @@ def mark(tmp_path):
 
 @pytest.fixture
 def untouched(tmp_path, mark):
-    """After the test nothing was executed, and nothing written beside the folder."""
+    """Check after the test that nothing was executed or written beside the folder."""
     yield
     assert not mark.exists() and sorted(f.name for f in tmp_path.iterdir() if f.name != "outside") == ["model"]
 
@@ -335,13 +336,13 @@ def test_a_pickle_in_place_of_a_file_is_refused(folder, mark, untouched, name, d
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "pytorch_model.bin", "learner.PTH", "custom_net.py", "stats.npy"])
-def test_what_could_be_code_beside_the_files_is_refused(folder, mark, untouched, name):
+def test_other_files_that_could_be_code_are_refused(folder, mark, untouched, name):
     (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
     with pytest.raises(CheckpointError, match=f"holds {name}, which could be code"):
         load_pretrained(folder)
 
 
-def test_a_readme_is_no_harm(folder):
+def test_a_readme_is_allowed(folder):
     (folder / "README.md").write_text("A model.")
     assert load_pretrained(folder).tags == TAGS
 
@@ -356,26 +357,26 @@ def test_links_and_missing_files_are_refused(folder, tmp_path, untouched, name):
         load_pretrained(folder)
     (folder / name).unlink()
     (folder / name).mkdir()
-    with pytest.raises(CheckpointError, match=f"{name} is no ordinary file"):
+    with pytest.raises(CheckpointError, match=f"{name} is not a regular file"):
         load_pretrained(folder)
 
 
-def test_a_missing_folder_is_told(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(
         CheckpointError,
-        match="is no folder; expected a model folder with model.safetensors, config.json, reference.wav",
+        match="is not a folder; expected a model folder with model.safetensors, config.json, reference.wav",
     ):
         load_pretrained(tmp_path / "nowhere")
 
 
-def tensors_of(folder, header):
-    """A safetensors file that declares `header` and holds eight bytes."""
+def write_tensors(folder, header):
+    """Write a safetensors file that declares `header` and holds eight bytes."""
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
 
 
-def test_tensors_that_declare_more_than_is_there_are_refused(folder, untouched):
-    tensors_of(folder, {"head.4.bias": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})
+def test_tensors_larger_than_their_file_are_refused(folder, untouched):
+    write_tensors(folder, {"head.4.bias": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
         load_pretrained(folder)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
@@ -392,14 +393,14 @@ def test_weights_of_another_size_are_refused_before_they_are_read(folder, monkey
         load_pretrained(folder)
 
 
-def test_a_network_larger_than_its_weights_is_never_made(folder, untouched):
+def test_a_network_larger_than_its_weights_is_never_built(folder, untouched):
     # 64 x 4,000 channels would be a tensor of 600 GB.
     with pytest.raises(CheckpointError, match="another shape of blocks.0.bn1.bias"):
-        load_pretrained(changed(folder, network__options={"width": 4000.0}))
+        load_pretrained(change_config(folder, network__options={"width": 4000.0}))
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"weights": "../../etc/passwd"}, "unknown key weights"),
         ({"network__file": "/etc/passwd"}, "unknown key network.file"),
@@ -409,7 +410,7 @@ def test_a_network_larger_than_its_weights_is_never_made(folder, untouched):
         ({"network__options": {"pretrained": True}, "network__arch": "timm:resnet18"}, "hold pretrained"),
         ({"network__options": {"width": {"a": 1}}}, "network.options.width"),
         ({"network__options": {"width": 1e9}}, "network.options.width"),
-        ({"network__options": {"colour": 3}}, "has no option 'colour'"),
+        ({"network__options": {"color": 3}}, "has no option 'color'"),
         ({"network__arch": "m33"}, "no model named 'm33'; did you mean m3"),
         (
             {"network__arch": "timm:hf-hub:someone/model", "network__options": {}},
@@ -455,24 +456,39 @@ def test_a_network_larger_than_its_weights_is_never_made(folder, untouched):
         ({"clips__front_end__mean": {"a": 1}}, "front_end.mean"),
         ({"clips__front_end__log": "exec"}, "log='exec'"),
         ({"clips__front_end__channels": "evil"}, "evil"),
-        ({"clips__front_end__std": 1e999}, "Infinity is no number"),
+        ({"clips__front_end__std": 1e999}, "Infinity is not a number"),
     ],
 )
-def test_a_strangers_config_is_refused(folder, untouched, change, told):
+def test_invalid_configs_are_refused(folder, untouched, change, expected):
     with pytest.raises(CheckpointError) as caught:
-        load_pretrained(changed(folder, **change))
+        load_pretrained(change_config(folder, **change))
     message = str(caught.value)
     assert (
-        told in message
+        expected in message
         and (
             "config.json: " in message
             or "config.json does" in message
             or "model.safetensors does" in message
-            or "config.json is no" in message
+            or "config.json is not" in message
             or "config.json holds" in message
         )
         and len(message) < 1000
     )
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"clips__short_fill": "zeros_both"}, "the key clips.short_fill is now clips.pad_mode"),
+    (
+        {"clips__front_end__normalise": "global"},
+        "the key clips.front_end.normalise is now clips.front_end.normalize",
+    ),
+    ({"clips__channels": "same3"}, "clips.channels = 'same3' is now 'repeat3'"),
+    ({"clips__pad_mode": "zeros_right"}, "clips.pad_mode = 'zeros_right' is now 'constant_right'"),
+])
+def test_keys_and_values_of_older_folders_are_refused_with_the_new_ones(folder, change, expected):
+    with pytest.raises(CheckpointError, match="config.json: .*rename it, or save the model again") as caught:
+        load_pretrained(change_config(folder, **change))
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -488,7 +504,7 @@ def test_a_strangers_config_is_refused(folder, untouched, change, told):
         b'{"format": "fatai model 1"}',
     ],
 )
-def test_text_that_is_no_config_is_refused(folder, untouched, text):
+def test_text_that_is_not_a_config_is_refused(folder, untouched, text):
     (folder / "config.json").write_bytes(text)
     with pytest.raises(CheckpointError, match="config.json"):
         load_pretrained(folder)
@@ -498,7 +514,7 @@ def test_a_huge_config_is_not_read(folder, untouched, monkeypatch):
     with open(folder / "config.json", "r+b") as f:
         f.truncate(1 << 34)
     monkeypatch.setattr(Path, "read_bytes", None)
-    with pytest.raises(CheckpointError, match="has 17,179,869,184 bytes; at most 16,777,216 are read"):
+    with pytest.raises(CheckpointError, match="has 17,179,869,184 bytes"):
         load_pretrained(folder)
 
 
@@ -515,5 +531,5 @@ def test_a_long_or_odd_reference_is_refused(folder, untouched):
         load_pretrained(folder)
 
 
-def test_errors_are_ones_that_a_caller_may_catch():
+def test_checkpoint_errors_can_be_caught_as_value_errors():
     assert issubclass(CheckpointError, FataiError) and issubclass(CheckpointError, ValueError)
