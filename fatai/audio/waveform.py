@@ -1,7 +1,7 @@
 """Waveform arithmetic: silence, length, level, rate.
 
-Conventions: a *wave* is a float32 tensor whose last dimension are its samples, full scale [-1, 1]; other dimensions, if any, are
-channels or clips. Nothing here is random unless a generator is handed in, and nothing changes in place.
+Conventions: a *wave* is a float32 tensor whose last dimension holds the samples, full scale [-1, 1]; other dimensions, if any, are
+channels or clips. No function is random, and none changes its argument in place.
 """
 
 from __future__ import annotations
@@ -18,36 +18,43 @@ from torch import Tensor
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import did_you_mean
 
-__all__ = ["PAD_MODES", "Section", "fit_length", "peak_db", "resample", "sound_section", "trim_silence"]
+__all__ = ["PAD_MODES", "Section", "fit_length", "nonsilent_section", "peak_db", "resample", "trim_silence"]
 
 PAD_MODES = ("constant_center", "constant_right", "wrap_right", "wrap_center", "edge_center", "minimum_center")
-"""What `fit_length` can put around a clip that is too short."""
+"""Modes of `fit_length`: values as in `numpy.pad`, and the position of the clip between them."""
 
-_SILENCE_AMIN = 1e-5  # librosa's floor of an amplitude, below which all is equally silent: -100 dB
+_SILENCE_AMIN = 1e-5  # librosa's floor of an amplitude, -100 dB: lower levels are equally silent
 
 
 class Section(NamedTuple):
-    """A stretch of a wave: first sample, and the one behind the last."""
+    """A range of samples [start, stop) of a wave."""
 
     start: int
     stop: int
 
 
-def sound_section(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048, hop_length: int = 512) -> Section:
-    """Where the sound is between leading and trailing silence, as `librosa.effects.trim` finds it.
+def nonsilent_section(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048, hop_length: int = 512) -> Section:
+    """Return the section between leading and trailing silence, as `librosa.effects.trim` does.
 
-    A frame is silent if its root mean square lies `top_db` or more below that of the loudest one; frames are centred, with zeros
-    beyond the ends. The section starts with the first frame that is not silent and ends where the one behind the last begins.
-    Levels under -100 dB count as -100 dB, so a clip of zeros has no silence to trim. Of several channels the loudest decides.
+    A frame is silent if its root mean square is `top_db` or more below that of the loudest frame; frames are centred, with zeros
+    beyond the ends. The section starts with the first frame that is not silent and ends at the start of the frame after the last one.
+    Levels under -100 dB count as -100 dB, so a clip of zeros has no silence to trim. The loudest channel decides.
 
     Parameters
     ----------
     wave
         Shape (..., samples): the channels of one clip.
     top_db
-        Decibels below the loudest frame, above 0.
+        Decibels below the loudest frame, above 0; raise it to keep fainter beginnings and ends.
     frame_length, hop_length
         In samples.
+
+    Raises
+    ------
+    OptionError
+        If an option is not above 0.
+    ShapeError
+        If the wave has no dimension.
     """
     if top_db <= 0 or frame_length < 1 or hop_length < 1:
         raise OptionError(
@@ -65,15 +72,18 @@ def sound_section(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 204
 
 
 def trim_silence(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048, hop_length: int = 512) -> Tensor:
-    """The wave without leading and trailing silence, a view; see `sound_section` for what is silent."""
-    start, stop = sound_section(wave, top_db, frame_length=frame_length, hop_length=hop_length)
+    """Return a view of a wave (..., samples) without leading and trailing silence, shape (..., n).
+
+    Parameters and errors are those of `nonsilent_section`.
+    """
+    start, stop = nonsilent_section(wave, top_db, frame_length=frame_length, hop_length=hop_length)
     return wave[..., start:stop]
 
 
 def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.ndarray:
-    """Mean square of centred frames, float64, shape (channels, 1 + samples // hop_length).
+    """Return the mean square of centred frames of a wave (channels, samples), float64, shape (channels, 1 + samples // hop_length).
 
-    A frame is put together from blocks that divide both the hop and the reach to either side, so that no sample is squared twice.
+    A frame is composed of blocks whose length divides the hop and both halves of the frame, so no sample is squared twice.
     """
     left, right = frame_length // 2, frame_length - frame_length // 2
     block = math.gcd(hop_length, left, right)
@@ -89,28 +99,35 @@ def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.nda
 
 
 def fit_length(
-    wave: Tensor, samples: int, how: str = "constant_center", *, left: int | None = None, cut: str = "none"
+    wave: Tensor, samples: int, pad_mode: str = "constant_center", *, left: int | None = None, cut: str = "none"
 ) -> Tensor:
-    """Fill a short wave up to `samples`; a longer one is kept, or cut if `cut` says where.
+    """Pad a short wave to `samples`; a longer one is returned as it is, or cut.
 
     Parameters
     ----------
     wave
-        Shape (..., n), n >= 1 unless `how` fills with zeros. The last dimension may also be the frames of a spectrogram.
+        Shape (..., n), n >= 1 unless the padding is zeros. The last dimension may also be the frames of a spectrogram.
     samples
-        Length wanted.
-    how
-        "constant_center": zeros, half of them (rounded down) on the left. "constant_right": zeros behind. "wrap_right": the wave again
-        and again. "wrap_center": the same to both sides, the wave in the middle. "edge_center": the outermost values to both sides.
-        "minimum_center": the smallest value of each clip (all but the first dimension, or all of a wave) to both sides.
+        Target length.
+    pad_mode
+        "constant_center": zeros on both sides, half of them (rounded down) on the left. "constant_right": zeros on the right.
+        "wrap_right": repeat the wave on the right. "wrap_center": the same on both sides. "edge_center": repeat the outermost values.
+        "minimum_center": the smallest value of each clip (over all dimensions but the first, or of the whole wave) on both sides.
     left
-        How many of the values to fill in go to the left, for a place drawn by the caller; None leaves it to `how`.
+        Number of padding values on the left, such as a random one; None leaves it to `pad_mode`.
     cut
-        What a wave that is too long loses: "none", "right" (its end), "both" (half, rounded down, from its start).
+        Part of a long wave to remove: "none", "right" (the end), "center" (both ends, so that the centre is kept).
 
     Returns
     -------
-    Shape (..., samples), or longer when `cut` is "none".
+    Shape (..., samples), or longer if `cut` is "none".
+
+    Raises
+    ------
+    OptionError
+        If an option has an unknown value, or `left` is more than the number of missing samples.
+    ShapeError
+        If an empty wave is to be padded by its own values.
 
     Examples
     --------
@@ -119,51 +136,79 @@ def fit_length(
     >>> fit_length(torch.tensor([1.0, 2.0]), 5, "wrap_right")
     tensor([1., 2., 1., 2., 1.])
     """
-    if how not in PAD_MODES:
-        raise OptionError(f"no way to fill a short clip is called {how!r}; {did_you_mean(how, PAD_MODES)}")
-    if cut not in ("none", "right", "both"):
-        raise OptionError(f"cut={cut!r}; expected 'none', 'right' or 'both'")
-    n = wave.shape[-1]
-    if n >= samples:
-        start = (n - samples) // 2 if cut == "both" else 0
+    if pad_mode not in PAD_MODES:
+        raise OptionError(f"no pad_mode named {pad_mode!r}; {did_you_mean(pad_mode, PAD_MODES)}")
+    if cut not in ("none", "right", "center"):
+        raise OptionError(f"cut={cut!r}; expected 'none', 'right' or 'center'")
+    missing = samples - wave.shape[-1]
+    if missing <= 0:
+        start = -missing // 2 if cut == "center" else 0
         return wave if cut == "none" else wave[..., start:start + samples]
     if left is None:
-        left = (samples - n) // 2 if how.endswith("_both") else 0
-    elif not 0 <= left <= samples - n:
-        raise OptionError(f"left={left}; expected 0 to {samples - n}, the values that are missing")
-    if how.startswith("zeros"):
-        return F.pad(wave, (left, samples - n - left))
+        left = missing // 2 if pad_mode.endswith("_center") else 0
+    elif not 0 <= left <= missing:
+        raise OptionError(f"left={left}; expected 0 to {missing}, the number of missing samples")
+    return _pad(wave, left, missing - left, pad_mode)
+
+
+def _pad(wave: Tensor, left: int, right: int, pad_mode: str) -> Tensor:
+    """Pad a wave (..., n) to (..., left + n + right)."""
+    if pad_mode.startswith("constant"):
+        return F.pad(wave, (left, right))
+    n = wave.shape[-1]
     if n == 0:
         raise ShapeError(
-            f"an empty wave cannot be filled with {how!r}: there is nothing to repeat; use 'constant_center' or leave the clip out"
+            f"an empty wave cannot be padded by {pad_mode!r}, which repeats its values; "
+            "use 'constant_center' or leave the clip out"
         )
-    at = torch.arange(samples, device=wave.device) - left
-    if how.startswith("wrap"):
+    at = torch.arange(-left, n + right, device=wave.device)
+    if pad_mode.startswith("wrap"):
         return wave[..., at % n]
-    if how == "edge_center":
+    if pad_mode == "edge_center":
         return wave[..., at.clamp(0, n - 1)]
     lowest = wave.amin(dim=tuple(range(1, wave.ndim)) or 0, keepdim=True)
     return torch.where((at >= 0) & (at < n), wave[..., at.clamp(0, n - 1)], lowest)
 
 
 def resample(wave: Tensor, sr_from: int, sr_to: int) -> Tensor:
-    """The wave at another rate, by soxr in its quality HQ, as `librosa.load` does it.
+    """Resample a wave by soxr (quality HQ), as `librosa.load` does; not differentiable.
 
-    Shape (..., n) becomes (..., ceil(n * sr_to / sr_from)); float32, on the device of `wave`. Not differentiable.
+    Parameters
+    ----------
+    wave
+        Shape (..., n).
+    sr_from, sr_to
+        Rates in Hz.
+
+    Returns
+    -------
+    Shape (..., ceil(n * sr_to / sr_from)), float32, on the device of `wave`. The length is rounded up exactly; librosa rounds up a
+    floating-point product, which may give one sample more.
+
+    Raises
+    ------
+    OptionError
+        If a rate is not above 0.
     """
     if sr_from <= 0 or sr_to <= 0:
         raise OptionError(f"cannot resample from {sr_from} to {sr_to} Hz; rates must be above 0")
     if sr_from == sr_to:
         return wave
-    samples = math.ceil(wave.shape[-1] * sr_to / sr_from)
+    samples = -(-wave.shape[-1] * sr_to // sr_from)
     rows = wave.detach().cpu().float().reshape(math.prod(wave.shape[:-1]), wave.shape[-1])
-    done = [torch.from_numpy(cast(Any, soxr.resample)(row.numpy(), sr_from, sr_to, quality="HQ")) for row in rows]
-    # soxr may give a sample more or less than asked for.
-    done = [fit_length(row, samples, "constant_right", cut="right") for row in done]
-    out = torch.stack(done) if done else rows.new_zeros(0, samples)
+    resampled = [torch.from_numpy(cast(Any, soxr.resample)(row.numpy(), sr_from, sr_to, quality="HQ")) for row in rows]
+    # soxr may return a sample more or less.
+    resampled = [fit_length(row, samples, "constant_right", cut="right") for row in resampled]
+    out = torch.stack(resampled) if resampled else rows.new_zeros(0, samples)
     return out.reshape(*wave.shape[:-1], samples).to(wave.device)
 
 
 def peak_db(wave: Tensor) -> Tensor:
-    """Level of the loudest sample in dB of full scale, shape (...) for a wave (..., samples); -inf for silence."""
+    """Return the level of the loudest sample of a wave (..., samples) in dB of full scale, shape (...); -inf for silence.
+
+    Examples
+    --------
+    >>> peak_db(torch.tensor([0.1, -1.0, 0.5]))
+    tensor(0.)
+    """
     return 20 * wave.abs().amax(-1).log10()
