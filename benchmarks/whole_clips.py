@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from fatai.io.atomic import write_text
-from fatai.data.blocks import WaveToSpec
+from fatai.data.transforms import WaveToSpec
 from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.errors import AudioError
-from fatai.inference.tta import predict_clips
+from fatai.inference.predictor import Predictor
 from fatai.inference.views import ClipViews, Views, whole_view
 from fatai.models import create_model
 from fatai.audio.io import AUDIO_EXTENSIONS
@@ -67,7 +67,7 @@ def main() -> None:
     ways = {"padded to the longest": padded_to(max(map(len, waves))), "grouped by length": whole_view()}
 
     def run(views: Views, clips: list[np.ndarray]) -> np.ndarray:
-        return predict_clips(model, settings, clips, N_TAGS, views=views, to_spec=to_spec, bs=args.bs).probs
+        return Predictor(model, settings, views, N_TAGS, to_spec=to_spec, bs=args.bs).predict(clips).probs
 
     times: dict[str, list[float]] = {way: [] for way in ways}
     for k in range(args.rounds + 1):

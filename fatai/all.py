@@ -58,7 +58,6 @@ from fatai.experiment.panns_logreg import *
 from fatai.experiment.compare import *
 from fatai.experiment.estimate import *
 from fatai.experiment.ensemble_recipe import *
-from fatai.experiment.preview import *
 from fatai.experiment.recipe import *
 from fatai.experiment.run_folder import *
 from fatai.experiment.fold import fit_stage
@@ -81,9 +80,12 @@ from fatai.audio.io import *
 from fatai.audio.front_ends import *
 from fatai.audio.stream import *
 from fatai.audio.waveform import *
-from fatai.callbacks.callbacks import *
+from fatai.callbacks.augmentation import *
+from fatai.callbacks.failure import *
+from fatai.callbacks.gradients import *
+from fatai.callbacks.progress import *
 from fatai.training.cross_validation import *
-from fatai.callbacks.history import *
+from fatai.callbacks.csv_logger import *
 from fatai.callbacks.checkpoint import *
 from fatai.noisy_labels.curriculum import *
 from fatai.inference.learner import *

@@ -1,7 +1,7 @@
-"""Changes of whole clips as they are read for training, before they are cropped, in the loader's workers if there are any.
+"""Augmentation of whole clips as they are read for training, before they are cropped, in the loader's workers if there are any.
 
-The place for what is slow, such as a shift of pitch, and for what changes a clip's length. The changes are in the loader's item transforms
-while it trains and at no other time, so validation and predictions, also on training clips, never see them.
+This is the place for slow augmentations, such as a shift of pitch, and for those that change a clip's length. They are in the loader's item
+transforms while it trains and at no other time, so validation and predictions, also on training clips, are not augmented.
 """
 
 from __future__ import annotations
@@ -10,52 +10,51 @@ from collections.abc import Sequence
 
 from fasttransform import Transform
 
-from fatai.augment.base import like_tensor, plain
+from fatai.augment.base import Augmentation, TrainOnlyCallback, restore_type, to_plain_tensor
 from fatai.augment.wave import WaveAugmentation
-from fatai.augment.while_training import TrainOnlyCallback
 from fatai.data.tensors import TensorWave
 
 __all__ = ["ItemAugmentations"]
 
 
-class ItemAugmentations(TrainOnlyCallback):
-    """Changes of whole clips as they are read for training.
+class ItemAugmentations(TrainOnlyCallback, Augmentation):
+    """Augmentations of whole clips as they are read for training.
+
+    `active` may be set to False at any time; it takes effect from the next epoch on, also in workers.
 
     Parameters
     ----------
-    changes
-        In this order; their `before_mixing` has no meaning here.
-
-    `active` may be set to False at any time; it counts from the next epoch on, also for workers.
+    augmentations
+        Run in this order. Their `before_mixing` has no meaning here; their draws come from torch's global generator in each worker.
     """
 
-    is_random_change = True
+    def __init__(self, *augmentations: WaveAugmentation):
+        self.augmentations = augmentations
+        self._transform = _AugmentItem(augmentations)
 
-    def __init__(self, *changes: WaveAugmentation):
-        self.changes, self.active = changes, True
-        self._transform = _ItemChange(changes)
-
-    def put_in(self) -> None:
+    def attach(self) -> None:
+        """Add the augmentations to the item transforms of the training loader."""
         if self.active:
             self.learn.dls.train.after_item.add(self._transform)
 
-    def take_out(self) -> None:
+    def detach(self) -> None:
+        """Remove them from the item transforms."""
         pipeline = self.learn.dls.train.after_item
         pipeline.fs = pipeline.fs.filter(lambda f: f is not self._transform)
 
 
-class _ItemChange(Transform):
-    """Waves of any length, before RandomCrop (order 6) cuts them."""
+class _AugmentItem(Transform):
+    """Augment waves of any length, before RandomCrop (order 6) cuts them."""
 
     order = 5
 
-    def __init__(self, changes: Sequence[WaveAugmentation]):
+    def __init__(self, augmentations: Sequence[WaveAugmentation]):
         super().__init__()
-        self.changes = changes
+        self.augmentations = augmentations
 
     def encodes(self, wave: TensorWave):
-        changed = plain(wave)
-        for change in self.changes:
-            if change.active:
-                changed = change.change_item(changed, wave.rate)
-        return like_tensor(wave, changed)
+        augmented = to_plain_tensor(wave)
+        for augmentation in self.augmentations:
+            if augmentation.active:
+                augmented = augmentation.augment_item(augmented, wave.rate)
+        return restore_type(augmented, wave)

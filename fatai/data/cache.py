@@ -1,134 +1,101 @@
-"""Clips on disk under the digest of what made them, ready to be cut: 16-bit waves, or features behind the front end.
+"""Cache of decoded clips on disk: 16-bit waves, or features behind the front end, that are read where they are cropped.
 
-A cache is a folder. In it is one folder for each digest of the settings (kind, rate, trim, front end, ...), and in that one file for each
-clip, named by the digests of its path and of the file's identity: size, times of change, place on the disk. A sound file that was touched
-has another name, so an answer is never stale; the rest is not computed again. Nothing but the names is kept in memory.
+A cache is a folder. It holds one folder for each digest of the configuration (kind, sample rate, trimming, front end, ...), and in that one
+file for each clip, named by the digests of its path and of the file's identity: size, modification times, inode. A sound file that was
+changed has another name, so a cached clip is never stale; the others are not computed again. Only the names are kept in memory.
 
-A clip's file holds bare numbers, little-endian: "wave" int16 (samples,); "features" float16 (frames, rows), so that a crop of frames is one
-stretch of the file.
+A clip's file holds plain numbers, little-endian: "wave" int16 (samples,); "features" float16 (frames, rows), so that a crop of frames is
+contiguous in the file.
 
-How a crop of cached features differs from features computed on the crop: frames near its ends have heard what lies beyond them, where the
-other way has padding; `top_db` and the normalisation of a clip look at the whole clip; PCEN has listened since the clip's start; a crop
-starts at a whole frame; values are rounded to 11 bits; changes of the wave come too late. A clip no longer than a crop is filled first, so
-it has none of these differences but the rounding. "wave" differs only for files of more than 16 bits, or beyond full scale, where it clips.
+A crop of cached features differs from features computed on the crop: frames near its ends are computed from samples beyond them, where the
+other way pads; `top_db` and the normalization of a clip use the whole clip; PCEN has adapted since the clip's start; a crop starts at a
+whole frame; values are rounded to 11 bits; augmentations of the wave have no effect. A clip no longer than a crop is padded first, so only
+the rounding differs. "wave" differs only for files of more than 16 bits, or beyond full scale, where it clips.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fatai import __version__
+from fatai.data.cache_writer import CACHE_KINDS, DTYPES, default_cache_folder, write_cache
 from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CacheError, OptionError
-from fatai.registry import did_you_mean
 
-__all__ = ["CACHE_KINDS", "ClipCache", "CachedClip", "default_cache_folder"]
+__all__ = ["CACHE_KINDS", "CachedClip", "ClipCache", "default_cache_folder"]
 
-CACHE_KINDS = ("wave", "features")
-DTYPES = {"wave": np.dtype("<i2"), "features": np.dtype("<f2")}
-SUFFIXES = {"wave": ".i16", "features": ".f16"}
-WAVE_STEP = 1 / 32768
-_FORMAT = 1  # to be raised when the same settings lead to other bytes
-
-
-def default_cache_folder() -> Path:
-    """`fatai/clips` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fatai" / "clips"
-
-
-def short_digest(text: str) -> str:
-    """32 hexadecimal digits."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def recipe_of(settings: ClipConfig, kind: str) -> dict[str, Any]:
-    """Everything that decides about a cache's bytes, except for the sound files."""
-    if kind not in CACHE_KINDS:
-        raise OptionError(f"no kind of cache is called {kind!r}; {did_you_mean(kind, CACHE_KINDS)}")
-    recipe: dict[str, Any] = {
-        "format": _FORMAT,
-        "fatai": __version__,
-        "kind": kind,
-        "sr": settings.sr,
-        "trim_db": settings.trim_db,
-    }
-    if kind == "features":
-        front_end = asdict(settings.front_end)
-        if settings.front_end.log == "pcen" and settings.front_end.pcen_trainable:
-            raise OptionError(
-                "a trainable PCEN changes while it learns, so its features cannot be cached; choose cache='wave'"
-            )
-        del front_end["channels"]  # made from the crop, each time
-        recipe |= {"front_end": front_end, "crop_samples": settings.crop_samples, "pad_mode": settings.pad_mode}
-    return recipe
-
-
-def clip_name(path: str | Path, stat: os.stat_result) -> tuple[str, str]:
-    """Digests of where a sound file is and of what identifies its present content."""
-    identity = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    return short_digest(os.path.abspath(path)), short_digest(repr(identity))[:16]
-
-
-def stored_names(folder: Path) -> Iterator[os.DirEntry]:
-    """The entries of a digest's folder: those of its 256 sub-folders, which keep listings short."""
-    for sub in sorted(entry.path for entry in os.scandir(folder) if entry.is_dir()):
-        with os.scandir(sub) as entries:
-            yield from entries
+_INT16_STEP = 1 / 32768
 
 
 @dataclass(frozen=True)
 class CachedClip:
-    """A clip that is read only where it is cut.
+    """A clip that is read only where it is cropped.
 
     Attributes
     ----------
     values
-        A map of the file, or an array: int16 (samples,) of a wave, float16 (frames, rows) of features.
+        A memory map of the file, or an array: int16 (samples,) of a wave, float16 (frames, rows) of features.
     """
 
     values: np.ndarray
 
     @property
     def is_wave(self) -> bool:
+        """True for a wave, False for features."""
         return self.values.ndim == 1
 
     def __len__(self) -> int:
         return len(self.values)
 
     def crop(self, start: int = 0, size: int | None = None) -> Tensor:
-        """From the sample or frame `start` on, to the end if `size` is None: float32, (size,) of a wave and (rows, size) of features."""
+        """Read part of the clip.
+
+        Parameters
+        ----------
+        start
+            First sample of a wave or first frame of features.
+        size
+            Number of samples or frames; None reads to the end.
+
+        Returns
+        -------
+        float32, shape (size,) in [-1, 1] of a wave, (rows, size) of features.
+
+        Raises
+        ------
+        OptionError
+            If the crop is not inside the clip.
+        """
         stop = len(self) if size is None else start + size
         if not 0 <= start <= stop <= len(self):
-            raise OptionError(
-                f"a crop from {start} to {stop} was asked of a clip of {len(self)} {'samples' if self.is_wave else 'frames'}"
-            )
+            unit = "samples" if self.is_wave else "frames"
+            raise OptionError(f"the crop is from {start} to {stop}; expected it within the clip's {len(self)} {unit}")
         part = torch.from_numpy(self.values[start:stop].astype(np.float32))
-        return part.mul_(WAVE_STEP) if self.is_wave else part.T.contiguous()
+        return part.mul_(_INT16_STEP) if self.is_wave else part.T.contiguous()
 
 
 class ClipCache:
-    """The cached clips of a list of sound files; `open_or_build` makes it.
+    """The cached clips of a list of sound files; use `open_or_build` to create it.
 
     Attributes
     ----------
     folder
-        That of the settings' digest.
+        Folder of the configuration's digest.
+    kind
+        "wave" or "features".
+    rows
+        Rows of the features, 1 for waves.
     paths
-        The sound files, in the order that was given.
+        The sound files, in the order of the list.
     lengths
-        int64, shape (clips,): samples or frames of each clip, 0 of one that could not be read.
-    faults
-        For each clip that could not be read its position and a sentence that says why.
+        int64, shape (clips,): samples or frames of each clip, 0 where it could not be read.
+    errors
+        Maps the position of each clip that could not be read to an error message.
     """
 
     def __init__(
@@ -139,51 +106,53 @@ class ClipCache:
         paths: Sequence[str],
         names: np.ndarray,
         lengths: np.ndarray,
-        faults: dict[int, str],
+        errors: dict[int, str],
     ):
         self.folder, self.kind, self.rows, self.paths = folder, kind, rows, tuple(paths)
-        self._names, self.lengths, self.faults = names, lengths, faults
+        self._names, self.lengths, self.errors = names, lengths, errors
         self._position = {path: i for i, path in enumerate(self.paths)}
 
     @classmethod
     def open_or_build(
         cls,
         files: Sequence[str | Path],
-        settings: ClipConfig,
+        config: ClipConfig,
         *,
         kind: str = "features",
         folder: str | Path | None = None,
         threads: int | None = None,
     ) -> ClipCache:
-        """The cache of `files`; what is missing in it, or belongs to a file that changed, is made first, with a progress bar.
+        """Open the cache of `files`, and first write the clips that are missing or whose files changed, with a progress bar.
 
-        Several processes may do so at once: one builds, the others wait for it. One that was killed is continued.
+        Several processes may call it at once: one builds, the others wait for it. A build that was killed is continued. Sound files
+        that cannot be read raise no error here, see `errors`.
 
         Parameters
         ----------
-        settings
-            How clips are read, and for "features" the front end.
+        files
+            The sound files.
+        config
+            Loading of clips, and for "features" the front end.
         kind
-            "wave" or "features".
+            "features" saves the time of decoding and of the front end, "wave" only that of decoding, but allows augmentations of the
+            wave and a trainable PCEN.
         folder
-            Where caches are; None takes `default_cache_folder()`.
+            Parent folder of caches; None takes `default_cache_folder()`.
         threads
-            Clips that are made at once; None takes one thread a core.
+            Clips that are computed in parallel; None takes one thread per core.
 
         Raises
         ------
         CacheError
-            The folder cannot be written, or values don't fit into 16 bits.
+            If the folder is not writable, or features are too large for 16 bits.
         OptionError
-            An unknown kind, or a front end that learns.
-
-        Sound files that cannot be read are no error here, see `faults`.
+            If `kind` is unknown, or the front end is trainable.
         """
-        from fatai.data.cache_build import build
-
-        return build(
-            cls, files, settings, kind, Path(folder) if folder is not None else default_cache_folder(), threads
-        )
+        root = Path(folder) if folder is not None else default_cache_folder()
+        paths = [str(f) for f in files]
+        written = write_cache(paths, config, kind, root, threads)
+        rows = 1 if kind == "wave" else config.front_end.rows
+        return cls(written.folder, kind, rows, paths, written.names, written.lengths, written.errors)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -193,20 +162,25 @@ class ClipCache:
 
     @property
     def nbytes(self) -> int:
-        """Size of the clips' files together."""
+        """Total size of the clips' files in bytes."""
         return int(self.lengths.sum()) * self.rows * DTYPES[self.kind].itemsize
 
     def length(self, i: int) -> int:
-        """Samples or frames of clip `i`; `AudioError` if it could not be read."""
+        """Return the samples or frames of clip `i`; raise `AudioError` if it could not be read."""
         self._check(i)
         return int(self.lengths[i])
 
-    def clip(self, which: int | str | Path) -> CachedClip:
-        """A clip by its position or path, as a map of its file: nothing is read yet.
+    def clip(self, key: int | str | Path) -> CachedClip:
+        """Return a clip by its position or path, as a memory map of its file.
 
-        Raises `AudioError` if it could not be read when the cache was made, `CacheError` if its file is not there any more.
+        Raises
+        ------
+        AudioError
+            If the sound file could not be read when the cache was built.
+        CacheError
+            If the clip's file was deleted since the cache was opened.
         """
-        i = which if isinstance(which, int) else self._position[str(which)]
+        i = key if isinstance(key, int) else self._position[str(key)]
         self._check(i)
         name = self._names[i].decode()
         shape = (int(self.lengths[i]),) if self.kind == "wave" else (int(self.lengths[i]), self.rows)
@@ -217,14 +191,9 @@ class ClipCache:
                              "the sound file or the cache was changed since it was opened: open it again") from None
 
     def crop(self, i: int, start: int = 0, size: int | None = None) -> Tensor:
-        """A stretch of clip `i`, see `CachedClip.crop`; only that much is read."""
+        """Read part of clip `i`, as `CachedClip.crop`: float32, shape (size,) of a wave, (rows, size) of features."""
         return self.clip(i).crop(start, size)
 
     def _check(self, i: int) -> None:
-        if i in self.faults:
-            raise AudioError(self.faults[i])
-
-
-def describe(recipe: dict[str, Any]) -> str:
-    """A recipe as JSON, the text that its digest is made of."""
-    return json.dumps(recipe, indent=1, sort_keys=True) + "\n"
+        if i in self.errors:
+            raise AudioError(self.errors[i])

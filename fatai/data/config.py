@@ -1,4 +1,4 @@
-"""`ClipConfig`: how a clip becomes what the network sees."""
+"""`ClipConfig`: how a sound file becomes the input of a network."""
 
 from __future__ import annotations
 
@@ -7,31 +7,37 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from fatai.audio.front_ends import FrontEnd
+from fatai.audio.front_ends import front_end as find_front_end
+from fatai.audio.io import load_audio
+from fatai.audio.waveform import fit_length, trim_silence
 from fatai.errors import OptionError
 from fatai.registry import CHANNELS, did_you_mean
-from fatai.audio.io import load_audio
-from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
-from fatai.audio.waveform import fit_length, trim_silence
 
 __all__ = ["ClipConfig"]
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """How a clip becomes what the network sees.
+    """Front end, channels, crop length, trimming and padding of clips.
 
     Attributes
     ----------
     front_end
-        The map from wave to spectrogram; its `sr` is the rate that files are read at.
+        Map from waves to spectrograms; files are resampled to its `sr`.
     channels
-        A name of `CHANNELS`; None takes the front end's own.
+        A name of `CHANNELS`; None takes that of the front end.
     crop_s
-        Seconds of a training crop and of a view.
+        Length of a training crop and of a view, in seconds, from 0.05 to 600. Longer crops contain more of an event but take more memory.
     trim_db
-        Leading and trailing silence below the peak by this many dB is cut off; None keeps it.
+        Leading and trailing silence this many dB below the peak is removed; None keeps it.
     pad_mode
-        What a clip shorter than a crop is filled with, a name of `PAD_MODES`.
+        Padding of clips that are shorter than a crop, a name of `PAD_MODES`.
+
+    Raises
+    ------
+    OptionError
+        If `crop_s` is out of range or `channels` is unknown.
     """
 
     front_end: FrontEnd = field(default_factory=lambda: find_front_end("ninth"))
@@ -48,26 +54,47 @@ class ClipConfig:
 
     @property
     def sr(self) -> int:
+        """Sample rate in Hz."""
         return self.front_end.sr
 
     @property
     def crop_samples(self) -> int:
+        """Length of a crop in samples."""
         return round(self.crop_s * self.sr)
 
     @property
     def crop_frames(self) -> int:
-        """Frames of the spectrogram of a crop."""
+        """Length of a crop in spectrogram frames."""
         return self.front_end.frames(self.crop_samples)
 
     def read(self, path: str | Path) -> Tensor:
-        """A whole clip, trimmed, shape (samples,); raises `AudioError`."""
-        wave = load_audio(path, self.sr)
+        """Load and trim a whole clip.
+
+        Parameters
+        ----------
+        path
+            A sound file; channels are averaged, and it is resampled to `sr`.
+
+        Returns
+        -------
+        float32, shape (samples,), in [-1, 1].
+
+        Raises
+        ------
+        AudioError
+            If the file cannot be decoded.
+        """
+        return self.trim(load_audio(path, self.sr))
+
+    def trim(self, wave: Tensor) -> Tensor:
+        """Remove leading and trailing silence from a wave, shape (samples,), as `trim_db` specifies."""
         return wave if self.trim_db is None else trim_silence(wave, self.trim_db)
 
     def fit(self, wave: Tensor) -> Tensor:
-        """A wave (samples,) filled up to a crop's length if it is shorter; a longer one is returned as it is."""
+        """Pad a wave, shape (samples,), to the length of a crop if it is shorter; return a longer one unchanged."""
         short = wave.shape[-1] < self.crop_samples
         return fit_length(wave, self.crop_samples, self.pad_mode) if short else wave
 
     def channels_module(self) -> nn.Module:
+        """Build the module that maps (batch, mels, frames) to (batch, channels, mels, frames)."""
         return CHANNELS.build(self.channels or self.front_end.channels)

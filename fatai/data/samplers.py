@@ -1,8 +1,9 @@
-"""Which clips make a batch: by length, by class, by source.
+"""Samplers of training clips: batches of similar length, balanced tags, mixtures of sources, shards of processes.
 
-Everything here is a torch sampler: `len()` of it is one epoch, every iteration draws a new epoch from `generator`, or, without one, from
-torch's own random state. `LengthGroupedBatchSampler` yields batches (lists of positions) for `DataLoader(batch_sampler=...)`, the others positions for
-`DataLoader(sampler=...)`; `SampledDL` takes either into fastai, and `ShardedSampler` gives each of several processes its part.
+All are torch samplers: `len()` is the number of draws or batches in an epoch, and every iteration draws a new epoch from `generator`, or
+without one from torch's global random state. `LengthGroupedBatchSampler` yields batches (lists of positions) for
+`DataLoader(batch_sampler=...)`, the others positions for `DataLoader(sampler=...)`; `SampledDL` uses either in fastai, and `ShardedSampler`
+splits either over processes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ import numpy as np
 import torch
 from fastai.data.core import TfmdDL
 from torch import Generator
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, WeightedRandomSampler
 
 from fatai.errors import OptionError, ShapeError
 
-__all__ = ["BalancedSampler", "LengthGroupedBatchSampler", "MIXTURE_WEIGHTS", "MixtureSampler", "SampledDL", "ShardedSampler", "padding_fraction"]
+__all__ = [
+    "MIXTURE_WEIGHTS",
+    "BalancedSampler",
+    "LengthGroupedBatchSampler",
+    "MixtureSampler",
+    "SampledDL",
+    "ShardedSampler",
+    "padding_fraction",
+]
 
 MIXTURE_WEIGHTS: dict[str, dict[str, float]] = {
     "auxiliary_016": {"noisy": 0.20, "curated": 0.80},
@@ -29,35 +38,42 @@ MIXTURE_WEIGHTS: dict[str, dict[str, float]] = {
     "corrections_002": {"noisy": 0.33, "curated": 0.67},
     "corrections_003": {"noisy": 0.33, "curated": 0.67},
 }
-"""Shares of the sources in the experiments of the 1st place of Freesound Audio Tagging 2019 (argus-freesound); an epoch is 32,768 draws."""
+"""Weights of the sources in the experiments of the 1st place of Freesound Audio Tagging 2019 (argus-freesound); an epoch is 32,768 draws."""
 
 
-def _drawn(generator: Generator | None) -> Generator:
-    """The generator, or a new one whose seed comes from torch's random state."""
-    return (
-        generator
-        if generator is not None
-        else Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
-    )
+def _seeded(generator: Generator | None) -> Generator:
+    """Return the generator, or a new one that is seeded from torch's global random state."""
+    if generator is not None:
+        return generator
+    return Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
-    """Batches of clips of similar length, so that little of a batch is padding; every clip once an epoch.
+    """Batches of clips of similar length, to reduce padding; each clip occurs once per epoch.
 
     Clips are shuffled and split into pools of `pool` batches; each pool is sorted by length and cut into batches, and the batches are
-    shuffled. All have `bs` clips, except for a smaller one at the end. So a pool pads at most bs x (its longest - its shortest): sorted,
-    the batches' ranges don't overlap. A larger pool pads less, a smaller one mixes more.
+    shuffled. All have `bs` clips, except for a smaller one at the end. A pool adds at most bs x (its longest - its shortest) of padding,
+    since the length ranges of its sorted batches don't overlap.
 
     Parameters
     ----------
     lengths
-        Of each clip, in any unit, shape (clips,).
+        Length of each clip in any unit, shape (clips,).
     bs
-        Clips in a batch.
+        Batch size.
     pool
-        Batches in a pool; None sorts all clips together.
+        Batches in a pool: more reduce padding, fewer mix clips better. None sorts all clips together.
     shuffle
-        False gives the same batches each time, the longest first, so that memory that doesn't suffice shows at once.
+        False yields the same batches each time, the longest first, so that insufficient memory shows at once.
+    generator
+        Source of the draws; None uses torch's global random state.
+
+    Raises
+    ------
+    ShapeError
+        If `lengths` is not one-dimensional.
+    OptionError
+        If `bs` or `pool` is below 1.
     """
 
     def __init__(
@@ -75,157 +91,203 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return -(-len(self.lengths) // self.bs)
 
     def __iter__(self) -> Iterator[list[int]]:
-        n = len(self.lengths)
         if not self.shuffle:
             yield from (b.tolist() for b in self.lengths.argsort(descending=True, stable=True).split(self.bs))
             return
-        drawn = _drawn(self.generator)
-        order = torch.randperm(n, generator=drawn)
+        generator = _seeded(self.generator)
+        order = torch.randperm(len(self.lengths), generator=generator)
         pools = order.split(self.bs * self.pool) if self.pool is not None else (order,)
         batches = [b for p in pools for b in p[self.lengths[p].argsort()].split(self.bs)]
-        # Only the very last batch may be smaller: loaders that count to bs would otherwise cut the order at the wrong places.
-        whole = [b for b in batches if len(b) == self.bs]
+        # Only the very last batch may be smaller: loaders that count to bs would otherwise cut the order at the wrong positions.
+        full = [b for b in batches if len(b) == self.bs]
         rest = [b for b in batches if len(b) < self.bs]
-        yield from (whole[i].tolist() for i in torch.randperm(len(whole), generator=drawn).tolist())
+        yield from (full[i].tolist() for i in torch.randperm(len(full), generator=generator).tolist())
         yield from (b.tolist() for b in rest)
 
 
 def padding_fraction(lengths: Sequence[float] | np.ndarray, batches: Sequence[Sequence[int]]) -> float:
-    """Part of all batches that is padding, if each is filled up to its longest clip.
+    """Compute the fraction of padding if each batch is padded to its longest clip.
+
+    Parameters
+    ----------
+    lengths
+        Length of each clip, shape (clips,).
+    batches
+        Positions of the clips of each batch.
+
+    Returns
+    -------
+    A fraction from 0 to 1; 0 without batches.
 
     Examples
     --------
     >>> padding_fraction([1, 3, 4, 4], [[0, 1], [2, 3]])  # 2 of 2 x 3 + 2 x 4
     0.14285714285714285
     """
-    of = np.asarray(lengths, dtype=float)
-    room = sum(of[list(b)].max() * len(b) for b in batches)
-    return float(sum((of[list(b)].max() - of[list(b)]).sum() for b in batches) / room) if room else 0.0
+    values = np.asarray(lengths, dtype=float)
+    total = sum(values[list(b)].max() * len(b) for b in batches)
+    return float(sum((values[list(b)].max() - values[list(b)]).sum() for b in batches) / total) if total else 0.0
 
 
 class BalancedSampler(Sampler[int]):
-    """One clip of each tag in turn, so that rare tags come as often as frequent ones, up to a limit.
+    """Draws that balance tags, so that rare tags occur as often as frequent ones, up to a maximum number of repeats.
 
-    Tags are gone through in a new random order each round, the clips of each tag in a random order of their own that starts again when all
-    were drawn, as PANNs do it. A clip is drawn at most `max_repeats` times an epoch, also if it has several tags; a tag all of whose clips
-    were drawn so often is passed over. Clips without a tag are not drawn.
+    With `max_repeats`, the tags take turns in a new random order each round, and the clips of each tag in a random order of their own that
+    restarts when it is used up, as in PANNs. A clip is drawn at most `max_repeats` times per epoch, also if it has several tags; a tag
+    without a clip left is skipped. With `max_repeats=None` the draws are independent, by torch's WeightedRandomSampler: a uniform tag, then
+    a uniform clip of it. Clips without a tag are not drawn.
 
     Parameters
     ----------
     targ
-        Shape (clips, tags); a tag counts where it is above 0.
+        Multi-hot targets, shape (clips, tags); a tag counts where it is above 0.
     n
         Draws in an epoch; None takes the number of clips that have a tag.
     max_repeats
-        At least 1, at which every clip with a tag is drawn just once.
+        At least 1, where every clip with a tag is drawn exactly once. Lower it if rare clips are overfitted; None sets no maximum.
+    generator
+        Source of the draws; None uses torch's global random state.
 
     Raises
     ------
+    ShapeError
+        If `targ` is not two-dimensional.
     OptionError
-        More draws than `max_repeats` of every clip make up.
+        If `n` is more than `max_repeats` draws of every clip, or no clip has a tag.
     """
 
     def __init__(
-        self, targ: np.ndarray, *, n: int | None = None, max_repeats: int = 5, generator: Generator | None = None
+        self, targ: np.ndarray, *, n: int | None = None, max_repeats: int | None = 5, generator: Generator | None = None
     ):
         positive = np.asarray(targ) > 0
         if positive.ndim != 2:
             raise ShapeError(f"targ has shape {positive.shape}; expected (clips, tags)")
-        tagged = int(positive.any(1).sum())
-        self.n = tagged if n is None else n
-        if max_repeats < 1 or not 0 <= self.n <= tagged * max_repeats:
-            raise OptionError(
-                f"n={n}, max_repeats={max_repeats}; expected at least 1 repeat, and at most {tagged} clips with tags x "
-                f"max_repeats = {tagged * max(0, max_repeats)} draws"
-            )
-        self.clips_of = [np.flatnonzero(column) for column in positive.T if column.any()]
+        n_tagged = int(positive.any(1).sum())
+        self.n = n_tagged if n is None else n
         self.max_repeats, self.generator = max_repeats, generator
+        self._check_draws(n, n_tagged)
+        used = positive[:, positive.any(0)]
+        self.clips_of_tag = [np.flatnonzero(column) for column in used.T]
+        self.weights = (used / np.maximum(used.sum(0), 1)).sum(1)
+
+    def _check_draws(self, n: int | None, n_tagged: int) -> None:
+        if self.max_repeats is None:
+            if self.n < 0 or (self.n and not n_tagged):
+                raise OptionError(f"n={n} draws of {n_tagged} clips with tags; expected at least one such clip and no negative n")
+        elif self.max_repeats < 1 or not 0 <= self.n <= n_tagged * self.max_repeats:
+            raise OptionError(
+                f"n={n}, max_repeats={self.max_repeats}; expected at least 1 repeat, and at most {n_tagged} clips with tags x "
+                f"max_repeats = {n_tagged * max(0, self.max_repeats)} draws"
+            )
 
     def __len__(self) -> int:
         return self.n
 
     def __iter__(self) -> Iterator[int]:
-        drawn = _drawn(self.generator)
-        left: dict[int, int] = {int(c): self.max_repeats for clips in self.clips_of for c in clips}
-        queues: list[list[int]] = [[] for _ in self.clips_of]
+        generator = _seeded(self.generator)
+        if self.max_repeats is not None:
+            yield from self._capped_draws(self.max_repeats, generator)
+        elif self.n:
+            yield from WeightedRandomSampler(self.weights.tolist(), self.n, generator=generator)
+
+    def _capped_draws(self, max_repeats: int, generator: Generator) -> Iterator[int]:
+        remaining = {int(c): max_repeats for clips in self.clips_of_tag for c in clips}
+        queues: list[list[int]] = [[] for _ in self.clips_of_tag]
         tags: list[int] = []
         for _ in range(self.n):
             clip = None
             while clip is None:
-                tags = tags or torch.randperm(len(self.clips_of), generator=drawn).tolist()
-                clip = self._next(tags.pop(), queues, left, drawn)
-            left[clip] -= 1
+                tags = tags or torch.randperm(len(self.clips_of_tag), generator=generator).tolist()
+                clip = self._next_clip(tags.pop(), queues, remaining, generator)
+            remaining[clip] -= 1
             yield clip
 
-    def _next(self, tag: int, queues: list[list[int]], left: dict[int, int], drawn: Generator) -> int | None:
-        """The next clip of a tag that may still be drawn; None if there is none."""
+    def _next_clip(
+        self, tag: int, queues: list[list[int]], remaining: dict[int, int], generator: Generator
+    ) -> int | None:
+        """Return the next clip of a tag with draws remaining; None if there is none."""
         while queues[tag]:
             clip = queues[tag].pop()
-            if left[clip]:
+            if remaining[clip]:
                 return clip
-        free = [int(c) for c in self.clips_of[tag] if left[int(c)]]
+        free = [int(c) for c in self.clips_of_tag[tag] if remaining[int(c)]]
         if not free:
             return None
-        queues[tag] = [free[i] for i in torch.randperm(len(free), generator=drawn).tolist()]
+        queues[tag] = [free[i] for i in torch.randperm(len(free), generator=generator).tolist()]
         return queues[tag].pop()
 
 
 class MixtureSampler(Sampler[int]):
-    """Random draws, with replacement, from several sources with given shares, as the 1st place mixed curated and noisy clips.
+    """Draws with replacement from several sources with given weights, as the 1st place mixed curated and noisy clips.
 
     Parameters
     ----------
     sources
-        The source of each clip, shape (clips,).
-    shares
-        Probability of each source; together 1. `MIXTURE_WEIGHTS` has those of the 1st place.
+        Source of each clip, shape (clips,).
+    weights
+        Probability of each source; they add up to 1. `MIXTURE_WEIGHTS` has those of the 1st place.
     n
         Draws in an epoch.
+    generator
+        Source of the draws; None uses torch's global random state.
 
     Raises
     ------
     OptionError
-        Shares that don't add up to 1, or of a source that has no clips.
+        If the weights don't add up to 1, or a source with a weight has no clips.
     """
 
     def __init__(
-        self, sources: Sequence[str], shares: Mapping[str, float], *, n: int = 32768, generator: Generator | None = None
+        self, sources: Sequence[str], weights: Mapping[str, float], *, n: int = 32768, generator: Generator | None = None
     ):
-        at: dict[str, list[int]] = {}
+        clips_of: dict[str, list[int]] = {}
         for i, source in enumerate(sources):
-            at.setdefault(source, []).append(i)
-        if any(not share >= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+            clips_of.setdefault(source, []).append(i)
+        if any(not weight >= 0 for weight in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
             raise OptionError(
-                f"shares {dict(shares)} add up to {sum(shares.values()):g}; expected parts of at least 0 that make 1"
+                f"weights {dict(weights)} add up to {sum(weights.values()):g}; expected numbers of at least 0 that add up to 1"
             )
-        absent = [name for name, share in shares.items() if share > 0 and name not in at]
+        absent = [name for name, weight in weights.items() if weight > 0 and name not in clips_of]
         if absent:
             raise OptionError(
-                f"no clip comes from {absent[0]!r}, which is to have a share of {shares[absent[0]]:g}; there are clips from "
-                f"{', '.join(sorted(at))}"
+                f"no clip is of the source {absent[0]!r}, which has a weight of {weights[absent[0]]:g}; there are clips of "
+                f"{', '.join(sorted(clips_of))}"
             )
-        self.clips = [torch.tensor(at.get(name, []), dtype=torch.int64) for name in shares]
-        self.shares, self.n, self.generator = torch.tensor(list(shares.values()), dtype=torch.float64), n, generator
+        self.clips = [torch.tensor(clips_of.get(name, []), dtype=torch.int64) for name in weights]
+        self.weights, self.n, self.generator = torch.tensor(list(weights.values()), dtype=torch.float64), n, generator
 
     def __len__(self) -> int:
         return self.n
 
     def __iter__(self) -> Iterator[int]:
-        drawn = _drawn(self.generator)
-        source = torch.multinomial(self.shares, self.n, replacement=True, generator=drawn) if self.n else torch.empty(0)
-        picked = torch.empty(self.n, dtype=torch.int64)
+        generator = _seeded(self.generator)
+        if not self.n:
+            return
+        source = torch.multinomial(self.weights, self.n, replacement=True, generator=generator)
+        draws = torch.empty(self.n, dtype=torch.int64)
         for k, clips in enumerate(self.clips):
-            mine = (source == k).nonzero().flatten()
-            if len(mine):
-                picked[mine] = clips[torch.randint(len(clips), (len(mine),), generator=drawn)]
-        yield from picked.tolist()
+            rows = (source == k).nonzero().flatten()
+            if len(rows):
+                draws[rows] = clips[torch.randint(len(clips), (len(rows),), generator=generator)]
+        yield from draws.tolist()
 
 
 class ShardedSampler(Sampler[Any]):
-    """What process `rank` of `world_size` takes of a sampler: every `world_size`-th draw or batch, equally many in each process.
+    """The draws or batches of one process: every `world_size`-th of a sampler, equally many in each process.
 
-    All processes have to draw the same epoch, so the sampler needs a generator with the same seed in each. The first draws fill up a
-    last round that is not whole, as in torch's DistributedSampler.
+    As in torch's DistributedSampler, the first draws are repeated if the last round is incomplete.
+
+    Parameters
+    ----------
+    sampler
+        A sampler with a generator of the same seed in each process, since all must draw the same epoch.
+    rank, world_size
+        Number of this process, from 0, and number of processes.
+
+    Raises
+    ------
+    OptionError
+        If `rank` is out of range, or the sampler has no generator.
     """
 
     def __init__(self, sampler: Sampler[Any], rank: int, world_size: int):
@@ -233,7 +295,8 @@ class ShardedSampler(Sampler[Any]):
             raise OptionError(f"rank={rank}, world_size={world_size}; expected a rank from 0 to world_size - 1")
         if getattr(sampler, "generator", None) is None:
             raise OptionError(
-                "without a generator, each process draws something else; give the sampler torch.Generator().manual_seed(0)"
+                "the sampler has no generator, so each process would draw another epoch; expected one such as "
+                "torch.Generator().manual_seed(0)"
             )
         self.sampler, self.rank, self.world_size = sampler, rank, world_size
 
@@ -242,40 +305,53 @@ class ShardedSampler(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         epoch = list(self.sampler)
-        short = len(self) * self.world_size - len(epoch)
-        yield from (epoch + (epoch * self.world_size)[:short])[self.rank::self.world_size]
+        missing = len(self) * self.world_size - len(epoch)
+        yield from (epoch + (epoch * self.world_size)[:missing])[self.rank::self.world_size]
 
 
 class SampledDL(TfmdDL):
-    """fastai's loader with an order that a sampler draws: `dls.train.new(cls=SampledDL, sampler=...)`.
+    """A fastai loader whose order is drawn by a sampler: `dls.train.new(cls=SampledDL, sampler=...)`.
 
-    No draw is dropped but one that would be the last batch alone, which batch norm cannot train on. A sampler of batches has to have the
-    same batch size, as `LengthGroupedBatchSampler` with `bs=dls.bs`.
+    Only a draw that would be the last batch by itself is dropped, since batch norm cannot train on a single clip.
+
+    Parameters
+    ----------
+    dataset
+        The data set.
+    sampler
+        A sampler of positions; or of batches, such as `LengthGroupedBatchSampler`, with the batch size of the loader.
+    kwargs
+        As in fastai's `TfmdDL`.
+
+    Raises
+    ------
+    OptionError
+        If the sampler's batch size differs from the loader's.
     """
 
     def __init__(self, dataset: Any, *, sampler: Sampler[Any], **kwargs: Any):
         self.sampler = sampler
-        bs = getattr(sampler, "bs", None)
-        if bs is not None and bs != kwargs.get("bs"):
-            raise OptionError(
-                f"the sampler makes batches of {bs}, the loader of {kwargs.get('bs')}; give both the same bs"
-            )
-        n = len(dataset) if bs is not None else len(sampler)  # type: ignore[arg-type]
-        of_a_batch = kwargs.get("bs") or 1
-        if bs is None and n > of_a_batch > 1 and n % of_a_batch == 1:
+        sampler_bs, bs = self._sampler_bs, kwargs.get("bs")
+        if sampler_bs is not None and sampler_bs != bs:
+            raise OptionError(f"the sampler yields batches of {sampler_bs}, the loader of {bs}; expected the same bs in both")
+        n = len(dataset) if sampler_bs is not None else len(sampler)  # type: ignore[arg-type]
+        if sampler_bs is None and n > (bs or 1) > 1 and n % bs == 1:
             n -= 1
         super().__init__(dataset, **{**kwargs, "shuffle": False, "drop_last": False, "n": n})
 
+    @property
+    def _sampler_bs(self) -> int | None:
+        """Batch size of a batch sampler, None of other samplers."""
+        return self.sampler.bs if isinstance(self.sampler, LengthGroupedBatchSampler) else None
+
     def get_idxs(self) -> list[int]:
-        drawn = list(self.sampler)
-        return (
-            [i for batch in drawn for i in batch] if getattr(self.sampler, "bs", None) is not None else drawn[: self.n]
-        )
+        """Draw the positions of an epoch."""
+        draws = list(self.sampler)
+        return draws[: self.n] if self._sampler_bs is None else [i for batch in draws for i in batch]
 
     def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> Any:
-        """Another loader like this one; of another data set it is a plain one."""
-        if dataset is None or dataset is self.dataset:
-            return super().new(
-                dataset, cls, **{"sampler": self.sampler, **kwargs} if cls in (None, SampledDL) else kwargs
-            )
-        return super().new(dataset, cls or TfmdDL, **kwargs)
+        """Create a loader like this one; for another data set, without the sampler."""
+        if dataset is not None and dataset is not self.dataset:
+            return super().new(dataset, cls or TfmdDL, **kwargs)
+        options = {"sampler": self.sampler, **kwargs} if cls in (None, SampledDL) else kwargs
+        return super().new(dataset, cls, **options)

@@ -1,31 +1,35 @@
-"""What a batch of spectrograms looks and sounds like: fastai's `show_batch` and `show_results` for `TensorSpec`."""
+"""fastai's `show_batch` and `show_results` for batches of spectrograms."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 # plum's dispatcher, keyed by bare name: these two extend fastai's own functions and nothing else may be dispatched under their names.
 from fastai.imports import dispatch
 from fastai.torch_core import subplots
 from torch import Tensor
 
-from fatai.data.tensors import TensorSpec, in_notebook, audio_players
+from fatai.data.tensors import TensorSpec, audio_players, in_notebook
 
 __all__ = ["show_batch", "show_results"]
 
 
-def format_tags(target: Any, most: int = 4) -> str:
-    """Tags of a decoded target, each on a line of its own; of many, which a network that knows little predicts, the first ones."""
+def format_tags(target: Any, max_tags: int = 4) -> str:
+    """Join the tags of a decoded target, each on a line of its own, at most `max_tags` of them.
+
+    Examples
+    --------
+    >>> format_tags(["Bark", "Meow", "Purr"], max_tags=2)
+    'Bark\\nMeow\\nand 1 more'
+    """
     tags = [str(t) for t in target] if isinstance(target, (list, tuple)) or hasattr(target, "items") else [str(target)]
-    return "\n".join(tags[:most] + [f"and {len(tags) - most} more"] * (len(tags) > most)) or "no tag"
+    more = [f"and {len(tags) - max_tags} more"] if len(tags) > max_tags else []
+    return "\n".join(tags[:max_tags] + more) or "no tag"
 
 
-def _grid(
-    x: TensorSpec, n: int, ctxs: Any, nrows: int | None, ncols: int | None, figsize: tuple[float, float] | None
-) -> Any:
-    if ctxs is not None:
-        return ctxs
+def _grid(n: int, nrows: int | None, ncols: int | None, figsize: tuple[float, float] | None) -> list[Any]:
+    """Create `n` axes in a grid."""
     ncols = ncols or min(n, 4) if nrows is None else ncols
     rows, cols = nrows or -(-n // (ncols or 1)), ncols or -(-n // (nrows or 1))
     axes = subplots(rows, cols, figsize=figsize or (cols * 3.4, rows * 2.9))[1].flatten()
@@ -34,47 +38,40 @@ def _grid(
     return list(axes[:n])
 
 
+def _show(x: TensorSpec, specs: Sequence[TensorSpec], titles: Sequence[str], ctxs: Any, options: dict[str, Any]) -> Any:
+    """Draw spectrograms with titles, and in a notebook their players; return the axes."""
+    ctxs = _grid(len(specs), **options) if ctxs is None else ctxs
+    for spec, ctx, title in zip(specs, ctxs, titles, strict=False):  # a user's axes may be fewer
+        spec.show(ctx=ctx, title=title)
+    if len(ctxs) and ctxs[0].figure is not None:
+        ctxs[0].figure.tight_layout()
+    _play(x, [title.replace("\n", ", ") for title in titles])
+    return ctxs
+
+
 def _play(x: TensorSpec, titles: list[str]) -> None:
-    wave = getattr(x, "wave", None)
-    if wave is None or not in_notebook():
+    if x.wave is None or not in_notebook():
         return
     from IPython.display import display
 
-    samples: np.ndarray = wave.detach().cpu().as_subclass(Tensor).numpy()
-    display(audio_players([(samples[i], wave.rate, title) for i, title in enumerate(titles)]))
-
-
-def _tidy(ctxs: Any) -> None:
-    figure = ctxs[0].figure if len(ctxs) else None
-    if figure is not None:
-        figure.tight_layout()
+    samples = x.wave.detach().cpu().as_subclass(Tensor).numpy()
+    display(audio_players([(samples[i], x.wave.sr, title) for i, title in enumerate(titles)]))
 
 
 @dispatch
-def show_batch(
-    x: TensorSpec, y, samples, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, **kwargs
-):
-    """Spectrograms with their tags, frequency in Hz and time in seconds, and in a notebook a player for each."""
-    shown = list(samples)[:max_n]
-    ctxs = _grid(x, len(shown), ctxs, nrows, ncols, figsize)
-    titles = [format_tags(sample[1]) for sample in shown]
-    for sample, ctx, title in zip(shown, ctxs, titles):
-        sample[0].show(ctx=ctx, title=title)
-    _tidy(ctxs)
-    _play(x, [t.replace("\n", ", ") for t in titles])
-    return ctxs
+def show_batch(x: TensorSpec, y, samples, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, **kwargs):
+    """Show spectrograms (channels, mels, frames) with their tags, in Hz over seconds, and in a notebook an audio player for each."""
+    rows = list(samples)[:max_n]
+    titles = [format_tags(row[1]) for row in rows]
+    return _show(x, [row[0] for row in rows], titles, ctxs, {"nrows": nrows, "ncols": ncols, "figsize": figsize})
 
 
 @dispatch
-def show_results(
-    x: TensorSpec, y, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, **kwargs
-):
-    """As `show_batch`, with the true tags in the first lines of a title and the predicted ones below."""
-    shown = list(samples)[:max_n]
-    ctxs = _grid(x, len(shown), ctxs, nrows, ncols, figsize)
-    titles = [f"{format_tags(sample[1])}\npredicted: {format_tags(out[0])}" for sample, out in zip(shown, outs)]
-    for sample, ctx, title in zip(shown, ctxs, titles):
-        sample[0].show(ctx=ctx, title=title)
-    _tidy(ctxs)
-    _play(x, [t.replace("\n", ", ") for t in titles])
-    return ctxs
+def show_results(x: TensorSpec, y, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, **kwargs):
+    """Show spectrograms as `show_batch` does, with the true tags and below them the predicted ones in the titles."""
+    rows = list(samples)[:max_n]
+    titles = [
+        f"{format_tags(row[1])}\npredicted: {format_tags(out[0])}" for row, out in zip(rows, outs, strict=False)
+    ]  # fastai passes all outputs of the batch
+    specs = [row[0] for row in rows[:len(titles)]]
+    return _show(x, specs, titles, ctxs, {"nrows": nrows, "ncols": ncols, "figsize": figsize})

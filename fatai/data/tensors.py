@@ -1,7 +1,7 @@
-"""`TensorWave` and `TensorSpec`: tensors that know their rate, show themselves and play themselves.
+"""`TensorWave` and `TensorSpec`: tensors with metadata that can be shown and played.
 
-Conventions: a wave is (samples,) or (batch, samples); a spectrogram (channels, mels, frames) or with a batch in front. What a tensor
-knows (`sr`, `front_end`, the wave that a spectrogram came from) is one value for a whole batch, as fastai's collation keeps it.
+Conventions: a wave is (samples,) or (batch, samples); a spectrogram (channels, mels, frames) or with a batch in front. Metadata (`sr`,
+`front_end`, the wave of a spectrogram) is one value for a whole batch; fastai's collation and operations keep it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fatai.audio.front_ends import FrontEnd
 
-__all__ = ["TensorFrames", "TensorSpec", "TensorWave", "in_notebook", "audio_players"]
+__all__ = ["TensorFrames", "TensorSpec", "TensorWave", "audio_players", "in_notebook"]
 
-# Perceptually uniform and readable for every kind of colour vision.
-_COLOURS = "magma"
+# Perceptually uniform, and readable with every kind of color vision.
+_COLORMAP = "magma"
 
 
 def _axis(ctx: Any, figsize: tuple[float, float]) -> Any:
@@ -31,7 +31,7 @@ def _axis(ctx: Any, figsize: tuple[float, float]) -> Any:
 
 
 def in_notebook() -> bool:
-    """Whether a player could be shown: an IPython kernel with a front end is running."""
+    """Return whether audio players can be displayed: the code runs in an IPython kernel with a front end."""
     try:
         from IPython import get_ipython
     except ImportError:
@@ -43,17 +43,17 @@ def in_notebook() -> bool:
 def _player(wave: np.ndarray, sr: int) -> Any:
     from IPython.display import Audio
 
-    # At its own level: scaled to its peak, a quiet clip would sound loud and a silent one divide by zero.
+    # At its own level: normalized to its peak, a quiet clip would be loud and a silent one divide by zero.
     return Audio(np.clip(wave, -1, 1), rate=sr, normalize=False)
 
 
 def audio_players(waves: list[tuple[np.ndarray, int, str]]) -> Any:
-    """Audio players side by side.
+    """Create audio players side by side, for a notebook.
 
     Parameters
     ----------
     waves
-        For each player the samples (samples,), the rate in Hz, and the words above it.
+        For each player the samples, shape (samples,), clipped to [-1, 1], the sample rate in Hz, and the title.
 
     Returns
     -------
@@ -71,57 +71,96 @@ def audio_players(waves: list[tuple[np.ndarray, int, str]]) -> Any:
 
 
 class TensorWave(TensorBase):
-    """Sound as samples in [-1, 1], shape (samples,) or (batch, samples); `sr` is its rate in Hz."""
+    """A waveform with values in [-1, 1], shape (samples,) or (batch, samples); `TensorWave(x, sr=sr)` creates one.
 
-    @property
-    def rate(self) -> int:
-        return int(getattr(self, "sr", 44100))
+    Attributes
+    ----------
+    sr
+        Sample rate in Hz.
+    """
+
+    sr: int = 44100
 
     def show(self, ctx: Any = None, title: str | None = None, **kwargs: Any) -> Any:
-        """Draw the waveform over seconds."""
+        """Draw the waveform over time in seconds.
+
+        Parameters
+        ----------
+        ctx
+            matplotlib axes; None creates a figure.
+        title
+            Title of the axes.
+
+        Returns
+        -------
+        The axes.
+        """
         axis = _axis(ctx, (6, 2))
         wave = self.detach().cpu().as_subclass(Tensor).reshape(-1).numpy()
-        axis.plot(np.arange(len(wave)) / self.rate, wave, linewidth=0.5)
+        axis.plot(np.arange(len(wave)) / self.sr, wave, linewidth=0.5)
         axis.set(xlabel="seconds", ylim=(-1, 1), title=title)
         return axis
 
     def hear(self) -> Any:
-        """A player for a notebook."""
-        return _player(self.detach().cpu().as_subclass(Tensor).reshape(-1).numpy(), self.rate)
+        """Create an audio player, for a notebook."""
+        return _player(self.detach().cpu().as_subclass(Tensor).reshape(-1).numpy(), self.sr)
 
 
 class TensorFrames(TensorBase):
-    """Features that come from a cache, shape (rows, frames) or (batch, rows, frames), before they become the channels of a `TensorSpec`."""
+    """Cached features without channels, shape (rows, frames) or (batch, rows, frames); `WaveToSpec` converts them to a `TensorSpec`."""
 
 
 class TensorSpec(TensorImageBase):
     """A spectrogram, shape (channels, mels, frames) or (batch, channels, mels, frames).
 
-    `front_end` describes how it was made and gives its axes their Hz and seconds; `wave`, where it is known, is the sound that it shows.
-    It is deliberately no `TensorImage`: fastai would normalize and rescale that as a photograph.
+    It is deliberately no `TensorImage`, which fastai would normalize and rescale as a photograph.
+
+    Attributes
+    ----------
+    front_end
+        The front end that computed it, which determines Hz and seconds of its axes; None if unknown.
+    wave
+        The waves of the spectrograms, shape (batch, samples); None if unknown, or if the spectrogram was changed since.
     """
 
+    front_end: FrontEnd | None = None
+    wave: TensorWave | None = None
+
     def show(self, ctx: Any = None, title: str | None = None, **kwargs: Any) -> Any:
-        """Draw the first channel, frequency in Hz upwards and seconds to the right."""
+        """Draw the first channel of the first spectrogram, frequency in Hz upwards and seconds to the right.
+
+        Parameters
+        ----------
+        ctx
+            matplotlib axes; None creates a figure.
+        title
+            Title of the axes.
+
+        Returns
+        -------
+        The axes.
+        """
         axis = _axis(ctx, (4, 3))
         values = self.detach().float().cpu().as_subclass(Tensor)
-        picture = values.reshape(-1, *values.shape[-2:])[0].numpy()
-        made_by: FrontEnd | None = getattr(self, "front_end", None)
-        seconds = picture.shape[1] * (made_by.seconds_per_frame if made_by else 1.0)
-        extent = (0, seconds, 0, picture.shape[0])
-        axis.imshow(picture, origin="lower", aspect="auto", cmap=_COLOURS, interpolation="nearest", extent=extent)
-        if made_by:
-            centres = made_by.frequencies_hz()
-            at = np.linspace(0, len(centres) - 1, 5).round().astype(int)
-            axis.set_yticks(at + 0.5, [f"{centres[i]:,.0f}" for i in at])
-            axis.set_ylabel("Hz")
-            axis.set_xlabel("seconds")
+        image = values.reshape(-1, *values.shape[-2:])[0].numpy()
+        seconds = image.shape[1] * (self.front_end.seconds_per_frame if self.front_end else 1.0)
+        extent = (0, seconds, 0, image.shape[0])
+        axis.imshow(image, origin="lower", aspect="auto", cmap=_COLORMAP, interpolation="nearest", extent=extent)
+        if self.front_end:
+            _label_axes(axis, self.front_end)
         axis.set_title(title, fontsize=9)
         return axis
 
     def hear(self) -> Any:
-        """A player for the sound behind the spectrogram, where it is known."""
-        wave = getattr(self, "wave", None)
-        if wave is None:
-            raise AttributeError("this spectrogram does not carry its sound: take it from a batch of the data loaders")
-        return TensorWave(torch.as_tensor(wave)).hear()
+        """Create an audio player of the spectrogram's wave, for a notebook; raise `AttributeError` if the wave is unknown."""
+        if self.wave is None:
+            raise AttributeError("this spectrogram does not carry its wave: take it from a batch of the data loaders")
+        return TensorWave(torch.as_tensor(self.wave)).hear()
+
+
+def _label_axes(axis: Any, front_end: FrontEnd) -> None:
+    centers = front_end.frequencies_hz()
+    rows = np.linspace(0, len(centers) - 1, 5).round().astype(int)
+    axis.set_yticks(rows + 0.5, [f"{centers[i]:,.0f}" for i in rows])
+    axis.set_ylabel("Hz")
+    axis.set_xlabel("seconds")

@@ -1,7 +1,7 @@
-"""One fold of a recipe: trained round after round, resumed where a killed run left it, its predictions kept beside the weights.
+"""Train one fold of a recipe: its rounds one after another, resumable, with the predictions stored beside the weights.
 
-A *round* is the stages that a fold fits on the same clips: a new one begins where noisy clips are chosen, which all folds' models judge
-together, where noisy clips are no longer trained on, and where a stage begins with fresh weights.
+A *round* is a run of consecutive stages that a fold fits on the same clips. A new round starts where noisy clips are selected (which needs
+the predictions of all folds), where noisy clips are no longer trained on, and where a stage starts from new weights.
 """
 
 from __future__ import annotations
@@ -17,48 +17,54 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
-from fatai.io.atomic import write_text
+from fatai.callbacks.progress import quiet_unless_terminal
+from fatai.callbacks.resume import ResumeTraining
+from fatai.callbacks.sample_weights import SampleWeights
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.labels import multi_hot
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.errors import CheckpointError
-from fatai.inference.predictions import Predictions
-from fatai.experiment.best import BestOfStages
+from fatai.callbacks.checkpoint import BestOfStages
 from fatai.experiment.build import has_two_heads, recipe_network
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.stage import fit_stage
-from fatai.io.json import read_json_limited
-from fatai.callbacks.callbacks import quiet_unless_terminal
-from fatai.distributed import SINGLE_PROCESS, ProcessGroup
-from fatai.models.checkpoint import load_weights, save_weights
-from fatai.noisy_labels.selection import LabelSelection
 from fatai.inference.learner import FatLearner, fat_learner
+from fatai.inference.predictions import Predictions
+from fatai.io.atomic import write_text
+from fatai.io.json import read_json_limited
+from fatai.models.checkpoint import load_weights, save_weights
 from fatai.noisy_labels.methods import second_head
-from fatai.callbacks.resume import ResumeTraining
-from fatai.callbacks.sample_weights import SampleWeights
+from fatai.noisy_labels.selection import LabelSelection
 
-__all__ = ["WEIGHTS", "FoldContext", "FoldResult", "fold_learner", "sample_weight_callbacks", "train_fold"]
+__all__ = ["FoldContext", "FoldResult"]
 
 WEIGHTS = "model.safetensors"
-_APART = 1_000_003  # between the seeds of processes: folds and users take neighbouring ones
+RANK_SEED_STRIDE = 1_000_003  # distance of the seeds of ranks, since folds and users take neighboring seeds
 
 
 @dataclass(frozen=True)
 class FoldContext:
-    """What is the same for all folds of a run.
+    """What all folds of a run have in common.
 
     Attributes
     ----------
+    data, recipe
+        The data set and the recipe.
+    out
+        The run folder.
     digest
-        Of the data; a state of other data is not gone on from.
+        Of the data; states and predictions of other data are not reused.
     noisy
-        The noisy clips that can be read: fname, path, labels; None where there are none.
+        Readable noisy clips, columns fname, path and labels; None without noisy clips.
     predict_test
         Whether the last round predicts the test part.
-    say
-        What takes a line of progress.
+    num_workers, cache_dir
+        As in `fatai.data.blocks.FATDataLoaders.from_df`.
+    log
+        Function for lines of progress.
     group
-        Processes that train every fold together; alone, where each process has folds of its own.
+        Processes that train every fold together; `SINGLE_PROCESS` where each process trains folds of its own.
     """
 
     data: FATDataset
@@ -69,125 +75,158 @@ class FoldContext:
     predict_test: bool = True
     num_workers: int | None = None
     cache_dir: str | Path | None = None
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
     group: ProcessGroup = SINGLE_PROCESS
+
+    @property
+    def predicts_test(self) -> bool:
+        """True if there is a test part to predict."""
+        return self.predict_test and len(self.data.test) > 0
+
+    def folder(self, fold: int) -> Path:
+        """Return the folder of a fold."""
+        return self.out / f"fold_{fold}"
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """Predictions of a fold: after the last round of held-out clips and, if asked, of the test part; before it, of noisy clips."""
+    """Predictions of a fold: of held-out and test clips after the last round, of noisy clips before it."""
 
-    oof_score: Predictions | None = None
+    oof: Predictions | None = None
     test: Predictions | None = None
     noisy: Predictions | None = None
 
 
 def train_fold(
-    job: FoldContext, fold: int, table: pd.DataFrame, number: int = 0, chosen: LabelSelection | None = None
+    context: FoldContext, fold: int, table: pd.DataFrame, number: int = 0, selection: LabelSelection | None = None
 ) -> FoldResult:
-    """Train a round of a fold and predict, or do what of it is not done yet.
+    """Train and predict one round of a fold, or what of it is not done yet.
 
     Parameters
     ----------
     table
-        One row a clip: fname, path, labels, is_valid.
+        One row per clip: fname, path, labels, is_valid.
     number
-        Of the round.
-    chosen
-        The noisy clips of the round; None trains on curated ones alone.
+        Number of the round, from 0.
+    selection
+        The noisy clips of the round; None trains on curated clips alone.
 
     Raises
     ------
     CheckpointError
         If the fold's folder holds a state of another run.
     """
-    folder, rounds = job.out / f"fold_{fold}", job.recipe.rounds()
-    last = number == len(rounds) - 1
-    job.group.barrier()  # what the others still write of the fold before is no answer to what is done
-    done = _done(job, folder) if last else _round_done(job, folder, number)
-    if done is not None:
-        if last:
-            job.say(f"fold {fold}: done before")
-        return done
-    part = "" if len(rounds) == 1 else f"round {number + 1} of {len(rounds)}, "
-    held, more = int(table["is_valid"].sum()), "" if chosen is None else f" and {len(chosen)} noisy ones"
-    job.say(f"fold {fold}: {part}training on {len(table) - held} clips{more}, held out {held}")
-    learn = fold_learner(job, fold, table, chosen)
-    weights = folder / (WEIGHTS if last else _round_path(number))
-    with learn.distrib_ctx(group=job.group):
-        if job.group.broadcast(weights.exists()):
-            load_weights(weights, learn.model)
-        else:
-            _fit_round(job, fold, learn, number, chosen)
-            if job.group.is_main:
-                _save(learn, weights)
-        if job.group.is_main:
-            _remove_states(learn, number, rounds[number].stop - 1, last)
-        if not last:
-            return FoldResult(
-                noisy=_predict_noisy(job, fold, learn, number) if job.recipe.predicts_noisy_after(number) else None
-            )
-        return _predict(job, fold, learn, table)
+    context.group.barrier()  # other ranks may still write files of the fold before, which `_finished` must not see half done
+    finished = _finished(context, fold, number)
+    if finished is not None:
+        return finished
+    context.log(_start_line(context, fold, table, number, selection))
+    learn = fold_learner(context, fold, table, selection)
+    is_last = number == len(context.recipe.rounds()) - 1
+    with learn.distrib_ctx(group=context.group):
+        _fit_or_load_round(context, fold, learn, number, selection)
+        if is_last:
+            return _predict(context, fold, learn, table)
+        return FoldResult(noisy=_predict_noisy(context, fold, learn, number))
 
 
-def _predict(job: FoldContext, fold: int, learn: FatLearner, table: pd.DataFrame) -> FoldResult:
-    oof_score = _predict_items(job, learn, table[table["is_valid"]], f"fold {fold}: held-out clips")
-    if job.group.is_main:
-        oof_score.to_csv(learn.path / "oof.csv")
+def _start_line(
+    context: FoldContext, fold: int, table: pd.DataFrame, number: int, selection: LabelSelection | None
+) -> str:
+    n_rounds, n_valid = len(context.recipe.rounds()), int(table["is_valid"].sum())
+    part = "" if n_rounds == 1 else f"round {number + 1} of {n_rounds}, "
+    noisy = "" if selection is None else f" and {len(selection)} noisy ones"
+    return f"fold {fold}: {part}training on {len(table) - n_valid} clips{noisy}, {n_valid} held out"
+
+
+def _fit_or_load_round(
+    context: FoldContext, fold: int, learn: FatLearner, number: int, selection: LabelSelection | None
+) -> None:
+    """Load the weights that a round ended with, or fit the round and write them; then remove its intermediate states."""
+    rounds = context.recipe.rounds()
+    is_last = number == len(rounds) - 1
+    weights = learn.path / (WEIGHTS if is_last else _round_path(number))
+    if context.group.broadcast(weights.exists()):
+        load_weights(weights, learn.model)
+    else:
+        _fit_round(context, fold, learn, number, selection)
+        if context.group.is_main:
+            _save(learn, weights)
+    if context.group.is_main:
+        _remove_states(learn, number, rounds[number].stop - 1, is_last)
+
+
+def _predict(context: FoldContext, fold: int, learn: FatLearner, table: pd.DataFrame) -> FoldResult:
+    """Predict held-out and test clips and write them; fold.json comes last and marks the fold as finished."""
+    oof = _predict_items(context, learn, table[table["is_valid"]], f"fold {fold}: held-out clips")
+    if context.group.is_main:
+        oof.to_csv(learn.path / "oof.csv")
     test = None
-    if job.predict_test and len(job.data.test):
-        test = _predict_items(job, learn, job.data.test, f"fold {fold}: test clips")
-    if job.group.is_main:
+    if context.predicts_test:
+        test = _predict_items(context, learn, context.data.test, f"fold {fold}: test clips")
+    if context.group.is_main:
         if test is not None:
             test.to_csv(learn.path / "test.csv")
-        unreadable = {"held_out": oof_score.unreadable, "test": test.unreadable if test else ()}
-        write_text(
-            learn.path / "fold.json", json.dumps({"digest": job.digest, "unreadable": unreadable}, indent=2) + "\n"
-        )
-    return FoldResult(oof_score, test)
+        unreadable = {"oof": oof.unreadable, "test": test.unreadable if test else ()}
+        notes = {"digest": context.digest, "unreadable": unreadable}
+        write_text(learn.path / "fold.json", json.dumps(notes, indent=2) + "\n")
+    return FoldResult(oof, test)
 
 
-def _predict_noisy(job: FoldContext, fold: int, learn: FatLearner, number: int) -> Predictions | None:
-    if job.noisy is None:
+def _predict_noisy(context: FoldContext, fold: int, learn: FatLearner, number: int) -> Predictions | None:
+    """Predict the noisy clips and write them; None if no selection needs them."""
+    if context.noisy is None or not context.recipe.predicts_noisy_after(number):
         return None
-    judged = _predict_items(job, learn, job.noisy, f"fold {fold}: noisy clips")
-    if job.group.is_main:
-        judged.to_csv(learn.path / _noisy_predictions_path(number))
-    return judged
+    noisy = _predict_items(context, learn, context.noisy, f"fold {fold}: noisy clips")
+    if context.group.is_main:
+        noisy.to_csv(learn.path / _noisy_predictions_path(number))
+    return noisy
 
 
-def _predict_items(job: FoldContext, learn: FatLearner, items: pd.DataFrame, desc: str) -> Predictions:
-    tta = job.recipe.tta
+def _predict_items(context: FoldContext, learn: FatLearner, items: pd.DataFrame, desc: str) -> Predictions:
+    tta = context.recipe.tta
     return learn.tta(
-        items=items, desc=desc, views=tta.views, n=tta.n, average=tta.average, seed=job.recipe.seed, **tta.options
+        items=items, desc=desc, views=tta.views, n=tta.n, average=tta.average, seed=context.recipe.seed, **tta.options
     )
 
 
-def _done(job: FoldContext, folder: Path) -> FoldResult | None:
-    """What a finished fold predicted; None if something is still to do."""
-    names = ("oof.csv", "test.csv") if job.predict_test and len(job.data.test) else ("oof.csv",)
-    if not all((folder / name).exists() for name in ("fold.json", WEIGHTS, *names)):
+def _finished(context: FoldContext, fold: int, number: int) -> FoldResult | None:
+    """Return the result of a round that was finished before; None if something is still to do."""
+    if number < len(context.recipe.rounds()) - 1:
+        return _finished_round(context, context.folder(fold), number)
+    result = _finished_fold(context, context.folder(fold))
+    if result is not None:
+        context.log(f"fold {fold}: finished before")
+    return result
+
+
+def _finished_fold(context: FoldContext, folder: Path) -> FoldResult | None:
+    parts = ("oof", "test") if context.predicts_test else ("oof",)
+    if not all((folder / name).exists() for name in ("fold.json", WEIGHTS, *(f"{part}.csv" for part in parts))):
         return None
-    try:
-        notes = read_json_limited(folder / "fold.json")
-        digest, unreadable = notes["digest"], {k: tuple(map(str, notes["unreadable"][k])) for k in ("held_out", "test")}
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(
-            f"{folder / 'fold.json'} cannot be read ({e!r}); delete it to predict with the fold again"
-        ) from None
-    if digest != job.digest:
+    digest, unreadable = _fold_notes(folder / "fold.json")
+    if digest != context.digest:
         raise CheckpointError(f"{folder} was trained on other data; choose another folder for this run, or remove it")
-    read = [Predictions.from_csv(folder / name) for name in names]
-    read = [Predictions(p.fnames, p.tags, p.probs, unreadable[k]) for p, k in zip(read, ("held_out", "test"))]
-    return FoldResult(read[0], read[1] if len(read) > 1 else None)
+    predictions = [Predictions.from_csv(folder / f"{part}.csv") for part in parts]
+    return FoldResult(*(
+        Predictions(p.fnames, p.tags, p.probs, unreadable[part]) for p, part in zip(predictions, parts, strict=True)
+    ))
 
 
-def _round_done(job: FoldContext, folder: Path, number: int) -> FoldResult | None:
-    """What an earlier round gave; None if something is still to do."""
-    if job.recipe.predicts_noisy_after(number) and job.noisy is not None:
+def _fold_notes(path: Path) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """Read the digest of the data and the names of unreadable clips by part from fold.json."""
+    try:
+        notes = read_json_limited(path)
+        return notes["digest"], {part: tuple(map(str, notes["unreadable"][part])) for part in ("oof", "test")}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{path} cannot be read ({e!r}); delete it to predict with the fold again") from None
+
+
+def _finished_round(context: FoldContext, folder: Path, number: int) -> FoldResult | None:
+    if context.recipe.predicts_noisy_after(number) and context.noisy is not None:
         path = folder / _noisy_predictions_path(number)
         return FoldResult(noisy=Predictions.from_csv(path)) if path.exists() else None
-    later = [_round_path(k) for k in range(number, len(job.recipe.rounds()) - 1)]
+    later = [_round_path(k) for k in range(number, len(context.recipe.rounds()) - 1)]
     return FoldResult() if any((folder / name).exists() for name in (*later, WEIGHTS)) else None
 
 
@@ -199,103 +238,115 @@ def _noisy_predictions_path(number: int) -> str:
     return f"judged_{number}.csv"
 
 
-def fold_learner(job: FoldContext, fold: int, table: pd.DataFrame, chosen: LabelSelection | None = None) -> FatLearner:
-    """The learner of a fold with newly drawn weights, for curated clips and the chosen noisy ones."""
-    recipe = job.recipe
-    # Before the loaders: they draw their shuffle's seed when they are made.
+def _best_path(stage: int) -> str:
+    return f"best_until_{stage}.safetensors"
+
+
+def _state_path(stage: int) -> str:
+    return f"state_{stage}.safetensors"
+
+
+def fold_learner(
+    context: FoldContext, fold: int, table: pd.DataFrame, selection: LabelSelection | None = None
+) -> FatLearner:
+    """Return the learner of a fold with newly initialized weights.
+
+    Parameters
+    ----------
+    table
+        One row per curated clip: fname, path, labels, is_valid.
+    selection
+        Noisy clips to train on besides the curated ones.
+    """
+    recipe = context.recipe
+    # Before the loaders are made: they draw the seed of their shuffling.
     set_seed(recipe.seed + fold, reproducible=True)
-    with job.group.main_process_first():
+    with context.group.main_process_first():
         dls = FATDataLoaders.from_df(
-            table if chosen is None else _with_noisy(job, table, chosen),
-            vocab=job.data.tags,
+            table if selection is None else _with_noisy(context, table, selection),
+            vocab=context.data.tags,
             fn_col="fname",
             path_col="path",
             label_col="labels",
             valid_col="is_valid",
             settings=recipe.settings(),
             bs=recipe.stages[0].bs,
-            num_workers=job.num_workers,
+            num_workers=context.num_workers,
             check_files=False,
             cache=recipe.clips.cache,
-            cache_dir=job.cache_dir,
+            cache_dir=context.cache_dir,
         )
     network = recipe_network(recipe, len(dls.tags), dls.to_spec.n_channels)
-    learn = quiet_unless_terminal(fat_learner(dls, network, precision=recipe.precision, path=job.out / f"fold_{fold}"))
-    if not job.group.is_main:
-        # The same weights and batches, but crops and changes of its own.
-        set_seed(recipe.seed + fold + _APART * job.group.rank, reproducible=True)
+    learn = quiet_unless_terminal(fat_learner(dls, network, precision=recipe.precision, path=context.folder(fold)))
+    if not context.group.is_main:
+        # The same weights and batches on all ranks, but different crops and augmentations.
+        set_seed(recipe.seed + fold + RANK_SEED_STRIDE * context.group.rank, reproducible=True)
     return learn
 
 
-def _with_noisy(job: FoldContext, table: pd.DataFrame, chosen: LabelSelection) -> pd.DataFrame:
-    """Curated clips, then the chosen noisy ones; of soft targets the labels are what is above one half."""
-    assert job.noisy is not None
-    paths = dict(zip(job.noisy["fname"], job.noisy["path"]))
-    n_tags = len(job.data.tags)
-    labels = [[job.data.tags[k] for k in np.flatnonzero(row[:n_tags] > 0.5)] for row in chosen.targ]
+def _with_noisy(context: FoldContext, table: pd.DataFrame, selection: LabelSelection) -> pd.DataFrame:
+    """Append the selected noisy clips to the curated ones; the labels of soft targets are the tags above 0.5."""
+    assert context.noisy is not None
+    paths = dict(zip(context.noisy["fname"], context.noisy["path"], strict=True))
+    tags = context.data.tags
+    labels = [[tags[k] for k in np.flatnonzero(row[:len(tags)] > 0.5)] for row in selection.targ]
     rows = pd.DataFrame(
         {
-            "fname": list(chosen.fnames),
-            "path": [paths[name] for name in chosen.fnames],
+            "fname": list(selection.fnames),
+            "path": [paths[name] for name in selection.fnames],
             "labels": pd.Series(labels, dtype=object),
             "is_valid": False,
-            "noisy": chosen.noisy,
-            "source": list(chosen.source),
+            "noisy": selection.noisy,
+            "source": list(selection.source),
         }
     )
     return pd.concat([table.assign(noisy=False, source="curated"), rows], ignore_index=True)
 
 
-def sample_weight_callbacks(job: FoldContext, learn: FatLearner, chosen: LabelSelection | None) -> list[Callback]:
-    """What tells the loss of weights, marks and targets of noisy clips."""
-    if chosen is None and not has_two_heads(job.recipe):
+def sample_weight_callbacks(
+    context: FoldContext, learn: FatLearner, selection: LabelSelection | None
+) -> list[Callback]:
+    """Return the callback for sample weights, noisy flags and targets of noisy clips; empty where none are needed."""
+    two_heads = has_two_heads(context.recipe)
+    if selection is None and not two_heads:
         return []
-    weights, targets = (dict(chosen.weight_of), dict(chosen.target_of)) if chosen is not None else ({}, {})
-    if has_two_heads(job.recipe):
-        own = learn.dls.files(0)
-        own = own[~own["fname"].isin(targets)]
-        rows = zip(own["fname"], *second_head(multi_hot(own["labels"], learn.tags), noisy=False))
-        for fname, targ, weight in rows:
+    weights, targets = ({}, {}) if selection is None else (dict(selection.weight_of), dict(selection.target_of))
+    if two_heads:
+        curated = learn.dls.files(0)
+        curated = curated[~curated["fname"].isin(targets)]
+        second = second_head(multi_hot(curated["labels"], learn.tags), noisy=False)
+        for fname, targ, weight in zip(curated["fname"], *second, strict=True):
             targets[fname], weights[fname] = targ, weight
-    elif chosen is not None and not chosen.soft:
+    elif selection is not None and not selection.soft:
         targets = {}
     return [SampleWeights(weights, targets=targets)]
 
 
-def _fit_round(job: FoldContext, fold: int, learn: FatLearner, number: int, chosen: LabelSelection | None) -> None:
-    """All stages of a round that are not done yet."""
-    stages = job.recipe.stages
-    states = {k: learn.path / _state(k) for k in job.recipe.rounds()[number]}
-    # A state holds all that came before it.
-    begun = max((k for k, state in states.items() if state.exists()), default=job.recipe.rounds()[number].start)
-    if number and not stages[job.recipe.rounds()[number].start].reinit:
+def _fit_round(
+    context: FoldContext, fold: int, learn: FatLearner, number: int, selection: LabelSelection | None
+) -> None:
+    """Fit the stages of a round that are not done yet."""
+    recipe, stages = context.recipe, context.recipe.rounds()[number]
+    # A saved state holds the work of all stages before it.
+    first = max((k for k in stages if (learn.path / _state_path(k)).exists()), default=stages.start)
+    if number and not recipe.stages[stages.start].reinit:
         load_weights(learn.path / _round_path(number - 1), learn.model)
-    for k, state in states.items():
-        if k < begun:
-            continue
-        weighted = sample_weight_callbacks(job, learn, chosen)
-        notes = {"recipe": job.recipe.digest(), "data": job.digest, "fold": fold, "stage": k}
-        shares = dict(chosen.shares) if chosen is not None and chosen.shares else None
-        best = _best_of_stages(job.recipe, learn.path, k)
-        fit_stage(learn, stages[k], number=k, cbs=[ResumeTraining(state, notes), *weighted], shares=shares, best=best)
+    source_weights = dict(selection.shares) if selection is not None and selection.shares else None
+    for k in range(first, stages.stop):
+        notes = {"recipe": recipe.digest(), "data": context.digest, "fold": fold, "stage": k}
+        cbs = [ResumeTraining(learn.path / _state_path(k), notes), *sample_weight_callbacks(context, learn, selection)]
+        best = _best_of_stages(recipe, learn.path, k)
+        fit_stage(learn, recipe.stages[k], number=k, cbs=cbs, source_weights=source_weights, best=best)
 
 
 def _best_of_stages(recipe: Recipe, folder: Path, stage: int) -> BestOfStages | None:
-    """What keeps the best weights of a stage whose best are compared with those of others; None where they aren't."""
+    """Return the checkpoint callback of a stage whose best weights are compared with those of other stages, else None."""
     tracked, checkpoint = recipe.tracks_best(stage), recipe.stages[stage].checkpoint
     if not tracked and checkpoint != "best_overall":
         return None
     before = folder / _best_path(stage - 1) if stage and recipe.tracks_best(stage - 1) else None
     after = folder / _best_path(stage) if tracked else None
     return BestOfStages(before, after, load=checkpoint != "last", fname=f"best_of_stage_{stage}")
-
-
-def _best_path(stage: int) -> str:
-    return f"best_until_{stage}.safetensors"
-
-
-def _state(stage: int) -> str:
-    return f"state_{stage}.safetensors"
 
 
 def _save(learn: FatLearner, path: Path) -> None:
@@ -307,16 +358,13 @@ def _save(learn: FatLearner, path: Path) -> None:
     save_weights(path, learn.model, {"fatai": json.dumps(notes)})
 
 
-def _remove_states(learn: FatLearner, number: int, stage: int, last: bool) -> None:
-    """The weights are kept; states and the best of stages have done their work, and so have the weights of the round before.
+def _remove_states(learn: FatLearner, number: int, stage: int, is_last: bool) -> None:
+    """Remove the intermediate files of round `number`, which ended with `stage`: states, best weights and earlier rounds' weights.
 
-    What the round `number`, which ended with `stage`, leaves of its best weights is for the next one, if it isn't the `last`.
+    The best weights of `stage` itself stay for the next round, unless the round is the last.
     """
-    bests = [learn.path / _best_path(k) for k in range(stage + last)]
-    for leftover in (
-        *learn.path.glob("state_*.safetensors"),
-        *bests,
-        *(learn.path / _round_path(k) for k in range(number)),
-    ):
-        leftover.unlink(missing_ok=True)
+    best = [learn.path / _best_path(k) for k in range(stage + is_last)]
+    earlier = [learn.path / _round_path(k) for k in range(number)]
+    for path in (*learn.path.glob("state_*.safetensors"), *best, *earlier):
+        path.unlink(missing_ok=True)
     shutil.rmtree(learn.path / learn.model_dir, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Tables that say which tags each clip has, from CSV files or data frames, in either of two layouts.
 
 Either a column `labels`, whose cells name tags, or a column of 0 and 1 for each tag; both beside a column `fname`. Tables of one's own
-sounds may call the two what `fatai.data.own_table` knows them by.
+sounds may call the two what `fatai.data.tables` knows them by.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fatai.data.labels import parse_labels
-from fatai.data.own_table import standardize_columns
+from fatai.data.tables import standardize_columns
 from fatai.errors import DataError, LabelError
 from fatai.io.csv import CsvTable, Duplicates, Row, read_csv, format_names, width_error
 from fatai.registry import did_you_mean

@@ -427,7 +427,7 @@ def test_a_clock_that_goes_back_disturbs_nothing(small_dls, tmp_path, monkeypatc
 
     monkeypatch.setattr(time, "time", back)
     from fatai.data.cache import ClipCache
-    from fatai.callbacks.history import EpochCSVLogger
+    from fatai.callbacks.csv_logger import EpochCSVLogger
 
     learn = fat_learner(small_dls, "m1", width=0.1, precision="fp32", path=tmp_path)
     with learn.no_bar(), learn.no_logging():
@@ -437,9 +437,9 @@ def test_a_clock_that_goes_back_disturbs_nothing(small_dls, tmp_path, monkeypatc
     seconds = [float(line.split(",")[-1]) for line in (tmp_path / "history.csv").read_text().splitlines()[1:]]
     assert len(seconds) == 2 and all(0 <= s < 600 for s in seconds)
     files = [str(path) for path in small_dls.files(0)["path"][:3]]
-    first = ClipCache.open_or_build(files, small_dls.settings, folder=tmp_path / "cache")
+    first = ClipCache.open_or_build(files, small_dls.clip_config, folder=tmp_path / "cache")
     os.utime(tmp_path / "cache", (0, 0))
     assert (
-        ClipCache.open_or_build(files, small_dls.settings, folder=tmp_path / "cache").lengths.tolist()
+        ClipCache.open_or_build(files, small_dls.clip_config, folder=tmp_path / "cache").lengths.tolist()
         == first.lengths.tolist()
     )

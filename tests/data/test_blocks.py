@@ -9,7 +9,9 @@ import pytest
 import soundfile as sf
 import torch
 
-from fatai.data.blocks import AudioBlock, CenterCrop, ClipConfig, FATDataLoaders, LoadClip, RandomCrop
+from fatai.data.blocks import AudioBlock, FATDataLoaders
+from fatai.data.config import ClipConfig
+from fatai.data.transforms import CenterCrop, LoadClip, RandomCrop
 from fatai.data.tensors import TensorSpec, TensorWave
 from fatai.errors import DataError, LabelError, OptionError
 from fatai.audio.front_ends import front_end
@@ -39,7 +41,7 @@ def load(root, df, **options):
 
 def test_a_batch_is_spectrograms_and_multi_hot_tags(small_dls):
     spec, targ = small_dls.one_batch()
-    assert isinstance(spec, TensorSpec) and spec.shape == (16, 1, 64, small_dls.settings.front_end.frames(SR))
+    assert isinstance(spec, TensorSpec) and spec.shape == (16, 1, 64, small_dls.clip_config.front_end.frames(SR))
     assert targ.shape == (16, 10) and set(targ.unique().tolist()) == {0.0, 1.0}
 
 

@@ -15,8 +15,9 @@ import soundfile as sf
 import torch
 from fastai.torch_core import set_seed
 
-from fatai.data import cache_build
-from fatai.data.blocks import FATDataLoaders, RandomCrop
+from fatai.data import cache_writer
+from fatai.data.blocks import FATDataLoaders
+from fatai.data.transforms import RandomCrop
 from fatai.data.cache import ClipCache, CachedClip, default_cache_folder
 from fatai.data.config import ClipConfig
 from fatai.data.tensors import TensorSpec, TensorWave
@@ -57,13 +58,13 @@ def tree(folder):
 
 def made(monkeypatch):
     """A list that every clip which is computed from now on is added to."""
-    seen, real = [], cache_build.stored_values
+    seen, real = [], cache_writer.compute_values
 
     def spy(settings, module, path):
         seen.append(os.path.basename(path))
         return real(settings, module, path)
 
-    monkeypatch.setattr(cache_build, "stored_values", spy)
+    monkeypatch.setattr(cache_writer, "compute_values", spy)
     return seen
 
 
@@ -174,7 +175,7 @@ def test_unreadable_and_absent_files_are_faults_of_their_own(files, settings, tm
     (tmp_path / "in" / "1.wav").write_bytes(b"RIFF")
     os.unlink(files[2])
     cache = ClipCache.open_or_build(files, settings, kind="wave", folder=tmp_path / "c")
-    assert set(cache.faults) == {1, 2} and "cut short" in cache.faults[1] and "cannot be found" in cache.faults[2]
+    assert set(cache.errors) == {1, 2} and "cut short" in cache.errors[1] and "cannot be found" in cache.errors[2]
     assert cache.lengths[[1, 2]].tolist() == [0, 0] and cache.crop(3).numel() > 0
     with pytest.raises(AudioError, match="cannot be found"):
         cache.length(2)
@@ -242,13 +243,13 @@ def test_loaders_with_a_wave_cache_give_the_batches_of_the_files(files, tmp_path
 def test_loaders_with_a_feature_cache_give_crops_of_the_clips_features(files, tmp_path):
     dls = load(files, cache="features", cache_dir=tmp_path / "c", channels="deltas")
     spec, _ = dls.valid.one_batch()
-    size = dls.settings.crop_frames
-    assert isinstance(spec, TensorSpec) and spec.shape == (2, 3, 64, size) and spec.front_end == dls.settings.front_end
+    size = dls.clip_config.crop_frames
+    assert isinstance(spec, TensorSpec) and spec.shape == (2, 3, 64, size) and spec.front_end == dls.clip_config.front_end
     for row, path in zip(spec.as_subclass(torch.Tensor), files[3:]):
-        whole = whole_crop(front_end("ninth").build(), dls.settings, path)
+        whole = whole_crop(front_end("ninth").build(), dls.clip_config, path)
         start = (whole.shape[-1] - size) // 2
         torch.testing.assert_close(row[0], whole[:, start:start + size], rtol=2 ** -11, atol=1e-6)
-    crops = [RandomCrop(dls.settings)(dls.train_ds[2][0], split_idx=0) for _ in range(5)]
+    crops = [RandomCrop(dls.clip_config)(dls.train_ds[2][0], split_idx=0) for _ in range(5)]
     assert {c.shape for c in crops} == {(64, size)} and len({float(c.sum()) for c in crops}) > 1
 
 
@@ -334,7 +335,7 @@ def killed(tmp_path, many, shares):
         there = len(list((tmp_path / f"k{k}").rglob("*.f16")))
         partial += 0 < there < len(many)
         cache = ClipCache.open_or_build(many, ClipConfig(crop_s=0.4), folder=tmp_path / f"k{k}")
-        assert tree(tmp_path / f"k{k}") == good and not cache.faults
+        assert tree(tmp_path / f"k{k}") == good and not cache.errors
         shutil.rmtree(tmp_path / f"k{k}")
     return partial
 

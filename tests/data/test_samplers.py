@@ -101,6 +101,19 @@ def test_shares_of_a_mixture_are_kept():
     assert len(set(MixtureSampler(sources, {"corrected": 1.0}, n=1000))) == 20
 
 
+def test_without_a_cap_tags_are_drawn_alike_and_clips_of_a_tag_alike():
+    targ = np.zeros((13, 3))
+    targ[:10, 0], targ[10:12, 1] = 1, 1  # no clip has the third tag, one clip has none
+    count = Counter(BalancedSampler(targ, n=30_000, max_repeats=None, generator=seeded(0)))
+    expected = [15_000 / 10] * 10 + [15_000 / 2] * 2
+    for clip, mean in enumerate(expected):
+        # Five standard deviations of a binomial count.
+        assert abs(count[clip] - mean) < 5 * (mean * (1 - mean / 30_000)) ** 0.5
+    assert set(count) == set(range(12)) and len(BalancedSampler(targ, max_repeats=None)) == 12
+    with pytest.raises(OptionError, match="0 clips with tags"):
+        BalancedSampler(np.zeros((3, 2)), n=1, max_repeats=None)
+
+
 @pytest.mark.parametrize("name", list(MIXTURE_WEIGHTS))
 def test_published_shares_add_up(name):
     assert sum(MIXTURE_WEIGHTS[name].values()) == pytest.approx(1) and set(MIXTURE_WEIGHTS[name]) <= {"noisy", "corrected", "curated"}
@@ -155,9 +168,9 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
             "at most 3 clips with tags x max_repeats = 6 draws",
         ),
         (lambda: MixtureSampler(["a"], {"a": 0.5}), OptionError, "add up to 0.5"),
-        (lambda: MixtureSampler(["a"], {"a": 0.5, "b": 0.5}), OptionError, "no clip comes from 'b'"),
+        (lambda: MixtureSampler(["a"], {"a": 0.5, "b": 0.5}), OptionError, "no clip is of the source 'b'"),
         (lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1, generator=seeded(0)), 2, 2), OptionError, "rank=2, world_size=2"),
-        (lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1), 0, 2), OptionError, "without a generator, each"),
+        (lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1), 0, 2), OptionError, "has no generator, so each"),
     ],
 )
 def test_impossible_wishes_are_refused(make, error, words):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
-from fatai.data.own_table import read_sound_table, standardize_columns
+from fatai.data.tables import read_sound_table, standardize_columns
 from fatai.data.audit.dataset import check_dataset
 from fatai.errors import DataError
 from fatai.inference.predictions import Predictions

@@ -43,4 +43,4 @@ def test_show_batch_draws_one_titled_picture_a_clip(small_dls):
 
 def test_a_batch_carries_the_sound_that_it_shows(small_dls):
     spec, _ = small_dls.one_batch()
-    assert spec.wave.shape == (16, 44100) and spec.front_end == small_dls.settings.front_end
+    assert spec.wave.shape == (16, 44100) and spec.front_end == small_dls.clip_config.front_end

@@ -6,15 +6,16 @@ import soundfile as sf
 import torch
 from torch import nn
 
-from fatai.data.blocks import ClipConfig
+from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, OptionError
 from fatai.inference.view_store import load_views
-from fatai.inference.tta import TagScores, _batches, build_views, predict_clips
+from fatai.inference.predictor import Predictor, _view_batches
+from fatai.inference.tta import TagScores, build_views
 from fatai.inference.views import ClipViews, even_views, whole_view
 from fatai.models import create_model
 from fatai.registry import VIEWS
 from fatai.audio.waveform import Section
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 SETTINGS = ClipConfig(crop_s=0.1, trim_db=None)
 SIZE = SETTINGS.crop_samples
@@ -30,12 +31,12 @@ def test_whole_clips_share_batches_with_those_of_their_length_and_answer_as_if_a
 
     order = [0, 1, 2, 3, 0, 1, 2, 3]
     views = whole_view(step_s=0.1)
-    together = predict_clips(Watched(), SETTINGS, [clips[i] for i in order], 2, views=views, bs=4)
+    together = Predictor(Watched(), SETTINGS, views, 2, bs=4).predict([clips[i] for i in order])
     # Lengths in steps: 1, 3, 1, 3. Two lengths, four clips each; three steps leave room for 4 // 3 = 1 clip.
     assert sorted(batches) == [1, 1, 1, 1, 4]
     for row, i in zip(together.probs, order):
         np.testing.assert_allclose(
-            row, predict_clips(Loudness(), SETTINGS, [clips[i]], 2, views=views).probs[0], atol=1e-6
+            row, Predictor(Loudness(), SETTINGS, views, 2).predict([clips[i]]).probs[0], atol=1e-6
         )
 
 
@@ -49,7 +50,7 @@ def test_views_that_wait_for_others_of_their_length_are_few(rng):
             yield ClipViews(torch.zeros(1000 + 7 * i), [Section(0, 1000 + 7 * i)])
 
     owners = []
-    for _, places in _batches(items(), 2, {}):
+    for _, places in _view_batches(items(), 2, {}):
         held.difference_update(places[:, 0].tolist())
         owners += places[:, 0].tolist()
     assert sorted(owners) == list(range(400)) and max(most) < 40
@@ -57,9 +58,9 @@ def test_views_that_wait_for_others_of_their_length_are_few(rng):
 
 def test_a_view_that_waits_does_not_keep_its_clip_in_memory():
     waves = [torch.zeros(100_000) for _ in range(3)]
-    (batch, places), = _batches([ClipViews(wave, [Section(10, 20)]) for wave in waves], 8, {})
+    (batch, places), = _view_batches([ClipViews(wave, [Section(10, 20)]) for wave in waves], 8, {})
     assert batch.shape == (3, 10) and places.tolist() == [[i, 0, 10, 20] for i in range(3)]
-    stream = _batches(iter([ClipViews(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])]), 2, {})
+    stream = _view_batches(iter([ClipViews(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])]), 2, {})
     waiting = next(stream)[0]
     assert waiting.untyped_storage().nbytes() == 2 * 10 * 4
 
@@ -85,7 +86,7 @@ def clips(tmp_path, rng):
 
 
 def answer(clips, **options):
-    return predict_clips(Loudness(), SETTINGS, clips, 2, views=even_views(n=3), **options)
+    return Predictor(Loudness(), SETTINGS, even_views(n=3), 2, **options).predict(clips)
 
 
 def test_the_answer_is_the_mean_of_the_sigmoids_of_the_views(clips):
@@ -104,16 +105,16 @@ def test_the_mean_of_logits_is_the_logit_of_the_answer(clips, tmp_path):
     wave, front_end = SETTINGS.read(clips[1]), SETTINGS.front_end.build()
     views = torch.stack([wave[s:s + SIZE] for s in (0, SIZE, 2 * SIZE)])
     expected = Loudness()(front_end(views)[:, None]).mean(0).detach().numpy()
-    np.testing.assert_allclose(logit(answer(clips, mean="logits").probs[1]), expected, rtol=1e-5)
-    with pytest.raises(OptionError, match="mean is 'logit'; did you mean logits"):
-        answer(clips, mean="logit")
+    np.testing.assert_allclose(logit(answer(clips, average="logits").probs[1]), expected, rtol=1e-5)
+    with pytest.raises(OptionError, match="average is 'logit'; did you mean logits"):
+        answer(clips, average="logit")
 
 
-@pytest.mark.parametrize("how", VIEWS.names())
-@pytest.mark.parametrize("mean", ["probs", "logits"])
-def test_a_clips_answer_is_the_same_alone_in_any_batch_in_any_order_and_with_workers(clips, how, mean):
+@pytest.mark.parametrize("kind", VIEWS.names())
+@pytest.mark.parametrize("average", ["probs", "logits"])
+def test_a_clips_answer_is_the_same_alone_in_any_batch_in_any_order_and_with_workers(clips, kind, average):
     def answer(clips, **options):
-        return predict_clips(Loudness(), SETTINGS, clips, 2, views=build_views(how), mean=mean, seed=3, **options).probs
+        return Predictor(Loudness(), SETTINGS, build_views(kind), 2, average=average, seed=3, **options).predict(clips).probs
 
     together = answer(clips, bs=3)
     assert np.unique(together[:, 0].round(4)).size == len(clips), "each clip has an answer of its own"
@@ -126,17 +127,17 @@ def test_a_clips_answer_is_the_same_alone_in_any_batch_in_any_order_and_with_wor
 def test_a_network_answers_for_a_clip_the_same_alone_and_among_others(clips):
     torch.manual_seed(0)
     model = create_model("m1", 5, width=0.125)
-    for how in VIEWS.names():
-        together = predict_clips(model, SETTINGS, clips, 5, views=build_views(how), bs=4).probs
+    for kind in VIEWS.names():
+        together = Predictor(model, SETTINGS, build_views(kind), 5, bs=4).predict(clips).probs
         alone = np.concatenate(
-            [predict_clips(model, SETTINGS, [clip], 5, views=build_views(how)).probs for clip in clips[::-1]]
+            [Predictor(model, SETTINGS, build_views(kind), 5).predict([clip]).probs for clip in clips[::-1]]
         )
         np.testing.assert_allclose(alone[::-1], together, atol=1e-5)
 
 
 def test_random_views_follow_the_seed(clips):
     def heard(seed):
-        return predict_clips(Loudness(), SETTINGS, clips, 2, views=build_views("random", 2), seed=seed).probs
+        return Predictor(Loudness(), SETTINGS, build_views("random", 2), 2, seed=seed).predict(clips).probs
 
     assert (heard(1) == heard(1)).all() and (heard(1)[1] != heard(2)[1]).any()
 
@@ -144,13 +145,13 @@ def test_random_views_follow_the_seed(clips):
 def test_an_unreadable_clip_is_reported_and_the_others_answered(clips):
     clips[2].write_bytes(b"RIFF")
     answers = answer(clips, num_workers=2)
-    assert list(answers.faults) == [2] and "2.wav" in answers.faults[2]
+    assert list(answers.errors) == [2] and "2.wav" in answers.errors[2]
     assert np.isnan(answers.probs[2]).all() and np.isfinite(answers.probs[[0, 1, 3]]).all()
 
 
 def test_the_model_is_left_in_its_mode(clips):
     model = Loudness().train()
-    predict_clips(model, SETTINGS, clips, 2, views=even_views(n=1))
+    Predictor(model, SETTINGS, even_views(n=1), 2).predict(clips)
     assert model.training
 
 
@@ -167,16 +168,16 @@ def test_tta_answers_for_the_validation_clips_in_their_order(learn):
 
 
 def test_a_learner_listens_with_the_workers_of_its_loaders(learn, monkeypatch):
-    from fatai.inference import tta
+    from fatai.inference import predictor
 
     taken = []
 
-    class Watched(tta.DataLoader):
+    class Watched(predictor.DataLoader):
         def __init__(self, *args, num_workers, **kwargs):
             taken.append(num_workers)
             super().__init__(*args, num_workers=num_workers, **kwargs)
 
-    monkeypatch.setattr(tta, "DataLoader", Watched)
+    monkeypatch.setattr(predictor, "DataLoader", Watched)
     learn.tta(n=1)
     learn.tta(n=1, num_workers=1)
     assert taken == [0, 1] == [learn.dls.train.fake_l.num_workers, 1]
@@ -188,7 +189,7 @@ def test_every_views_answer_can_be_kept(learn, sample, tmp_path):
     clips.insert(1, tmp_path / "broken.wav")
     kept = tmp_path / "kept" / "views.npz"
     with pytest.warns(UserWarning, match="broken.wav"):
-        preds = learn.tta(items=clips, how="tiles", step_s=0.25, bs=2, num_workers=0, keep_views=kept)
+        preds = learn.tta(items=clips, views="tiles", step_s=0.25, bs=2, num_workers=0, save_views=kept)
     views = load_views(kept)
     assert views.fnames == preds.fnames and views.tags == preds.tags and set(views.clip) == {0, 2, 3}
     for i in (0, 2, 3):
@@ -201,7 +202,7 @@ def test_every_views_answer_can_be_kept(learn, sample, tmp_path):
 
 def test_an_option_that_a_kind_of_view_does_not_take_is_named(learn):
     with pytest.raises(OptionError, match="kind of view 'tiles' has no option 'n'"):
-        learn.tta(how="tiles", n=3)
+        learn.tta(views="tiles", n=3)
     with pytest.raises(OptionError, match="'even' has no option 'step_s'"):
         learn.tta(step_s=0.5)
 

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from fatai.errors import AudioError
-from fatai.audio.io import LOUDEST, AudioInfo, audio_info, opened_sound
+from fatai.audio.io import MAX_MAGNITUDE, AudioInfo, audio_info, open_sound
 
 __all__ = ["MIN_CLIPPED_SAMPLES", "CLIPPING_LEVEL", "AudioFileInfo", "check_audio_file", "audio_digest"]
 
@@ -74,7 +74,7 @@ def _is_empty(path: Path) -> bool:
 
 def _measured(path: Path, info: AudioInfo) -> AudioFileInfo:
     digest, peak, samples, clipped, tail = _new_digest(), 0.0, 0, 0, np.zeros(2, dtype=bool)
-    with opened_sound(path) as sound:
+    with open_sound(path) as sound:
         while len(read := sound.read(max(1, _BLOCK // info.channels), dtype="float32")):
             block = read.reshape(len(read), info.channels)
             high = float(np.abs(block).max())
@@ -90,7 +90,7 @@ def _measured(path: Path, info: AudioInfo) -> AudioFileInfo:
     if samples < info.samples:
         what = f"only {samples:,} of the {info.samples:,} samples that its header promises can be decoded"
         return AudioFileInfo(path, info.sr, info.channels, fault="unreadable", what=what)
-    if peak > LOUDEST:
+    if peak > MAX_MAGNITUDE:
         return AudioFileInfo(
             path, info.sr, info.channels, fault="unreadable", what=f"samples reach {peak:.1g} times full scale"
         )

@@ -24,7 +24,7 @@ import torch
 from fatai.data.audit.audio_file import MIN_CLIPPED_SAMPLES, AudioFileInfo, check_audio_file
 from fatai.data.folds import fold_table, make_folds
 from fatai.data.labels import multi_hot, read_labels, read_table, unique_tags
-from fatai.data.own_table import is_sound_table, read_sound_table
+from fatai.data.tables import is_sound_table, read_sound_table
 from fatai.data.audit.report import FINDING_KINDS, CostEstimate, Finding, DatasetReport
 from fatai.errors import DataError
 from fatai.io.progress import track
@@ -69,7 +69,7 @@ def check_dataset(
     Parameters
     ----------
     path
-        The folder; its noisy and test parts may be absent. Or a CSV of one's own sounds, as `fatai.data.own_table` reads it.
+        The folder; its noisy and test parts may be absent. Or a CSV of one's own sounds, as `fatai.data.tables` reads it.
     front_end
         Whose features the cache's size and the epoch's time are estimated for.
     folds, n_folds, seed
@@ -115,7 +115,7 @@ def _read_tables(root: Path) -> _Tables:
     if is_sound_table(root):
         table = read_sound_table(root)
         places = {fname: Path(path) for fname, path in zip(table["fname"], table["path"])}
-        return _Tables(root, {"curated": table.drop(columns=["path", "there"])}, places=places)
+        return _Tables(root, {"curated": table.drop(columns=["path", "exists"])}, places=places)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; expected one with train_curated.csv and train_curated/")
     tables = _Tables(root)

@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
+import torch
 
 from fatai.data.labels import (
     apply_corrections,
@@ -31,11 +33,11 @@ from fatai.data.labels import (
     unique_tags,
     warn_unused_corrections,
 )
-from fatai.data.own_table import is_sound_table, read_sound_table
+from fatai.data.tables import is_sound_table, read_sound_table
 from fatai.errors import DataError, OptionError
 from fatai.audio.io import AUDIO_EXTENSIONS
 
-__all__ = ["CORRUPTED_FILES", "CORRUPTED_FILES_ACTIONS", "CORRUPTED_FILES_RELABELED", "FATDataset", "fat_sample", "load_dataset"]
+__all__ = ["CORRUPTED_FILES", "CORRUPTED_FILES_ACTIONS", "CORRUPTED_FILES_RELABELED", "FATDataset", "fat_sample", "load_dataset", "training_table"]
 
 CORRUPTED_FILES = ("f76181c4.wav", "77b925c2.wav", "6a1f682a.wav", "c7db12aa.wav", "7752cc8a.wav", "1d44b0bd.wav")
 """The curated files of the competition that are widely listed as corrupted."""
@@ -112,7 +114,7 @@ def load_dataset(path: str | Path, corrections: str | Path | None = None, *, cor
     Parameters
     ----------
     path
-        The folder that holds `train_curated.csv` and its like; or a CSV of files and tags, as `fatai.data.own_table` reads it.
+        The folder that holds `train_curated.csv` and its like; or a CSV of files and tags, as `fatai.data.tables` reads it.
     corrections
         A CSV of hand corrections (`fname`, and `labels` or "remove"), applied to the curated and the noisy part.
     corrupted
@@ -153,7 +155,7 @@ def load_dataset(path: str | Path, corrections: str | Path | None = None, *, cor
     missing = pd.concat([_missing(part) for part in [*parts, test]], ignore_index=True)
     _report(missing, root)
     if noisy is not None:
-        noisy = _present(noisy) if noisy["there"].any() else None
+        noisy = _present(noisy) if noisy["exists"].any() else None
     data = FATDataset(
         root,
         _present(curated),
@@ -165,6 +167,43 @@ def load_dataset(path: str | Path, corrections: str | Path | None = None, *, cor
     )
     data = _handle_corrupted(data, corrupted)
     return data if corrections is None else _correct(data, corrections)
+
+
+def training_table(
+    data: FATDataset, *, noisy: bool = False, valid_pct: float = 0.2, seed: int | None = None
+) -> pd.DataFrame:
+    """Return the curated clips with a random validation part, and optionally the noisy clips.
+
+    Parameters
+    ----------
+    data
+        The data set.
+    noisy
+        Append the noisy clips, for training only.
+    valid_pct, seed
+        Fraction of curated clips to hold out, and the seed of the draw; None draws from torch's global generator.
+
+    Returns
+    -------
+    Columns fname, path, labels (lists of tags) and is_valid; with `noisy` also noisy.
+
+    Raises
+    ------
+    DataError
+        If `noisy` is set and there is no noisy part.
+    """
+    columns = ["fname", "path", "labels"]
+    table = data.curated[columns].copy()
+    is_valid = np.zeros(len(table), dtype=bool)
+    order = torch.randperm(len(table), generator=None if seed is None else torch.Generator().manual_seed(seed)).numpy()
+    is_valid[order[: int(valid_pct * len(table))]] = True
+    table["is_valid"] = is_valid
+    if noisy:
+        table["noisy"] = False
+        if data.noisy is None:
+            raise DataError(f"{data.path} has no noisy part; expected train_noisy.csv and train_noisy/, or noisy=False")
+        table = pd.concat([table, data.noisy[columns].assign(is_valid=False, noisy=True)], ignore_index=True)
+    return table
 
 
 def _no_curated(root: Path) -> str:
@@ -181,7 +220,7 @@ def _own_sounds(csv: Path, corrections: str | Path | None) -> FATDataset:
     missing = _missing(table)
     _report(missing, csv)
     none = pd.DataFrame({"fname": pd.Series(dtype=str), "path": pd.Series(dtype=str)})
-    if not table["there"].any():
+    if not table["exists"].any():
         raise DataError(
             f"none of the {len(table)} sounds that {csv} names, such as {table['fname'].iloc[0]}, is in {csv.parent} or below"
         )
@@ -190,7 +229,7 @@ def _own_sounds(csv: Path, corrections: str | Path | None) -> FATDataset:
 
 
 def _part_table(root: Path, part: str) -> pd.DataFrame | None:
-    """The table of one training part with `path`, `part` and `there`, or None if the part is absent."""
+    """The table of one training part with `path`, `part` and `exists`, or None if the part is absent."""
     table_path, folder = root / f"train_{part}.csv", root / f"train_{part}"
     if not table_path.is_file():
         if folder.is_dir() and part != "curated":
@@ -215,7 +254,7 @@ def _part_table(root: Path, part: str) -> pd.DataFrame | None:
 
 
 def _with_files(table: pd.DataFrame, folder: Path, part: str, table_path: Path) -> pd.DataFrame:
-    """Add `path`, `part`, and `there`: whether the file is in `folder`."""
+    """Add `path`, `part`, and `exists`: whether the file is in `folder`."""
     for fname in table["fname"]:
         if PurePosixPath(fname).is_absolute() or PureWindowsPath(fname).drive or ".." in PureWindowsPath(fname).parts:
             raise DataError(
@@ -223,10 +262,10 @@ def _with_files(table: pd.DataFrame, folder: Path, part: str, table_path: Path) 
             )
     # One listing instead of a look at every file: 25,000 of them take seconds on a network drive.
     listed = _files_in(folder)
-    added = table.drop(columns=[c for c in ("path", "part", "there") if c in table.columns])
+    added = table.drop(columns=[c for c in ("path", "part", "exists") if c in table.columns])
     return added.assign(
         path=[str(folder / fname) for fname in table["fname"]], part=part,
-        there=[fname in listed or ("/" in fname and os.path.isfile(folder / fname)) for fname in table["fname"]],
+        exists=[fname in listed or ("/" in fname and os.path.isfile(folder / fname)) for fname in table["fname"]],
     )
 
 
@@ -274,11 +313,11 @@ def _test_table(root: Path, submission: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def _present(part: pd.DataFrame) -> pd.DataFrame:
-    return part[part["there"]].drop(columns="there").reset_index(drop=True)
+    return part[part["exists"]].drop(columns="exists").reset_index(drop=True)
 
 
 def _missing(part: pd.DataFrame) -> pd.DataFrame:
-    return part.loc[~part["there"].astype(bool), ["part", "fname", "path"]]
+    return part.loc[~part["exists"].astype(bool), ["part", "fname", "path"]]
 
 
 def _report(missing: pd.DataFrame, root: Path) -> None:

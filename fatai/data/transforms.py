@@ -1,0 +1,165 @@
+"""Transforms from files to batches: load a clip, crop it, convert batches to spectrograms.
+
+Conventions: a wave is float32 in [-1, 1], shape (samples,), with a batch in front (batch, samples); `ClipConfig` holds the sample rate, crop
+length and padding. Item transforms run on the CPU, `WaveToSpec` on the batch's device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.data.all import Transform
+from torch import Tensor, nn
+
+from fatai.data.cache import CachedClip, ClipCache
+from fatai.data.config import ClipConfig
+from fatai.data.tensors import TensorFrames, TensorSpec, TensorWave
+
+__all__ = ["CenterCrop", "LoadClip", "RandomCrop", "WaveToSpec", "WholeClip"]
+
+
+def _read_crop(clip: CachedClip, start: int, size: int, config: ClipConfig) -> TensorWave | TensorFrames:
+    """Read part of a cached clip; a wave that is shorter than a crop is padded."""
+    crop = clip.crop(start, size)
+    return TensorWave(config.fit(crop), sr=config.sr) if clip.is_wave else TensorFrames(crop)
+
+
+class LoadClip(Transform):
+    """Load a path, or an array of samples at the configuration's rate, as a trimmed `TensorWave`; open a cached path as a `CachedClip`.
+
+    Parameters
+    ----------
+    config
+        Sample rate and trimming.
+    cache
+        Paths in it are not decoded; None decodes every file.
+    """
+
+    input_types = (str, Path, np.ndarray)
+
+    def __init__(self, config: ClipConfig, cache: ClipCache | None = None):
+        super().__init__()
+        self.config, self.cache = config, cache
+
+    def _load(self, path: str) -> TensorWave | CachedClip:
+        if self.cache is not None and path in self.cache:
+            return self.cache.clip(path)
+        return TensorWave(self.config.read(path), sr=self.config.sr)
+
+    def encodes(self, path: str):
+        """Load or open a file."""
+        return self._load(path)
+
+    def encodes(self, path: Path):  # type: ignore[no-redef]  # noqa: F811, D102 - fastai dispatches on the annotation
+        return self._load(str(path))
+
+    def encodes(self, samples: np.ndarray):  # type: ignore[no-redef]  # noqa: F811, D102
+        wave = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+        return TensorWave(self.config.trim(wave), sr=self.config.sr)
+
+
+class RandomCrop(Transform):
+    """Crop `crop_s` seconds at a random start, in training only; shorter clips are padded first.
+
+    Parameters
+    ----------
+    config
+        Crop length and padding.
+    """
+
+    order, split_idx = 6, 0
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+
+    def start(self, spare: int) -> int:
+        """Draw the start of a crop, from 0 to `spare` inclusive, the samples or frames by which the clip is longer."""
+        return int(torch.randint(spare + 1, ()))
+
+    def encodes(self, wave: TensorWave):
+        """Crop a wave (samples,) to (crop_samples,)."""
+        padded, size = self.config.fit(wave), self.config.crop_samples
+        start = self.start(padded.shape[-1] - size)
+        return padded[..., start:start + size]
+
+    def encodes(self, clip: CachedClip):  # type: ignore[no-redef]  # noqa: F811, D102 - fastai dispatches on the annotation
+        size = min(len(clip), self.config.crop_samples if clip.is_wave else self.config.crop_frames)
+        return _read_crop(clip, self.start(len(clip) - size), size, self.config)
+
+
+class CenterCrop(RandomCrop):
+    """Crop the middle `crop_s` seconds, in validation only."""
+
+    order, split_idx = 6, 1
+
+    def start(self, spare: int) -> int:
+        """Return half of `spare`, the samples or frames by which the clip is longer."""
+        return spare // 2
+
+
+class WholeClip(Transform):
+    """Read a cached clip whole if no crop applied: fastai requests one item before the split is known.
+
+    Parameters
+    ----------
+    config
+        Padding of short clips.
+    """
+
+    order = 7
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+
+    def encodes(self, clip: CachedClip):
+        """Read all samples or frames of the clip."""
+        return _read_crop(clip, 0, len(clip), self.config)
+
+
+class WaveToSpec(Transform):
+    """Convert a batch of waves (batch, samples), or of cached features (batch, mels, frames), to a `TensorSpec` on the batch's device.
+
+    Parameters
+    ----------
+    config
+        Front end and channels.
+
+    Attributes
+    ----------
+    n_channels
+        Channels of the spectrograms.
+    module
+        The front end followed by the channels, without gradients.
+    """
+
+    order = 0
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+        channels = config.channels_module()
+        self.n_channels = int(channels.n_channels)  # type: ignore[arg-type]
+        self.module = nn.Sequential(config.front_end.build(), channels).eval()
+
+    def spec(self, wave: Tensor) -> Tensor:
+        """Convert plain waves (batch, samples) to plain spectrograms (batch, channels, mels, frames)."""
+        return self._apply(self.module, wave)
+
+    def _apply(self, module: nn.Module, batch: Tensor) -> Tensor:
+        device = next(iter(self.module.buffers()), batch).device
+        if device != batch.device:
+            self.module.to(batch.device)
+        with torch.no_grad():
+            return module(batch)
+
+    def encodes(self, wave: TensorWave):
+        """Convert waves to spectrograms (batch, channels, mels, frames) that carry their waves."""
+        return TensorSpec(self.spec(wave.as_subclass(Tensor)), front_end=self.config.front_end, wave=wave)
+
+    def encodes(self, frames: TensorFrames):  # type: ignore[no-redef]  # noqa: F811, D102 - fastai dispatches on the annotation
+        spec = self._apply(self.module[1], frames.as_subclass(Tensor))
+        return TensorSpec(spec, front_end=self.config.front_end)
