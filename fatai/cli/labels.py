@@ -71,7 +71,7 @@ def _serve_review(
     review = review_app(found, corrections)
     warn_if_public(host)
     serve_app(
-        review, host, port, say=lambda address: typer.echo(f"{len(found.clips)} clips to {corrections}: {address}")
+        review, host, port, log=lambda address: typer.echo(f"{len(found.clips)} clips to {corrections}: {address}")
     )
 
 

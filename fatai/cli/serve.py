@@ -32,13 +32,13 @@ def serve(
     """
     from fatai.experiment.tagger import Tagger
     from fatai.web.server import serve as serve_app
-    from fatai.web.tagger_app import named, tagger_app
+    from fatai.web.tagger_app import page_title, tagger_app
     from fatai.web.uploads import Limits
 
     limits = Limits(upload_mb=max_mb, sound_s=max_seconds, files=max_files)
     tagger = Tagger(run, step_s=step_s, calibrated=calibrate)
     warn_if_public(host)
-    serve_app(tagger_app(tagger, named(run), limits), host, port, say=lambda address: typer.echo(f"{run}: {address}"))
+    serve_app(tagger_app(tagger, page_title(run), limits), host, port, log=lambda address: typer.echo(f"{run}: {address}"))
 
 
 def warn_if_public(host: str) -> None:

@@ -1,1 +1,1 @@
-"""Pages that this machine serves to its own browser: the tagger and the review of labels."""
+"""Local web pages: the tagger and the label review."""

@@ -1,4 +1,4 @@
-"""One thread that works, and a line of bounded length before it."""
+"""A bounded queue of jobs for one worker thread."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fatai.web.security import HTTPError
 
 __all__ = ["JobQueue"]
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-_LOOK_S = 0.25  # how often it is looked whether a client has gone
-_GONE = 499  # what servers write for a client that did not wait
+_POLL_S = 0.25  # seconds between checks that a client is still connected
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that closed the connection before the response
 
 
 class JobQueue:
@@ -25,55 +25,73 @@ class JobQueue:
 
     Parameters
     ----------
-    most
-        Requests that may be in the line, the one that is worked on included; one more is refused with 503.
-    per_client
-        How many of them one client's address may have; one more is refused with 429.
+    max_jobs
+        Maximum number of requests in the queue, including the running one; a further one is refused with 503.
+    max_per_client
+        Maximum number of requests from one client address; a further one is refused with 429.
+
+    Attributes
+    ----------
+    n_done
+        Number of requests that have left the queue.
     """
 
-    def __init__(self, most: int, per_client: int):
-        self.most, self.per_client, self.done = most, per_client, 0
+    def __init__(self, max_jobs: int, max_per_client: int):
+        self.max_jobs, self.max_per_client, self.n_done = max_jobs, max_per_client, 0
         self._clients: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="worker")
 
     @property
-    def waiting(self) -> int:
-        """Requests in the line."""
+    def n_waiting(self) -> int:
+        """Number of requests in the queue, including the running one."""
         return self._clients.total()
 
     @contextmanager
-    def place(self, client: str) -> Iterator[None]:
-        """Stand in the line; raises `HTTPError` where there is no room."""
+    def slot(self, client: str) -> Iterator[None]:
+        """Occupy a slot in the queue for a client address; raise `HTTPError` if none is free."""
         with self._lock:
-            if self.waiting >= self.most:
+            if self.n_waiting >= self.max_jobs:
                 raise HTTPError(
-                    503, f"the server is busy with {self.most} uploads; try again in a little while", Retry_After="5"
+                    503, f"the server is busy with {self.max_jobs} uploads; try again in a few seconds", Retry_After="5"
                 )
-            if self._clients[client] >= self.per_client:
-                sentence = f"{self.per_client} of your uploads are waiting already; send more when they are answered"
-                raise HTTPError(429, sentence, Retry_After="5")
+            if self._clients[client] >= self.max_per_client:
+                message = f"{self.max_per_client} of your uploads are waiting already; send more when they are done"
+                raise HTTPError(429, message, Retry_After="5")
             self._clients[client] += 1
         try:
             yield
         finally:
             with self._lock:
                 self._clients[client] -= 1
-                self._clients += Counter()  # forgets those who have gone
-                self.done += 1
+                self._clients += Counter()  # drops clients whose count is 0
+                self.n_done += 1
 
-    async def work(self, job: Callable[[], Answer], gone: Callable[[], Awaitable[bool]]) -> Answer:
-        """What `job` returns or raises, done by the worker; work that has not begun when the client is `gone` is not done at all."""
+    async def run(self, job: Callable[[], Result], is_disconnected: Callable[[], Awaitable[bool]]) -> Result:
+        """Run a job in the worker thread and return its result or raise its exception.
+
+        Parameters
+        ----------
+        job
+            A function without arguments.
+        is_disconnected
+            Checked while the job waits; a job whose client has disconnected is not started.
+
+        Raises
+        ------
+        HTTPError
+            499 if the client has disconnected.
+        """
         future = self._worker.submit(job)
-        asked = asyncio.wrap_future(future)
+        waiting = asyncio.wrap_future(future)
         try:
-            while not (await asyncio.wait([asked], timeout=_LOOK_S))[0]:
-                if not future.running() and await gone():
-                    raise HTTPError(_GONE, "the client did not wait for its answer")
-            return asked.result()
+            while not (await asyncio.wait([waiting], timeout=_POLL_S))[0]:
+                if not future.running() and await is_disconnected():
+                    raise HTTPError(CLIENT_CLOSED_REQUEST, "the client closed the connection before the response")
+            return waiting.result()
         finally:
             future.cancel()
 
     def close(self) -> None:
-        """Finish what is being worked on and forget the rest."""
+        """Finish the running job and cancel the others."""
         self._worker.shutdown(cancel_futures=True)

@@ -1,10 +1,11 @@
-"""The review of suspect labels on a server of this machine: every decision is written at once, sounds are read when they are looked at."""
+"""The label review on a local server: each decision is written at once, and sounds are read when they are displayed."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import secrets
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,35 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fatai.errors import FataiError, StorageError
-from fatai.report.label_review import Review, media_of, page_files, review_page
-from fatai.report.decisions import Decisions
 from fatai.io.json import parse_json
+from fatai.report.decisions import Decisions
+from fatai.report.label_review import Review, media_of, page_files, review_page
 from fatai.web.security import HTTPError
-from fatai.web.server import application
+from fatai.web.server import create_app
 
 __all__ = ["review_app"]
 
-_BODY = 1 << 16  # bytes of a decision
-_MOST_S = 60.0  # seconds of a clip that are sent
+_MAX_BODY_BYTES = 1 << 16  # of a decision
+_MAX_CLIP_S = 60.0  # of a clip that is sent to the page
 
 
 def review_app(review: Review, corrections: str | Path) -> FastHTML:
-    """The application; `fatai.web.security.Guard` has to stand before it. What is decided goes into `corrections`, which need not be there.
+    """Create the application; it must be served behind `fatai.web.security.SecurityMiddleware`, as `serve` does.
 
-    Its addresses: `/` the page, `/data` what is to be reviewed and what was decided, `/clip/K` picture and sound of a clip, `/decide` takes
-    decisions, with the token that the page holds, `/corrections.csv` hands the file out.
+    Its routes are `/`, the page; `/data`, the clips to review and the decisions; `/clip/K`, picture and sound of a
+    clip; `/decide`, which takes decisions with the token of the page; and `/corrections.csv`.
+
+    Parameters
+    ----------
+    review
+        The clips to review.
+    corrections
+        File that decisions are written to; it may not exist yet.
 
     Raises
     ------
     DataError, LabelError
-        If `corrections` is there, but is not a file of corrections with these tags.
+        If `corrections` exists but is not a file of corrections with the tags of the review.
     """
     decisions, token = Decisions(corrections, review.tags, review.given), secrets.token_urlsafe(32)
     decisions.read()
@@ -51,26 +59,17 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
         k = request.path_params["k"]
         if k >= len(review.clips):
             return HTTPError(404, f"there is no clip {k}; the review has {len(review.clips)}").response()
-        return JSONResponse(await asyncio.to_thread(media_of, review.clips[k], _MOST_S))
+        return JSONResponse(await asyncio.to_thread(media_of, review.clips[k], _MAX_CLIP_S))
 
     async def decide(request: Request) -> Response:
         try:
-            if not hmac.compare_digest(request.headers.get("x-fatai-token", "").encode(), token.encode()):
-                raise HTTPError(403, "this page is not of the server that runs now; reload it")
-            fname, change = _decision(await _small_json(request), decisions)
-            count = await asyncio.to_thread(change)
+            return await _decide(request, decisions, token)
         except HTTPError as e:
             return e.response()
-        except OSError as e:  # before the errors of a user, of which that of a full disk is one
-            told = (
-                str(e)
-                if isinstance(e, StorageError)
-                else f"{decisions.path} cannot be written: {e.strerror}; change its permissions"
-            )
-            return HTTPError(500, told).response()
+        except OSError as e:  # before FataiError, of which that of a full disk is one too
+            return _write_error(e, decisions.path).response()
         except FataiError as e:
             return HTTPError(422, str(e)).response()
-        return JSONResponse({"file": fname, "decided": count})
 
     async def download(request: Request) -> Response:
         text = decisions.path.read_text(encoding="utf-8") if decisions.path.is_file() else "fname,labels\n"
@@ -78,7 +77,7 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
             text, media_type="text/csv", headers={"content-disposition": 'attachment; filename="corrections.csv"'}
         )
 
-    return application(
+    return create_app(
         [
             Route("/", index),
             Route("/data", data),
@@ -90,26 +89,42 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
     )
 
 
-def _decision(said: Any, decisions: Decisions) -> tuple[str, Any]:
-    """The clip and what to do: `{"file": NAME, "labels": [TAG, ...] or null}` decides, without `labels` a decision is taken back."""
-    if not isinstance(said, dict) or not isinstance(said.get("file"), str):
+async def _decide(request: Request, decisions: Decisions, token: str) -> Response:
+    if not hmac.compare_digest(request.headers.get("x-fatai-token", "").encode(), token.encode()):
+        raise HTTPError(403, "this page belongs to a server that has ended; reload it")
+    fname, change = _parse_decision(await _read_json(request), decisions)
+    return JSONResponse({"file": fname, "decided": await asyncio.to_thread(change)})
+
+
+def _write_error(error: OSError, path: Path) -> HTTPError:
+    if isinstance(error, StorageError):
+        return HTTPError(500, str(error))
+    return HTTPError(500, f"{path} cannot be written: {error.strerror}; change its permissions")
+
+
+def _parse_decision(decision: Any, decisions: Decisions) -> tuple[str, Callable[[], int]]:
+    """Return the file name and the change that `{"file": NAME, "labels": [TAG, ...] or null}` asks for.
+
+    Without `labels` a decision is withdrawn.
+    """
+    if not isinstance(decision, dict) or not isinstance(decision.get("file"), str):
         raise HTTPError(
-            422, 'a decision is {"file": name, "labels": [tags] or null}, or without labels to take it back'
+            422, 'a decision is {"file": name, "labels": [tags] or null}; leave labels out to withdraw a decision'
         )
-    if "labels" not in said:
-        return said["file"], partial(decisions.forget, said["file"])
-    labels = said["labels"]
+    if "labels" not in decision:
+        return decision["file"], partial(decisions.forget, decision["file"])
+    labels = decision["labels"]
     if labels is not None and not (isinstance(labels, list) and all(isinstance(tag, str) for tag in labels)):
-        raise HTTPError(422, "labels has to be a list of tags, or null to remove the clip")
-    return said["file"], partial(decisions.decide, said["file"], labels)
+        raise HTTPError(422, "labels must be a list of tags, or null to remove the clip")
+    return decision["file"], partial(decisions.decide, decision["file"], labels)
 
 
-async def _small_json(request: Request) -> Any:
+async def _read_json(request: Request) -> Any:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _BODY:
-            raise HTTPError(413, f"a decision of more than {_BODY:,} bytes is not taken")
+        if len(body) > _MAX_BODY_BYTES:
+            raise HTTPError(413, f"the decision has more than {_MAX_BODY_BYTES:,} bytes")
     try:
         return parse_json(body)
     except ValueError:

@@ -1,7 +1,8 @@
-"""Who may ask a server on this machine, and what its answers allow a browser to do.
+"""Access control and response headers of the local servers.
 
-Any page that is open in a browser can send requests to 127.0.0.1, and one whose name was made to point there can read the answers. So every
-request has to name a host that this server has, and one that changes something has to come from a page of this server.
+Any page that is open in a browser can send requests to 127.0.0.1, and a page whose host name is made to resolve to
+127.0.0.1 (DNS rebinding) can read the responses. So every request must name a host of this server, and a request that
+changes something must come from a page of this server.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Guard", "HTTPError", "is_loopback", "json_error"]
+__all__ = ["HTTPError", "SecurityMiddleware", "is_loopback", "json_error"]
 
-# One name or address and perhaps a port; nothing of a user, a path or a fragment that readers of addresses disagree on.
+# One name or address and an optional port; no user, path or fragment, which URL parsers read differently.
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob: data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
     "content-security-policy": _POLICY,
@@ -34,68 +35,79 @@ _HEADERS = {
 
 
 class HTTPError(Exception):
-    """A request that is answered with a status of HTTP and a sentence."""
+    """An error that is returned to the client as a status code and a message.
 
-    def __init__(self, status: int, sentence: str, **headers: str):
-        super().__init__(sentence)
-        self.status, self.sentence, self.headers = status, sentence, headers
+    Parameters
+    ----------
+    status
+        HTTP status code.
+    message
+        One sentence for the user of the page.
+    headers
+        Response headers; underscores in the names become hyphens.
+    """
+
+    def __init__(self, status: int, message: str, **headers: str):
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers
 
     def response(self) -> JSONResponse:
-        """The answer."""
-        return json_error(self.status, self.sentence, **self.headers)
+        """Return the response to send."""
+        return json_error(self.status, self.message, **self.headers)
 
 
-def json_error(status: int, sentence: str, **headers: str) -> JSONResponse:
-    """An answer that is one sentence, `{"error": sentence}`; underscores in the names of headers are hyphens."""
-    return JSONResponse({"error": sentence}, status, {name.replace("_", "-"): value for name, value in headers.items()})
+def json_error(status: int, message: str, **headers: str) -> JSONResponse:
+    """Return the response `{"error": message}`; underscores in the names of headers become hyphens."""
+    return JSONResponse({"error": message}, status, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens at `host`."""
+    """Return true if a server at `host` can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-class Guard:
-    """ASGI middleware: refuses other hosts' and other pages' requests with 4xx, and adds the headers that keep a page to itself.
+class SecurityMiddleware:
+    """ASGI middleware that refuses requests for other hosts and from other pages with 4xx, and sets security headers.
 
     Parameters
     ----------
+    app
+        The application behind it.
     host
-        Where the server listens. On loopback only loopback's names are answered, elsewhere also this one and plain addresses.
+        The address that the server is bound to. On loopback only the names of loopback are accepted as host of a
+        request, elsewhere also `host` itself and IP addresses.
     """
 
     def __init__(self, app: ASGIApp, host: str = _LOOPBACK[0]):
         self.app, self.host, self._local = app, host.lower(), is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or hand on."""
+        """Handle a request of the ASGI server."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            refused = self._refused(scope["method"], Headers(scope=scope))
-            await (refused.response() if refused else self.app)(scope, receive, _with_headers(send))
+            error = self._check(scope["method"], Headers(scope=scope))
+            await (error.response() if error else self.app)(scope, receive, _with_headers(send))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _refused(self, method: str, headers: Headers) -> HTTPError | None:
+    def _check(self, method: str, headers: Headers) -> HTTPError | None:
         host = headers.get("host", "")
-        if not self._known(host):
+        if not self._is_allowed(host):
             return HTTPError(
-                400, f"this server does not answer for the host {host[:80]!r}; open it by the address that it printed"
+                400, f"this server does not serve the host {host[:80]!r}; open the address that it printed"
             )
         if method in ("GET", "HEAD"):
             return None
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         if origin not in (None, f"http://{host}", f"https://{host}") or site not in ("none", "same-origin"):
-            return HTTPError(
-                403, "only pages of this server may send it something; open it by the address that it printed"
-            )
+            return HTTPError(403, "only pages of this server may send data to it; open the address that it printed")
         return None
 
-    def _known(self, host: str) -> bool:
+    def _is_allowed(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
         if not match:
             return False
@@ -104,7 +116,7 @@ class Guard:
 
 
 def _is_address(name: str) -> bool:
-    # A strange name can be made to point here, an address cannot.
+    # A host name of others can be made to resolve to this machine, an address cannot.
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -113,11 +125,11 @@ def _is_address(name: str) -> bool:
 
 
 def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers[name] = value
         await send(message)
 
-    return sending
+    return send_with_headers

@@ -1,10 +1,10 @@
-"""What every page served here has: an application that fetches nothing from elsewhere, its files, its port."""
+"""Base of the local pages: an application that loads nothing from elsewhere, its files and its port."""
 
 from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -14,55 +14,78 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from fatai.errors import OptionError
-from fatai.web.security import Guard, json_error
+from fatai.web.security import SecurityMiddleware, json_error
 
-__all__ = ["application", "page", "serve", "text_of"]
+__all__ = ["create_app", "read_package_text", "render_page", "serve"]
 
-_KINDS = {".css": "text/css", ".js": "text/javascript"}
+_MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 
 
-def application(
-    routes: Sequence[Route], held: dict[str, str], *, on_shutdown: Callable[[], None] | None = None
+def create_app(
+    routes: Sequence[Route], assets: Mapping[str, str], *, on_shutdown: Callable[[], None] | None = None
 ) -> FastHTML:
-    """An application of some routes and of `/NAME` for each of `held`, names of .js and .css files to their text.
+    """Create an application without the default headers, sessions and key file of FastHTML.
 
-    FastHTML's own headers, sessions and key file are off: they would fetch scripts from elsewhere and write into the current folder.
+    Those would load scripts from other servers and write into the current folder.
+
+    Parameters
+    ----------
+    routes
+        Routes of the pages.
+    assets
+        Text of .js and .css files by name, served as `/NAME`.
+    on_shutdown
+        Called when the server ends.
     """
 
-    def file(request: Request) -> Response:
+    def asset(request: Request) -> Response:
         name = request.url.path[1:]
-        return Response(held[name], media_type=_KINDS[name[name.rindex("."):]])
+        return Response(assets[name], media_type=_MEDIA_TYPES[name[name.rindex("."):]])
 
-    async def unknown(request: Request, exc: Exception) -> Response:
-        return json_error(404, "there is no such page here; open the address that the server printed")
-
-    async def not_so(request: Request, exc: Exception) -> Response:
-        return json_error(405, f"{request.method[:20]} is not what this address takes")
-
-    async def failed(request: Request, exc: Exception) -> Response:
-        return json_error(500, "the server failed on this; what went wrong stands where it was started")
-
-    app = FastHTML(
-        routes=[*routes, *(Route(f"/{name}", file) for name in held)],
+    return FastHTML(
+        routes=[*routes, *(Route(f"/{name}", asset) for name in assets)],
         default_hdrs=False,
         sess_cls=None,
         htmx=False,
         surreal=False,
         secret_key=secrets.token_hex(16),
         on_shutdown=None if on_shutdown is None else [on_shutdown],
-        exception_handlers={404: unknown, 405: not_so, 500: failed},
+        exception_handlers={404: _not_found, 405: _method_not_allowed, 500: _server_error},
     )
-    return app
 
 
-def page(title: str, *content: Any, scripts: Sequence[str], style: str, **data: Any) -> HTMLResponse:
-    """A page whose body carries `data` in attributes, with its scripts and the looks of every page and its own."""
+async def _not_found(request: Request, exc: Exception) -> Response:
+    return json_error(404, "there is no such page; open the address that the server printed")
+
+
+async def _method_not_allowed(request: Request, exc: Exception) -> Response:
+    return json_error(405, f"{request.method[:20]} is not allowed for this address")
+
+
+async def _server_error(request: Request, exc: Exception) -> Response:
+    return json_error(500, "the server failed to process the request; see the error message in its terminal")
+
+
+def render_page(title: str, *content: Any, scripts: Sequence[str], style: str, **data: Any) -> HTMLResponse:
+    """Render a page.
+
+    Parameters
+    ----------
+    title
+        Title of the page.
+    content
+        FastHTML elements of the body.
+    scripts, style
+        Names of assets; the common style is always included.
+    data
+        Values of `data-*` attributes of the body, for the scripts.
+    """
     head = Head(
         Meta(charset="utf-8"),
         Meta(name="viewport", content="width=device-width, initial-scale=1"),
         Title(title),
         Link(rel="icon", href="data:,"),
-        Link(rel="stylesheet", href="/look.css"),
+        Link(rel="stylesheet", href="/common.css"),
         Link(rel="stylesheet", href=f"/{style}"),
         *(Script(src=f"/{script}", defer=True) for script in scripts),
     )
@@ -70,38 +93,55 @@ def page(title: str, *content: Any, scripts: Sequence[str], style: str, **data: 
     return HTMLResponse(to_xml(Html(head, body, lang="en")))
 
 
-def text_of(package: str, name: str) -> str:
-    """A file of a package."""
+def read_package_text(package: str, name: str) -> str:
+    """Read a text file of a package."""
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
-def serve(app: Any, host: str, port: int, say: Callable[[str], None] = print) -> None:
-    """Serve an application until it is interrupted; port 0 is any free one. `say` is told the address.
+def serve(app: Any, host: str, port: int, log: Callable[[str], None] = print) -> None:
+    """Serve an application until it is interrupted.
+
+    Parameters
+    ----------
+    app
+        An ASGI application; `SecurityMiddleware` is put before it.
+    host
+        Address to bind to; "127.0.0.1" can be reached from this machine only.
+    port
+        0 takes any free port.
+    log
+        Called with the address of the page.
 
     Raises
     ------
     OptionError
-        If the port is taken, or there is no such address on this machine.
+        If the port is in use, or the address does not belong to this machine.
     """
     import uvicorn
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-            listener.listen(128)  # whoever comes as soon as the address is told waits until the server answers
-        except (OSError, OverflowError) as e:
-            raise OptionError(
-                f"cannot listen at {host}, port {port} ({e}); choose another --port, or 0 for any free one"
-            ) from None
+    with _listen(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{listener.getsockname()[1]}/  (Ctrl-C ends it)")
+        log(f"http://{shown}:{listener.getsockname()[1]}/  (press Ctrl-C to stop)")
         config = uvicorn.Config(
-            Guard(app, host),
+            SecurityMiddleware(app, host),
             log_level="warning",
             server_header=False,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=3,
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket: clients that connect before the server runs wait for it."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except (OSError, OverflowError) as e:
+        listener.close()
+        raise OptionError(
+            f"cannot listen at {host}, port {port} ({e}); choose another --port, or 0 for any free one"
+        ) from None
+    return listener

@@ -1,4 +1,4 @@
-"""The web tagger: a sound goes in, its tags come out as bars over time."""
+"""The web tagger: a page that displays the tags of uploaded or recorded sounds over time."""
 
 from __future__ import annotations
 
@@ -12,103 +12,125 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fatai.inference.events.tagger import SlidingWindowTagger
-from fatai.web.security import HTTPError
-from fatai.web.tagging import LEAST_PROB, tag_upload
 from fatai.web.job_queue import JobQueue
-from fatai.web.server import application, page, text_of
-from fatai.web.uploads import Limits, Upload, received
+from fatai.web.security import HTTPError
+from fatai.web.server import create_app, read_package_text, render_page
+from fatai.web.tagging import MIN_PROB, tag_upload
+from fatai.web.uploads import Limits, Upload, receive_uploads
 
 __all__ = ["tagger_app"]
 
 
 def tagger_app(tagger: SlidingWindowTagger, title: str, limits: Limits | None = None) -> FastHTML:
-    """The application; `fatai.web.security.Guard` has to stand before it.
+    """Create the application; it must be served behind `fatai.web.security.SecurityMiddleware`, as `serve` does.
 
-    Its addresses: `/` the page, `/tag` for uploads, `/health` tells how long the line is.
+    Its routes are `/`, the page; `/tag` for uploads; and `/health` with the length of the queue.
+
+    Parameters
+    ----------
+    tagger
+        Tags the sounds, one after the other.
+    title
+        Title of the page.
+    limits
+        Limits of uploads; None takes the defaults.
     """
     limits = limits or Limits()
-    line = JobQueue(limits.waiting, limits.per_client)
+    queue = JobQueue(limits.waiting, limits.per_client)
 
     async def tag(request: Request) -> Response:
         try:
-            with line.place(request.client.host if request.client else ""):
-                async with received(request, limits) as uploads:
-                    sounds = [await _answer(line, tagger, upload, limits, request) for upload in uploads]
+            with queue.slot(request.client.host if request.client else ""):
+                async with receive_uploads(request, limits) as uploads:
+                    sounds = [await _tag_queued(queue, tagger, upload, limits, request) for upload in uploads]
         except HTTPError as e:
             return e.response()
-        # One sound that is refused is the answer; of several, the others are worth having.
-        status = 200 if any("error" not in sound for sound in sounds) else sounds[0]["status"]
-        return JSONResponse(
-            {"sounds": sounds} if len(sounds) > 1 or status == 200 else {"error": sounds[0]["error"]}, status
-        )
+        return _response(sounds)
 
     async def health(request: Request) -> Response:
-        return JSONResponse(
-            {"status": "ok", "waiting": line.waiting, "most": line.most, "done": line.done, "tags": len(tagger.tags)}
-        )
+        return JSONResponse({
+            "status": "ok", "waiting": queue.n_waiting, "max_waiting": queue.max_jobs, "done": queue.n_done,
+            "tags": len(tagger.tags),
+        })
 
     async def index(request: Request) -> Response:
         return _index(title, tagger, limits)
 
     routes = [Route("/", index), Route("/tag", tag, methods=["POST"]), Route("/health", health)]
-    return application(routes, {
-        **{name: text_of("fatai.report", f"templates/{name}") for name in ("look.css", "sight.js")},
-        "tagger.js": text_of("fatai.web", "tagger.js"), "tagger.css": text_of("fatai.web", "tagger.css"),
-    }, on_shutdown=line.close)
+    return create_app(routes, {
+        **{name: read_package_text("fatai.report", f"templates/{name}") for name in ("common.css", "common.js")},
+        **{name: read_package_text("fatai.web", name) for name in ("tagger.js", "tagger.css")},
+    }, on_shutdown=queue.close)
 
 
-async def _answer(
-    line: JobQueue, tagger: SlidingWindowTagger, upload: Upload, limits: Limits, request: Request
+async def _tag_queued(
+    queue: JobQueue, tagger: SlidingWindowTagger, upload: Upload, limits: Limits, request: Request
 ) -> dict[str, Any]:
+    """Tag an upload in the queue; return an error as values too, since other uploads of the request may succeed."""
     try:
-        return await line.work(partial(tag_upload, tagger, upload, limits), request.is_disconnected)
+        return await queue.run(partial(tag_upload, tagger, upload, limits), request.is_disconnected)
     except HTTPError as e:
-        return {"file": upload.name, "error": e.sentence, "status": e.status}
+        return {"file": upload.name, "error": e.message, "status": e.status}
+
+
+def _response(sounds: list[dict[str, Any]]) -> JSONResponse:
+    """Return the results; if the only sound failed, its error and status."""
+    status = 200 if any("error" not in sound for sound in sounds) else sounds[0]["status"]
+    if len(sounds) == 1 and status != 200:
+        return JSONResponse({"error": sounds[0]["error"]}, status)
+    return JSONResponse({"sounds": sounds}, status)
 
 
 def _index(title: str, tagger: SlidingWindowTagger, limits: Limits) -> HTMLResponse:
-    taken = f"Sounds of up to {limits.sound_s:g} seconds and {limits.upload_mb:g} MB, {limits.files} at a time"
-    return page(
+    return render_page(
         title,
-        Header(H1(title), P(f"{len(tagger.tags)} tags, heard in windows of {tagger.window_s:g} s")),
+        Header(H1(title), P(f"{len(tagger.tags)} tags, predicted in windows of {tagger.window_s:g} s")),
         Main(
-            Section(
-                P("Drop sounds here, or"),
-                Div(
-                    Label(
-                        "choose files",
-                        Input(type="file", id="files", multiple=True, accept="audio/*,.flac,.ogg,.aif,.aiff,.caf,.au"),
-                        cls="button primary",
-                    ),
-                    Button("record", id="record", type="button"),
-                    cls="row",
-                ),
-                P(f"{taken}. They are forgotten when they are answered.", cls="quiet"),
-                id="drop",
-            ),
-            P(id="told", role="status", aria_live="polite"),
-            Section(
-                Label(
-                    "show what is at least ",
-                    Input(type="range", id="threshold", min=f"{100 * LEAST_PROB:g}", max="100", value="50"),
-                    Output("50 %", id="level"),
-                    " likely",
-                ),
-                Span(A("download CSV", id="csv", href="#", download="tags.csv", cls="button")),
-                id="tools",
-                cls="row",
-                hidden=True,
-            ),
+            _upload_section(limits),
+            P(id="message", role="status", aria_live="polite"),
+            _tools_section(),
             Div(id="sounds"),
         ),
-        scripts=("sight.js", "tagger.js"),
+        scripts=("common.js", "tagger.js"),
         style="tagger.css",
-        bytes=limits.upload_bytes,
-        seconds=limits.sound_s,
-        files=limits.files,
+        max_bytes=limits.upload_bytes,
+        max_seconds=limits.sound_s,
+        max_files=limits.files,
     )
 
 
-def named(run: str | Path) -> str:
-    """What the page of a run is called."""
+def _upload_section(limits: Limits) -> Any:
+    allowed = f"Sounds of up to {limits.sound_s:g} seconds and {limits.upload_mb:g} MB, {limits.files} at a time"
+    return Section(
+        P("Drop sounds here, or"),
+        Div(
+            Label(
+                "choose files",
+                Input(type="file", id="files", multiple=True, accept="audio/*,.flac,.ogg,.aif,.aiff,.caf,.au"),
+                cls="button primary",
+            ),
+            Button("record", id="record", type="button"),
+            cls="row",
+        ),
+        P(f"{allowed}. Uploads are not stored.", cls="quiet"),
+        id="drop",
+    )
+
+
+def _tools_section() -> Any:
+    return Section(
+        Label(
+            "show tags with a probability of at least ",
+            Input(type="range", id="threshold", min=f"{100 * MIN_PROB:g}", max="100", value="50"),
+            Output("50 %", id="level"),
+        ),
+        Span(A("download CSV", id="csv", href="#", download="tags.csv", cls="button")),
+        id="tools",
+        cls="row",
+        hidden=True,
+    )
+
+
+def page_title(run: str | Path) -> str:
+    """Return the title of the page of a run."""
     return f"fatai: {Path(run).resolve().name}"

@@ -1,6 +1,7 @@
-"""Sounds that a browser sends: bounded, and on the disk only under names that are made up here.
+"""Sounds uploaded by a browser: limited in size, and stored in temporary files under generated names.
 
-An upload is `multipart/form-data`, its files in fields of any name. What a file is called comes along as a word to show, never as a path.
+An upload is `multipart/form-data` with files in fields of any name. The file name of the client is only displayed,
+never used as a path.
 """
 
 from __future__ import annotations
@@ -19,29 +20,35 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from fatai.errors import OptionError
+from fatai.web.job_queue import CLIENT_CLOSED_REQUEST
 from fatai.web.security import HTTPError
 
-__all__ = ["Limits", "Upload", "received"]
+__all__ = ["Limits", "Upload", "receive_uploads"]
 
-_DRAINED = 4  # so many times the allowed bytes are read and thrown away, since a browser only then reads the answer
+_DRAIN_FACTOR = 4  # up to this multiple of the limit is read and discarded, since browsers read no response before
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """Limits of a server.
 
     Attributes
     ----------
     upload_mb
-        Megabytes of one request.
+        Maximum megabytes of one request; raise it for uncompressed recordings.
     sound_s
-        Seconds of one sound.
+        Maximum seconds of one sound.
     files
-        Sounds in one request.
+        Maximum number of sounds in one request.
     waiting, per_client
-        Requests in the line, of all clients and of one.
+        Maximum number of requests in the queue, of all clients and of one.
     receive_s
-        Seconds in which a request must have arrived.
+        Maximum seconds until a request has arrived.
+
+    Raises
+    ------
+    OptionError
+        If a limit is not positive.
     """
 
     upload_mb: float = 32.0
@@ -58,35 +65,36 @@ class Limits:
 
     @property
     def upload_bytes(self) -> int:
+        """Maximum bytes of one request."""
         return round(self.upload_mb * 1e6)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that was sent: how it is called, and where its bytes are for the moment."""
+    """An uploaded file: the name to display and the path of its temporary copy."""
 
     name: str
     path: Path
 
 
 @asynccontextmanager
-async def received(request: Request, limits: Limits) -> AsyncIterator[list[Upload]]:
-    """The files of a request, in a folder that is removed with all in it when the block ends, however it ends.
+async def receive_uploads(request: Request, limits: Limits) -> AsyncIterator[list[Upload]]:
+    """Store the files of a request in a temporary folder, which is removed at the end of the block.
 
     Raises
     ------
     HTTPError
-        408, 413, 415 or 422, with what is wrong with the request.
+        408, 413, 415, 422 or 499, with a message that says what is wrong with the request.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "multipart/form-data":
         raise HTTPError(
             415,
-            f"the upload is of the type {kind[:80] or 'unknown'!r}; send multipart/form-data with a sound file in it",
+            f"the upload has the type {media_type[:80] or 'unknown'!r}; send multipart/form-data with a sound file",
         )
     with tempfile.TemporaryDirectory(prefix="fatai-") as folder:
         try:
-            uploads = await asyncio.wait_for(_stored(request, limits, Path(folder)), limits.receive_s)
+            uploads = await asyncio.wait_for(_store(request, limits, Path(folder)), limits.receive_s)
         except asyncio.TimeoutError:
             raise HTTPError(
                 408, f"the upload did not arrive within {limits.receive_s:g} seconds; send a shorter one"
@@ -94,13 +102,13 @@ async def received(request: Request, limits: Limits) -> AsyncIterator[list[Uploa
         yield uploads
 
 
-async def _stored(request: Request, limits: Limits, folder: Path) -> list[Upload]:
-    form = await _parsed(request, limits)
+async def _store(request: Request, limits: Limits, folder: Path) -> list[Upload]:
+    form = await _parse(request, limits)
     try:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
-            raise HTTPError(422, "the upload holds no whole file; send at least one sound")
-        uploads = [Upload(shown_name(file.filename or ""), folder / str(k)) for k, file in enumerate(files)]
+            raise HTTPError(422, "the upload holds no complete file; send at least one sound")
+        uploads = [Upload(display_name(file.filename or ""), folder / str(k)) for k, file in enumerate(files)]
         for file, upload in zip(files, uploads, strict=True):
             await asyncio.to_thread(_copy, file, upload.path)
         return uploads
@@ -108,51 +116,52 @@ async def _stored(request: Request, limits: Limits, folder: Path) -> list[Upload
         await form.close()
 
 
-async def _parsed(request: Request, limits: Limits) -> FormData:
-    """Bytes beyond a megabyte of a file go to unnamed temporary files."""
-    stream = _bounded(request, limits)
+async def _parse(request: Request, limits: Limits) -> FormData:
+    """Parse a request; bytes beyond a megabyte of a file go to unnamed temporary files."""
+    # One file more than allowed is accepted by the parser, to tell "too many" from other errors.
+    parser = MultiPartParser(
+        request.headers, _limited(request, limits), max_files=limits.files + 1, max_fields=limits.files
+    )
     try:
-        # One file more than allowed is let in, so that "too many" can be told from other faults.
-        form = await MultiPartParser(
-            request.headers, stream, max_files=limits.files + 1, max_fields=limits.files
-        ).parse()
-    except (
-        MultiPartException,
-        ValueError,
-    ) as e:  # the parser's own errors, which not every Starlette translates, are the latter
-        fault = getattr(e, "message", str(e)).rstrip(".")
-        if "Too many" in fault:
-            raise HTTPError(413, _too_many(limits)) from None
-        raise HTTPError(422, f"the upload is not whole or not multipart/form-data ({fault}); send it again") from None
+        form = await parser.parse()
+    except (MultiPartException, ValueError) as e:
+        # The second are the parser's own errors, which not every version of Starlette translates.
+        error = getattr(e, "message", str(e)).rstrip(".")
+        if "Too many" in error:
+            raise _too_many_files(limits) from None
+        raise HTTPError(422, f"the upload is incomplete or not multipart/form-data ({error}); send it again") from None
     except ClientDisconnect:
-        raise HTTPError(499, "the client went away") from None
+        raise HTTPError(CLIENT_CLOSED_REQUEST, "the client closed the connection") from None
     if sum(isinstance(value, UploadFile) for _, value in form.multi_items()) > limits.files:
         await form.close()
-        raise HTTPError(413, _too_many(limits))
+        raise _too_many_files(limits)
     return form
 
 
-def _too_many(limits: Limits) -> str:
-    return f"the upload holds more than {limits.files} files; send no more than {limits.files} at once"
+def _too_many_files(limits: Limits) -> HTTPError:
+    return HTTPError(413, f"the upload holds more than {limits.files} files; send at most {limits.files} at once")
 
 
-async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """The body, up to the limit; what comes behind it is read for a while, then refused."""
-    held, most = 0, limits.upload_bytes
-    claimed = request.headers.get("content-length", "")
-    size = f"{int(claimed) / 1e6:,.1f} MB" if claimed.isascii() and claimed.isdigit() and len(claimed) < 16 else "more"
-    fault = HTTPError(
-        413,
-        f"the upload is of {size}; at most {limits.upload_mb:g} MB are taken: cut the sound, or send FLAC, Ogg or MP3",
-    )
+async def _limited(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """Yield the body up to the limit; read and discard some more, then raise `HTTPError`."""
+    n_bytes, max_bytes = 0, limits.upload_bytes
     async for chunk in request.stream():
-        held += len(chunk)
-        if held <= most:
+        n_bytes += len(chunk)
+        if n_bytes <= max_bytes:
             yield chunk
-        elif held > _DRAINED * most:
-            raise fault
-    if held > most:
-        raise fault
+        elif n_bytes > _DRAIN_FACTOR * max_bytes:
+            raise _too_large(request, limits)
+    if n_bytes > max_bytes:
+        raise _too_large(request, limits)
+
+
+def _too_large(request: Request, limits: Limits) -> HTTPError:
+    length = request.headers.get("content-length", "")
+    known = length.isascii() and length.isdigit() and len(length) < 16
+    size = f"{int(length) / 1e6:,.1f} MB" if known else "more"
+    return HTTPError(
+        413, f"the upload has {size}; expected at most {limits.upload_mb:g} MB: cut the sound, or send FLAC, Ogg or MP3"
+    )
 
 
 def _copy(file: UploadFile, path: Path) -> None:
@@ -160,14 +169,14 @@ def _copy(file: UploadFile, path: Path) -> None:
         shutil.copyfileobj(file.file, f)
 
 
-def shown_name(given: str) -> str:
-    """The last part of a name that a client sent, printable and at most 120 characters long.
+def display_name(filename: str) -> str:
+    r"""Return the last part of a file name from a client, printable and at most 120 characters long.
 
     Examples
     --------
-    >>> shown_name("../../etc/passwd"), shown_name("C:\\\\sounds\\\\a.wav"), shown_name("..")
+    >>> display_name("../../etc/passwd"), display_name("C:\\sounds\\a.wav"), display_name("..")
     ('passwd', 'a.wav', 'sound')
     """
-    last = PureWindowsPath(given).name
+    last = PureWindowsPath(filename).name
     printable = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in last).strip()
     return printable[-120:] if printable.strip(".") else "sound"

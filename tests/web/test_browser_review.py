@@ -1,4 +1,4 @@
-"""The review in Chromium: everything by keyboard, by mouse and by touch, to corrections that a run applies."""
+"""The label review in Chromium by keyboard, mouse and touch, to corrections that a run applies."""
 
 import pytest
 from helpers.browser import players, serving, watched
@@ -30,7 +30,7 @@ def shown(page):
 
 
 def to_clip(page, fname):
-    """Through the suspects to the first one of a clip."""
+    """Step forward to the first label issue of a clip."""
     for _ in range(10):
         if shown(page) == fname:
             return
@@ -38,7 +38,7 @@ def to_clip(page, fname):
     raise AssertionError(f"{fname} does not come")
 
 
-def test_corrections_made_by_keyboard_land_in_the_csv_and_a_run_applies_them(
+def test_corrections_by_keyboard_are_in_the_csv_and_a_run_applies_them(
     chromium, doubtful, page_file, sample, tmp_path
 ):
     from playwright.sync_api import expect
@@ -62,14 +62,14 @@ def test_corrections_made_by_keyboard_land_in_the_csv_and_a_run_applies_them(
         page.keyboard.press("k")
         expect(page.locator("#progress")).to_have_text("3 of 3 clips decided, 2 of them corrected")
         assert downloaded(page, tmp_path / "corrections.csv") == {first: ["Rain"], third: None}
-        # The page remembers what was decided.
+        # The page keeps the decisions.
         page.reload()
         expect(page.locator("#progress")).to_have_text("3 of 3 clips decided, 2 of them corrected")
     labels = load_dataset(sample, tmp_path / "corrections.csv").curated.set_index("fname")["labels"]
     assert labels[first] == ["Rain"] and labels[second] == [b] and third not in labels.index
 
 
-def test_tags_are_chosen_by_number_and_a_decision_can_be_taken_back(chromium, doubtful, page_file, tmp_path):
+def test_tags_are_chosen_by_number_and_a_decision_can_be_withdrawn(chromium, doubtful, page_file, tmp_path):
     from playwright.sync_api import expect
 
     run, ((first, a), (second, b), _) = doubtful
@@ -87,7 +87,7 @@ def test_tags_are_chosen_by_number_and_a_decision_can_be_taken_back(chromium, do
         page.keyboard.press("u")
         expect(page.locator("#decision")).to_have_text("")
         assert downloaded(page, tmp_path / "2.csv") == {}
-        # No tag at all is no correction.
+        # A clip without any tag is not a correction.
         page.keyboard.press("r")
         page.keyboard.press("1")
         page.keyboard.press("2")
@@ -122,8 +122,8 @@ def test_the_page_is_usable_by_touch_on_a_phone(chromium, doubtful, page_file, t
     from playwright.sync_api import expect
 
     run, ((first, a), *_) = doubtful
-    look = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"}
-    with watched(chromium, page_file, **look) as page:
+    options = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"}
+    with watched(chromium, page_file, **options) as page:
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
         fname = shown(page)
         page.tap("#remove")
@@ -133,7 +133,7 @@ def test_the_page_is_usable_by_touch_on_a_phone(chromium, doubtful, page_file, t
             assert page.locator(f"#{button}").bounding_box()["height"] >= 36
 
 
-def test_the_server_saves_every_decision_and_a_new_one_goes_on(chromium, doubtful):
+def test_the_server_saves_every_decision_and_a_new_one_continues(chromium, doubtful):
     from playwright.sync_api import expect
 
     run, ((first, a), (second, b), (third, c)) = doubtful
@@ -154,11 +154,11 @@ def test_the_server_saves_every_decision_and_a_new_one_goes_on(chromium, doubtfu
             assert downloaded(page, run / "again.csv") == {"elsewhere.wav": None, first: ["Rain"]}
     with serving("review", run, "--serve") as (_, address), watched(chromium, address) as page:
         expect(page.locator("#progress")).to_have_text("2 of 3 clips decided, 1 of them corrected")
-        assert shown(page) == third, "it begins with what is not decided"
+        assert shown(page) == third, "it starts with the first undecided clip"
     assert len(review_of_run(run).clips) == 3
 
 
-def test_another_servers_page_does_not_save(chromium, doubtful):
+def test_the_page_of_another_server_does_not_save(chromium, doubtful):
     from playwright.sync_api import expect
 
     run, _ = doubtful
@@ -169,7 +169,7 @@ def test_another_servers_page_does_not_save(chromium, doubtful):
         )
         page.keyboard.press("x")
         expect(page.locator("#fault")).to_contain_text(
-            "not saved: this page is not of the server that runs now; reload it"
+            "not saved: this page belongs to a server that has ended; reload it"
         )
         expect(page.locator("#progress")).to_contain_text("0 of 3")
     assert not (run / "corrections.csv").exists()

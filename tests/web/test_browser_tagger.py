@@ -1,4 +1,4 @@
-"""The web tagger in Chromium: drop, choose, record, look, listen, download."""
+"""The web tagger in Chromium: drop, choose and record sounds, see and play them, download the CSV."""
 
 import base64
 import csv
@@ -7,16 +7,17 @@ import io
 import pytest
 from helpers.browser import players, serving, watched
 
+from fatai.experiment.tagger import Tagger
 from fatai.inference.events.formats import write_events
 from fatai.inference.events.progress_log import FileEvents
-from fatai.experiment.tagger import Tagger
 
 pytestmark = pytest.mark.slow
 
 DROP = """([name, text]) => {
     const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0)), data = new DataTransfer();
     data.items.add(new File([bytes], name, {type: 'audio/wav'}));
-    document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+    const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+    document.getElementById('drop').dispatchEvent(event);
 }"""
 
 
@@ -49,15 +50,15 @@ def wav(path):
     return file.getvalue(), len(wave) / sr
 
 
-@pytest.mark.parametrize("look", [
+@pytest.mark.parametrize("options", [
     {"viewport": {"width": 1000, "height": 900}}, {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"},
 ], ids=["wide", "phone"])
-def test_a_dropped_wav_shows_its_tags_over_time_and_plays(chromium, server, sounds, tagger, look):
+def test_a_dropped_wav_shows_its_tags_over_time_and_plays(chromium, server, sounds, tagger, options):
     from playwright.sync_api import expect
 
     content, seconds = wav(sounds[0])
     best = {tag: max(step.probs[k] for step in tagger.steps(content)) for k, tag in enumerate(tagger.tags)}
-    with watched(chromium, server, **look) as page:
+    with watched(chromium, server, **options) as page:
         drop(page, "dropped.wav", content)
         expect(page.locator("h2")).to_have_text("dropped.wav")
         expect(page.locator(".lanes .tag")).to_have_count(10)
@@ -68,7 +69,7 @@ def test_a_dropped_wav_shows_its_tags_over_time_and_plays(chromium, server, soun
         )
         assert players(page) == [pytest.approx(seconds, abs=0.05)]
         # The spectrogram and the bars share their time, and nothing is wider than the screen.
-        picture, bars = (page.locator(f".lanes {what}").first.bounding_box() for what in ("img", "svg"))
+        picture, bars = (page.locator(f".lanes {name}").first.bounding_box() for name in ("img", "svg"))
         assert picture["x"] == pytest.approx(bars["x"], abs=1) and picture["width"] == pytest.approx(
             bars["width"], abs=1
         )
@@ -91,7 +92,7 @@ def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(
     with watched(chromium, server) as page:
         page.set_input_files("#files", [str(path) for path in sounds])
         expect(page.locator(".lanes")).to_have_count(3)
-        # The level is a slider; the events follow it.
+        # The threshold is a slider; the events follow it.
         page.locator("#threshold").fill("40")
         with page.expect_download() as download:
             page.click("#csv")
@@ -103,7 +104,7 @@ def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(
         wanted = list(csv.DictReader(open(tmp_path / "events.csv", encoding="utf-8")))
         assert wanted and len(rows) == len(wanted)
         key = lambda row: (row["file"], row["tag"], float(row["start_s"]))
-        for got, want in zip(sorted(rows, key=key), sorted(wanted, key=key)):
+        for got, want in zip(sorted(rows, key=key), sorted(wanted, key=key), strict=True):
             assert (got["file"], got["tag"]) == (want["file"], want["tag"])
             for column in ("start_s", "end_s", "prob"):
                 assert float(got[column]) == pytest.approx(float(want[column]), abs=0.0011)
@@ -123,17 +124,18 @@ def test_a_recording_is_tagged(chromium, server):
         assert page.locator("h2").inner_text().startswith("recording") and 0.5 < players(page)[0] < 5
 
 
-def test_what_is_refused_is_told_beside_its_name(chromium, server, tmp_path):
+def test_refused_files_are_shown_with_the_reason(chromium, server, tmp_path):
     from playwright.sync_api import expect
 
     (tmp_path / "<b>words.wav").write_text("no sound")
     (tmp_path / "big.wav").write_bytes(bytes(33_000_000))
     with watched(chromium, server, expected="415") as page:
         page.set_input_files("#files", [str(tmp_path / "<b>words.wav"), str(tmp_path / "big.wav")])
-        expect(page.locator(".fault")).to_have_count(2)
-        words = dict(zip(page.locator("h2").all_inner_texts(), page.locator(".fault").all_inner_texts()))
-        assert "this is text" in words["<b>words.wav"] and "33.0 MB; at most 32 MB" in words["big.wav"]
+        expect(page.locator(".error")).to_have_count(2)
+        names, messages = page.locator("h2").all_inner_texts(), page.locator(".error").all_inner_texts()
+        errors = dict(zip(names, messages, strict=True))
+        assert "this is text" in errors["<b>words.wav"] and "33.0 MB; expected at most 32 MB" in errors["big.wav"]
         assert page.locator("b").count() == 0
         page.set_input_files("#files", [str(tmp_path / "<b>words.wav")] * 9)
-        expect(page.locator("#told")).to_have_text("9 files are too many at once; the first 8 are taken")
-        expect(page.locator(".fault")).to_have_count(10)
+        expect(page.locator("#message")).to_have_text("9 files are too many at once; the first 8 are tagged")
+        expect(page.locator(".error")).to_have_count(10)

@@ -1,4 +1,4 @@
-"""Fifty uploads at once, half of them made to hurt: the good ones are answered, the others told why, the server stays small and alive."""
+"""Fifty uploads at once, half of them hostile: good ones are tagged, others refused, and memory stays bounded."""
 
 import gzip
 import io
@@ -43,20 +43,20 @@ def zip_bomb():
     return file.getvalue()
 
 
-def patched(content, at, value):
-    return content[:at] + value + content[at + len(value):]
+def patch(content, start, value):
+    return content[:start] + value + content[start + len(value):]
 
 
 def hostile():
-    """(name, bytes, status) of uploads that have to be refused."""
+    """(name, bytes, status) of uploads that must be refused."""
     short, flac = wav(1), wav(1, kind="FLAC")
     two_hours = (2 * 44100 * 7200).to_bytes(4, "little")
-    yield "claims two hours.wav", patched(short, short.index(b"data") + 4, two_hours), 422
-    yield "claims two hours.flac", patched(flac, 22, (44100 * 7200).to_bytes(4, "big")), 422
-    yield "claims 4 GB.wav", patched(short, short.index(b"data") + 4, b"\xfe\xff\xff\xff"), 422
-    yield "claims a huge header.wav", patched(short, 16, b"\xff\xff\xff\x7f"), 422
-    yield "claims 65535 channels.wav", patched(short, 22, b"\xff\xff"), 422
-    yield "claims 4 GHz.wav", patched(short, 24, b"\xff\xff\xff\xff"), 422
+    yield "claims two hours.wav", patch(short, short.index(b"data") + 4, two_hours), 422
+    yield "claims two hours.flac", patch(flac, 22, (44100 * 7200).to_bytes(4, "big")), 422
+    yield "claims 4 GB.wav", patch(short, short.index(b"data") + 4, b"\xfe\xff\xff\xff"), 422
+    yield "claims a huge header.wav", patch(short, 16, b"\xff\xff\xff\x7f"), 422
+    yield "claims 65535 channels.wav", patch(short, 22, b"\xff\xff"), 422
+    yield "claims 4 GHz.wav", patch(short, 24, b"\xff\xff\xff\xff"), 422
     yield "is two hours of silence.flac", silence(7200, 8000, 1), 422
     yield "is eight silent channels.flac", silence(590, 96000, 8), 422
     yield "is too large.wav", bytes(40_000_000), 413
@@ -78,8 +78,8 @@ def float_wav(samples):
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
-def welcome():
-    """(name, bytes, status) of uploads that have to be answered."""
+def valid():
+    """(name, bytes, status) of uploads that must be tagged."""
     for k in range(20):
         yield f"good {k}.wav", wav(0.5 + k / 4), 200
     yield "../../../../tmp/up and away.wav", wav(1), 200
@@ -90,56 +90,56 @@ def welcome():
     yield "one sample.wav", wav(1 / 44100), 200
 
 
-class Watch(threading.Thread):
-    """The most memory that a process had."""
+class MemoryMonitor(threading.Thread):
+    """Record the peak memory of a process."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
-        self.process, self.most, self.stop = psutil.Process(pid), 0, threading.Event()
+        self.process, self.peak, self.stop = psutil.Process(pid), 0, threading.Event()
 
     def run(self):
         while not self.stop.wait(0.02):
-            self.most = max(self.most, self.process.memory_info().rss)
+            self.peak = max(self.peak, self.process.memory_info().rss)
 
 
 def test_fifty_uploads_at_once(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     bad = [*hostile(), *[(f"words {k}.wav", b"not a sound", 415) for k in range(3)]]
-    good = list(welcome())
-    jobs = [job for pair in zip(bad, good) for job in pair] + good[len(bad):]
+    good = list(valid())
+    jobs = [job for pair in zip(bad, good, strict=False) for job in pair] + good[len(bad):]
     assert len(jobs) == 50
     with serving("serve", tiny_run.out) as (process, address):
-        watch = Watch(process.pid)
-        watch.start()
+        monitor = MemoryMonitor(process.pid)
+        monitor.start()
 
         def send(job):
             name, content, _ = job
             return requests.post(f"{address}tag", files={"sound": (name, content)}, timeout=300)
 
-        began = time.monotonic()
+        start = time.monotonic()
         with ThreadPoolExecutor(50) as pool:
-            answering = pool.map(send, jobs)
+            responses = pool.map(send, jobs)
             seen = 0
-            while seen < 20:  # the server still answers others while it works
+            while seen < 20:  # the server still responds to others while it works
                 health = requests.get(f"{address}health", timeout=5).json()
                 seen += 1
                 time.sleep(0.05)
-            answers = list(answering)
-        seconds = time.monotonic() - began
-        watch.stop.set()
+            responses = list(responses)
+        seconds = time.monotonic() - start
+        monitor.stop.set()
         assert health["status"] == "ok"
-        for (name, _, status), answer in zip(jobs, answers):
-            assert answer.status_code == status, (name, answer.text[:300])
+        for (name, _, status), response in zip(jobs, responses, strict=True):
+            assert response.status_code == status, (name, response.text[:300])
             if status == 200:
-                sound, = answer.json()["sounds"]
+                sound, = response.json()["sounds"]
                 assert sound["file"] == name.replace("\\", "/").split("/")[-1] and len(sound["tags"]) == 10
             else:
-                sentence = answer.json()["error"]
-                assert 20 < len(sentence) < 400 and str(tmp_path) not in sentence and "\n" not in sentence, sentence
+                message = response.json()["error"]
+                assert 20 < len(message) < 400 and str(tmp_path) not in message and "\n" not in message, message
         assert requests.get(f"{address}health", timeout=5).json() == {**health, "waiting": 0, "done": 50}
         assert process.poll() is None
-        assert watch.most < MAX_BYTES, f"{watch.most / 1e9:.2f} GB"
+        assert monitor.peak < MAX_BYTES, f"{monitor.peak / 1e9:.2f} GB"
         left = [path for path in tmp_path.rglob("*") if path.name.startswith("fatai-")]
         assert left == []
-    print(f"50 uploads in {seconds:.1f} s, at most {watch.most / 1e6:.0f} MB")
+    print(f"50 uploads in {seconds:.1f} s, at most {monitor.peak / 1e6:.0f} MB")
     assert not Path("/tmp/up and away.wav").exists()

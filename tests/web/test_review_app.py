@@ -1,4 +1,4 @@
-"""The served review: who may decide what, and that it is written at once."""
+"""The served review: allowed decisions are written at once, others are refused."""
 
 import re
 
@@ -7,14 +7,14 @@ from starlette.testclient import TestClient
 
 from fatai.data.labels import read_corrections
 from fatai.report.label_review import review_of_run
-from fatai.web.security import Guard
 from fatai.web.review_app import review_app
+from fatai.web.security import SecurityMiddleware
 
 
 @pytest.fixture
 def client(doubtful):
     run, _ = doubtful
-    return TestClient(Guard(review_app(review_of_run(run), run / "corrections.csv")), "http://127.0.0.1:8000")
+    return TestClient(SecurityMiddleware(review_app(review_of_run(run), run / "corrections.csv")), "http://127.0.0.1:8000")
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def decide(client, token, decision):
     return client.post("/decide", json=decision, headers={"x-fatai-token": token})
 
 
-def test_a_decision_is_written_at_once_and_is_there_after_a_reload(client, token, doubtful):
+def test_a_decision_is_written_at_once_and_survives_a_reload(client, token, doubtful):
     run, ((first, a), (second, _), _) = doubtful
     assert decide(client, token, {"file": first, "labels": ["Rain"]}).json() == {"file": first, "decided": 1}
     assert decide(client, token, {"file": second, "labels": None}).json() == {"file": second, "decided": 2}
@@ -34,8 +34,8 @@ def test_a_decision_is_written_at_once_and_is_there_after_a_reload(client, token
     assert table[first] == ["Rain"] and table[second] is None
     assert client.get("/data").json()["decided"] == {first: ["Rain"], second: None}
     assert client.get("/corrections.csv").text == (run / "corrections.csv").read_text()
-    # As another server finds it.
-    again = TestClient(Guard(review_app(review_of_run(run), run / "corrections.csv")), "http://localhost")
+    # As another server reads it.
+    again = TestClient(SecurityMiddleware(review_app(review_of_run(run), run / "corrections.csv")), "http://localhost")
     assert again.get("/data").json()["decided"] == {first: ["Rain"], second: None}
     assert decide(client, token, {"file": first}).json() == {"file": first, "decided": 1}
 
@@ -49,7 +49,7 @@ def test_a_decision_is_written_at_once_and_is_there_after_a_reload(client, token
     ({"file": 5}, 422, "a decision is"), ([], 422, "a decision is"), ("x", 422, "a decision is"),
     ({"file": "{first}", "labels": ["x" * 70_000]}, 413, "65,536"),
 ])
-def test_decisions_that_make_no_sense_are_refused(client, token, doubtful, decision, status, words):
+def test_invalid_decisions_are_refused(client, token, doubtful, decision, status, words):
     run, ((first, _), *_) = doubtful
     if isinstance(decision, dict) and decision["file"] == "{first}":
         decision = {**decision, "file": first}
@@ -59,13 +59,13 @@ def test_decisions_that_make_no_sense_are_refused(client, token, doubtful, decis
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 60_000])
-def test_what_is_no_json_is_refused(client, token, body):
+def test_bodies_that_are_not_json_are_refused(client, token, body):
     response = client.post("/decide", content=body, headers={"x-fatai-token": token})
     assert response.status_code == 422 and response.json()["error"] == "the decision is not JSON"
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-fatai-token": "guess"}, {"x-fatai-token": "\xe9"}])
-def test_without_the_pages_token_nothing_is_decided(client, doubtful, headers):
+def test_a_decision_needs_the_token_of_the_page(client, doubtful, headers):
     run, ((first, _), *_) = doubtful
     headers = {name: value.encode("latin-1") for name, value in headers.items()}
     response = client.post("/decide", json={"file": first, "labels": None}, headers=headers)
@@ -74,7 +74,7 @@ def test_without_the_pages_token_nothing_is_decided(client, doubtful, headers):
     )
 
 
-def test_other_pages_and_strange_hosts_may_not_decide_even_with_it(client, token, doubtful):
+def test_other_pages_and_hosts_are_refused_even_with_the_token(client, token, doubtful):
     run, ((first, _), *_) = doubtful
     for headers, status in (
         ({"origin": "http://evil.com"}, 403),
@@ -88,7 +88,7 @@ def test_other_pages_and_strange_hosts_may_not_decide_even_with_it(client, token
     assert not (run / "corrections.csv").exists()
 
 
-def test_clips_have_picture_and_sound_and_go_by_number_only(client):
+def test_clips_have_picture_and_sound_and_are_addressed_by_number_only(client):
     clip = client.get("/clip/0").json()
     assert clip["seconds"] > 0 and clip["sound"].startswith("data:audio/")
     assert client.get("/clip/3").status_code == 404 and "no clip 3; the review has 3" in client.get("/clip/3").text
@@ -103,7 +103,7 @@ def test_the_served_page_names_only_files_of_the_server(client):
     assert "://" not in shown and "Every decision is saved at once" in shown
 
 
-def test_a_full_disk_is_said(client, token, doubtful, monkeypatch):
+def test_a_full_disk_is_reported(client, token, doubtful, monkeypatch):
     run, ((first, _), *_) = doubtful
 
     def full(*args):

@@ -1,4 +1,4 @@
-"""Which requests a server on this machine answers, and what its answers tell browsers."""
+"""Requests that a local server accepts, and the security headers of its responses."""
 
 import socket
 
@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from fatai.errors import OptionError
-from fatai.web.security import Guard, is_loopback
+from fatai.web.security import SecurityMiddleware, is_loopback
 from fatai.web.server import serve
 
 
@@ -18,21 +18,21 @@ async def hello(request):
     return PlainTextResponse("hello")
 
 
-async def talk(websocket):
+async def chat(websocket):
     await websocket.accept()
 
 
-def client(listening="127.0.0.1"):
-    app = Starlette(routes=[Route("/", hello, methods=["GET", "POST", "PUT", "DELETE"]), WebSocketRoute("/talk", talk)])
-    return TestClient(Guard(app, listening), "http://127.0.0.1:8000")
+def client(bound_to="127.0.0.1"):
+    app = Starlette(routes=[Route("/", hello, methods=["GET", "POST", "PUT", "DELETE"]), WebSocketRoute("/chat", chat)])
+    return TestClient(SecurityMiddleware(app, bound_to), "http://127.0.0.1:8000")
 
 
-def status(host, listening="127.0.0.1"):
-    return client(listening).get("/", headers={"host": host}).status_code
+def status(host, bound_to="127.0.0.1"):
+    return client(bound_to).get("/", headers={"host": host}).status_code
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "LocalHost:1", "[::1]:8000"])
-def test_this_machine_is_answered_by_its_names(host):
+def test_names_of_this_machine_are_accepted(host):
     assert status(host) == 200
 
 
@@ -55,19 +55,19 @@ def test_this_machine_is_answered_by_its_names(host):
         "localhost:999999",
     ],
 )
-def test_other_hosts_are_refused_with_a_sentence(host):
+def test_other_hosts_are_refused_with_a_message(host):
     response = client().get("/", headers={"host": host})
     assert response.status_code == 400
     assert (
-        response.json()["error"].startswith("this server does not answer for the host")
-        and "open it by the address" in response.text
+        response.json()["error"].startswith("this server does not serve the host")
+        and "open the address" in response.text
     )
 
 
-def test_a_server_for_others_answers_to_its_name_and_to_addresses_but_to_no_strange_name():
+def test_a_public_server_accepts_its_name_and_addresses_but_no_other_name():
     hosts = ("box.local:80", "192.168.0.7", "[fe80::1]", "localhost", "evil.com")
-    answered = [status(host, "box.local") for host in hosts]
-    assert answered == [200, 200, 200, 200, 400]
+    statuses = [status(host, "box.local") for host in hosts]
+    assert statuses == [200, 200, 200, 200, 400]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
@@ -83,7 +83,7 @@ def test_a_server_for_others_answers_to_its_name_and_to_addresses_but_to_no_stra
         {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "cross-site"},
     ],
 )
-def test_other_pages_may_not_send_anything(method, headers):
+def test_other_pages_may_not_send_data(method, headers):
     response = client().request(method, "/", headers=headers)
     assert response.status_code == 403 and "only pages of this server" in response.json()["error"]
 
@@ -91,12 +91,12 @@ def test_other_pages_may_not_send_anything(method, headers):
 @pytest.mark.parametrize(
     "headers", [{}, {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}]
 )
-def test_its_own_pages_and_programs_may_send(headers):
+def test_pages_of_the_server_and_programs_may_send_data(headers):
     assert client().post("/", headers=headers).text == "hello"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "evil.com"])
-def test_every_answer_keeps_to_itself(host):
+def test_every_response_has_the_security_headers(host):
     headers = client().get("/", headers={"host": host}).headers
     assert (
         "default-src 'none'" in headers["content-security-policy"]
@@ -107,8 +107,8 @@ def test_every_answer_keeps_to_itself(host):
     assert "access-control-allow-origin" not in headers
 
 
-def test_there_is_no_talk_over_websockets():
-    with pytest.raises(WebSocketDisconnect) as caught, client().websocket_connect("/talk"):
+def test_websockets_are_refused():
+    with pytest.raises(WebSocketDisconnect) as caught, client().websocket_connect("/chat"):
         pass
     assert caught.value.code == 1008
 
@@ -126,11 +126,11 @@ def test_there_is_no_talk_over_websockets():
         ("box.local", False),
     ],
 )
-def test_what_is_loopback(host, local):
+def test_is_loopback(host, local):
     assert is_loopback(host) is local
 
 
-def test_a_port_that_is_taken_is_said_so():
+def test_a_port_in_use_is_named():
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
