@@ -1,8 +1,9 @@
 """Rank, world size and collectives of the current process group (torch.distributed).
 
-torchrun starts the processes and sets their environment variables. fastai reads `RANK` and `WORLD_SIZE` at every call, so work that one
-rank does by itself (a fold, a prediction after training) would wait for the other ranks or mix their rows into its own. Therefore `init`
-removes both variables, and `fastai_env` sets them while the ranks train on the same batches.
+torchrun starts the processes and sets their environment variables. fastai reads `RANK` and `WORLD_SIZE` at every call,
+so work that one rank does by itself (a fold, a prediction after training) would wait for the other ranks or mix their
+rows into its own. Therefore `init` removes both variables, and `fastai_env` sets them while the ranks train on the same
+batches.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from fatai.errors import OptionError
 __all__ = ["SINGLE_PROCESS", "ProcessGroup", "init", "destroy", "fastai_env", "was_started_by_torchrun"]
 
 _FASTAI_VARIABLES = ("RANK", "WORLD_SIZE")
-# A rank that has finished its folds waits for the others, which may take days. A dead rank is noticed by its closed connection.
+# A rank that has finished its folds waits for the others, which may take days. A dead rank is noticed by its closed
+# connection.
 _TIMEOUT = timedelta(days=30)
 
 
@@ -94,8 +96,8 @@ class ProcessGroup:
         first = rows[:counts[self.rank]]
         if self.world_size == 1:
             return first
-        # As pickled objects: gloo's all_gather of tensors needs equal shapes and rejects some dtypes. The copy keeps the
-        # rest of the storage out of the pickle.
+        # As pickled objects: gloo's all_gather of tensors needs equal shapes and rejects some dtypes. The copy keeps
+        # the rest of the storage out of the pickle.
         return torch.cat(self.all_gather(first.detach().as_subclass(Tensor).cpu().clone()))
 
     @contextmanager
@@ -108,7 +110,7 @@ class ProcessGroup:
             self.barrier()
 
     def split_counts(self, n: int) -> list[int]:
-        """Split `n` items among the ranks as evenly as possible and return the number for each; lower ranks get one more.
+        """Split `n` items among the ranks as evenly as possible and return the number for each rank.
 
         Examples
         --------

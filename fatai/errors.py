@@ -1,7 +1,7 @@
-"""Exceptions that a caller may catch.
+"""Exceptions of fatai.
 
-Each is a `FataiError` and also the builtin it resembles, so both `except FataiError` and `except ValueError` work.
-Messages say what was given, what was expected and what to do.
+Each is a `FataiError` and also the builtin exception that it resembles, so both `except FataiError` and `except
+ValueError` work. A message states the problem with the given value, what was expected, and a remedy.
 """
 
 __all__ = [
@@ -24,64 +24,64 @@ __all__ = [
 
 
 class FataiError(Exception):
-    """Anything that fatai raises on purpose; the command line prints it as one sentence and exits with 2."""
+    """Base of all exceptions of fatai; the command line prints the message and exits with 2."""
 
     def __str__(self) -> str:
-        # KeyError would print the repr of its message, OSError may print an errno: a message is a sentence here.
+        # The message alone: KeyError would print its repr, OSError may print an errno.
         return " ".join(str(a) for a in self.args)
 
 
 class AudioError(FataiError, OSError):
-    """A sound file that is missing, empty, cut off, or no sound file at all."""
+    """A sound file is missing, empty, truncated, or not sound."""
 
 
 class CacheError(FataiError, OSError):
-    """A cache that cannot be built or read."""
+    """A cache cannot be built or read."""
 
 
 class CheckpointError(FataiError, ValueError):
-    """Model weights that do not fit, or a file that is not safe to read."""
+    """Model weights do not fit the model, or a file is not safe to read."""
 
 
 class DataError(FataiError, ValueError):
-    """A folder or table that is not laid out as expected."""
+    """A folder, table or array does not have the expected content."""
 
 
 class FrontEndError(FataiError, ValueError):
-    """Front-end settings that contradict each other."""
+    """Settings of a front end are out of range or contradict each other."""
 
 
 class LabelError(FataiError, ValueError):
-    """A label cell that does not name known tags."""
+    """A label cell has unknown tags."""
 
 
 class MissingDependencyError(FataiError, ImportError):
-    """An optional package that is not installed."""
+    """An optional package is not installed."""
 
 
 class OptionError(FataiError, ValueError):
-    """An option that is unknown, or whose value is out of range."""
+    """An option is unknown, or its value is out of range."""
 
 
 class RecipeError(FataiError, ValueError):
-    """A recipe with an unknown key or a value of the wrong type."""
+    """A recipe has an unknown key, or a value of the wrong type."""
 
 
 class ShapeError(FataiError, ValueError):
-    """An array of the wrong shape."""
+    """An array or tensor has the wrong shape."""
 
 
 class StorageError(FataiError, OSError):
-    """A file that cannot be written, or a file system that answers with errors."""
+    """A file cannot be written, or the file system fails."""
 
 
 class SubmissionError(FataiError, ValueError):
-    """Predictions that do not fit the sample submission or each other."""
+    """Predictions do not fit the sample submission or each other."""
 
 
 class UnknownNameError(FataiError, KeyError):
-    """A name that no registry entry has."""
+    """No registry entry has this name."""
 
 
 class WorkerError(FataiError, RuntimeError):
-    """A process that reads sound, or the memory of the device, is gone."""
+    """A worker process died, or the device is out of memory."""

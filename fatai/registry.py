@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from fatai.errors import OptionError, UnknownNameError
 
 __all__ = [
-    "AUGMENTATIONS", "CHANNELS", "ENSEMBLES", "EXPORTS", "FRONT_ENDS", "LOSSES", "MIXERS", "MODELS", "NOISY", "SCHEDULES", "VIEWS",
-    "Registry", "did_you_mean",
+    "AUGMENTATIONS", "CHANNELS", "ENSEMBLES", "EXPORTS", "FRONT_ENDS", "LOSSES", "MIXERS", "MODELS", "NOISY",
+    "SCHEDULES", "VIEWS", "Registry", "did_you_mean",
 ]
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
@@ -170,6 +170,7 @@ SCHEDULES = Registry("schedule", module="fatai.callbacks.schedulers")
 NOISY = Registry("noisy-label method", module="fatai.noisy_labels.methods")
 VIEWS = Registry("kind of view", module="fatai.inference.views")
 ENSEMBLES = Registry("ensemble", module="fatai.ensemble.ensemble")
-# Not for entries of users: they let a learner write model folders and reports, whose packages import its own or lie above it.
+# Not for entries of users: they let a learner write model folders and reports, whose packages import its own or lie
+# above it.
 EXPORTS = Registry("export", module="fatai.export.pretrained")
 REPORTS = Registry("report", module="fatai.report.learner")

@@ -1,8 +1,8 @@
 """Compiled inner loops of spectrograms on a CPU: one pass over memory where torch and NumPy need several.
 
-The loops have a module of their own because importing numba takes time, which is spent at the first spectrogram on a CPU only. Compiled
-code is cached on disk, so each machine compiles once; it runs in one thread, without the interpreter's lock. Arrays are contiguous along
-their last axis.
+The loops have a module of their own because importing numba takes time, which is spent at the first spectrogram on a
+CPU only. Compiled code is cached on disk, so each machine compiles once; it runs in one thread, without the
+interpreter's lock. Arrays are contiguous along their last axis.
 """
 
 from __future__ import annotations
@@ -72,14 +72,15 @@ def sum_bands(
     root
         True for magnitudes, False for powers.
     first, ends, weights
-        Bands. Shape (rows,): first bin of each band. Shape (rows,): end of each band's weights in `weights`. Shape (n,): weights of the
-        bins of all bands, one band after another.
+        Bands. Shape (rows,): first bin of each band. Shape (rows,): end of each band's weights in `weights`. Shape
+        (n,): weights of the bins of all bands, one band after another.
     columns
         Shape (frames,): index of each frame in `levels` and `sums`.
     levels, sums
         Written to. Shape (rows, all frames): weighted sums. Shape (all frames,): sums over all bins.
     """
-    # Four frames at a time: in a narrow band each addition waits for the last one, so those of other frames run in between.
+    # Four frames at a time: in a narrow band each addition waits for the last one, so those of other frames run in
+    # between.
     rows, last = np.empty((4, parts.shape[1] // 2), np.float32), len(parts) - 1
     for i in range(0, len(parts), 4):
         for j in range(4):
@@ -138,10 +139,11 @@ def find_inexact_frames(
 
 @_compiled
 def to_decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # pragma: no cover - compiled
-    """Replace `levels`, shape (rows, frames), by scale * log10(max(level, floor)); values that are not finite become inf.
+    """Convert `levels` (rows, frames) to scale * log10(max(level, floor)), in place; non-finite values become inf.
 
-    The logarithm of m * 2 ** e, with m between the roots of 1/2 and of 2, is e * ln 2 + 2 artanh((m - 1) / (m + 1)), of which a few terms
-    are enough. They are computed for many values at once, in a third of the time of torch's logarithm.
+    The logarithm of m * 2 ** e, with m between the roots of 1/2 and of 2, is e * ln 2 + 2 artanh((m - 1) / (m + 1)), of
+    which a few terms are enough. They are computed for many values at once, in a third of the time of torch's
+    logarithm.
     """
     factor, lowest = np.float32(scale / np.log(10.0)), np.float32(max(floor, 1.2e-38))
     exponents = np.empty(levels.shape[1], np.float32)
@@ -167,7 +169,7 @@ def to_decibels(levels: np.ndarray, scale: float, floor: float) -> None:  # prag
 def to_image(
     levels: np.ndarray, low: np.float32, high: np.float32, flat: float
 ) -> None:  # pragma: no cover - compiled
-    """Scale `levels`, shape (rows, frames), from low..high to 0..255 and round down, in place; all 0 if the range is at most `flat`."""
+    """Scale `levels` (rows, frames) from low..high to 0..255 and round down, in place; 0 if the range is <= `flat`."""
     width = high - low if high - low > flat else np.float32(np.inf)
     for band in range(len(levels)):
         row = levels[band]

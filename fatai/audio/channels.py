@@ -1,7 +1,8 @@
-"""One spectrogram to the channels a network sees.
+"""Input channels of a network, computed from one spectrogram.
 
-Conventions: in (batch, rows, frames), out (batch, channels, rows, frames); `n_channels` tells the network how many. Channels are made
-from the crop that the network is shown, not from the whole clip.
+Conventions: the input is (batch, rows, frames), the output (batch, channels, rows, frames); `n_channels` is the number
+of input channels that the network needs. Channels are computed from the crop that the network receives, not from the
+whole clip.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import CHANNELS
 
-__all__ = ["Deltas", "ImageNet", "Coord", "Repeat", "Windows", "delta"]
+__all__ = ["Coord", "Deltas", "ImageNet", "Repeat", "Windows", "delta"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _checked(spec: Tensor) -> Tensor:
+def _check(spec: Tensor) -> Tensor:
+    """Return a spectrogram of shape (batch, rows, frames); any other shape raises a `ShapeError`."""
     if spec.ndim != 3:
         raise ShapeError(
             f"got a spectrogram of shape {tuple(spec.shape)}; expected (batch, rows, frames): one clip is spec[None]"
@@ -30,7 +32,18 @@ def _checked(spec: Tensor) -> Tensor:
 
 
 class Repeat(nn.Module):
-    """The same spectrogram `n_channels` times."""
+    """Repeat the spectrogram (batch, rows, frames) to (batch, n_channels, rows, frames).
+
+    Parameters
+    ----------
+    n_channels
+        At least 1; 3 for backbones pretrained on images.
+
+    Raises
+    ------
+    OptionError
+        If `n_channels` is less than 1.
+    """
 
     def __init__(self, n_channels: int = 1):
         super().__init__()
@@ -39,31 +52,45 @@ class Repeat(nn.Module):
         self.n_channels = n_channels
 
     def forward(self, spec: Tensor) -> Tensor:
-        return _checked(spec)[:, None].repeat(1, self.n_channels, 1, 1)
+        """Return shape (batch, n_channels, rows, frames)."""
+        return _check(spec)[:, None].repeat(1, self.n_channels, 1, 1)
 
 
 def _savgol(width: int, order: int) -> np.ndarray:
-    """Weights (width,) of the `order`-th derivative of the polynomial of that degree that is fitted to `width` values."""
+    """Return the weights (width,) of the `order`-th derivative of a polynomial of that degree fitted to values."""
     at = np.arange(width) - width // 2
     fit = np.linalg.pinv(np.vander(at, order + 1, increasing=True))  # coefficients, lowest power first
-    # The highest derivative of a polynomial of degree `order` is the same everywhere: order! times its highest coefficient.
+    # The highest derivative of a polynomial of degree `order` is the same everywhere: order! times its highest
+    # coefficient.
     return fit[order] * math.factorial(order)
 
 
 def delta(spec: Tensor, *, order: int = 1, width: int = 9) -> Tensor:
-    """Derivative along the last dimension, `order` times, by a sliding fit; that of `librosa.feature.delta`.
+    """Compute a derivative along the last dimension by a Savitzky-Golay filter, as `librosa.feature.delta` does.
 
     Parameters
     ----------
     spec
-        Shape (..., frames). Fewer frames than `width` are continued by their outermost values (librosa's mode "nearest").
+        Shape (..., frames). With fewer frames than `width` the outermost values are repeated (librosa's mode
+        "nearest").
     order, width
-        A polynomial of degree `order` is fitted to `width` frames, an odd number of at least 3 above `order`. The outermost
-        width // 2 frames take the fit of the outermost `width` ones (mode "interp").
+        A polynomial of degree `order` is fitted to `width` frames, an odd number of at least 3 above `order`; its
+        `order`-th derivative is returned. A larger width is smoother. The outermost width // 2 frames use the fit of
+        the outermost `width` frames (mode "interp").
 
     Returns
     -------
     Shape of `spec`, change per frame.
+
+    Raises
+    ------
+    OptionError
+        If `order` or `width` is out of range.
+
+    Examples
+    --------
+    >>> delta(torch.arange(12.0))[:3].round(decimals=3)
+    tensor([1., 1., 1.])
     """
     if width < 3 or width % 2 == 0 or not 1 <= order < width:
         raise OptionError(
@@ -74,14 +101,20 @@ def delta(spec: Tensor, *, order: int = 1, width: int = 9) -> Tensor:
     rows = spec.reshape(-1, 1, frames)
     if frames < width:
         rows = F.pad(rows, (half, half), mode="replicate")
-    middle = F.conv1d(rows, kernel.view(1, 1, -1))
+    derivative = F.conv1d(rows, kernel.view(1, 1, -1))
     if frames >= width:
-        middle = F.pad(middle, (half, half), mode="replicate")
-    return middle.view(spec.shape)
+        derivative = F.pad(derivative, (half, half), mode="replicate")
+    return derivative.view(spec.shape)
 
 
 class Deltas(nn.Module):
-    """The spectrogram, its first and its second derivative in time."""
+    """Stack a spectrogram (batch, rows, frames) and its first two derivatives in time to (batch, 3, rows, frames).
+
+    Parameters
+    ----------
+    width
+        Number of frames of the filter; see `delta`.
+    """
 
     n_channels = 3
 
@@ -90,20 +123,31 @@ class Deltas(nn.Module):
         self.width = width
 
     def forward(self, spec: Tensor) -> Tensor:
+        """Return shape (batch, 3, rows, frames)."""
         return torch.stack(
-            [_checked(spec), delta(spec, order=1, width=self.width), delta(spec, order=2, width=self.width)], 1
+            [_check(spec), delta(spec, order=1, width=self.width), delta(spec, order=2, width=self.width)], 1
         )
 
 
 class Coord(nn.Module):
-    """The spectrogram, a map that rises from -1 at the lowest to +1 at the highest row, and if `time` one from first to last frame."""
+    """Add coordinate channels to a spectrogram, as CoordConv does.
+
+    (batch, rows, frames) becomes (batch, 2 or 3, rows, frames). The second channel rises from -1 at the lowest to +1 at
+    the highest row.
+
+    Parameters
+    ----------
+    time
+        True adds a third channel, which rises from -1 at the first to +1 at the last frame.
+    """
 
     def __init__(self, time: bool = False):
         super().__init__()
         self.n_channels = 3 if time else 2
 
     def forward(self, spec: Tensor) -> Tensor:
-        _, rows, frames = _checked(spec).shape
+        """Return shape (batch, 2 or 3, rows, frames)."""
+        _, rows, frames = _check(spec).shape
         maps = [spec, torch.linspace(-1, 1, rows).to(spec)[:, None].expand_as(spec)]
         if self.n_channels == 3:
             maps.append(torch.linspace(-1, 1, frames).to(spec).expand_as(spec))
@@ -111,7 +155,10 @@ class Coord(nn.Module):
 
 
 class ImageNet(nn.Module):
-    """An 8-bit picture (0..255) three times, scaled to 0..1 and standardised as pictures of ImageNet are."""
+    """Repeat an 8-bit spectrogram three times, scaled to 0..1 and standardized by the constants of ImageNet.
+
+    (batch, rows, frames) in 0..255 becomes (batch, 3, rows, frames).
+    """
 
     n_channels = 3
     mean: Tensor
@@ -123,13 +170,17 @@ class ImageNet(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, spec: Tensor) -> Tensor:
-        return (_checked(spec)[:, None] / 255 - self.mean) / self.std
+        """Return shape (batch, 3, rows, frames)."""
+        return (_check(spec)[:, None] / 255 - self.mean) / self.std
 
 
 class Windows(nn.Module):
-    """Spectrograms of several window lengths, one a channel.
+    """Unstack window lengths: (batch, n_windows * bins, frames) to (batch, n_windows, bins, frames).
 
-    The front end's `windows` stacks them in its rows: (batch, windows * bins, frames) becomes (batch, windows, bins, frames).
+    Parameters
+    ----------
+    n_windows
+        Number of window lengths, that of the front end's setting `windows`.
     """
 
     def __init__(self, n_windows: int = 3):
@@ -137,7 +188,8 @@ class Windows(nn.Module):
         self.n_channels = n_windows
 
     def forward(self, spec: Tensor) -> Tensor:
-        if _checked(spec).shape[1] % self.n_channels:
+        """Return shape (batch, n_windows, bins, frames); raise a `ShapeError` if the rows cannot be split evenly."""
+        if _check(spec).shape[1] % self.n_channels:
             raise ShapeError(f"got {spec.shape[1]} rows, which are not {self.n_channels} windows of equal size; "
                              "give the front end as many `windows`")
         return spec.unflatten(1, (self.n_channels, -1))
@@ -145,41 +197,41 @@ class Windows(nn.Module):
 
 @CHANNELS.register("mono", source="common practice")
 def mono() -> nn.Module:
-    """The spectrogram alone."""
+    """Use the spectrogram alone."""
     return Repeat(1)
 
 
 @CHANNELS.register("repeat3", source="fastai kernel of Freesound Audio Tagging 2019; own code")
 def repeat3() -> nn.Module:
-    """The spectrogram three times, for bodies that were made for pictures."""
+    """Repeat the spectrogram three times, for backbones made for images."""
     return Repeat(3)
 
 
 @CHANNELS.register("imagenet", source="fastai kernel of Freesound Audio Tagging 2019; own code")
 def imagenet() -> nn.Module:
-    """An 8-bit spectrogram three times, standardised as pictures of ImageNet are."""
+    """Repeat an 8-bit spectrogram three times, standardized as images of ImageNet are."""
     return ImageNet()
 
 
 @CHANNELS.register("deltas", source="1st place of Freesound Audio Tagging 2019 (argus-freesound, MIT); own code")
 def deltas(*, width: int = 9) -> nn.Module:
-    """The spectrogram with its first and second derivatives in time."""
+    """Add the first and second derivatives in time."""
     return Deltas(width)
 
 
 @CHANNELS.register("coord", source="3rd place of Freesound Audio Tagging 2019 (Apache-2.0); own code")
 def coord() -> nn.Module:
-    """The spectrogram and where each row lies in frequency."""
+    """Add the position of each row, -1 to 1."""
     return Coord()
 
 
 @CHANNELS.register("coord_time", source="3rd place of Freesound Audio Tagging 2019 (Apache-2.0), continued; own code")
 def coord_time() -> nn.Module:
-    """The spectrogram, where each row lies in frequency and each frame in time."""
+    """Add the position of each row and that of each frame, -1 to 1."""
     return Coord(time=True)
 
 
 @CHANNELS.register("windows", source="common practice")
 def windows(*, n_windows: int = 3) -> nn.Module:
-    """Spectrograms of several window lengths, one a channel."""
+    """Separate stacked spectrograms of several window lengths, one per channel."""
     return Windows(n_windows)

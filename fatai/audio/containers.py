@@ -1,4 +1,4 @@
-"""What the first and the last bytes of a sound file tell without a decoder: whether it is whole, and what it is if it is no sound."""
+"""Find truncated sound files and files that are not sound by their first and last bytes, without a decoder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import BinaryIO
 
 from fatai.errors import AudioError
 
-__all__ = ["check_container", "chunks", "why_not_sound"]
+__all__ = ["check_container", "chunks", "describe_non_sound"]
 
-_OGG_TAIL = (
-    1 << 17
-)  # a page is at most 65,307 bytes, so the last whole one always starts within this many bytes of the end
-_UNKNOWN_SIZE = 0xFFFFFFFF  # what a recorder that writes to a pipe puts where it cannot go back to fill in the size
+# A page has at most 65,307 bytes, so the last complete one always starts within this many bytes of the end.
+_OGG_TAIL = 1 << 17
+_UNKNOWN_SIZE = 0xFFFFFFFF  # written by recorders to a pipe, where the size cannot be filled in afterwards
 _NOT_SOUND = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
@@ -34,7 +33,7 @@ _NOT_SOUND = {
 
 
 def check_container(path: Path, file: BinaryIO) -> None:
-    """Raise if the file ends before its container says so; libsndfile itself reads what there is and keeps silent."""
+    """Raise an `AudioError` if a file is shorter than its container declares; libsndfile reads it without an error."""
     size, start = os.fstat(file.fileno()).st_size, file.read(12)
     missing = ""
     if start[:4] == b"RIFF" and start[8:] in (b"WAVE", b""):
@@ -48,46 +47,57 @@ def check_container(path: Path, file: BinaryIO) -> None:
 
 
 def _missing_from_chunks(file: BinaryIO, size: int, wanted: bytes, order: str) -> str:
-    """What a RIFF or AIFF file of `size` bytes lacks, reading from its 12th byte; empty if nothing."""
-    for name, start, claimed in chunks(file, size, order):
-        held = size - start
+    """Describe the missing bytes of a RIFF or AIFF file positioned at its 12th byte; empty if it is complete."""
+    for name, start, declared in chunks(file, size, order):
         if name == wanted:
-            return (
-                f"its header promises {claimed:,} bytes of sound, {held:,} are there"
-                if _UNKNOWN_SIZE > claimed > held
-                else ""
-            )
+            if _UNKNOWN_SIZE > declared > size - start:
+                return f"its header declares {declared:,} bytes of sound, {size - start:,} are there"
+            return ""
     return f"it ends inside its header, after {size:,} bytes"
 
 
 def chunks(file: BinaryIO, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and promised length of the chunks of a RIFF ("<") or AIFF (">") file of `size` bytes; `file` is at that byte."""
+    """Yield the chunks of a RIFF or AIFF file.
+
+    Parameters
+    ----------
+    file
+        Binary file; when a chunk is yielded, it is positioned at the chunk's first byte.
+    size
+        Size of the file in bytes.
+    order
+        Byte order: "<" for RIFF, ">" for AIFF.
+
+    Yields
+    ------
+    Name, offset of the first byte, and declared length in bytes.
+    """
     start = 20
     while start <= size:
         file.seek(start - 8)
-        name, claimed = struct.unpack(f"{order}4sI", file.read(8))
-        yield name, start, claimed
-        start += claimed + claimed % 2 + 8
+        name, declared = struct.unpack(f"{order}4sI", file.read(8))
+        yield name, start, declared
+        start += declared + declared % 2 + 8
 
 
 def _missing_from_ogg(file: BinaryIO, size: int) -> str:
-    """What an Ogg file of `size` bytes lacks; empty if its last page is whole and marked as the last."""
+    """Describe the missing end of an Ogg file; empty if its last page is complete and flagged as the last."""
     file.seek(max(0, size - _OGG_TAIL))
     tail = file.read()
     at = tail.rfind(b"OggS")
     segments = tail[at + 27:at + 27 + tail[at + 26]] if at + 27 <= len(tail) else b""
     if at + 27 > len(tail) or len(segments) < tail[at + 26] or at + 27 + len(segments) + sum(segments) > len(tail):
-        return "its last Ogg page is not whole"
-    return "" if tail[at + 5] & 4 else "the last page of its Ogg stream is not there"
+        return "its last Ogg page is incomplete"
+    return "" if tail[at + 5] & 4 else "the last page of its Ogg stream is missing"
 
 
-def why_not_sound(path: Path, file: BinaryIO, problem: str) -> str:
-    """Sentence on a file that libsndfile refused with `problem`."""
+def describe_non_sound(path: Path, file: BinaryIO, problem: str) -> str:
+    """Return an error message for a file that libsndfile rejected with the message `problem`."""
     file.seek(0)
     start = file.read(512)
-    for mark, thing in _NOT_SOUND.items():
-        if start.lower().startswith(mark.lower()):
-            return f"{path}: this is {thing}, not sound; put the sound file itself there"
+    for signature, kind in _NOT_SOUND.items():
+        if start.lower().startswith(signature.lower()):
+            return f"{path}: this is {kind}, not sound; put the sound file itself there"
     if _is_text(start):
         return f"{path}: this is text ({start[:20]!r}), not sound; put the sound file itself there"
     if start[:4] in (b"RIFF", b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"RF64", b"riff"):

@@ -1,9 +1,9 @@
-"""The front ends of known systems, by name: each is values of the settings of a `FrontEnd`, and nothing else.
+"""Front ends of published systems by name; each consists of settings of a `FrontEnd`.
 
-Another one is a function that returns a module with the attribute `settings`, under a line `@FRONT_ENDS.register("name", source="...")`.
-Any setting of a named one can be changed: `front_end("ninth", n_mels=128)`.
-Rates follow the systems' files, so clips are resampled only for those of 32 kHz. What lies beyond the ends of a clip is zeros where a
-system used librosa's default; before its version 0.10 that was the clip mirrored, `pad_mode="reflect"`.
+To add one, write a function that returns a module with the attribute `settings` and decorate it by
+`@FRONT_ENDS.register("name", source="...")`. Any setting can be overridden: `front_end("ninth", n_mels=128)`. Rates are
+those of the systems' files, so clips are resampled only for the systems at 32 kHz. Clips are padded by zeros where a
+system used librosa's default; before version 0.10 that default was reflection, `pad_mode="reflect"`.
 """
 
 from __future__ import annotations
@@ -11,30 +11,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fatai.errors import FrontEndError
-from fatai.registry import FRONT_ENDS
 from fatai.audio.pcen import PCEN
 from fatai.audio.spectrogram import FrontEnd, Spectrogram
 from fatai.audio.stats import SpectrogramStats, spectrogram_stats
+from fatai.errors import FrontEndError
+from fatai.registry import FRONT_ENDS
 
 __all__ = ["FrontEnd", "PCEN", "Spectrogram", "SpectrogramStats", "front_end", "spectrogram_stats"]
 
 
 def front_end(name: str | FrontEnd, **overrides: Any) -> FrontEnd:
-    """The description registered under `name`, or the one given, with some values changed."""
+    """Return the settings registered as `name`, or those given, with some of them overridden.
+
+    Raises
+    ------
+    UnknownNameError
+        If no front end has the name.
+    OptionError
+        If there is no setting of the name of an override.
+    FrontEndError
+        If a value is out of range, or the registered module has no settings.
+
+    Examples
+    --------
+    >>> front_end("ninth", n_mels=128).n_mels
+    128
+    """
     if isinstance(name, FrontEnd):
         return name.replace(**overrides)
     settings = getattr(FRONT_ENDS.build(name, **overrides), "settings", None)
     if not isinstance(settings, FrontEnd):
         raise FrontEndError(
-            f"the front end {name!r} has no description; give its module an attribute `settings` that is a FrontEnd"
+            f"the front end {name!r} has no settings; give its module an attribute `settings` that is a FrontEnd"
         )
     return settings
 
 
 @FRONT_ENDS.register("ninth", source="modeling kernel of the 9th place of Freesound Audio Tagging 2019; own code")
 def ninth(**overrides: Any) -> Spectrogram:
-    """64 mel, dB with top_db 80, one mean and standard deviation for all; 4 s are 256 frames."""
+    """64 mel bands, dB with top_db 80, standardized by one mean and standard deviation; 4 s give 256 frames."""
     return (
         FrontEnd(
             n_fft=1920,
@@ -57,7 +72,7 @@ def ninth(**overrides: Any) -> Spectrogram:
     source="kernel 'CNN 2D Basic Solution Powered by fast.ai' of Freesound Audio Tagging 2019; own code",
 )
 def fastai_kernel(**overrides: Any) -> Spectrogram:
-    """128 mel, dB with top_db 80, each clip a picture of 256 levels standardised like those of ImageNet; 2 s are 128 frames."""
+    """128 mel bands, dB with top_db 80, each clip an image of 256 levels, as ImageNet's; 2 s give 128 frames."""
     return (
         FrontEnd(
             n_fft=2560,
@@ -79,7 +94,7 @@ _PANNS = FrontEnd(sr=32000, n_fft=1024, hop_length=320, pad_mode="reflect", n_me
 
 @FRONT_ENDS.register("panns", source="PANNs, arXiv:1912.10211 (audioset_tagging_cnn and torchlibrosa, MIT); own code")
 def panns(**overrides: Any) -> Spectrogram:
-    """32 kHz, 64 mel from 50 to 14,000 Hz, dB without a floor, mirrored ends, not normalized: what PANNs' weights expect."""
+    """32 kHz, 64 mel bands from 50 to 14,000 Hz, dB without a floor, reflected ends: the input of PANNs' weights."""
     return _PANNS.replace(**overrides).build()
 
 
@@ -87,9 +102,14 @@ def panns(**overrides: Any) -> Spectrogram:
 def panns_plan(
     *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **overrides: Any
 ) -> Spectrogram:
-    """As panns up to 16,000 Hz with filters of height 1; with a data set's mean and std of each row, standardised and cut to +-10.
+    """As panns up to 16,000 Hz with filters of height 1; given mean and std per row, standardized and clamped to +-10.
 
-    Without them it gives decibels; `spectrogram_stats` measures them.
+    Parameters
+    ----------
+    mean, std
+        One number per row, shape (rows,), as `spectrogram_stats` measures them; None for both returns decibels.
+    **overrides
+        Other settings of `FrontEnd`.
     """
     plan = _PANNS.replace(fmax=16000.0, norm=None)
     if mean is not None or std is not None:
@@ -107,7 +127,7 @@ def panns_plan(
     "kaggle_fat", source="Kaggle-FAT, 36th place of Freesound Audio Tagging 2019; PCEN: arXiv:1607.05666; own code"
 )
 def kaggle_fat(**overrides: Any) -> Spectrogram:
-    """128 mel of the magnitude, then PCEN, its constants fixed or (pcen_trainable=True) learnt for each row; 100 frames a second."""
+    """128 mel bands of the magnitude, PCEN, its constants fixed or learned (pcen_trainable); 100 frames per second."""
     return (
         FrontEnd(n_fft=2048, hop_length=441, power=1.0, n_mels=128, fmin=20.0, fmax=22050.0, log="pcen")
         .replace(**overrides)
@@ -117,7 +137,7 @@ def kaggle_fat(**overrides: Any) -> Spectrogram:
 
 @FRONT_ENDS.register("third_2d", source="3rd place of Freesound Audio Tagging 2019 (Apache-2.0); own code")
 def third_2d(**overrides: Any) -> Spectrogram:
-    """128 mel of the magnitude from 5 Hz, ln(x + 0.0001), mirrored ends, with the ramp of frequencies as a second channel."""
+    """128 mel bands of the magnitude from 5 Hz, ln(x + 0.0001), reflected ends; the row's position as channel."""
     return (
         FrontEnd(
             n_fft=2048,
@@ -140,7 +160,7 @@ def third_2d(**overrides: Any) -> Spectrogram:
     "third_1d", source="3rd place of Freesound Audio Tagging 2019 (Apache-2.0), whose hop is not stated; own code"
 )
 def third_1d(**overrides: Any) -> Spectrogram:
-    """129 bins of a transform of 256, ln(magnitude + 0.0001), mirrored ends; the hop of half a window is that of third_2d."""
+    """129 bins of a transform of 256, ln(magnitude + 0.0001), reflected ends; hop of half a window, as in third_2d."""
     return FrontEnd(
         n_fft=256, hop_length=128, pad_mode="reflect", power=1.0, n_mels=None, log="ln", log_offset=1e-4,
     ).replace(**overrides).build()
@@ -148,7 +168,7 @@ def third_1d(**overrides: Any) -> Spectrogram:
 
 @FRONT_ENDS.register("first", source="1st place of Freesound Audio Tagging 2019 (argus-freesound, MIT); own code")
 def first(**overrides: Any) -> Spectrogram:
-    """128 mel, dB with top_db 80, divided by 100, with the first two derivatives in time as channels; 4 s are 256 frames."""
+    """128 mel bands, dB with top_db 80, divided by 100, with two derivatives as channels; 4 s give 256 frames."""
     return (
         FrontEnd(
             n_fft=2560,
@@ -170,7 +190,10 @@ def first(**overrides: Any) -> Spectrogram:
     "baseline", source="official baseline of DCASE 2019 Task 2 (dcase2019_task2_baseline, MIT); own code"
 )
 def baseline(**overrides: Any) -> Spectrogram:
-    """96 HTK mel of the magnitude from 20 to 20,000 Hz, ln(x + 0.001), windows of 25 ms that start with the clip; 100 frames a second."""
+    """96 HTK mel bands of the magnitude, 20 to 20,000 Hz, ln(x + 0.001), windows of 25 ms; 100 frames per second.
+
+    Frames are not centred: the first window starts with the first sample.
+    """
     return (
         FrontEnd(
             n_fft=2048,

@@ -1,8 +1,8 @@
-"""Sound files to float32 tensors and back.
+"""Load sound files as float32 tensors, and save them.
 
-Conventions: a *wave* is a mono float32 tensor, shape (samples,), full scale [-1, 1]. Whatever is wrong with a file becomes an
-`AudioError` that names the file, says what is wrong with it and what to do; an error of the decoder itself never comes through,
-because libsndfile's cannot be printed by the worker processes of a data loader.
+Conventions: a *wave* is a mono float32 tensor, shape (samples,), full scale [-1, 1]. Every problem with a file raises
+an `AudioError` that names the file, the problem and a remedy. The decoder's own exceptions are never raised, because
+those of libsndfile cannot be pickled by the worker processes of a data loader.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ import soundfile
 import torch
 from torch import Tensor
 
-from fatai.io.atomic import write_file
-from fatai.errors import AudioError, OptionError, ShapeError
-from fatai.io.atomic import TRANSIENT_ERRORS, retry
-from fatai.audio.containers import check_container, chunks, why_not_sound
+from fatai.audio.containers import check_container, chunks, describe_non_sound
 from fatai.audio.waveform import resample
+from fatai.errors import AudioError, OptionError, ShapeError
+from fatai.io.atomic import TRANSIENT_ERRORS, retry, write_file
 
 __all__ = [
     "AUDIO_EXTENSIONS",
-    "LOUDEST",
+    "MAX_MAGNITUDE",
     "RATES",
     "AudioInfo",
     "audio_info",
@@ -42,31 +41,44 @@ __all__ = [
 AUDIO_EXTENSIONS = frozenset(
     {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
 )
-"""Suffixes, in lower case, of the files that a search of a folder takes for sound; `load_audio` looks at the content only."""
+"""Suffixes, in lower case, of sound files in a folder; `load_audio` depends on the content only."""
 
 T = TypeVar("T")
 
 RATES = (1_000, 1_000_000)
-"""Lowest and highest rate in Hz that a file may have: a header that claims 1 Hz would make, resampled, years of a minute."""
+"""Lowest and highest rate in Hz of a file: with a header of 1 Hz, resampling would turn a minute into years."""
 
-LOUDEST = 1e12
-"""Highest magnitude of a sample that is read, full scale being 1: floats may be scaled as integers, but powers of more would overflow."""
+MAX_MAGNITUDE = 1e12
+"""Highest magnitude of a sample, full scale being 1: floats may be scaled like integers, but their powers overflow."""
 
 _INT16_STEP = 1 / 32768
-_MOST_SAMPLES = (
-    1 << 28
-)  # of all channels, that are read at once, and that become of them: 1 GiB, or 100 minutes at 44.1 kHz
+# Of all channels, read at once, before or after resampling: 1 GiB, or 100 minutes at 44.1 kHz.
+_MAX_SAMPLES = 1 << 28
 _HIGH_RATE = 48_000
-_BLOCK = 1 << 18  # samples of all channels that are decoded at a time where nobody needs them together
-_LENGTH_TELLS = frozenset({"WAV", "WAVEX", "AIFF"})  # containers whose length is compared with the file's
-_PLAIN = frozenset(
-    {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"}
-)  # codings whose samples are finite and not packed
+_BLOCK = 1 << 18  # samples of all channels per block, where they are not needed at once
+# Containers whose declared length is compared with the size of the file.
+_LENGTH_CHECKED = frozenset({"WAV", "WAVEX", "AIFF"})
+# Codings whose samples are always finite and not compressed.
+_PLAIN = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"})
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What the header of a sound file says; `samples` are per channel, `sr` is in Hz."""
+    """The header of a sound file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    sr
+        Rate in Hz.
+    channels
+        Number of channels.
+    samples
+        Number of samples per channel.
+    format, subtype
+        libsndfile's names of container and coding: "WAV", "PCM_16".
+    """
 
     path: Path
     sr: int
@@ -77,46 +89,52 @@ class AudioInfo:
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration in seconds."""
         return self.samples / self.sr
 
 
 def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """Rate, channels and length of a sound file, from its header.
+    """Read rate, channels and length of a sound file from its header.
 
-    No more is decoded than the last sample of a compressed file, yet a file that was cut short, or holds nothing, is an `AudioError`.
+    At most the last sample is decoded, of a compressed file.
+
+    Raises
+    ------
+    AudioError
+        If the file cannot be read, was truncated, or has no samples.
     """
     path = Path(path)
 
     def read() -> AudioInfo:
-        with opened_sound(path) as sound:
-            _reach_last_sample(path, sound)
+        with open_sound(path) as sound:
+            _check_last_sample(path, sound)
             return AudioInfo(path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype)
 
-    return _from_a_steady_disk(path, read)
+    return _retry_reading(path, read)
 
 
 def check_audio(path: str | os.PathLike[str]) -> None:
-    """Raise the `AudioError` that reading the whole file, at any rate up to 48 kHz, would end with.
+    """Raise the `AudioError` that loading the whole file, at any rate up to 48 kHz, would raise.
 
-    What cannot be told from the header and the file's length, since samples are packed or need not be finite, is decoded, in blocks.
+    Compressed samples, and floats, which may not be finite, are decoded in blocks; for other files the header and the
+    size are enough.
     """
     path = Path(path)
 
     def read() -> None:
-        with opened_sound(path) as sound:
+        with open_sound(path) as sound:
             _check_length(path, sound, sound.frames, max(sound.samplerate, _HIGH_RATE))
-            if sound.format in _LENGTH_TELLS and sound.subtype in _PLAIN:
+            if sound.format in _LENGTH_CHECKED and sound.subtype in _PLAIN:
                 return
-            at_once = max(1, _BLOCK // sound.channels)
-            for start in range(0, sound.frames, at_once):
-                one_channel(path, read_samples(path, sound, min(at_once, sound.frames - start)))
+            n = max(1, _BLOCK // sound.channels)
+            for start in range(0, sound.frames, n):
+                to_mono(path, read_samples(path, sound, min(n, sound.frames - start)))
 
-    _from_a_steady_disk(path, read)
+    _retry_reading(path, read)
 
 
-def _raise_if_passing(path: Path) -> None:
-    """Read a file that a decoder could not, and raise if the file system fails in a way that passes."""
+def _raise_if_transient(path: Path) -> None:
+    """Read the bytes of a file that a decoder rejected; raise an `OSError` if the file system has a transient error."""
     try:
         if os.path.isfile(path):
             with open(path, "rb") as file:
@@ -129,15 +147,15 @@ def _raise_if_passing(path: Path) -> None:
         pass
 
 
-def _from_a_steady_disk(path: Path, read: Callable[[], T]) -> T:
-    """What `read` returns; tried again where the file system, and not the file, was at fault."""
+def _retry_reading(path: Path, read: Callable[[], T]) -> T:
+    """Return the result of `read`; repeat it after an error of the file system, not of the file."""
 
     def attempt() -> T:
         try:
             return read()
         except AudioError:
-            # A decoder takes an error of the disk for the end of the file: only reading it without one can tell.
-            _raise_if_passing(path)
+            # A decoder treats an error of the disk as the end of the file; only reading the bytes shows the difference.
+            _raise_if_transient(path)
             raise
 
     try:
@@ -147,7 +165,7 @@ def _from_a_steady_disk(path: Path, read: Callable[[], T]) -> T:
     except OSError as e:
         problem = e.strerror or str(e)
     raise AudioError(
-        f"{path}: the file system answers with errors ({problem}), several times; is the drive connected and whole?"
+        f"{path}: the file system failed several times ({problem}); check the drive and its connection"
     )
 
 
@@ -161,21 +179,22 @@ def load_audio(
     path
         Anything that libsndfile reads: WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF and more.
     sr
-        Rate of the result in Hz; a file of another rate is resampled with soxr (quality HQ). None keeps the file's own.
+        Rate of the result in Hz; a file of another rate is resampled with soxr (quality HQ). None keeps the rate of the
+        file.
     offset_s, duration_s
-        Section to read, in seconds of the file; only that much is decoded. A section that runs over the end is shorter.
+        Section to read, in seconds of the file; only that section is decoded. It ends with the file.
 
     Returns
     -------
-    Shape (samples,), float32. Several channels are averaged. 16-bit samples are divided by 32,768, so they lie in [-1, 1);
-    a float file may exceed full scale and is left as it is. A silent file is read like any other.
+    Shape (samples,), float32. Several channels are averaged. 16-bit samples are divided by 32,768, so they lie in [-1,
+    1); a float file may exceed full scale and is not scaled.
 
     Raises
     ------
     AudioError
-        If the file is missing, a folder, empty, without samples, cut short, not sound, or has samples that are not finite or exceed
-        `LOUDEST`; if its rate is outside `RATES`, or more would be read than fits into 1 GiB; if the section starts at or behind the end;
-        if the file system failed several times.
+        If the file is missing, a folder, empty, without samples, truncated, not sound, or has samples that are not
+        finite or exceed `MAX_MAGNITUDE`; if its rate is outside `RATES`, or the result would exceed 1 GiB; if the
+        section starts at or after the end; if the file system failed several times.
     OptionError
         If `sr`, `offset_s` or `duration_s` is out of range.
     """
@@ -183,22 +202,17 @@ def load_audio(
     _check_section(sr, offset_s, duration_s)
 
     def read() -> tuple[int, Tensor]:
-        with opened_sound(path, plain_wav=True) as sound:
+        with open_sound(path, plain_wav=True) as sound:
             rate = sound.samplerate
-            return rate, _decoded(
-                path,
-                sound,
-                round(offset_s * rate),
-                None if duration_s is None else round(duration_s * rate),
-                sr or rate,
-            )
+            samples = None if duration_s is None else round(duration_s * rate)
+            return rate, _decode(path, sound, round(offset_s * rate), samples, sr or rate)
 
-    rate, wave = _from_a_steady_disk(path, read)
+    rate, wave = _retry_reading(path, read)
     return wave if sr is None or sr == rate else resample(wave, rate, sr)
 
 
 def is_readable(path: str | os.PathLike[str]) -> bool:
-    """Whether `load_audio` can read the whole file; decodes it to find out."""
+    """Return True if `load_audio` can read the whole file; it is decoded."""
     try:
         load_audio(path, sr=None)
     except AudioError:
@@ -207,54 +221,62 @@ def is_readable(path: str | os.PathLike[str]) -> bool:
 
 
 def save_audio(path: str | os.PathLike[str], wave: Tensor | np.ndarray, sr: int, *, subtype: str | None = None) -> Path:
-    """Write a wave to a sound file whose format follows the suffix of `path`.
+    """Write a wave to a sound file; the suffix of `path` determines the format.
 
     Parameters
     ----------
+    path
+        File to write. It is written under a temporary name and renamed, so a killed process leaves no partial file.
     wave
-        Shape (samples,) or (channels, samples), full scale [-1, 1]; what exceeds it is clipped unless `subtype` holds floats.
+        Shape (samples,) or (channels, samples), floats, full scale [-1, 1]; higher values are clipped unless `subtype`
+        is a float coding.
     sr
         Rate in Hz.
     subtype
-        libsndfile's name of the coding; by default PCM_16 where the format has it, otherwise the format's own (Ogg: VORBIS).
-        In PCM_16 a sample is the nearest multiple of 1/32768, so that what was loaded from 16 bits is saved without any change.
+        libsndfile's name of the coding; by default PCM_16 if the format has it, otherwise the format's default (Ogg:
+        VORBIS). In PCM_16 a sample is rounded to the nearest multiple of 1/32768, so loading and saving a 16-bit file
+        changes nothing.
 
     Returns
     -------
-    The path. The file is written beside its name and then renamed, so a killed process leaves no half of it.
+    The path.
+
+    Raises
+    ------
+    AudioError
+        If the suffix has no format, samples are not finite, or the file cannot be written.
+    OptionError
+        If the format does not have the subtype.
+    ShapeError
+        If the wave has another shape or type.
     """
     path = Path(path)
     samples = _samples_to_write(wave)
-    format_ = (
-        path.suffix.lstrip(".")
-        .upper()
-        .replace("AIF", "AIFF")
-        .replace("AIFFF", "AIFF")
-        .replace("OGA", "OGG")
-        .replace("OPUS", "OGG")
-    )
-    known = soundfile.available_formats()
-    if format_ not in known:
-        raise AudioError(f"{path}: no sound format belongs to the suffix {path.suffix!r}; use one of .wav, .flac, .ogg")
+    format_ = _SUFFIX_FORMATS.get(path.suffix.lower(), path.suffix.lstrip(".").upper())
+    if format_ not in soundfile.available_formats():
+        raise AudioError(f"{path}: no sound format has the suffix {path.suffix!r}; use one of .wav, .flac, .ogg")
     subtypes = soundfile.available_subtypes(format_)
     if subtype is None:
-        subtype = (
-            "OPUS"
-            if path.suffix.lower() == ".opus"
-            else "PCM_16"
-            if "PCM_16" in subtypes
-            else soundfile.default_subtype(format_)
-        )
+        subtype = _default_subtype(path, format_)
     if subtype not in subtypes:
         raise OptionError(f"{format_} files have no subtype {subtype!r}; choose one of {', '.join(subtypes)}")
     if subtype == "PCM_16":
         samples = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
-    _write_whole(path, samples, sr, format_, subtype)
+    _write(path, samples, sr, format_, subtype)
     return path
 
 
+_SUFFIX_FORMATS = {".aif": "AIFF", ".oga": "OGG", ".opus": "OGG"}
+
+
+def _default_subtype(path: Path, format_: str) -> str:
+    if path.suffix.lower() == ".opus":
+        return "OPUS"
+    return "PCM_16" if "PCM_16" in soundfile.available_subtypes(format_) else soundfile.default_subtype(format_)
+
+
 def _samples_to_write(wave: Tensor | np.ndarray) -> np.ndarray:
-    """Finite samples, shape (samples, channels), of a wave of shape (samples,) or (channels, samples)."""
+    """Return a wave (samples,) or (channels, samples) as (samples, channels), float32; raise if it is not finite."""
     samples = wave.detach().cpu().numpy() if isinstance(wave, Tensor) else np.asarray(wave)
     if samples.ndim not in (1, 2) or samples.shape[-1] == 0 or not np.issubdtype(samples.dtype, np.floating):
         raise ShapeError(
@@ -268,26 +290,27 @@ def _samples_to_write(wave: Tensor | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.atleast_2d(samples).T, dtype=np.float32)
 
 
-def _write_whole(path: Path, samples: np.ndarray, sr: int, format_: str, subtype: str) -> None:
+def _write(path: Path, samples: np.ndarray, sr: int, format_: str, subtype: str) -> None:
     problem = ""
     try:
-        with write_file(path) as beside:
+        with write_file(path) as temp:
             with soundfile.SoundFile(
-                beside, "w", samplerate=int(sr), channels=samples.shape[1], format=format_, subtype=subtype
+                temp, "w", samplerate=int(sr), channels=samples.shape[1], format=format_, subtype=subtype
             ) as sound:
-                # libsndfile's Vorbis encoder keeps one write on the stack and crashes the process on minutes of sound at once.
+                # libsndfile's Vorbis encoder keeps a whole write on the stack: minutes of sound at once crash the
+                # process.
                 for at in range(0, len(samples), 1 << 16):
                     sound.write(samples[at:at + (1 << 16)])
     except (soundfile.SoundFileError, OSError, TypeError) as e:
         problem = str(e)
     if problem:
         raise AudioError(f"{path}: cannot be written as {format_} {subtype} at {sr} Hz ({problem}); "
-                         "check that the folder may be written to and that the format has this rate")
+                         "check that the folder is writable and that the format supports this rate")
 
 
 def _check_section(sr: int | None, offset_s: float, duration_s: float | None) -> None:
     if sr is not None and sr <= 0:
-        raise OptionError(f"sr={sr}; expected a rate in Hz above 0, or None for the file's own")
+        raise OptionError(f"sr={sr}; expected a rate in Hz above 0, or None for that of the file")
     if offset_s < 0:
         raise OptionError(f"offset_s={offset_s}; expected seconds from the start of the file, 0 or more")
     if duration_s is not None and duration_s <= 0:
@@ -295,7 +318,7 @@ def _check_section(sr: int | None, offset_s: float, duration_s: float | None) ->
 
 
 class _PlainWav:
-    """Reads a WAV file of 16-bit samples, with the attributes and methods of a `AudioFileInfo` that are used here, in half of its time."""
+    """Reader of 16-bit WAV files, twice as fast as `soundfile.SoundFile`, with the attributes that are used here."""
 
     format, subtype = "WAV", "PCM_16"
 
@@ -306,71 +329,86 @@ class _PlainWav:
         self.seek(0)
 
     @classmethod
-    def of(cls, file: BinaryIO) -> _PlainWav | None:
-        """Of a file that is one, whole and not empty; otherwise None."""
+    def open(cls, file: BinaryIO) -> _PlainWav | None:
+        """Return a reader if the file is a complete 16-bit WAV file with samples, otherwise None."""
         size, fmt = os.fstat(file.fileno()).st_size, b""
         start = file.read(12)
         if start[:4] != b"RIFF" or start[8:] != b"WAVE":
             return None
-        for name, at, claimed in chunks(file, size, "<"):
+        for name, at, declared in chunks(file, size, "<"):
             if name == b"fmt ":
                 fmt = file.read(16)
             elif name == b"data":
                 channels, align, bits = struct.unpack("<2xH8xHH", fmt) if len(fmt) == 16 else (0, 0, 0)
                 known = fmt[:2] == b"\1\0" and bits == 16 and align == 2 * channels > 0 and any(fmt[4:8])
-                return cls(file, at, claimed, fmt) if known and align <= claimed <= size - at else None
+                return cls(file, at, declared, fmt) if known and align <= declared <= size - at else None
         return None
 
     def seek(self, to: int) -> None:
+        """Move to a sample, counted from the first."""
         self._file.seek(self._start + 2 * self.channels * to)
 
     def read(self, samples: int, dtype: str) -> np.ndarray:
-        read = np.empty((samples, self.channels)[:1 + (self.channels > 1)], "<i2")
-        held = self._file.readinto(read) // (2 * self.channels)  # type: ignore[attr-defined]
-        return read[:held].astype(dtype, copy=False)
+        """Read at most `samples` samples, shape (n,) or (n, channels)."""
+        buffer = np.empty((samples, self.channels)[:1 + (self.channels > 1)], "<i2")
+        n = self._file.readinto(buffer) // (2 * self.channels)  # type: ignore[attr-defined]
+        return buffer[:n].astype(dtype, copy=False)
 
 
 _Decoder: TypeAlias = soundfile.SoundFile | _PlainWav
 
 
 @contextmanager
-def opened_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
-    """The decoder of a file whose container is whole; any other file is an `AudioError`."""
-    with _bytes_of(path) as file:
-        if plain_wav and (plain := _PlainWav.of(file)):
+def open_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
+    """Open the decoder of a sound file.
+
+    Parameters
+    ----------
+    path
+        Sound file.
+    plain_wav
+        True allows the faster reader of 16-bit WAV files, which has no other methods than `seek` and `read`.
+
+    Raises
+    ------
+    AudioError
+        If the file is not a complete sound file with samples, or its rate is outside `RATES`.
+    """
+    with _open_bytes(path) as file:
+        if plain_wav and (plain := _PlainWav.open(file)):
             _check_rate(path, plain)
             yield plain
             return
         file.seek(0)
         check_container(path, file)
         file.seek(0)
-        sound, problem = None, ""
-        try:
-            # By its number, since libsndfile may seek where no file has a place, and a Python file prints a traceback. A seek of the file
-            # object may stay within what it holds.
-            os.lseek(file.fileno(), 0, os.SEEK_SET)
-            sound = soundfile.SoundFile(file if os.name == "nt" else file.fileno(), closefd=False)
-        except (soundfile.SoundFileError, RuntimeError, TypeError) as e:
-            problem = getattr(e, "error_string", str(e))
-        # Raised outside of the except clause: an error that hangs on another one drags it through the workers' pipes.
-        if sound is None:
-            raise AudioError(why_not_sound(path, file, problem))
-        with sound:
+        with _open_decoder(path, file) as sound:
             if sound.frames <= 0:
                 raise AudioError(f"{path}: the file has a header but no samples; leave it out or record it again")
             _check_rate(path, sound)
             yield sound
 
 
-@contextmanager
-def _bytes_of(path: Path) -> Iterator[BinaryIO]:
+def _open_decoder(path: Path, file: BinaryIO) -> soundfile.SoundFile:
+    problem = ""
     try:
-        kind = os.stat(path).st_mode
-        # A pipe would be waited for, and a device never ends.
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-            raise AudioError(
-                f"{path}: this is no ordinary file but a device, a pipe or a socket; give the path of a sound file"
-            )
+        # By its descriptor, since libsndfile may seek to an invalid position, where a Python file prints a traceback. A
+        # seek of the file object may stay within its buffer.
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        return soundfile.SoundFile(file if os.name == "nt" else file.fileno(), closefd=False)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as e:
+        problem = getattr(e, "error_string", str(e))
+    # Raised outside of the except clause: a chained exception would be pickled with it by the workers.
+    raise AudioError(describe_non_sound(path, file, problem))
+
+
+@contextmanager
+def _open_bytes(path: Path) -> Iterator[BinaryIO]:
+    try:
+        mode = os.stat(path).st_mode
+        # Opening a pipe blocks, and a device has no end.
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise AudioError(f"{path}: this is a device, a pipe or a socket; give the path of a sound file")
         file = open(path, "rb")
     except AudioError:
         raise
@@ -384,7 +422,7 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
         raise AudioError(f"{path}: the file cannot be opened ({e.strerror}); check its permissions") from None
     except ValueError:
         raise AudioError(
-            f"{str(path)!r}: no file can have this name, which holds a zero byte; mend the table that names it"
+            f"{str(path)!r}: a file name cannot contain a zero byte; correct the table that names it"
         ) from None
     with file:
         if os.fstat(file.fileno()).st_size == 0:
@@ -394,53 +432,71 @@ def _bytes_of(path: Path) -> Iterator[BinaryIO]:
 
 def _check_rate(path: Path, sound: _Decoder) -> None:
     if not RATES[0] <= sound.samplerate <= RATES[1]:
-        raise AudioError(f"{path}: its header says {sound.samplerate:,} Hz; expected {RATES[0]:,} to {RATES[1]:,}: "
-                         "write it with its true rate")
+        raise AudioError(f"{path}: the header declares {sound.samplerate:,} Hz; expected {RATES[0]:,} to {RATES[1]:,}: "
+                         "write the file with its true rate")
 
 
 def _check_length(path: Path, sound: _Decoder, samples: int, sr: int) -> None:
-    """Raise if `samples` of every channel are too many to be read at once, or become too many at `sr` Hz."""
-    if max(samples * sound.channels, samples * sr // sound.samplerate) > _MOST_SAMPLES:
+    """Raise if `samples` samples of each channel are too many to be read at once, or after resampling to `sr` Hz."""
+    if max(samples * sound.channels, samples * sr // sound.samplerate) > _MAX_SAMPLES:
         raise AudioError(
-            f"{path}: {samples / sound.samplerate / 60:,.0f} min with {sound.channels} channels at {sound.samplerate:,} Hz are too much to "
-            "be read at once; cut it, give a section (offset_s, duration_s), or use fatai-submit tag, which reads sound of any length"
+            f"{path}: {samples / sound.samplerate / 60:,.0f} min with {sound.channels} channels at "
+            f"{sound.samplerate:,} Hz are too much to be read at once; cut the file, give a section (offset_s, "
+            "duration_s), or use fatai-submit tag, which reads sound of any length"
         )
 
 
-def _reach_last_sample(path: Path, sound: _Decoder) -> None:
-    """Raise if the last sample that the header announces cannot be decoded."""
-    if sound.format in _LENGTH_TELLS or sound.format == "OGG":
-        return  # the length of these was compared with the file's already
+def _check_last_sample(path: Path, sound: _Decoder) -> None:
+    """Raise if the last sample declared by the header cannot be decoded."""
+    if sound.format in _LENGTH_CHECKED or sound.format == "OGG":
+        return  # `check_container` has compared their length with the size of the file
     _seek(path, sound, sound.frames - 1)
     read_samples(path, sound, 1)
 
 
-def _decoded(path: Path, sound: _Decoder, offset: int, samples: int | None, sr: int) -> Tensor:
-    """One float32 channel of `samples` samples of `sound` from `offset`, which are to have the rate `sr` afterwards."""
-    left = sound.frames - offset
-    if left <= 0:
-        raise AudioError(f"{path}: it is {sound.frames / sound.samplerate:.3f} s long; "
-                         f"the section was to start at {offset / sound.samplerate:.3f} s: start earlier")
-    wanted = left if samples is None else min(left, max(1, samples))
-    _check_length(path, sound, wanted, sr)
+def _decode(path: Path, sound: _Decoder, offset: int, samples: int | None, sr: int) -> Tensor:
+    """Return `samples` samples from `offset` on as a mono wave (n,); raise if they are too many at the rate `sr`."""
+    available = sound.frames - offset
+    if available <= 0:
+        raise AudioError(f"{path}: the file is {sound.frames / sound.samplerate:.3f} s long, "
+                         f"but the section starts at {offset / sound.samplerate:.3f} s; start earlier")
+    n = available if samples is None else min(available, max(1, samples))
+    _check_length(path, sound, n, sr)
     if offset:
         _seek(path, sound, offset)
-    return one_channel(path, read_samples(path, sound, wanted))
+    return to_mono(path, read_samples(path, sound, n))
 
 
-def one_channel(path: Path | str, read: np.ndarray) -> Tensor:
-    """float32 samples of one channel of what was read, shape (samples,) or (samples, channels); `path` is named if they are not finite."""
-    # 16-bit samples are read as they are: the conversion below is exact and several times faster than libsndfile's.
-    wave = torch.from_numpy(read)
-    if read.dtype == np.int16:
+def to_mono(path: Path | str, samples: np.ndarray) -> Tensor:
+    """Average the channels of decoded samples.
+
+    Parameters
+    ----------
+    path
+        Name of the sound in error messages.
+    samples
+        Shape (samples,) or (samples, channels), int16 or float32.
+
+    Returns
+    -------
+    Shape (samples,), float32; 16-bit samples are divided by 32,768.
+
+    Raises
+    ------
+    AudioError
+        If a sample is not finite or exceeds `MAX_MAGNITUDE`.
+    """
+    # 16-bit samples are read as they are: this conversion is exact and several times faster than libsndfile's.
+    wave = torch.from_numpy(samples)
+    if samples.dtype == np.int16:
         wave = wave.float().mul_(_INT16_STEP)
     if wave.ndim > 1:
         wave = wave.mean(dim=1)
-    if read.dtype != np.int16 and len(wave):
+    if samples.dtype != np.int16 and len(wave):
         low, high = wave.aminmax()
-        if not (low >= -LOUDEST and high <= LOUDEST):  # written so that NaN is refused too
-            odd = "far beyond full scale" if torch.isfinite(wave).all() else "that are not finite numbers"
-            raise AudioError(f"{path}: the file has samples {odd}; write it again from its source")
+        if not (low >= -MAX_MAGNITUDE and high <= MAX_MAGNITUDE):  # also True for NaN
+            problem = "far beyond full scale" if torch.isfinite(wave).all() else "that are not finite numbers"
+            raise AudioError(f"{path}: the file has samples {problem}; write it again from its source")
     return wave
 
 
@@ -451,23 +507,33 @@ def _seek(path: Path, sound: _Decoder, to: int) -> None:
     except (soundfile.SoundFileError, RuntimeError):
         problem = True
     if problem:
-        raise AudioError(_cut_short(path, sound))
+        raise AudioError(_truncated(path, sound))
 
 
 def read_samples(path: Path, sound: _Decoder, samples: int) -> np.ndarray:
-    """`samples` samples as int16 where the file holds these, as float32 otherwise; shape (samples,) or (samples, channels)."""
-    read = None
+    """Decode the next samples.
+
+    Returns
+    -------
+    Shape (samples,) or (samples, channels); int16 for a 16-bit file, otherwise float32.
+
+    Raises
+    ------
+    AudioError
+        If fewer samples can be decoded.
+    """
+    decoded = None
     try:
-        read = sound.read(samples, dtype="int16" if sound.subtype == "PCM_16" else "float32")
+        decoded = sound.read(samples, dtype="int16" if sound.subtype == "PCM_16" else "float32")
     except (soundfile.SoundFileError, RuntimeError):
         pass
-    if read is None or len(read) < samples:
-        raise AudioError(_cut_short(path, sound))
-    return read
+    if decoded is None or len(decoded) < samples:
+        raise AudioError(_truncated(path, sound))
+    return decoded
 
 
-def _cut_short(path: Path, sound: _Decoder) -> str:
+def _truncated(path: Path, sound: _Decoder) -> str:
     return (
-        f"{path}: the file is cut short or damaged (its header promises {sound.frames:,} samples, not all can be decoded); "
-        "download or copy it again"
+        f"{path}: the file is cut short or damaged (its header declares {sound.frames:,} samples, not all can be "
+        "decoded); download or copy it again"
     )

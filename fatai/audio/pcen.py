@@ -15,7 +15,7 @@ _BLOCK = 64  # frames per matrix product
 
 
 def smoothing(frames: float) -> float:
-    """Return the weight of the newest frame in a smoother with a time constant of `frames` frames, as in `librosa.pcen`.
+    """Return the weight of the newest frame for a time constant of `frames` frames, as in `librosa.pcen`.
 
     Examples
     --------
@@ -28,9 +28,9 @@ def smoothing(frames: float) -> float:
 class PCEN(nn.Module):
     """Per-channel energy normalization (PCEN).
 
-    Maps magnitudes S of shape (batch, rows, frames) to the same shape: with a smoother M_t = (1 - b) M_(t-1) + b S_t that starts at
-    M_0 = S_0, the output is (S * (eps + M) ** -gain + bias) ** power - bias ** power. S is not scaled by 2 ** 31, as librosa's examples
-    do.
+    Maps magnitudes S of shape (batch, rows, frames) to the same shape: with a smoother M_t = (1 - b) M_(t-1) + b S_t
+    that starts at M_0 = S_0, the output is (S * (eps + M) ** -gain + bias) ** power - bias ** power. S is not scaled by
+    2 ** 31, as librosa's examples do.
 
     Parameters
     ----------
@@ -45,7 +45,8 @@ class PCEN(nn.Module):
     eps
         Added to the smoother, against a division by 0.
     trainable
-        True makes gain, bias, power and b parameters, one each per row, stored as logarithms; gradients then flow through the smoother.
+        True makes gain, bias, power and b parameters, one each per row, stored as logarithms; gradients then flow
+        through the smoother.
 
     Raises
     ------
@@ -74,7 +75,7 @@ class PCEN(nn.Module):
             if trainable:
                 if not value > 0:
                     raise FrontEndError(
-                        f"PCEN's {name}={value} cannot be trained; expected a start above 0, since its logarithm is stored"
+                        f"PCEN's {name}={value} cannot be trained; expected a value above 0, whose logarithm is stored"
                     )
                 self.register_parameter(f"log_{name}", nn.Parameter(torch.full((rows, 1), math.log(value))))
             else:

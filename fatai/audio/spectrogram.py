@@ -1,9 +1,9 @@
 """Waveforms to spectrograms: the settings as a frozen dataclass, and the `nn.Module` that computes them.
 
-Conventions: waves are (batch, samples), full scale [-1, 1]; a spectrogram is (batch, rows, frames), float32, lowest frequency first.
-Every convention of the systems that fatai reproduces is a field of `FrontEnd`. Definitions are librosa's: periodic Hann window,
-centred frames, |STFT| ** power, Slaney or HTK mel filters, decibels re 1.
-Each clip of a batch is computed independently: `top_db` and the normalization of a clip depend on its own values only.
+Conventions: waves are (batch, samples), full scale [-1, 1]; a spectrogram is (batch, rows, frames), float32, lowest
+frequency first. Every convention of the systems that fatai reproduces is a field of `FrontEnd`. Definitions are
+librosa's: periodic Hann window, centred frames, |STFT| ** power, Slaney or HTK mel filters, decibels re 1. Each clip of
+a batch is computed independently: `top_db` and the normalization of a clip depend on its own values only.
 """
 
 from __future__ import annotations
@@ -63,29 +63,30 @@ class FrontEnd:
     sr
         Rate of the waves in Hz.
     n_fft, win_length, hop_length
-        In samples; `win_length` None means `n_fft`. A shorter window is centred in the transform. A longer window resolves frequencies
-        better, a shorter one time.
+        In samples; `win_length` None means `n_fft`. A shorter window is centred in the transform. A longer window
+        resolves frequencies better, a shorter one time.
     windows
-        Lengths of several transforms (each its own window) with the same hop, whose spectrograms are stacked along the rows, those of
-        the first length first; the channels "windows" separate them again. Empty: only `n_fft`.
+        Lengths of several transforms (each its own window) with the same hop, whose spectrograms are stacked along the
+        rows, those of the first length first; the channels "windows" separate them again. Empty: only `n_fft`.
     center, pad_mode
-        True centres frame t on sample t * hop_length; `pad_mode` is the padding at the ends: "constant" (zeros), "reflect" or "edge".
+        True centres frame t on sample t * hop_length; `pad_mode` is the padding at the ends: "constant" (zeros),
+        "reflect" or "edge".
     framing
         Without `center`: "fft" starts the first transform at the first sample, "window" the first window.
     power
         1 for magnitude, 2 for power.
     n_mels, fmin, fmax, htk, norm
-        Mel filters of `librosa.filters.mel`, frequencies in Hz; `fmax` None means sr / 2; `norm` "slaney" or None. `n_mels` None
-        keeps the n_fft // 2 + 1 bins of the transform.
+        Mel filters of `librosa.filters.mel`, frequencies in Hz; `fmax` None means sr / 2; `norm` "slaney" or None.
+        `n_mels` None keeps the n_fft // 2 + 1 bins of the transform.
     log, amin, top_db, log_offset
-        "db": 10 log10(max(x, amin)), or 20 log10(max(x, amin ** 0.5)) of a magnitude, then at least the clip's peak - top_db
-        (None: no floor). "ln": ln(x + log_offset). "pcen": see `PCEN`. "none": x.
+        "db": 10 log10(max(x, amin)), or 20 log10(max(x, amin ** 0.5)) of a magnitude, then at least the clip's peak -
+        top_db (None: no floor). "ln": ln(x + log_offset). "pcen": see `PCEN`. "none": x.
     pcen_gain, pcen_bias, pcen_power, pcen_time_s, pcen_eps, pcen_trainable
         Constants of `PCEN`; trainable means one of each per row, learned.
     normalize, mean, std, eps, clamp
-        "none". "global": (x - mean) / std, numbers. "bin": the same with one mean and std per row. "clip": with the clip's own mean and
-        (population) std + eps. "image": standardized, then scaled to 0..255 and rounded down; all 0 if the range is at most eps.
-        Finally clamped to [-clamp, clamp], if given.
+        "none". "global": (x - mean) / std, numbers. "bin": the same with one mean and std per row. "clip": with the
+        clip's own mean and (population) std + eps. "image": standardized, then scaled to 0..255 and rounded down; all 0
+        if the range is at most eps. Finally clamped to [-clamp, clamp], if given.
     channels
         Name of the input channels that suit these settings; see `fatai.audio.channels`.
 
@@ -240,11 +241,12 @@ class FrontEnd:
         return librosa.mel_frequencies(self.n_mels + 2, fmin=self.fmin, fmax=self.max_hz, htk=self.htk)[1:-1]
 
     def filters(self, n_fft: int | None = None) -> Tensor | None:
-        """Return the mel filters of `librosa.filters.mel` for a transform of `n_fft` samples; None without mel bands.
+        """Return mel filters for a transform of `n_fft` samples; None without mel bands; see `librosa.filters.mel`.
 
         Returns
         -------
-        Shape (n_mels, n_fft // 2 + 1), float32. A filter narrower than the spacing of the bins may be 0 everywhere.
+        Tensor of shape (n_mels, n_fft // 2 + 1), float32. A filter narrower than the spacing of the bins may be 0
+        everywhere.
         """
         if self.n_mels is None:
             return None
@@ -278,7 +280,8 @@ class FrontEnd:
 def _mel_filters(
     sr: int, n_fft: int, n_mels: int, fmin: float, fmax: float, htk: bool, norm: str | None
 ) -> np.ndarray:
-    """Return mel filters, shape (n_mels, n_fft // 2 + 1), float64, read-only; librosa's float32 is rounded several times."""
+    """Return mel filters, shape (n_mels, n_fft // 2 + 1), float64, read-only."""
+    # float64, to be rounded once: librosa's float32 filters are rounded several times.
     from librosa.filters import mel  # its import takes most of a second, which only the first spectrogram should cost
 
     with warnings.catch_warnings():
@@ -293,8 +296,8 @@ def _mel_filters(
 class Spectrogram(nn.Module):
     """Compute spectrograms (batch, rows, frames) of waves (batch, samples).
 
-    The result is float32, also under autocast. The buffers follow the module to its device but are not part of the state dict, except for
-    the constants of a trainable PCEN.
+    The result is float32, also under autocast. The buffers follow the module to its device but are not part of the
+    state dict, except for the constants of a trainable PCEN.
 
     Parameters
     ----------
@@ -325,10 +328,12 @@ class Spectrogram(nn.Module):
         self.register_buffer("std", _as_column(settings.std), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Spectrogram:
-        # Follow a network to its device, but stay float32 when it is converted to half precision: filters in 16 bits are wrong by decibels.
+        # Follow a network to its device, but stay float32 when it is converted to half precision: filters in 16 bits
+        # are wrong by decibels.
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     def extra_repr(self) -> str:
+        """Return the settings, for `repr`."""
         return repr(self.settings)
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -376,7 +381,7 @@ class Spectrogram(nn.Module):
         return self._finish(levels.split(self.settings.bins, 1))
 
     def _finish(self, levels: Sequence[Tensor]) -> Tensor:
-        """Return the spectrogram (batch, rows, frames) of levels (batch, bins, frames), one tensor per window length."""
+        """Return the spectrogram (batch, rows, frames) of levels (batch, bins, frames), one for each window length."""
         specs = [self._normalize_clip(self._log(i, part)) for i, part in enumerate(levels)]
         return self._standardize(specs[0] if len(specs) == 1 else torch.cat(specs, 1)).contiguous()
 
@@ -426,10 +431,10 @@ def _as_column(values: float | Sequence[float]) -> Tensor:
 
 
 def _as_image(spec: Tensor, eps: float) -> Tensor:
-    """Scale each clip of (batch, bins, frames) to 0..255 and round down, as a cast to 8 bits does; 0 if the clip is flat.
+    """Scale each clip of (batch, bins, frames) to 0..255 and round down, as a cast to 8 bits does; 0 if it is flat.
 
-    The published systems standardize first, which only changes the rounding and decides what is flat: a range r of at most
-    eps * (std + eps). No std exceeds r / 2, so that is a range of at most eps ** 2.
+    The published systems standardize first, which only changes the rounding and decides what is flat: a range r of at
+    most eps * (std + eps). No std exceeds r / 2, so that is a range of at most eps ** 2.
     """
     if _may_use_kernels(spec):
         from fatai.audio import _numba_kernels
@@ -453,7 +458,7 @@ def _may_use_kernels(spec: Tensor) -> bool:
 
 
 def _pad(wave: Tensor, settings: FrontEnd, n_fft: int) -> tuple[Tensor, int, int]:
-    """Return the arguments of `ShortTimeSpectra`: the wave (batch, samples), padded unless by zeros, and the zeros before and after it."""
+    """Return the arguments of `ShortTimeSpectra`: a wave (batch, samples), and the zeros before and after it."""
     if settings.center:
         reach = n_fft // 2
         return (

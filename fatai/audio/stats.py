@@ -1,4 +1,4 @@
-"""Mean and spread of the spectrograms of a data set, in one pass and without keeping them."""
+"""Mean and standard deviation of the spectrograms of a data set, in one pass and without storing them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fatai.errors import DataError, OptionError, ShapeError
 from fatai.audio.spectrogram import FrontEnd
+from fatai.errors import DataError, OptionError, ShapeError
 
 __all__ = ["SpectrogramStats", "spectrogram_stats"]
 
 
 class SpectrogramStats:
-    """Mean and standard deviation of spectrograms that come one batch at a time, per row and over all, in float64.
+    """Running mean and standard deviation of spectrograms, per row and over all, in float64.
 
-    Frames count equally, so a long clip weighs more than a short one. Memory is two numbers a row, however many frames come.
+    Frames count equally, so a long clip has more weight than a short one. Memory is two numbers per row for any number
+    of frames.
+
+    Attributes
+    ----------
+    frames
+        Number of frames so far.
 
     Examples
     --------
@@ -35,7 +41,20 @@ class SpectrogramStats:
         self._squares = np.zeros(0)  # summed squares of the deviations from the means
 
     def add(self, spec: Tensor) -> None:
-        """Count in the frames of spectrograms (batch, rows, frames), not normalized."""
+        """Add the frames of a batch of spectrograms.
+
+        Parameters
+        ----------
+        spec
+            Shape (batch, rows, frames), not normalized; the number of rows is the same in every batch.
+
+        Raises
+        ------
+        ShapeError
+            If the shape does not fit.
+        DataError
+            If a value is not finite.
+        """
         if spec.ndim != 3 or not spec.shape[1]:
             raise ShapeError(
                 f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, rows, frames): one clip is spec[None]"
@@ -45,18 +64,18 @@ class SpectrogramStats:
             return
         if not np.isfinite(rows).all():
             raise DataError(
-                "the spectrograms have values that are not finite; find the clip that they come from and leave it out"
+                "the spectrograms have values that are not finite; find their clip and leave it out"
             )
         means = rows.mean(1)
-        self._count_in(rows.shape[1], means, ((rows - means[:, None]) ** 2).sum(1))
+        self._add(rows.shape[1], means, ((rows - means[:, None]) ** 2).sum(1))
 
     def merge(self, other: SpectrogramStats) -> None:
-        """Count in what `other` has counted, for instance in another process."""
+        """Add the frames of other statistics, for instance those of another process."""
         if other.frames:
-            self._count_in(other.frames, other._means, other._squares)
+            self._add(other.frames, other._means, other._squares)
 
-    def _count_in(self, frames: int, means: np.ndarray, squares: np.ndarray) -> None:
-        """Chan's formula, which loses no digits where a difference of sums of squares does."""
+    def _add(self, frames: int, means: np.ndarray, squares: np.ndarray) -> None:
+        """Merge means and squares (rows,) by Chan's formula; a difference of sums of squares would lose precision."""
         if not self.frames:
             self.frames, self._means, self._squares = frames, means, squares
             return
@@ -69,52 +88,71 @@ class SpectrogramStats:
         self._means = self._means + shift * (frames / total)
         self.frames = total
 
-    def _check_any(self) -> None:
+    def _check_not_empty(self) -> None:
         if not self.frames:
-            raise DataError("no frames were counted, so they have no mean; add spectrograms first")
+            raise DataError("no frames were added, so there is no mean; add spectrograms first")
 
     @property
     def bin_mean(self) -> np.ndarray:
         """Mean of each row, shape (rows,)."""
-        self._check_any()
+        self._check_not_empty()
         return self._means.copy()
 
     @property
     def bin_std(self) -> np.ndarray:
         """Population standard deviation of each row, shape (rows,)."""
-        self._check_any()
+        self._check_not_empty()
         return np.sqrt(self._squares / self.frames)
 
     @property
     def mean(self) -> float:
-        """Over all rows."""
+        """Mean over all rows, a scalar."""
         return float(self.bin_mean.mean())
 
     @property
     def std(self) -> float:
-        """Over all rows: spread within the rows and between them."""
+        """Population standard deviation over all rows, a scalar: the spread within the rows and between them."""
         return float(np.sqrt((self.bin_std ** 2).mean() + self.bin_mean.var()))
 
     def settings(self, normalize: str = "global") -> dict[str, Any]:
-        """Values of a `FrontEnd` that standardise so: with one mean and deviation ("global"), or with those of each row ("bin")."""
+        """Return the settings `normalize`, `mean` and `std` of a `FrontEnd`.
+
+        Parameters
+        ----------
+        normalize
+            "global" for one mean and standard deviation, "bin" for one per row.
+
+        Raises
+        ------
+        OptionError
+            If `normalize` is another value.
+
+        Examples
+        --------
+        >>> stats = SpectrogramStats()
+        >>> stats.add(torch.tensor([[[1.0, 3.0]]]))
+        >>> stats.settings()
+        {'normalize': 'global', 'mean': 2.0, 'std': 1.0}
+        """
         if normalize == "global":
             return {"normalize": normalize, "mean": self.mean, "std": self.std}
         if normalize == "bin":
             return {"normalize": normalize, "mean": tuple(self.bin_mean.tolist()), "std": tuple(self.bin_std.tolist())}
         raise OptionError(
-            f"normalize={normalize!r}; expected 'global' or 'bin', the two that need statistics of a data set"
+            f"normalize={normalize!r}; expected 'global' or 'bin', the two that use statistics of a data set"
         )
 
 
 def spectrogram_stats(front_end: FrontEnd, waves: Iterable[Tensor]) -> SpectrogramStats:
-    """Statistics of clips as `front_end` sees them before it normalizes.
+    """Compute the statistics of the spectrograms of clips before normalization.
 
     Parameters
     ----------
     front_end
-        Its `normalize` and `clamp` are left aside.
+        Settings of the spectrograms; `normalize` and `clamp` are ignored.
     waves
-        Of any lengths, shape (samples,) or (batch, samples), at the rate of the front end; each is dropped before the next is taken.
+        Shape (samples,) or (batch, samples), of any lengths, at the rate of the front end. They are consumed one at a
+        time.
 
     Examples
     --------

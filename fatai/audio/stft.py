@@ -13,22 +13,23 @@ from torch import Tensor, nn
 __all__ = ["STFT_PAD_MODES", "ShortTimeSpectra", "pad_ends"]
 
 STFT_PAD_MODES = ("constant", "reflect", "edge")
-"""Modes of `pad_ends`, named as in `numpy.pad`: zeros, the wave mirrored at its outermost samples, these samples repeated."""
+"""Modes of `pad_ends`, named as in `numpy.pad`."""
 
 _CHUNK_CPU = 1 << 20  # bytes of frames at a time: few calls, yet within the caches
 _CHUNK_GPU = 1 << 29
 _LARGEST_BLOCK = 24 << 20  # bytes
-# Rounding in float32 adds about (1.2e-7 * norm of the frame) ** 2 to the power of every bin. A bin above this fraction of the norm
-# squared is thereby changed by less than 0.0006 dB (measured on 400 recordings).
+# Rounding in float32 adds about (1.2e-7 * norm of the frame) ** 2 to the power of every bin. A bin above this fraction
+# of the norm squared is thereby changed by less than 0.0006 dB (measured on 400 recordings).
 _EXACT_FRACTION = 5e-5
 _FLOOR_FRACTION = 0.5  # a level computed as less than this fraction of the floor is below the floor for any rounding
 
 
 class ShortTimeSpectra(nn.Module):
-    """Compute |STFT| ** power, summed in bands or per bin: waves (batch, samples) to levels (batch, rows, frames), float32.
+    """Compute |STFT| ** power, in bands or per bin: waves (batch, samples) to levels (batch, rows, frames), float32.
 
-    Transforms are in float64 where the device supports it: in float32 the rounding error of the loud bins of a frame lies some 140 dB
-    below them, spread over all bins, which is an error of 0.01 dB and more in the faintest bands of real clips.
+    Transforms are in float64 where the device supports it: in float32 the rounding error of the loud bins of a frame
+    lies some 140 dB below them, spread over all bins, which is an error of 0.01 dB and more in the faintest bands of
+    real clips.
 
     Parameters
     ----------
@@ -39,8 +40,9 @@ class ShortTimeSpectra(nn.Module):
     filters
         Shape (rows, n_fft // 2 + 1), non-negative; None keeps the bins of the transform.
     amin, top_db
-        Levels may be inaccurate if they are below `amin`, or more than `top_db` below the peak of their clip. On a CPU either saves most
-        of the float64 for bands of power: only frames that have bands above both limits, but faint next to the rest of the frame, need it.
+        Levels may be inaccurate if they are below `amin`, or more than `top_db` below the peak of their clip. On a CPU
+        either saves most of the float64 for bands of power: only frames that have bands above both limits, but faint
+        next to the rest of the frame, need it.
     """
 
     window: Tensor
@@ -49,8 +51,9 @@ class ShortTimeSpectra(nn.Module):
     def __init__(self, n_fft: int, win_length: int, hop_length: int, power: float, filters: Tensor | None = None,
                  *, amin: float = 0.0, top_db: float | None = None):
         super().__init__()
-        # The C library returns freed memory to the system above a limit that follows the largest block ever freed; fetching it again
-        # for every clip takes as long as half of the work. This block is never touched, so it costs nothing.
+        # The C library returns freed memory to the system above a limit that follows the largest block ever freed;
+        # fetching it again for every clip takes as long as half of the work. This block is never touched, so it costs
+        # nothing.
         torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
         self.n_fft, self.win_length, self.hop_length, self.power = n_fft, win_length, hop_length, power
         self.amin, self.top_db = amin, top_db
@@ -67,7 +70,7 @@ class ShortTimeSpectra(nn.Module):
         )
 
     def _float64_window(self, device: torch.device | None) -> Tensor:
-        """Return the periodic Hann window, padded to (n_fft,), in float64; in float32 on Apple's GPUs, which have no float64."""
+        """Return the periodic Hann window, padded to (n_fft,), in float64; in float32 on Apple's GPUs."""
         if device is not None and device.type == "mps":
             return self.window
         if torch.compiler.is_compiling():  # by its formula, since older versions of onnxscript lack the window
@@ -86,8 +89,8 @@ class ShortTimeSpectra(nn.Module):
         wave
             Shape (batch, samples), floats.
         left, right
-            Zeros before and after the wave: the first transform starts `left` samples before it, the last one ends at most `right` samples
-            after it, unless it is the first.
+            Zeros before and after the wave: the first transform starts `left` samples before it, the last one ends at
+            most `right` samples after it, unless it is the first.
 
         Returns
         -------
@@ -133,7 +136,7 @@ class ShortTimeSpectra(nn.Module):
         return levels @ self.filters.T if len(self.filters) else levels
 
     def _by_kernels(self, clip: _Clip, bands: _Bands) -> None:
-        """Compute the levels of a clip: powers in float32, and again in float64 for the frames where that is not exact enough."""
+        """Compute the levels of a clip: powers in float32, and in float64 for frames where that is not exact enough."""
         from fatai.audio import _numba_kernels
 
         frames, (window_32, window_64) = np.arange(len(clip.starts)), self._windows
@@ -149,7 +152,7 @@ class ShortTimeSpectra(nn.Module):
         self._compute_frames(clip, inexact, window_64, bands)
 
     def _compute_frames(self, clip: _Clip, frames: np.ndarray, window: np.ndarray, bands: _Bands) -> None:
-        """Compute the levels of some frames of a clip, in the precision of the window; `frames` are indices, shape (n,)."""
+        """Compute the levels of some frames of a clip, indices of shape (n,), in the precision of the window."""
         from fatai.audio import _numba_kernels
 
         limit = max(1, _CHUNK_CPU // window.nbytes)
@@ -164,7 +167,7 @@ class ShortTimeSpectra(nn.Module):
 
 
 class _Clip(NamedTuple):
-    """A wave (samples,), the first samples of its frames (frames,), and the results: levels (rows, frames) and sums (frames,)."""
+    """A wave (samples,), the starts of its frames (frames,), and the results: levels (rows, frames), sums (frames,)."""
 
     wave: np.ndarray
     starts: np.ndarray
@@ -173,7 +176,7 @@ class _Clip(NamedTuple):
 
 
 class _Bands(NamedTuple):
-    """Filters without their zeros: first bin of each, end of its weights among those of all filters, and these weights."""
+    """Filters without their zeros: first bins (rows,), ends of their weights (rows,), weights of all filters (n,)."""
 
     first: np.ndarray
     ends: np.ndarray
@@ -189,7 +192,7 @@ class _Bands(NamedTuple):
 
 
 def _power(spectra: Tensor) -> Tensor:
-    """Return squared magnitudes, float32, of complex spectra of any shape; their memory is overwritten if no gradient needs it."""
+    """Return squared magnitudes, float32, of complex spectra of any shape; may overwrite their memory."""
     # In place because allocating memory takes longer than squaring.
     parts = torch.view_as_real(spectra).flatten(-2).float()
     parts = parts.square() if parts.requires_grad else parts.mul_(parts)

@@ -1,7 +1,7 @@
 """Waveform arithmetic: silence, length, level, rate.
 
-Conventions: a *wave* is a float32 tensor whose last dimension holds the samples, full scale [-1, 1]; other dimensions, if any, are
-channels or clips. No function is random, and none changes its argument in place.
+Conventions: a *wave* is a float32 tensor whose last dimension holds the samples, full scale [-1, 1]; other dimensions,
+if any, are channels or clips. No function is random, and none changes its argument in place.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ class Section(NamedTuple):
     stop: int
 
 
-def nonsilent_section(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048, hop_length: int = 512) -> Section:
+def nonsilent_section(
+    wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048, hop_length: int = 512
+) -> Section:
     """Return the section between leading and trailing silence, as `librosa.effects.trim` does.
 
-    A frame is silent if its root mean square is `top_db` or more below that of the loudest frame; frames are centred, with zeros
-    beyond the ends. The section starts with the first frame that is not silent and ends at the start of the frame after the last one.
-    Levels under -100 dB count as -100 dB, so a clip of zeros has no silence to trim. The loudest channel decides.
+    A frame is silent if its root mean square is `top_db` or more below that of the loudest frame; frames are centred,
+    with zeros beyond the ends. The section starts with the first frame that is not silent and ends at the start of the
+    frame after the last one. Levels under -100 dB count as -100 dB, so a clip of zeros has no silence to trim. The
+    loudest channel decides.
 
     Parameters
     ----------
@@ -81,9 +84,10 @@ def trim_silence(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048
 
 
 def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.ndarray:
-    """Return the mean square of centred frames of a wave (channels, samples), float64, shape (channels, 1 + samples // hop_length).
+    """Return the mean square of centred frames of a wave (channels, samples).
 
-    A frame is composed of blocks whose length divides the hop and both halves of the frame, so no sample is squared twice.
+    The result is float64, shape (channels, 1 + samples // hop_length). A frame is composed of blocks whose length
+    divides the hop and both halves of the frame, so no sample is squared twice.
     """
     left, right = frame_length // 2, frame_length - frame_length // 2
     block = math.gcd(hop_length, left, right)
@@ -110,9 +114,10 @@ def fit_length(
     samples
         Target length.
     pad_mode
-        "constant_center": zeros on both sides, half of them (rounded down) on the left. "constant_right": zeros on the right.
-        "wrap_right": repeat the wave on the right. "wrap_center": the same on both sides. "edge_center": repeat the outermost values.
-        "minimum_center": the smallest value of each clip (over all dimensions but the first, or of the whole wave) on both sides.
+        "constant_center": zeros on both sides, half of them (rounded down) on the left. "constant_right": zeros on the
+        right. "wrap_right": repeat the wave on the right. "wrap_center": the same on both sides. "edge_center": repeat
+        the outermost values. "minimum_center": the smallest value of each clip (over all dimensions but the first, or
+        of the whole wave) on both sides.
     left
         Number of padding values on the left, such as a random one; None leaves it to `pad_mode`.
     cut
@@ -182,8 +187,8 @@ def resample(wave: Tensor, sr_from: int, sr_to: int) -> Tensor:
 
     Returns
     -------
-    Shape (..., ceil(n * sr_to / sr_from)), float32, on the device of `wave`. The length is rounded up exactly; librosa rounds up a
-    floating-point product, which may give one sample more.
+    Shape (..., ceil(n * sr_to / sr_from)), float32, on the device of `wave`. The length is rounded up exactly; librosa
+    rounds up a floating-point product, which may give one sample more.
 
     Raises
     ------
@@ -204,7 +209,7 @@ def resample(wave: Tensor, sr_from: int, sr_to: int) -> Tensor:
 
 
 def peak_db(wave: Tensor) -> Tensor:
-    """Return the level of the loudest sample of a wave (..., samples) in dB of full scale, shape (...); -inf for silence.
+    """Return the peak level of a wave (..., samples) in dB of full scale, shape (...); -inf for silence.
 
     Examples
     --------

@@ -80,11 +80,12 @@ def retry(action: Callable[[], T], *, max_tries: int = MAX_TRIES, wait_s: float 
 
 @contextmanager
 def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; the file is renamed to `path` when the block ends without an error.
+    """Give a temporary name to write to; the file is renamed to `path` when the block ends without an error.
 
-    If the block raises or the process is killed, the former file at `path` stays as it was: a partial file is never visible.
-    Missing folders are created. A link is followed: the file that it points to is replaced. The suffix is kept, because some
-    writers choose the format by it. Nothing is synced to the disk: this protects against a killed process, not against a power cut.
+    If the block raises or the process is killed, the former file at `path` stays as it was: a partial file is never
+    visible. Missing folders are created. A link is followed: the file that it points to is replaced. The suffix is
+    kept, because some writers choose the format by it. Nothing is synced to the disk: this protects against a killed
+    process, not against a power cut.
 
     Parameters
     ----------
@@ -94,8 +95,8 @@ def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     StorageError
-        If the disk is full, the folder is not writable, `path` is a device, a pipe or a folder, or the file system fails; the
-        message has a remedy.
+        If the disk is full, the folder is not writable, `path` is a device, a pipe or a folder, or the file system
+        fails; the message has a remedy.
 
     Examples
     --------
@@ -107,7 +108,8 @@ def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     'fname,Bark'
     """
     target = Path(os.path.realpath(path))
-    # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255 bytes.
+    # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255
+    # bytes.
     temp = target.parent / f".{target.stem[:40]}.{secrets.token_hex(6)}.part{target.suffix}"
     with translate_os_errors(target):
         if target.exists() and not target.is_file():
@@ -152,10 +154,10 @@ def _errno_of(e: Exception) -> int | None:
 
 @contextmanager
 def open_atomic(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Open a UTF-8 text file for writing that becomes `path` when the block ends; newlines are not translated.
+    r"""Open a UTF-8 text file for writing that becomes `path` when the block ends; newlines are not translated.
 
-    File names that are not UTF-8 are written with their bytes escaped, as in `caf\\udce9.wav`: the text is always valid UTF-8.
-    Raises as `write_file` does.
+    File names that are not UTF-8 are written with their bytes escaped, as in `caf\udce9.wav`: the text is always valid
+    UTF-8. Raises as `write_file` does.
     """
     with write_file(path) as temp, open(temp, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
         yield f

@@ -1,7 +1,7 @@
 """Read and write CSV tables row by row; every error names its line.
 
-A table has a header. Cells stay text until they are checked. Lines are counted from 1, the header. Prediction files are read and
-written in chunks of a few thousand rows, so their size is not limited by memory.
+A table has a header. Cells stay text until they are checked. Lines are counted from 1, the header. Prediction files are
+read and written in chunks of a few thousand rows, so their size is not limited by memory.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Duplicates:
         self.lines: dict[str, int] = {}
 
     def error(self, row: Row) -> str:
-        """Add the first cell of a row and return an error message if it is empty or a duplicate, else an empty string."""
+        """Add the fname of a row; return an error message if it is empty or a duplicate, else an empty string."""
         name = row.cells[0]
         first = self.lines.setdefault(name, row.line)
         if not name:
@@ -94,8 +94,8 @@ def read_csv(path: str | os.PathLike[str]) -> CsvTable:
     Raises
     ------
     DataError
-        If the file is missing, empty, larger than `MAX_CSV_BYTES`, or a column appears twice; while the rows are read, also if
-        the text is not UTF-8 or a line is not CSV.
+        If the file is missing, empty, larger than `MAX_CSV_BYTES`, or a column appears twice; while the rows are read,
+        also if the text is not UTF-8 or a line is not CSV.
     """
     file = Path(path)
     if not file.is_file():

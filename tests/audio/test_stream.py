@@ -91,13 +91,13 @@ def test_what_is_wrong_with_a_file_names_it(tmp_path, rng):
     sf.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 44100, subtype="FLOAT")
     with pytest.raises(AudioError, match="nan.wav: the file has samples that are not finite"):
         joined(tmp_path / "nan.wav", 44100)
-    with pytest.raises(AudioError, match="the samples given: .*not finite"):
+    with pytest.raises(AudioError, match="the given samples: .*not finite"):
         joined(np.array([0.0, np.inf]), 44100)
 
 
 @pytest.mark.parametrize(("encoded", "said"), [
-    (b"", "the 0 bytes given: the file is empty"), (b"<html>", "the 6 bytes given: this is a web page"),
-    (b"\x00" * 99, "the 99 bytes given: the file has no header"),
+    (b"", "the given 0 bytes: the file is empty"), (b"<html>", "the given 6 bytes: this is a web page"),
+    (b"\x00" * 99, "the given 99 bytes: the file has no header"),
 ])
 def test_bytes_that_are_no_sound_are_refused_without_naming_a_place(encoded, said):
     with pytest.raises(AudioError, match=f"^{said}"):
@@ -107,7 +107,7 @@ def test_bytes_that_are_no_sound_are_refused_without_naming_a_place(encoded, sai
 @pytest.mark.parametrize("rate", [1, 999, 2_000_000_000])
 def test_a_rate_that_would_never_end_is_refused(tmp_path, rate):
     sf.write(tmp_path / "a.wav", np.zeros(100), rate)
-    with pytest.raises(AudioError, match=f"a.wav: its header says {rate:,} Hz; expected 1,000 to 1,000,000"):
+    with pytest.raises(AudioError, match=f"a.wav: the header declares {rate:,} Hz; expected 1,000 to 1,000,000"):
         joined(tmp_path / "a.wav", 44100)
     with pytest.raises(OptionError, match=f"given as {rate} Hz"):
         joined(np.zeros(100), 44100, sr_from=rate)

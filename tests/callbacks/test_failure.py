@@ -70,8 +70,8 @@ class TestDisk:
         assert os.listdir(tmp_path) == []
 
     @pytest.mark.parametrize(("code", "remedy"), [
-        (errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EROFS, "may not be written to"),
-        (errno.EACCES, "may not be written to"), (errno.ENODEV, "the file system fails"),
+        (errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EROFS, "the folder is not writable"),
+        (errno.EACCES, "the folder is not writable"), (errno.ENODEV, "the file system fails"),
     ])
     def test_what_is_said_fits_the_error(self, tmp_path, monkeypatch, code, remedy):
         def refuse(*args):
@@ -143,7 +143,7 @@ class TestDisk:
             pytest.skip("no file system can be mounted here")
         told = ended.stdout + ended.stderr
         assert "full: 2" in told and "the disk is full" in told and "Traceback" not in told, told[-3000:]
-        assert "read-only: 2" in told and "may not be written to" in told
+        assert "read-only: 2" in told and "the folder is not writable" in told
         assert "resumed: 0" in told and "unbroken: 0" in told
         assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "unbroken" / "oof.csv").read_bytes()
 
@@ -185,7 +185,7 @@ class TestNetworkDrive:
     def test_errors_that_stay_end_with_a_sentence_that_names_the_file(self, failing, quick_waits, read):
         path, opened = failing(99)
         with pytest.raises(
-            AudioError, match="clip.wav: the file system answers with errors .Stale file handle., several times"
+            AudioError, match="clip.wav: the file system failed several times .Stale file handle."
         ):
             read(path)
         assert len(opened) == 4

@@ -192,7 +192,7 @@ def test_what_is_wrong_with_a_sound_is_said(tmp_path, rng):
     (tmp_path / "cut.flac").write_bytes(encoded[:len(encoded) // 2])
     with pytest.raises(AudioError, match="cut.flac: the file is cut short or damaged"):
         tagger().tag(tmp_path / "cut.flac")
-    with pytest.raises(AudioError, match="bytes given: the file is cut short"):
+    with pytest.raises(AudioError, match="bytes: the file is cut short"):
         tagger().tag(encoded[:len(encoded) // 2])
     with pytest.raises(AudioError, match="not finite"):
         tagger().tag(np.full(SR, np.nan))

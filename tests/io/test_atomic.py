@@ -88,7 +88,7 @@ def test_what_is_no_file_is_never_renamed_over(tmp_path, kind, linked):
     name = tmp_path / "link.csv" if linked else path
     if linked:
         name.symlink_to(path)
-    with pytest.raises(StorageError, match="in_the_way: cannot be written .*something of that name is in the way"):
+    with pytest.raises(StorageError, match="in_the_way: cannot be written .*something else has this name"):
         write_text(name, "whole")
     assert not path.is_file() and names(tmp_path) == sorted({path.name, name.name})
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from fatai.report.whole_picture import whole_picture
+from fatai.report.media import overview_image
 from PIL import Image
 from starlette.testclient import TestClient
 from torch import nn
@@ -135,7 +135,7 @@ def declare_seconds(seconds, kind="WAV", sr=SR):
     (sound()[:1000], 422, ["cut short"]),
     (sound()[:30], 422, ["header"]),
     (declare_seconds(7200), 422, ["cut short", "635,040,000"]),
-    (declare_seconds(7200, "FLAC"), 422, ["promises"]),
+    (declare_seconds(7200, "FLAC"), 422, ["declares"]),
     (b"RIFF\xff\xff\xff\xffWAVEfmt \xff\xff\xff\xff" + bytes(100), 422, ["ends inside its header"]),
     (b"RIFF$\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x44\xac\0\0\x88X\1\0\2\0\x10\0data\0\0\0\0", 422, ["no samples"]),
     (sound(0.1, sr=44100, subtype="FLOAT").replace(b"\0\0\0\0", b"\0\0\xc0\x7f")[:44] + b"\0\0\xc0\x7f" * 100, 422, []),
@@ -390,7 +390,7 @@ def pixels(picture):
 def test_a_whole_picture_shows_a_tone_where_and_when_it_sounds():
     wave = torch.zeros(4 * SR)
     wave[2 * SR:3 * SR] = torch.sin(2 * torch.pi * 1000 * torch.arange(SR) / SR)
-    seen = whole_picture(wave, SR)
+    seen = overview_image(wave, SR)
     light = pixels(seen)
     row, column = light.sum(1).argmax(), light.sum(0)
     height = dict(seen.ticks)[1000]
@@ -401,15 +401,15 @@ def test_a_whole_picture_shows_a_tone_where_and_when_it_sounds():
 
 @pytest.mark.parametrize("samples", [1, 500, 44100, 3_000_000])
 def test_a_whole_picture_of_any_length_has_bounded_size(samples):
-    light = pixels(whole_picture(torch.rand(samples) - 0.5, SR))
+    light = pixels(overview_image(torch.rand(samples) - 0.5, SR))
     assert light.shape[0] == 96 and 1 <= light.shape[1] <= 1000
 
 
 def test_a_whole_picture_in_pieces_is_that_of_the_whole(monkeypatch):
     wave = torch.rand(200_000) - 0.5
-    whole = whole_picture(wave, SR)
+    whole = overview_image(wave, SR)
     monkeypatch.setattr("fatai.report.whole_picture._FRAMES_AT_ONCE", 37)
-    assert np.abs(pixels(whole_picture(wave, SR)) - pixels(whole)).max() <= 1
+    assert np.abs(pixels(overview_image(wave, SR)) - pixels(whole)).max() <= 1
 
 
 def test_the_folder_of_temporary_files_is_that_of_the_test(temp_folder):
