@@ -1,3 +1,3 @@
-"""Random changes: draw first, then apply a pure function."""
+"""Augmentation of clips in training: waves, spectrograms, masks, mixing, padding. Draw first, then apply a pure function."""
 
 from fatai.augment import item, padding, spec, spec_augment, wave

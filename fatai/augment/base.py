@@ -1,16 +1,20 @@
-"""What random changes share: draws, which clips are changed, and where in a training batch it happens.
+"""Base classes of the augmentations: random draws, a batch in its domains, and the callbacks that run them in training.
 
-A change first draws all it needs from torch's generator (the global one, or one that is handed in), as small tensors with a row for each
-clip, and then applies a pure function. As a fastai callback it acts on training batches only, before the model.
+An augmentation has a `domain` to act in, draws all its random numbers first (`draw`: small tensors with a row for each clip, from torch's
+global generator or from one of its own) and then applies a pure function (`apply`). Each is a fastai callback, so `cbs=Gain()` is enough;
+when a fit begins it adds the one `AugmentBatch` of the learner, which runs all of them on every training batch.
 
-The places of a batch, in their order: "wave" (the samples), "power" (the linear spectrogram), "log" (the spectrogram as the network sees
-it, whatever its scale), "bn0" (behind the input norm of a PANNs network, inside the model). At each place come the changes of single clips
-that shall precede mixing, then mixing, then those that follow it.
+The domains of a batch, in the order in which they are run: "wave" (the samples), "power" (the linear spectrogram), "log" (the input of the
+network, whatever its scale), "bn0" (behind the input norm of a PANNs network, inside the model). In each domain come the augmentations
+with `before_mixing`, then the mixers, then the other augmentations. The spectrogram is rendered once, after the last change of a wave or
+a linear spectrogram.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
@@ -18,94 +22,161 @@ import torch
 from fastai.callback.core import Callback as FastaiCallback
 from torch import Tensor
 
-from fatai.data.blocks import WaveToSpec
-from fatai.data.tensors import TensorWave
-from fatai.errors import OptionError, ShapeError
-from fatai.registry import did_you_mean
 from fatai.audio.channels import Coord, Deltas
 from fatai.audio.front_ends import FrontEnd, Spectrogram
+from fatai.data.transforms import WaveToSpec
+from fatai.data.tensors import TensorSpec, TensorWave
+from fatai.errors import OptionError, ShapeError
+from fatai.registry import did_you_mean
 
-__all__ = ["BatchAugmentation", "PLACES", "SpecAugmentation", "augmentation_callbacks", "set_augmentation"]
+__all__ = [
+    "AugmentBatch",
+    "BatchAugmentation",
+    "BatchInput",
+    "DOMAINS",
+    "SpecAugmentation",
+    "TrainOnlyCallback",
+    "augmentation_callbacks",
+    "set_augmentation",
+]
 
-PLACES = ("wave", "power", "log", "bn0")
-"""Where in a batch a change acts."""
+DOMAINS = ("wave", "power", "log", "bn0")
+"""The domains in which an augmentation can act."""
 
-# Three steps a place: before mixing, mixing, after it. All lie between SampleWeights (-8) and fastai's cast to plain tensors (9).
+# Three steps a domain: before mixing, mixing, after it.
 _ORDER = {"wave": -4, "power": -1, "log": 2, "bn0": 5}
 
 Drawn = TypeVar("Drawn", bound=tuple)
 
 
-def uniform(shape: int | Sequence[int], low: float, high: float, generator: torch.Generator | None = None) -> Tensor:
-    """Numbers of U(low, high), float64 on the CPU."""
+# Random draws and checks
+
+
+def draw_uniform(
+    shape: int | Sequence[int], low: float, high: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw numbers from U(low, high); float64 of the given shape, on the CPU."""
     size = (shape,) if isinstance(shape, int) else tuple(shape)
     return low + (high - low) * torch.rand(size, generator=generator, dtype=torch.float64)
 
 
-def integers(
+def draw_integers(
     shape: int | Sequence[int], low: int | Tensor, high: int | Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Whole numbers from `low` to `high`, both included, which may be tensors that fit `shape`; int64 on the CPU."""
-    return (low + torch.floor(uniform(shape, 0, 1, generator) * (high - low + 1))).long()
+    """Draw whole numbers from `low` to `high`, both included.
+
+    Parameters
+    ----------
+    shape
+        Shape of the result.
+    low, high
+        Numbers, or tensors that broadcast to `shape`.
+    generator
+        Of the draws; None is torch's global one.
+
+    Returns
+    -------
+    int64 of that shape, on the CPU.
+    """
+    return (low + torch.floor(draw_uniform(shape, 0, 1, generator) * (high - low + 1))).long()
 
 
-def chance(n: int, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Which of `n` clips are chosen, each with probability `p`, bool."""
-    return uniform(n, 0, 1, generator) < p
+def draw_bernoulli(n: int, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Draw `n` booleans, each True with probability `p`; bool, shape (n,), on the CPU."""
+    return draw_uniform(n, 0, 1, generator) < p
 
 
-def rows_of(drawn: Drawn, rows: Tensor) -> Drawn:
-    """The draws of some clips: every tensor of a tuple, named or not, indexed by `rows`."""
-    parts = [rows_of(d, rows) if isinstance(d, tuple) else d[rows] for d in drawn]
+def take_rows(drawn: Drawn, rows: Tensor) -> Drawn:
+    """Return the draws of some clips.
+
+    Parameters
+    ----------
+    drawn
+        A tuple, named or not, of tensors with a row for each clip, or of such tuples.
+    rows
+        Positions of the clips, int64 of any shape.
+    """
+    parts = [take_rows(d, rows) if isinstance(d, tuple) else d[rows] for d in drawn]
     return type(drawn)(*parts) if hasattr(drawn, "_fields") else type(drawn)(parts)
 
 
-def checked_p(p: float, what: str = "p") -> float:
-    """A probability, or an `OptionError`."""
+def check_probability(p: float, name: str = "p") -> float:
+    """Return `p`; raise `OptionError` if it is not within [0, 1]."""
     if not 0 <= p <= 1:
-        raise OptionError(f"{what} is {p}; expected a probability between 0 and 1")
+        raise OptionError(f"{name} is {p}; expected a probability between 0 and 1")
     return p
 
 
-def checked_range(
-    values: Sequence[float], what: str, *, low: float = -float("inf"), high: float = float("inf")
+def check_range(
+    values: Sequence[float], name: str, *, low: float = -float("inf"), high: float = float("inf")
 ) -> None:
-    """Two numbers in rising order within [low, high], or an `OptionError`."""
+    """Raise `OptionError` unless `values` are two numbers in rising order within [low, high]."""
     if len(values) != 2 or not low <= values[0] <= values[1] <= high:
         within = "" if low == -float("inf") and high == float("inf") else f" within [{low:g}, {high:g}]"
-        raise OptionError(f"{what} is {tuple(values)}; expected two numbers in rising order{within}")
+        raise OptionError(f"{name} is {tuple(values)}; expected two numbers in rising order{within}")
 
 
-def plain(x: Any) -> Tensor:
-    """`x` as torch's own tensor: two of fastai's tensor types in one operation are an error."""
+def check_spec_batch(spec: Tensor) -> Tensor:
+    """Return `spec`; raise `ShapeError` if its shape is not (batch, channels, mels, frames)."""
+    if spec.ndim != 4:
+        raise ShapeError(
+            f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames): one clip is spec[None]"
+        )
+    return spec
+
+
+def to_plain_tensor(x: Any) -> Tensor:
+    """Return `x`, of any shape, as torch's own tensor type: two fastai tensor types in one operation are an error."""
     return x.as_subclass(Tensor) if isinstance(x, Tensor) else torch.as_tensor(x)
 
 
-def like_tensor(old: Any, values: Tensor, **known: Any) -> Tensor:
-    """`values` with the type of `old` and what it knows, some of it replaced."""
-    if type(old) is Tensor:
+def restore_type(values: Tensor, like: Any, **attributes: Any) -> Tensor:
+    """Return `values`, of any shape, with the tensor type and the attributes of `like`, some of them replaced."""
+    if type(like) is Tensor:
         return values
-    new = values.as_subclass(type(old))
-    new.__dict__ = {**old.__dict__, **known}
-    return new
+    typed = values.as_subclass(type(like))
+    typed.__dict__ = {**like.__dict__, **attributes}
+    return typed
+
+
+# A batch in its domains
 
 
 @lru_cache(maxsize=8)
-def _linear(settings: FrontEnd, device: torch.device) -> Spectrogram:
+def _linear_front_end(settings: FrontEnd, device: torch.device) -> Spectrogram:
     return settings.replace(log="none", normalize="none", mean=0.0, std=1.0, clamp=None).build().to(device)
 
 
 def linear_power(module: Spectrogram, wave: Tensor) -> Tensor:
-    """The spectrogram before its logarithm and normalisation, of waves (batch, samples): shape (batch, rows, frames), never below 0."""
-    return _linear(module.settings, wave.device)(wave)
+    """Compute the spectrogram of a front end before its logarithm and normalization.
 
+    Parameters
+    ----------
+    module
+        The front end.
+    wave
+        Shape (batch, samples).
 
-def _spectrogram(to_spec: WaveToSpec) -> Spectrogram:
-    return cast(Spectrogram, to_spec.module[0])
+    Returns
+    -------
+    Shape (batch, rows, frames), at least 0.
+    """
+    return _linear_front_end(module.settings, wave.device)(wave)
 
 
 def finish_power(module: Spectrogram, power: Tensor) -> Tensor:
-    """What `linear_power` left out: (batch, rows, frames) to the same shape.
+    """Apply logarithm and normalization of a front end to a linear spectrogram.
+
+    Parameters
+    ----------
+    module
+        The front end.
+    power
+        Shape (batch, rows, frames), as `linear_power` returns it.
+
+    Returns
+    -------
+    The same shape.
 
     Examples
     --------
@@ -114,46 +185,232 @@ def finish_power(module: Spectrogram, power: Tensor) -> Tensor:
     >>> bool(torch.allclose(finish_power(module, linear_power(module, wave)), module(wave), atol=1e-4))
     True
     """
-    parts = power.split(module.settings.bins, 1)
-    spec = torch.cat([module._normalized(module._log(i, part)) for i, part in enumerate(parts)], 1)
-    return module._standardised(spec).contiguous()
+    return module.from_linear(power)
 
 
-class BatchAugmentation(FastaiCallback):
-    """A random change of training batches, and its switch.
+@dataclass(eq=False)
+class BatchInput:
+    """The input of a network for one batch, in every domain.
 
-    A subclass writes `change_batch`. `active` may be set to False at any time, for instance for the last epochs; `augmentation_callbacks` finds all
-    that a learner has. Nothing happens in validation or prediction.
+    `at(domain)` computes a domain when it is first needed and keeps it; `replace(domain, values)` returns a new value without the domains
+    that no longer fit.
+
+    Attributes
+    ----------
+    wave
+        Shape (batch, samples), or None where it is not known, or no longer belongs to the spectrogram.
+    power
+        The linear spectrogram, shape (batch, rows, frames), at least 0; None until it is computed.
+    spec
+        The spectrogram for the network, shape (batch, channels, mels, frames); None until it is rendered.
+    sr
+        Rate of the waves in Hz, where it is known.
+    front_end
+        Settings that the spectrograms were made with, where they are known.
+    to_spec
+        The batch transform of the data loaders that makes spectrograms of waves, if they have one.
+    takes_wave
+        True where the network takes waves; then "log", the input of the network, is the wave.
+
+    Examples
+    --------
+    >>> batch = BatchInput(spec=torch.zeros(1, 1, 2, 3)).replace("log", torch.ones(1, 1, 2, 3))
+    >>> batch.at("log").sum()
+    tensor(6.)
+    """
+
+    wave: Tensor | None = None
+    power: Tensor | None = None
+    spec: Tensor | None = None
+    sr: int | None = None
+    front_end: FrontEnd | None = None
+    to_spec: WaveToSpec | None = None
+    takes_wave: bool = False
+
+    @classmethod
+    def from_tensor(cls, x: Tensor, to_spec: WaveToSpec | None = None) -> BatchInput:
+        """Wrap what a data loader gives the network: a `TensorWave`, or a spectrogram that may carry its wave and front end."""
+        if isinstance(x, TensorWave):
+            return cls(wave=to_plain_tensor(x), sr=x.sr, takes_wave=True)
+        if not isinstance(x, TensorSpec):
+            return cls(spec=to_plain_tensor(x), to_spec=to_spec)
+        wave = None if x.wave is None else to_plain_tensor(x.wave)
+        sr = x.front_end.sr if x.front_end is not None else None if x.wave is None else x.wave.sr
+        return cls(wave, None, to_plain_tensor(x), sr, x.front_end, to_spec)
+
+    @property
+    def rate(self) -> int:
+        """Rate of the waves in Hz; an `OptionError` where it is not known."""
+        if self.sr is None:
+            raise OptionError("the sample rate of this batch is unknown; expected TensorWave, or TensorSpec with its front end")
+        return int(self.sr)
+
+    def at(self, domain: str) -> Tensor:
+        """Return the batch in a domain: (batch, samples), (batch, rows, frames) or (batch, channels, mels, frames).
+
+        Raises
+        ------
+        OptionError
+            If the batch cannot be had in that domain.
+        """
+        if self.takes_wave:
+            return self._wave_input(domain)
+        if domain == "wave":
+            return self._source_wave()
+        if domain == "power":
+            if self.power is None:
+                self.power = linear_power(self._spectrogram(), self._source_wave())
+            return self.power
+        if self.spec is None:
+            self.spec = self._rendered()
+        return self.spec
+
+    def replace(self, domain: str, values: Tensor) -> BatchInput:
+        """Return the batch with other values in a domain, shaped as `at` returns them.
+
+        A sound that no longer belongs to its spectrogram is dropped: the wave stays only if it is the domain that is replaced.
+        """
+        if self.takes_wave or domain == "wave":
+            return dataclasses.replace(self, wave=values, power=None, spec=None)
+        if domain == "power":
+            return dataclasses.replace(self, wave=None, power=values, spec=None)
+        return dataclasses.replace(self, wave=None, power=None, spec=values)
+
+    def to_tensor(self, like: Tensor) -> Tensor:
+        """Return the input of the network with the type and attributes of `like`, the tensor that it came from."""
+        if not isinstance(like, TensorSpec):
+            return restore_type(self.at("log"), like)
+        wave = None if self.wave is None else restore_type(self.wave, like.wave)
+        return restore_type(self.at("log"), like, wave=wave)
+
+    def derived_channels(self, x: Tensor) -> Deltas | Coord | None:
+        """Return the module that derives further channels from the first of `x`, (batch, channels, mels, frames), if there is one."""
+        channels = self.to_spec.module[1] if self.to_spec is not None else None
+        return channels if isinstance(channels, (Deltas, Coord)) and x.shape[1] == channels.n_channels else None
+
+    def map_channels(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply a function to spectrograms (batch, channels, mels, frames); derived channels are derived again from the result."""
+        channels = self.derived_channels(x)
+        if channels is None:
+            return function(x)
+        first = x[:, :1]
+        changed = function(first)
+        return x if changed is first else channels(changed[:, 0])
+
+    def _wave_input(self, domain: str) -> Tensor:
+        if domain == "power":
+            raise OptionError("the batches of this learner are waves: take domain='wave'")
+        return cast(Tensor, self.wave)
+
+    def _source_wave(self) -> Tensor:
+        if self.wave is None:
+            raise OptionError(
+                "the spectrograms of this batch don't carry their waves: read waves instead of stored features, or take "
+                "domain='log'"
+            )
+        self._transform()
+        return self.wave
+
+    def _transform(self) -> WaveToSpec:
+        if self.to_spec is None:
+            raise OptionError(
+                "these data loaders have no front end that could render the spectrograms again: take FATDataLoaders, or domain='log'"
+            )
+        return self.to_spec
+
+    def _spectrogram(self) -> Spectrogram:
+        return cast(Spectrogram, self._transform().module[0])
+
+    def _rendered(self) -> Tensor:
+        if self.power is not None:
+            return self._transform().module[1](finish_power(self._spectrogram(), self.power))
+        return self._transform().spec(self._source_wave())
+
+
+# Callbacks
+
+
+class AugmentBatch(FastaiCallback):
+    """Run all augmentations of a learner on each training batch, in their order, and render the spectrogram once.
+
+    The first `BatchAugmentation` of a fit adds it to the learner; validation and prediction never see an augmented batch.
+    """
+
+    # Behind SampleWeights (-8), before fastai's cast to plain tensors (9).
+    order = -5
+    run_valid = False
+
+    def before_batch(self) -> None:
+        """Replace the input of the network by the augmented one; mixers replace the labels too."""
+        x = self.xb[0]
+        batch = start = BatchInput.from_tensor(x, self._to_spec)
+        with torch.no_grad():
+            for augmentation in self.augmentations:
+                batch = augmentation.augment_input(batch)
+            if batch is not start:
+                self.learn.xb = (batch.to_tensor(x), *self.xb[1:])
+
+    @property
+    def augmentations(self) -> list[BatchAugmentation]:
+        """The learner's augmentations that are switched on and act on the input of the network, in their order."""
+        return [
+            cb for cb in self.learn.cbs.sorted("order")
+            if isinstance(cb, BatchAugmentation) and cb.active and cb.run and cb.domain != "bn0"
+        ]
+
+    @property
+    def _to_spec(self) -> WaveToSpec | None:
+        return find_front_end(self.learn.dls)
+
+
+def find_front_end(dls: Any) -> WaveToSpec | None:
+    """Return the transform of data loaders that makes spectrograms of training batches, if they have one."""
+    transforms = getattr(getattr(dls.train, "after_batch", None), "fs", ())
+    return next((t for t in transforms if isinstance(t, WaveToSpec)), None)
+
+
+class Augmentation(FastaiCallback):
+    """A callback that changes training clips and can be switched off by `active = False`."""
+
+    is_random = True
+    """False for a change that stays on where random ones are switched off."""
+
+    active = True
+
+
+class BatchAugmentation(Augmentation):
+    """A random change of training batches that can be switched off.
+
+    A subclass writes `augment_values`. `active` may be set to False at any time, for instance for the last epochs; `augmentation_callbacks`
+    finds all augmentations of a learner. Nothing happens in validation or prediction.
 
     Parameters
     ----------
-    place
-        One of `PLACES`.
+    domain
+        One of `DOMAINS`.
     step
-        -1 before mixing, 0 mixing itself, 1 after it.
+        -1 before mixing, 0 for mixing itself, 1 after it.
     generator
-        Where the draws come from; None is torch's global generator.
+        Of the draws; None is torch's global one.
     """
 
     run_valid = False
-    is_random_change = True
 
-    def __init__(self, place: str, step: int, generator: torch.Generator | None = None):
-        if place not in PLACES:
-            raise OptionError(f"domain is {place!r}; {did_you_mean(place, PLACES)}")
-        self.place, self.order, self.generator = place, _ORDER[place] + step, generator
-        self.active = True
+    def __init__(self, domain: str, step: int, generator: torch.Generator | None = None):
+        if domain not in DOMAINS:
+            raise OptionError(f"domain is {domain!r}; {did_you_mean(domain, DOMAINS)}")
+        self.domain, self.order, self.generator = domain, _ORDER[domain] + step, generator
         self._hook: Any = None
 
-    def change_batch(self, x: Tensor, batch: Tensor) -> Tensor:
-        """The changed batch.
+    def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
+        """Return the augmented values of a batch.
 
         Parameters
         ----------
         x
-            What the place holds: waves (batch, samples), linear spectrograms (batch, rows, frames), or (batch, channels, mels, frames).
+            `batch.at(self.domain)`: waves (batch, samples), linear spectrograms (batch, rows, frames), or (batch, channels, mels, frames).
         batch
-            The input of the network, which may know more: its rate, its front end.
+            The whole input of the network, with its rate and its front end.
 
         Returns
         -------
@@ -161,147 +418,66 @@ class BatchAugmentation(FastaiCallback):
         """
         raise NotImplementedError
 
-    def before_batch(self) -> None:
-        if self.active and self.place != "bn0":
-            with torch.no_grad():
-                x = self.xb[0]
-                value = self._reach(x)
-                self.learn.xb = (self._put_back(x, value, self.change_batch(value, x)), *self.xb[1:])
+    def augment_input(self, batch: BatchInput) -> BatchInput:
+        """Return the input of the network with this augmentation applied in its domain; `batch` itself when nothing changed."""
+        x = self._values(batch)
+        augmented = self.augment_values(x, batch)
+        return batch if augmented is x else batch.replace(self.domain, augmented)
 
-    # The front end and what it still has to do.
-
-    @property
-    def _to_spec(self) -> WaveToSpec | None:
-        transforms = getattr(getattr(self.learn.dls.train, "after_batch", None), "fs", ())
-        return next((t for t in transforms if isinstance(t, WaveToSpec)), None)
-
-    def _front_end(self) -> WaveToSpec:
-        to_spec = self._to_spec
-        if to_spec is None:
-            raise OptionError(
-                f"{type(self).__name__} acts on the {self.place}, but these data loaders have no front end to make spectrograms anew: "
-                "take FATDataLoaders, or domain='log'"
-            )
-        return to_spec
-
-    def _reach(self, x: Tensor) -> Tensor:
-        """The batch as this place sees it."""
-        if self.place == "log":
-            return plain(x)
-        if isinstance(x, TensorWave):
-            if self.place == "wave":
-                return plain(x)
-            raise OptionError(
-                f"{type(self).__name__} acts on the {self.place}, but this learner's batches are waves: take domain='wave'"
-            )
-        held = getattr(x, "held", None)
-        wave = held if self.place == "wave" or held is None or held.ndim == 2 else None
-        if self.place == "power" and held is not None and wave is None:
-            return held
-        if wave is None:
-            wave = getattr(x, "wave", None)
-        if wave is None:
-            raise OptionError(
-                f"{type(self).__name__} acts on the {self.place}, but the spectrograms of this batch don't carry their waves: "
-                "read waves instead of stored features, or take domain='log'"
-            )
-        return plain(wave) if self.place == "wave" else linear_power(_spectrogram(self._front_end()), plain(wave))
-
-    def _put_back(self, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """The network's input with the change in it; below the logarithm the last change makes the spectrogram, others hold their value."""
-        changed = after is not before
-        if self.place == "log":
-            # A sound that no longer belongs to the picture is worse than none.
-            return like_tensor(x, after, wave=None) if changed else x
-        if isinstance(x, TensorWave):
-            return like_tensor(x, after) if changed else x
-        if not changed and getattr(x, "held", None) is None:
-            return x
-        old_wave = getattr(x, "wave", None)
-        known: dict[str, Any] = {
-            "wave": like_tensor(old_wave, after) if self.place == "wave" and old_wave is not None else None
-        }
-        if self._more_below_log():
-            return like_tensor(x, plain(x), held=after, **known)
-        to_spec = self._front_end()
-        if self.place == "wave":
-            spec = to_spec.spec(after)
-        else:
-            spec = to_spec.module[1](finish_power(_spectrogram(to_spec), after))
-        return like_tensor(x, spec, held=None, **known)
-
-    def _more_below_log(self) -> bool:
-        """Whether another change of waves or powers is still to come in this batch."""
-        changes = (
-            cb for cb in self.learn.cbs.sorted("order") if isinstance(cb, BatchAugmentation) and cb.active and cb.run
-        )
-        return [cb for cb in changes if cb.place in ("wave", "power")][-1] is not self
-
-    def made_channels(self, x: Tensor) -> Deltas | Coord | None:
-        """What makes derivatives or ramps from the first channel of spectrograms (batch, channels, mels, frames), if they have such."""
-        to_spec = self._to_spec
-        channels = to_spec.module[1] if to_spec is not None else None
-        return channels if isinstance(channels, (Deltas, Coord)) and x.shape[1] == channels.n_channels else None
-
-    def with_channels(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Change spectrograms (batch, channels, mels, frames); derivatives and ramps are made anew."""
-        channels = self.made_channels(x)
-        if channels is None:
-            return change(x)
-        first = x[:, :1]
-        changed = change(first)
-        return x if changed is first else channels(changed[:, 0])
-
-    # Inside the model, behind bn0.
+    def _values(self, batch: BatchInput) -> Tensor:
+        try:
+            return batch.at(self.domain)
+        except OptionError as e:
+            raise OptionError(f"{type(self).__name__} acts on the {self.domain}, but {e}") from e
 
     def before_fit(self) -> None:
+        """Add `AugmentBatch` to the learner, or, in the domain "bn0", a hook to its model."""
         self._unhook()
-        if self.place != "bn0":
-            return
+        if self.domain == "bn0":
+            self._hook = self._bn0().register_forward_hook(self._augment_output)
+        elif not any(isinstance(cb, AugmentBatch) for cb in self.learn.cbs):
+            self.learn.add_cb(AugmentBatch())
+
+    def after_fit(self) -> None:
+        """Remove the hook."""
+        self._unhook()
+
+    def after_cancel_fit(self) -> None:
+        """Remove the hook."""
+        self._unhook()
+
+    # Inside the model, behind bn0
+
+    def _bn0(self) -> torch.nn.Module:
         bn0 = dict(self.learn.model.named_modules()).get("bn0")
         if bn0 is None:
             raise OptionError(
                 f"{type(self).__name__} acts behind bn0, which {type(self.learn.model).__name__} doesn't have: "
                 "take a PANNs network, or domain='log'"
             )
-        self._hook = bn0.register_forward_hook(self._behind_bn0)
-
-    def after_fit(self) -> None:
-        self._unhook()
-
-    def after_cancel_fit(self) -> None:
-        self._unhook()
+        return bn0
 
     def _unhook(self) -> None:
         if getattr(self, "_hook", None) is not None:
             self._hook.remove()
         self._hook = None
 
-    def _behind_bn0(self, module: torch.nn.Module, inputs: Any, out: Tensor) -> Tensor | None:
-        """Forward hook: the norm works on (batch, mels, frames, channels) or (batch, mels, channels, frames)."""
-        # Two checks: a learner that was interrupted still says it trains, and a frozen norm is in eval mode while the rest trains.
+    def _augment_output(self, module: torch.nn.Module, inputs: Any, out: Tensor) -> Tensor | None:
+        """Forward hook: the output of the norm is (batch, mels, frames, channels) or (batch, mels, channels, frames)."""
+        # Two checks: after an interruption `training` of the learner is still True, and a frozen norm is in eval mode while the rest trains.
         if not (self.active and self.learn.training and self.learn.model.training):
             return None
         channels = self.learn.xb[0].shape[1]
         frames_last = out.shape[2] == channels and out.shape[3] != channels
         spec = out.transpose(1, 2) if frames_last else out.permute(0, 3, 1, 2)
-        changed = self.change_inside(spec)
-        if changed is spec:
+        augmented = self.augment_hidden(spec)
+        if augmented is spec:
             return None
-        return changed.transpose(1, 2) if frames_last else changed.permute(0, 2, 3, 1)
+        return augmented.transpose(1, 2) if frames_last else augmented.permute(0, 2, 3, 1)
 
-    def change_inside(self, spec: Tensor) -> Tensor:
-        """As `change_batch`, for a tensor (batch, channels, mels, frames) inside the model, which needs its gradient."""
-        return self.change_batch(spec, spec)
-
-
-def checked_spec(spec: Tensor) -> Tensor:
-    """A batch of spectrograms, or a `ShapeError`."""
-    if spec.ndim != 4:
-        raise ShapeError(
-            f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames): one clip is spec[None]"
-        )
-    return spec
+    def augment_hidden(self, spec: Tensor) -> Tensor:
+        """Return the augmented values of a tensor (batch, channels, mels, frames) inside the model, which needs its gradient."""
+        return self.augment_values(spec, BatchInput(spec=spec))
 
 
 class SpecAugmentation(BatchAugmentation):
@@ -310,12 +486,12 @@ class SpecAugmentation(BatchAugmentation):
     Parameters
     ----------
     p
-        Probability for each clip.
+        Probability for each clip; 0 switches the augmentation off, 1 changes every clip.
     domain
-        "log": the spectrogram as the network sees it. "power": the linear spectrogram, before logarithm and normalisation. "bn0": behind
-        the input norm of a PANNs network.
+        "log": the input of the network. "power": the linear spectrogram, before logarithm and normalization. "bn0": behind the input norm
+        of a PANNs network.
     before_mixing
-        Whether clips are changed before they are mixed, or the mixtures.
+        True changes the clips before they are mixed, False the mixtures.
     generator
         Of the draws; None is torch's global one.
     """
@@ -333,17 +509,17 @@ class SpecAugmentation(BatchAugmentation):
                 f"{type(self).__name__} changes spectrograms; expected the domain 'log', 'power' or 'bn0', not 'wave'"
             )
         super().__init__(domain, -1 if before_mixing else 1, generator)
-        self.p = checked_p(p)
+        self.p = check_probability(p)
 
     def draw(self, n: int, mels: int, frames: int, generator: torch.Generator | None = None) -> Any:
-        """All random numbers for `n` clips, on the CPU."""
+        """Draw all random numbers for `n` clips of `mels` bins and `frames` frames: a named tuple of tensors with `n` rows, on the CPU."""
         raise NotImplementedError
 
     def apply(self, spec: Tensor, drawn: Any) -> Tensor:
-        """The changed spectrograms; a pure function."""
+        """Return the changed spectrograms, (batch, channels, mels, frames) like `spec`; a pure function."""
         raise NotImplementedError
 
-    def change(self, spec: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def augment(self, spec: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw and apply.
 
         Parameters
@@ -351,15 +527,15 @@ class SpecAugmentation(BatchAugmentation):
         spec
             Shape (batch, channels, mels, frames).
         generator
-            Instead of the change's own.
+            In place of the augmentation's own.
 
         Returns
         -------
         A new tensor of the same shape, or `spec` itself if no clip was chosen.
         """
-        n, _, mels, frames = checked_spec(spec).shape
+        n, _, mels, frames = check_spec_batch(spec).shape
         generator = generator or self.generator
-        chosen = chance(n, self.p, generator)
+        chosen = draw_bernoulli(n, self.p, generator)
         drawn = self.draw(n, mels, frames, generator)
         if chosen.all():
             return self.apply(spec, drawn)
@@ -367,23 +543,57 @@ class SpecAugmentation(BatchAugmentation):
         if len(rows) == 0:
             return spec
         on_device = rows.to(spec.device)
-        return spec.index_copy(0, on_device, self.apply(spec[on_device], rows_of(drawn, rows)))
+        return spec.index_copy(0, on_device, self.apply(spec[on_device], take_rows(drawn, rows)))
 
-    def change_batch(self, x: Tensor, batch: Tensor) -> Tensor:
-        if self.place == "power":
-            return self.change(x[:, None])[:, 0]
-        return self.with_channels(x, self.change)
+    def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
+        """Return the augmented spectrograms: (batch, rows, frames) in the domain "power", else (batch, channels, mels, frames)."""
+        if self.domain == "power":
+            return self.augment(x[:, None])[:, 0]
+        return batch.map_channels(x, self.augment)
 
-    def change_inside(self, spec: Tensor) -> Tensor:
-        return self.change(spec)
+    def augment_hidden(self, spec: Tensor) -> Tensor:
+        """Return the augmented values of a tensor (batch, channels, mels, frames) inside the model."""
+        return self.augment(spec)
 
 
-def augmentation_callbacks(learn: Any) -> list[Any]:
-    """Every random change of a learner that has a switch `active`: of batches, of mixing, of items."""
-    return [cb for cb in learn.cbs if getattr(cb, "is_random_change", False)]
+def augmentation_callbacks(learn: Any) -> list[Augmentation]:
+    """Return every callback of a learner that changes clips at random: augmentations of batches and of items, and mixers."""
+    return [cb for cb in learn.cbs if isinstance(cb, Augmentation) and cb.is_random]
 
 
 def set_augmentation(learn: Any, on: bool) -> None:
-    """Switch all random changes of a learner on or off; those of items obey from the next epoch on, the others at once."""
-    for change in augmentation_callbacks(learn):
-        change.active = on
+    """Switch all augmentations of a learner on or off; those of items follow from the next epoch on, the others at once."""
+    for augmentation in augmentation_callbacks(learn):
+        augmentation.active = on
+
+
+class TrainOnlyCallback(FastaiCallback):
+    """A callback that attaches something to the learner while an epoch trains, and detaches it however training ends.
+
+    Subclasses write `attach` and `detach`.
+    """
+
+    def attach(self) -> None:
+        """Attach what training needs."""
+        raise NotImplementedError
+
+    def detach(self) -> None:
+        """Undo `attach`; called several times, also when nothing is attached."""
+        raise NotImplementedError
+
+    def before_train(self) -> None:
+        """Attach."""
+        self.detach()
+        self.attach()
+
+    def after_train(self) -> None:
+        """Detach."""
+        self.detach()
+
+    def after_cancel_train(self) -> None:
+        """Detach."""
+        self.detach()
+
+    def before_validate(self) -> None:
+        """Detach: an error in training skips the two events above, and validation must not find what training attached."""
+        self.detach()

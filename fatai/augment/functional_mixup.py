@@ -1,8 +1,9 @@
-"""Two clips into one: what mixtures are made of, as pure functions.
+"""Mixtures of two clips and of their labels, as pure functions.
 
-Conventions: clips come in rows, own ones in `x`, their partners in `other`; time is the last dimension. By its `domain` a row holds samples
-("wave", shape (batch, samples)), the linear spectrogram ("power", (batch, rows, frames)) or the spectrogram as the network sees it ("log",
-(batch, channels, mels, frames)). Numbers for each pair have shape (batch,). Shape, dtype and device are those of `x`.
+Conventions: clips come in rows, those of the batch in `x`, their partners in `other`; time is the last dimension. By its `domain` a row
+holds samples ("wave", shape (batch, samples)), the linear spectrogram ("power", (batch, rows, frames)) or the input of the network ("log",
+(batch, channels, mels, frames)). `lam` is the weight of the clip in `x`, its partner gets 1 - lam; numbers for each pair have shape
+(batch,). Shape, dtype and device of results are those of `x`.
 """
 
 from __future__ import annotations
@@ -28,44 +29,65 @@ __all__ = [
 ]
 
 LABEL_RULES = ("linear", "or")
-"""Labels of a mixture: the shares' weighted mean of both, or what either has (their sum, 1 at most)."""
+"""Labels of a mixture: the mean of both weighted by lam, or the union (their sum, 1 at most)."""
 
-# Silence is -100 dB, as librosa has it: the logarithm of nothing would make every other clip infinitely loud.
+# Silence is -100 dB, as in librosa: with the logarithm of 0 every other clip would be infinitely loud.
 _SILENT_POWER = 1e-10
 
 
-def per_clip(numbers: Tensor, like: Tensor) -> Tensor:
-    """A number for each clip, ready to be multiplied with `like`."""
+def expand_like(numbers: Tensor, like: Tensor) -> Tensor:
+    """Return a number for each clip, (batch,), as (batch, 1, ...) with the dimensions, dtype and device of `like`."""
     return numbers.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
-def mix_linear(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """`share` times the own clip plus 1 - `share` times its partner.
+def mix_linear(x: Tensor, other: Tensor, lam: Tensor) -> Tensor:
+    """Compute lam * x + (1 - lam) * other.
+
+    Parameters
+    ----------
+    x, other
+        Shape (batch, ...).
+    lam
+        Shape (batch,), within [0, 1].
 
     Examples
     --------
     >>> mix_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[5.0, 2.0]]), torch.tensor([0.75]))
     tensor([[2., 2.]])
     """
-    return torch.lerp(other, x, per_clip(share, x))
+    return torch.lerp(other, x, expand_like(lam, x))
 
 
-def mix_labels(targ: Tensor, other: Tensor, share: Tensor, rule: str = "linear") -> Tensor:
-    """Labels of mixtures, shape (batch, tags), by a name of `LABEL_RULES`.
+def mix_labels(targ: Tensor, other: Tensor, lam: Tensor, rule: str = "linear") -> Tensor:
+    """Mix labels by a name of `LABEL_RULES`.
+
+    Parameters
+    ----------
+    targ, other
+        Shape (batch, tags), floats within [0, 1].
+    lam
+        Shape (batch,), within [0, 1].
+    rule
+        "linear" or "or".
+
+    Raises
+    ------
+    OptionError
+        If the rule is unknown.
 
     Examples
     --------
-    >>> own, partner = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
-    >>> mix_labels(own, partner, torch.tensor([0.25])), mix_labels(own, partner, torch.tensor([0.25]), "or")
+    >>> targ, partner = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+    >>> mix_labels(targ, partner, torch.tensor([0.25])), mix_labels(targ, partner, torch.tensor([0.25]), "or")
     (tensor([[0.2500, 1.0000, 0.0000]]), tensor([[1., 1., 0.]]))
     """
     if rule not in LABEL_RULES:
         raise OptionError(f"the rule for labels is {rule!r}; expected 'linear' or 'or'")
-    return mix_linear(targ, other, share) if rule == "linear" else (targ + other).clamp(max=1)
+    return mix_linear(targ, other, lam) if rule == "linear" else (targ + other).clamp(max=1)
 
 
 class Content(NamedTuple):
-    """Where the sound of each clip is: its first frame or sample, the one behind its last, and the value of the silence around it."""
+    """The sound of each clip between its padding: first frame or sample, the one behind the last, and the value of silence; (batch,)."""
 
     start: Tensor
     stop: Tensor
@@ -73,85 +95,105 @@ class Content(NamedTuple):
 
     @property
     def length(self) -> Tensor:
+        """Length in frames or samples, int64, shape (batch,)."""
         return self.stop - self.start
 
 
 def content(x: Tensor, domain: str) -> Content:
-    """The clips without the silence that filled them up at either end.
+    """Find the sound of each clip between the silence that pads it at either end.
 
-    Silence is exactly 0 in waves and linear spectrograms, and in others the clip's smallest value, on which silence lies. A clip that is
-    nothing but silence counts as all content.
+    Silence is exactly 0 in waves and linear spectrograms, and the clip's smallest value in others. A clip that is nothing but silence
+    counts as all content.
+
+    Parameters
+    ----------
+    x
+        Shape (batch, ..., time).
+    domain
+        "wave", "power" or "log".
     """
     silence = x.new_zeros(len(x)) if domain in ("wave", "power") else x.flatten(1).amin(1)
-    sounds = (x != per_clip(silence, x)).flatten(1, -2).any(1) if x.ndim > 2 else x != per_clip(silence, x)
+    is_sound = (x != expand_like(silence, x)).flatten(1, -2).any(1) if x.ndim > 2 else x != expand_like(silence, x)
     size = x.shape[-1]
-    start, behind = sounds.int().argmax(-1), sounds.flip(-1).int().argmax(-1)
-    return Content(start, size - behind, silence)
+    start, padding = is_sound.int().argmax(-1), is_sound.flip(-1).int().argmax(-1)
+    return Content(start, size - padding, silence)
 
 
 def mix_or(
-    x: Tensor, other: Tensor, share: Tensor, place: Tensor, *, domain: str = "wave", replaces: bool = False
+    x: Tensor, other: Tensor, lam: Tensor, position: Tensor, *, domain: str = "wave", overwrite: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The 3rd place's mixture: a longer clip, and a shorter one somewhere in it.
+    """Mix a longer clip with a shorter one somewhere in it, as the 3rd place did.
 
     Parameters
     ----------
     x, other
-        Own clips and partners. What counts is the length of their `content`.
-    share
-        Of the longer clip, about one half; the shorter gets the rest. Clips of the same length get one half each.
-    place
+        Clips and partners. Their length is that of their `content`.
+    lam
+        Weight of the longer clip, about one half; the shorter gets the rest. Clips of the same length get one half each.
+    position
         Where the shorter clip begins, from 0 (with the longer) to 1 (it ends with the longer).
     domain
         "wave", "power" or "log".
-    replaces
-        The slip of the published code: where the shorter clip is, the longer is not heard.
+    overwrite
+        True repeats a slip of the published code: where the shorter clip is, the longer one is left out.
 
     Returns
     -------
-    The mixtures, and the share of the own clip in each.
+    mixed : Tensor
+        Shape and dtype of `x`.
+    lam : Tensor
+        float64, shape (batch,): the weight of the clip in `x`.
 
     Examples
     --------
     >>> long, short = torch.tensor([[1.0, 1.0, 1.0, 1.0]]), torch.tensor([[0.0, 2.0, 4.0, 0.0]])
     >>> mix_or(long, short, torch.tensor([0.5]), torch.tensor([0.99]))
     (tensor([[0.5000, 0.5000, 1.5000, 2.5000]]), tensor([0.5000], dtype=torch.float64))
-    >>> mix_or(long, short, torch.tensor([0.5]), torch.tensor([0.99]), replaces=True)[0]
+    >>> mix_or(long, short, torch.tensor([0.5]), torch.tensor([0.99]), overwrite=True)[0]
     tensor([[0.5000, 0.5000, 1.0000, 2.0000]])
     """
-    share, place = share.to(x.device, torch.float64), place.to(x.device, torch.float64)
-    own, partner = content(x, domain), content(other, domain)
-    same = own.length == partner.length
-    swap = own.length < partner.length
-    share = torch.where(same, 0.5, share)
-    long, short = (torch.where(per_clip(swap, x).bool(), a, b) for a, b in ((other, x), (x, other)))
-    outer, inner = (
-        Content(*(torch.where(swap, a, b) for a, b in zip(*pair))) for pair in ((partner, own), (own, partner))
-    )
-    begin = outer.start + (place * (outer.length - inner.length + 1)).long()
-    begin = torch.where(same, outer.start, begin)
+    lam, position = lam.to(x.device, torch.float64), position.to(x.device, torch.float64)
+    sound, partner = content(x, domain), content(other, domain)
+    same, swap = sound.length == partner.length, sound.length < partner.length
+    lam = torch.where(same, 0.5, lam)
+    long, short = (torch.where(expand_like(swap, x).bool(), a, b) for a, b in ((other, x), (x, other)))
+    outer, inner = _select(swap, partner, sound), _select(swap, sound, partner)
+    begin = outer.start + (position * (outer.length - inner.length + 1)).long()
+    inside, moved = _move(short, inner, torch.where(same, outer.start, begin))
+    mixed = mix_linear(long, moved, lam)
+    if overwrite:
+        overwritten = inside & ~expand_like(same, x).bool()
+        mixed = torch.where(overwritten, moved * expand_like(1 - lam, x), mixed)
+    return mixed, torch.where(swap, 1 - lam, lam)
+
+
+def _select(condition: Tensor, one: Content, other: Content) -> Content:
+    return Content(*(torch.where(condition, a, b) for a, b in zip(one, other, strict=True)))
+
+
+def _move(x: Tensor, sound: Content, begin: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the sound of each clip to `begin`, (batch,), silence around it; return where the sound then is, and the moved clips."""
     at = torch.arange(x.shape[-1], device=x.device) - begin[:, None]
-    inside = (at >= 0) & (at < inner.length[:, None])
-    source = torch.where(inside, at + inner.start[:, None], 0)
-    frames = [len(x), *[1] * (x.ndim - 2), x.shape[-1]]
-    heard = inside.view(frames)
-    moved = torch.where(heard, short.gather(-1, source.view(frames).expand_as(x)), per_clip(inner.silence, x))
-    mixed = mix_linear(long, moved, share)
-    if replaces:
-        slipped = heard & ~per_clip(same, x).bool()
-        mixed = torch.where(slipped, moved * per_clip(1 - share, x), mixed)
-    return mixed, torch.where(swap, 1 - share, share)
+    inside = (at >= 0) & (at < sound.length[:, None])
+    source = torch.where(inside, at + sound.start[:, None], 0)
+    shape = [len(x), *[1] * (x.ndim - 2), x.shape[-1]]
+    inside = inside.view(shape)
+    return inside, torch.where(inside, x.gather(-1, source.view(shape).expand_as(x)), expand_like(sound.silence, x))
 
 
-def concat_sigmoid(x: Tensor, other: Tensor, reach: Tensor) -> Tensor:
-    """The 1st place's smooth hand-over: the partner first, from the middle on the own clip.
+def concat_sigmoid(x: Tensor, other: Tensor, steepness: Tensor) -> Tensor:
+    """Cross-fade from the partner to the clip, with a sigmoid around the middle, as the 1st place did.
 
     Parameters
     ----------
     x, other
-        Own clips and partners.
-    reach
-        The own clip's share rises in time as a sigmoid from -reach to reach: the larger, the shorter the hand-over.
+        Clips and partners, shape (batch, ..., time).
+    steepness
+        Shape (batch,). The clip's weight rises in time as a sigmoid from -steepness to steepness: the larger, the shorter the cross-fade.
+
+    Returns
+    -------
+    The shape of `x`.
 
     Examples
     --------
@@ -159,13 +201,13 @@ def concat_sigmoid(x: Tensor, other: Tensor, reach: Tensor) -> Tensor:
     tensor([[0.1192, 0.2689, 0.5000, 0.7311]])
     """
     size = x.shape[-1]
-    rise = torch.arange(size, device=x.device, dtype=torch.float64) * (2 / size) - 1
-    share = (rise * reach.to(rise)[:, None]).sigmoid()
-    return torch.lerp(other, x, share.to(x.dtype).view(len(x), *[1] * (x.ndim - 2), size))
+    ramp = torch.arange(size, device=x.device, dtype=torch.float64) * (2 / size) - 1
+    weight = (ramp * steepness.to(ramp)[:, None]).sigmoid()
+    return torch.lerp(other, x, weight.to(x.dtype).view(len(x), *[1] * (x.ndim - 2), size))
 
 
 def level_db(x: Tensor, domain: str, *, window: int = 4096) -> Tensor:
-    """How loud clips are at their loudest, in dB, float64 (batch,).
+    """Measure the level of each clip's loudest part, in dB.
 
     Parameters
     ----------
@@ -174,6 +216,12 @@ def level_db(x: Tensor, domain: str, *, window: int = 4096) -> Tensor:
         (batch, rows, frames): the frame with the largest sum.
     domain
         "wave" or "power".
+    window
+        In samples.
+
+    Returns
+    -------
+    float64, shape (batch,), at least -100.
 
     Examples
     --------
@@ -183,50 +231,53 @@ def level_db(x: Tensor, domain: str, *, window: int = 4096) -> Tensor:
     if domain == "wave":
         window = min(window, x.shape[-1])
         hop = max(1, window // 2)
-        behind = (window - x.shape[-1]) % hop
-        power = F.avg_pool1d(F.pad(x.double().square(), (0, behind))[:, None], window, hop)[:, 0].amax(-1)
+        padding = (window - x.shape[-1]) % hop
+        power = F.avg_pool1d(F.pad(x.double().square(), (0, padding))[:, None], window, hop)[:, 0].amax(-1)
     else:
         power = x.double().sum(1).amax(-1)
     return 10 * power.clamp(min=_SILENT_POWER).log10()
 
 
 def between_class(
-    x: Tensor, other: Tensor, share: Tensor, level: Tensor, other_level: Tensor, *, domain: str = "wave"
+    x: Tensor, other: Tensor, lam: Tensor, level: Tensor, other_level: Tensor, *, domain: str = "wave"
 ) -> Tensor:
-    """Between-class mixing: the ear hears the own clip in the proportion `share`, whatever the levels of the two.
+    """Mix between classes: the clip contributes the fraction `lam` of the perceived loudness, whatever the levels of the two.
 
-    The own clip's amplitude is weighted by t = 1 / (1 + 10 ** ((level - other_level) / 20) (1 - share) / share), its partner's by 1 - t.
-    Waves are then divided by sqrt(t ** 2 + (1 - t) ** 2), the norm of the weights, which keeps the energy of unlike sounds; linear
-    spectrograms take the squares of the normalized weights, the energy that such sounds have together; the log domain has no such law, and
-    takes t and 1 - t.
+    The clip's amplitude is weighted by t = 1 / (1 + 10 ** ((level - other_level) / 20) (1 - lam) / lam), its partner's by 1 - t. Waves are
+    then divided by sqrt(t ** 2 + (1 - t) ** 2), the norm of the weights, which keeps the energy of unlike sounds; linear spectrograms take
+    the squares of the normalized weights, the energy that such sounds have together; the log domain has no such law, and takes t and 1 - t.
 
     Parameters
     ----------
     x, other
-        Own clips and partners.
-    share
-        In [0, 1].
+        Clips and partners.
+    lam
+        Shape (batch,), within [0, 1].
     level, other_level
-        Of `level_db`.
+        As `level_db` returns them, shape (batch,).
     domain
         "wave", "power" or "log".
+
+    Returns
+    -------
+    The shape of `x`.
 
     Source: arXiv:1711.10282; 4th place of FAT2019.
 
     Examples
     --------
-    >>> own, partner, half, loud = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.5]), torch.tensor([20.0])
-    >>> between_class(own, partner, half, loud, loud)  # t = 1/2; 1/2 over sqrt(1/2)
+    >>> x, partner, half, loud = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.5]), torch.tensor([20.0])
+    >>> between_class(x, partner, half, loud, loud)  # t = 1/2; 1/2 over sqrt(1/2)
     tensor([[0.7071, 0.7071]])
-    >>> between_class(own, partner, half, loud, torch.tensor([0.0]), domain="log")  # t = 1 / (1 + 10)
+    >>> between_class(x, partner, half, loud, torch.tensor([0.0]), domain="log")  # t = 1 / (1 + 10)
     tensor([[0.0909, 0.0909]])
     """
-    share, level, other_level = (v.to(x.device, torch.float64) for v in (share, level, other_level))
-    t = 1 / (1 + 10 ** ((level - other_level) / 20) * (1 - share) / share)
+    lam, level, other_level = (v.to(x.device, torch.float64) for v in (lam, level, other_level))
+    t = 1 / (1 + 10 ** ((level - other_level) / 20) * (1 - lam) / lam)
     if domain not in ("wave", "power"):
         return mix_linear(x, other, t)
     norm = (t.square() + (1 - t).square()).sqrt()
-    own, partner = t / norm, (1 - t) / norm
+    weight, other_weight = t / norm, (1 - t) / norm
     if domain == "power":
-        own, partner = own.square(), partner.square()
-    return x * per_clip(own, x) + other * per_clip(partner, x)
+        weight, other_weight = weight.square(), other_weight.square()
+    return x * expand_like(weight, x) + other * expand_like(other_weight, x)

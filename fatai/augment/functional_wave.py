@@ -1,4 +1,4 @@
-"""What can be done to a wave, as pure functions: noise, shifts, pitch and pace, reverb, overdrive, order of its parts.
+"""Waveform effects as pure functions: noise, shift, pitch, tempo, speed, reverb, overdrive, order of parts.
 
 Conventions: a wave is a float32 tensor (samples,), full scale [-1, 1], at a rate `sr` in Hz; nothing here is random. The result is a new
 wave on the same device, of the same length unless a function says otherwise, and may leave [-1, 1].
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast
 
 import librosa
@@ -16,13 +17,13 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
-from fatai.errors import MissingDependencyError, OptionError
 from fatai.audio.waveform import fit_length, resample
+from fatai.errors import MissingDependencyError, OptionError
 
 __all__ = [
     "ENGINES",
     "add_noise",
-    "change_pace",
+    "change_speed",
     "cut_out",
     "overdrive",
     "pink",
@@ -34,11 +35,11 @@ __all__ = [
 ]
 
 ENGINES = ("librosa", "audiomentations")
-"""Who shifts pitch and stretches time: librosa's phase vocoder, or audiomentations, which asks for its extra."""
+"""Implementations of pitch shift and time stretch: librosa's phase vocoder, or audiomentations, which needs its extra."""
 
 
-def _by_numpy(wave: Tensor, effect: Callable[[np.ndarray], Any]) -> Tensor:
-    """`effect` of the samples as a numpy array, back as a tensor on the wave's device."""
+def _with_numpy(wave: Tensor, effect: Callable[[np.ndarray], Any]) -> Tensor:
+    """Apply `effect` to the samples as a numpy array; the result is a tensor on the wave's device."""
     done = np.ascontiguousarray(effect(wave.detach().cpu().float().numpy()), dtype=np.float32)
     return torch.from_numpy(done).to(wave)
 
@@ -53,15 +54,15 @@ def _audiomentations() -> Any:
     return audiomentations
 
 
-def _effect_of(kind: str, **parameters: Any) -> Callable[[np.ndarray, int], np.ndarray]:
-    """An effect of audiomentations with settled parameters: its own draws, from other generators, are left out."""
+def _build_effect(kind: str, **parameters: Any) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Build an effect of audiomentations with fixed parameters, without its own draws, which come from other generators."""
     effect = getattr(_audiomentations(), kind)(p=1.0)
     effect.parameters = {"should_apply": True, **parameters}
     return cast(Callable[[np.ndarray, int], np.ndarray], effect.apply)
 
 
 def pink(white: Tensor) -> Tensor:
-    """White noise made pink: every octave has the same power; mean square 1.
+    """Turn white noise (samples,) into pink noise of the same shape: the same power in every octave, mean square 1.
 
     Examples
     --------
@@ -76,120 +77,201 @@ def pink(white: Tensor) -> Tensor:
 
 
 def add_noise(wave: Tensor, noise: Tensor, snr_db: float) -> Tensor:
-    """Noise at a ratio of powers below the wave; the noise's own level is free. A silent wave stays silent.
+    """Add noise at a given signal-to-noise ratio.
+
+    Parameters
+    ----------
+    wave, noise
+        Shape (samples,); `noise` is rescaled, so its level is free. A silent wave stays silent.
+    snr_db
+        Ratio of the mean powers in dB; 0 means equal power.
+
+    Returns
+    -------
+    Shape (samples,).
 
     Examples
     --------
     >>> add_noise(torch.ones(4), 5 * torch.ones(4), 20.0)
     tensor([1.1000, 1.1000, 1.1000, 1.1000])
     """
-    wanted = wave.square().mean() / 10 ** (snr_db / 10)
-    return wave + (wanted / noise.square().mean().clamp(min=torch.finfo(wave.dtype).tiny)).sqrt() * noise
+    noise_power = wave.square().mean() / 10 ** (snr_db / 10)
+    return wave + (noise_power / noise.square().mean().clamp(min=torch.finfo(wave.dtype).tiny)).sqrt() * noise
 
 
-def shift(wave: Tensor, samples: int, *, wraps: bool = False) -> Tensor:
-    """The wave later by `samples` (earlier if below 0), silence where it was, or what fell off at the other end if it wraps.
+def shift(wave: Tensor, samples: int, *, rollover: bool = False) -> Tensor:
+    """Shift a wave (samples,) in time.
+
+    Parameters
+    ----------
+    wave
+        Shape (samples,).
+    samples
+        Above 0 the sound comes later, below 0 earlier.
+    rollover
+        True fills the gap with what fell off at the other end, False with silence.
 
     Examples
     --------
-    >>> shift(torch.tensor([1.0, 2.0, 3.0]), 1), shift(torch.tensor([1.0, 2.0, 3.0]), -1, wraps=True)
+    >>> shift(torch.tensor([1.0, 2.0, 3.0]), 1), shift(torch.tensor([1.0, 2.0, 3.0]), -1, rollover=True)
     (tensor([0., 1., 2.]), tensor([2., 3., 1.]))
     """
     moved = wave.roll(samples)
-    if not wraps and samples > 0:
+    if not rollover and samples > 0:
         moved[:samples] = 0
-    elif not wraps and samples < 0:
+    elif not rollover and samples < 0:
         moved[samples:] = 0
     return moved
 
 
 def shift_pitch(wave: Tensor, sr: int, semitones: float, *, engine: str = "librosa") -> Tensor:
-    """Higher or lower at the same pace."""
+    """Shift the pitch of a wave (samples,) at the same tempo; `engine` is one of `ENGINES`."""
     if engine == "audiomentations":
-        effect = _effect_of("PitchShift", num_semitones=semitones)
-        return fit_length(_by_numpy(wave, lambda y: effect(y, sr)), len(wave), "constant_right", cut="right")
-    return _by_numpy(wave, lambda y: librosa.effects.pitch_shift(y, sr=sr, n_steps=semitones, n_fft=_n_fft(len(y))))
+        effect = _build_effect("PitchShift", num_semitones=semitones)
+        return fit_length(_with_numpy(wave, lambda y: effect(y, sr)), len(wave), "constant_right", cut="right")
+    return _with_numpy(wave, lambda y: librosa.effects.pitch_shift(y, sr=sr, n_steps=semitones, n_fft=_n_fft(len(y))))
 
 
 def stretch(wave: Tensor, sr: int, rate: float, *, engine: str = "librosa") -> Tensor:
-    """Faster by `rate` at the same pitch; the length is divided by it."""
+    """Change the tempo of a wave at the same pitch: (samples,) to (samples / rate,); `engine` is one of `ENGINES`."""
     if engine == "audiomentations":
-        effect = _effect_of("TimeStretch", rate=rate)
-        return fit_length(_by_numpy(wave, lambda y: effect(y, sr)), round(len(wave) / rate), "constant_right", cut="right")
-    return _by_numpy(wave, lambda y: librosa.effects.time_stretch(y, rate=rate, n_fft=_n_fft(len(y))))
+        effect, length = _build_effect("TimeStretch", rate=rate), round(len(wave) / rate)
+        return fit_length(_with_numpy(wave, lambda y: effect(y, sr)), length, "constant_right", cut="right")
+    return _with_numpy(wave, lambda y: librosa.effects.time_stretch(y, rate=rate, n_fft=_n_fft(len(y))))
 
 
 def _n_fft(samples: int) -> int:
-    """librosa's 2048, or the power of 2 that still fits a very short clip."""
+    """Return librosa's 2048, or the largest power of 2 that fits a very short clip."""
     return min(2048, 2 ** max(4, int(math.log2(max(1, samples)))))
 
 
-def change_pace(wave: Tensor, sr: int, factor: float) -> Tensor:
-    """Faster and higher by `factor`, as a tape is: the length is divided by it."""
+def change_speed(wave: Tensor, sr: int, factor: float) -> Tensor:
+    """Play a wave faster and higher by `factor`, as a tape: (samples,) to (samples / factor,)."""
     return resample(wave, max(1, round(sr * factor)), sr)
 
 
-def overdrive(wave: Tensor, gain_db: float, *, colour: float = 20.0) -> Tensor:
-    """SoX's overdrive: a gain, a soft cubic clipping that `colour` (0 to 100) makes lopsided, no constant part, and half of the dry sound.
+def overdrive(wave: Tensor, gain_db: float, *, color: float = 20.0) -> Tensor:
+    """Apply SoX's overdrive: gain, soft cubic clipping, a filter that removes the constant part, and half of the dry sound.
 
-    Source: the effect `overdrive` of SoX, whose formula this is; own code.
+    Parameters
+    ----------
+    wave
+        Shape (samples,).
+    gain_db
+        Gain before clipping, in dB.
+    color
+        Asymmetry of the clipping, 0 to 100: more even harmonics.
+
+    Source: the formula of SoX's effect `overdrive`; own code.
     """
-    gain, offset = 10 ** (gain_db / 20), colour / 200
+    gain, offset = 10 ** (gain_db / 20), color / 200
 
     def distort(y: np.ndarray) -> np.ndarray:
         driven = np.clip(y.astype(np.float64) * gain + offset, -1, 1)
         driven = driven - driven ** 3 / 3
-        # The filter that removes the constant part starts at rest, as if nothing had been before.
+        # The filter that removes the constant part starts at rest, as if silence had gone before.
         return 0.5 * y + 0.75 * lfilter([1.0, -1.0], [1.0, -0.995], driven)
 
-    return _by_numpy(wave, distort)
+    return _with_numpy(wave, distort)
 
 
-# Delays of the parallel echoes and of the diffusing filters in samples at 44.1 kHz: Freeverb's (public domain), which SoX has too.
-_ECHOES = (1116, 1188, 1277, 1356, 1422, 1491, 1557, 1617)
-_DIFFUSERS = (225, 341, 441, 556)
+# Freeverb (public domain), with SoX's scales: delays of the parallel comb filters and of the all-pass filters, in samples at 44.1 kHz.
+_COMB_DELAYS = (1116, 1188, 1277, 1356, 1422, 1491, 1557, 1617)
+_ALLPASS_DELAYS = (225, 341, 441, 556)
 _WET = 0.015
 
 
-def reverb(wave: Tensor, sr: int, *, reverberance: float = 50.0, room: float = 100.0, damping: float = 50.0) -> Tensor:
-    """The sound in a room: dry plus the sum of eight damped echoes, diffused by four all-pass filters.
+def _comb(dry: np.ndarray, delay: int, feedback: float, damping: float) -> np.ndarray:  # pragma: no cover - compiled
+    """Feed a delay line of `delay` samples back through a one-pole low-pass; float64 (samples,) to the same."""
+    line, out, store, at = np.zeros(delay), np.empty_like(dry), 0.0, 0
+    for i in range(len(dry)):
+        out[i] = line[at]
+        store = out[i] + (store - out[i]) * damping
+        line[at] = dry[i] + feedback * store
+        at = at + 1 if at + 1 < delay else 0
+    return out
+
+
+def _allpass(sound: np.ndarray, delay: int) -> np.ndarray:  # pragma: no cover - compiled
+    """Smear a sound in time with Freeverb's all-pass filter, which leaves its spectrum nearly as it was; float64 (samples,)."""
+    line, out, at = np.zeros(delay), np.empty_like(sound), 0
+    for i in range(len(sound)):
+        out[i] = line[at] - sound[i]
+        line[at] = sound[i] + 0.5 * line[at]
+        at = at + 1 if at + 1 < delay else 0
+    return out
+
+
+@lru_cache
+def _freeverb_filters() -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
+    """Compile the two recursions; numba is imported here because its import takes time that only a reverb should cost."""
+    import numba
+
+    return numba.njit(cache=True)(_comb), numba.njit(cache=True)(_allpass)
+
+
+def reverb(
+    wave: Tensor, sr: int, *, reverberance: float = 50.0, room_size: float = 100.0, damping: float = 50.0
+) -> Tensor:
+    """Add the reverberation of a room: the sum of eight damped comb filters, diffused by four all-pass filters.
 
     Parameters
     ----------
+    wave
+        Shape (samples,).
+    sr
+        Its rate in Hz.
     reverberance
-        How long it rings, 0 to 100.
-    room
-        How large the room is, 0 to 100.
+        Length of the reverberation, 0 to 100.
+    room_size
+        Size of the room, 0 to 100.
     damping
-        How dull its walls are, 0 to 100.
+        Absorption of high frequencies, 0 to 100.
+
+    Returns
+    -------
+    Shape (samples,): the dry sound plus the reverberation within its length.
+
+    Raises
+    ------
+    OptionError
+        If one of the three is not within [0, 100].
 
     Source: Freeverb (public domain), with the scales of SoX's effect `reverb`; a mono wave has no use for its stereo depth. Own code.
     """
-    from fatai.augment import freeverb
-
-    for name, value in (("reverberance", reverberance), ("room", room), ("damping", damping)):
+    for name, value in (("reverberance", reverberance), ("room_size", room_size), ("damping", damping)):
         if not 0 <= value <= 100:
             raise OptionError(f"{name} is {value}; expected a number from 0 to 100")
-    # The feedback runs from 0.3 to 0.98 on a curve that sounds even.
+    feedback, low_pass, scale = _feedback(reverberance), damping / 100 * 0.3 + 0.2, room_size / 100 * 0.9 + 0.1
+    comb, allpass = _freeverb_filters()
+
+    def add_reverb(y: np.ndarray) -> np.ndarray:
+        dry = y.astype(np.float64)
+        delays = [max(1, round(scale * sr / 44100 * delay)) for delay in _COMB_DELAYS]
+        wet = np.sum([comb(dry, delay, feedback, low_pass) for delay in delays], axis=0)
+        for delay in _ALLPASS_DELAYS:
+            wet = allpass(wet, max(1, round(sr / 44100 * delay)))
+        return dry + _WET * wet
+
+    return _with_numpy(wave, add_reverb)
+
+
+def _feedback(reverberance: float) -> float:
+    """Return the feedback of the comb filters, from 0.3 to 0.98 on a curve that sounds even."""
     a = -1 / math.log(1 - 0.3)
     b = 100 / (math.log(1 - 0.98) * a + 1)
-    feedback = 1 - math.exp((reverberance - b) / (a * b))
-    dull, scale = damping / 100 * 0.3 + 0.2, room / 100 * 0.9 + 0.1
-
-    def wet(y: np.ndarray) -> np.ndarray:
-        dry = y.astype(np.float64)
-        out = np.sum(
-            [freeverb.echo(dry, max(1, round(scale * sr / 44100 * d)), feedback, dull) for d in _ECHOES], axis=0
-        )
-        for delay in _DIFFUSERS:
-            out = freeverb.diffused(out, max(1, round(sr / 44100 * delay)))
-        return dry + _WET * out
-
-    return _by_numpy(wave, wet)
+    return 1 - math.exp((reverberance - b) / (a * b))
 
 
 def shuffle_chunks(wave: Tensor, order: Tensor) -> Tensor:
-    """The wave cut into as many parts as `order` is long, as equal as can be, and put together in that order.
+    """Cut a wave into parts of about equal length and put them together in another order.
+
+    Parameters
+    ----------
+    wave
+        Shape (samples,).
+    order
+        A permutation of the parts' numbers, int64, shape (parts,).
 
     Examples
     --------
@@ -201,7 +283,7 @@ def shuffle_chunks(wave: Tensor, order: Tensor) -> Tensor:
 
 
 def cut_out(wave: Tensor, start: int, stop: int) -> Tensor:
-    """Silence from `start` up to, without, `stop`."""
+    """Silence the samples [start, stop) of a wave (samples,)."""
     silenced = wave.clone()
     silenced[start:stop] = 0
     return silenced

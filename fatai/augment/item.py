@@ -56,5 +56,5 @@ class _AugmentItem(Transform):
         augmented = to_plain_tensor(wave)
         for augmentation in self.augmentations:
             if augmentation.active:
-                augmented = augmentation.augment_item(augmented, wave.rate)
+                augmented = augmentation.augment_item(augmented, wave.sr)
         return restore_type(augmented, wave)

@@ -1,9 +1,10 @@
-"""What random changes do to a batch, before and after, to look at: `show_augs`, also as a method of every learner."""
+"""Show augmentation: training clips before and after it, by `show_augs` and `show_each`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,13 @@ from fastai.torch_core import subplots, to_device
 from fastcore.foundation import L
 from torch import nn
 
-from fatai.augment.base import BatchAugmentation, like_tensor, plain, augmentation_callbacks
+from fatai.augment.base import (
+    AugmentBatch,
+    BatchAugmentation,
+    augmentation_callbacks,
+    restore_type,
+    to_plain_tensor,
+)
 from fatai.augment.item import ItemAugmentations
 from fatai.errors import DataError
 
@@ -22,66 +29,78 @@ __all__ = ["augmented", "show_augs", "show_each"]
 
 
 def augmented(dls: DataLoaders, augs: Any, n: int = 4) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The first `n` training clips as they are read, and after random changes, as batches (x, targ).
+    """Return the first `n` training clips as they are read, and augmented.
 
     Parameters
     ----------
     dls
-        Loaders whose training part is taken; validation and the loaders themselves stay as they are.
+        Loaders of the training clips; validation and the loaders themselves stay as they are.
     augs
-        One change or several: what one gives a learner as callbacks. Those behind bn0 are shown on the network's input instead. Of changes
-        of whole clips both sides show random crops, which are not the same.
+        One augmentation or several, as they are given to a learner as callbacks. Those behind bn0 act on the network's input instead. With
+        augmentations of whole clips, both results are random crops, which are not the same.
     n
-        Number of clips, of which there must be as many.
+        Number of clips.
+
+    Returns
+    -------
+    Two batches (x, targ): x of shape (n, channels, mels, frames) or (n, samples), targ (n, tags). Mixing of pairs gives fewer augmented
+    clips than `n`.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than `n` training clips.
     """
     if len(dls.train.dataset) < n:
         raise DataError(f"there are {len(dls.train.dataset)} training clips to show; expected at least n={n}")
-    # Copies: the changes may belong to another learner, which they must not forget.
-    changes = [copy.copy(aug) for aug in L(augs)]
-    learn = Learner(dls, nn.Identity(), loss_func=nn.Identity(), cbs=changes)
+    # Copies: the augmentations may be attached to another learner, and must stay so.
+    cbs = [copy.copy(aug) for aug in L(augs)]
+    learn = Learner(dls, nn.Identity(), loss_func=nn.Identity(), cbs=[*cbs, AugmentBatch()])
     learn.training = True
-    plain_batch = batch = _read(dls, n)
-    of_items = [c for c in changes if isinstance(c, ItemAugmentations)]
-    if of_items:
-        for change in of_items:
-            change.before_train()
-        try:
-            batch = _read(dls, n)
-        finally:
-            for change in of_items:
-                change.after_train()
-    learn._split(batch)
-    for change in learn.cbs.sorted("order"):
-        if isinstance(change, BatchAugmentation):
-            _apply(learn, change)
-    return plain_batch, (learn.xb[0], learn.yb[0])
+    batch = _read(dls, n)
+    with _attached([cb for cb in cbs if isinstance(cb, ItemAugmentations)]) as of_items:
+        learn._split(_read(dls, n) if of_items else batch)
+    learn.augment_batch.before_batch()
+    for cb in learn.cbs.sorted("order"):
+        if isinstance(cb, BatchAugmentation) and cb.domain == "bn0" and cb.active:
+            _augment_input_instead(learn, cb)
+    return batch, (learn.xb[0], learn.yb[0])
+
+
+@contextmanager
+def _attached(augmentations: list[ItemAugmentations]) -> Iterator[list[ItemAugmentations]]:
+    for augmentation in augmentations:
+        augmentation.attach()
+    try:
+        yield augmentations
+    finally:
+        for augmentation in augmentations:
+            augmentation.detach()
 
 
 def _read(dls: DataLoaders, n: int) -> tuple[Any, ...]:
     loader = dls.train
-    loader.before_iter()  # which tells the transforms that this is training
+    loader.before_iter()  # sets the split of the transforms to training
     return tuple(
         loader.after_batch(to_device(loader.do_batch([loader.do_item(i) for i in range(n)]), loader.device))[:2]
     )
 
 
-def _apply(learn: Learner, change: BatchAugmentation) -> None:
-    if change.place != "bn0":
-        change.before_batch()
-    elif change.active:
-        with torch.no_grad():
-            x = learn.xb[0]
-            learn.xb = (like_tensor(x, change.change_inside(plain(x))),)
+def _augment_input_instead(learn: Learner, augmentation: BatchAugmentation) -> None:
+    """Apply an augmentation of the domain "bn0" to the input of the network."""
+    with torch.no_grad():
+        x = learn.xb[0]
+        learn.xb = (restore_type(augmentation.augment_hidden(to_plain_tensor(x)), x),)
 
 
-def _words(targ: torch.Tensor, tags: Sequence[str]) -> str:
-    """Tags of a multi-hot row, each on a line, with their shares where those are not 1."""
-    found = [(float(v), tag) for v, tag in zip(plain(targ), tags) if v > 0]
-    return "\n".join(tag if share == 1 else f"{share:.2f} {tag}" for share, tag in found) or "no tag"
+def _tag_lines(targ: torch.Tensor, tags: Sequence[str]) -> str:
+    """List the tags of a multi-hot row (tags,), each on a line, with their weights where those are not 1."""
+    present = [(float(v), tag) for v, tag in zip(to_plain_tensor(targ), tags, strict=True) if v > 0]
+    return "\n".join(tag if weight == 1 else f"{weight:.2f} {tag}" for weight, tag in present) or "no tag"
 
 
 def show_augs(dls: DataLoaders, augs: Any, n: int = 4, *, figsize: tuple[float, float] | None = None) -> np.ndarray:
-    """Draw `n` training clips before (above) and after (below) random changes, with their tags.
+    """Draw `n` training clips before (above) and after (below) augmentation, with their tags.
 
     Parameters
     ----------
@@ -92,34 +111,39 @@ def show_augs(dls: DataLoaders, augs: Any, n: int = 4, *, figsize: tuple[float, 
 
     Returns
     -------
-    The axes, shape (2, n): mixtures of pairs may fill fewer of the second row.
+    The axes, shape (2, n): mixing of pairs may fill fewer of the second row.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than `n` training clips.
     """
     batches = augmented(dls, augs, n)
     axes = np.array(subplots(2, n, figsize=figsize or (3.4 * n, 5.8))[1]).reshape(2, n)
-    for row, (x, targ) in zip(axes, batches):
+    for row, (x, targ) in zip(axes, batches, strict=True):
         _draw_row(row, x, targ, dls.vocab)
     axes[0, 0].figure.tight_layout()
     return axes
 
 
-def _always(change: Any) -> Any:
-    """A copy that changes every clip."""
-    twin = copy.copy(change)
+def _with_p_1(augmentation: Any) -> Any:
+    """Return a copy that changes every clip."""
+    twin = copy.copy(augmentation)
     twin.p = 1.0
     return twin
 
 
 def _draw_row(row: np.ndarray, x: Any, targ: torch.Tensor, tags: Sequence[str]) -> None:
-    """A batch on axes; mixtures of pairs fill fewer than there are."""
+    """Draw a batch on a row of axes; mixing of pairs fills fewer than there are."""
     for i, axis in enumerate(row):
         if i < len(x):
-            x[i].show(ctx=axis, title=_words(targ[i], tags))
+            x[i].show(ctx=axis, title=_tag_lines(targ[i], tags))
         else:
             axis.set_axis_off()
 
 
-def _name_row(row: np.ndarray, name: str, *, last: bool) -> None:
-    """The row's name at its left; the words on an axis only where no neighbour says them."""
+def _label_row(row: np.ndarray, name: str, *, last: bool) -> None:
+    """Write the row's name at its left; keep axis labels only at the left and below the last row."""
     row[0].set_ylabel(f"{name}\n{row[0].get_ylabel()}")
     for axis in row[1:]:
         axis.set_ylabel("")
@@ -128,52 +152,67 @@ def _name_row(row: np.ndarray, name: str, *, last: bool) -> None:
             axis.set_xlabel("")
 
 
-def show_each(dls: DataLoaders, changes: Mapping[str, Any], n: int = 4, *, seed: int = 0) -> np.ndarray:
-    """Draw `n` training clips as they are read, and below them once more for each change or group of changes.
+def show_each(dls: DataLoaders, augs: Mapping[str, Any], n: int = 4, *, seed: int = 0) -> np.ndarray:
+    """Draw `n` training clips as they are read, and below them one row for each augmentation or group of augmentations.
 
     Parameters
     ----------
     dls, n
         As in `augmented`.
-    changes
-        The name of each row, and what one gives a learner as callbacks for it; at least one. A change alone in its row is shown on every
-        clip, and its probability told; several together act as in training.
+    augs
+        Name of each row to its augmentations, as they are given to a learner as callbacks; at least one. An augmentation alone in its row
+        changes every clip, and its probability is written beside it; several together act as in training.
     seed
-        Every row shows the same crops, and a change draws the same again; torch's own generator goes on as if nothing had been drawn.
+        Of the crops and draws, the same for every row; torch's own generator is left as it was.
 
     Returns
     -------
-    The axes, shape (1 + rows, n). All share one scale of colours.
+    The axes, shape (1 + rows, n), with a common color scale.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than `n` training clips.
     """
-    rows: dict[str, tuple[Any, ...]] = {}
-    for name, of_row in changes.items():
-        group = L(of_row)
-        if len(group) == 1 and getattr(group[0], "p", 1) < 1:
-            name, group = f"{name} (p {group[0].p:g})", [_always(group[0])]
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            rows["as read"], rows[name] = augmented(dls, group, n)
+    rows = _augmented_rows(dls, augs, n, seed)
     figure, axes = subplots(len(rows), n, figsize=(3.1 * n + 0.6, 2.5 * len(rows)), layout="constrained")
     axes = np.array(axes).reshape(len(rows), n)
-    clean = plain(rows["as read"][0]).float()
     for i, (name, (x, targ)) in enumerate(rows.items()):
         _draw_row(axes[i], x, targ, dls.vocab)
-        _name_row(axes[i], name, last=i == len(rows) - 1)
+        _label_row(axes[i], name, last=i == len(rows) - 1)
+    clean = to_plain_tensor(rows["as read"][0]).float()
     for image in (image for axis in axes.flat for image in axis.images):
         image.set_clim(float(clean.min()), float(clean.max()))
-    figure.colorbar(
-        axes[0, 0].images[0],
-        ax=axes,
-        label="value, as the network sees it",
-        pad=0.01,
-        shrink=min(1, 3 / len(rows)),
-        anchor=(0, 1),
-    )
+    _add_colorbar(figure, axes)
     return axes
 
 
+def _augmented_rows(dls: DataLoaders, augs: Mapping[str, Any], n: int, seed: int) -> dict[str, tuple[Any, ...]]:
+    """Return the batch (x, targ) of each row by its name, the clips as they are read first."""
+    rows: dict[str, tuple[Any, ...]] = {}
+    for name, row_augs in augs.items():
+        group = L(row_augs)
+        if len(group) == 1 and getattr(group[0], "p", 1) < 1:
+            name, group = f"{name} (p {group[0].p:g})", [_with_p_1(group[0])]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            rows["as read"], rows[name] = augmented(dls, group, n)
+    return rows
+
+
+def _add_colorbar(figure: Any, axes: np.ndarray) -> None:
+    figure.colorbar(
+        axes[0, 0].images[0],
+        ax=axes,
+        label="value, as the network's input",
+        pad=0.01,
+        shrink=min(1, 3 / len(axes)),
+        anchor=(0, 1),
+    )
+
+
 def _show_augs(self: Learner, n: int = 4, **kwargs: Any) -> np.ndarray:
-    """Draw `n` training clips before and after this learner's random changes; see `fatai.augment.show.show_augs`."""
+    """Draw `n` training clips before and after this learner's augmentation; see `fatai.augment.show.show_augs`."""
     return show_augs(self.dls, augmentation_callbacks(self), n, **kwargs)
 
 

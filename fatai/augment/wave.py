@@ -1,9 +1,10 @@
-"""Random changes of waves: level, noise, place, pitch, pace, room, distortion, order, length.
+"""Augmentation of waves: level, noise, shift, pitch, tempo, speed, reverb, distortion, order of parts, length.
 
-Each change is a fastai callback (`cbs=Gain()`) that changes the waves of a training batch, from which the spectrograms are then made
-anew. Its `draw` gives all random numbers with a row for each clip, its `apply` is a pure function of `fatai.augment.functional_wave`. In a batch
-waves keep their length: what became longer is cut, what became shorter gets silence behind. Changes of whole clips, as they are read and
-before they are cropped, are run by `fatai.augment.item.ItemAugmentations(PitchShift(), ...)`.
+Each augmentation is a fastai callback (`cbs=Gain()`) that changes the waves of a training batch, from which the spectrograms are then
+rendered again. Its `draw` returns all random numbers with a row for each clip, its `apply` is a pure function of
+`fatai.augment.functional_wave`. In a batch waves keep their length: what became longer is cut, what became shorter is padded with zeros
+behind. `fatai.augment.item.ItemAugmentations(PitchShift(), ...)` runs them on whole clips instead, as they are read and before they are
+cropped.
 """
 
 from __future__ import annotations
@@ -16,11 +17,20 @@ import torch
 from fastcore.meta import delegates
 from torch import Tensor
 
+from fatai.audio.waveform import fit_length
 from fatai.augment import functional_wave
-from fatai.augment.base import BatchAugmentation, chance, checked_p, checked_range, integers, rows_of, uniform
+from fatai.augment.base import (
+    BatchAugmentation,
+    BatchInput,
+    check_probability,
+    check_range,
+    draw_bernoulli,
+    draw_integers,
+    draw_uniform,
+    take_rows,
+)
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import AUGMENTATIONS, did_you_mean
-from fatai.audio.waveform import fit_length
 
 __all__ = [
     "AddNoise",
@@ -32,15 +42,15 @@ __all__ = [
     "PitchShift",
     "Reverb",
     "Shift",
-    "Speed",
+    "SpeedPerturb",
     "TimeStretch",
-    "WaveChain",
     "WaveAugmentation",
+    "WaveChain",
 ]
 
 
 class Numbers(NamedTuple):
-    """One random number for each clip, (clips,)."""
+    """One random number, or a row of them, for each clip: shape (clips,) or (clips, n)."""
 
     value: Tensor
 
@@ -51,26 +61,36 @@ class WaveAugmentation(BatchAugmentation):
     Parameters
     ----------
     p
-        Probability for each clip.
+        Probability for each clip; 0 switches the augmentation off, 1 changes every clip.
     before_mixing
-        Whether clips are changed before they are mixed, or the mixtures.
+        True changes the clips before they are mixed, False the mixtures.
     generator
         Of the draws; None is torch's global one, and the only one that suits loader workers.
     """
 
     def __init__(self, *, p: float = 0.5, before_mixing: bool = True, generator: torch.Generator | None = None):
         super().__init__("wave", -1 if before_mixing else 1, generator)
-        self.p = checked_p(p)
+        self.p = check_probability(p)
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> Any:
-        """All random numbers for `n` clips of `samples` samples, on the CPU."""
+        """Draw all random numbers for `n` clips of `samples` samples: a named tuple of tensors with `n` rows, on the CPU."""
         raise NotImplementedError
 
     def apply(self, wave: Tensor, drawn: Any, sr: int) -> Tensor:
-        """One changed wave (samples,) of any length; a pure function. `drawn` holds this clip's numbers, without their first dimension."""
+        """Return one changed wave, of any length; a pure function.
+
+        Parameters
+        ----------
+        wave
+            Shape (samples,).
+        drawn
+            This clip's numbers of `draw`, without their first dimension.
+        sr
+            Rate in Hz.
+        """
         raise NotImplementedError
 
-    def change(self, wave: Tensor, sr: int, generator: torch.Generator | None = None) -> Tensor:
+    def augment(self, wave: Tensor, sr: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw and apply.
 
         Parameters
@@ -80,80 +100,86 @@ class WaveAugmentation(BatchAugmentation):
         sr
             Its rate in Hz.
         generator
-            Instead of the change's own.
+            In place of the augmentation's own.
 
         Returns
         -------
         A new tensor of the same shape, or `wave` itself if no clip was chosen.
+
+        Raises
+        ------
+        ShapeError
+            If `wave` is not of two dimensions.
         """
         if wave.ndim != 2:
             raise ShapeError(
                 f"got waves of shape {tuple(wave.shape)}; expected (batch, samples): one clip is wave[None]"
             )
-        chosen, drawn = self._draws(len(wave), wave.shape[1], sr, generator)
+        chosen, drawn = self._draw_chosen(len(wave), wave.shape[1], sr, generator)
         if not chosen.any():
             return wave
-        size = wave.shape[1]
-        changed = [
-            fit_length(self.apply(row, rows_of(drawn, torch.tensor(i)), sr), size, "constant_right", cut="right")
-            if chosen[i]
-            else row
+        rows = [
+            self._augment_row(row, take_rows(drawn, torch.tensor(i)), sr) if chosen[i] else row
             for i, row in enumerate(wave)
         ]
-        return torch.stack(changed)
+        return torch.stack(rows)
 
-    def change_item(self, wave: Tensor, sr: int) -> Tensor:
-        """As `change`, for one clip (samples,), whose length may change."""
+    def _augment_row(self, row: Tensor, drawn: Any, sr: int) -> Tensor:
+        return fit_length(self.apply(row, drawn, sr), len(row), "constant_right", cut="right")
+
+    def augment_item(self, wave: Tensor, sr: int) -> Tensor:
+        """Draw and apply for one clip (samples,) at `sr` Hz, whose length may change."""
         if len(wave) == 0:
             return wave
-        chosen, drawn = self._draws(1, len(wave), sr, None)
-        return self.apply(wave, rows_of(drawn, torch.tensor(0)), sr) if chosen[0] else wave
+        chosen, drawn = self._draw_chosen(1, len(wave), sr, None)
+        return self.apply(wave, take_rows(drawn, torch.tensor(0)), sr) if chosen[0] else wave
 
-    def _draws(self, n: int, samples: int, sr: int, generator: torch.Generator | None) -> tuple[Tensor, Any]:
+    def _draw_chosen(self, n: int, samples: int, sr: int, generator: torch.Generator | None) -> tuple[Tensor, Any]:
         generator = generator or self.generator
-        return chance(n, self.p, generator), self.draw(n, samples, sr, generator)
+        return draw_bernoulli(n, self.p, generator), self.draw(n, samples, sr, generator)
 
-    def change_batch(self, x: Tensor, batch: Any) -> Tensor:
-        return self.change(x, rate_of(batch))
-
-
-def rate_of(batch: Any) -> int:
-    """The rate in Hz of a batch of waves, or of spectrograms that know theirs."""
-    made_by = getattr(batch, "front_end", None)
-    sr = getattr(getattr(batch, "wave", batch), "sr", None) if made_by is None else made_by.sr
-    if sr is None:
-        raise OptionError("this batch does not tell its rate: give its waves an attribute `sr`, as TensorWave has")
-    return int(sr)
+    def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
+        """Return the augmented waves, (batch, samples) like `x`."""
+        return self.augment(x, batch.rate)
 
 
-class _Uniform(WaveAugmentation):
-    """A change by one number, uniform in a range."""
+class _UniformAugmentation(WaveAugmentation):
+    """An augmentation by one number, uniform in a range."""
 
     def __init__(
-        self, bounds: tuple[float, float], what: str, *, low: float = -math.inf, high: float = math.inf, **kwargs: Any
+        self, bounds: tuple[float, float], name: str, *, low: float = -math.inf, high: float = math.inf, **kwargs: Any
     ):
         super().__init__(**kwargs)
-        checked_range(bounds, what, low=low, high=high)
+        check_range(bounds, name, low=low, high=high)
         self.bounds = bounds
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> Any:
-        return Numbers(uniform(n, *self.bounds, generator))
+        return Numbers(draw_uniform(n, *self.bounds, generator))
 
 
 @AUGMENTATIONS.register("gain", source="Gold-only plan notebook, FAT2019; 4th place's EnvNet (MIT); own code")
-class Gain(_Uniform):
-    """Louder or quieter by `gain_db` (lowest, highest), uniform in dB; it may leave [-1, 1]."""
+class Gain(_UniformAugmentation):
+    """Make a clip louder or quieter.
+
+    Parameters
+    ----------
+    gain_db
+        Lowest and highest gain, uniform in dB. The result may leave [-1, 1].
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+    """
 
     @delegates(WaveAugmentation.__init__)
     def __init__(self, *, gain_db: tuple[float, float] = (-6.0, 6.0), **kwargs: Any):
         super().__init__(gain_db, "gain_db", **kwargs)
 
     def apply(self, wave: Tensor, drawn: Numbers, sr: int) -> Tensor:
+        """Return the louder or quieter wave, (samples,)."""
         return wave * 10 ** (float(drawn.value) / 20)
 
 
-class _Noise(NamedTuple):
-    """Ratio in dB, seed of the noise, whether it is pink; each (clips,)."""
+class _NoiseDraws(NamedTuple):
+    """Ratio in dB, seed of the noise, and True for pink noise; each (clips,)."""
 
     snr_db: Tensor
     seed: Tensor
@@ -161,42 +187,70 @@ class _Noise(NamedTuple):
 
 
 @AUGMENTATIONS.register("noise", source="Gold-only plan notebook, FAT2019; own code")
-class AddNoise(_Uniform):
-    """Noise at `snr_db` (lowest, highest) below the clip, "white", "pink", or "either" with the same chance."""
+class AddNoise(_UniformAugmentation):
+    """Add noise.
 
-    COLORS = ("white", "pink", "either")
+    Parameters
+    ----------
+    snr_db
+        Lowest and highest signal-to-noise ratio in dB, uniform.
+    color
+        "white", "pink", or "random": either with the same probability.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+
+    Raises
+    ------
+    OptionError
+        If `color` is none of these.
+    """
+
+    COLORS = ("white", "pink", "random")
 
     @delegates(WaveAugmentation.__init__)
-    def __init__(self, *, snr_db: tuple[float, float] = (20.0, 30.0), colour: str = "either", **kwargs: Any):
+    def __init__(self, *, snr_db: tuple[float, float] = (20.0, 30.0), color: str = "random", **kwargs: Any):
         super().__init__(snr_db, "snr_db", **kwargs)
-        if colour not in self.COLORS:
-            raise OptionError(f"colour is {colour!r}; {did_you_mean(colour, self.COLORS)}")
-        self.p_pink = {"white": 0.0, "pink": 1.0, "either": 0.5}[colour]
+        if color not in self.COLORS:
+            raise OptionError(f"color is {color!r}; {did_you_mean(color, self.COLORS)}")
+        self.p_pink = {"white": 0.0, "pink": 1.0, "random": 0.5}[color]
 
-    def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> _Noise:
-        seed = integers(n, 0, 2 ** 31 - 1, generator)
-        return _Noise(uniform(n, *self.bounds, generator), seed, chance(n, self.p_pink, generator))
+    def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> _NoiseDraws:
+        """Draw ratio, seed and color for `n` clips."""
+        seed = draw_integers(n, 0, 2 ** 31 - 1, generator)
+        return _NoiseDraws(draw_uniform(n, *self.bounds, generator), seed, draw_bernoulli(n, self.p_pink, generator))
 
-    def apply(self, wave: Tensor, drawn: _Noise, sr: int) -> Tensor:
+    def apply(self, wave: Tensor, drawn: _NoiseDraws, sr: int) -> Tensor:
+        """Return the wave (samples,) with noise."""
         noise = torch.randn(len(wave), generator=torch.Generator().manual_seed(int(drawn.seed)))
         noise = functional_wave.pink(noise) if drawn.pink else noise
         return functional_wave.add_noise(wave, noise.to(wave), float(drawn.snr_db))
 
 
 @AUGMENTATIONS.register("shift", source="Gold-only plan notebook, FAT2019; own code")
-class Shift(_Uniform):
-    """Earlier or later by `seconds` (lowest, highest), with silence in the gap, or what fell off if it `wraps`."""
+class Shift(_UniformAugmentation):
+    """Shift a clip in time.
+
+    Parameters
+    ----------
+    seconds
+        Lowest and highest shift, uniform; above 0 the sound comes later.
+    rollover
+        True fills the gap with the samples that fell off at the other end, False with silence.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+    """
 
     @delegates(WaveAugmentation.__init__)
-    def __init__(self, *, seconds: tuple[float, float] = (-0.5, 0.5), wraps: bool = False, **kwargs: Any):
+    def __init__(self, *, seconds: tuple[float, float] = (-0.5, 0.5), rollover: bool = False, **kwargs: Any):
         super().__init__(seconds, "seconds", **kwargs)
-        self.wraps = wraps
+        self.rollover = rollover
 
     def apply(self, wave: Tensor, drawn: Numbers, sr: int) -> Tensor:
-        return functional_wave.shift(wave, round(float(drawn.value) * sr), wraps=self.wraps)
+        """Return the shifted wave, (samples,)."""
+        return functional_wave.shift(wave, round(float(drawn.value) * sr), rollover=self.rollover)
 
 
-def _checked_engine(engine: str) -> str:
+def _check_engine(engine: str) -> str:
     if engine not in functional_wave.ENGINES:
         raise OptionError(f"engine is {engine!r}; {did_you_mean(engine, functional_wave.ENGINES)}")
     return engine
@@ -205,96 +259,164 @@ def _checked_engine(engine: str) -> str:
 @AUGMENTATIONS.register(
     "pitch", source="Gold-only plan notebook, FAT2019; librosa and audiomentations (MIT) do the work"
 )
-class PitchShift(_Uniform):
-    """Higher or lower by `semitones` (lowest, highest) at the same pace; `engine` is one of `functional_wave.ENGINES`."""
+class PitchShift(_UniformAugmentation):
+    """Shift the pitch at the same tempo.
+
+    Parameters
+    ----------
+    semitones
+        Lowest and highest shift, uniform, within [-24, 24].
+    engine
+        One of `functional_wave.ENGINES`. Slow with either: prefer `ItemAugmentations` and workers.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+    """
 
     @delegates(WaveAugmentation.__init__)
     def __init__(self, *, semitones: tuple[float, float] = (-2.0, 2.0), engine: str = "librosa", **kwargs: Any):
         super().__init__(semitones, "semitones", low=-24, high=24, **kwargs)
-        self.engine = _checked_engine(engine)
+        self.engine = _check_engine(engine)
 
     def apply(self, wave: Tensor, drawn: Numbers, sr: int) -> Tensor:
+        """Return the shifted wave, (samples,)."""
         return functional_wave.shift_pitch(wave, sr, float(drawn.value), engine=self.engine)
 
 
 @AUGMENTATIONS.register(
     "stretch", source="Gold-only plan notebook, FAT2019; librosa and audiomentations (MIT) do the work"
 )
-class TimeStretch(_Uniform):
-    """Faster or slower by `rate` (lowest, highest) at the same pitch; `engine` is one of `functional_wave.ENGINES`."""
+class TimeStretch(_UniformAugmentation):
+    """Change the tempo at the same pitch.
+
+    Parameters
+    ----------
+    rate
+        Lowest and highest factor of the tempo, uniform, within [0.1, 10]; above 1 is faster.
+    engine
+        One of `functional_wave.ENGINES`.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+    """
 
     @delegates(WaveAugmentation.__init__)
     def __init__(self, *, rate: tuple[float, float] = (0.9, 1.1), engine: str = "librosa", **kwargs: Any):
         super().__init__(rate, "rate", low=0.1, high=10, **kwargs)
-        self.engine = _checked_engine(engine)
+        self.engine = _check_engine(engine)
 
     def apply(self, wave: Tensor, drawn: Numbers, sr: int) -> Tensor:
+        """Return the stretched wave: (samples,) to (samples / rate,)."""
         return functional_wave.stretch(wave, sr, float(drawn.value), engine=self.engine)
 
 
-@AUGMENTATIONS.register("speed", source="FAT2019 3rd place repository (Apache-2.0); own code")
-class Speed(_Uniform):
-    """Faster and higher, or slower and lower, by `factor` (lowest, highest); uniform, or with `even` uniform in its logarithm.
+@AUGMENTATIONS.register("speed_perturb", source="FAT2019 3rd place repository (Apache-2.0); own code")
+class SpeedPerturb(_UniformAugmentation):
+    """Change tempo and pitch together, as a tape played faster or slower.
 
-    The 4th place's is factor=(0.8, 1.25), even=True.
+    Parameters
+    ----------
+    factor
+        Lowest and highest factor of the speed, within [0.1, 10]; above 1 is faster and higher. The 4th place's is (0.8, 1.25), with
+        `log_uniform`.
+    log_uniform
+        True draws uniformly in the logarithm of the factor, False in the factor.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
     """
 
     @delegates(WaveAugmentation.__init__)
-    def __init__(self, *, factor: tuple[float, float] = (0.9, 1.1), even: bool = False, **kwargs: Any):
+    def __init__(self, *, factor: tuple[float, float] = (0.9, 1.1), log_uniform: bool = False, **kwargs: Any):
         super().__init__(factor, "factor", low=0.1, high=10, **kwargs)
-        self.even = even
+        self.log_uniform = log_uniform
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> Numbers:
-        if self.even:
-            return Numbers(uniform(n, math.log(self.bounds[0]), math.log(self.bounds[1]), generator).exp())
+        """Draw the factors of `n` clips."""
+        if self.log_uniform:
+            return Numbers(draw_uniform(n, math.log(self.bounds[0]), math.log(self.bounds[1]), generator).exp())
         return super().draw(n, samples, sr, generator)
 
     def apply(self, wave: Tensor, drawn: Numbers, sr: int) -> Tensor:
-        return functional_wave.change_pace(wave, sr, float(drawn.value))
+        """Return the faster or slower wave: (samples,) to (samples / factor,)."""
+        return functional_wave.change_speed(wave, sr, float(drawn.value))
 
 
-class _Room(NamedTuple):
-    """Reverberance and size, 0 to 100; each (clips,)."""
+class _ReverbDraws(NamedTuple):
+    """Reverberance and room size, 0 to 100; each (clips,)."""
 
     reverberance: Tensor
-    room: Tensor
+    room_size: Tensor
 
 
 @AUGMENTATIONS.register(
     "reverb", source="FAT2019 3rd place repository (Apache-2.0): SoX's reverb; Freeverb (public domain); own code"
 )
 class Reverb(WaveAugmentation):
-    """A room around the sound: reverberance and room size are whole numbers of the ranges given (lowest, highest), 0 to 100."""
+    """Add the reverberation of a room.
+
+    Parameters
+    ----------
+    reverberance, room_size
+        Lowest and highest whole number, within [0, 100]; see `functional_wave.reverb`.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+    """
 
     @delegates(WaveAugmentation.__init__)
-    def __init__(self, *, reverberance: tuple[int, int] = (0, 49), room: tuple[int, int] = (0, 49), **kwargs: Any):
+    def __init__(self, *, reverberance: tuple[int, int] = (0, 49), room_size: tuple[int, int] = (0, 49), **kwargs: Any):
         super().__init__(**kwargs)
-        checked_range(reverberance, "reverberance", low=0, high=100)
-        checked_range(room, "room", low=0, high=100)
-        self.reverberance, self.room = reverberance, room
+        check_range(reverberance, "reverberance", low=0, high=100)
+        check_range(room_size, "room_size", low=0, high=100)
+        self.reverberance, self.room_size = reverberance, room_size
 
-    def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> _Room:
-        return _Room(integers(n, *self.reverberance, generator=generator), integers(n, *self.room, generator=generator))
+    def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> _ReverbDraws:
+        """Draw reverberance and room size of `n` clips."""
+        return _ReverbDraws(
+            draw_integers(n, *self.reverberance, generator=generator),
+            draw_integers(n, *self.room_size, generator=generator),
+        )
 
-    def apply(self, wave: Tensor, drawn: _Room, sr: int) -> Tensor:
-        return functional_wave.reverb(wave, sr, reverberance=float(drawn.reverberance), room=float(drawn.room))
+    def apply(self, wave: Tensor, drawn: _ReverbDraws, sr: int) -> Tensor:
+        """Return the wave (samples,) with reverberation."""
+        options = {"reverberance": float(drawn.reverberance), "room_size": float(drawn.room_size)}
+        return functional_wave.reverb(wave, sr, **options)
 
 
 @AUGMENTATIONS.register("overdrive", source="FAT2019 3rd place repository (Apache-2.0): SoX's overdrive; own code")
-class Overdrive(_Uniform):
-    """An overdriven amplifier with a gain of `gain_db` (lowest, highest)."""
+class Overdrive(_UniformAugmentation):
+    """Distort a clip as an overdriven amplifier does.
+
+    Parameters
+    ----------
+    gain_db
+        Lowest and highest gain of the amplifier in dB, uniform.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+    """
 
     @delegates(WaveAugmentation.__init__)
     def __init__(self, *, gain_db: tuple[float, float] = (2.0, 9.0), **kwargs: Any):
         super().__init__(gain_db, "gain_db", **kwargs)
 
     def apply(self, wave: Tensor, drawn: Numbers, sr: int) -> Tensor:
+        """Return the distorted wave, (samples,)."""
         return functional_wave.overdrive(wave, float(drawn.value))
 
 
 @AUGMENTATIONS.register("chunk_shuffle", source="FAT2019 3rd place repository (Apache-2.0); own code")
 class ChunkShuffle(WaveAugmentation):
-    """The clip cut into parts of about `chunk_s` seconds, in random order; a clip of fewer than two parts stays."""
+    """Cut a clip into parts and put them together in random order.
+
+    Parameters
+    ----------
+    chunk_s
+        Approximate length of a part in seconds; a clip of fewer than two parts stays as it is.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+
+    Raises
+    ------
+    OptionError
+        If `chunk_s` is not above 0.
+    """
 
     @delegates(WaveAugmentation.__init__)
     def __init__(self, *, chunk_s: float = 0.5, **kwargs: Any):
@@ -304,41 +426,58 @@ class ChunkShuffle(WaveAugmentation):
         self.chunk_s = chunk_s
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> Numbers:
+        """Draw the order of the parts for `n` clips: int64, shape (n, parts)."""
         parts = max(1, int(samples / (self.chunk_s * sr)))
-        return Numbers(uniform((n, parts), 0, 1, generator).argsort(1))
+        return Numbers(draw_uniform((n, parts), 0, 1, generator).argsort(1))
 
     def apply(self, wave: Tensor, drawn: Numbers, sr: int) -> Tensor:
+        """Return the wave (samples,) with its parts in another order."""
         return functional_wave.shuffle_chunks(wave, drawn.value)
 
 
 @AUGMENTATIONS.register("cutout", source="FAT2019 3rd place repository (Apache-2.0), unused there; own code")
 class Cutout(WaveAugmentation):
-    """A stretch of `share` of the clip is silenced, anywhere."""
+    """Silence one stretch of a clip, anywhere in it.
+
+    Parameters
+    ----------
+    fraction
+        Length of the stretch as a fraction of the clip, within [0, 1].
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+    """
 
     @delegates(WaveAugmentation.__init__)
-    def __init__(self, *, share: float = 0.25, **kwargs: Any):
+    def __init__(self, *, fraction: float = 0.25, **kwargs: Any):
         super().__init__(**kwargs)
-        self.share = checked_p(share, "share")
+        self.fraction = check_probability(fraction, "fraction")
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> Numbers:
-        return Numbers(integers(n, 0, samples - round(self.share * samples), generator))
+        """Draw the first silenced sample of `n` clips."""
+        return Numbers(draw_integers(n, 0, samples - round(self.fraction * samples), generator))
 
     def apply(self, wave: Tensor, drawn: Numbers, sr: int) -> Tensor:
-        return functional_wave.cut_out(wave, int(drawn.value), int(drawn.value) + round(self.share * len(wave)))
+        """Return the wave (samples,) with a silent stretch."""
+        return functional_wave.cut_out(wave, int(drawn.value), int(drawn.value) + round(self.fraction * len(wave)))
 
 
 @AUGMENTATIONS.register("crop_lengths", source="Gold-only plan notebook, FAT2019: crops of 5, 10 and 12 s; own code")
 class CropLengths(BatchAugmentation):
-    """Every batch has crops of a length drawn for it: the network sees sounds at several scales.
+    """Cut all clips of a batch to a length drawn for the batch, which trains the network on crops of several lengths.
 
     Parameters
     ----------
     seconds
-        Lengths to choose from. The loaders' `crop_s` must be the longest: a batch is cut, never filled.
+        Lengths to choose from. The loaders' `crop_s` must be the longest: a batch is cut, never padded.
     weights
-        How often each is taken, relative to one another; None takes all alike.
+        Relative probability of each length; None draws all alike.
     generator
         Of the draws; None is torch's global one.
+
+    Raises
+    ------
+    OptionError
+        If a length is not above 0, or `weights` are not one number of at least 0 for each, not all 0.
     """
 
     def __init__(
@@ -358,48 +497,74 @@ class CropLengths(BatchAugmentation):
                 f"seconds is {tuple(seconds)} with weights {tuple(weights)}; expected lengths above 0 and a weight for each"
             )
         self.seconds = tuple(seconds)
-        self.upper = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
+        self.cumulative = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
 
-    def change(self, wave: Tensor, sr: int, generator: torch.Generator | None = None) -> Tensor:
-        """Crops (batch, samples of the drawn length) of waves (batch, samples), each from a place of its own."""
+    def augment(self, wave: Tensor, sr: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return crops of the drawn length, each from a random position.
+
+        Parameters
+        ----------
+        wave
+            Shape (batch, samples).
+        sr
+            Its rate in Hz.
+        generator
+            In place of the augmentation's own.
+
+        Returns
+        -------
+        Shape (batch, samples of the drawn length), or `wave` itself if it is no longer than that.
+        """
         generator = generator or self.generator
-        which = int(
-            torch.bucketize(uniform(1, 0, 1, generator), self.upper, right=True).clamp(max=len(self.seconds) - 1)
-        )
-        size = max(1, round(self.seconds[which] * sr))
+        which = torch.bucketize(draw_uniform(1, 0, 1, generator), self.cumulative, right=True)
+        size = max(1, round(self.seconds[int(which.clamp(max=len(self.seconds) - 1))] * sr))
         if size >= wave.shape[1]:
             return wave
-        start = integers(len(wave), 0, wave.shape[1] - size, generator).to(wave.device)
+        start = draw_integers(len(wave), 0, wave.shape[1] - size, generator).to(wave.device)
         return wave.gather(1, start[:, None] + torch.arange(size, device=wave.device))
 
-    def change_batch(self, x: Tensor, batch: Any) -> Tensor:
-        return self.change(x, rate_of(batch))
+    def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
+        """Return crops of the waves (batch, samples)."""
+        return self.augment(x, batch.rate)
 
 
 class WaveChain(WaveAugmentation):
-    """Several changes one after the other, for the same clips: one coin of `p` for the whole chain, theirs don't count."""
+    """Run several augmentations one after the other on the same clips.
+
+    Parameters
+    ----------
+    augmentations
+        In their order. The chain is drawn as a whole with its own `p`; theirs are not used.
+    p, before_mixing, generator
+        As in `WaveAugmentation`.
+
+    Raises
+    ------
+    OptionError
+        If there are no augmentations.
+    """
 
     @delegates(WaveAugmentation.__init__)
-    def __init__(self, *changes: WaveAugmentation, **kwargs: Any):
+    def __init__(self, *augmentations: WaveAugmentation, **kwargs: Any):
         super().__init__(**kwargs)
-        if not changes:
-            raise OptionError(
-                "a chain of no changes changes nothing: give it at least one, such as WaveChain(Reverb(), Overdrive())"
-            )
-        self.changes = changes
+        if not augmentations:
+            raise OptionError("got no augmentations; expected at least one, such as WaveChain(Reverb(), Overdrive())")
+        self.augmentations = augmentations
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> tuple[Any, ...]:
-        return tuple(c.draw(n, samples, sr, generator) for c in self.changes)
+        """Draw the numbers of every augmentation for `n` clips."""
+        return tuple(a.draw(n, samples, sr, generator) for a in self.augmentations)
 
     def apply(self, wave: Tensor, drawn: tuple[Any, ...], sr: int) -> Tensor:
-        for change, numbers in zip(self.changes, drawn, strict=True):
-            wave = change.apply(wave, numbers, sr)
+        """Return the wave (samples,) after all augmentations; its length may change."""
+        for augmentation, numbers in zip(self.augmentations, drawn, strict=True):
+            wave = augmentation.apply(wave, numbers, sr)
         return wave
 
 
-@AUGMENTATIONS.register("third_effects", source="FAT2019 3rd place repository (Apache-2.0); own code")
+@AUGMENTATIONS.register("third_place_effects", source="FAT2019 3rd place repository (Apache-2.0); own code")
 @delegates(WaveAugmentation.__init__)
-def third_effects(*, engine: str = "librosa", **kwargs: Any) -> WaveChain:
-    """The 3rd place's chain: reverb, pitch by up to 300 cents, overdrive of 2 to 9 dB, speed of 0.9 to 1.1, in 3 of 4 mixtures."""
-    chain = Reverb(), PitchShift(semitones=(-3.0, 3.0), engine=engine), Overdrive(), Speed()
+def third_place_effects(*, engine: str = "librosa", **kwargs: Any) -> WaveChain:
+    """Build the 3rd place's chain: reverb, pitch +-300 cents, overdrive 2 to 9 dB, speed 0.9 to 1.1, in 3 of 4 mixtures."""
+    chain = Reverb(), PitchShift(semitones=(-3.0, 3.0), engine=engine), Overdrive(), SpeedPerturb()
     return WaveChain(*chain, **{"p": 0.75, "before_mixing": False, **kwargs})
