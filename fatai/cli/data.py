@@ -119,5 +119,5 @@ def doctor(data: MaybeData = None, recipe: RecipeName = "ninth") -> None:
 
     report = check_environment()
     typer.echo(report.to_text())
-    if report.faults:
+    if report.problems:
         raise typer.Exit(2)

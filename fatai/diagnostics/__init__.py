@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Diagnostics: versions and problems of the installation, and a profile of the training steps."""

@@ -1,4 +1,4 @@
-"""What this machine has: versions, device, decoders, workers, and what is wrong with them."""
+"""Report versions, device, decoders and cores of this machine, and the problems of its installation."""
 
 from __future__ import annotations
 
@@ -19,52 +19,69 @@ _OPTIONAL = ("audiomentations", "onnxruntime", "tensorboard")
 
 @dataclass(frozen=True)
 class EnvironmentReport:
-    """What `check_environment` found: (what, finding) pairs, and sentences about what is wrong."""
+    """The result of `check_environment`.
+
+    Attributes
+    ----------
+    findings
+        Pairs of a subject, such as a package, and its value.
+    problems
+        Sentences that name a problem and its remedy.
+    """
 
     findings: tuple[tuple[str, str], ...]
-    faults: tuple[str, ...]
+    problems: tuple[str, ...]
 
     def to_text(self) -> str:
-        width = max((len(what) for what, _ in self.findings), default=0)
-        lines = [f"{what:{width}s} {finding}" for what, finding in self.findings]
-        verdict = [f"wrong: {fault}" for fault in self.faults] or ["nothing is wrong"]
-        return "\n".join([*lines, "", *verdict])
+        """Return the findings as an aligned table, followed by the problems."""
+        width = max((len(subject) for subject, _ in self.findings), default=0)
+        lines = [f"{subject:{width}s} {finding}" for subject, finding in self.findings]
+        problems = [f"problem: {problem}" for problem in self.problems] or ["no problems found"]
+        return "\n".join([*lines, "", *problems])
 
 
 def check_environment() -> EnvironmentReport:
-    """Look at packages, arithmetic, decoders and the temporary folder; never raises for what it finds wrong."""
+    """Check the installed packages, the device, audio decoding and the temporary folder.
+
+    Problems are reported, not raised.
+    """
     findings = [("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    faults: list[str] = []
+    problems: list[str] = []
     try:
         requirements = _requirements()
     except metadata.PackageNotFoundError:
         requirements = []
-        faults.append("fatai is not installed, so what it needs is unknown: pip install -e . in its folder")
+        problems.append("fatai is not installed, so its requirements are unknown: pip install -e . in its folder")
     for requirement in requirements:
-        found = _version(requirement.name)
-        findings.append((requirement.name, found or "not installed"))
-        if not found:
-            faults.append(f"{requirement.name} is not installed: pip install '{requirement}'")
-        elif not requirement.specifier.contains(found, prereleases=True):
-            faults.append(
-                f"{requirement.name} is {found}; expected {requirement.specifier}: pip install -U '{requirement}'"
-            )
+        version = _version(requirement.name)
+        findings.append((requirement.name, version or "not installed"))
+        if problem := _requirement_problem(requirement, version):
+            problems.append(problem)
     findings += [(package, _version(package) or "not installed (optional)") for package in _OPTIONAL]
-    for look in (_device, _decoders, _reads_back, _workers, _disk):
+    for check in (_device, _decoders, _round_trip, _cores, _disk):
         try:
-            findings += look()
-        except Exception as e:  # noqa: BLE001 - a doctor reports what fails, whatever it is
-            faults.append(f"{look.__name__.strip('_')}: {type(e).__name__}: {e}")
-    return EnvironmentReport(tuple(findings), tuple(faults))
+            findings += check()
+        except Exception as e:  # noqa: BLE001 - any failure is reported
+            problems.append(f"{check.__name__.strip('_')}: {type(e).__name__}: {e}")
+    return EnvironmentReport(tuple(findings), tuple(problems))
 
 
 def _requirements() -> list[Requirement]:
-    """Packages that fatai stands on, without those of extras and those that this Python does without, as its installation has them."""
+    """Return the required packages (no extras) that apply to this Python version."""
     found = [Requirement(text) for text in metadata.requires("fatai") or ()]
-    wanted = [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
-    for requirement in wanted:
-        requirement.marker = None  # read above, and noise in a command
-    return wanted
+    required = [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
+    for requirement in required:
+        requirement.marker = None  # evaluated above; must not appear in the command of a remedy
+    return required
+
+
+def _requirement_problem(requirement: Requirement, version: str) -> str:
+    """Return a sentence if a package is missing or too old or new, else ""."""
+    if not version:
+        return f"{requirement.name} is not installed: pip install '{requirement}'"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{requirement.name} is {version}; expected {requirement.specifier}: pip install -U '{requirement}'"
+    return ""
 
 
 def _version(package: str) -> str:
@@ -81,29 +98,23 @@ def _device() -> list[tuple[str, str]]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    return [("device", name), ("arithmetic", str(best_dtype(device)).removeprefix("torch."))]
+    return [("device", name), ("precision", str(best_dtype(device)).removeprefix("torch."))]
 
 
 def _decoders() -> list[tuple[str, str]]:
     import soundfile
 
     formats = set(soundfile.available_formats())
-    wanted = ("WAV", "FLAC", "OGG", "MP3")
-    lacking = [w for w in wanted if w not in formats]
-    if lacking:
-        raise RuntimeError(
-            f"libsndfile {soundfile.__libsndfile_version__} does not read {', '.join(lacking)}: pip install -U soundfile"
-        )
-    return [
-        (
-            "decoders",
-            f"libsndfile {soundfile.__libsndfile_version__}: {', '.join(wanted)} and {len(formats) - len(wanted)} more",
-        )
-    ]
+    needed = ("WAV", "FLAC", "OGG", "MP3")
+    missing = [name for name in needed if name not in formats]
+    version = soundfile.__libsndfile_version__
+    if missing:
+        raise RuntimeError(f"libsndfile {version} does not read {', '.join(missing)}: pip install -U soundfile")
+    return [("decoders", f"libsndfile {version}: {', '.join(needed)} and {len(formats) - len(needed)} more")]
 
 
-def _reads_back() -> list[tuple[str, str]]:
-    """Write a tone and read it at another rate: the whole sound stack in one go."""
+def _round_trip() -> list[tuple[str, str]]:
+    """Write a tone and load it at another sample rate."""
     import torch
 
     from fatai.audio.io import load_audio, save_audio
@@ -114,15 +125,15 @@ def _reads_back() -> list[tuple[str, str]]:
         samples = load_audio(path, 44100).shape[-1]
     if samples != 44100:
         raise RuntimeError(
-            f"a second at 32 kHz came back as {samples} samples at 44.1 kHz: pip install -U soxr soundfile"
+            f"a second at 32 kHz was loaded as {samples} samples at 44.1 kHz: pip install -U soxr soundfile"
         )
-    return [("sound", "a written tone is read back and resampled")]
+    return [("sound", "writing, loading and resampling of a tone work")]
 
 
-def _workers() -> list[tuple[str, str]]:
+def _cores() -> list[tuple[str, str]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    forced = "; fastai reads in the main process on this system" if sys.platform in ("darwin", "win32") else ""
-    return [("cores", f"{cores}{forced}")]
+    note = "; fastai loads data in the main process on this system" if sys.platform in ("darwin", "win32") else ""
+    return [("cores", f"{cores}{note}")]
 
 
 def _disk() -> list[tuple[str, str]]:
@@ -130,5 +141,5 @@ def _disk() -> list[tuple[str, str]]:
 
     free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
     if free < 1:
-        raise RuntimeError(f"only {free:.1f} GiB are free in {tempfile.gettempdir()}")
+        raise RuntimeError(f"only {free:.1f} GiB are free in {tempfile.gettempdir()}; expected at least 1 GiB")
     return [("temporary space", f"{free:.0f} GiB free")]

@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes: decoding, resampling, front end, network; and what would make it shorter."""
+"""Profile training steps (decoding, resampling, front end, network), with advice to shorten an epoch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 
+from fatai.audio.io import load_audio
+from fatai.audio.waveform import trim_silence
 from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.tables import check_readable
 from fatai.errors import DataError
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.audio.io import load_audio
-from fatai.audio.waveform import trim_silence
 from fatai.training.learner import named_loss, named_model
 from fatai.training.precision import autocast_for, fast_layout
 
@@ -25,79 +26,99 @@ __all__ = ["StepProfile", "profile_step"]
 
 @dataclass(frozen=True)
 class StepProfile:
-    """Milliseconds for each clip of a training step, on one thread of reading.
+    """Milliseconds per clip of a training step, with one process that loads data.
 
     Attributes
     ----------
-    decode, resample, trim
-        Of a whole clip; `resample` is 0 where files have the front end's rate.
-    front_end, model
-        Of a crop within a batch: the spectrogram, and the network forward and backward.
-    clips
-        Training clips of the data set.
+    decode_ms, resample_ms, trim_ms
+        Of a whole clip; `resample_ms` is 0 where files have the sample rate of the front end.
+    front_end_ms, model_ms
+        Of a crop in a batch: the spectrogram, and the network forward and backward.
+    n_clips
+        Number of training clips.
     cache
-        What the recipe caches.
+        The setting `clips.cache` of the recipe.
     """
 
-    decode: float
-    resample: float
-    trim: float
-    front_end: float
-    model: float
-    clips: int
+    decode_ms: float
+    resample_ms: float
+    trim_ms: float
+    front_end_ms: float
+    model_ms: float
+    n_clips: int
     cache: str = "none"
 
     @property
-    def reading(self) -> float:
-        """Of a whole clip, without a cache."""
-        return self.decode + self.resample + self.trim
+    def read_ms(self) -> float:
+        """Milliseconds to load a whole clip without a cache."""
+        return self.decode_ms + self.resample_ms + self.trim_ms
+
+    @property
+    def clip_ms(self) -> float:
+        """Milliseconds of all steps together."""
+        return self.read_ms + self.front_end_ms + self.model_ms
 
     @property
     def epoch_s(self) -> float:
-        """Seconds of an epoch that reads in the main process, without a cache."""
-        return self.clips * (self.reading + self.front_end + self.model) / 1000
+        """Seconds of an epoch that loads data in the main process, without a cache."""
+        return self.n_clips * self.clip_ms / 1000
 
     def advice(self) -> str:
-        """Which setting to change first."""
-        whole = self.reading + self.front_end + self.model
-        if self.model >= 0.9 * whole:
-            return f"the network takes {self.model / whole:.0%}: a narrower one (--width), shorter crops (--crop-s) or a GPU would help"
-        cached = f"(the recipe has {self.cache!r})"
-        if self.front_end > 0.1 * whole and self.front_end >= self.reading:
-            return f"the front end takes {self.front_end / whole:.0%}: set clips.cache = 'features' {cached}"
+        """Return a sentence that names the setting to change first."""
+        total = self.clip_ms
+        if self.model_ms >= 0.9 * total:
+            return (
+                f"the network takes {self.model_ms / total:.0%}: a narrower one (--width), shorter crops (--crop-s) or "
+                "a GPU would help"
+            )
+        current = f"(the recipe has {self.cache!r})"
+        if self.front_end_ms > 0.1 * total and self.front_end_ms >= self.read_ms:
+            return f"the front end takes {self.front_end_ms / total:.0%}: set clips.cache = 'features' {current}"
         if self.cache == "none":
-            what = "resampling" if self.resample > self.decode else "reading"
-            return f"{what} takes {self.reading / whole:.0%}: set clips.cache = 'wave' or 'features' {cached}, or raise --num-workers"
-        return f"reading would take {self.reading / whole:.0%}; the cache does that once"
+            step = "resampling" if self.resample_ms > self.decode_ms else "reading"
+            return (
+                f"{step} takes {self.read_ms / total:.0%}: set clips.cache = 'wave' or 'features' {current}, or raise "
+                "--num-workers"
+            )
+        return f"reading would take {self.read_ms / total:.0%}, but the cache reads each clip only once"
 
     def to_text(self) -> str:
+        """Return a table of the steps, the time of an epoch and the advice."""
         rows = [
-            ("decode", self.decode), ("resample", self.resample), ("trim", self.trim), ("front end", self.front_end),
-            ("network", self.model),
+            ("decode", self.decode_ms),
+            ("resample", self.resample_ms),
+            ("trim", self.trim_ms),
+            ("front end", self.front_end_ms),
+            ("network", self.model_ms),
         ]
-        whole = sum(ms for _, ms in rows)
-        lines = [f"{what:10s} {ms:8.2f} ms a clip  {ms / whole:4.0%}" for what, ms in rows]
-        return "\n".join(
-            [*lines, f"an epoch of {self.clips} clips, uncached, without workers: {self.epoch_s:.0f} s", self.advice()]
-        )
+        total = sum(ms for _, ms in rows)
+        lines = [f"{step:10s} {ms:8.2f} ms per clip  {ms / total:4.0%}" for step, ms in rows]
+        epoch = f"an epoch of {self.n_clips} clips, without cache and workers: {self.epoch_s:.0f} s"
+        return "\n".join([*lines, epoch, self.advice()])
 
 
 def profile_step(
     data: str | Path | FATDataset,
     recipe: str | Path | Recipe = "ninth",
     *,
-    clips: int = 16,
-    rounds: int = 3,
+    n_clips: int = 16,
+    n_repeats: int = 3,
     device: str | None = None,
 ) -> StepProfile:
-    """Measure a data set with a recipe on this machine, for a few clips.
+    """Measure the steps of a recipe on some clips of a dataset, on this machine.
 
     Parameters
     ----------
-    clips
-        How many are read, and how many make the batch; evenly picked from the curated part.
-    rounds
-        Each number is the median of so many.
+    data
+        A dataset or its folder.
+    recipe
+        A recipe, its name or its file.
+    n_clips
+        Number of clips that are loaded and form the batch, evenly picked from the curated part.
+    n_repeats
+        Each time is the median of this many measurements; raise it on a busy machine.
+    device
+        Device of front end and network; None takes a GPU if there is one.
 
     Raises
     ------
@@ -107,64 +128,61 @@ def profile_step(
     data = data if isinstance(data, FATDataset) else load_dataset(data)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     settings = recipe.settings()
-    paths = _some([Path(p) for p in data.curated["path"]], clips)
-    own = _ms(lambda: [load_audio(path, None) for path in paths], rounds)
-    loaded = _ms(lambda: [load_audio(path, settings.sr) for path in paths], rounds)
+    paths = _readable_paths([Path(p) for p in data.curated["path"]], n_clips)
+    decode = _median_ms(lambda: [load_audio(path, None) for path in paths], n_repeats)
+    load = _median_ms(lambda: [load_audio(path, settings.sr) for path in paths], n_repeats)
     waves = [load_audio(path, settings.sr) for path in paths]
-    trim_db = settings.trim_db
-    trim = 0.0 if trim_db is None else _ms(lambda: [trim_silence(wave, trim_db) for wave in waves], rounds)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    batch = torch.stack([settings.fit(wave)[:settings.crop_samples] for wave in waves]).to(where)
-    front_end, model = _network_ms(settings, recipe, batch, len(data.tags), where, rounds)
-    each = 1 / len(paths)
-    resample = max(0.0, loaded - own)
+    front_end, model = _network_ms(recipe, settings, waves, len(data.tags), device, n_repeats)
     return StepProfile(
-        own * each,
-        resample * each,
-        trim * each,
-        front_end * each,
-        model * each,
-        clips=len(data.curated),
+        decode / len(paths),
+        max(0.0, load - decode) / len(paths),
+        _trim_ms(waves, settings.trim_db, n_repeats) / len(paths),
+        front_end / len(paths),
+        model / len(paths),
+        n_clips=len(data.curated),
         cache=recipe.clips.cache,
     )
 
 
-def _some(paths: Sequence[Path], n: int) -> list[Path]:
-    """`n` of the files that open, evenly picked."""
-    good, faults = check_readable(paths[:: max(1, len(paths) // (2 * n))])
-    opened = [p for p, opens in zip(paths[:: max(1, len(paths) // (2 * n))], good) if opens][:n]
-    if not opened:
-        raise DataError(f"none of the clips can be read; the first: {faults[0] if faults else 'there are none'}")
-    return opened
+def _readable_paths(paths: Sequence[Path], n: int) -> list[Path]:
+    """Return up to `n` readable files, evenly picked."""
+    picked = paths[:: max(1, len(paths) // (2 * n))]
+    readable, errors = check_readable(picked)
+    found = [path for path, is_readable in zip(picked, readable, strict=True) if is_readable][:n]
+    if not found:
+        raise DataError(f"none of the clips can be read; the first: {errors[0] if errors else 'there are none'}")
+    return found
 
 
-def _ms(work: Callable[[], object], rounds: int) -> float:
-    """Median milliseconds, after one round that isn't counted."""
+def _median_ms(run: Callable[[], object], n_repeats: int) -> float:
+    """Return the median milliseconds of a function, after one call to warm up."""
     times = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        work()
-        times.append(1000 * (time.perf_counter() - started))
+    for _ in range(n_repeats + 1):
+        start = time.perf_counter()
+        run()
+        times.append(1000 * (time.perf_counter() - start))
     return median(times[1:])
 
 
+def _trim_ms(waves: Sequence[Tensor], trim_db: float | None, n_repeats: int) -> float:
+    return 0.0 if trim_db is None else _median_ms(lambda: [trim_silence(wave, trim_db) for wave in waves], n_repeats)
+
+
 def _network_ms(
-    settings: ClipConfig, recipe: Recipe, batch: torch.Tensor, n_tags: int, device: torch.device, rounds: int,
+    recipe: Recipe, settings: ClipConfig, waves: Sequence[Tensor], n_tags: int, device_name: str | None, n_repeats: int
 ) -> tuple[float, float]:
-    """Milliseconds of the front end, and of a training step of the network without its optimiser, for the whole batch."""
+    """Return milliseconds of front end and network (forward, backward) for the whole batch, without the optimizer."""
+    device = torch.device(device_name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    batch = torch.stack([settings.fit(wave)[:settings.crop_samples] for wave in waves]).to(device)
     module = torch.nn.Sequential(settings.front_end.build(), settings.channels_module()).to(device).eval()
 
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def spectrogram() -> torch.Tensor:
+    def front_end() -> Tensor:
         with torch.no_grad():
-            made = module(batch)
-        finish()
-        return made
+            spec = module(batch)
+        _synchronize(device)
+        return spec
 
-    spec = spectrogram()
+    spec = front_end()
     network = recipe.model
     model = named_model(
         network.arch, n_tags, spec.shape[1], settings.front_end, width=network.width, options=network.options
@@ -176,6 +194,11 @@ def _network_ms(
         with autocast_for(device, recipe.precision):
             logits = model(spec)
         loss(logits, targ).backward()
-        finish()
+        _synchronize(device)
 
-    return _ms(spectrogram, rounds), _ms(step, rounds)
+    return _median_ms(front_end, n_repeats), _median_ms(step, n_repeats)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

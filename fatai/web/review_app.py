@@ -18,7 +18,7 @@ from starlette.routing import Route
 from fatai.errors import FataiError, StorageError
 from fatai.io.json import parse_json
 from fatai.report.decisions import Decisions
-from fatai.report.label_review import Review, media_of, page_files, review_page
+from fatai.report.label_review import Review, clip_media, page_files, review_page
 from fatai.web.security import HTTPError
 from fatai.web.server import create_app
 
@@ -53,13 +53,13 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
         return HTMLResponse(review_page(review, token=token))
 
     async def data(request: Request) -> Response:
-        return JSONResponse({**review.plain(), "decided": await asyncio.to_thread(decisions.read)})
+        return JSONResponse({**review.to_dict(), "decided": await asyncio.to_thread(decisions.read)})
 
     async def clip(request: Request) -> Response:
         k = request.path_params["k"]
         if k >= len(review.clips):
             return HTTPError(404, f"there is no clip {k}; the review has {len(review.clips)}").response()
-        return JSONResponse(await asyncio.to_thread(media_of, review.clips[k], _MAX_CLIP_S))
+        return JSONResponse(await asyncio.to_thread(clip_media, review.clips[k], _MAX_CLIP_S))
 
     async def decide(request: Request) -> Response:
         try:
@@ -112,7 +112,7 @@ def _parse_decision(decision: Any, decisions: Decisions) -> tuple[str, Callable[
             422, 'a decision is {"file": name, "labels": [tags] or null}; leave labels out to withdraw a decision'
         )
     if "labels" not in decision:
-        return decision["file"], partial(decisions.forget, decision["file"])
+        return decision["file"], partial(decisions.undo, decision["file"])
     labels = decision["labels"]
     if labels is not None and not (isinstance(labels, list) and all(isinstance(tag, str) for tag in labels)):
         raise HTTPError(422, "labels must be a list of tags, or null to remove the clip")

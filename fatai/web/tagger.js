@@ -5,8 +5,8 @@ const limits = Object.fromEntries(Object.entries(document.body.dataset).map(([na
 const cards = [];
 const PARALLEL_UPLOADS = 2, MAX_TRIES = 20;
 
-const threshold = () => Number(at("threshold").value) / 100;
-const showMessage = text => { at("message").textContent = text; };
+const threshold = () => Number(byId("threshold").value) / 100;
+const showMessage = text => { byId("message").textContent = text; };
 
 /** Adjacent steps in which a tag reaches the threshold form one event. */
 function eventsOf(sound) {
@@ -26,7 +26,7 @@ function eventsOf(sound) {
 
 function csv() {
   const rows = cards.filter(card => card.sound).flatMap(card => eventsOf(card.sound))
-    .map(e => [cell(e.file), e.start.toFixed(3), e.end.toFixed(3), cell(e.tag), e.prob.toFixed(4)].join(","));
+    .map(e => [csvCell(e.file), e.start.toFixed(3), e.end.toFixed(3), csvCell(e.tag), e.prob.toFixed(4)].join(","));
   return ["file,start_s,end_s,tag,prob", ...rows].join("\n") + "\n";
 }
 
@@ -77,7 +77,7 @@ function show(card, sound, file) {
   card.body.replaceChildren(detected, audio, note, soundView(sound, audio, rows.map(row => row.elements)));
   card.length.textContent = `${sound.seconds.toFixed(2)} s`;
   card.draw();
-  at("tools").hidden = false;
+  byId("tools").hidden = false;
 }
 
 function newCard(name) {
@@ -88,10 +88,10 @@ function newCard(name) {
     if (card.onClose) card.onClose();
     cards.splice(cards.indexOf(card), 1);
     card.element.remove();
-    at("tools").hidden = !cards.some(other => other.sound);
+    byId("tools").hidden = !cards.some(other => other.sound);
   });
   cards.push(card);
-  at("sounds").append(card.element);
+  byId("sounds").append(card.element);
   return card;
 }
 
@@ -197,16 +197,16 @@ async function record(button) {
 }
 
 let recorder = null;
-at("record").addEventListener("click", async event => {
+byId("record").addEventListener("click", async event => {
   if (recorder && recorder.state === "recording") recorder.stop();
   else recorder = await record(event.currentTarget);
 });
-at("files").addEventListener("change", event => { tagAll(event.target.files); event.target.value = ""; });
-at("threshold").addEventListener("input", () => {
-  at("level").textContent = `${at("threshold").value} %`;
+byId("files").addEventListener("change", event => { tagAll(event.target.files); event.target.value = ""; });
+byId("threshold").addEventListener("input", () => {
+  byId("level").textContent = `${byId("threshold").value} %`;
   cards.forEach(card => card.draw && card.draw());
 });
-at("csv").addEventListener("click", event => {
+byId("csv").addEventListener("click", event => {
   const url = URL.createObjectURL(new Blob([csv()], {type: "text/csv"}));
   event.currentTarget.href = url;
   setTimeout(() => URL.revokeObjectURL(url), 10000);
@@ -214,7 +214,7 @@ at("csv").addEventListener("click", event => {
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, event => {
     event.preventDefault();
-    at("drop").classList.toggle("drag-over", name === "dragover");
+    byId("drop").classList.toggle("drag-over", name === "dragover");
     if (name === "drop") tagAll(event.dataTransfer.files);
   });
 }

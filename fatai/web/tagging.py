@@ -14,7 +14,7 @@ from fatai.audio.io import audio_info
 from fatai.audio.stream import stream_audio
 from fatai.errors import AudioError
 from fatai.inference.events.tagger import SlidingWindowTagger
-from fatai.report.whole_picture import whole_picture
+from fatai.report.media import overview_image
 from fatai.web.security import HTTPError
 from fatai.web.uploads import Limits, Upload
 
@@ -55,7 +55,7 @@ def tag_upload(tagger: SlidingWindowTagger, upload: Upload, limits: Limits) -> d
     wave = _read_wave(upload, tagger.settings.sr, limits)
     steps = list(tagger.steps(wave))
     probs = np.stack([step.probs for step in steps], 1).round(4)
-    spectrogram = whole_picture(wave, tagger.settings.sr)
+    spectrogram = overview_image(wave, tagger.settings.sr)
     return {
         "file": upload.name,
         "seconds": round(len(wave) / tagger.settings.sr, 3),

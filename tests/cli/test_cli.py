@@ -135,7 +135,7 @@ def test_version():
         (["score", "{run}/test.csv", "{sample}/train_curated.csv"], "truth"),
         (["ensemble", "{run}", "{run}/oof.csv", "--out", "e.csv"], "oof.csv|clips|missing|lack"),
         (["ensemble", "{run}", "--weights", "a", "--out", "e.csv"], "expected numbers"),
-        (["check", "{run}/oof.csv", "--sample", "{sample}/sample_submission.csv"], "does not fit"),
+        (["check", "{run}/oof.csv", "--sample", "{sample}/sample_submission.csv"], "does not match"),
         (["recipes", "show", "nineth"], "did you mean ninth"),
         (["download", "esc51", "new"], "did you mean esc50"),
         (["stats", "{sample}", "--front-end", "nineth"], "did you mean ninth"),
@@ -289,7 +289,7 @@ def test_doctor_with_data_says_where_the_time_goes(main_with, sample):
 def test_doctor_names_versions_device_and_decoders(main_with):
     found = main_with("doctor")
     assert found.returncode == 0, found.stdout + found.stderr
-    assert all(w in found.stdout for w in ("torch", "fastai", "libsndfile", "device", "cores", "nothing is wrong"))
+    assert all(w in found.stdout for w in ("torch", "fastai", "libsndfile", "device", "cores", "no problems found"))
 
 
 def test_the_console_script_is_installed():

@@ -1,41 +1,40 @@
-"""Where the time of an epoch goes."""
+"""The profile of training steps: times and advice."""
 
 import pytest
 
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.errors import DataError
 from fatai.diagnostics.profile import StepProfile, profile_step
+from fatai.errors import DataError
 
 
-def split(**ms):
-    return StepProfile(
-        **{"decode": 1.0, "resample": 0.0, "trim": 0.0, "front_end": 1.0, "model": 8.0, "clips": 1000, **ms}
-    )
+def profile(**ms):
+    steps = {"decode_ms": 1.0, "resample_ms": 0.0, "trim_ms": 0.0, "front_end_ms": 1.0, "model_ms": 8.0}
+    return StepProfile(**{**steps, "n_clips": 1000, **ms})
 
 
 def test_an_epoch_is_the_sum_over_its_clips():
-    assert split().reading == 1.0 and split().epoch_s == pytest.approx(10.0)
-    assert "an epoch of 1000 clips, uncached, without workers: 10 s" in split().to_text()
+    assert profile().read_ms == 1.0 and profile().epoch_s == pytest.approx(10.0)
+    assert "an epoch of 1000 clips, without cache and workers: 10 s" in profile().to_text()
 
 
 @pytest.mark.parametrize("ms, words", [
-    ({"model": 100.0}, "the network takes 98%"),
-    ({"front_end": 9.0}, "set clips.cache = 'features'"),
-    ({"decode": 9.0}, "reading takes 50%: set clips.cache"),
-    ({"decode": 1.0, "resample": 9.0}, "resampling takes 53%"),
-    ({"decode": 9.0, "cache": "wave"}, "the cache does that once"),
+    ({"model_ms": 100.0}, "the network takes 98%"),
+    ({"front_end_ms": 9.0}, "set clips.cache = 'features'"),
+    ({"decode_ms": 9.0}, "reading takes 50%: set clips.cache"),
+    ({"decode_ms": 1.0, "resample_ms": 9.0}, "resampling takes 53%"),
+    ({"decode_ms": 9.0, "cache": "wave"}, "the cache reads each clip only once"),
 ])
-def test_the_setting_to_change_is_the_one_that_costs_most(ms, words):
-    assert words in split(**ms).advice()
+def test_the_advice_names_the_most_expensive_step(ms, words):
+    assert words in profile(**ms).advice()
 
 
-def test_a_data_set_is_measured(sample, tiny_recipe):
-    found = profile_step(sample, tiny_recipe, clips=4, rounds=1)
-    assert found.clips == 120 and min(found.decode, found.front_end, found.model) > 0
-    assert found.resample < found.decode + found.trim, "the sample has the front end's rate"
+def test_a_dataset_is_measured(sample, tiny_recipe):
+    found = profile_step(sample, tiny_recipe, n_clips=4, n_repeats=1)
+    assert found.n_clips == 120 and min(found.decode_ms, found.front_end_ms, found.model_ms) > 0
+    assert found.resample_ms < found.decode_ms + found.trim_ms, "the sample has the front end's rate"
 
 
-def test_a_data_set_without_a_readable_clip_is_refused(sample, tmp_path):
+def test_a_dataset_without_a_readable_clip_is_refused(sample, tmp_path):
     data = load_dataset(sample)
     curated = data.curated.assign(path=str(tmp_path / "nowhere.wav"))
     with pytest.raises(DataError, match="none of the clips can be read"):

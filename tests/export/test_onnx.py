@@ -113,7 +113,8 @@ import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 notes = session.get_modelmeta().custom_metadata_map
 wave = np.sin(np.arange(int(notes["samples"])) / 20)[None].astype(np.float32)
-print(json.dumps([notes["sample_rate"], json.loads(notes["tags"]), session.run(["probs"], {"wave": wave})[0][0].tolist()]))
+probs = session.run(["probs"], {"wave": wave})[0][0].tolist()
+print(json.dumps([notes["sample_rate"], json.loads(notes["tags"]), probs]))
 """
 
 

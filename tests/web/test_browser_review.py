@@ -5,7 +5,7 @@ from helpers.browser import players, serving, watched
 
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_corrections
-from fatai.report.label_review import review_of_run, write_review
+from fatai.report.label_review import load_review, write_review
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def test_corrections_by_keyboard_are_in_the_csv_and_a_run_applies_them(
         to_clip(page, first)
         assert (
             page.locator(".question").inner_text()
-            == f"Is {a} really in it? Given, but the model says 2 %, and thinks more of Rain."
+            == f"Is {a} present? Given, but predicted with 2 %; Rain is likelier."
         )
         page.keyboard.press("r")
         page.keyboard.press("Enter")
@@ -155,7 +155,7 @@ def test_the_server_saves_every_decision_and_a_new_one_continues(chromium, doubt
     with serving("review", run, "--serve") as (_, address), watched(chromium, address) as page:
         expect(page.locator("#progress")).to_have_text("2 of 3 clips decided, 1 of them corrected")
         assert shown(page) == third, "it starts with the first undecided clip"
-    assert len(review_of_run(run).clips) == 3
+    assert len(load_review(run).clips) == 3
 
 
 def test_the_page_of_another_server_does_not_save(chromium, doubtful):

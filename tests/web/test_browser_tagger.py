@@ -7,7 +7,7 @@ import io
 import pytest
 from helpers.browser import players, serving, watched
 
-from fatai.experiment.tagger import Tagger
+from fatai.experiment.run_folder import Tagger
 from fatai.inference.events.formats import write_events
 from fatai.inference.events.progress_log import FileEvents
 

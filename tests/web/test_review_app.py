@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fatai.data.labels import read_corrections
-from fatai.report.label_review import review_of_run
+from fatai.report.label_review import load_review
 from fatai.web.review_app import review_app
 from fatai.web.security import SecurityMiddleware
 
@@ -14,7 +14,7 @@ from fatai.web.security import SecurityMiddleware
 @pytest.fixture
 def client(doubtful):
     run, _ = doubtful
-    return TestClient(SecurityMiddleware(review_app(review_of_run(run), run / "corrections.csv")), "http://127.0.0.1:8000")
+    return TestClient(SecurityMiddleware(review_app(load_review(run), run / "corrections.csv")), "http://127.0.0.1:8000")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_decision_is_written_at_once_and_survives_a_reload(client, token, doub
     assert client.get("/data").json()["decided"] == {first: ["Rain"], second: None}
     assert client.get("/corrections.csv").text == (run / "corrections.csv").read_text()
     # As another server reads it.
-    again = TestClient(SecurityMiddleware(review_app(review_of_run(run), run / "corrections.csv")), "http://localhost")
+    again = TestClient(SecurityMiddleware(review_app(load_review(run), run / "corrections.csv")), "http://localhost")
     assert again.get("/data").json()["decided"] == {first: ["Rain"], second: None}
     assert decide(client, token, {"file": first}).json() == {"file": first, "decided": 1}
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from fatai.report.media import overview_image
 from PIL import Image
 from starlette.testclient import TestClient
 from torch import nn
@@ -20,6 +19,7 @@ from torch import nn
 from fatai.data.config import ClipConfig
 from fatai.errors import OptionError
 from fatai.inference.events.tagger import SlidingWindowTagger
+from fatai.report.media import overview_image
 from fatai.web.job_queue import JobQueue
 from fatai.web.security import HTTPError, SecurityMiddleware
 from fatai.web.tagger_app import page_title, tagger_app
