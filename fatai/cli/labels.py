@@ -63,11 +63,11 @@ def review(
 def _serve_review(
     run: Path, data: Path | None, corrections: Path, n: int | None, predictions: Path | None, host: str, port: int
 ) -> None:
-    from fatai.report.label_review import review_of_run
+    from fatai.report.label_review import load_review
     from fatai.web.review_app import review_app
     from fatai.web.server import serve as serve_app
 
-    found = review_of_run(run, data, predictions=predictions, n=n)
+    found = load_review(run, data, predictions=predictions, n=n)
     review = review_app(found, corrections)
     warn_if_public(host)
     serve_app(

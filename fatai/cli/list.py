@@ -28,11 +28,11 @@ def recipes(context: typer.Context) -> None:
 
     for name in recipe_names():
         recipe = load_recipe(name)
-        typer.echo(f"{name:28s} {recipe.source}" + (f"; {recipe.published}" if recipe.published else ""))
+        typer.echo(f"{name:28s} {recipe.source}" + (f"; {recipe.reference_score}" if recipe.reference_score else ""))
     for name in ensemble_names():
         ensemble = load_ensemble(name)
         n_models = len(ensemble.members) + len(ensemble.stackers)
-        typer.echo(f"{name:28s} {n_models} models; {ensemble.source}; {ensemble.published}")
+        typer.echo(f"{name:28s} {n_models} models; {ensemble.source}; {ensemble.reference_score}")
 
 
 @recipes_app.command("show")

@@ -192,7 +192,8 @@ class CommandPanels(TyperGroup):
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         width = formatter.width - 6 - max(len(name) for name, _ in commands)
         for panel in _PANELS:
-            rows = [(name, c.get_short_help_str(width)) for name, c in commands if c and c.rich_help_panel == panel]
+            in_panel = [(name, c) for name, c in commands if c and getattr(c, "rich_help_panel", None) == panel]
+            rows = [(name, command.get_short_help_str(width)) for name, command in in_panel]
             with formatter.section(panel):
                 formatter.write_dl(rows)
 
@@ -201,7 +202,7 @@ class CommandPanels(TyperGroup):
         if args[0] in _OLD_COMMANDS:
             raise OptionError(f"the command {args[0]} has become: fatai-submit {_OLD_COMMANDS[args[0]]}")
         name, command, rest = super().resolve_command(ctx, args)
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {option for parameter in (command.params if command else ()) for option in parameter.opts}
         for option in (word.split("=")[0] for word in rest):
             if option in _OLD_OPTIONS and option not in known:
                 raise OptionError(f"the option {option} of {name} has become {_OLD_OPTIONS[option]}")

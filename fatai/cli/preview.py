@@ -40,7 +40,7 @@ def show_augs(
 
     from fatai.augment.show import show_each
     from fatai.errors import OptionError
-    from fatai.experiment.preview import preview_learner
+    from fatai.experiment.run import preview_learner
     from fatai.experiment.recipe import load_recipe
     from fatai.io.atomic import write_file
     from fatai.registry import AUGMENTATIONS, MIXERS
@@ -62,11 +62,11 @@ def show_augs(
 
 def _augmentations(recipe: Recipe) -> dict[str, list[Any]]:
     """Return each augmentation of a recipe by its name, and those of a stage that has several."""
-    from fatai.experiment.stage import stage_changes
+    from fatai.experiment.stage import stage_augmentations
 
     shown: dict[str, list[Any]] = {}
     for stage in recipe.stages:
-        augmentations = stage_changes(stage)
+        augmentations = stage_augmentations(stage)
         shown.update({name: [augmentation] for name, augmentation in augmentations})
         if len(augmentations) > 1:
             shown[f"stage {stage.name}"] = [augmentation for _, augmentation in augmentations]
@@ -92,7 +92,7 @@ def lr_find(
     """
     import matplotlib
 
-    from fatai.experiment.preview import preview_learner
+    from fatai.experiment.run import preview_learner
     from fatai.experiment.recipe import load_recipe
     from fatai.training.lr_finder import find_lr
 

@@ -51,8 +51,9 @@ def reproduce(
     Example: fatai-submit reproduce runs/ninth
     """
     from fatai.experiment.reproduce import reproduce_run
+    from fatai.report.html import run_report
 
-    result = reproduce_run(run, data, out, resume=resume, say=typer.echo)
+    result = reproduce_run(run, data, out, resume=resume, log=typer.echo, report=run_report)
     typer.echo(f"\n{result}")
     if not result.same:
         raise typer.Exit(1)

@@ -30,7 +30,7 @@ def serve(
 
     Example: fatai-submit serve runs/demo
     """
-    from fatai.experiment.tagger import Tagger
+    from fatai.experiment.run_folder import Tagger
     from fatai.web.server import serve as serve_app
     from fatai.web.tagger_app import page_title, tagger_app
     from fatai.web.uploads import Limits

@@ -13,7 +13,7 @@ import typer
 from fatai.cli.options import Calibrate, InputList, Run, Shard, StepS
 
 if TYPE_CHECKING:
-    from fatai.experiment.tagger import Tagger
+    from fatai.experiment.run_folder import Tagger
     from fatai.metrics.calibration import Calibration
 
 __all__ = ["app"]
@@ -61,7 +61,7 @@ def tag(
 
     Example: fatai-submit tag runs/demo forest.flac --format audacity --out forest.txt
     """
-    from fatai.experiment.tagger import Tagger
+    from fatai.experiment.run_folder import Tagger
     from fatai.inference.events.formats import EVENT_FORMATS
     from fatai.registry import did_you_mean
 

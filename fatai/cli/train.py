@@ -72,13 +72,13 @@ class _Training:
         """Load the recipe, overridden and scaled, and the data as it reads them."""
         from fatai.data.datasets.fat2019 import load_dataset
         from fatai.experiment.recipe import load_recipe
-        from fatai.experiment.scaling import scaled
+        from fatai.experiment.scaling import scale_recipe
 
         recipe = load_recipe(self.recipe)
         recipe.override(self.overrides)  # raises before any file is read
-        data = load_dataset(self.data, self.corrections, corrupted=recipe.clips.corrupted)
+        data = load_dataset(self.data, self.corrections, corrupted_files=recipe.clips.corrupted_files)
         n_noisy = None if data.noisy is None else len(data.noisy)
-        return data, scaled(recipe, self.scale, n_noisy, len(data.curated)).override(self.overrides)
+        return data, scale_recipe(recipe, self.scale, n_noisy, len(data.curated)).override(self.overrides)
 
     def load_members(self) -> Iterator[tuple[FATDataset, Recipe]]:
         """Load the data and recipe of every member of an ensemble, one after another."""
@@ -94,7 +94,7 @@ class _Training:
             n_noisy=None if noisy is None else len(noisy),
         )
         for recipe in recipes.values():
-            yield load_dataset(self.data, self.corrections, corrupted=recipe.clips.corrupted), recipe
+            yield load_dataset(self.data, self.corrections, corrupted_files=recipe.clips.corrupted_files), recipe
 
     def ensemble_overrides(self) -> Overrides:
         """Return the overrides with the folds to train."""
@@ -105,23 +105,26 @@ class _Training:
     def run(self, *, predict: bool = True, resume: bool = False) -> RunResult:
         """Train one recipe."""
         from fatai.experiment.run import run_recipe
+        from fatai.report.html import run_report
 
         data, recipe = self.load()
         return run_recipe(
             data,
             recipe,
             self.out,
-            only=self.run_folds,
+            run_folds=self.run_folds,
             predict_test=predict,
             resume=resume,
             num_workers=self.num_workers,
             corrections=self.corrections,
             command=_command_line(),
+            report=run_report,
         )
 
     def run_ensemble(self, *, reuse: list[Path] | None = None, resume: bool = False) -> None:
         """Train the members of an ensemble and average them."""
         from fatai.experiment.ensemble_run import run_ensemble
+        from fatai.report.html import run_report
 
         run_ensemble(
             self.data,
@@ -134,6 +137,7 @@ class _Training:
             corrections=self.corrections,
             num_workers=self.num_workers,
             command=_command_line(),
+            report=run_report,
         )
 
     def print_estimate(self, time_limit: str | None) -> None:

@@ -1,1 +1,1 @@
-"""What went well and wrong, to look at and listen to."""
+"""Reports of runs and learners, and the review of label issues, as self-contained HTML pages."""

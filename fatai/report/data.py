@@ -1,4 +1,8 @@
-"""What a report is drawn from, gathered from a run folder, which may come from a stranger and may lack anything."""
+"""Load the data of a report from a run folder.
+
+The folder may come from anywhere and may lack any file: what cannot be read is left out with a warning, and its section of the report is
+replaced by a sentence.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +17,64 @@ import numpy as np
 import pandas as pd
 
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.errors import CheckpointError, FataiError
-from fatai.io.csv import read_csv
 from fatai.ensemble.members import read_folds
-from fatai.inference.predictions import Predictions
-from fatai.export.pretrained import Pretrained
-from fatai.inference.ground_truth import read_truth
-from fatai.experiment.run_folder import trained_model
+from fatai.errors import CheckpointError, FataiError
 from fatai.experiment.manifest import read_manifest
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.metrics.calibration import CALIBRATION, Calibration
+from fatai.experiment.run_folder import trained_model
+from fatai.export.pretrained import Pretrained
+from fatai.inference.ground_truth import read_truth
+from fatai.inference.predictions import Predictions
+from fatai.io.csv import read_csv
 from fatai.io.json import read_text_limited
+from fatai.metrics.calibration import CALIBRATION, Calibration
 
-__all__ = ["ReportData", "SectionUnavailable", "material_of_run"]
+__all__ = ["ReportData", "SectionUnavailable", "load_report_data"]
+
+_RUN_FILES = ("recipe.toml", "oof.csv", "folds.csv")
+_SHOWN_TEXTS = {"recipe.toml": "Recipe", "manifest.json": "Manifest", "blend.txt": "Ensemble"}
+_MAX_EPOCHS = 100_000
+_MAX_TEXT = 100_000
 
 
-class SectionUnavailable(Exception):
-    """A part of the report that cannot be drawn; its message is the sentence that takes its place."""
+class SectionUnavailable(Exception):  # noqa: N818 - it ends a section, and is no error of the report
+    """Raised where a section of the report cannot be made; its message is the sentence shown instead."""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report is drawn from; what is None or empty is not at hand.
+    """The data of a report; None or an empty value means that it is not available.
 
     Attributes
     ----------
     name, kind
-        Of what is reported, and what it is: "run", "ensemble" or "learner".
+        Name of the run or learner, and "run", "ensemble" or "learner".
+    tags
+        Names of the tags, in the order of all columns.
     predictions
-        Of clips that their model was not trained on.
+        Out-of-fold predictions: each clip is predicted by a model that was not trained on it.
     truth
-        Tags of each clip by its name, (tags,) bool, in the order of the predictions' tags.
+        For each clip name the tags as bool, shape (tags,).
     folds
-        The fold that holds each clip out, by its name.
+        For each clip name the fold that it is validated in.
     paths
-        Sound file of each of these clips, by its name.
+        For each of these clip names its sound file.
     parts
-        Sound files of each part of the data, for the audit.
+        Sound files of each part of the data.
     broken
-        A sentence for each file that could not be read or is not there.
+        One sentence for each file that is unreadable or missing.
     histories
-        What each fold noted of its epochs, by the fold's name.
+        For each fold a table of its epochs, with the column `stage`.
     network
-        The trained network of a fold; raises `FataiError` if there is none.
+        Function that returns the trained network of a fold; raises `FataiError` if there is none.
     calibration
-        That of the run.
-    recipe, manifest, notes
-        What made the run, and further texts with their titles.
+        Calibration of the run.
+    recipe, manifest
+        Recipe and manifest of the run.
+    notes
+        Texts that are shown as they are, by title.
     members
-        Runs of an ensemble.
+        Names of the runs of an ensemble.
     """
 
     name: str
@@ -81,17 +94,24 @@ class ReportData:
     notes: Mapping[str, str] = field(default_factory=dict)
     members: tuple[str, ...] = ()
 
-    def judged(self) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Names of the clips with both predictions and truth, their probabilities and their tags, both (clips, tags).
+    def scored(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Return the clips that have both predictions and a truth.
 
-        Raises `SectionUnavailable` if there is no such clip, or none has a tag.
+        Returns
+        -------
+        Names of the clips; their probabilities, shape (clips, tags); their tags as bool, shape (clips, tags).
+
+        Raises
+        ------
+        SectionUnavailable
+            If there is no such clip, or none has a tag.
         """
         if self.predictions is None:
             raise SectionUnavailable("There are no predictions of held-out clips (oof.csv), so nothing can be scored.")
         fnames = [name for name in self.predictions.fnames if name in self.truth]
         if not fnames:
             raise SectionUnavailable(
-                "The labels of the held-out clips are not at hand, so nothing can be scored: give the data with --data."
+                "The labels of the held-out clips are not available, so nothing can be scored: give the data with --data."
             )
         targ = np.array([self.truth[name] for name in fnames], dtype=bool)
         if not targ.any():
@@ -99,13 +119,15 @@ class ReportData:
         return fnames, self.predictions.select(fnames).probs, targ
 
 
-def material_of_run(run: str | Path, data: str | Path | FATDataset | None = None) -> ReportData:
-    """Gather what a run folder, or the folder of an ensemble of runs, holds.
+def load_report_data(run: str | Path, data: str | Path | FATDataset | None = None) -> ReportData:
+    """Load the data of a report from the folder of a run or of an ensemble of runs.
 
     Parameters
     ----------
+    run
+        The folder.
     data
-        The data that the run was made with: gives the sounds and, for runs whose folds.csv lacks them, the labels.
+        The data that the run was trained on: gives the sounds and, for runs whose folds.csv lacks them, the labels.
 
     Raises
     ------
@@ -115,106 +137,115 @@ def material_of_run(run: str | Path, data: str | Path | FATDataset | None = None
         If `data` cannot be read.
     """
     run = Path(run)
-    members = () if (run / "recipe.toml").is_file() else tuple(sorted(p.parent.name for p in run.glob("*/recipe.toml")))
-    known = ("recipe.toml", "oof.csv", "folds.csv")
-    if not any((run / name).is_file() for name in known):
+    if not any((run / name).is_file() for name in _RUN_FILES):
         raise CheckpointError(
-            f"{run} is no run; expected a folder with {', '.join(known)}, as fatai-submit run makes them"
+            f"{run} is no run; expected a folder with {', '.join(_RUN_FILES)}, as fatai-submit run writes it"
         )
-    manifest = _or_none(read_manifest, run) or {}
-    recipe = _or_none(load_recipe, run / "recipe.toml") if (run / "recipe.toml").is_file() else None
-    predictions = _or_none(Predictions.from_csv, run / "oof.csv") if (run / "oof.csv").is_file() else None
-    tags = predictions.tags if predictions is not None else _tags(manifest)
-    layout = None if data is None else _layout(data, recipe)
-    noted = run / (members[0] if members else ".") / "folds.csv"
+    is_run = (run / "recipe.toml").is_file()
+    members = () if is_run else tuple(sorted(path.parent.name for path in run.glob("*/recipe.toml")))
+    manifest = _load_or_none(read_manifest, run) or {}
+    recipe = _load_or_none(load_recipe, run / "recipe.toml") if is_run else None
+    predictions = _load_if_exists(Predictions.from_csv, run / "oof.csv")
+    tags = predictions.tags if predictions is not None else _manifest_tags(manifest)
+    dataset = None if data is None else _load_dataset(data, recipe)
+    folds_csv = run / (members[0] if members else ".") / "folds.csv"
     return ReportData(
         name=run.resolve().name,
         kind="ensemble" if members else "run",
         tags=tags,
         predictions=predictions,
-        truth=_truth(noted, layout, tags),
-        folds=_or_none(read_folds, noted) or {} if noted.is_file() else {},
-        paths={} if layout is None else dict(zip(layout.curated["fname"], map(Path, layout.curated["path"]))),
-        parts={} if layout is None else _parts(layout),
-        broken=_broken(manifest, layout),
-        histories={
-            path.parent.name: table
-            for path in sorted(run.glob("fold_*/history.csv"))
-            if (table := _history(path)) is not None
-        },
-        network=None if members or recipe is None else partial(_network, run),
-        calibration=_or_none(Calibration.from_json, run / CALIBRATION) if (run / CALIBRATION).is_file() else None,
+        truth=_load_truth(folds_csv, dataset, tags),
+        folds=_load_if_exists(read_folds, folds_csv) or {},
+        paths={} if dataset is None else _curated_paths(dataset),
+        parts={} if dataset is None else _paths_of_parts(dataset),
+        broken=_broken_files(manifest, dataset),
+        histories=_load_histories(run),
+        network=None if members or recipe is None else partial(_load_network, run),
+        calibration=_load_if_exists(Calibration.from_json, run / CALIBRATION),
         recipe=recipe,
         manifest=manifest,
-        notes=_notes(run),
+        notes=_load_texts(run),
         members=members,
     )
 
 
-def _network(run: Path, fold: int) -> Pretrained:
+def _load_network(run: Path, fold: int) -> Pretrained:
     try:
         return trained_model(run, fold)
     except (OSError, RuntimeError) as e:
-        # Of other libraries: a backbone's own weights, say, that cannot be fetched any more.
+        # From other libraries, such as a backbone whose weights can no longer be downloaded.
         raise CheckpointError(f"the network of fold {fold} of {run} cannot be built: {e}") from e
 
 
-def _or_none(read: Callable[[Any], Any], path: Path) -> Any:
-    """What a file of the run holds; None if it is damaged, after a warning."""
+def _load_or_none(load: Callable[[Any], Any], path: Path) -> Any:
+    """Load a file of the run; warn and return None if it is damaged."""
     try:
-        return read(path)
+        return load(path)
     except FataiError as e:
-        warnings.warn(f"the report goes without {path.name}: {e}", stacklevel=3)
+        warnings.warn(f"the report is made without {path.name}: {e}", stacklevel=3)
         return None
 
 
-def _tags(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+def _load_if_exists(load: Callable[[Any], Any], path: Path) -> Any:
+    return _load_or_none(load, path) if path.is_file() else None
+
+
+def _manifest_tags(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     tags = manifest.get("tags")
     return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
 
-def _layout(data: str | Path | FATDataset, recipe: Recipe | None) -> FATDataset:
+def _load_dataset(data: str | Path | FATDataset, recipe: Recipe | None) -> FATDataset:
     if isinstance(data, FATDataset):
         return data
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says what is missing
-        return load_dataset(data, corrupted=recipe.clips.corrupted_files if recipe is not None else "keep")
+        warnings.simplefilter("ignore")  # the report lists what is missing
+        return load_dataset(data, corrupted_files=recipe.clips.corrupted_files if recipe is not None else "keep")
 
 
-def _truth(noted: Path, layout: FATDataset | None, tags: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Labels as the run trained with them, which corrections may have changed; else those of the data."""
+def _load_truth(folds_csv: Path, dataset: FATDataset | None, tags: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Load the labels that the run was trained with, which corrections may have changed; else those of the data."""
     try:
-        if noted.is_file() and "labels" in read_csv(noted).columns:
-            # Not as a whole: its column fold is no tag.
-            table = pd.read_csv(noted, dtype=str, keep_default_na=False)
+        if folds_csv.is_file() and "labels" in read_csv(folds_csv).columns:
+            # Two columns only: the column fold is no tag.
+            table = pd.read_csv(folds_csv, dtype=str, keep_default_na=False)
             return read_truth(table[["fname", "labels"]], tags)
-        return {} if layout is None else read_truth(layout.curated[["fname", "labels"]], tags)
+        return {} if dataset is None else read_truth(dataset.curated[["fname", "labels"]], tags)
     except (FataiError, KeyError, ValueError) as e:
-        warnings.warn(f"the report goes without scores: {e}", stacklevel=3)
+        warnings.warn(f"the report is made without scores: {e}", stacklevel=3)
         return {}
 
 
-def _parts(layout: FATDataset) -> dict[str, list[Path]]:
-    tables = {"curated": layout.curated, "noisy": layout.noisy, "test": layout.test}
+def _curated_paths(dataset: FATDataset) -> dict[str, Path]:
+    return dict(zip(dataset.curated["fname"], map(Path, dataset.curated["path"]), strict=True))
+
+
+def _paths_of_parts(dataset: FATDataset) -> dict[str, list[Path]]:
+    tables = {"curated": dataset.curated, "noisy": dataset.noisy, "test": dataset.test}
     return {
         name: [Path(p) for p in table["path"]] for name, table in tables.items() if table is not None and len(table)
     }
 
 
-def _broken(manifest: Mapping[str, Any], layout: FATDataset | None) -> tuple[str, ...]:
+def _broken_files(manifest: Mapping[str, Any], dataset: FATDataset | None) -> tuple[str, ...]:
     unreadable = manifest.get("unreadable")
-    told = []
+    sentences = []
     for part, names in (unreadable.items() if isinstance(unreadable, dict) else ()):
-        told += [f"{name} ({part}): cannot be read" for name in (names if isinstance(names, list) else ())]
-    if layout is not None:
-        told += [f"{row.fname} ({row.part}): the file is missing" for row in layout.missing.itertuples()]
-    return tuple(told)
+        sentences += [f"{name} ({part}): cannot be read" for name in (names if isinstance(names, list) else ())]
+    if dataset is not None:
+        sentences += [f"{row.fname} ({row.part}): the file is missing" for row in dataset.missing.itertuples()]
+    return tuple(sentences)
 
 
-def _history(path: Path) -> pd.DataFrame | None:
-    """Numbers of the epochs of a fold, with their stage; None of a file that holds none."""
+def _load_histories(run: Path) -> dict[str, pd.DataFrame]:
+    tables = {path.parent.name: _load_history(path) for path in sorted(run.glob("fold_*/history.csv"))}
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def _load_history(path: Path) -> pd.DataFrame | None:
+    """Load the epochs of a fold: numbers, and the column `stage`; None if the file has no epoch."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=100_000)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=_MAX_EPOCHS)
     except (OSError, ValueError):
         return None
     if not {"stage", "epoch"} <= set(table.columns) or not len(table):
@@ -223,13 +254,12 @@ def _history(path: Path) -> pd.DataFrame | None:
     return numbers.assign(stage=table["stage"])
 
 
-def _notes(run: Path) -> dict[str, str]:
-    """Texts of the run that are shown as they are."""
-    titles = {"recipe.toml": "Recipe", "manifest.json": "Manifest", "blend.txt": "Averager"}
-    notes = {}
-    for name, title in titles.items():
+def _load_texts(run: Path) -> dict[str, str]:
+    """Load the files that the report shows as they are, by title."""
+    texts = {}
+    for name, title in _SHOWN_TEXTS.items():
         try:
-            notes[title] = read_text_limited(run / name)[:100_000]
+            texts[title] = read_text_limited(run / name)[:_MAX_TEXT]
         except (OSError, ValueError):
             continue
-    return notes
+    return texts

@@ -1,31 +1,33 @@
-"""What a reviewer decided, on disk: corrections.csv as every loader reads it, and beside it the clips that were found right.
+"""Decisions of a label review on disk: corrections.csv, which every loader reads, and beside it the clips confirmed as right.
 
-A decision is the tags of a clip, or None for a clip to be removed. Tags as given mean that the clip is right: no correction, so it goes to
-`<corrections>.kept.csv`, which only a review that is gone on with reads.
+A decision is the tags of a clip, or None to remove the clip. The tags as given confirm the clip: this is no correction and goes to
+`<corrections>.confirmed.csv`, which only a continued review reads.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from fatai.io.atomic import write_text
 from fatai.data.labels import REMOVE, check_labels, join_labels, read_corrections, read_table
 from fatai.errors import LabelError
+from fatai.io.atomic import write_text
 
 __all__ = ["Decisions"]
 
+_Decided = dict[str, list[str] | None]
+
 
 class Decisions:
-    """The decisions of a review, in two files that are whole at any time; threads may share one.
+    """The decisions of a review, in two files that are complete at any time; threads may share one.
 
     Parameters
     ----------
     path
-        corrections.csv; it need not be there yet. Corrections of clips that are not under review stay in it.
+        corrections.csv; it need not exist. Corrections of clips that are not under review stay in it.
     tags
         The vocabulary.
     given
@@ -36,23 +38,23 @@ class Decisions:
         self.path, self._tags, self._given, self._lock = Path(path), tuple(tags), dict(given), threading.Lock()
 
     @property
-    def kept_path(self) -> Path:
-        """The clips that were found right, a column `fname`."""
-        return self.path.with_suffix(".kept.csv")
+    def confirmed_path(self) -> Path:
+        """The file of confirmed clips, with one column `fname`."""
+        return self.path.with_suffix(".confirmed.csv")
 
-    def read(self) -> dict[str, list[str] | None]:
-        """The decision of each clip that has one; raises as `read_corrections`."""
-        decided: dict[str, list[str] | None] = {}
-        if self.kept_path.is_file():
-            names = read_table(self.kept_path, ["fname"])["fname"]
+    def read(self) -> _Decided:
+        """Read the decision of each clip that has one; errors are those of `read_corrections`."""
+        decided: _Decided = {}
+        if self.confirmed_path.is_file():
+            names = read_table(self.confirmed_path, ["fname"])["fname"]
             decided = {fname: list(self._given[fname]) for fname in names if fname in self._given}
         if self.path.is_file():
             table = read_corrections(self.path, tags=self._tags)
-            decided.update(zip(table["fname"], table["labels"]))
+            decided.update(zip(table["fname"], table["labels"], strict=True))
         return decided
 
     def decide(self, fname: str, labels: Sequence[str] | None) -> int:
-        """Write a decision, tags or None to remove the clip; returns how many clips are decided.
+        """Write a decision, tags or None to remove the clip; return the number of decided clips.
 
         Raises
         ------
@@ -61,34 +63,40 @@ class Decisions:
         """
         if fname in self._given and labels is not None:
             if not labels and self._given[fname]:
-                raise LabelError(f"{fname} would have no tag left; expected at least one, or remove the clip")
+                raise LabelError(f"{fname} would have no tag left; give at least one, or remove the clip")
             check_labels(pd.DataFrame({"fname": [fname], "labels": [list(labels)]}), self._tags, "the decision")
-        return self._changed(fname, lambda decided: {**decided, fname: None if labels is None else list(labels)})
+        return self._update(fname, lambda decided: {**decided, fname: None if labels is None else list(labels)})
 
-    def forget(self, fname: str) -> int:
-        """Take a decision back; returns how many clips are decided."""
-        return self._changed(fname, lambda decided: {name: labels for name, labels in decided.items() if name != fname})
+    def undo(self, fname: str) -> int:
+        """Remove the decision on a clip; return the number of decided clips.
 
-    def _changed(self, fname: str, change) -> int:
+        Raises
+        ------
+        LabelError
+            If the clip is not under review.
+        """
+        return self._update(fname, lambda decided: {name: labels for name, labels in decided.items() if name != fname})
+
+    def _update(self, fname: str, change: Callable[[_Decided], _Decided]) -> int:
         if fname not in self._given:
             raise LabelError(f"{fname[:80]!r} is no clip of this review; reload the page")
         with self._lock:
-            # Read anew each time, so that what somebody wrote into the file meanwhile stays.
+            # Read again each time, so that changes of the file by others are kept.
             decided = change(self.read())
-            right = [
-                name
-                for name, labels in decided.items()
-                if labels is not None and set(labels) == set(self._given.get(name, ())) and name in self._given
-            ]
-            _write(self.kept_path, {"fname": sorted(right)})
-            wrong = sorted(set(decided).difference(right))
-            _write(self.path, {"fname": wrong, "labels": [join_labels(_or_remove(decided[name])) for name in wrong]})
+            confirmed = {name for name, labels in decided.items() if self._is_confirmed(name, labels)}
+            corrected = sorted(set(decided) - confirmed)
+            _write_table(self.confirmed_path, {"fname": sorted(confirmed)})
+            labels = [join_labels(_labels_or_remove(decided[name])) for name in corrected]
+            _write_table(self.path, {"fname": corrected, "labels": labels})
         return len(decided.keys() & self._given.keys())
 
+    def _is_confirmed(self, fname: str, labels: Sequence[str] | None) -> bool:
+        return labels is not None and fname in self._given and set(labels) == set(self._given[fname])
 
-def _or_remove(labels: Sequence[str] | None) -> Sequence[str]:
+
+def _labels_or_remove(labels: Sequence[str] | None) -> Sequence[str]:
     return [REMOVE] if labels is None else labels
 
 
-def _write(path: Path, columns: Mapping[str, Iterable[str]]) -> None:
+def _write_table(path: Path, columns: Mapping[str, Iterable[str]]) -> None:
     write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))

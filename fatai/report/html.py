@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens with a double click, asks nobody for anything, and is the same for the same run."""
+"""Render a report as one self-contained HTML file: no network, and the same bytes for the same run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fatai.io.atomic import write_text
 from fatai.data.datasets.fat2019 import FATDataset
-from fatai.report.sections.training import data_audit, fold_audit, speed, training_curves
-from fatai.report.sections.examples import best_and_worst, filters
-from fatai.report.data import ReportData, SectionUnavailable, material_of_run
-from fatai.report.media import short
-from fatai.report.sections.metrics import calibration, confused, costs, overall, per_tag
+from fatai.io.atomic import write_text
+from fatai.report.data import ReportData, SectionUnavailable, load_report_data
+from fatai.report.media import shorten
+from fatai.report.sections.examples import best_and_worst_clips, first_layer_filters
+from fatai.report.sections.metrics import calibration, confusions, costs, overall, per_tag
+from fatai.report.sections.training import data_summary, fold_summary, speed, training_curves
 
 __all__ = ["REPORT", "report_html", "run_report"]
 
@@ -22,17 +22,17 @@ REPORT = "report.html"
 """Name of the file in a run folder."""
 
 # In the order of the page; the template has a block of each name.
-_PARTS: dict[str, Callable[[ReportData], dict[str, Any]]] = {
+_SECTIONS: dict[str, Callable[[ReportData], dict[str, Any]]] = {
     "overall": overall,
     "costs": costs,
     "per_tag": per_tag,
-    "confused": confused,
-    "clips": best_and_worst,
+    "confusions": confusions,
+    "clips": best_and_worst_clips,
     "calibration": calibration,
     "curves": training_curves,
-    "data": data_audit,
-    "folds": fold_audit,
-    "filters": filters,
+    "data": data_summary,
+    "folds": fold_summary,
+    "filters": first_layer_filters,
     "speed": speed,
 }
 
@@ -43,48 +43,48 @@ def run_report(run: str | Path, data: str | Path | FATDataset | None = None, out
     Parameters
     ----------
     run
-        The run folder, which may come from a stranger.
+        The run folder; it need not be trusted.
     data
-        The data it was made with, for the sounds; without it the report has no players and spectrograms.
+        The data that the run was trained on; without it the report has no players and spectrograms.
     out
-        Where to write; report.html in the run folder if None.
+        File to write; report.html in the run folder if None.
 
     Raises
     ------
     CheckpointError
-        If `run` holds no run.
+        If `run` is no run folder.
     DataError
         If `data` cannot be read.
     """
     path = Path(run) / REPORT if out is None else Path(out)
-    write_text(path, report_html(material_of_run(run, data)))
+    write_text(path, report_html(load_report_data(run, data)))
     return path
 
 
-def report_html(material: ReportData) -> str:
-    """The page; a part that cannot be drawn is a sentence."""
-    parts: dict[str, Any] = {}
-    for name, make in _PARTS.items():
+def report_html(report: ReportData) -> str:
+    """Render the page; a section that is not available becomes a sentence."""
+    sections: dict[str, Any] = {}
+    for name, make in _SECTIONS.items():
         try:
-            parts[name] = make(material)
+            sections[name] = make(report)
         except SectionUnavailable as e:
-            parts[name] = str(e)
-    return _environment().get_template("report.html").render(of=material, **parts)
+            sections[name] = str(e)
+    return _environment().get_template("report.html").render(report=report, **sections)
 
 
 def _environment() -> Environment:
-    # Everything is escaped that is not Markup: names of files and tags come from strangers.
-    made = Environment(
+    # All that is no Markup is escaped: names of files and tags are untrusted.
+    environment = Environment(
         loader=PackageLoader("fatai.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"short": short, "number": _number}
-    return made
+    environment.filters |= {"shorten": shorten, "number": _format_number}
+    return environment
 
 
-def _number(value: Any, digits: int = 3) -> str:
-    """A number with so many digits; a dash for none."""
+def _format_number(value: Any, digits: int = 3) -> str:
+    """Format a number with `digits` decimals; a dash for None or NaN."""
     return "–" if value is None or value != value else f"{value:.{digits}f}"

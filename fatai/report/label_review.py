@@ -1,7 +1,7 @@
-"""The review of suspect labels: which clips, in which order, with what beside them; as data and as a page that is one file.
+"""The review of label issues, as data and as a page in one file.
 
-A suspect is a clip and a tag, as `fatai.noisy_labels.label_issues` finds them: a given tag that looks wrong, or one that looks missing. They are gone
-through tag by tag, the most suspect first. What is decided of a clip holds for all of its suspects.
+A label issue is a clip and a tag, found by `fatai.noisy_labels.label_issues`: a given tag that looks wrong, or another that looks missing.
+The page goes through them tag by tag, the most doubtful first. A decision on a clip applies to all its issues.
 """
 
 from __future__ import annotations
@@ -13,34 +13,54 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fatai.io.atomic import write_text
+from fatai.audio.io import load_audio
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import AudioError, DataError
-from fatai.inference.predictions import Predictions
 from fatai.experiment.manifest import noted_data, read_manifest
-from fatai.report.media import sound
-from fatai.report.decisions import Decisions
-from fatai.report.whole_picture import whole_picture
-from fatai.audio.io import load_audio
+from fatai.inference.predictions import Predictions
+from fatai.io.atomic import write_text
 from fatai.noisy_labels.label_issues import find_label_issues
+from fatai.report.decisions import Decisions
+from fatai.report.media import audio_uri, overview_image
 
-__all__ = ["Review", "ReviewClip", "Suspect", "media_of", "page_files", "review_of_run", "review_page", "write_review"]
+__all__ = [
+    "LabelIssue",
+    "Review",
+    "ReviewClip",
+    "RunIssues",
+    "clip_media",
+    "label_issues_of_run",
+    "load_review",
+    "page_files",
+    "review_page",
+    "write_review",
+]
 
-_SCORES = 6  # the likeliest tags that are shown of a clip, besides those given
+_N_SCORES = 6  # the likeliest tags shown of a clip, besides those given
 _SR = 44100
-_STYLES, _SCRIPTS = ("look.css", "review.css"), ("sight.js", "review.js")
+_STYLES, _SCRIPTS = ("common.css", "review.css"), ("common.js", "review.js")
 
 
 @dataclass(frozen=True)
 class ReviewClip:
-    """A clip in doubt: its name and file, the tags given, and the model's probabilities of the likeliest tags and those given."""
+    """A clip under review.
+
+    Attributes
+    ----------
+    fname, path
+        Name and file.
+    labels
+        The tags given.
+    scores
+        Name and probability of the likeliest tags and of those given.
+    """
 
     fname: str
     path: Path
@@ -49,8 +69,18 @@ class ReviewClip:
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """A reason to look at clip number `clip`: a `tag` that looks "wrong" or "missing", and for a wrong one what it may be instead."""
+class LabelIssue:
+    """A tag of a clip that looks wrong or missing.
+
+    Attributes
+    ----------
+    clip
+        Number of the clip in the review.
+    tag, kind, prob
+        The tag, "wrong" or "missing", and its probability.
+    instead
+        For a wrong tag the one that is likelier; else empty.
+    """
 
     clip: int
     tag: str
@@ -61,20 +91,20 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Review:
-    """All that there is to look at; `find_label_issues` are tag by tag in the order of the vocabulary, the most suspect of each first."""
+    """The clips and their issues; these are ordered by tag in the order of the vocabulary, and by doubt within a tag."""
 
     title: str
     tags: tuple[str, ...]
     clips: tuple[ReviewClip, ...]
-    find_label_issues: tuple[Suspect, ...]
+    issues: tuple[LabelIssue, ...]
 
     @property
     def given(self) -> dict[str, tuple[str, ...]]:
         """The tags given to each clip, by its name."""
         return {clip.fname: clip.labels for clip in self.clips}
 
-    def plain(self) -> dict[str, Any]:
-        """Values for JSON; the clips without their sounds."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return values for JSON, without the sounds of the clips."""
         names = json.dumps([self.title, *self.given])
         return {
             "title": self.title,
@@ -84,97 +114,154 @@ class Review:
                 {"file": c.fname, "labels": c.labels, "scores": [(tag, round(p, 4)) for tag, p in c.scores]}
                 for c in self.clips
             ],
-            "suspects": [{**asdict(suspect), "prob": round(suspect.prob, 4)} for suspect in self.suspects],
+            "issues": [{**asdict(issue), "prob": round(issue.prob, 4)} for issue in self.issues],
         }
 
 
-def review_of_run(
+class RunIssues(NamedTuple):
+    """Label issues of a run.
+
+    Attributes
+    ----------
+    issues
+        As `find_label_issues` returns them, the most doubtful first.
+    n_clips
+        Number of clips that were compared.
+    labels
+        Table of these clips: `fname`, `labels`, `path`.
+    predictions
+        The predictions that they were compared with.
+    dataset
+        The data of the run.
+    """
+
+    issues: pd.DataFrame
+    n_clips: int
+    labels: pd.DataFrame
+    predictions: Predictions
+    dataset: FATDataset
+
+
+def label_issues_of_run(
     run: str | Path, data: str | Path | None = None, *, predictions: str | Path | None = None, n: int | None = None,
-) -> Review:
-    """The clips of a run whose labels its out-of-fold predictions doubt.
+) -> RunIssues:
+    """Find the labels that the out-of-fold predictions of a run contradict.
 
     Parameters
     ----------
+    run
+        The run folder.
     data
-        The data folder; by default the one that the run's manifest names, if it is still there.
+        The data folder; by default the one in the run's manifest, if it still exists.
     predictions
-        A CSV that judges instead of the run's oof.csv, for instance of noisy clips; from models that did not train on these.
+        A CSV to use instead of the run's oof.csv, for instance of noisy clips; its models must not have been trained on these clips.
     n
-        No more clips than these, the most suspect ones; None for all.
+        Maximum number of clips, the most doubtful ones; None for all.
 
     Raises
     ------
     DataError
-        If there are no predictions, no data, no clip that both know, or nothing that is suspect.
+        If there are no predictions, no data, no clip that both have, or no issue.
     """
-    judge = Predictions.from_csv(predictions or Path(run) / "oof.csv")
-    layout = load_dataset(_data_of(Path(run)) if data is None else data)
-    table = _labelled(layout, judge)
-    both = judge.align_with(table[["fname", "labels"]], partial=True)
-    fnames = [fname for fname in judge.fnames if fname in set(table["fname"])]
-    found = find_label_issues(both.probs, both.targ, judge.tags, fnames, trained_on=fnames, out_of_fold=True)
+    predicted = Predictions.from_csv(predictions or Path(run) / "oof.csv")
+    dataset = load_dataset(_data_of(Path(run)) if data is None else data)
+    labels = _predicted_labels(dataset, predicted)
+    pairs = predicted.align_with(labels[["fname", "labels"]], partial=True)
+    known = set(labels["fname"])
+    fnames = [fname for fname in predicted.fnames if fname in known]
+    issues = find_label_issues(pairs.probs, pairs.targ, predicted.tags, fnames, trained_on=fnames, out_of_fold=True)
     if n is not None:
-        found = found[found["fname"].isin(found["fname"].drop_duplicates().head(n))]
-    if not len(found):
-        raise DataError(
-            f"nothing is suspect among the {len(fnames)} clips that {predictions or run} judges; there is nothing to review"
-        )
-    shown = list(dict.fromkeys(found["fname"]))
-    clips = _clips(shown, table.set_index("fname"), dict(zip(fnames, both.probs)), judge.tags)
-    number, rank = {fname: k for k, fname in enumerate(shown)}, {tag: k for k, tag in enumerate(judge.tags)}
-    found = found.sort_values("tag", key=lambda tags: tags.map(rank), kind="stable")
-    return Review(f"{Path(run).resolve().name} on {layout.path.resolve().name}", judge.tags, clips, tuple(
-        Suspect(number[row.fname], row.tag, row.kind, float(row.prob), row.instead) for row in found.itertuples()
-    ))
+        issues = issues[issues["fname"].isin(issues["fname"].drop_duplicates().head(n))]
+    if not len(issues):
+        raise DataError(f"the predictions of {predictions or run} contradict no label of {len(fnames)} clips; there is nothing to review")
+    return RunIssues(issues, len(fnames), labels, predicted, dataset)
 
 
-def _clips(
-    shown: Iterable[str], table: pd.DataFrame, probs: Mapping[str, np.ndarray], tags: Sequence[str],
-) -> tuple[ReviewClip, ...]:
+def load_review(
+    run: str | Path, data: str | Path | None = None, *, predictions: str | Path | None = None, n: int | None = None,
+) -> Review:
+    """Load the review of a run; parameters and errors are those of `label_issues_of_run`."""
+    found = label_issues_of_run(run, data, predictions=predictions, n=n)
+    fnames, tags = list(dict.fromkeys(found.issues["fname"])), found.predictions.tags
+    number, order = {fname: k for k, fname in enumerate(fnames)}, {tag: k for k, tag in enumerate(tags)}
+    by_tag = found.issues.sort_values("tag", key=lambda column: column.map(order), kind="stable")
+    issues = tuple(
+        LabelIssue(number[row.fname], row.tag, row.kind, float(row.prob), row.instead) for row in by_tag.itertuples()
+    )
+    title = f"{Path(run).resolve().name} on {found.dataset.path.resolve().name}"
+    return Review(title, tags, _review_clips(fnames, found), issues)
+
+
+def _review_clips(fnames: Iterable[str], found: RunIssues) -> tuple[ReviewClip, ...]:
+    table = found.labels.set_index("fname")
+    rows = dict(zip(found.predictions.fnames, found.predictions.probs, strict=True))
     clips = []
-    for fname in shown:
-        labels, row = tuple(table.at[fname, "labels"]), probs[fname]
-        order = [tags[int(k)] for k in np.argsort(-row, kind="stable")]
-        scores = [tag for k, tag in enumerate(order) if k < _SCORES or tag in labels]
-        at = dict(zip(tags, row.tolist()))
-        clips.append(ReviewClip(fname, Path(table.at[fname, "path"]), labels, tuple((tag, at[tag]) for tag in scores)))
+    for fname in fnames:
+        labels = tuple(table.at[fname, "labels"])
+        scores = _top_scores(rows[fname], found.predictions.tags, labels)
+        clips.append(ReviewClip(fname, Path(table.at[fname, "path"]), labels, scores))
     return tuple(clips)
 
 
-def _labelled(layout: FATDataset, judge: Predictions) -> pd.DataFrame:
-    """Labelled clips of both parts that are judged, each name once."""
-    parts = [layout.curated] if layout.noisy is None else [layout.curated, layout.noisy]
+def _top_scores(probs: np.ndarray, tags: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Return the likeliest tags and those given with their probabilities, from probabilities of shape (tags,)."""
+    order = [int(k) for k in np.argsort(-probs, kind="stable")]
+    return tuple((tags[k], float(probs[k])) for rank, k in enumerate(order) if rank < _N_SCORES or tags[k] in labels)
+
+
+def _predicted_labels(dataset: FATDataset, predicted: Predictions) -> pd.DataFrame:
+    """Return the labelled clips of both parts that are predicted, each name once."""
+    parts = [dataset.curated] if dataset.noisy is None else [dataset.curated, dataset.noisy]
     table = pd.concat([part[["fname", "labels", "path"]] for part in parts], ignore_index=True).drop_duplicates("fname")
-    known = table[table["fname"].isin(judge.fnames)]
+    known = table[table["fname"].isin(predicted.fnames)]
     if not len(known):
         raise DataError(
-            f"{layout.path} has none of the {len(judge.fnames)} clips that are judged; give the folder that the run trained on"
+            f"{dataset.path} has none of the {len(predicted.fnames)} clips of the predictions; give the folder that the run trained on"
         )
     return known
 
 
 def _data_of(run: Path) -> Path:
-    """The data that a run trained on, by its manifest."""
+    """Return the data that a run was trained on, from its manifest."""
     found = noted_data(run)
     if found is None:
         data = (read_manifest(run) or {}).get("data", {})
         name, digest = data.get("folder"), data.get("digest")
-        raise DataError(f"{run} does not say where its data are (their folder was called {name or 'what is not known'}"
-                        f"{', digest ' + str(digest)[:12] if digest else ''}); give it with --data")
+        raise DataError(
+            f"the manifest of {run} names no data that exist (folder {name or 'unknown'}"
+            f"{', digest ' + str(digest)[:12] if digest else ''}); give them with --data"
+        )
     return found
 
 
-def media_of(clip: ReviewClip, most_s: float, columns: int = 500) -> dict[str, Any]:
-    """What is seen and heard of a clip: `seconds` shown, `of` how many, `picture` with `ticks`, `sound`; or the `fault` of its file."""
+def clip_media(clip: ReviewClip, max_s: float, columns: int = 500) -> dict[str, Any]:
+    """Encode the sound and spectrogram of a clip for a page.
+
+    Parameters
+    ----------
+    clip
+        The clip.
+    max_s
+        Seconds from the beginning that are encoded.
+    columns
+        Maximum width of the picture in pixels.
+
+    Returns
+    -------
+    `seconds` encoded, `total_seconds` of the file, `picture` with its `ticks`, and `sound`; or `error` if the file cannot be read.
+    """
     try:
         wave = load_audio(clip.path, _SR)
     except AudioError as e:
-        return {"fault": str(e).replace(str(clip.path), clip.fname)}
-    kept = wave[:max(1, round(most_s * _SR))]
-    seen = whole_picture(kept, _SR, columns)
+        return {"error": str(e).replace(str(clip.path), clip.fname)}
+    start = wave[:max(1, round(max_s * _SR))]
+    image = overview_image(start, _SR, columns)
     return {
-        "seconds": round(len(kept) / _SR, 3), "of": round(len(wave) / _SR, 3), "picture": seen.uri, "ticks": seen.ticks,
-        "sound": sound(kept, _SR, most_s=most_s),
+        "seconds": round(len(start) / _SR, 3),
+        "total_seconds": round(len(wave) / _SR, 3),
+        "picture": image.uri,
+        "ticks": image.ticks,
+        "sound": audio_uri(start, _SR, max_s=max_s),
     }
 
 
@@ -185,41 +272,41 @@ def write_review(
     *,
     corrections: str | Path | None = None,
     n: int | None = 100,
-    most_s: float = 10.0,
+    max_s: float = 10.0,
     predictions: str | Path | None = None,
 ) -> Review:
-    """Write the review as one HTML file that needs no network; it hands out the corrections as a download.
+    """Write the review as one self-contained HTML file, which offers the corrections as a download.
 
     Parameters
     ----------
+    run, data, n, predictions
+        As in `label_issues_of_run`, with its errors.
+    out
+        File to write.
     corrections
-        Corrections to begin with: a file, which need not be there.
-    most_s
-        Seconds of each clip that are in the page.
-
-    Other arguments and errors are those of `review_of_run`.
+        Corrections to begin with; the file need not exist.
+    max_s
+        Seconds of each clip that are embedded.
     """
-    review = review_of_run(run, data, predictions=predictions, n=n)
+    review = load_review(run, data, predictions=predictions, n=n)
     decided = Decisions(corrections or Path(run) / "corrections.csv", review.tags, review.given).read()
-    plain = review.plain()
-    for clip, shown in zip(review.clips, plain["clips"], strict=True):
-        shown.update(media_of(clip, most_s))
-    write_text(out, review_page(review, {**plain, "decided": decided}))
+    values = review.to_dict()
+    for clip, shown in zip(review.clips, values["clips"], strict=True):
+        shown.update(clip_media(clip, max_s))
+    write_text(out, review_page(review, {**values, "decided": decided}))
     return review
 
 
 def page_files() -> dict[str, str]:
-    """The style sheets and scripts of the page, by their names."""
-    return {name: _text(name) for name in (*_STYLES, *_SCRIPTS)}
+    """Return the style sheets and scripts of the page, by their names."""
+    return {name: _template(name) for name in (*_STYLES, *_SCRIPTS)}
 
 
 def review_page(review: Review, data: Mapping[str, Any] | None = None, token: str = "") -> str:
-    """The page; with `data` all is in it, without it comes from the server that has given out `token`."""
-    style, script = ("".join(_text(name) for name in names) for names in (_STYLES, _SCRIPTS))
-    page = Environment(loader=PackageLoader("fatai.report"), autoescape=True, undefined=StrictUndefined).get_template(
-        "review.html"
-    )
-    return page.render(
+    """Render the page; with `data` it is self-contained, without it loads them from the server that issued `token`."""
+    style, script = ("".join(_template(name) for name in names) for names in (_STYLES, _SCRIPTS))
+    environment = Environment(loader=PackageLoader("fatai.report"), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("review.html").render(
         title=review.title,
         data=data,
         token=token,
@@ -231,10 +318,10 @@ def review_page(review: Review, data: Mapping[str, Any] | None = None, token: st
     )
 
 
-def _text(name: str) -> str:
+def _template(name: str) -> str:
     return (files("fatai.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
-    """As a content security policy names a script or style that may stand in the page."""
+    """Return the hash by which a content security policy allows an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,8 +1,8 @@
-"""Sounds and pictures that a page holds in itself: data URIs and inline SVG, nothing that has to be fetched.
+"""Sounds and pictures embedded in a page: data URIs and inline SVG.
 
-Conventions: a wave is (samples,) in [-1, 1]; `values` of a spectrogram are (rows, frames), lowest frequency first, arrays or tensors. Words
-that come from strangers are escaped here. The same input gives the same bytes. SVG draws its words in the page's own colour, so that a
-light and a dark page both show them; colours of data are safe for every kind of colour vision.
+Conventions: a *wave* has the shape (samples,), values in [-1, 1]; a *spectrogram* has the shape (rows, frames), lowest frequency first;
+both may be arrays or tensors. Untrusted words are escaped here. The same input gives the same bytes. SVG text has the color of the page's
+text, so that light and dark pages show it; colors of data suit every kind of color vision.
 """
 
 from __future__ import annotations
@@ -13,54 +13,71 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from markupsafe import Markup
+from torch import Tensor
+from torch.nn.functional import pad
 
+from fatai.audio.front_ends import FrontEnd
 from fatai.errors import ShapeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from fatai.audio.front_ends import FrontEnd
-
 __all__ = [
     "COLORS",
-    "MOST_SECONDS",
+    "MAX_SECONDS",
+    "OverviewImage",
+    "audio_player",
+    "audio_uri",
     "figure_svg",
     "frequency_ticks",
+    "image_uri",
     "new_figure",
-    "picture",
-    "player",
-    "short",
-    "sound",
-    "spectrogram",
+    "overview_image",
+    "shorten",
+    "spectrogram_svg",
 ]
 
-MOST_SECONDS = 10.0
-"""Sound beyond this is not embedded."""
+MAX_SECONDS = 10.0
+"""Maximum length of an embedded sound."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Of Okabe and Ito, which all kinds of colour vision tell apart; lines and hatches differ too."""
+"""Okabe and Ito's colors, distinct for every kind of color vision; lines and hatches differ too."""
 
 _MP3_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 _MP3_LEVEL = 0.8  # libsndfile's scale of constant rates: 96 kbit/s at 44.1 kHz, 40 at 16 kHz
 _WAV_RATE = 16000
-_MOST_PIXELS = (128, 400)  # rows, columns
+_MAX_PIXELS = (128, 400)  # rows, columns
+_HEAT_PIXELS = (64, 128)
 _TICKS_HZ = (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
+_MIN_TICK_DISTANCE = 0.09  # of the height; nearer labels would overlap
 _STEPS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _HEAT = (255, 140, 0)
-# Stands for the page's colour of words until the SVG is written.
+# Replaced by the page's text color when the SVG is written.
 _INK = "#010203"
+_OVERVIEW_ROWS, _OVERVIEW_DB = 96, 80.0
+_FRAMES_AT_ONCE = 1024
 
 
 # Sound
 
-def sound(wave: Any, sr: int, *, most_s: float = MOST_SECONDS) -> str:
-    """A data URI of a wave, shape (samples,): MP3 of at most 96 kbit/s or, where libsndfile cannot write that, WAV of 16 kHz.
+def audio_uri(wave: Any, sr: int, *, max_s: float = MAX_SECONDS) -> str:
+    """Encode a wave as a data URI: MP3 of at most 96 kbit/s or, if libsndfile cannot write it, WAV of 16 kHz.
 
-    Only the first `most_s` seconds are kept, so no sound takes more than 13 kB a second of MP3 (32 kB of WAV), a third more as text.
+    One second takes at most 13 kB as MP3, 32 kB as WAV, and a third more as text.
+
+    Parameters
+    ----------
+    wave
+        Shape (samples,).
+    sr
+        Sampling rate in Hz.
+    max_s
+        Only the first `max_s` seconds are encoded.
 
     Raises
     ------
@@ -69,104 +86,106 @@ def sound(wave: Any, sr: int, *, most_s: float = MOST_SECONDS) -> str:
     """
     import soundfile as sf
 
-    samples = _plain(wave)
+    samples = _to_numpy(wave)
     if samples.ndim != 1 or not len(samples):
         raise ShapeError(f"got a wave of shape {samples.shape}; expected (samples,) with at least one sample")
-    kept = np.clip(np.nan_to_num(samples[:max(1, round(most_s * sr))]), -1, 1)
+    kept = np.clip(np.nan_to_num(samples[:max(1, round(max_s * sr))]), -1, 1)
     if "MP3" in sf.available_formats():
         rate = min((r for r in _MP3_RATES if r >= sr), default=_MP3_RATES[-1])
-        return _uri("audio/mpeg", _mp3(_resampled(kept, sr, rate), rate))
+        return _data_uri("audio/mpeg", _encode_mp3(_resample(kept, sr, rate), rate))
     file = io.BytesIO()
-    sf.write(file, _resampled(kept, sr, min(sr, _WAV_RATE)), min(sr, _WAV_RATE), format="WAV", subtype="PCM_16")
-    return _uri("audio/wav", file.getvalue())
+    rate = min(sr, _WAV_RATE)
+    sf.write(file, _resample(kept, sr, rate), rate, format="WAV", subtype="PCM_16")
+    return _data_uri("audio/wav", file.getvalue())
 
 
-def player(wave: Any, sr: int, label: str = "") -> Markup:
-    """An HTML player of a wave; `label` is read aloud to those who don't see it."""
-    return Markup('<audio controls preload="metadata" src="{}" aria-label="{}"></audio>').format(sound(wave, sr), label)
+def audio_player(wave: Any, sr: int, label: str = "") -> Markup:
+    """Return an HTML player of a wave, shape (samples,) at `sr` Hz; screen readers read `label`."""
+    uri = audio_uri(wave, sr)
+    return Markup('<audio controls preload="metadata" src="{}" aria-label="{}"></audio>').format(uri, label)
 
 
-def _mp3(samples: np.ndarray, sr: int) -> bytes:
+def _encode_mp3(samples: np.ndarray, sr: int) -> bytes:
     import soundfile as sf
 
     file = io.BytesIO()
     try:
         encoder = sf.SoundFile(file, "w", sr, 1, format="MP3", compression_level=_MP3_LEVEL, bitrate_mode="CONSTANT")
-    except TypeError:  # soundfile before 0.13 knows no rates
+    except TypeError:  # soundfile before 0.13 has no constant rates
         encoder = sf.SoundFile(file, "w", sr, 1, format="MP3")
     with encoder:
         encoder.write(samples)
     return file.getvalue()
 
 
-def _resampled(samples: np.ndarray, sr: int, to: int) -> np.ndarray:
+def _resample(samples: np.ndarray, sr: int, new_sr: int) -> np.ndarray:
     import soxr
 
-    return samples if sr == to else np.clip(soxr.resample(samples, sr, to), -1, 1)
+    return samples if sr == new_sr else np.clip(soxr.resample(samples, sr, new_sr), -1, 1)
 
 
 # Pictures
 
-def picture(
+def image_uri(
     values: Any,
     *,
-    colours: str = "magma",
-    low: float | None = None,
-    high: float | None = None,
-    most: tuple[int, int] = _MOST_PIXELS,
+    cmap: str = "magma",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    max_size: tuple[int, int] = _MAX_PIXELS,
 ) -> str:
-    """A data URI of a PNG with a pixel for each value, the first row at the bottom.
+    """Encode a table as a data URI of a PNG with one pixel per value, the first row at the bottom.
 
     Parameters
     ----------
     values
-        Shape (rows, columns). More than `most` are averaged down to so many. What is no number is drawn as the lowest.
-    colours
-        Name of a colour map of matplotlib.
-    low, high
-        Values of the two ends of the map; by default the lowest and the highest.
+        Shape (rows, columns); larger tables are averaged down to `max_size`. NaN and infinities are drawn as the lowest value.
+    cmap
+        Name of a color map of matplotlib.
+    vmin, vmax
+        Values at the ends of the color map; by default the minimum and the maximum.
+    max_size
+        Maximum number of rows and columns.
     """
     import matplotlib
 
-    table = _shrunk(np.nan_to_num(_table(values), nan=np.nan, posinf=np.nan, neginf=np.nan), most)
-    there = table[np.isfinite(table)]
-    low = float(there.min()) if low is None and len(there) else low or 0.0
-    high = float(there.max()) if high is None and len(there) else high or 0.0
+    table = _downsample(np.nan_to_num(_to_table(values), nan=np.nan, posinf=np.nan, neginf=np.nan), max_size)
+    finite = table[np.isfinite(table)]
+    low = float(finite.min()) if vmin is None and len(finite) else vmin or 0.0
+    high = float(finite.max()) if vmax is None and len(finite) else vmax or 0.0
     level = np.zeros(table.shape) if high <= low else (np.nan_to_num(table, nan=low) - low) / (high - low)
-    palette = matplotlib.colormaps[colours](np.arange(256), bytes=True)[:, :3]
-    return _png((255 * level.clip(0, 1)).round().astype(np.uint8)[::-1], palette)
+    palette = matplotlib.colormaps[cmap](np.arange(256), bytes=True)[:, :3]
+    return _png_uri((255 * level.clip(0, 1)).round().astype(np.uint8)[::-1], palette)
 
 
-def spectrogram(values: Any, front_end: FrontEnd, *, heat: Any = None, label: str = "") -> Markup:
-    """Inline SVG of a spectrogram, frequency in Hz upwards and seconds to the right.
+def spectrogram_svg(values: Any, front_end: FrontEnd, *, heat: Any = None, label: str = "") -> Markup:
+    """Return a spectrogram as inline SVG, with axes in Hz and seconds.
 
     Parameters
     ----------
     values
-        Shape (rows, frames), as `front_end` makes them.
+        Shape (rows, frames), as `front_end` computes it.
+    front_end
+        Gives the frequencies of the rows and the seconds of a frame.
     heat
-        Shape (rows, frames), within [0, 1]: laid over the spectrogram, which is then grey; 1 is the strongest.
+        Shape (rows, frames), within [0, 1]: drawn over the spectrogram, which is then gray; 1 is the strongest.
     label
-        What the picture shows, for those who don't see it.
+        Description for screen readers.
     """
-    table = _table(values)
+    table = _to_table(values)
     width, height, left, bottom = 400, 180, 46, 30
     inner_w, inner_h = width - left - 8, height - bottom - 6
     image = Markup('<image x="{}" y="6" width="{}" height="{}" preserveAspectRatio="none" href="{}"{}/>')
-    layers = [image.format(left, inner_w, inner_h, picture(table, colours="magma" if heat is None else "gray"),
-                           Markup(' style="image-rendering:pixelated"'))]
+    uri = image_uri(table, cmap="magma" if heat is None else "gray")
+    layers = [image.format(left, inner_w, inner_h, uri, Markup(' style="image-rendering:pixelated"'))]
     if heat is not None:
-        layers.append(image.format(left, inner_w, inner_h, _glow(heat), ""))
-    words = [Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end" dominant-baseline="middle">{}</text>').format(
-        left - 6, 6 + inner_h * (1 - at), _short_hz(hz)) for hz, at in frequency_ticks(front_end, table.shape[0])]
-    words += [
-        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(
-            left + inner_w * at, height - bottom + 14, s
-        )
-        for s, at in _time_ticks(table.shape[1] * front_end.seconds_per_frame)
-    ]
-    words += [
-        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">seconds</text>').format(left + inner_w / 2, height - 3),
+        layers.append(image.format(left, inner_w, inner_h, _heat_uri(heat), ""))
+    frequencies = frequency_ticks(front_end, table.shape[0])
+    seconds = _time_ticks(table.shape[1] * front_end.seconds_per_frame)
+    labels = [_text_left(left - 6, 6 + inner_h * (1 - y), _format_hz(hz)) for hz, y in frequencies]
+    labels += [_text_below(left + inner_w * x, height - bottom + 14, f"{s:g}") for s, x in seconds]
+    labels += [
+        _text_below(left + inner_w / 2, height - 3, "seconds"),
         Markup('<text transform="translate(9 {:.1f}) rotate(-90)" text-anchor="middle">Hz</text>').format(
             6 + inner_h / 2
         ),
@@ -174,17 +193,89 @@ def spectrogram(values: Any, front_end: FrontEnd, *, heat: Any = None, label: st
     frame = Markup(
         '<svg class="spectrogram" viewBox="0 0 {} {}" role="img" aria-label="{}" font-size="11" fill="currentColor">{}</svg>'
     )
-    return frame.format(width, height, label, Markup("").join([*layers, *words]))
+    return frame.format(width, height, label, Markup("").join([*layers, *labels]))
+
+
+def _text_left(x: float, y: float, text: str) -> Markup:
+    element = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end" dominant-baseline="middle">{}</text>')
+    return element.format(x, y, text)
+
+
+def _text_below(x: float, y: float, text: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x, y, text)
+
+
+class OverviewImage(NamedTuple):
+    """A spectrogram of a whole sound.
+
+    Attributes
+    ----------
+    uri
+        Data URI of a PNG without margins.
+    ticks
+        Frequencies in Hz and their height in the image, 0 at the bottom and 1 at the top.
+    """
+
+    uri: str
+    ticks: list[tuple[float, float]]
+
+
+def overview_image(wave: Tensor, sr: int, columns: int = 1000) -> OverviewImage:
+    """Draw the mel spectrogram of a whole sound without margins, so that a page can place a playhead exactly on it.
+
+    The range is 80 dB below the maximum. Memory does not grow with the length but with the frames only.
+
+    Parameters
+    ----------
+    wave
+        Shape (samples,).
+    sr
+        Sampling rate in Hz.
+    columns
+        Maximum width in pixels; the height is 96 pixels, or 48 at rates below 16 kHz.
+
+    Raises
+    ------
+    ShapeError
+        If there is no sample or more than one channel.
+    """
+    if wave.ndim != 1 or not len(wave):
+        raise ShapeError(f"got a wave of shape {tuple(wave.shape)}; expected (samples,) with at least one sample")
+    n_fft = 2048 if sr >= 16000 else 512
+    n_mels = _OVERVIEW_ROWS if n_fft == 2048 else _OVERVIEW_ROWS // 2
+    # A short sound gets enough frames to be legible, a long one no more than its columns can show.
+    hop = int(min(n_fft // 2, max(n_fft // 16, len(wave) // columns)))
+    front_end = FrontEnd(sr=sr, n_fft=n_fft, hop_length=hop, center=False, n_mels=n_mels, fmin=20.0)
+    values = _spectrogram_in_parts(wave, front_end)
+    high = float(values.max())
+    uri = image_uri(values, vmin=high - _OVERVIEW_DB, vmax=high, max_size=(_OVERVIEW_ROWS, columns))
+    return OverviewImage(uri, frequency_ticks(front_end, front_end.rows))
+
+
+def _spectrogram_in_parts(wave: Tensor, front_end: FrontEnd) -> Tensor:
+    """Compute the spectrogram of a wave, shape (rows, frames), some frames at a time."""
+    n_fft, hop = front_end.n_fft, front_end.hop_length
+    module, step = front_end.build(), _FRAMES_AT_ONCE * hop
+    # Frame k is centered on sample k * hop, as if the whole wave were transformed at once.
+    padded = pad(wave, (n_fft // 2, n_fft // 2))
+    starts = range(0, len(padded) - n_fft + 1, step)
+    with torch.inference_mode():
+        return torch.cat([module(padded[None, start:start + step - hop + n_fft])[0] for start in starts], 1)
 
 
 @contextmanager
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """A matplotlib figure of a size in inches and its axes, for `figure_svg`; belongs to no window and leaves no setting changed."""
+    """Give a matplotlib figure of a size in inches and its axes, to be drawn by `figure_svg` inside the block.
+
+    It belongs to no window and changes no setting of matplotlib. `options` go to `Figure.subplots`.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
+    colored = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    transparent = ("axes.facecolor", "figure.facecolor", "savefig.facecolor")
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "fatai",
@@ -193,17 +284,13 @@ def new_figure(
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
         "legend.frameon": False,
         "grid.alpha": 0.3,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
-        ),
+        **dict.fromkeys(transparent, "none"),
+        **dict.fromkeys(colored, _INK),
     }
     with matplotlib.rc_context():
-        # Of the user's own settings none, or the same run would be drawn otherwise elsewhere.
+        # Without the user's own settings, so that the same run gives the same picture everywhere.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -211,7 +298,7 @@ def new_figure(
 
 
 def figure_svg(figure: Figure, label: str = "") -> Markup:
-    """Inline SVG of a figure of `new_figure`, within its block; words are words, in the page's colour."""
+    """Return a figure of `new_figure` as inline SVG, within its block; text stays text, in the page's color."""
     file = io.StringIO()
     with warnings.catch_warnings():
         # The browser has the letters that matplotlib's font lacks.
@@ -219,37 +306,37 @@ def figure_svg(figure: Figure, label: str = "") -> Markup:
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg"):].replace(_INK, "currentColor")
-    # A style would hold for the whole page, and names of parts would be there twice; those that are digests are needed and harmless.
+    # A style would apply to the whole page, and ids would occur twice; ids that are digests are needed and harmless.
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[A-Za-z.]+\d?[A-Za-z]*_\d+"', "", text)
-    # Sizes of the page rule, not points; names of other vocabularies are not needed inside HTML.
+    # The page sets the size; inside HTML no namespaces are needed.
     text = re.sub(r'^<svg .*?viewBox="([^"]*)".*?>', r'<svg viewBox="\1">', text, count=1, flags=re.DOTALL)
-    return Markup(text.replace("<svg ", str(Markup('<svg class="figure" role="img" aria-label="{}" ').format(label)), 1)
-                  .replace("xlink:href", "href").strip())
+    start = Markup('<svg class="figure" role="img" aria-label="{}" ').format(label)
+    return Markup(text.replace("<svg ", str(start), 1).replace("xlink:href", "href").strip())
 
 
-def short(words: Any, most: int = 80) -> str:
-    """Words, cut where they are too long to be shown."""
-    text = str(words)
-    return text if len(text) <= most else f"{text[:most - 1]}…"
+def shorten(value: Any, max_length: int = 80) -> str:
+    """Return a value as text of at most `max_length` characters."""
+    text = str(value)
+    return text if len(text) <= max_length else f"{text[:max_length - 1]}…"
 
 
-def _plain(values: Any) -> np.ndarray:
+def _to_numpy(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu().float().numpy()
     return np.asarray(values, dtype=np.float32)
 
 
-def _table(values: Any) -> np.ndarray:
-    table = _plain(values)
+def _to_table(values: Any) -> np.ndarray:
+    table = _to_numpy(values)
     if table.ndim != 2 or 0 in table.shape:
         raise ShapeError(f"got values of shape {table.shape}; expected (rows, frames), none of them 0")
     return table
 
 
-def _shrunk(table: np.ndarray, most: tuple[int, int]) -> np.ndarray:
-    """At most `most` rows and columns: the mean of those that fall together."""
-    for axis, limit in enumerate(most):
+def _downsample(table: np.ndarray, max_size: tuple[int, int]) -> np.ndarray:
+    """Average neighboring rows and columns so that there are at most `max_size`."""
+    for axis, limit in enumerate(max_size):
         n = table.shape[axis]
         if n > limit:
             starts = np.arange(limit) * n // limit
@@ -258,36 +345,36 @@ def _shrunk(table: np.ndarray, most: tuple[int, int]) -> np.ndarray:
     return table
 
 
-def _glow(heat: Any) -> str:
-    """A PNG of one colour, the more opaque the stronger the heat."""
-    opacity = (255 * 0.8 * _shrunk(_table(heat), (64, 128)).clip(0, 1)).round().astype(np.uint8)[::-1]
-    return _png(opacity, np.tile(np.array(_HEAT, dtype=np.uint8), (256, 1)), opacity=bytes(range(256)))
+def _heat_uri(heat: Any) -> str:
+    """Encode a heat map, shape (rows, frames), as a PNG of one color, more opaque where it is stronger."""
+    opacity = (255 * 0.8 * _downsample(_to_table(heat), _HEAT_PIXELS).clip(0, 1)).round().astype(np.uint8)[::-1]
+    return _png_uri(opacity, np.tile(np.array(_HEAT, dtype=np.uint8), (256, 1)), opacity=bytes(range(256)))
 
 
-def _png(levels: np.ndarray, palette: np.ndarray, opacity: bytes | None = None) -> str:
+def _png_uri(levels: np.ndarray, palette: np.ndarray, opacity: bytes | None = None) -> str:
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(levels)).convert("L")
     image.putpalette(np.ascontiguousarray(palette).tobytes())
     file = io.BytesIO()
     image.save(file, format="PNG", compress_level=9, **({} if opacity is None else {"transparency": opacity}))
-    return _uri("image/png", file.getvalue())
+    return _data_uri("image/png", file.getvalue())
 
 
-def _uri(kind: str, held: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(held).decode('ascii')}"
+def _data_uri(mime_type: str, content: bytes) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def frequency_ticks(front_end: FrontEnd, rows: int) -> list[tuple[float, float]]:
-    """Frequencies in Hz and where their row's middle lies, 0 at the bottom and 1 at the top; no two too near to be read."""
-    centres = front_end.frequencies_hz()
-    centres = centres if len(centres) == rows else np.linspace(centres[0], centres[-1], rows)
+    """Return round frequencies in Hz and the height of their row's center, 0 at the bottom and 1 at the top; none too near another."""
+    centers = front_end.frequencies_hz()
+    centers = centers if len(centers) == rows else np.linspace(centers[0], centers[-1], rows)
     ticks: list[tuple[float, float]] = []
     for hz in _TICKS_HZ:
-        if centres[0] <= hz <= centres[-1]:
-            at = (float(np.interp(hz, centres, np.arange(rows))) + 0.5) / rows
-            if not ticks or at - ticks[-1][1] > 0.09:
-                ticks.append((hz, at))
+        if centers[0] <= hz <= centers[-1]:
+            height = (float(np.interp(hz, centers, np.arange(rows))) + 0.5) / rows
+            if not ticks or height - ticks[-1][1] > _MIN_TICK_DISTANCE:
+                ticks.append((hz, height))
     return ticks
 
 
@@ -296,5 +383,5 @@ def _time_ticks(seconds: float) -> list[tuple[float, float]]:
     return [(round(k * step, 6), k * step / seconds) for k in range(int(seconds / step + 1e-9) + 1)]
 
 
-def _short_hz(hz: float) -> str:
+def _format_hz(hz: float) -> str:
     return f"{hz / 1000:g}k" if hz >= 1000 else f"{hz:g}"

@@ -226,5 +226,5 @@ def test_the_network_hears_the_middle_ten_seconds_or_silence_behind(weights):
 
 
 def test_the_command_says_what_is_missing(sample, tmp_path, main_with):
-    ended = main_with("panns-logreg", sample, "--weights", tmp_path / "none.pth", "--out", tmp_path / "out")
+    ended = main_with("run", sample, "--recipe", "panns_logreg", "--weights", tmp_path / "none.pth", "--out", tmp_path / "out")
     assert ended.returncode == 2 and "there is no file" in ended.stderr and not (tmp_path / "out").exists()

@@ -3,6 +3,8 @@
 import pytest
 from helpers.browser import players, started, watched
 
+from fatai.report.html import run_report
+
 pytestmark = pytest.mark.slow
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
@@ -15,8 +17,8 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(tiny_run):
-    return (tiny_run.out / "report.html").as_uri()
+def address(tiny_run, sample, tmp_path_factory):
+    return run_report(tiny_run.out, sample, tmp_path_factory.mktemp("report") / "report.html").as_uri()
 
 
 def ground(page):

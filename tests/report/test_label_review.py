@@ -14,46 +14,46 @@ import pytest
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_corrections
 from fatai.errors import DataError, LabelError
-from fatai.report.label_review import media_of, review_of_run, review_page, write_review
+from fatai.report.label_review import clip_media, load_review, review_page, write_review
 from fatai.report.decisions import Decisions
 
 
 def test_suspects_come_tag_by_tag_the_most_suspect_first(doubtful):
     run, ((first, a), (second, b), (third, c)) = doubtful
-    review = review_of_run(run)
+    review = load_review(run)
     # Log-odds: 6.8 of the first's tag against Rain, 1.4 of Rooster in the second, 0.6 of the third's tag against Rain.
     assert [clip.fname for clip in review.clips] == [first, second, third]
-    found = {(review.clips[s.clip].fname, s.tag, s.kind, s.instead) for s in review.suspects}
+    found = {(review.clips[s.clip].fname, s.tag, s.kind, s.instead) for s in review.issues}
     assert found == {
         (first, a, "wrong", "Rain"),
         (first, "Rain", "missing", ""),
         (second, "Rooster", "missing", ""),
         (third, c, "wrong", "Rain"),
     }
-    assert [s.tag for s in review.suspects] == sorted((s.tag for s in review.suspects), key=review.tags.index)
+    assert [s.tag for s in review.issues] == sorted((s.tag for s in review.issues), key=review.tags.index)
     assert review.given == {first: (a,), second: (b,), third: (c,)}
 
 
 def test_scores_are_the_likeliest_and_those_given(doubtful):
     run, ((first, a), *_) = doubtful
-    clip = next(c for c in review_of_run(run).clips if c.fname == first)
+    clip = next(c for c in load_review(run).clips if c.fname == first)
     assert clip.scores[0] == ("Rain", 0.95) and dict(clip.scores)[a] == 0.02 and len(clip.scores) == 6
 
 
 def test_n_keeps_the_most_suspect_clips(doubtful):
     run, ((first, _), *_) = doubtful
-    assert [clip.fname for clip in review_of_run(run, n=1).clips] == [first]
+    assert [clip.fname for clip in load_review(run, n=1).clips] == [first]
 
 
 def test_where_the_data_are_is_taken_from_the_manifest_or_said(doubtful, sample):
     run, _ = doubtful
-    assert len(review_of_run(run).clips) == 3
+    assert len(load_review(run).clips) == 3
     manifest = json.loads((run / "manifest.json").read_text())
-    for lacking in ({"made_with": {"data": "gone"}}, {"made_with": {}}, {"made_with": "words"}):
+    for lacking in ({"run_options": {"data": "gone"}}, {"made_with": {}}, {"made_with": "words"}):
         (run / "manifest.json").write_text(json.dumps({**manifest, **lacking, "data": {"folder": "gone"}}))
-        with pytest.raises(DataError, match="does not say where its data are.*gone.*--data"):
-            review_of_run(run)
-    assert len(review_of_run(run, sample).clips) == 3
+        with pytest.raises(DataError, match="names no data that exist.*gone.*--data"):
+            load_review(run)
+    assert len(load_review(run, sample).clips) == 3
 
 
 def test_nothing_suspect_and_nothing_in_common_are_said(doubtful, sample):
@@ -63,23 +63,23 @@ def test_nothing_suspect_and_nothing_in_common_are_said(doubtful, sample):
     for k, fname in enumerate(table["fname"]):
         table.iloc[k, 1:] = [0.9 if tag in labels[fname] else 0.1 for tag in table.columns[1:]]
     table.to_csv(run / "oof.csv", index=False)
-    with pytest.raises(DataError, match="nothing is suspect among the 120 clips"):
-        review_of_run(run)
+    with pytest.raises(DataError, match="contradict no label of 120 clips"):
+        load_review(run)
     table.assign(fname=[f"x{k}.wav" for k in range(len(table))]).to_csv(run / "oof.csv", index=False)
     with pytest.raises(DataError, match="has none of the 120 clips"):
-        review_of_run(run)
+        load_review(run)
 
 
 def test_media_of_a_clip_are_cut_and_a_broken_file_says_why(doubtful, tmp_path):
     run, _ = doubtful
-    clip = review_of_run(run).clips[0]
-    media = media_of(clip, 0.25)
-    assert media["seconds"] == 0.25 < media["of"]
+    clip = load_review(run).clips[0]
+    media = clip_media(clip, 0.25)
+    assert media["seconds"] == 0.25 < media["total_seconds"]
     assert media["sound"].startswith("data:audio/") and media["picture"].startswith("data:image/png")
     (tmp_path / "broken.ogg").write_bytes(b"words")
     broken = type(clip)("broken.ogg", tmp_path / "broken.ogg", (), ())
-    told = media_of(broken, 1)
-    assert list(told) == ["fault"] and told["fault"].startswith("broken.ogg: this is text")
+    told = clip_media(broken, 1)
+    assert list(told) == ["error"] and told["error"].startswith("broken.ogg: this is text")
 
 
 class Page(HTMLParser):
@@ -119,7 +119,7 @@ def test_the_page_holds_all_it_needs_and_lets_nothing_else_in(doubtful, tmp_path
 
 def test_names_that_are_markup_stay_words(doubtful, tmp_path):
     run, _ = doubtful
-    review = review_of_run(run)
+    review = load_review(run)
     evil = "</script><script>alert(1)</script>"
     html = review_page(type(review)(evil, (evil,), (), ()), {"title": evil, "decided": {evil: None}})
     assert html.count("<script>") == 1 and "alert(1)</script>" not in html
@@ -134,13 +134,13 @@ def test_decisions_become_corrections_that_the_reader_takes(tmp_path):
     assert counts == [1, 2, 3]
     assert decisions.read() == {"a.wav": ["Meow", "Bark"], "b.wav": ["Bark"], "c,1.wav": None}
     assert (tmp_path / "corrections.csv").read_text() == 'fname,labels\na.wav,"Meow,Bark"\n"c,1.wav",remove\n'
-    assert (tmp_path / "corrections.kept.csv").read_text() == "fname\nb.wav\n"
+    assert (tmp_path / "corrections.confirmed.csv").read_text() == "fname\nb.wav\n"
     assert read_corrections(tmp_path / "corrections.csv")["fname"].tolist() == ["a.wav", "c,1.wav"]
     # Another mind, and none at all.
-    assert decisions.decide("a.wav", ["Bark"]) == 3 and decisions.forget("c,1.wav") == 2
+    assert decisions.decide("a.wav", ["Bark"]) == 3 and decisions.undo("c,1.wav") == 2
     assert decisions.read() == {"a.wav": ["Bark"], "b.wav": ["Bark"]}
     assert (tmp_path / "corrections.csv").read_text() == "fname,labels\n"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["corrections.csv", "corrections.kept.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corrections.csv", "corrections.confirmed.csv"]
 
 
 def test_what_somebody_else_writes_meanwhile_stays(tmp_path):
@@ -176,7 +176,7 @@ def test_a_run_applies_the_corrections_of_a_review(doubtful, sample, tmp_path, t
     from fatai.experiment.run import run_recipe
 
     run, ((first, _), (second, b), (third, _)) = doubtful
-    review = review_of_run(run)
+    review = load_review(run)
     decisions = Decisions(run / "corrections.csv", review.tags, review.given)
     decisions.decide(first, ["Rain"])
     decisions.decide(second, [b])
@@ -201,7 +201,7 @@ def test_a_run_applies_the_corrections_of_a_review(doubtful, sample, tmp_path, t
 def test_the_command_writes_the_page_and_goes_on_with_corrections(doubtful, main_with, tmp_path):
     run, ((first, _), *_) = doubtful
     (run / "corrections.csv").write_text(f"fname,labels\n{first},Rain\nelsewhere.wav,remove\n")
-    ended = main_with("review", run, "--seconds", "0.2", "-n", "2")
+    ended = main_with("review", run, "--max-seconds", "0.2", "-n", "2")
     assert ended.returncode == 0 and "review.html: 2 clips, " in ended.stdout
     data = json.loads(Page((run / "review.html").read_text()).parts["scriptapplication/json"])
     assert data["decided"] == {first: ["Rain"], "elsewhere.wav": None}

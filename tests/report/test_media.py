@@ -15,7 +15,7 @@ from PIL import Image
 
 from fatai.errors import ShapeError
 from fatai.report import media
-from fatai.report.media import figure_svg, new_figure, picture, player, sound, spectrogram
+from fatai.report.media import audio_player, audio_uri, figure_svg, image_uri, new_figure, spectrogram_svg
 from fatai.audio.front_ends import front_end
 
 NINTH = front_end("ninth")
@@ -54,7 +54,7 @@ def tone(sr, hz, seconds):
 def test_a_sound_keeps_its_length_level_and_pitch(sr, mp3, monkeypatch):
     if not mp3:
         monkeypatch.setattr(sf, "available_formats", lambda: {"WAV": "WAV"})
-    heard, rate = sf.read(io.BytesIO(held(sound(tone(sr, 440, 1.0), sr), "audio/mpeg" if mp3 else "audio/wav")))
+    heard, rate = sf.read(io.BytesIO(held(audio_uri(tone(sr, 440, 1.0), sr), "audio/mpeg" if mp3 else "audio/wav")))
     assert len(heard) / rate == pytest.approx(1.0, abs=0.1)
     middle = heard[len(heard) // 4:3 * len(heard) // 4]
     assert np.abs(middle).max() == pytest.approx(0.5, abs=0.03)
@@ -66,47 +66,47 @@ def test_a_sound_keeps_its_length_level_and_pitch(sr, mp3, monkeypatch):
 def test_sound_is_bounded_whatever_it_is(mp3, rng, monkeypatch):
     if not mp3:
         monkeypatch.setattr(sf, "available_formats", lambda: {"WAV": "WAV"})
-    uri = sound(rng.uniform(-1, 1, 44100 * 12), 44100)
-    assert len(held(uri, "audio/mpeg" if mp3 else "audio/wav")) <= media.MOST_SECONDS * (13_000 if mp3 else 32_100)
+    uri = audio_uri(rng.uniform(-1, 1, 44100 * 12), 44100)
+    assert len(held(uri, "audio/mpeg" if mp3 else "audio/wav")) <= media.MAX_SECONDS * (13_000 if mp3 else 32_100)
     heard, rate = sf.read(io.BytesIO(held(uri, "audio/mpeg" if mp3 else "audio/wav")))
     assert len(heard) / rate == pytest.approx(10, abs=0.15)
 
 
 def test_silence_one_sample_and_what_is_no_number_have_a_sound():
     for wave in (torch.zeros(4000), np.ones(1), np.array([np.nan, np.inf, -3.0] * 500)):
-        heard, _ = sf.read(io.BytesIO(held(sound(wave, 16000), "audio/mpeg")))
+        heard, _ = sf.read(io.BytesIO(held(audio_uri(wave, 16000), "audio/mpeg")))
         assert len(heard) and np.isfinite(heard).all()
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 100)])
 def test_what_is_no_wave_is_refused(shape):
     with pytest.raises(ShapeError, match=re.escape(f"shape {shape}; expected (samples,)")):
-        sound(np.zeros(shape), 16000)
+        audio_uri(np.zeros(shape), 16000)
 
 
 def test_a_picture_has_a_pixel_for_each_value_and_the_first_row_below():
-    image = image_of(picture(np.array([[0.0, 1.0, 0.5], [0.25, 0.75, np.nan]]), colours="viridis"))
+    image = image_of(image_uri(np.array([[0.0, 1.0, 0.5], [0.25, 0.75, np.nan]]), cmap="viridis"))
     got = np.asarray(image.convert("RGB"))
     expected = matplotlib.colormaps["viridis"](np.array([[64, 191, 0], [0, 255, 128]]), bytes=True)[..., :3]
     np.testing.assert_array_equal(got, expected)
 
 
 def test_larger_pictures_are_averaged_down_and_flat_ones_are_dark():
-    averaged = image_of(picture([[0, 2, 4, 6], [0, 2, 4, 6]], colours="gray", low=0, high=6, most=(1, 2)))
+    averaged = image_of(image_uri([[0, 2, 4, 6], [0, 2, 4, 6]], cmap="gray", vmin=0, vmax=6, max_size=(1, 2)))
     np.testing.assert_array_equal(np.asarray(averaged), [[round(255 / 6), round(255 * 5 / 6)]])
-    assert image_of(picture(np.zeros((300, 900)))).size == (400, 128)
-    assert np.unique(np.asarray(image_of(picture(np.full((4, 4), 7.0), colours="gray")).convert("L"))).tolist() == [0]
+    assert image_of(image_uri(np.zeros((300, 900)))).size == (400, 128)
+    assert np.unique(np.asarray(image_of(image_uri(np.full((4, 4), 7.0), cmap="gray")).convert("L"))).tolist() == [0]
 
 
 def test_averaging_leaves_the_mean_of_even_cuts():
     table = np.arange(30, dtype=np.float32).reshape(5, 6)
-    np.testing.assert_allclose(media._shrunk(table, (5, 3)), table.reshape(5, 3, 2).mean(2))
-    np.testing.assert_allclose(media._shrunk(table, (1, 6)), table.mean(0, keepdims=True))
+    np.testing.assert_allclose(media._downsample(table, (5, 3)), table.reshape(5, 3, 2).mean(2))
+    np.testing.assert_allclose(media._downsample(table, (1, 6)), table.mean(0, keepdims=True))
 
 
 def test_a_spectrogram_says_hz_and_seconds_where_they_are():
     frames = 129  # of 690 samples at 44.1 kHz: 2.018 s
-    drawn = spectrogram(np.zeros((64, frames)), NINTH, label='<script>"')
+    drawn = spectrogram_svg(np.zeros((64, frames)), NINTH, label='<script>"')
     words = dict(zip(re.findall(r">([^<>]+)</text>", drawn), attributes(drawn, "text"), strict=True))
     assert {"Hz", "seconds", "100", "1k", "10k", "0", "1", "2"} <= set(words)
     assert float(words["1"]["x"]) - float(words["0"]["x"]) == pytest.approx(346 / (frames * 690 / 44100), abs=0.1)
@@ -116,7 +116,7 @@ def test_a_spectrogram_says_hz_and_seconds_where_they_are():
 
 
 def test_heat_lies_over_a_grey_spectrogram():
-    drawn = spectrogram(np.random.rand(64, 20), NINTH, heat=np.eye(64, 20))
+    drawn = spectrogram_svg(np.random.rand(64, 20), NINTH, heat=np.eye(64, 20))
     below, above = (image_of(image["href"]) for image in attributes(drawn, "image"))
     grey = np.asarray(below.convert("RGB"))
     assert (grey == grey[..., :1]).all()
@@ -127,13 +127,13 @@ def test_heat_lies_over_a_grey_spectrogram():
 @pytest.mark.parametrize("name", ["third_1d", "panns"])
 def test_any_front_end_has_readable_ticks(name):
     made_by = front_end(name)
-    drawn = spectrogram(np.zeros((made_by.rows, 50)), made_by)
+    drawn = spectrogram_svg(np.zeros((made_by.rows, 50)), made_by)
     heights = [float(t["y"]) for t in attributes(drawn, "text") if t.get("text-anchor") == "end"]
     assert len(heights) >= 3 and min(-np.diff(heights)) > 11, "words are 11 high"
 
 
 def test_a_player_has_its_sound_in_itself():
-    (one,) = attributes(player(tone(16000, 300, 0.5), 16000, 'a"><script>'), "audio")
+    (one,) = attributes(audio_player(tone(16000, 300, 0.5), 16000, 'a"><script>'), "audio")
     assert sf.info(io.BytesIO(held(one["src"], "audio/mpeg"))).duration == pytest.approx(0.5, abs=0.1)
     assert one["aria-label"] == 'a"><script>' and "controls" in one
 

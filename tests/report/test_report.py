@@ -1,4 +1,4 @@
-"""The report of a run: all parts are there, it asks nobody for anything, strangers' names do nothing, what is missing is a sentence."""
+"""The report of a run: every section, self-contained, safe with untrusted names, with a sentence for what is missing."""
 
 import base64
 import dataclasses
@@ -18,26 +18,21 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fatai.cli import app
-from fatai.data.config import ClipSettings
+from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError
 from fatai.inference import plots
 from fatai.inference.predictions import Predictions
 from fatai.export.pretrained import Pretrained
 from fatai.experiment import run as run_module
-from fatai.report.sections import training as audit
-from fatai.report.sections import examples
-from fatai.report import learner as on_learner
-from fatai.report import html as page
-from fatai.report.sections import metrics
-from fatai.report import media
-from fatai.report import data as material_module
-from fatai.report.data import ReportData, SectionUnavailable, material_of_run
+from fatai.report.sections import examples, metrics, training
+from fatai.report import data as report_data, html as page, learner as learner_report, media
+from fatai.report.data import ReportData, SectionUnavailable, load_report_data
 from fatai.report.html import report_html, run_report
 from fatai.metrics.calibration import Calibration
 from fatai.metrics.calibration_curve import expected_calibration_error
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
-PARTS = [
+SECTIONS = [
     "overall",
     "costs",
     "tags",
@@ -54,7 +49,7 @@ PARTS = [
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its elements, the text of its sections, and the sentences that stand for missing parts."""
+    """A parsed page: its elements, the text of its sections, and the sentences shown for missing sections."""
 
     def __init__(self, html):
         super().__init__()
@@ -98,7 +93,7 @@ def sounds(page):
     return held
 
 
-def assert_asks_nobody(html):
+def assert_self_contained(html):
     page = Page(html)
     for tag, attrs in page.elements:
         for name, value in attrs.items():
@@ -112,8 +107,9 @@ def assert_asks_nobody(html):
 
 
 @pytest.fixture(scope="module")
-def html(tiny_run):
-    return (tiny_run.out / "report.html").read_text(encoding="utf-8")
+def html(tiny_run, sample, tmp_path_factory):
+    path = run_report(tiny_run.out, sample, tmp_path_factory.mktemp("report") / "report.html")
+    return path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -122,20 +118,20 @@ def seen(html):
 
 
 @pytest.fixture(scope="module")
-def material(tiny_run, sample):
-    return material_of_run(tiny_run.out, sample)
+def report(tiny_run, sample):
+    return load_report_data(tiny_run.out, sample)
 
 
 def test_every_part_is_there_and_drawn(seen):
-    assert list(seen.texts) == PARTS and seen.missing == []
+    assert list(seen.texts) == SECTIONS and seen.missing == []
     links = [a["href"] for a in seen.of("a")]
-    assert links == [f"#{name}" for name in PARTS[1:]]
+    assert links == [f"#{name}" for name in SECTIONS[1:]]
     assert len([s for s in seen.of("svg") if s.get("class") == "figure"]) == 5
     assert seen.of("meta")[1]["content"] == "width=device-width, initial-scale=1"
 
 
 def test_a_report_asks_nobody_for_anything(html):
-    assert_asks_nobody(html)
+    assert_self_contained(html)
 
 
 def test_it_tells_what_the_run_scored(seen, tiny_run):
@@ -145,11 +141,11 @@ def test_it_tells_what_the_run_scored(seen, tiny_run):
     assert all(tag in seen.texts["tags"] for tag in tiny_run.oof.tags)
     assert (
         "100 clips with 1, 20 clips with 2" in seen.texts["data"]
-        and "No file was found to be broken" in seen.texts["data"]
+        and "No broken or missing files" in seen.texts["data"]
     )
     history = pd.read_csv(tiny_run.out / "fold_1" / "history.csv")
     assert f"{history['lwlrap'].iloc[-1]:.3f}" in seen.texts["curves"] and "fit" in seen.texts["curves"]
-    assert "8 of 8 filters of fold 0: 3 bands upwards by 3 frames (47 ms)" in seen.texts["filters"]
+    assert "8 of 8 filters of fold 0: 3 bands (upwards) by 3 frames (47 ms" in seen.texts["filters"]
     assert '"recipe": "quick"' in seen.texts["manifest"] and 'arch = "m1"' in seen.texts["manifest"]
 
 
@@ -165,20 +161,20 @@ def test_clips_can_be_heard_and_seen(seen, sample):
     assert all(tag in seen.texts["clips"] for name in names for tag in labels[name].split(","))
 
 
-def test_the_worst_come_before_the_best(material):
-    cards = page.best_and_worst(material)
-    _, probs, targ = material.judged()
+def test_the_worst_come_before_the_best(report):
+    cards = examples.best_and_worst_clips(report)
+    _, probs, targ = report.scored()
     precisions = {side: [card.precision for card in cards[side]] for side in ("worst", "best")}
     assert precisions["worst"] == sorted(precisions["worst"]) and precisions["best"] == sorted(
         precisions["best"], reverse=True
     )
     assert max(precisions["worst"]) < min(precisions["best"])
     for card in (*cards["worst"], *cards["best"]):
-        row = material.predictions.select([card.fname]).probs[0]
-        assert [tag for tag, _, _ in card.top] == [material.tags[k] for k in np.argsort(-row)[:3]]
-        own = [k for k, tag in enumerate(material.tags) if tag in card.labels.split(", ")]
+        row = report.predictions.select([card.fname]).probs[0]
+        assert [tag for tag, _, _ in card.top] == [report.tags[k] for k in np.argsort(-row)[:3]]
+        own = [k for k, tag in enumerate(report.tags) if tag in card.labels.split(", ")]
         ranks = [(row >= row[k]).sum() for k in own]
-        assert card.low[1] == max(ranks) and card.fold == material.folds[card.fname]
+        assert card.lowest[1] == max(ranks) and card.fold == report.folds[card.fname]
         assert card.precision == pytest.approx(np.mean([(row[own] >= row[k]).sum() / r for k, r in zip(own, ranks)]))
 
 
@@ -196,41 +192,41 @@ def test_without_its_data_a_run_still_has_its_scores(tiny_run, tmp_path):
     alone = Page(path.read_text(encoding="utf-8"))
     assert f"{tiny_run.oof_score:.3f}" in alone.texts["overall"] and sounds(alone) == []
     assert any(
-        "The sounds are not at hand, so there is nothing to listen to: give the data with --data." in s
+        "The sounds are not available, so there are no players: give the data with --data." in s
         for s in alone.missing
     )
-    assert any("lengths are not shown" in s for s in alone.missing) and "Its sound is not at hand." in alone.missing
-    assert_asks_nobody(path.read_text(encoding="utf-8"))
+    assert any("lengths are not shown" in s for s in alone.missing) and "Its sound is not available." in alone.missing
+    assert_self_contained(path.read_text(encoding="utf-8"))
 
 
 EVIL = '</script><script>alert(1)</script>"\'><img src=x onerror=alert(2)> $\\frac{1} {{ 7*7 }} &amp;'
 
 
-def test_names_from_strangers_do_nothing(material):
-    tags = tuple(f"{EVIL}{tag}" for tag in material.tags)
-    known = material.predictions
-    network = material.network
+def test_names_from_strangers_do_nothing(report):
+    tags = tuple(f"{EVIL}{tag}" for tag in report.tags)
+    known = report.predictions
+    network = report.network
 
     def renamed(fold):
         return dataclasses.replace(network(fold), tags=tags)
 
     evil = dataclasses.replace(
-        material,
+        report,
         name=EVIL,
         tags=tags,
         predictions=Predictions(tuple(EVIL + f for f in known.fnames), tags, known.probs),
-        truth={EVIL + f: row for f, row in material.truth.items()},
-        folds={EVIL + f: k for f, k in material.folds.items()},
-        paths={EVIL + f: path for f, path in material.paths.items()},
-        parts={EVIL: material.parts["test"]},
+        truth={EVIL + f: row for f, row in report.truth.items()},
+        folds={EVIL + f: k for f, k in report.folds.items()},
+        paths={EVIL + f: path for f, path in report.paths.items()},
+        parts={EVIL: report.parts["test"]},
         broken=(EVIL,),
-        histories={EVIL: material.histories["fold_0"].assign(stage=EVIL)},
+        histories={EVIL: report.histories["fold_0"].assign(stage=EVIL)},
         manifest={"machine": {EVIL: EVIL}, "finished": EVIL},
         notes={EVIL: EVIL},
         network=renamed,
     )
     html = report_html(evil)
-    assert_asks_nobody(html)
+    assert_self_contained(html)
     shown = Page(html)
     assert "<img src=x onerror=alert(2)> $\\frac" in shown.texts["tags"] and "49" not in shown.of("title")
     assert len(shown.of("img")) == 1, "the filters"
@@ -258,7 +254,7 @@ def test_no_run_makes_more_than_15_megabytes(mp3, tmp_path, rng, monkeypatch):
     sf.write(tmp_path / "noise.wav", rng.uniform(-1, 1, 44100 * 11).astype(np.float32), 44100)
     fnames = tuple(f"{k:05d}{'long' * 100}.wav" for k in range(n))
     tags = tuple(f"{k:04d} {'tag ' * 50}" for k in range(n_tags))
-    settings = ClipSettings(front_end=ClipSettings().front_end.replace(n_mels=256, hop_length=441))
+    settings = ClipConfig(front_end=ClipConfig().front_end.replace(n_mels=256, hop_length=441))
     network = Pretrained(Looking(n_tags), tags, settings, np.zeros(n_tags), None, {}, {})
     epochs = pd.DataFrame(rng.random((3000, 4)), columns=["train_loss", "valid_loss", "lwlrap", "seconds"])
     large = ReportData(
@@ -281,16 +277,16 @@ def test_no_run_makes_more_than_15_megabytes(mp3, tmp_path, rng, monkeypatch):
     html = report_html(large)
     assert len(html.encode()) < 15e6
     shown = Page(html)
-    assert len(sounds(shown)) == 12 and max(sounds(shown)) < media.MOST_SECONDS + 0.2
-    assert sum("Where it hears" in t or "speaks for" in t for t in re.findall(r"<figcaption>([^<]*)", html)) >= 12
+    assert len(sounds(shown)) == 12 and max(sounds(shown)) < media.MAX_SECONDS + 0.2
+    assert sum("vidence for" in t for t in re.findall(r"<figcaption>([^<]*)", html)) >= 12
     assert "100 more" in shown.texts["tags"] and "4800 more" in shown.texts["data"]
 
 
-def test_a_calibrated_run_shows_both_curves(material):
-    calibration = Calibration.fit(*material.judged()[1:], material.tags)
-    before, after = (metrics.calibration(dataclasses.replace(material, calibration=c)) for c in (None, calibration))
+def test_a_calibrated_run_shows_both_curves(report):
+    calibration = Calibration.fit(*report.scored()[1:], report.tags)
+    before, after = (metrics.calibration(dataclasses.replace(report, calibration=c)) for c in (None, calibration))
     assert list(before["errors"]) == ["as predicted"] and list(after["errors"]) == ["as predicted", "calibrated"]
-    assert before["errors"]["as predicted"] == pytest.approx(expected_calibration_error(*material.judged()[1:]))
+    assert before["errors"]["as predicted"] == pytest.approx(expected_calibration_error(*report.scored()[1:]))
     assert after["errors"]["calibrated"] < 0.1 < after["errors"]["as predicted"], (
         "a network of two epochs is sure of nothing rightly"
     )
@@ -313,9 +309,9 @@ def test_a_run_without_out_of_fold_predictions_is_told(copied, sample):
 
 @pytest.mark.parametrize(("file", "text", "part", "said"), [
     ("oof.csv", "fname,Bark\na.wav,loud\n", "overall", "no predictions of held-out clips"),
-    ("folds.csv", "fname,fold,labels\na.wav\n", "overall", "labels of the held-out clips are not at hand"),
+    ("folds.csv", "fname,fold,labels\na.wav\n", "overall", "labels of the held-out clips are not available"),
     ("manifest.json", "{", "manifest", "Recipe"),
-    ("recipe.toml", "name = 3", "filters", "no network of one's own"),
+    ("recipe.toml", "name = 3", "filters", "no single network here"),
     ("fold_0/history.csv", "PK\x03\x04", "curves", "fold 1"),
     ("fold_0/model.safetensors", "no weights", "filters", "fold 1"),
     ("calibration.json", "[]", "calibration", "as predicted"),
@@ -325,7 +321,7 @@ def test_a_damaged_file_costs_its_part_alone(copied, sample, file, text, part, s
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         shown = Page(run_report(copied).read_text(encoding="utf-8"))
-    assert said in shown.texts[part] and list(shown.texts) == PARTS
+    assert said in shown.texts[part] and list(shown.texts) == SECTIONS
     assert any(file.split("/")[-1] in str(w.message) or "scores" in str(w.message) for w in told) or "/" in file
 
 
@@ -333,55 +329,52 @@ def test_a_run_from_before_labels_were_kept_takes_them_from_the_data(copied, sam
     table = pd.read_csv(copied / "folds.csv")
     table[["fname", "fold"]].to_csv(copied / "folds.csv", index=False)
     assert any("give the data with --data" in s for s in Page(run_report(copied).read_text(encoding="utf-8")).missing)
-    overall = metrics.overall(material_of_run(copied, sample))
+    overall = metrics.overall(load_report_data(copied, sample))
     assert overall["lwlrap"].value == pytest.approx(tiny_run.oof_score) and overall["clips"] == 120
 
 
-def test_sounds_that_have_gone_are_told_card_by_card(material, tmp_path):
+def test_sounds_that_have_gone_are_told_card_by_card(report, tmp_path):
     gone = dataclasses.replace(
-        material, paths={f: tmp_path / f for f in material.paths}, parts={"curated": [tmp_path / "none.wav"]}
+        report, paths={f: tmp_path / f for f in report.paths}, parts={"curated": [tmp_path / "none.wav"]}
     )
-    cards = examples.best_and_worst(gone, 2)
+    cards = examples.best_and_worst_clips(gone, 2)
     assert all(
         c.fault.startswith("Its sound cannot be read: ") and not c.player for c in (*cards["worst"], *cards["best"])
     )
-    (row,) = audit.data_audit(gone)["parts"]
-    assert row == {"part": "curated", "files": 1, "looked_at": 1, "unreadable": 1}
+    (row,) = training.data_summary(gone)["parts"]
+    assert row == {"part": "curated", "files": 1, "n_read": 1, "unreadable": 1}
 
 
-def test_a_network_without_maps_is_told_once(material):
+def test_a_network_without_maps_is_told_once(report):
     class Flat(nn.Module):
         def forward(self, spec):
             return spec.mean((1, 2, 3))[:, None].expand(-1, 10)
 
-    settings = material.recipe.settings()
+    settings = report.recipe.settings()
     flat = dataclasses.replace(
-        material, network=lambda fold: Pretrained(Flat(), material.tags, settings, np.zeros(10), None, {}, {})
+        report, network=lambda fold: Pretrained(Flat(), report.tags, settings, np.zeros(10), None, {}, {})
     )
-    cards = examples.best_and_worst(flat, 2)
-    assert cards["trouble"] == (
-        "What the network looks at is not shown: Flat has no maps of convolutions; Grad-CAM can only say where a "
-        "convolutional network looks."
-    )
+    cards = examples.best_and_worst_clips(flat, 2)
+    assert re.fullmatch(r"Grad-CAM is not shown: Flat has no .*convolution.*\.", cards["trouble"])
     assert all(c.player and len(c.pictures) == 1 and not c.fault for c in (*cards["worst"], *cards["best"]))
     with pytest.raises(SectionUnavailable, match="The filters are not shown: Flat has no convolution"):
-        examples.filters(flat)
+        examples.first_layer_filters(flat)
 
 
-def test_a_network_that_cannot_be_built_any_more_is_told(material, tiny_run, sample, monkeypatch):
+def test_a_network_that_cannot_be_built_any_more_is_told(report, tiny_run, sample, monkeypatch):
     def unreachable(run, fold):
         raise OSError("the hub does not answer")
 
-    monkeypatch.setattr(material_module, "trained_model", unreachable)
-    cards = examples.best_and_worst(material_of_run(tiny_run.out, sample), 1)
+    monkeypatch.setattr(report_data, "trained_model", unreachable)
+    cards = examples.best_and_worst_clips(load_report_data(tiny_run.out, sample), 1)
     assert "cannot be built: the hub does not answer" in cards["trouble"] and cards["best"][0].player
 
 
-def test_predictions_of_other_tags_than_the_networks_are_told(material):
+def test_predictions_of_other_tags_than_the_networks_are_told(report):
     other = dataclasses.replace(
-        material, network=lambda fold: dataclasses.replace(material.network(fold), tags=tuple("abcdefghij")),
+        report, network=lambda fold: dataclasses.replace(report.network(fold), tags=tuple("abcdefghij")),
     )
-    assert "the network of the run doesn't know the tag" in examples.best_and_worst(other, 1)["trouble"]
+    assert "the network of the run lacks the tag" in examples.best_and_worst_clips(other, 1)["trouble"]
 
 
 def test_an_ensemble_has_the_scores_of_its_blend_and_links_to_its_members(tiny_run, sample, tmp_path):
@@ -395,7 +388,7 @@ def test_an_ensemble_has_the_scores_of_its_blend_and_links_to_its_members(tiny_r
         "one/report.html",
         "two%20%26%20three/report.html",
     ]
-    assert any("no network of one's own" in s for s in shown.missing) and len(sounds(shown)) == 12
+    assert any("no single network here" in s for s in shown.missing) and len(sounds(shown)) == 12
 
 
 def test_what_is_no_run_is_refused(tmp_path):
@@ -404,17 +397,15 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_a_report_that_fails_leaves_the_run(copied, sample, monkeypatch):
-    (copied / "report.html").unlink()
-
     def fail(*args):
         raise ZeroDivisionError("of some kind")
 
     monkeypatch.setattr(page, "report_html", fail)
     lines = []
     with pytest.warns(
-        UserWarning, match=r"run is done, but its report could not be drawn \(ZeroDivisionError: of some kind\); fatai"
+        UserWarning, match=r"run is finished, but its report could not be drawn \(ZeroDivisionError: of some kind\); try again with fatai"
     ):
-        run_module.draw_report(copied, sample, lines.append)
+        run_module.draw_report(run_report, copied, sample, lines.append)
     assert not lines and not list(copied.glob("*report*"))
 
 
@@ -428,13 +419,13 @@ def test_a_learner_reports_its_held_out_clips(small_dls, tmp_path, monkeypatch):
     assert f"{preds.oof_score:.3f}" in shown.texts["overall"] and "30" in shown.texts["overall"]
     assert shown.missing == [
         "A learner holds out one part of its clips; it has no folds.",
-        "How long it took was not noted.",
+        "The times were not recorded.",
     ]
     assert (
         len(sounds(shown)) == 12 and "training" in shown.texts["data"] and '"network": "m1"' in shown.texts["manifest"]
     )
     assert f"{learn.recorder.values[-1][2]:.3f}" in shown.texts["curves"]
-    assert_asks_nobody(path.read_text(encoding="utf-8"))
+    assert_self_contained(path.read_text(encoding="utf-8"))
     monkeypatch.setattr(type(learn), "tta", lambda self, **options: preds if options == {"n": 1} else None)
     assert learn.report(tmp_path / "again.html", n=1).read_bytes() == path.read_bytes()
 
@@ -444,7 +435,7 @@ def test_an_untrained_learner_has_no_curves(small_dls):
     held = learn.dls.files(1)
     guessed = Predictions(tuple(held["fname"]), learn.tags, np.full((len(held), 10), 0.5))
     with pytest.raises(SectionUnavailable, match="there are no curves"):
-        audit.training_curves(on_learner.learner_material(learn, guessed))
+        training.training_curves(learner_report.learner_report_data(learn, guessed))
 
 
 def test_what_the_readme_says_of_looking_runs(small_dls, tmp_path, monkeypatch):
@@ -456,7 +447,7 @@ def test_what_the_readme_says_of_looking_runs(small_dls, tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), {"learn": learn})
     assert (
         len(plt.get_fignums()) == 4
-        and list(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts) == PARTS
+        and list(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts) == SECTIONS
     )
     plt.close("all")
 

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Sections of a report; each function returns the values that the template shows."""

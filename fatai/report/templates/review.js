@@ -1,70 +1,70 @@
-// The review: goes through the suspects; what is decided of a clip goes to the server, or stays in the browser until it is downloaded.
+// The review of label issues. Decisions are sent to the server, or kept in the browser until they are downloaded.
 
 const token = document.body.dataset.token;
-const held = at("data") ? JSON.parse(at("data").textContent) : null;
+const embedded = byId("data") ? JSON.parse(byId("data").textContent) : null;
 let review = null, current = 0, audio = null;
-const decided = new Map(), others = new Map(), loaded = new Map();
+const decided = new Map(), otherCorrections = new Map(), loaded = new Map();
 
 // ---- decisions
 
-const clipOf = suspect => review.clips[suspect.clip];
+const clipOf = issue => review.clips[issue.clip];
 const same = (a, b) => a.length === b.length && a.every(tag => b.includes(tag));
-const isRight = clip => decided.has(clip.file) && decided.get(clip.file) !== null && same(decided.get(clip.file), clip.labels);
+const isConfirmed = clip => decided.has(clip.file) && decided.get(clip.file) !== null && same(decided.get(clip.file), clip.labels);
 
-function store() {
+function save() {
   try {
     localStorage.setItem(`fatai-review-${review.id}`, JSON.stringify([...decided]));
   } catch {
-    at("fault").textContent = "this browser keeps nothing for a page like this; download the corrections before you close it";
+    byId("fault").textContent = "this browser stores nothing for this page; download the corrections before you close it";
   }
 }
 
-function recall() {
+function restore() {
   try {
     for (const [file, labels] of JSON.parse(localStorage.getItem(`fatai-review-${review.id}`)) || []) decided.set(file, labels);
-  } catch { /* nothing was kept */ }
+  } catch { /* nothing is stored */ }
 }
 
-/** Tags, null to remove the clip, undefined to take the decision back. */
+/** Save a decision: tags, null to remove the clip, or undefined to undo it. Return whether it was saved. */
 async function decide(clip, labels) {
   if (labels && !labels.length && clip.labels.length) {
-    at("fault").textContent = `${clip.file} would have no tag left; choose at least one, or remove the clip`;
+    byId("fault").textContent = `${clip.file} would have no tag left; choose at least one, or remove the clip`;
     return false;
   }
-  if (!held) {
+  if (!embedded) {
     const body = JSON.stringify({file: clip.file, ...(labels === undefined ? {} : {labels})});
     try {
       const headers = {"Content-Type": "application/json", "X-Fatai-Token": token};
       const response = await fetch("/decide", {method: "POST", body, headers});
       if (!response.ok) throw new Error((await response.json()).error);
     } catch (error) {
-      at("fault").textContent = `not saved: ${error.message}`;
+      byId("fault").textContent = `not saved: ${error.message}`;
       return false;
     }
   }
-  at("fault").textContent = "";
+  byId("fault").textContent = "";
   if (labels === undefined) decided.delete(clip.file);
   else decided.set(clip.file, labels);
-  if (held) store();
+  if (embedded) save();
   return true;
 }
 
 function csv() {
-  const rows = new Map(others);
-  for (const clip of review.clips) if (decided.has(clip.file) && !isRight(clip)) rows.set(clip.file, decided.get(clip.file));
-  const words = labels => cell(labels === null ? "remove" : labels.join(","));
-  const lines = [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([file, labels]) => `${cell(file)},${words(labels)}`);
+  const rows = new Map(otherCorrections);
+  for (const clip of review.clips) if (decided.has(clip.file) && !isConfirmed(clip)) rows.set(clip.file, decided.get(clip.file));
+  const words = labels => csvCell(labels === null ? "remove" : labels.join(","));
+  const lines = [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([file, labels]) => `${csvCell(file)},${words(labels)}`);
   return ["fname,labels", ...lines].join("\n") + "\n";
 }
 
-// ---- where we are
+// ---- navigation
 
-function next(from, step, wanted = () => true) {
-  for (let k = from + step; k >= 0 && k < review.suspects.length; k += step) if (wanted(review.suspects[k])) return k;
+function next(from, step, matches = () => true) {
+  for (let k = from + step; k >= 0 && k < review.issues.length; k += step) if (matches(review.issues[k])) return k;
   return null;
 }
 
-const undecided = suspect => !decided.has(clipOf(suspect).file);
+const isUndecided = issue => !decided.has(clipOf(issue).file);
 
 function go(to) {
   if (to === null) return;
@@ -72,22 +72,22 @@ function go(to) {
   show();
 }
 
-/** The next one that is not decided, after this one or else from the start. */
-function onwards() {
-  const to = next(current, 1, undecided) ?? next(-1, 1, undecided);
+/** Go to the next isUndecided issue, after this one or else from the start. */
+function goToUndecided() {
+  const to = next(current, 1, isUndecided) ?? next(-1, 1, isUndecided);
   if (to === null) show();
   else go(to);
 }
 
 function progress() {
   const done = review.clips.filter(clip => decided.has(clip.file));
-  const changed = done.filter(clip => !isRight(clip)).length;
-  at("progress").textContent = `${done.length} of ${review.clips.length} clips decided, ${changed} of them corrected`;
-  at("done").value = done.length / review.clips.length;
-  const tag = review.suspects[current].tag;
-  at("tags").replaceChildren(...[...new Set(review.suspects.map(suspect => suspect.tag))].map(name => {
-    const of = review.suspects.filter(suspect => suspect.tag === name);
-    return make("option", {value: name, selected: name === tag}, `${name} (${of.filter(s => !undecided(s)).length} of ${of.length})`);
+  const changed = done.filter(clip => !isConfirmed(clip)).length;
+  byId("progress").textContent = `${done.length} of ${review.clips.length} clips decided, ${changed} of them corrected`;
+  byId("done").value = done.length / review.clips.length;
+  const tag = review.issues[current].tag;
+  byId("tags").replaceChildren(...[...new Set(review.issues.map(issue => issue.tag))].map(name => {
+    const of = review.issues.filter(issue => issue.tag === name);
+    return make("option", {value: name, selected: name === tag}, `${name} (${of.filter(s => !isUndecided(s)).length} of ${of.length})`);
   }));
 }
 
@@ -95,11 +95,11 @@ function progress() {
 
 const percent = prob => `${(100 * prob).toFixed(prob > 0.005 && prob < 0.995 ? 0 : 1)} %`;
 
-function question(suspect) {
-  const bold = tag => make("b", {}, tag), says = `the model says ${percent(suspect.prob)}`;
-  const rather = suspect.instead ? [", and thinks more of ", bold(suspect.instead)] : [];
-  const missing = [` in it as well? It is not given; ${says}.`], wrong = [` really in it? Given, but ${says}`, ...rather, "."];
-  return make("p", {className: "question"}, "Is ", bold(suspect.tag), ...(suspect.kind === "missing" ? missing : wrong));
+function question(issue) {
+  const bold = tag => make("b", {}, tag), predicted = `predicted with ${percent(issue.prob)}`;
+  const likelier = issue.instead ? ["; ", bold(issue.instead), " is likelier"] : [];
+  const missing = [` present as well? Not given; ${predicted}.`], wrong = [` present? Given, but ${predicted}`, ...likelier, "."];
+  return make("p", {className: "question"}, "Is ", bold(issue.tag), ...(issue.kind === "missing" ? missing : wrong));
 }
 
 function scores(clip) {
@@ -114,56 +114,56 @@ function scores(clip) {
 function decisionOf(clip) {
   if (!decided.has(clip.file)) return "";
   const labels = decided.get(clip.file);
-  if (labels === null) return "Decided: leave the clip out.";
-  return isRight(clip) ? "Decided: it is right as it is." : `Decided: ${labels.join(", ")}.`;
+  if (labels === null) return "Decided: remove the clip.";
+  return isConfirmed(clip) ? "Decided: the given tags are right." : `Decided: ${labels.join(", ")}.`;
 }
 
 async function mediaOf(k) {
-  if (held) return review.clips[k];
-  if (!loaded.has(k)) loaded.set(k, fetch(`/clip/${k}`).then(response => response.json()).catch(error => ({fault: error.message})));
+  if (embedded) return review.clips[k];
+  if (!loaded.has(k)) loaded.set(k, fetch(`/clip/${k}`).then(response => response.json()).catch(error => ({error: error.message})));
   return loaded.get(k);
 }
 
 function show() {
-  const suspect = review.suspects[current], clip = clipOf(suspect);
+  const issue = review.issues[current], clip = clipOf(issue);
   progress();
-  const inTag = review.suspects.filter(other => other.tag === suspect.tag);
-  const chips = clip.labels.map(tag => make("span", {className: tag === suspect.tag ? "chip doubted" : "chip"}, tag));
+  const inTag = review.issues.filter(other => other.tag === issue.tag);
+  const chips = clip.labels.map(tag => make("span", {className: tag === issue.tag ? "chip doubtful" : "chip"}, tag));
   const media = make("div", {className: "media"}, quiet("loading the sound …", "p"));
-  at("card").replaceChildren(
-    make("div", {className: "row"}, make("h2", {}, clip.file), quiet(`${suspect.tag}: ${inTag.indexOf(suspect) + 1} of ${inTag.length}`)),
-    question(suspect), make("div", {className: "chips"}, quiet("given:"), ...(chips.length ? chips : [quiet("no tags")])),
+  byId("card").replaceChildren(
+    make("div", {className: "row"}, make("h2", {}, clip.file), quiet(`${issue.tag}: ${inTag.indexOf(issue) + 1} of ${inTag.length}`)),
+    question(issue), make("div", {className: "chips"}, quiet("given:"), ...(chips.length ? chips : [quiet("no tags")])),
     media, scores(clip), make("p", {className: "decision", id: "decision"}, decisionOf(clip)),
   );
-  mark(clip);
-  at("back").disabled = next(current, -1) === null;
-  at("next").disabled = next(current, 1) === null;
+  showDecision(clip);
+  byId("back").disabled = next(current, -1) === null;
+  byId("next").disabled = next(current, 1) === null;
   if (audio) audio.pause();
   audio = null;
   const shown = current;
-  mediaOf(suspect.clip).then(sound => { if (shown === current && media.isConnected) play(media, clip, sound); });
-  if (!held && current + 1 < review.suspects.length) mediaOf(review.suspects[current + 1].clip);
-  if (document.activeElement === document.body) toCard();
+  mediaOf(issue.clip).then(sound => { if (shown === current && media.isConnected) play(media, clip, sound); });
+  if (!embedded && current + 1 < review.issues.length) mediaOf(review.issues[current + 1].clip);
+  if (document.activeElement === document.body) focusCard();
 }
 
-const toCard = () => at("card").focus({preventScroll: true});
+const focusCard = () => byId("card").focus({preventScroll: true});
 
-function mark(clip) {
+function showDecision(clip) {
   const labels = decided.get(clip.file);
-  const is = {keep: isRight(clip), remove: labels === null, relabel: Boolean(labels) && !isRight(clip)};
-  for (const [id, on] of Object.entries(is)) at(id).setAttribute("aria-pressed", String(on));
-  at("undo").disabled = labels === undefined;
+  const is = {keep: isConfirmed(clip), remove: labels === null, relabel: Boolean(labels) && !isConfirmed(clip)};
+  for (const [id, on] of Object.entries(is)) byId(id).setAttribute("aria-pressed", String(on));
+  byId("undo").disabled = labels === undefined;
 }
 
 function play(media, clip, sound) {
-  if (sound.fault) {
-    media.replaceChildren(quiet(`it cannot be played: ${sound.fault}`, "p"));
+  if (sound.error) {
+    media.replaceChildren(quiet(`it cannot be played: ${sound.error}`, "p"));
     return;
   }
   audio = make("audio", {controls: true, preload: "auto", src: sound.sound, "aria-label": clip.file});
-  media.replaceChildren(sightOf({...sound, file: clip.file}, audio), audio);
-  if (sound.of > sound.seconds + 0.01) media.append(quiet(`the first ${sound.seconds.toFixed(1)} of ${sound.of.toFixed(1)} seconds`, "p"));
-  if (at("autoplay").checked) audio.play().catch(() => {});
+  media.replaceChildren(soundView({...sound, file: clip.file}, audio), audio);
+  if (sound.total_seconds > sound.seconds + 0.01) media.append(quiet(`the first ${sound.seconds.toFixed(1)} of ${sound.total_seconds.toFixed(1)} seconds`, "p"));
+  if (byId("autoplay").checked) audio.play().catch(() => {});
 }
 
 function playOrPause() {
@@ -172,17 +172,17 @@ function playOrPause() {
 
 // ---- other tags
 
-/** What the model would have: the missing tag besides those given, or the wrong one changed for another. */
-function proposal(suspect) {
-  const labels = clipOf(suspect).labels;
-  if (suspect.kind === "missing") return [...labels, suspect.tag];
-  return [...new Set(labels.map(tag => (tag === suspect.tag ? suspect.instead : tag)).filter(Boolean))];
+/** The tags by the model: with the missing tag, or with the wrong one replaced. */
+function proposal(issue) {
+  const labels = clipOf(issue).labels;
+  if (issue.kind === "missing") return [...labels, issue.tag];
+  return [...new Set(labels.map(tag => (tag === issue.tag ? issue.instead : tag)).filter(Boolean))];
 }
 
-function choose() {
-  if (at("choice")) { leave(); return; }
-  const suspect = review.suspects[current], clip = clipOf(suspect);
-  const chosen = new Set(decided.get(clip.file) && !isRight(clip) ? decided.get(clip.file) : proposal(suspect));
+function openChoice() {
+  if (byId("choice")) { closeChoice(); return; }
+  const issue = review.issues[current], clip = clipOf(issue);
+  const chosen = new Set(decided.get(clip.file) && !isConfirmed(clip) ? decided.get(clip.file) : proposal(issue));
   const likely = clip.scores.map(([tag]) => tag), order = [...new Set([...chosen, ...clip.labels, ...likely, ...review.tags])];
   const buttons = order.map((tag, k) => {
     const key = k < 9 ? [make("kbd", {}, String(k + 1)), " "] : [];
@@ -195,63 +195,63 @@ function choose() {
   });
   const filter = make("input", {type: "search", id: "filter", placeholder: "part of a tag's name", "aria-label": "part of a tag's name"});
   filter.addEventListener("input", () => {
-    const wanted = filter.value.trim().toLowerCase();
-    buttons.forEach((button, k) => { button.hidden = !order[k].toLowerCase().includes(wanted); });
+    const matches = filter.value.trim().toLowerCase();
+    buttons.forEach((button, k) => { button.hidden = !order[k].toLowerCase().includes(matches); });
   });
-  const take = make("button", {type: "button", className: "primary", id: "take"}, make("kbd", {}, "Enter"), " take these tags");
-  take.addEventListener("click", () => settle(order.filter(tag => chosen.has(tag))));
-  const stop = make("button", {type: "button"}, make("kbd", {}, "Esc"), " leave it");
-  stop.addEventListener("click", leave);
+  const take = make("button", {type: "button", className: "primary", id: "take"}, make("kbd", {}, "Enter"), " use these tags");
+  take.addEventListener("click", () => submit(order.filter(tag => chosen.has(tag))));
+  const stop = make("button", {type: "button"}, make("kbd", {}, "Esc"), " cancel");
+  stop.addEventListener("click", closeChoice);
   const parts = [make("div", {className: "chips"}, ...buttons), make("div", {className: "row"}, take, stop)];
   const panel = make("section", {id: "choice", "aria-label": "the right tags"}, ...(order.length > 12 ? [filter] : []), ...parts);
   panel.pick = k => buttons[k] && buttons[k].click();
-  at("decision").before(panel);
+  byId("decision").before(panel);
   panel.scrollIntoView({block: "nearest"});
 }
 
-function leave() {
-  if (at("choice")) at("choice").remove();
-  toCard();
+function closeChoice() {
+  if (byId("choice")) byId("choice").remove();
+  focusCard();
 }
 
-async function settle(labels) {
-  const clip = clipOf(review.suspects[current]);
+async function submit(labels) {
+  const clip = clipOf(review.issues[current]);
   if (!await decide(clip, labels)) return;
-  toCard();
+  focusCard();
   if (labels === undefined) show();
-  else onwards();
+  else goToUndecided();
 }
 
 const actions = {
-  keep: () => settle([...clipOf(review.suspects[current]).labels]),
-  relabel: choose,
-  remove: () => settle(null),
-  undo: () => { if (!at("undo").disabled) settle(undefined); },
+  keep: () => submit([...clipOf(review.issues[current]).labels]),
+  relabel: openChoice,
+  remove: () => submit(null),
+  undo: () => { if (!byId("undo").disabled) submit(undefined); },
   play: playOrPause,
   back: () => go(next(current, -1)),
   next: () => go(next(current, 1)),
 };
 
-function toTag(name) {
-  const first = wanted => next(-1, 1, suspect => suspect.tag === name && wanted(suspect));
-  go(first(undecided) ?? first(() => true));
+function goToTag(name) {
+  const first = matches => next(-1, 1, issue => issue.tag === name && matches(issue));
+  go(first(isUndecided) ?? first(() => true));
 }
 
-function nextTag() {
-  const names = [...new Set(review.suspects.map(suspect => suspect.tag))];
-  toTag(names[(names.indexOf(review.suspects[current].tag) + 1) % names.length]);
+function goToNextTag() {
+  const names = [...new Set(review.issues.map(issue => issue.tag))];
+  goToTag(names[(names.indexOf(review.issues[current].tag) + 1) % names.length]);
 }
 
 const keys = {
-  k: actions.keep, r: choose, x: actions.remove, Delete: actions.remove, u: actions.undo,
-  ArrowLeft: actions.back, ArrowRight: actions.next, t: nextTag,
+  k: actions.keep, r: openChoice, x: actions.remove, Delete: actions.remove, u: actions.undo,
+  ArrowLeft: actions.back, ArrowRight: actions.next, t: goToNextTag,
 };
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const panel = at("choice"), target = event.target, typing = target.id === "filter";
-  if (event.key === "Escape" && panel) leave();
-  else if (event.key === "Enter" && panel && (typing || !target.closest("button"))) at("take").click();
+  const panel = byId("choice"), target = event.target, typing = target.id === "filter";
+  if (event.key === "Escape" && panel) closeChoice();
+  else if (event.key === "Enter" && panel && (typing || !target.closest("button"))) byId("take").click();
   else if (typing || target.matches("select, input, audio")) return;
   else if (event.key === " " && !target.closest("button, a")) playOrPause();
   else if (panel && /^[1-9]$/.test(event.key)) panel.pick(Number(event.key) - 1);
@@ -263,23 +263,23 @@ function onKey(event) {
   event.preventDefault();
 }
 
-async function begin() {
-  review = held || await (await fetch("/data")).json();
+async function load() {
+  review = embedded || await (await fetch("/data")).json();
   const known = new Set(review.clips.map(clip => clip.file));
-  for (const [file, labels] of Object.entries(review.decided)) (known.has(file) ? decided : others).set(file, labels);
-  if (held) recall();
+  for (const [file, labels] of Object.entries(review.decided)) (known.has(file) ? decided : otherCorrections).set(file, labels);
+  if (embedded) restore();
   for (const [id, action] of Object.entries(actions)) {
-    at(id).addEventListener("click", event => {
+    byId(id).addEventListener("click", event => {
       action();
-      if (event.detail) toCard(); // after a click, or else the next space would press the button again
+      if (event.detail) focusCard(); // or else the next space would press the button again
     });
   }
-  at("tags").addEventListener("change", () => { toTag(at("tags").value); toCard(); });
-  at("csv").addEventListener("click", event => {
-    event.currentTarget.href = held ? `data:text/csv;charset=utf-8,${encodeURIComponent(csv())}` : "/corrections.csv";
+  byId("tags").addEventListener("change", () => { goToTag(byId("tags").value); focusCard(); });
+  byId("csv").addEventListener("click", event => {
+    event.currentTarget.href = embedded ? `data:text/csv;charset=utf-8,${encodeURIComponent(csv())}` : "/corrections.csv";
   });
   document.addEventListener("keydown", onKey);
-  go(next(-1, 1, undecided) ?? 0);
+  go(next(-1, 1, isUndecided) ?? 0);
 }
 
-begin().catch(error => { at("fault").textContent = `the page cannot begin: ${error.message}`; });
+load().catch(error => { byId("fault").textContent = `the page cannot load: ${error.message}`; });
