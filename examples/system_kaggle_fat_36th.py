@@ -22,8 +22,8 @@ from fatai.all import load_dataset, schedule_callback
 
 
 def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
-    read, bodies = load_dataset(data, corrupted="noisy"), []
-    soft = select_noisy_labels(read.noisy, read.tags, "36th", positive=0.8)
+    read, bodies = load_dataset(data, corrupted_files="noisy"), []
+    soft = select_noisy_labels(read.noisy, read.tags, "kaggle_fat_soft_labels", positive=0.8)
     dls = FATDataLoaders.from_path(
         read, noisy=True, front_end="kaggle_fat", crop_s=1.96, pad_mode="wrap_right", bs=16, seed=0
     )
@@ -41,7 +41,7 @@ def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
                 cbs=SampleWeights(targets=soft.target_of),
             )
         )
-        learn.fit(epochs, 0.03, cbs=schedule_callback("warmup_steps", epochs, 0.03))
+        learn.fit(epochs, 0.03, cbs=schedule_callback("warmup_multistep", epochs, 0.03))
         bodies.append(learn.tta(items=read.test, n=2))
     ensemble(bodies).to_submission(out, sample=read.sample)
     print(f"{out}: the mean of {len(bodies)} bodies, of which the last has lwlrap {learn.tta(n=2).oof_score:.3f}")

@@ -177,7 +177,8 @@ def run(
     num_workers: NumWorkers = None,
     resume: Resume = False,
     predict: Annotated[
-        bool, typer.Option("--predict/--no-predict", help="Predict the test part, if there is one, and write a submission.")
+        bool,
+        typer.Option("--predict/--no-predict", help="Predict the test part, if there is one, and write a submission."),
     ] = True,
     corrections: Corrections = None,
     scale: Scale = "full",
@@ -188,7 +189,8 @@ def run(
 ) -> None:
     """Train the folds of a recipe, predict, and write a report. If there is a test part, also write a checked submission.
 
-    With an ensemble as --recipe, such as ensembles/third_place, train all its runs and average them; this needs a test part.
+    With an ensemble as --recipe, such as ensembles/third_place, train all its runs and average them; this needs a test
+    part.
 
     Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine
 
@@ -198,12 +200,23 @@ def run(
     from fatai.experiment.overrides import Overrides
 
     overrides = Overrides(
-        n_folds=folds, epochs=epochs, bs=bs, lr=lr, arch=arch, width=width, weights=weights, crop_s=crop_s, n_views=n_views, seed=seed,
+        n_folds=folds,
+        epochs=epochs,
+        bs=bs,
+        lr=lr,
+        arch=arch,
+        width=width,
+        weights=weights,
+        crop_s=crop_s,
+        n_views=n_views,
+        seed=seed,
         precision=precision,
     )
     training = _Training(data, recipe, out, overrides, tuple(fold) if fold else None, corrections, scale, num_workers)
     if not predict and training.is_ensemble:
-        raise OptionError(f"--no-predict is given with the ensemble {recipe}; an ensemble averages predictions of the test part")
+        raise OptionError(
+            f"--no-predict is given with the ensemble {recipe}; an ensemble averages predictions of the test part"
+        )
     if dry_run or time_limit is not None:
         training.print_estimate(time_limit)
         return
@@ -257,9 +270,18 @@ def demo(
 
 
 # Everything that a run of the demo writes; a folder with anything else in it is left alone.
-_DEMO_FILES = frozenset({
-    "calibration.json", "folds.csv", "manifest.json", "oof.csv", "recipe.toml", "report.html", "submission.csv", "test.csv",
-})
+_DEMO_FILES = frozenset(
+    {
+        "calibration.json",
+        "folds.csv",
+        "manifest.json",
+        "oof.csv",
+        "recipe.toml",
+        "report.html",
+        "submission.csv",
+        "test.csv",
+    }
+)
 
 
 def _remove_earlier_demo(out: Path) -> None:
@@ -272,7 +294,9 @@ def _remove_earlier_demo(out: Path) -> None:
         return
     if not out.is_dir() or out.is_symlink() or not _is_demo(out):
         raise DataError(f"{out} was not made by a demo and is left as it is; choose another --out")
-    other = sorted(p.name for p in out.iterdir() if p.name not in _DEMO_FILES and not (p.is_dir() and p.name[:5] == "fold_"))
+    other = sorted(
+        p.name for p in out.iterdir() if p.name not in _DEMO_FILES and not (p.is_dir() and p.name[:5] == "fold_")
+    )
     if other:
         raise DataError(f"{out} holds {other[0]}, which no demo made; move it, or choose another --out")
     shutil.rmtree(out)

@@ -1,1 +1,1 @@
-"""From files and tables to batches."""
+"""Data sets: from files and tables to batches."""

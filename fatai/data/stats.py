@@ -10,16 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fatai.audio.front_ends import FrontEnd
+from fatai.audio.front_ends import front_end as find_front_end
+from fatai.audio.stats import SpectrogramStats, spectrogram_stats
 from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.errors import AudioError, DataError, OptionError
 from fatai.io.progress import track
-from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
-from fatai.audio.stats import SpectrogramStats, spectrogram_stats
 
 __all__ = ["data_stats"]
 
-_AHEAD = 16  # clips that are read before the front end asks for them
+_PREFETCH = 16  # clips that are decoded before the front end needs them
 
 
 def data_stats(
@@ -29,33 +30,38 @@ def data_stats(
     parts: Sequence[str] = ("curated", "noisy"),
     trim_db: float | None = 60.0,
 ) -> SpectrogramStats:
-    """Statistics of a data set as a front end sees it before it normalizes; memory stays flat.
+    """Compute statistics of a data set's spectrograms before normalization, in constant memory.
+
+    Clips that cannot be read are skipped.
 
     Parameters
     ----------
     data
-        A folder in the competition's layout, what `load_dataset` made of it, or paths of sound files.
+        A folder in the competition's layout, its `FATDataset`, or paths of sound files.
+    front_end
+        The front end, or its name.
     parts
-        Of a data set: curated, noisy, test; a part that isn't there is passed over.
+        Parts of a data set: curated, noisy, test; absent parts are skipped.
     trim_db
         As in `ClipConfig`.
 
     Returns
     -------
-    `SpectrogramStats`: `.mean` and `.std` over all, `.bin_mean` and `.bin_std` of each row, `.settings("global")` for a front end.
+    `.mean` and `.std` over all values, `.bin_mean` and `.bin_std` of each row, shape (rows,); `.settings("global")` returns the options
+    for a front end.
 
     Raises
     ------
     DataError
-        If no clip can be read; single clips that cannot are passed over.
+        If no clip can be read.
+    OptionError
+        If a part is unknown.
     """
-    settings = ClipConfig(find_front_end(front_end), trim_db=trim_db)
+    config = ClipConfig(find_front_end(front_end), trim_db=trim_db)
     paths = _paths(data, parts)
-    stats = spectrogram_stats(settings.front_end, _waves(settings, paths))
+    stats = spectrogram_stats(config.front_end, _waves(config, paths))
     if not stats.frames:
-        raise DataError(
-            f"none of the {len(paths)} clips can be read, so there is nothing to measure; look at them with fatai-submit scan"
-        )
+        raise DataError(f"none of the {len(paths)} clips can be read; check the data set with fatai-submit scan")
     return stats
 
 
@@ -71,20 +77,20 @@ def _paths(data: str | Path | FATDataset | Sequence[str | Path], parts: Sequence
     return [Path(p) for table in tables if table is not None and len(table) for p in table["path"]]
 
 
-def _waves(settings: ClipConfig, paths: Sequence[Path]) -> Iterator[Tensor]:
-    """Clips that can be read, a few of them ahead of the one that is asked for."""
+def _waves(config: ClipConfig, paths: Sequence[Path]) -> Iterator[Tensor]:
+    """Yield the waves (samples,) of readable clips, decoding a few of them ahead."""
 
     def read(path: Path) -> Tensor | None:
         try:
-            return settings.read(path)
+            return config.read(path)
         except AudioError:
             return None
 
     with ThreadPoolExecutor() as pool:
-        left = iter(track(paths, "measuring"))
-        waiting = [pool.submit(read, path) for path in islice(left, _AHEAD)]
-        while waiting:
-            wave = waiting.pop(0).result()
-            waiting += [pool.submit(read, path) for path in islice(left, 1)]
+        remaining = iter(track(paths, "measuring"))
+        pending = [pool.submit(read, path) for path in islice(remaining, _PREFETCH)]
+        while pending:
+            wave = pending.pop(0).result()
+            pending += [pool.submit(read, path) for path in islice(remaining, 1)]
             if wave is not None and torch.isfinite(wave).all():
                 yield wave

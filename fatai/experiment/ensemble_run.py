@@ -1,4 +1,4 @@
-"""An ensemble list and a data folder to a folder of runs and one submission."""
+"""Run an ensemble: train or reuse the runs of its members, and combine their predictions into one submission."""
 
 from __future__ import annotations
 
@@ -8,57 +8,78 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fatai.io.atomic import write_text
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.errors import DataError
+from fatai.distributed import ProcessGroup, init
 from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.ensemble.members import PredictionSource
-from fatai.inference.predictions import Predictions
+from fatai.errors import DataError
 from fatai.experiment.ensemble_recipe import EnsembleRecipe, StackerConfig, load_ensemble
 from fatai.experiment.manifest import data_digest, read_manifest
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.experiment.run import draw_report, run_recipe
-from fatai.experiment.scaling import SCALES, scaled
-from fatai.distributed import init
+from fatai.experiment.run import Report, draw_report, run_recipe
+from fatai.experiment.scaling import SCALES, scale_recipe
+from fatai.inference.predictions import Predictions
+from fatai.io.atomic import write_text
 
 __all__ = ["EnsembleRunResult", "member_recipes", "run_ensemble"]
 
-_NAMES = ("name", "source", "reference_score")  # what a recipe is called doesn't change what it trains
+_DESCRIPTIVE = ("name", "source", "reference_score")  # keys of a recipe that do not change what is trained
 
 
 @dataclass(frozen=True)
 class EnsembleRunResult:
-    """What was made: the folder, the runs in the order of the list, the blend with its nested out-of-fold score, the seconds it took."""
+    """Result of an ensemble.
+
+    Attributes
+    ----------
+    out
+        The folder of the ensemble.
+    runs
+        The run folders, in the order of the members.
+    ensembled
+        The combined predictions with their nested out-of-fold score.
+    seconds
+        Duration.
+    """
 
     out: Path
     runs: tuple[Path, ...]
-    blended: EnsembleResult
+    ensembled: EnsembleResult
     seconds: float
 
     @property
     def test(self) -> Predictions:
-        """The blend's predictions of the test clips."""
-        return self.blended.predictions
+        """The combined predictions of the test clips."""
+        return self.ensembled.predictions
 
 
 def member_recipes(
-    listed: EnsembleRecipe,
+    recipe: EnsembleRecipe,
     *,
     scale: str = "full",
     overrides: Overrides | None = None,
     n_noisy: int | None = None,
     n_curated: int | None = None,
 ) -> dict[str, Recipe]:
-    """The recipe of every member by its name, in a size of `SCALES` and with `overrides` as in `Recipe.override`."""
+    """Return the recipe of each member by its name.
+
+    Parameters
+    ----------
+    scale, n_noisy, n_curated
+        As in `fatai.experiment.scaling.scale_recipe`.
+    overrides
+        As in `Recipe.override`, applied last.
+    """
     return {
-        m.name: scaled(m.changed_recipe(), scale, n_noisy, n_curated).override(overrides) for m in listed.members
+        member.name: scale_recipe(member.overridden_recipe(), scale, n_noisy, n_curated).override(overrides)
+        for member in recipe.members
     }
 
 
 def run_ensemble(
     data: str | Path,
-    listed: str | Path | EnsembleRecipe,
+    recipe: str | Path | EnsembleRecipe,
     out: str | Path,
     *,
     scale: str = "full",
@@ -68,132 +89,136 @@ def run_ensemble(
     corrections: str | Path | None = None,
     num_workers: int | None = None,
     command: str = "",
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
+    report: Report | None = None,
 ) -> EnsembleRunResult:
-    """Train or take over every run of a list, blend their test predictions, and tell how good the blend is out of fold.
+    """Train or reuse the run of every member, combine their test predictions, and score the combination out of fold.
 
-    `out` gets a run folder for each member that was trained, `test.csv`, `oof.csv` (nested), `blend.txt`, `report.html` and, where there is
-    a sample submission, `submission.csv`.
+    `out` gets a run folder for each member that was trained, `test.csv`, `oof.csv` (nested), `blend.txt` with the scores and, where
+    there is a sample submission, `submission.csv`.
 
     Parameters
     ----------
     data
         A folder in the competition's layout, with a test part.
-    listed
-        A list, its name ("ensembles/third_place"), or a path that ends in .toml.
+    recipe
+        An ensemble, its name ("ensembles/third_place"), or a path that ends in .toml.
     scale, overrides
         As in `member_recipes`.
     reuse
-        Finished runs that take the place of members with the same recipe and data.
+        Finished runs that are used for members with the same recipe and data.
     resume
-        Go on with the ensemble that was begun in `out`: its finished runs are taken as they are.
-    corrections, num_workers, command, say
-        As in `run_recipe`.
+        Continue the ensemble in `out`; its finished runs are kept.
+    corrections, num_workers, command, log, report
+        As in `fatai.experiment.run.run_recipe`; the report is drawn for each trained member and for the ensemble.
 
     Raises
     ------
     DataError
-        If `out` holds something, without `resume`, or there is nothing to predict.
+        If `out` is not empty, without `resume`, or there is no test part.
     CheckpointError
-        If a run in `out` is one of another recipe or of other data.
+        If a run in `out` has another recipe or other data.
     """
-    started = time.monotonic()
-    listed = listed if isinstance(listed, EnsembleRecipe) else load_ensemble(listed)
-    out = Path(out)
-    group = init()
+    started, group, out = time.monotonic(), init(), Path(out)
+    main_log = log if group.is_main else (lambda line: None)
+    recipe = recipe if isinstance(recipe, EnsembleRecipe) else load_ensemble(recipe)
+    _check_folder(out, group, resume)
+    loaded = load_dataset(data, corrections)
+    if not len(loaded.test):
+        raise DataError(f"{data} has no test part, but an ensemble combines test predictions; train its recipes one by one")
+    group.barrier()
+    runs: list[Path] = []
+    n_noisy = None if loaded.noisy is None else len(loaded.noisy)
+    recipes = member_recipes(
+        recipe, scale=scale, overrides=overrides, n_noisy=n_noisy, n_curated=len(loaded.curated)
+    )
+    for name, member in recipes.items():
+        member_data = load_dataset(data, corrections, corrupted_files=member.clips.corrupted_files)
+        reused = _reusable(reuse, member, member_data)
+        origin = "" if reused is None else f", reused from {reused}"
+        main_log(f"member {len(runs) + 1} of {len(recipes)}: {name}{origin}")
+        if reused is None:
+            run_recipe(
+                member_data, member, out / name, resume=resume, num_workers=num_workers, corrections=corrections,
+                command=command, log=log, report=report,
+            )
+        runs.append(reused or out / name)
+    group.barrier()
+    ensembled = _combine(recipe, runs, loaded, scale, main_log)
+    if group.is_main:
+        _write(out, recipe, ensembled, loaded, log)
+        draw_report(report, out, loaded, log)
+    return EnsembleRunResult(out, tuple(runs), ensembled, time.monotonic() - started)
+
+
+def _check_folder(out: Path, group: ProcessGroup, resume: bool) -> None:
     if group.is_main and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(
-            f"{out} exists already and is not empty; choose another folder, or go on with the ensemble there: --resume"
+            f"{out} exists and is not empty; choose another folder, or continue the ensemble in it with --resume"
         )
-    read = load_dataset(data, corrections)
-    if not len(read.test):
-        raise DataError(
-            f"{data} has no test part, of which an ensemble would blend predictions; train its recipes one by one"
-        )
-    group.barrier()
-    tell = say if group.is_main else (lambda line: None)
-    runs: list[Path] = []
-    for name, recipe in member_recipes(
-        listed,
-        scale=scale,
-        overrides=overrides,
-        n_noisy=None if read.noisy is None else len(read.noisy),
-        n_curated=len(read.curated),
-    ).items():
-        own = load_dataset(data, corrections, corrupted=recipe.clips.corrupted_files)
-        found = _reusable(reuse, recipe, own)
-        tell(
-            f"member {len(runs) + 1} of {len(listed.members)}: {name}"
-            + ("" if found is None else f", taken from {found}")
-        )
-        if found is None:
-            run_recipe(
-                own,
-                recipe,
-                out / name,
-                resume=resume,
-                num_workers=num_workers,
-                corrections=corrections,
-                command=command,
-                say=say,
-            )
-        runs.append(found or out / name)
-    group.barrier()
-    blended = _blend(listed, runs, read, scale, tell)
-    if not group.is_main:
-        return EnsembleRunResult(out, tuple(runs), blended, time.monotonic() - started)
+
+
+def _write(
+    out: Path, recipe: EnsembleRecipe, ensembled: EnsembleResult, data: FATDataset, log: Callable[[str], None]
+) -> None:
+    """Write the combined predictions, their scores and the submission."""
     out.mkdir(parents=True, exist_ok=True)
-    blended.predictions.to_csv(out / "test.csv")
-    if blended.oof is not None:
-        blended.oof.to_csv(out / "oof.csv")
-    write_text(out / "blend.txt", f"{blended}\n")
-    say(str(blended))
-    if read.sample is not None:
-        blended.predictions.to_submission(out / "submission.csv", sample=read.sample)
-        say(f"submission: {out / 'submission.csv'}, {listed.how} of {len(blended.members)}")
-    draw_report(out, read, say)
-    return EnsembleRunResult(out, tuple(runs), blended, time.monotonic() - started)
+    ensembled.predictions.to_csv(out / "test.csv")
+    if ensembled.oof is not None:
+        ensembled.oof.to_csv(out / "oof.csv")
+    write_text(out / "blend.txt", f"{ensembled}\n")
+    log(str(ensembled))
+    if data.sample is not None:
+        ensembled.predictions.to_submission(out / "submission.csv", sample=data.sample)
+        log(f"submission: {out / 'submission.csv'}, {recipe.how} of {len(ensembled.members)}")
 
 
-def _blend(
-    listed: EnsembleRecipe, runs: list[Path], data: FATDataset, scale: str, say: Callable[[str], None]
+def _combine(
+    recipe: EnsembleRecipe, runs: list[Path], data: FATDataset, scale: str, log: Callable[[str], None]
 ) -> EnsembleResult:
-    """Members and stackers as one, judged by the curated clips that all of them held out."""
+    """Combine members and stackers, scored on the curated clips that all members hold out."""
     truth = data.curated[["fname", "labels"]]
+    weights = list(recipe.weights) if isinstance(recipe.weights, tuple) else recipe.weights
+    if not recipe.stackers:
+        return ensemble_report(runs, recipe.how, weights, truth=truth, **recipe.options)
     tests: list[PredictionSource] = list(runs)
     oofs: list[PredictionSource] = [Predictions.from_csv(run / "oof.csv") for run in runs]
-    for stacker in listed.stackers:
-        say(f"stacking: {stacker.name}")
-        stacked = ensemble_report(runs, stacker.how, truth=truth, **_options(stacker, scale))
+    for stacker in recipe.stackers:
+        log(f"stacking: {stacker.name}")
+        stacked = ensemble_report(runs, stacker.how, truth=truth, **_stacker_options(stacker, scale))
         assert stacked.oof is not None
         tests.append(stacked.predictions)
         oofs.append(stacked.oof)
-    weights = list(listed.weights) if isinstance(listed.weights, tuple) else listed.weights
-    if not listed.stackers:
-        return ensemble_report(runs, listed.how, weights, truth=truth, **listed.options)
-    blended = ensemble_report(tests, listed.how, weights, oof=oofs, truth=truth, **listed.options)
-    return replace(blended, members=(*blended.members[:len(runs)], *(stacker.name for stacker in listed.stackers)))
+    ensembled = ensemble_report(tests, recipe.how, weights, oof=oofs, truth=truth, **recipe.options)
+    names = (*ensembled.members[:len(runs)], *(stacker.name for stacker in recipe.stackers))
+    return replace(ensembled, members=names)
 
 
-def _options(stacker: StackerConfig, scale: str) -> dict[str, Any]:
-    """A stacker's options; in a smaller size its network is narrower, as those of the members are, and draws as much less."""
-    size = SCALES[scale]
-    if size is None or stacker.how != "mlp":
+def _stacker_options(stacker: StackerConfig, scale: str) -> dict[str, Any]:
+    """Return the options of a stacker; in a smaller scale an "mlp" is narrower and has fewer draws, like the members."""
+    config = SCALES[scale]
+    if config is None or stacker.how != "mlp":
         return stacker.options
     base, draws = stacker.options.get("base", 512), stacker.options.get("draws", 32_768)
-    return {**stacker.options, "base": max(1, round(base * size.width)), "draws": round(draws * size.width**2),
-            "max_epochs": max(1, size.passes)}
+    return {
+        **stacker.options,
+        "base": max(1, round(base * config.width)),
+        "draws": round(draws * config.width**2),
+        "max_epochs": max(1, config.passes),
+    }
 
 
 def _reusable(runs: Sequence[str | Path], recipe: Recipe, data: FATDataset) -> Path | None:
-    """The first finished run of the same recipe and data."""
-    for run in map(Path, runs):
-        if not (run / "recipe.toml").is_file():
-            continue
-        manifest = read_manifest(run)
-        if manifest is None or not manifest.get("finished") or manifest["data"].get("digest") != data_digest(data):
-            continue
-        differs = recipe.differences(load_recipe(run / "recipe.toml"))
-        if all(line.split(" ", 1)[0] in _NAMES for line in differs):
-            return run
-    return None
+    """Return the first finished run with the same recipe and data, if there is one."""
+    digest = data_digest(data) if runs else ""
+    return next((run for run in map(Path, runs) if _is_run_of(run, recipe, digest)), None)
+
+
+def _is_run_of(run: Path, recipe: Recipe, digest: str) -> bool:
+    if not (run / "recipe.toml").is_file():
+        return False
+    manifest = read_manifest(run)
+    if manifest is None or not manifest.get("finished") or manifest["data"].get("digest") != digest:
+        return False
+    differences = recipe.differences(load_recipe(run / "recipe.toml"))
+    return all(line.split(" ", 1)[0] in _DESCRIPTIVE for line in differences)

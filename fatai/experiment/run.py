@@ -1,42 +1,61 @@
-"""A recipe and a data folder to a run folder: folds, out-of-fold and test predictions, a checked submission, a manifest."""
+"""Run a recipe on a data set: train the folds, predict, and write a run folder with a checked submission and a manifest."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from fastcore.meta import delegates
 
-from fatai.io.atomic import translate_os_errors, write_text
-from fatai.data.blocks import check_readable
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
-from fatai.data.own_table import is_sound_table
-from fatai.errors import CheckpointError, DataError, OptionError
+from fatai.data.tables import check_readable, is_sound_table
+from fatai.distributed import init
 from fatai.ensemble.ensemble import ensemble
-from fatai.inference.predictions import Predictions
-from fatai.experiment.fold import FoldContext, fold_learner
+from fatai.errors import CheckpointError, DataError, OptionError
+from fatai.experiment.fold import FoldContext, FoldResult, fold_learner
+from fatai.experiment.launch import split_work
 from fatai.experiment.manifest import data_digest, read_manifest, write_folds, write_manifest
-from fatai.experiment.launch import share_out
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.self_training import SelfTrainingRounds
-from fatai.metrics.ranking import lwlrap
-from fatai.distributed import init
-from fatai.training.cross_validation import fit_folds
+from fatai.experiment.stage import curated_only, prepare_stage
 from fatai.inference.learner import FatLearner
+from fatai.inference.predictions import Predictions
+from fatai.io.atomic import translate_os_errors, write_text
+from fatai.metrics.ranking import lwlrap
+from fatai.training.cross_validation import CrossValResult, fit_folds
 
-__all__ = ["RunResult", "draw_report", "recipe_learner", "run_recipe"]
+__all__ = ["RunResult", "preview_learner", "recipe_learner", "run_recipe"]
+
+Report: TypeAlias = Callable[[Path, FATDataset], Path]
+"""Draws the report of a finished run folder and returns its path, as `fatai.report.html.run_report`."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run made: its folder, lwlrap by fold and out of fold, the predictions, and the training files that could not be read."""
+    """Result of a run.
+
+    Attributes
+    ----------
+    out
+        The run folder.
+    fold_scores, oof_score
+        lwlrap of each fold's held-out clips by fold number, and over all of them.
+    oof, test
+        Out-of-fold predictions, and those of the test part averaged over the folds; None without a test part.
+    unreadable
+        Names of training clips that cannot be read.
+    seconds
+        Duration.
+    """
 
     out: Path
     fold_scores: dict[int, float]
@@ -52,117 +71,100 @@ def run_recipe(
     recipe: str | Path | Recipe,
     out: str | Path,
     *,
-    only: Sequence[int] | None = None,
+    run_folds: Sequence[int] | None = None,
     predict_test: bool = True,
     resume: bool = False,
     corrections: str | Path | None = None,
     num_workers: int | None = None,
     cache_dir: str | Path | None = None,
     command: str = "",
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
+    report: Report | None = None,
 ) -> RunResult:
     """Train the folds of a recipe and write a run folder.
 
-    A run that was killed goes on from its last finished epoch with `resume`, and ends byte-equal to an unbroken one on the same machine.
+    A killed run continues after its last finished epoch with `resume`; on the same machine it ends with the same bytes as an unbroken one.
 
-    Several processes that torchrun started, on one machine or on several with a common `out`, do it together: each trains folds of its own
-    where there are as many as processes, or all of them share every batch. The first one writes what isn't a fold's.
+    Several processes started by torchrun, on one machine or on several that share `out`, work together: each trains folds of its own if
+    there are at least as many as processes, otherwise all share every batch. Rank 0 writes the files that belong to no fold.
 
     Parameters
     ----------
     data
-        A folder in the competition's layout, or what `load_dataset` made of it.
+        A folder in the competition's layout, a table of sounds, or the result of `load_dataset`.
     recipe
         A recipe, its name, or a path that ends in .toml.
     out
-        The run folder; without `resume` it must not hold anything yet.
-    only
-        Folds to train; all that the recipe trains if None.
+        The run folder; without `resume` it must be empty or absent.
+    run_folds
+        Folds to train, counted from 0; None trains those of the recipe.
     predict_test
-        Whether to predict the test part, where there is one, and to write the submission.
+        Whether to predict the test part, if there is one, and write the submission.
     resume
-        Go on with the run in `out`, if one was begun there: with the same recipe and data.
+        Continue the run in `out`, if there is one; it must have the same recipe and data.
     corrections
-        A CSV of hand corrections (`fname`, and `labels` or "remove"), applied to the curated and the noisy part when `data` is a folder;
-        else noted as what was applied.
+        A CSV of label corrections (`fname`, and `labels` or "remove") for the curated and the noisy part. They are applied when `data` is a
+        path; for a loaded data set, which has them applied, the path is only noted.
+    num_workers
+        Processes that load sound; None chooses by the machine.
     cache_dir
-        Where a recipe with `clips.cache` keeps its cache; None is the user's cache folder.
+        Folder of the cache for a recipe with `clips.cache`; None is the user's cache folder.
     command
-        What the user typed, for the manifest.
-    say
-        What takes a line of progress.
+        The command line that the user typed, for the manifest.
+    log
+        Function for lines of progress.
+    report
+        Draws the report of the finished run, such as `fatai.report.html.run_report`; None draws none. An error in it becomes a warning.
+
+    Returns
+    -------
+    Scores and predictions; every process gets the same.
 
     Raises
     ------
     DataError, RecipeError, LabelError
-        Each says what is wrong with the data or the recipe.
+        If the data or the recipe are not valid.
     CheckpointError
-        If `out` holds a run of another recipe or of other data; the message says what differs.
+        If `out` holds a run of another recipe or of other data; the message lists the differences.
     """
-    started = time.monotonic()
-    group = init()
+    started, group = time.monotonic(), init()
+    main_log = log if group.is_main else _silent
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    data = data if isinstance(data, FATDataset) else load_dataset(data, corrections, corrupted=recipe.clips.corrupted_files)
-    digest = data_digest(data)
-    out = Path(out)
+    data, out = _dataset(data, recipe, corrections), Path(out)
     table, unreadable, folds = folded_table(data, recipe)
-    targ = multi_hot(table["labels"], data.tags)
-    made_with = {
-        "only": None if only is None else sorted(set(only)), "predict_test": predict_test, "num_workers": num_workers,
-        "processes": group.world_size, "corrections": None if corrections is None else str(corrections),
+    digest = data_digest(data)
+    run_options = {
+        "run_folds": None if run_folds is None else sorted(set(run_folds)), "predict_test": predict_test,
+        "num_workers": num_workers, "nproc": group.world_size,
+        "corrections": None if corrections is None else str(corrections),
     }
-    begun = resume and group.is_main and _begun(out, recipe, digest)
-    if group.is_main and not begun:
-        _new_folder(out)
-        write_text(out / "recipe.toml", recipe.resolved())
-        write_folds(out, list(table["fname"]), folds, list(table["labels"]))
-        # The last of the three: a folder with a manifest has the other two.
-        write_manifest(out, data, recipe, digest, command, made_with)
-    tell = say if group.is_main else _silent
-    tell(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
-    noisy, odd_noisy = noisy_table(data, recipe)
-    only = recipe.folds.run_folds if only is None else only
-    only = sorted(set(folds.tolist())) if only is None else sorted(set(only))
-    sharing = share_out(group, len(only), say)
-    job = FoldContext(
-        data,
-        recipe,
-        out,
-        digest,
-        noisy=noisy,
-        predict_test=predict_test,
-        num_workers=num_workers,
-        cache_dir=cache_dir,
-        say=sharing.say,
-        group=sharing.of_batches,
+    note = partial(write_manifest, out, data, recipe, digest, command, run_options)
+    if group.is_main and not (resume and _can_resume(out, recipe, digest)):
+        _create_folder(out, recipe, table, folds)
+        note()  # the last of the three: a folder with a manifest has recipe.toml and folds.csv
+    main_log(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
+    noisy, unreadable_noisy = noisy_table(data, recipe)
+    chosen = _chosen_folds(recipe, run_folds, folds)
+    work = split_work(group, len(chosen), log)
+    context = FoldContext(
+        data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers,
+        cache_dir=cache_dir, log=work.log, group=work.batch_group,
     )
-    rounds = SelfTrainingRounds(job, only, sharing.of_folds)
+    rounds = SelfTrainingRounds(context, chosen, work.fold_group)
     group.barrier()
-    rounds.until_last(table, folds)
-    results = rounds.last(table, folds)
-    parts = [result.test for result in results.values() if result.test is not None]
-
-    def fit_fold(fold: int, fold_table: pd.DataFrame) -> np.ndarray:
-        oof_score = results[fold].oof_score
-        assert oof_score is not None
-        tell(f"fold {fold}: lwlrap {lwlrap(oof_score.probs, targ[folds == fold]):.4f}")
-        return oof_score.probs
-
-    folded = fit_folds(table, folds, len(data.tags), fit_fold, lambda probs, rows: lwlrap(probs, targ[rows]), only=only)
-    trained = ~np.isnan(folded.oof).any(axis=1)
-    oof = Predictions(tuple(table["fname"][trained]), data.tags, folded.oof[trained])
-    oof_score = lwlrap(oof.probs, targ[trained])
-    test = ensemble(parts, how=recipe.tta.fold_average) if parts else None
-    result = RunResult(out, folded.scores, oof_score, oof, test, unreadable + odd_noisy, time.monotonic() - started)
-    if not group.is_main:
-        return result
-    oof.to_csv(out / "oof.csv")
-    say(f"out of fold: lwlrap {oof_score:.4f} over {int(trained.sum())} clips")
-    if test is not None:
-        _write_test(out, data, test, say)
-    write_manifest(out, data, recipe, digest, command, made_with, _results(result))
-    draw_report(out, data, say)
-    say(f"{out}: done in {result.seconds:.0f} s")
+    rounds.train_before_last(table, folds)
+    results = rounds.train_last(table, folds)
+    oof, scores = _out_of_fold(data, table, folds, results, main_log)
+    tests = [fold.test for fold in results.values() if fold.test is not None]
+    test = ensemble(tests, how=recipe.tta.fold_average) if tests else None
+    result = RunResult(
+        out, scores.folds, scores.oof, oof, test, unreadable + unreadable_noisy, time.monotonic() - started
+    )
+    if group.is_main:
+        _write_predictions(result, data, log)
+        note(_manifest_results(result))
+        draw_report(report, out, data, log)
+        log(f"{out}: done in {result.seconds:.0f} s")
     return result
 
 
@@ -170,28 +172,69 @@ def _silent(line: str) -> None:
     pass
 
 
-def _new_folder(out: Path) -> None:
+def _dataset(data: str | Path | FATDataset, recipe: Recipe, corrections: str | Path | None = None) -> FATDataset:
+    if isinstance(data, FATDataset):
+        return data
+    return load_dataset(data, corrections, corrupted_files=recipe.clips.corrupted_files)
+
+
+def _chosen_folds(recipe: Recipe, run_folds: Sequence[int] | None, folds: np.ndarray) -> list[int]:
+    chosen = recipe.folds.run_folds if run_folds is None else run_folds
+    return sorted(set(folds.tolist() if chosen is None else chosen))
+
+
+@dataclass(frozen=True)
+class _Scores:
+    folds: dict[int, float]
+    oof: float
+
+
+def _out_of_fold(
+    data: FATDataset, table: pd.DataFrame, folds: np.ndarray, results: Mapping[int, FoldResult],
+    log: Callable[[str], None],
+) -> tuple[Predictions, _Scores]:
+    """Join the held-out predictions of the trained folds in the table's order, and score them."""
+    targ = multi_hot(table["labels"], data.tags)
+
+    def held_out(fold: int, fold_table: pd.DataFrame) -> np.ndarray:
+        oof = results[fold].oof
+        assert oof is not None
+        log(f"fold {fold}: lwlrap {lwlrap(oof.probs, targ[folds == fold]):.4f}")
+        return oof.probs
+
+    joined: CrossValResult = fit_folds(
+        table, folds, len(data.tags), held_out, lambda probs, rows: lwlrap(probs, targ[rows]), only=list(results)
+    )
+    trained = ~np.isnan(joined.oof).any(axis=1)
+    oof = Predictions(tuple(table["fname"][trained]), data.tags, joined.oof[trained])
+    return oof, _Scores(joined.scores, lwlrap(oof.probs, targ[trained]))
+
+
+def _create_folder(out: Path, recipe: Recipe, table: pd.DataFrame, folds: np.ndarray) -> None:
+    """Create a run folder with recipe.toml and folds.csv."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(
-            f"{out} exists already and is not empty; choose another folder for this run, remove it, or go on with the run in it: --resume"
+            f"{out} exists and is not empty; choose another folder, remove it, or continue the run in it with --resume"
         )
     with translate_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "recipe.toml", recipe.resolved())
+    write_folds(out, list(table["fname"]), folds, list(table["labels"]))
 
 
-def _begun(out: Path, recipe: Recipe, digest: str) -> bool:
-    """Whether `out` holds a run that can be gone on with, free of what a killed process left half-written."""
+def _can_resume(out: Path, recipe: Recipe, digest: str) -> bool:
+    """Return True if `out` holds a resumable run of the recipe and data; remove partial files."""
     manifest = read_manifest(out)
-    for part in out.rglob(".*.part*"):
-        part.unlink(missing_ok=True)
+    for partial_file in out.rglob(".*.part*"):
+        partial_file.unlink(missing_ok=True)
     if manifest is None:
         for name in ("recipe.toml", "folds.csv"):
             (out / name).unlink(missing_ok=True)
         return False
-    differs = recipe.differences(load_recipe(out / "recipe.toml"))
-    if differs:
+    differences = recipe.differences(load_recipe(out / "recipe.toml"))
+    if differences:
         raise CheckpointError(
-            f"{out} holds a run of another recipe: {'; '.join(differs)}. Give the same options, or another folder"
+            f"{out} holds a run of another recipe: {'; '.join(differences)}. Give the same options, or another folder"
         )
     if manifest["data"].get("digest") != digest:
         raise CheckpointError(
@@ -209,48 +252,85 @@ def recipe_learner(
     num_workers: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> FatLearner:
-    """The learner of one fold of a recipe before its first stage, to look at or to fit by hand; writes nothing."""
+    """Return the learner of one fold of a recipe before its first stage, to inspect or to fit by hand; nothing is written.
+
+    Parameters
+    ----------
+    data, recipe, num_workers, cache_dir
+        As in `run_recipe`.
+    fold
+        The fold that is held out, counted from 0.
+    path
+        Folder of the learner, for what it saves later.
+
+    Raises
+    ------
+    OptionError
+        If there is no such fold.
+    """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    data = data if isinstance(data, FATDataset) else load_dataset(data, corrupted=recipe.clips.corrupted_files)
+    data = _dataset(data, recipe)
     table, _, folds = folded_table(data, recipe)
     if fold not in folds:
         raise OptionError(f"fold is {fold}; {recipe.name} has the folds 0 to {recipe.folds.n - 1}")
-    job = FoldContext(data, recipe, Path(path), data_digest(data), num_workers=num_workers, cache_dir=cache_dir)
-    return fold_learner(job, fold, table.assign(is_valid=folds == fold))
+    context = FoldContext(data, recipe, Path(path), data_digest(data), num_workers=num_workers, cache_dir=cache_dir)
+    return fold_learner(context, fold, table.assign(is_valid=folds == fold))
+
+
+@delegates(recipe_learner)
+def preview_learner(data: str | Path | FATDataset, recipe: Recipe, fold: int = 0, **kwargs: Any) -> FatLearner:
+    """Return the learner of `recipe_learner` with the batches, loss, optimizer and augmentations of the first stage on curated clips."""
+    learn = recipe_learner(data, recipe, fold, **kwargs)
+    learn.add_cbs(prepare_stage(learn, curated_only(recipe.stages[0])))
+    return learn
 
 
 def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str, ...], np.ndarray]:
-    """The curated clips that can be read, the names of those that can't, and the fold of each that can."""
+    """Split the readable curated clips into folds.
+
+    Returns
+    -------
+    The table of readable curated clips; the names of unreadable ones; the fold of each readable clip, int64, shape (clips,).
+
+    Raises
+    ------
+    DataError
+        If there are fewer clips than folds, or the column of groups is absent, incomplete or has another number of folds.
+    """
     table, unreadable = _readable_rows(data.curated)
-    if len(table) < recipe.folds.n:
-        raise DataError(f"{data.path} has {len(table)} readable curated clips, too few for {recipe.folds.n} folds")
     config = recipe.folds
+    if len(table) < config.n:
+        raise DataError(f"{data.path} has {len(table)} readable curated clips; expected at least one for each of {config.n} folds")
     groups = None if config.group_col is None else _groups(table, config.group_col, data.path)
+    targ = multi_hot(table["labels"], data.tags)
     folds = make_folds(
-        multi_hot(table["labels"], data.tags), how=config.splitter, n=config.n, seed=config.seed, groups=groups, tags=data.tags
+        targ, splitter=config.splitter, n=config.n, seed=config.seed, groups=groups, tags=data.tags
     )
-    if folds.max() + 1 != config.n:
+    n_found = int(folds.max()) + 1
+    if n_found != config.n:
         raise DataError(
-            f"the column {config.group_col} of {data.path.name} tells {folds.max() + 1} folds, but the recipe {recipe.name} says "
-            f"{config.n}; give --folds {folds.max() + 1}"
+            f"the column {config.group_col} of {data.path.name} has {n_found} folds, but the recipe {recipe.name} has "
+            f"folds.n = {config.n}; give --folds {n_found}"
         )
     return table, unreadable, folds
 
 
 def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
-    """The values of a column that tells folds or what stays together."""
+    """Return the values of the column with the groups or folds of the clips."""
     file = path if is_sound_table(path) else path / "train_curated.csv"
     if column not in table.columns:
-        raise DataError(f"{file} has no column {column!r}, which the recipe's folds are read from; it has "
-                        f"{', '.join(str(name) for name in table.columns)}")
+        raise DataError(
+            f"{file} has no column {column!r}, which the recipe names as folds.group_col; it has "
+            f"{', '.join(str(name) for name in table.columns)}"
+        )
     empty = table["fname"][table[column].isna()]
     if len(empty):
-        raise DataError(f"{file}: the column {column} says nothing of {empty.iloc[0]} ({len(empty)} such clips)")
+        raise DataError(f"{file}: the column {column} is empty for {empty.iloc[0]} ({len(empty)} such clips); fill it in")
     return list(table[column])
 
 
 def noisy_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
-    """The noisy clips that can be read, and the names of those that can't; none where the recipe asks for none."""
+    """Return the table of readable noisy clips and the names of unreadable ones; None and none if the recipe uses no noisy clips."""
     if all(stage.noisy_labels is None for stage in recipe.stages):
         return None, ()
     if data.noisy is None:
@@ -261,34 +341,41 @@ def noisy_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame | None, 
 
 
 def _readable_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    good, faults = check_readable([Path(p) for p in table["path"]])
+    readable, faults = check_readable([Path(p) for p in table["path"]])
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         warnings.warn(f"{len(faults)} training files cannot be read and are left out:\n{listed}", stacklevel=4)
-    return table[good].reset_index(drop=True), tuple(table["fname"][~good])
+    return table[readable].reset_index(drop=True), tuple(table["fname"][~readable])
 
 
-def _write_test(out: Path, data: FATDataset, test: Predictions, say: Callable[[str], None]) -> None:
+def _write_predictions(result: RunResult, data: FATDataset, log: Callable[[str], None]) -> None:
+    """Write oof.csv, and test.csv and submission.csv where there is a test part."""
+    out, test = result.out, result.test
+    result.oof.to_csv(out / "oof.csv")
+    log(f"out of fold: lwlrap {result.oof_score:.4f} over {len(result.oof)} clips")
+    if test is None:
+        return
     test.to_csv(out / "test.csv")
     if data.sample is not None:
         test.to_submission(out / "submission.csv", sample=data.sample)
-        say(f"submission: {out / 'submission.csv'}, {len(test.fnames)} clips, fits {data.sample.name}")
+        log(f"submission: {out / 'submission.csv'}, {len(test)} clips, fits {data.sample.name}")
 
 
-def draw_report(out: Path, data: FATDataset, say: Callable[[str], None]) -> None:
-    """Write report.html into the folder of a run, or of an ensemble of runs; one that is done stays done if that goes wrong."""
-    from fatai.report.html import run_report  # which reads runs, and so imports what they are made of
-
+def draw_report(report: Report | None, out: Path, data: FATDataset, log: Callable[[str], None]) -> None:
+    """Draw the report of a finished run folder; an error in it becomes a warning, and the run stays finished."""
+    if report is None:
+        return
     try:
-        say(f"report: {run_report(out, data)}")
+        log(f"report: {report(out, data)}")
     except Exception as e:
         warnings.warn(
-            f"{out} is done, but its report could not be drawn ({type(e).__name__}: {e}); fatai-submit report {out} tries again",
+            f"{out} is finished, but its report could not be drawn ({type(e).__name__}: {e}); try again with "
+            f"fatai-submit report {out}",
             stacklevel=3,
         )
 
 
-def _results(result: RunResult) -> dict[str, Any]:
+def _manifest_results(result: RunResult) -> dict[str, Any]:
     return {
         "seconds": round(result.seconds, 1),
         "lwlrap": {"folds": {str(k): v for k, v in result.fold_scores.items()}, "oof": result.oof_score},

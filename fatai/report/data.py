@@ -1,7 +1,7 @@
 """Load the data of a report from a run folder.
 
-The folder may come from anywhere and may lack any file: what cannot be read is left out with a warning, and its section of the report is
-replaced by a sentence.
+The folder may come from anywhere and may lack any file: what cannot be read is left out with a warning, and its section
+of the report is replaced by a sentence.
 """
 
 from __future__ import annotations

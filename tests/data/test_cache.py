@@ -107,7 +107,7 @@ def test_a_crop_maps_the_file_and_stays_inside_the_clip(files, settings, tmp_pat
     cache = ClipCache.open_or_build(files, settings, kind="wave", folder=tmp_path / "c")
     assert isinstance(cache.clip(files[1]).values, np.memmap)
     for start, size in ((-1, 5), (0, len(cache.clip(1)) + 1), (5, -2)):
-        with pytest.raises(OptionError, match=f"a crop from {start} to"):
+        with pytest.raises(OptionError, match=f"the crop is from {start} to"):
             cache.crop(1, start, size)
     assert cache.nbytes == sum(p.stat().st_size for p in (tmp_path / "c").rglob("*.i16"))
 
@@ -182,7 +182,7 @@ def test_unreadable_and_absent_files_are_faults_of_their_own(files, settings, tm
 
 
 def test_what_cannot_be_cached_is_said(files, tmp_path):
-    with pytest.raises(OptionError, match="no kind of cache is called 'feature'; did you mean features"):
+    with pytest.raises(OptionError, match="there is no cache of kind 'feature'; did you mean features"):
         ClipCache.open_or_build(files, ClipConfig(), kind="feature", folder=tmp_path)
     with pytest.raises(OptionError, match="choose cache='wave'"):
         ClipCache.open_or_build(
@@ -190,7 +190,7 @@ def test_what_cannot_be_cached_is_said(files, tmp_path):
         )
     loud = ClipConfig(front_end("ninth", log="none", normalize="none", norm=None))
     sf.write(tmp_path / "loud.wav", np.sin(np.arange(SR) * 0.2), SR)
-    with pytest.raises(CacheError, match=r"16-bit floats only 65,504; choose cache='wave'"):
+    with pytest.raises(CacheError, match=r"expected at most 65,504, the largest 16-bit float: choose cache='wave'"):
         ClipCache.open_or_build([tmp_path / "loud.wav"], loud, folder=tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="choose another cache_dir"):

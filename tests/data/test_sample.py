@@ -118,7 +118,7 @@ def test_the_loader_never_looks_at_the_truth(tmp_path):
         for f in source.rglob("*.py")
         if re.search(r"""["'/]truth["'/]""", f.read_text())
     }
-    assert users == {"data/download.py", "commands/training.py"}, (
+    assert users == {"data/datasets/download.py", "cli/train.py"}, (
         "what writes it, and the demo, which scores by it at the end"
     )
 

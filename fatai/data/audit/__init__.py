@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Checks of a data set: every sound file, the tables, duplicates and leaks."""

@@ -1,1 +1,1 @@
-"""TODO package."""
+"""Data sets: the competition's layout, the bundled sample, downloads."""

@@ -1,4 +1,4 @@
-"""Data sets from the web, in the competition's layout: fetched, checked, unpacked, and their tables rewritten."""
+"""Public data sets in the competition's layout: download, verify, unpack, and convert the tables."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ _ZENODO = "https://zenodo.org/records/3612637/files/FSDKaggle2019"
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Where a data set is.
+    """Addresses of a data set.
 
     Attributes
     ----------
     archives
-        By the part that it holds ("meta", "curated", "noisy", "test", "all"): the addresses of an archive, several of a split one.
+        Maps a part ("meta", "curated", "noisy", "test", "all") to the URLs of its archive, several of a split one.
     listing
-        Address of a JSON with `files`: a list of `key` (a file's name) and `checksum`; "" where there is none.
-    most_bytes
-        What an archive may unpack to.
-    about
-        What it is, and its licence.
+        URL of a JSON with `files`: a list of `key` (file name) and `checksum`; "" if there is none.
+    max_bytes
+        Maximum size of an unpacked archive.
+    description
+        Content and license.
     """
 
     archives: dict[str, tuple[str, ...]]
     listing: str
-    most_bytes: int
-    about: str
+    max_bytes: int
+    description: str
 
 
 DATASETS: dict[str, DatasetSource] = {
@@ -57,31 +57,32 @@ DATASETS: dict[str, DatasetSource] = {
             ),
         },
         listing="https://zenodo.org/api/records/3612637",
-        most_bytes=60 * 10**9,
-        about="the data of Freesound Audio Tagging 2019 with the labels of the test part; CC BY 4.0, each clip its own licence",
+        max_bytes=60 * 10**9,
+        description="the data of Freesound Audio Tagging 2019 with the labels of the test part; CC BY 4.0, each clip its own licence",
     ),
     "esc50": DatasetSource(
         archives={"all": ("https://github.com/karoldvl/ESC-50/archive/master.zip",)},
         listing="",
-        most_bytes=4 * 10**9,
-        about="2,000 recordings of 50 kinds of sound; its fold 5 becomes the test part; CC BY-NC",
+        max_bytes=4 * 10**9,
+        description="2,000 recordings of 50 classes; its fold 5 becomes the test part; CC BY-NC",
     ),
 }
+"""Data sets that `download` offers, by name."""
 
 
 def download(name: str, dest: str | Path, *, noisy: bool = True, keep_archives: bool = False) -> Path:
-    """Get a data set into `dest`, in the layout that `read_layout` and the command read.
+    """Download a data set into the layout that `load_dataset` and the commands read.
 
     Parameters
     ----------
     name
         A key of `DATASETS`.
     dest
-        A folder; it may hold what an earlier, interrupted call left, which is used.
+        The folder; an interrupted download in it is resumed.
     noisy
-        Whether to get the noisy part, where there is one: most of the bytes.
+        Include the noisy part, if there is one: most of the bytes.
     keep_archives
-        Whether to keep what was downloaded, in `dest/.download`.
+        Keep the archives in `dest/.download`.
 
     Returns
     -------
@@ -90,23 +91,28 @@ def download(name: str, dest: str | Path, *, noisy: bool = True, keep_archives: 
 
     Raises
     ------
+    OptionError
+        If there is no such data set.
     DataError
-        What could not be fetched, is damaged, or is not what was expected.
+        If an archive cannot be downloaded, is damaged, or lacks the expected files.
     """
     if name not in DATASETS:
-        raise OptionError(f"no data set is called {name!r}; {did_you_mean(name, list(DATASETS))}")
-    data, dest = DATASETS[name], Path(dest)
-    store = dest / ".download"
-    checksums = _checksums(data, store)
-    for part, urls in data.archives.items():
+        raise OptionError(f"there is no data set {name!r}; {did_you_mean(name, list(DATASETS))}")
+    source, layout, dest = DATASETS[name], _LAYOUTS[name], Path(dest)
+    folder = dest / ".download"
+    checksums = _checksums(source, folder)
+    for part, urls in source.archives.items():
         if part == "noisy" and not noisy:
             continue
-        parts = [fetch(url, store / (file := _file_name(url)), checksum=checksums.get(file, "")) for url in urls]
-        if not unpack(parts, lambda inside: _LAYOUTS[name].place(dest, inside), most_bytes=data.most_bytes):
-            raise DataError(f"{parts[-1].name} holds none of the files that were expected; it may have changed")
-    _LAYOUTS[name].tables(dest, noisy)
+        files = [_file_name(url) for url in urls]
+        parts = [
+            fetch(url, folder / file, checksum=checksums.get(file, "")) for url, file in zip(urls, files, strict=True)
+        ]
+        if not unpack(parts, lambda inside: layout.target_path(dest, inside), max_bytes=source.max_bytes):
+            raise DataError(f"{parts[-1].name} contains none of the expected files; the archive may have changed")
+    layout.write_tables(dest, noisy)
     if not keep_archives:
-        shutil.rmtree(store)
+        shutil.rmtree(folder)
     return dest
 
 
@@ -114,16 +120,16 @@ def _file_name(url: str) -> str:
     return PurePosixPath(url.partition("?")[0]).name
 
 
-def _checksums(data: DatasetSource, store: Path) -> dict[str, str]:
-    """Checksums by file name, as the place that keeps the data states them."""
-    if not data.listing:
+def _checksums(source: DatasetSource, folder: Path) -> dict[str, str]:
+    """Return checksums by file name, as the data set's host publishes them."""
+    if not source.listing:
         return {}
     try:
-        listing = json.loads(fetch(data.listing, store / "listing.json", tries=2).read_text(encoding="utf-8"))
+        listing = json.loads(fetch(source.listing, folder / "listing.json", tries=2).read_text(encoding="utf-8"))
         return {str(file["key"]): str(file["checksum"]) for file in listing["files"]}
     except (DataError, ValueError, KeyError, TypeError) as e:
-        (store / "listing.json").unlink(missing_ok=True)
-        warnings.warn(f"the checksums at {data.listing} cannot be read ({e}); only lengths are checked", stacklevel=3)
+        (folder / "listing.json").unlink(missing_ok=True)
+        warnings.warn(f"the checksums at {source.listing} cannot be read ({e}); only lengths are verified", stacklevel=3)
         return {}
 
 
@@ -131,21 +137,21 @@ def _write(dest: Path, name: str, table: pd.DataFrame) -> None:
     write_text(dest / name, table.to_csv(index=False, lineterminator="\n"))
 
 
-def _with_cells(table: pd.DataFrame) -> pd.DataFrame:
+def _join_cells(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(labels=[join_labels(row) for row in table["labels"]])
 
 
 def _write_test(dest: Path, test: pd.DataFrame, tags: tuple[str, ...]) -> None:
-    """The sample submission, and apart from it the truth."""
+    """Write the sample submission, and the true labels in a folder of their own."""
     test = test.sort_values("fname", kind="stable")
-    _write(dest, "truth/test.csv", _with_cells(test))
+    _write(dest, "truth/test.csv", _join_cells(test))
     _write(dest, "sample_submission.csv", pd.DataFrame({"fname": test["fname"], **{tag: 0 for tag in tags}}))
 
 
 _FSD_FOLDERS = {"audio_train_curated": "train_curated", "audio_train_noisy": "train_noisy", "audio_test": "test"}
 
 
-def _place_fsdkaggle2019(dest: Path, inside: str) -> Path | None:
+def _fsdkaggle2019_path(dest: Path, inside: str) -> Path | None:
     file = PurePosixPath(inside)
     folder = _FSD_FOLDERS.get(file.parent.name.rpartition(".")[2])
     if folder and file.suffix == ".wav":
@@ -157,17 +163,17 @@ def _place_fsdkaggle2019(dest: Path, inside: str) -> Path | None:
     )
 
 
-def _tables_fsdkaggle2019(dest: Path, noisy: bool) -> None:
+def _write_fsdkaggle2019(dest: Path, noisy: bool) -> None:
     meta = dest / ".download" / "meta"
     tables = {
         part: read_labels(meta / f"{part}_post_competition.csv") for part in ("train_curated", "train_noisy", "test")
     }
     for part in ("train_curated", *(("train_noisy",) if noisy else ())):
-        _write(dest, f"{part}.csv", _with_cells(tables[part]))
+        _write(dest, f"{part}.csv", _join_cells(tables[part]))
     _write_test(dest, tables["test"], unique_tags(row for table in tables.values() for row in table["labels"]))
 
 
-def _place_esc50(dest: Path, inside: str) -> Path | None:
+def _esc50_path(dest: Path, inside: str) -> Path | None:
     file = PurePosixPath(inside)
     if file.parent.name == "audio" and file.suffix == ".wav":
         return dest / ("test" if _fold_of(file.name) == _TEST_FOLD else "train_curated") / file.name
@@ -178,28 +184,28 @@ _TEST_FOLD = "5"
 
 
 def _fold_of(fname: str) -> str:
-    """ESC-50's names are FOLD-CLIP-TAKE-TARGET.wav."""
+    """Parse an ESC-50 file name, FOLD-CLIP-TAKE-TARGET.wav."""
     return fname.partition("-")[0]
 
 
-def _tables_esc50(dest: Path, noisy: bool) -> None:
+def _write_esc50(dest: Path, noisy: bool) -> None:
     table = read_table(dest / ".download" / "esc50.csv", ["filename", "fold", "category"])
     table = table.rename(columns={"filename": "fname", "category": "labels"})[["fname", "labels", "fold"]]
     table["labels"] = [[label] for label in table["labels"]]
-    oof_score = table["fold"] == _TEST_FOLD
-    _write(dest, "train_curated.csv", _with_cells(table[~oof_score]))
-    _write_test(dest, table[oof_score], unique_tags(table["labels"]))
+    is_test = table["fold"] == _TEST_FOLD
+    _write(dest, "train_curated.csv", _join_cells(table[~is_test]))
+    _write_test(dest, table[is_test], unique_tags(table["labels"]))
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a data set's files go, and what writes its tables."""
+    """Target paths of a data set's files, and the function that writes its tables."""
 
-    place: Callable[[Path, str], Path | None]
-    tables: Callable[[Path, bool], None]
+    target_path: Callable[[Path, str], Path | None]
+    write_tables: Callable[[Path, bool], None]
 
 
 _LAYOUTS = {
-    "fsdkaggle2019": _Layout(_place_fsdkaggle2019, _tables_fsdkaggle2019),
-    "esc50": _Layout(_place_esc50, _tables_esc50),
+    "fsdkaggle2019": _Layout(_fsdkaggle2019_path, _write_fsdkaggle2019),
+    "esc50": _Layout(_esc50_path, _write_esc50),
 }

@@ -1,4 +1,4 @@
-"""One address to one file: resumed where it was cut off, tried again, checked."""
+"""Download of one file: resumed after interruptions, retried, verified by checksum."""
 
 from __future__ import annotations
 
@@ -20,25 +20,33 @@ __all__ = ["fetch", "file_digest"]
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60.0
-_AGENT = f"fatai/{__version__}"
+_USER_AGENT = f"fatai/{__version__}"
 
 
 def fetch(url: str, path: str | Path, *, checksum: str = "", tries: int = 5, wait_s: float = 2.0) -> Path:
-    """Download `url` to `path`; a file that is there already is only checked.
+    """Download a file; one that exists is only verified.
 
-    What has arrived lies in `path` + ".part" until it is whole, and the next call goes on from there, if the server can.
+    Partial downloads are kept in `path` + ".part", and the next call resumes them if the server supports it.
 
     Parameters
     ----------
+    url
+        Address of the file, http or https.
+    path
+        Path to write.
     checksum
-        Such as "md5:0cc175b9c0f1b6a831c399e269772661", of any algorithm of hashlib; "" checks nothing but the length.
+        Such as "md5:0cc175b9c0f1b6a831c399e269772661", of any algorithm of hashlib; "" verifies the length only.
     tries, wait_s
-        Attempts after a connection failed, and the seconds before the second one, doubled each time.
+        Attempts if the connection fails, and the seconds before the second one, doubled each time.
+
+    Returns
+    -------
+    `path`.
 
     Raises
     ------
     DataError
-        An address that is not http or https, a server that refuses, a file of another checksum (which is removed).
+        If `url` is not http or https, the server refuses, or the checksum differs (the file is removed).
     """
     path = Path(path)
     if urlsplit(url).scheme not in ("http", "https"):
@@ -46,13 +54,13 @@ def fetch(url: str, path: str | Path, *, checksum: str = "", tries: int = 5, wai
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        _arrive(url, part, tries, wait_s)
+        _download(url, part, tries, wait_s)
         part.replace(path)
     _verify(path, checksum, url)
     return path
 
 
-def _arrive(url: str, part: Path, tries: int, wait_s: float) -> None:
+def _download(url: str, part: Path, tries: int, wait_s: float) -> None:
     for attempt in range(tries):
         if attempt:
             time.sleep(wait_s * 2 ** (attempt - 1))
@@ -66,34 +74,40 @@ def _arrive(url: str, part: Path, tries: int, wait_s: float) -> None:
 
 
 def _attempt(url: str, part: Path) -> str:
-    """Add to `part` what is missing; "" when it is whole, otherwise why the connection failed."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(
-        url, headers={"User-Agent": _AGENT, **({"Range": f"bytes={have}-"} if have else {})}
-    )
+    """Append the missing bytes to `part`; return "" when it is complete, otherwise why the connection failed."""
+    size = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": _USER_AGENT, **({"Range": f"bytes={size}-"} if size else {})}
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            # A server that cannot go on from there sends all of it, with another status.
-            resumed = response.status == 206 and str(response.headers.get("Content-Range", "")).startswith(
-                f"bytes {have}-"
-            )
-            length = response.headers.get("Content-Length")
-            with part.open("ab" if resumed else "wb") as file:
-                got = sum(file.write(block) for block in track(_blocks(response), f"downloading {part.stem}"))
-            return "" if length is None or got == int(length) else f"{got:,} of {int(length):,} bytes came"
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
+            return _receive(response, part, size)
     except urllib.error.HTTPError as e:
-        if e.code == 416:
-            # Nothing is left to send; or the file on the server is another one, which the checksum will tell.
-            total = str(e.headers.get("Content-Range", "")).rpartition("/")[2]
-            if total == str(have):
-                return ""
-            part.unlink()
-            return "the file on the server changed"
-        if e.code < 500 and e.code != 429:
-            raise DataError(f"{url}: the server answers {e.code} {e.reason}; the file may have moved") from None
-        return f"{e.code} {e.reason}"
+        return _http_problem(e, url, part, size)
     except (OSError, HTTPException) as e:
         return str(e) or type(e).__name__
+
+
+def _receive(response: Any, part: Path, size: int) -> str:
+    """Write the response's body to `part`, which has `size` bytes; return "" or a problem."""
+    # A server that cannot resume sends the whole file, with another status.
+    content_range = str(response.headers.get("Content-Range", ""))
+    is_resumed = response.status == 206 and content_range.startswith(f"bytes {size}-")
+    length = response.headers.get("Content-Length")
+    with part.open("ab" if is_resumed else "wb") as file:
+        received = sum(file.write(block) for block in track(_blocks(response), f"downloading {part.stem}"))
+    return "" if length is None or received == int(length) else f"received {received:,} of {int(length):,} bytes"
+
+
+def _http_problem(e: urllib.error.HTTPError, url: str, part: Path, size: int) -> str:
+    if e.code == 416:
+        # No bytes are left to send; or the file on the server is another one, which the checksum will detect.
+        total = str(e.headers.get("Content-Range", "")).rpartition("/")[2]
+        if total == str(size):
+            return ""
+        part.unlink()
+        return "the file on the server changed"
+    if e.code < 500 and e.code != 429:
+        raise DataError(f"{url}: the server returned {e.code} {e.reason}; the file may have moved") from None
+    return f"{e.code} {e.reason}"
 
 
 def _blocks(response: Any) -> Iterator[bytes]:
@@ -102,7 +116,7 @@ def _blocks(response: Any) -> Iterator[bytes]:
 
 
 def file_digest(path: Path, algorithm: str) -> str:
-    """Hexadecimal digest of a file, read a block at a time, by an algorithm of hashlib."""
+    """Compute the hexadecimal digest of a file by an algorithm of hashlib, one block at a time."""
     digest = hashlib.new(algorithm)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -117,6 +131,4 @@ def _verify(path: Path, checksum: str, url: str) -> None:
     found = file_digest(path, algorithm)
     if found != expected.lower():
         path.unlink()
-        raise DataError(
-            f"{url}: what arrived has the {algorithm} {found}, expected {expected}; it was removed, start again"
-        )
+        raise DataError(f"{url}: the {algorithm} is {found}, expected {expected}; the file was removed, start again")
