@@ -2,9 +2,10 @@
 
     python -m benchmarks.whole_clips [FOLDER] [--clips 160] [--rounds 5] [--out benchmarks/results/whole_clips.md]
 
-The plain way takes the clips in their order and fills every batch up to the longest clip of the data set, as code with one input size does.
-fatai's is the view "whole": a clip is filled up to the next half second and shares batches with clips of that length. Reading is left out:
-both start from waves in memory. Every score of the grouped way is compared with that of the clip alone.
+The plain way takes the clips in their order and fills every batch up to the longest clip of the data set, as code with
+one input size does. fatai's is the view "whole": a clip is filled up to the next half second and shares batches with
+clips of that length. Reading is left out: both start from waves in memory. Every score of the grouped way is compared
+with that of the clip alone.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fatai.io.atomic import write_text
-from fatai.data.transforms import WaveToSpec
+from fatai.audio.io import AUDIO_EXTENSIONS
+from fatai.audio.waveform import Section, fit_length
 from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import fat_sample
+from fatai.data.transforms import WaveToSpec
 from fatai.errors import AudioError
 from fatai.inference.predictor import Predictor
 from fatai.inference.views import ClipViews, Views, whole_view
+from fatai.io.atomic import write_text
 from fatai.models import create_model
-from fatai.audio.io import AUDIO_EXTENSIONS
-from fatai.audio.waveform import Section, fit_length
 
 N_TAGS = 80
 
@@ -84,14 +85,16 @@ def main() -> None:
         "",
         f"    python -m benchmarks.whole_clips --clips {args.clips} --rounds {args.rounds}",
         "",
-        f"{len(waves)} clips of {seconds[0]:.1f} to {seconds[-1]:.1f} s, median {statistics.median(seconds):.1f} s; m1 at half width, "
+        f"{len(waves)} clips of {seconds[0]:.1f} to {seconds[-1]:.1f} s, median {statistics.median(seconds):.1f} s; m1 "
+        "at half width, "
         f"batches of {args.bs}, medians of {args.rounds} alternating rounds.",
         "",
         "| way | seconds |",
         "|---|---|",
         *(f"| {way} | {median[way]:.2f} |" for way in ways),
         "",
-        f"Grouped by length is {ratio:.2f}x as fast. A clip's score among others differs from its score alone by at most "
+        f"Grouped by length is {ratio:.2f}x as fast. A clip's score among others differs from its score alone by at "
+        "most "
         f"{np.abs(together - alone).max():.1e}.",
     ]
     print("\n".join(lines))

@@ -15,7 +15,7 @@ _HOMES = {
     "FATDataLoaders": "fatai.data.blocks",
     "Predictions": "fatai.inference.predictions",
     "ensemble": "fatai.ensemble.ensemble",
-    "fat_learner": "fatai.all",  # whole, because views give learners their tta and predict
+    "fat_learner": "fatai.inference.learner",
     "fat_sample": "fatai.data.datasets.fat2019",
     "load_audio": "fatai.audio.io",
     "load_pretrained": "fatai.export.pretrained",

@@ -64,7 +64,6 @@ from fatai.experiment.fold import fit_stage
 from fatai.experiment.run import *
 from fatai.experiment.ensemble_run import *
 from fatai.experiment.scaling import *
-from fatai.experiment.tagger import *
 from fatai.report.learner import *
 from fatai.report.html import *
 from fatai.registry import *

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from torch import Tensor, nn
 
 from fatai.io.atomic import write_file, write_text
-from fatai.data.blocks import WaveToSpec
+from fatai.data.transforms import WaveToSpec
 from fatai.data.config import ClipConfig
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.io.csv import Duplicates, read_csv, format_names
-from fatai.inference.tta import build_views, names_and_paths, predict_clips
+from fatai.inference.predictor import Predictor
+from fatai.inference.tta import build_views, names_and_paths
 from fatai.models.base import SpectrogramModel
 from fatai.models.multi_task import TwoHeadModel
-from fatai.training.learner import FatLearner
-from fatai.training.precision import inference
 
 __all__ = ["Embeddings", "embed_clips"]
 
@@ -115,74 +112,86 @@ class Embeddings:
         return cls(tuple(names), np.array(values))
 
 
-class _Body(nn.Module):
-    """A network without its head: spectrograms to (batch, features)."""
+class _Encoder(nn.Module):
+    """A network without its head: spectrograms (batch, channels, mels, frames) to features (batch, features)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         inner = model.model if isinstance(model, TwoHeadModel) else model
         if not isinstance(inner, SpectrogramModel):
-            raise OptionError(
-                f"a {type(inner).__name__} does not tell its features; expected a SpectrogramModel, as all of fatai's are"
-            )
+            raise OptionError(f"the model is a {type(inner).__name__}; expected a SpectrogramModel, which has embed(spec)")
         self.model = inner
+        self.train(inner.training)
 
     def forward(self, spec: Tensor) -> Tensor:
         return self.model.embed(spec)
 
+    def count_features(self, to_spec: WaveToSpec, samples: int, device: torch.device) -> int:
+        """Return the number of features, by one run over `samples` zeros."""
+        was_training = self.training
+        with torch.inference_mode():
+            features = self.eval()(to_spec.spec(torch.zeros(1, samples, device=device)))
+        self.train(was_training)
+        return features.shape[1]
 
-def _unchanged(values: Tensor) -> Tensor:
+
+def _identity(values: Tensor) -> Tensor:
     return values
 
 
 def embed_clips(
-    model: nn.Module, settings: ClipConfig, items: Any, *, n: int | None = None, how: str = "even",
-    arithmetic: AbstractContextManager | None = None, bs: int = 64, num_workers: int = 0, seed: int = 0, **options: Any,
+    model: nn.Module,
+    settings: ClipConfig,
+    items: Any,
+    *,
+    n: int | None = None,
+    views: str = "even",
+    precision: str = "fp32",
+    bs: int = 64,
+    num_workers: int = 0,
+    seed: int = 0,
+    **options: Any,
 ) -> Embeddings:
-    """Features of clips, the mean over the views of each.
+    """Compute features of clips, the mean over the views of each.
 
     Parameters
     ----------
     model
         A `SpectrogramModel`, as all of `MODELS` are.
+    settings
+        How clips are read.
     items
-        Paths, one path, or a table with the column `path` and maybe `fname`.
-    n, how, seed, options
+        Paths, one path, or a table with the column `path` and, if the names are not those of the files, `fname`.
+    n, views, seed, options
         Views, as in `learn.tta`.
-    arithmetic
-        Context in which the network runs; float32 if None.
+    precision
+        A name of `fatai.training.precision.PRECISIONS`.
+    bs, num_workers
+        Views per batch, and processes that read clips.
 
-    Clips that cannot be read have a row of NaN, after one warning that lists them.
+    Returns
+    -------
+    `Embeddings` with float32 values (clips, features). A clip that cannot be read has a row of NaN; one warning lists such clips.
+
+    Raises
+    ------
+    OptionError
+        If the model has no features to return, or an option of the views is wrong.
     """
     names, paths = names_and_paths(items)
-    body, to_spec = _Body(model).eval(), WaveToSpec(settings)
+    encoder, to_spec = _Encoder(model), WaveToSpec(settings)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.inference_mode():
-        features = body(to_spec.spec(torch.zeros(1, settings.crop_samples, device=device))).shape[1]
-    answers = predict_clips(
-        body, settings, paths, features, views=build_views(how, n, **options), to_spec=to_spec, activation=_unchanged,
-        arithmetic=arithmetic, bs=bs, num_workers=num_workers, seed=seed, what="embedding",
+    predictor = Predictor(
+        encoder, settings, build_views(views, n, **options), encoder.count_features(to_spec, settings.crop_samples, device),
+        to_spec=to_spec, activation=_identity, precision=precision, bs=bs, num_workers=num_workers, seed=seed,
     )
-    if answers.faults:
-        listed = "\n".join(f"  {fault}" for fault in answers.faults.values())
+    output = predictor.predict(paths, desc="embedding")
+    if output.errors:
+        listed = "\n".join(f"  {error}" for error in output.errors.values())
         warnings.warn(
-            f"{len(answers.faults)} of {len(names)} clips cannot be read; their row is NaN:\n{listed}", stacklevel=2
+            f"{len(output.errors)} of {len(names)} clips cannot be read; their row is NaN:\n{listed}", stacklevel=2
         )
-    return Embeddings(tuple(names), answers.probs)
-
-
-@patch
-def embed(
-    self: FatLearner, items: Any, *, n: int | None = None, how: str = "even", bs: int | None = None, **options: Any
-) -> Embeddings:
-    """Features of clips by the learner's network; arguments are those of `embed_clips`."""
-    was_training = self.model.training
-    try:
-        return embed_clips(
-            self.model, self.settings, items, n=n, how=how, arithmetic=inference(self), bs=bs or self.dls.bs, **options
-        )
-    finally:
-        self.model.train(was_training)
+    return Embeddings(tuple(names), output.probs)
 
 
 def _npy(path: str | os.PathLike[str]) -> Path:

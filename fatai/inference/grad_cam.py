@@ -1,14 +1,16 @@
-"""Where a network looks, and what its first layer looks for.
+"""Grad-CAM, and the filters of the first convolution.
 
-Grad-CAM (R. Selvaraju et al., arXiv:1610.02391; own code): the last maps of the convolutions, each weighted by how much the tag's logit
-grows with it on average over its places, summed, and what speaks against the tag left out. It is as coarse as the maps, and drawn out
-evenly between their places. It tells what the last maps contribute; a network that also reads earlier levels sees more than it shows.
+Grad-CAM (R. Selvaraju et al., arXiv:1610.02391; own code): the last feature maps of the convolutions, each weighted by
+the mean gradient of the tag's logit with respect to it, summed, and negative values set to 0. The heatmap is as coarse
+as the maps, and interpolated between their positions. It shows the contribution of the last maps; a network that also
+reads earlier levels uses more than it shows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,20 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.errors import OptionError, ShapeError
-from fatai.models.panns import PannsModel
 from fatai.models.base import SpectrogramModel
-from fatai.models.multi_task import TwoHeads
+from fatai.models.multi_task import TwoHeadModel
+from fatai.models.panns import PannsModel
 
 __all__ = ["filter_mosaic", "first_filters", "grad_cam"]
 
 
 def grad_cam(model: nn.Module, spec: Tensor, tag: int | Sequence[int]) -> Tensor:
-    """Where in each spectrogram a network finds a tag.
+    """Compute the evidence for a tag over each spectrogram.
 
     Parameters
     ----------
     model
-        Maps a spec to logits (batch, tags); it is run as in evaluation and left as it was.
+        Maps a spectrogram to logits (batch, tags); it is run in evaluation mode and left as it was.
     spec
         Shape (batch, channels, mels, frames), on the model's device.
     tag
@@ -37,13 +39,16 @@ def grad_cam(model: nn.Module, spec: Tensor, tag: int | Sequence[int]) -> Tensor
 
     Returns
     -------
-    Float32 (batch, mels, frames) within [0, 1], on the device of `spec`: 1 at the place that speaks for the tag most, 0 where nothing
-    does. All 0 where the maps don't speak for it anywhere. Networks that convolve over time alone say no frequency: all mels are alike.
+    Float32 (batch, mels, frames) within [0, 1], on the device of `spec`: 1 where the evidence for the tag is strongest,
+    0 where there is none; all 0 for a clip without any. For networks that convolve over time alone, all mels of a frame
+    are alike.
 
     Raises
     ------
+    ShapeError
+        If `spec` does not have four dimensions, or is empty.
     OptionError
-        If the network has no maps of convolutions, as transformers have none, or there is no such tag.
+        If the network has no feature maps of convolutions, as transformers, or there is no such tag.
 
     Examples
     --------
@@ -55,67 +60,88 @@ def grad_cam(model: nn.Module, spec: Tensor, tag: int | Sequence[int]) -> Tensor
     ...         return self.conv(spec).mean((2, 3))
     >>> net = Net()
     >>> _ = nn.init.ones_(net.conv.weight)
-    >>> grad_cam(net, torch.tensor([[[[0.0, 1.0], [-3.0, 4.0]]]]), 0)   # what is below 0 speaks against the tag
+    >>> grad_cam(net, torch.tensor([[[[0.0, 1.0], [-3.0, 4.0]]]]), 0)   # values below 0 are evidence against the tag
     tensor([[[0.0000, 0.2500],
              [0.0000, 1.0000]]])
     """
     if spec.ndim != 4 or 0 in spec.shape:
         raise ShapeError(
-            f"got a spectrogram of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames), none of them 0"
+            f"spec has shape {tuple(spec.shape)}; expected (batch, channels, mels, frames), none of them 0"
         )
-    batch, _, mels, frames = spec.shape
-    inner = model.model if isinstance(model, TwoHeads) else model
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        # A recurrent layer of cuDNN goes back in training only; frozen weights leave the input to begin from.
-        with torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-            seen = spec.detach().as_subclass(Tensor).float().clone().requires_grad_()
-            maps, logits = _last_maps(model, seen)
-            columns = torch.as_tensor(tag, device=logits.device).expand(batch)
-            if int(columns.min()) < 0 or int(columns.max()) >= logits.shape[1]:
-                raise OptionError(f"tag is {tag}; expected the column of one of {logits.shape[1]} tags, counted from 0")
-            slopes, = torch.autograd.grad(logits.gather(1, columns[:, None]).sum(), maps)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    places = tuple(range(2, maps.ndim))
-    heat = (slopes.mean(places, keepdim=True) * maps.detach()).sum(1).relu().float()
+    inner = model.model if isinstance(model, TwoHeadModel) else model
+    with _evaluating(model):
+        # Frozen weights have no gradients: the input is what the graph starts from.
+        maps, logits = _last_maps(model, spec.detach().as_subclass(Tensor).float().clone().requires_grad_())
+        gradients, = torch.autograd.grad(_tag_logits(logits, tag).sum(), maps)
+    positions = tuple(range(2, maps.ndim))
+    heat = (gradients.mean(positions, keepdim=True) * maps.detach()).sum(1).relu().float()
     if heat.ndim == 2:
         heat = heat[:, None]
     elif isinstance(inner, PannsModel):
-        heat = heat.transpose(1, 2)  # whose maps are (frames, mels)
-    return _stretched(heat, inner, (mels, frames))
+        heat = heat.transpose(1, 2)  # their maps are (frames, mels)
+    return _resize(heat, inner, (spec.shape[2], spec.shape[3]))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode with gradients; afterwards every module is returned to its own mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        # Without cuDNN, whose recurrent layers compute gradients in training mode only.
+        with torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _tag_logits(logits: Tensor, tag: int | Sequence[int]) -> Tensor:
+    """Return the logits (batch, 1) of one tag for all clips, or of one tag each, from logits (batch, tags)."""
+    columns = torch.as_tensor(tag, device=logits.device).expand(len(logits))
+    if int(columns.min()) < 0 or int(columns.max()) >= logits.shape[1]:
+        raise OptionError(f"tag is {tag}; expected the column of one of {logits.shape[1]} tags, counted from 0")
+    return logits.gather(1, columns[:, None])
 
 
 def first_filters(model: nn.Module) -> Tensor:
-    """Weights of the first convolution, float32 (filters, input channels, mels, frames), as they lie on a spectrogram.
+    """Return the weights of the first convolution, oriented as a spectrogram.
 
-    Those of a convolution over time alone reach over all mels, which are its input channels. Raises `OptionError` if there is none.
+    Returns
+    -------
+    Float32 (filters, input channels, mels, frames), on the CPU. The filters of a convolution over time alone span all
+    mels, which are its input channels.
+
+    Raises
+    ------
+    OptionError
+        If the network has no convolution.
     """
     conv = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))), None)
     if conv is None:
-        raise OptionError(f"{type(model).__name__} has no convolution, so there are no filters to show")
+        raise OptionError(f"{type(model).__name__} has no convolution; expected a convolutional network")
     weight = conv.weight.detach().float().cpu().as_subclass(Tensor)
-    inner = model.model if isinstance(model, TwoHeads) else model
+    inner = model.model if isinstance(model, TwoHeadModel) else model
     if weight.ndim == 4:
         return weight.transpose(2, 3) if isinstance(inner, PannsModel) else weight
-    channels = getattr(inner, "in_channels", 1)
+    channels = inner.in_channels if isinstance(inner, SpectrogramModel) else 1
     return weight.unflatten(1, (channels, -1)) if weight.shape[1] % channels == 0 else weight[:, None]
 
 
 def filter_mosaic(filters: Tensor, n: int = 64) -> Tensor:
-    """The first `n` filters beside each other, eight in a row or as many as make a square, the first at the top left.
+    """Arrange the first `n` filters in a grid: eight per row, or as many as make a square, the first at the top left.
 
     Parameters
     ----------
     filters
         Shape (filters, channels, mels, frames); the first channel is shown.
+    n
+        Filters shown at most.
 
     Returns
     -------
-    Float32 (rows, columns) within [-1, 1], the lowest row first as in a spectrogram: each filter divided by its own largest weight, with
-    a gap of zeros between them.
+    Float32 (rows, columns) within [-1, 1], the lowest row first as in a spectrogram: each filter divided by its largest
+    absolute weight, with a gap of zeros between them.
 
     Examples
     --------
@@ -123,57 +149,58 @@ def filter_mosaic(filters: Tensor, n: int = 64) -> Tensor:
     [[1.0, 0.0, -1.0]]
     """
     shown = filters[:n, 0]
-    across = max(8, math.ceil(len(shown) ** 0.5)) if len(shown) > 8 else len(shown)
+    per_row = max(8, math.ceil(len(shown) ** 0.5)) if len(shown) > 8 else len(shown)
     shown = shown / shown.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(shown.dtype).tiny)
-    down = math.ceil(len(shown) / across)
-    padded = F.pad(torch.cat([shown, shown.new_zeros(across * down - len(shown), *shown.shape[1:])]), (0, 1, 0, 1))
-    # (down, across, rows, columns): what is on top comes last, as the highest frequency does.
-    grid = padded.view(down, across, *padded.shape[1:]).flip(0)
-    return grid.permute(0, 2, 1, 3).reshape(down * padded.shape[1], -1)[:-1, :-1]
+    rows = math.ceil(len(shown) / per_row)
+    padded = F.pad(torch.cat([shown, shown.new_zeros(per_row * rows - len(shown), *shown.shape[1:])]), (0, 1, 0, 1))
+    # (rows, per row, mels, frames): the top row comes last, as the highest frequency does.
+    grid = padded.view(rows, per_row, *padded.shape[1:]).flip(0)
+    return grid.permute(0, 2, 1, 3).reshape(rows * padded.shape[1], -1)[:-1, :-1]
 
 
 def _last_maps(model: nn.Module, spec: Tensor) -> tuple[Tensor, Tensor]:
-    """The last maps with several places that a part of the network which holds convolutions returns, and the logits."""
-    holders = [m for m in model.modules() if any(_looks_around(c) for c in m.modules())]
+    """Return the last feature maps that a module with convolutions outputs, and the logits (batch, tags).
+
+    Maps are (batch, channels, rows, columns) or (batch, channels, frames), with more than one position.
+    """
+    holders = [m for m in model.modules() if any(_is_overlapping_conv(c) for c in m.modules())]
     found: dict[int, Tensor] = {}
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def store(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim in (3, 4) and output.requires_grad and output[0, 0].numel() > 1:
             found[output.ndim] = output
 
-    handles = [m.register_forward_hook(keep) for m in holders]
+    handles = [m.register_forward_hook(store) for m in holders]
     try:
         logits = model(spec)
     finally:
         for handle in handles:
             handle.remove()
-    # Maps over mels and frames where there are any; what follows them over time alone is the head.
+    # Maps over mels and frames where there are any; maps over time alone after them belong to the head.
     maps = found.get(4, found.get(3))
     if maps is None:
-        raise OptionError(
-            f"{_name(model)} has no maps of convolutions; Grad-CAM can only say where a convolutional network looks"
-        )
+        raise OptionError(f"{_name(model)} has no feature maps of convolutions; Grad-CAM needs a convolutional network")
     return maps, logits
 
 
-def _looks_around(module: nn.Module) -> bool:
-    """Whether it is a convolution, and not one that only cuts its input into patches, as transformers begin."""
+def _is_overlapping_conv(module: nn.Module) -> bool:
+    """Return whether a module is a convolution, other than one that cuts its input into patches as in transformers."""
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         return False
-    return not all(step >= size > 1 for step, size in zip(module.stride, module.kernel_size))
+    return not all(step >= size > 1 for step, size in zip(module.stride, module.kernel_size, strict=True))
 
 
 def _name(model: nn.Module) -> str:
-    built_as = getattr(model, "built_as", None)
-    return built_as.arch if built_as else type(model).__name__
+    named = isinstance(model, SpectrogramModel) and model.built_as is not None
+    return model.built_as.arch if named else type(model).__name__
 
 
-def _stretched(heat: Tensor, model: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Heat (batch, rows, columns) of the maps, over the mels and frames of the input, each clip's highest 1."""
-    seen = size
+def _resize(heat: Tensor, model: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Interpolate heatmaps (batch, rows, columns) to (batch, mels, frames) and scale each to a maximum of 1."""
+    padded = size
     if isinstance(model, SpectrogramModel):
-        # Small inputs are padded at their ends; nothing of that is shown.
-        seen = (max(size[0], model.min_mels), max(size[1], model.min_frames))
-    wide = F.interpolate(heat[:, None], seen, mode="bilinear", align_corners=False)[:, 0, :size[0], :size[1]]
+        # Small inputs are padded at their ends; the padding is not shown.
+        padded = (max(size[0], model.min_mels), max(size[1], model.min_frames))
+    wide = F.interpolate(heat[:, None], padded, mode="bilinear", align_corners=False)[:, 0, :size[0], :size[1]]
     highest = wide.amax((1, 2), keepdim=True)
     return wide / highest.masked_fill(highest <= 0, 1)

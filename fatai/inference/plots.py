@@ -14,21 +14,19 @@ import torch
 from fastai.imports import dispatch
 from fastai.interpret import ClassificationInterpretation
 from fastai.torch_core import subplots
-from fastcore.basics import patch
 from torch import Tensor
 
 from fatai.data.labels import multi_hot
-from fatai.data.show import tag_words
-from fatai.data.tensors import TensorSpec, in_notebook, players
+from fatai.data.show import format_tags
+from fatai.data.tensors import TensorSpec, in_notebook, audio_players
 from fatai.errors import DataError, OptionError
-from fatai.inference import tta
 from fatai.inference.grad_cam import filter_mosaic, first_filters, grad_cam
 from fatai.inference.predictions import Predictions
 from fatai.inference.tta import names_and_paths
 from fatai.registry import did_you_mean
 from fatai.metrics.per_class import tag_intervals
 from fatai.metrics.ranking import lwlrap
-from fatai.training.learner import FatLearner
+from fatai.training.learner import TagLearner
 
 __all__ = ["plot_top_losses"]
 
@@ -36,37 +34,17 @@ _BLUE, _VERMILION = "#0072B2", "#D55E00"
 _LONGEST_S = 10.0  # of a clip that is looked at
 
 
-@patch
 def plot_lwlrap(
-    self: FatLearner,
-    preds: Predictions | None = None,
-    *,
-    most: int = 40,
-    figsize: tuple[float, float] | None = None,
-    **options: Any,
+    learn: TagLearner, preds: Predictions, max_tags: int, figsize: tuple[float, float] | None
 ) -> Any:
-    """Draw the lwlrap of each tag of the held-out clips, lowest first, with its 95 % interval and how many clips have it.
-
-    Parameters
-    ----------
-    preds
-        Predictions of the held-out clips; None predicts them.
-    most
-        How many tags are drawn at most.
-    options
-        Of `learn.tta`, which predicts them.
-
-    Returns
-    -------
-    The axis.
-    """
-    held = self.dls.files(1)
-    if not len(held):
-        raise DataError("the learner holds out no clip to be scored on; make its loaders with valid_pct above 0")
-    preds = (self.tta(**options) if preds is None else preds).select(held["fname"], self.tags)
-    targ = multi_hot(held["labels"], self.tags)
-    table = tag_intervals(preds.probs, targ, self.tags)
-    table = table[table["clips"] > 0].sort_values(["lwlrap", "tag"]).head(most)
+    """Draw the lwlrap of each tag on the validation clips; see `FatLearner.plot_lwlrap`."""
+    clips = learn.dls.files(1)
+    if not len(clips):
+        raise DataError("the learner has no validation clip to score; make its loaders with valid_pct above 0")
+    preds = preds.select(clips["fname"], learn.tags)
+    targ = multi_hot(clips["labels"], learn.tags)
+    table = tag_intervals(preds.probs, targ, learn.tags)
+    table = table[table["clips"] > 0].sort_values(["lwlrap", "tag"]).head(max_tags)
     axis = subplots(1, 1, figsize=figsize or (6.4, 1.2 + 0.24 * len(table)), layout="constrained")[1].flatten()[0]
     at = np.arange(len(table))[::-1]
     axis.hlines(at, table["low"], table["high"], color=_BLUE, linewidth=2)
@@ -90,8 +68,8 @@ def plot_top_losses(
     n = len(losses)
     ncols = ncols or min(n, 4)
     axes = subplots(nrows or -(-n // ncols), ncols, figsize=figsize or (ncols * 3.4, -(-n // ncols) * 3.2))[1].flatten()
-    predicted = [tag_words(out[0]) for out in outs] if tags is None else [_likeliest(raw, tags) for raw in raws]
-    titles = [f"{tag_words(sample[1])}\npredicted: {words}\nloss {float(loss):.2f}"
+    predicted = [format_tags(out[0]) for out in outs] if tags is None else [_likeliest(raw, tags) for raw in raws]
+    titles = [f"{format_tags(sample[1])}\npredicted: {words}\nloss {float(loss):.2f}"
               for sample, words, loss in zip(samples, predicted, losses)]
     for axis, sample, title in zip(axes, samples, titles):
         sample[0].show(ctx=axis, title=title)
@@ -100,58 +78,33 @@ def plot_top_losses(
     axes[0].figure.tight_layout()
     wave = getattr(x, "wave", None)
     if wave is not None and len(wave) >= n:
-        _play([wave[i] for i in range(n)], wave.rate, titles)
+        _play([wave[i] for i in range(n)], wave.sr, titles)
     return axes[:n]
 
 
-def _plot_top_losses(self: FatLearner, k: int = 8, *, largest: bool = True, ds_idx: int = 1, **kwargs: Any) -> Any:
-    """Draw the `k` clips of a part with the largest (or smallest) losses and return their axes; `kwargs` are nrows, ncols and figsize."""
+def draw_top_losses(learn: TagLearner, k: int, largest: bool, ds_idx: int, **kwargs: Any) -> Any:
+    """Draw the clips with the largest losses; see `FatLearner.plot_top_losses`."""
     from matplotlib.pyplot import gcf
 
-    k = min(k, len(self.dls.loaders[ds_idx].dataset))
-    ClassificationInterpretation.from_learner(self, ds_idx).plot_top_losses(
-        k, largest=largest, tags=self.tags, **kwargs
+    k = min(k, len(learn.dls.loaders[ds_idx].dataset))
+    ClassificationInterpretation.from_learner(learn, ds_idx).plot_top_losses(
+        k, largest=largest, tags=learn.tags, **kwargs
     )
     return gcf().axes[:k]  # fastai's returns nothing
 
 
-# By hand: as a function of the module, the name is fastai's generic one.
-FatLearner.plot_top_losses = _plot_top_losses
-
-
-@patch
 def show_cam(
-    self: FatLearner,
-    n: int = 4,
-    *,
-    tag: str | None = None,
-    items: Any = None,
-    ds_idx: int = 1,
-    figsize: tuple[float, float] | None = None,
+    learn: TagLearner,
+    n: int,
+    tag: str | None,
+    items: Any,
+    ds_idx: int,
+    figsize: tuple[float, float] | None,
 ) -> np.ndarray:
-    """Draw clips (above) and where in them the network finds a tag (below, orange): Grad-CAM over time and frequency.
-
-    Parameters
-    ----------
-    n
-        How many clips are shown, at most.
-    tag
-        The tag that is looked for; None takes for each clip the likeliest.
-    items, ds_idx
-        Paths of clips, or the part of the data loaders whose first ones are taken; of each the first 10 seconds.
-
-    Returns
-    -------
-    The axes, shape (2, n).
-
-    Raises
-    ------
-    OptionError
-        If there is no such tag, or the network has no maps of convolutions.
-    """
-    if tag is not None and tag not in self.tags:
-        raise OptionError(f"there is no tag {tag!r}; {did_you_mean(tag, self.tags)}")
-    table = self.dls.files(ds_idx) if items is None else None
+    """Draw clips and the evidence for a tag in them; see `FatLearner.show_cam`."""
+    if tag is not None and tag not in learn.tags:
+        raise OptionError(f"there is no tag {tag!r}; {did_you_mean(tag, learn.tags)}")
+    table = learn.dls.files(ds_idx) if items is None else None
     paths = names_and_paths(table if items is None else items)[1][:n]
     if not paths:
         raise DataError(
@@ -163,17 +116,17 @@ def show_cam(
     axes = np.array(subplots(2, len(paths), figsize=figsize or (3.4 * len(paths), 5.8))[1]).reshape(2, len(paths))
     waves = []
     for (above, below), path, title in zip(axes.T, paths, given):
-        wave = self.settings.read(path)[:round(_LONGEST_S * self.settings.sr)]
-        spec = self.dls.to_spec.spec(self.settings.fit(wave)[None].to(self.dls.device))
-        probs = _probs(self, spec)
-        column = int(probs.argmax()) if tag is None else self.tags.index(tag)
-        heat = grad_cam(self.model, spec, column)[0].cpu().numpy()
+        wave = learn.settings.read(path)[:round(_LONGEST_S * learn.settings.sr)]
+        spec = learn.dls.to_spec.spec(learn.settings.fit(wave)[None].to(learn.dls.device))
+        probs = _probs(learn, spec)
+        column = int(probs.argmax()) if tag is None else learn.tags.index(tag)
+        heat = grad_cam(learn.model, spec, column)[0].cpu().numpy()
         shown = TensorSpec(spec[0])
-        shown.front_end = self.settings.front_end
+        shown.front_end = learn.settings.front_end
         shown.show(ctx=above, title=title)
         shown.show(
             ctx=below,
-            title=f"{self.tags[column]} {probs[column]:.2f}" + ("" if heat.max() > 0 else "\n(nothing speaks for it)"),
+            title=f"{learn.tags[column]} {probs[column]:.2f}" + ("" if heat.max() > 0 else "\n(nothing speaks for it)"),
         )
         below.images[0].set_cmap("gray")
         below.imshow(
@@ -188,20 +141,19 @@ def show_cam(
         )
         waves.append(wave)
     axes[0, 0].figure.tight_layout()
-    _play(waves, self.settings.sr, given)
+    _play(waves, learn.settings.sr, given)
     return axes
 
 
-@patch
-def plot_filters(self: FatLearner, n: int = 64, *, figsize: tuple[float, float] | None = None) -> Any:
-    """Draw the first layer's filters as they lie on a spectrogram, each by its own largest weight; returns the axis."""
-    weights = first_filters(self.model)
+def plot_filters(learn: TagLearner, n: int, figsize: tuple[float, float] | None) -> Any:
+    """Draw the first convolution's filters; see `FatLearner.plot_filters`."""
+    weights = first_filters(learn.model)
     mosaic = filter_mosaic(weights, n).numpy()
     height = min(9.0, 1.8 + 6.4 * mosaic.shape[0] / mosaic.shape[1])
     axis = subplots(1, 1, figsize=figsize or (6.4, height), layout="constrained")[1].flatten()[0]
     image = axis.imshow(mosaic, origin="lower", cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[], ylabel="Hz upwards", xlabel="seconds to the right")
-    ms = 1000 * weights.shape[3] * self.settings.front_end.seconds_per_frame
+    ms = 1000 * weights.shape[3] * learn.settings.front_end.seconds_per_frame
     axis.set_title(
         f"{min(n, len(weights))} of {len(weights)} filters: {weights.shape[2]} bands by {weights.shape[3]} frames ({ms:.0f} ms)",
         fontsize=9,
@@ -210,7 +162,7 @@ def plot_filters(self: FatLearner, n: int = 64, *, figsize: tuple[float, float] 
     return axis
 
 
-def _probs(learn: FatLearner, spec: Tensor) -> np.ndarray:
+def _probs(learn: TagLearner, spec: Tensor) -> np.ndarray:
     """Probabilities (tags,) of a batch of one."""
     training = learn.model.training
     with torch.inference_mode():
@@ -229,4 +181,4 @@ def _play(waves: Sequence[Any], sr: int, titles: Sequence[str]) -> None:
         from IPython.display import display
 
         plain = [torch.as_tensor(wave).detach().cpu().as_subclass(Tensor).numpy() for wave in waves]
-        display(players([(wave, sr, title.replace("\n", ", ")) for wave, title in zip(plain, titles)]))
+        display(audio_players([(wave, sr, title.replace("\n", ", ")) for wave, title in zip(plain, titles)]))

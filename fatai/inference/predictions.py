@@ -1,7 +1,8 @@
-"""A table of predictions: clips by tags, to and from CSV, scored, and written as a checked submission.
+"""A table of predictions, clips by tags: to and from CSV, scored, and written as a checked submission.
 
-Conventions: `probs` is float64, (clips, tags), within [0, 1]; rows are known by `fnames`, columns by `tags`. A CSV has the column
-`fname`, then one per tag. CSV files may come from strangers: they are read as text, cell by cell, and errors name line and column.
+Conventions: `probs` is float64, (clips, tags), within [0, 1]; rows are matched by `fnames`, columns by `tags`. A CSV
+has the column `fname`, then one per tag. CSV files are untrusted: they are read as text, cell by cell, and errors name
+line and column.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from fatai.io.atomic import write_file
 from fatai.errors import DataError, SubmissionError
-from fatai.io.csv import format_names, read_sample_submission, row_chunks, write_rows
-from fatai.inference.submission import check_submission, submission_problems
 from fatai.inference.ground_truth import Table, read_truth
+from fatai.inference.submission import check_submission, submission_problems
+from fatai.io.atomic import write_file
+from fatai.io.csv import format_names, read_sample_submission, row_chunks, write_rows
 from fatai.metrics.bootstrap import Difference, Interval, Score, score_difference, score_interval
 from fatai.metrics.calibration import Calibration
-from fatai.metrics.ranking import lwlrap
 from fatai.metrics.classification import tag_scores
+from fatai.metrics.ranking import lwlrap
 from fatai.metrics.thresholds import Thresholds
 
 __all__ = ["PairedPredictions", "Predictions", "check_submission", "submission_problems"]
 
 
 class PairedPredictions(NamedTuple):
-    """Predictions beside their truth, row by row: `probs` float and `targ` bool, both (clips, tags)."""
+    """Predictions and ground truth of the same clips: `probs` float and `targ` bool, both (clips, tags)."""
 
     probs: np.ndarray
     targ: np.ndarray
@@ -48,17 +49,17 @@ class Predictions:
     tags
         Name of each tag; no name twice.
     probs
-        Shape (clips, tags), finite, within [0, 1]; an array or a tensor. Kept as a read-only float64 copy.
+        Shape (clips, tags), finite, within [0, 1]; an array or a tensor. Stored as a read-only float64 copy.
     unreadable
-        Those of `fnames` whose sound could not be read, so that their row is a guess. Not part of the CSV.
-    held_out
-        lwlrap of what made them on clips that it was not trained on, if that is known: what `ensemble(..., weights="lwlrap")` weighs by.
-        Not part of the CSV, and not looked at by `==`.
+        Those of `fnames` whose file cannot be read, so that their row is a guess. Not part of the CSV.
+    oof_score
+        lwlrap of the same model on clips that it was not trained on, if known; `ensemble(..., weights="lwlrap")`
+        weights by it. Not part of the CSV, and ignored by `==`.
 
     Raises
     ------
     SubmissionError
-        If the shape does not fit the names, a name is empty or there twice, or a value is not a probability.
+        If the shape does not match the names, a name is empty or appears twice, or a value is not a probability.
 
     Examples
     --------
@@ -75,8 +76,18 @@ class Predictions:
 
     def __post_init__(self) -> None:
         for field in ("fnames", "tags", "unreadable"):
-            object.__setattr__(self, field, _names(getattr(self, field), field))
-        probs = _float64(self.probs)
+            object.__setattr__(self, field, _to_names(getattr(self, field), field))
+        probs = _to_float64(self.probs)
+        self._check_probs(probs)
+        unknown = set(self.unreadable).difference(self.fnames)
+        if unknown:
+            raise SubmissionError(f"unreadable has {format_names(sorted(unknown))}; expected names of fnames")
+        if self.oof_score is not None and not 0 <= self.oof_score <= 1:
+            raise SubmissionError(f"oof_score is {self.oof_score}; expected an lwlrap, within [0, 1], or None")
+        probs.setflags(write=False)
+        object.__setattr__(self, "probs", probs)
+
+    def _check_probs(self, probs: np.ndarray) -> None:
         expected = (len(self.fnames), len(self.tags))
         if probs.shape != expected:
             raise SubmissionError(
@@ -86,16 +97,9 @@ class Predictions:
         if bad.any():
             row, column = np.argwhere(bad)[0]
             raise SubmissionError(
-                f"probs holds {probs[row, column]} for {self.fnames[row]!r}, tag {self.tags[column]!r} "
+                f"probs has the value {probs[row, column]} for {self.fnames[row]!r}, tag {self.tags[column]!r} "
                 f"({int(bad.sum())} such values); expected numbers within [0, 1]: take the sigmoid of logits first"
             )
-        unknown = set(self.unreadable).difference(self.fnames)
-        if unknown:
-            raise SubmissionError(f"unreadable names {format_names(sorted(unknown))}, which fnames lacks")
-        if self.oof_score is not None and not 0 <= self.oof_score <= 1:
-            raise SubmissionError(f"held_out is {self.oof_score}; expected an lwlrap, within [0, 1], or None")
-        probs.setflags(write=False)
-        object.__setattr__(self, "probs", probs)
 
     def __len__(self) -> int:
         return len(self.fnames)
@@ -109,17 +113,17 @@ class Predictions:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        odd = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
-        return f"Predictions({len(self.fnames)} clips, {len(self.tags)} tags{odd})"
+        unreadable = f", {len(self.unreadable)} unreadable" if self.unreadable else ""
+        return f"Predictions({len(self.fnames)} clips, {len(self.tags)} tags{unreadable})"
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> Predictions:
-        """Read the column `fname` and one column per tag.
+        """Read predictions from a CSV file with the column `fname` and one column per tag.
 
         Raises
         ------
         DataError
-            If the file is missing, empty or no text, or has a row or cell that does not fit; the message names the line.
+            If the file is missing, empty or not text, or has an invalid row or cell; the message names the line.
         """
         tags, chunks = row_chunks(path)
         parts = list(chunks)
@@ -127,39 +131,42 @@ class Predictions:
         return cls(fnames, tags, np.concatenate([np.empty((0, len(tags))), *(part.probs for part in parts)]))
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the column `fname` and one column per tag, whole or not at all.
+        """Write the column `fname` and one column per tag; the file is complete or not there.
 
-        Each number is written with the fewest digits that read back as the same number, so equal predictions give equal bytes.
+        Each number is written with the fewest digits that read back as the same number, so equal predictions give equal
+        bytes.
         """
-        with write_file(path) as beside:
-            _write_csv(beside, self)
+        with write_file(path) as temporary:
+            _write_csv(temporary, self)
 
     def to_frame(self) -> pd.DataFrame:
-        """A data frame with the column `fname`, then one per tag."""
-        return pd.concat(
-            [pd.DataFrame({"fname": list(self.fnames)}), pd.DataFrame(self.probs, columns=list(self.tags))], axis=1
-        )
+        """Return a data frame with the column `fname`, then one per tag."""
+        names = pd.DataFrame({"fname": list(self.fnames)})
+        return pd.concat([names, pd.DataFrame(self.probs, columns=list(self.tags))], axis=1)
 
     def select(self, fnames: Iterable[str], tags: Iterable[str] | None = None) -> Predictions:
-        """The rows of `fnames` and the columns of `tags` (by default all), in the order given.
+        """Return the rows of `fnames` and the columns of `tags` (None is all), in the given order.
 
-        One that is not there is a `SubmissionError`.
+        Raises
+        ------
+        SubmissionError
+            If a clip or a tag is missing.
         """
         fnames, tags = tuple(fnames), self.tags if tags is None else tuple(tags)
         rows, columns = _positions(fnames, self.fnames, "clips"), _positions(tags, self.tags, "tags")
-        kept = set(fnames).intersection(self.unreadable)
-        return Predictions(
-            fnames,
-            tags,
-            self.probs[np.ix_(rows, columns)],
-            tuple(u for u in self.unreadable if u in kept),
-            self.oof_score,
-        )
+        selected = set(fnames)
+        unreadable = tuple(name for name in self.unreadable if name in selected)
+        return Predictions(fnames, tags, self.probs[np.ix_(rows, columns)], unreadable, self.oof_score)
 
     def calibrated(self, calibration: Calibration) -> Predictions:
-        """These, each tag calibrated by its name; rows of unreadable clips, which hold shares of clips, stay as they are.
+        """Return predictions with each tag calibrated; `oof_score` is dropped, because the score changes.
 
-        `oof_score` is given up, since other probabilities score otherwise. A tag that the calibration lacks is a `DataError`.
+        Rows of unreadable clips, which are fractions of training clips, stay as they are.
+
+        Raises
+        ------
+        DataError
+            If the calibration lacks a tag.
         """
         probs = calibration.select(self.tags).apply(self.probs)
         guessed = np.isin(np.array(self.fnames, dtype=object), np.array(self.unreadable, dtype=object))
@@ -167,7 +174,16 @@ class Predictions:
         return Predictions(self.fnames, self.tags, probs, self.unreadable)
 
     def decide(self, thresholds: Thresholds) -> pd.DataFrame:
-        """Which tags each clip has: columns `fname` and `labels`, the tags that reach their threshold, joined by commas.
+        """Assign to each clip the tags that reach their threshold.
+
+        Returns
+        -------
+        Data frame with the columns `fname` and `labels`, joined by commas.
+
+        Raises
+        ------
+        DataError
+            If there is no threshold for a tag.
 
         Examples
         --------
@@ -175,89 +191,94 @@ class Predictions:
         >>> preds.decide(Thresholds(("Bark", "Meow"), (0.5, 0.5)))["labels"].tolist()
         ['Bark,Meow', '']
         """
-        lacking = sorted(set(self.tags).difference(thresholds.tags))
-        if lacking:
-            raise DataError(f"there is no threshold for the tags {format_names(lacking)}")
-        at = dict(zip(thresholds.tags, thresholds.values, strict=True))
-        there = Thresholds(self.tags, tuple(at[tag] for tag in self.tags)).apply(self.probs)
-        return pd.DataFrame(
-            {"fname": list(self.fnames), "labels": [",".join(np.array(self.tags)[row]) for row in there]}
-        )
+        missing = sorted(set(self.tags).difference(thresholds.tags))
+        if missing:
+            raise DataError(f"there is no threshold for the tags {format_names(missing)}")
+        values = dict(zip(thresholds.tags, thresholds.values, strict=True))
+        flags = Thresholds(self.tags, tuple(values[tag] for tag in self.tags)).apply(self.probs)
+        labels = [",".join(np.array(self.tags)[row]) for row in flags]
+        return pd.DataFrame({"fname": list(self.fnames), "labels": labels})
 
     def align_with(self, truth: Table, *, partial: bool = False) -> PairedPredictions:
-        """These predictions and the truth, row by row, for any score.
+        """Pair predictions and ground truth, for any score.
 
         Parameters
         ----------
         truth
-            A CSV file or data frame with `fname` and either `labels` (separated by commas or semicolons) or a column of 0 and 1 for each
-            tag. Rows and tags may come in any order.
+            A CSV file or data frame with `fname` and either `labels` (separated by commas or semicolons) or a column of
+            0 and 1 for each tag. Rows and tags may come in any order.
         partial
-            Whether the truth may have fewer or more clips than the predictions; then the clips that both have are returned.
+            Allow clips that only one of the two has, and leave them out.
+
+        Returns
+        -------
+        `probs` float64 and `targ` bool, both (clips, tags), in the order of these predictions.
 
         Raises
         ------
         DataError
-            If a clip is in only one of the two (unless `partial`), is there twice, or the table is not laid out as said.
+            If a clip is in only one of the two (unless `partial`) or appears twice, or the table has another layout.
         LabelError
-            If a label is none of `tags`.
+            If a label is not one of `tags`.
         """
-        known = read_truth(truth, self.tags)
-        both = [name for name in self.fnames if name in known]
-        lacking = [name for name in self.fnames if name not in known]
-        extra = sorted(set(known).difference(self.fnames))
-        if (lacking or extra) and not (partial and both):
-            said = [
-                f"the truth lacks {format_names(lacking)}" if lacking else "",
-                f"the predictions lack {format_names(extra)}" if extra else "",
-            ]
-            remedy = (
-                "score the same clips, or only those in both with partial=True"
-                if both
-                else "no clip is in both: is this its truth?"
-            )
-            raise DataError(f"{'; '.join(filter(None, said))}: {remedy}")
-        return PairedPredictions(
-            self.select(both).probs,
-            np.array([known[name] for name in both], dtype=bool).reshape(len(both), len(self.tags)),
-        )
+        flags = read_truth(truth, self.tags)
+        both = [name for name in self.fnames if name in flags]
+        if len(both) < max(len(self.fnames), len(flags)) and not (partial and both):
+            raise DataError(_mismatch(self.fnames, flags, bool(both)))
+        targ = np.array([flags[name] for name in both], dtype=bool).reshape(len(both), len(self.tags))
+        return PairedPredictions(self.select(both).probs, targ)
 
     def score(self, truth: Table, *, partial: bool = False) -> float:
-        """The lwlrap against a truth table; arguments and errors are those of `against`."""
+        """Compute the lwlrap against ground truth, within [0, 1]; arguments and errors are those of `align_with`."""
         return lwlrap(*self.align_with(truth, partial=partial))
 
     def per_tag(self, truth: Table, *, partial: bool = False) -> pd.DataFrame:
-        """One row per tag, worst lwlrap first, with the columns of `fatai.metrics.classification.tag_scores`.
+        """Score each tag; arguments and errors are those of `align_with`.
 
-        Where no clip has the tag, the scores are NaN. Arguments and errors are those of `against`.
+        Returns
+        -------
+        One row per tag, worst lwlrap first, with the columns of `fatai.metrics.classification.tag_scores`; NaN where no
+        clip has the tag.
         """
         table = tag_scores(*self.align_with(truth, partial=partial), self.tags)
         return table.sort_values(["lwlrap", "tag"], ignore_index=True)
 
     def interval(self, truth: Table, score: Score = "lwlrap", *, partial: bool = False, **options: Any) -> Interval:
-        """A score and how sure it is.
+        """Compute a score and its confidence interval.
 
-        `score` and `options` are those of `fatai.metrics.bootstrap.score_interval`, the rest that of `against`.
+        Parameters
+        ----------
+        truth, partial
+            As in `align_with`.
+        score, options
+            As in `fatai.metrics.bootstrap.score_interval`.
         """
         return score_interval(*self.align_with(truth, partial=partial), score, **options)
 
     def compare(
         self, other: Predictions, truth: Table, score: Score = "lwlrap", *, partial: bool = False, **options: Any
     ) -> Difference:
-        """How much better these are than `other`, of the same clips and tags in any order, and how sure that is.
+        """Compute how much better these predictions are than `other`, with a confidence interval.
 
-        `score` and `options` are those of `fatai.metrics.bootstrap.score_difference`, the rest that of `against`.
+        Parameters
+        ----------
+        other
+            Predictions of the same clips and tags, in any order.
+        truth, partial
+            As in `align_with`.
+        score, options
+            As in `fatai.metrics.bootstrap.score_difference`.
         """
-        ours, theirs = (
-            self.align_with(truth, partial=partial),
-            other.select(self.fnames, self.tags).align_with(truth, partial=partial),
-        )
+        ours = self.align_with(truth, partial=partial)
+        theirs = other.select(self.fnames, self.tags).align_with(truth, partial=partial)
         return score_difference(ours.probs, theirs.probs, ours.targ, score, **options)
 
     def top(self, n: int = 3) -> pd.DataFrame:
-        """The `n` likeliest tags of each clip, best first: columns `fname`, `rank` (from 1), `tag`, `prob`.
+        """Return the `n` likeliest tags of each clip, best first; equal values keep the order of the tags.
 
-        Equal values keep the order of the tags.
+        Returns
+        -------
+        Data frame with the columns `fname`, `rank` (from 1), `tag`, `prob`.
         """
         n = max(0, min(n, len(self.tags)))
         order = np.argsort(-self.probs, axis=1, kind="stable")[:, :n]
@@ -269,14 +290,16 @@ class Predictions:
         })
 
     def to_submission(self, path: str | os.PathLike[str], *, sample: str | os.PathLike[str]) -> None:
-        """Write exactly the rows and columns of a sample submission, in its order, whole or not at all.
+        """Write the rows and columns of a sample submission, in its order.
 
-        Clips that the sample does not list are left out; the tags must be the same. The file is checked before it takes its name.
+        The file is checked before it takes its name, and is complete or not there. Clips that the sample does not list
+        are left out; the tags must be the same.
 
         Raises
         ------
         SubmissionError
-            If the sample lists a clip or tag that the predictions lack, or they have another tag, with the names.
+            If the sample lists a clip or tag that the predictions lack, or they have another tag; the message names
+            them.
         DataError
             If the sample cannot be read.
         """
@@ -286,13 +309,25 @@ class Predictions:
             raise SubmissionError(
                 f"{sample} has no column for the tags {format_names(extra)}: predict with the sample's vocabulary"
             )
-        with write_file(path) as beside:
-            _write_csv(beside, self.select(fnames, tags))
-            check_submission(beside, sample)
+        with write_file(path) as temporary:
+            _write_csv(temporary, self.select(fnames, tags))
+            check_submission(temporary, sample)
+
+
+def _mismatch(fnames: Sequence[str], flags: Iterable[str], overlap: bool) -> str:
+    """Return a message about clips that only predictions or only ground truth have."""
+    known = set(flags)
+    missing, extra = [name for name in fnames if name not in known], sorted(known.difference(fnames))
+    parts = [
+        f"the truth lacks {format_names(missing)}" if missing else "",
+        f"the predictions lack {format_names(extra)}" if extra else "",
+    ]
+    remedy = "score the same clips, or only those in both with partial=True"
+    return f"{'; '.join(filter(None, parts))}: {remedy if overlap else 'no clip is in both; is this the right truth?'}"
 
 
 def _write_csv(path: Path, preds: Predictions) -> None:
-    # Of a name that is not UTF-8 on the disk the bytes are told: what is written can be read everywhere.
+    # Names of files that are not UTF-8 are escaped, so that the table can be read everywhere.
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(("fname", *preds.tags))
@@ -300,20 +335,20 @@ def _write_csv(path: Path, preds: Predictions) -> None:
         write_rows(writer, preds.fnames, preds.probs)
 
 
-def _names(given: Any, field: str) -> tuple[str, ...]:
-    if isinstance(given, str):
-        raise SubmissionError(f"{field} is the text {given!r}; expected a sequence of names")
-    names = tuple(str(name) for name in given)
+def _to_names(values: Any, field: str) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise SubmissionError(f"{field} is the text {values!r}; expected a sequence of names")
+    names = tuple(str(name) for name in values)
     if len(set(names)) < len(names):
         counts = pd.Series(names).value_counts()
-        raise SubmissionError(f"{field} holds {format_names(counts.index[counts > 1].tolist())} more than once")
+        raise SubmissionError(f"{field} has {format_names(counts.index[counts > 1].tolist())} more than once")
     if not all(names):
-        raise SubmissionError(f"{field} holds an empty name, at position {names.index('')}")
+        raise SubmissionError(f"{field} has an empty name, at position {names.index('')}")
     return names
 
 
-def _float64(values: Any) -> np.ndarray:
-    """A copy as float64 of an array, a nested list or a tensor on any device."""
+def _to_float64(values: Any) -> np.ndarray:
+    """Copy an array, a nested list or a tensor on any device to float64."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     try:
@@ -322,9 +357,9 @@ def _float64(values: Any) -> np.ndarray:
         raise SubmissionError(f"probs cannot be read as a table of numbers: {e}") from e
 
 
-def _positions(wanted: Sequence[str], held: Sequence[str], kind: str) -> list[int]:
-    index = {name: i for i, name in enumerate(held)}
-    lacking = [name for name in wanted if name not in index]
-    if lacking:
-        raise SubmissionError(f"the predictions lack the {kind} {format_names(lacking)}")
-    return [index[name] for name in wanted]
+def _positions(names: Sequence[str], known: Sequence[str], kind: str) -> list[int]:
+    index = {name: i for i, name in enumerate(known)}
+    missing = [name for name in names if name not in index]
+    if missing:
+        raise SubmissionError(f"the predictions lack the {kind} {format_names(missing)}")
+    return [index[name] for name in names]

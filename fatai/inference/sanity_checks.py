@@ -1,6 +1,6 @@
-"""What looks wrong in predictions that fit their sample: constant tags, many ties, test scores unlike the out-of-fold ones.
+"""Warnings about valid predictions that look wrong: constant tags, many ties, a shift against out-of-fold predictions.
 
-None of it is forbidden; each is what a broken model, a cut file or another preparation of the test clips looks like.
+None of it is forbidden; each is typical of a broken model, a truncated file or test clips that were prepared otherwise.
 """
 
 from __future__ import annotations
@@ -8,63 +8,79 @@ from __future__ import annotations
 import numpy as np
 
 from fatai.errors import SubmissionError
-from fatai.io.csv import format_names
 from fatai.inference.predictions import Predictions
+from fatai.io.csv import format_names
 
-__all__ = ["constant_tags", "shifted_tags", "sanity_warnings", "tied_share"]
+__all__ = ["constant_tags", "sanity_warnings", "shifted_tags", "tied_fractions"]
 
-TIED_SHARE = 0.1  # of the values of a table; of 80 tags rounded to 4 digits about a seventh tie
-TIED_FIRST = 0.01  # of the clips: whose first place is shared
-SHIFT, SURE = (
-    0.2,
-    0.001,
-)  # least distance of the distributions that is told, and the chance of it, over all tags, if there were none
+MAX_TIED = 0.1
+"""Fraction of tied values above which they are reported; of 80 tags rounded to 4 digits about a seventh tie."""
+MAX_TIED_FIRST = 0.01
+"""Fraction of clips with a tied first place above which they are reported."""
+MIN_SHIFT = 0.2
+"""Smallest distance of distributions that is reported."""
+ALPHA = 0.001
+"""Probability of a reported shift, over all tags, if there is none."""
+_MAX_EXACT = 500  # clips up to which scipy chooses the exact test
 
 
 def sanity_warnings(preds: Predictions, oof: Predictions | None = None) -> list[str]:
-    """One sentence for each thing that looks wrong; none if nothing does.
+    """List what looks wrong in predictions.
 
     Parameters
     ----------
     preds
-        Of test clips.
+        Predictions of the test clips.
     oof
-        Out-of-fold predictions of the same model, for the comparison of distributions.
+        Out-of-fold predictions of the same model, to compare the distributions with; None skips that check.
+
+    Returns
+    -------
+    One sentence per finding; empty if nothing looks wrong.
 
     Raises
     ------
     SubmissionError
         If `oof` lacks a tag.
     """
-    found = []
+    return [*_constant_warnings(preds), *_tie_warnings(preds), *([] if oof is None else _shift_warnings(preds, oof))]
+
+
+def _constant_warnings(preds: Predictions) -> list[str]:
     constant = constant_tags(preds)
-    if constant:
-        found.append(
-            f"{len(constant)} of {len(preds.tags)} tags are the same in every clip: {format_names(constant)}; were they trained on?"
-        )
-    tied, first = tied_share(preds)
-    if first > TIED_FIRST:
-        found.append(
-            f"in {first:.0%} of the clips several tags share the first place; the score counts ties against you"
-        )
-    elif tied > TIED_SHARE:
-        found.append(
-            f"{tied:.0%} of the values are shared by tags of the same clip; the score counts ties against you: write more digits, "
-            "or blend by mean rather than by a rank"
-        )
-    if oof is not None:
-        shifted = shifted_tags(preds, oof)
-        if shifted:
-            worst = ", ".join(f"{tag!r} (by {distance:.2f})" for tag, distance in shifted[:3])
-            found.append(
-                f"{len(shifted)} of {len(preds.tags)} tags are distributed otherwise in the test clips than out of fold, most "
-                f"of all {worst}; are both prepared alike? A mean over folds is narrower than one fold by nature"
-            )
-    return found
+    if not constant:
+        return []
+    return [
+        f"{len(constant)} of {len(preds.tags)} tags are the same in every clip: {format_names(constant)}; were they "
+        "trained on?"
+    ]
+
+
+def _tie_warnings(preds: Predictions) -> list[str]:
+    tied, first = tied_fractions(preds)
+    if first > MAX_TIED_FIRST:
+        return [f"in {first:.0%} of the clips several tags share the first place; ties lower the score"]
+    if tied > MAX_TIED:
+        return [
+            f"{tied:.0%} of the values are shared by tags of the same clip; ties lower the score: write more digits, "
+            "or average probabilities rather than ranks"
+        ]
+    return []
+
+
+def _shift_warnings(preds: Predictions, oof: Predictions) -> list[str]:
+    shifted = shifted_tags(preds, oof)
+    if not shifted:
+        return []
+    worst = ", ".join(f"{tag!r} (by {distance:.2f})" for tag, distance in shifted[:3])
+    return [
+        f"{len(shifted)} of {len(preds.tags)} tags have another distribution in the test clips than out of fold, the "
+        f"farthest {worst}; are both prepared alike? An average over folds is narrower than a single fold by nature"
+    ]
 
 
 def constant_tags(preds: Predictions) -> list[str]:
-    """Tags with one value in all clips; none if there are fewer than two clips.
+    """Return the tags with one value in all clips; none if there are fewer than two clips.
 
     Examples
     --------
@@ -76,12 +92,18 @@ def constant_tags(preds: Predictions) -> list[str]:
     return [preds.tags[i] for i in np.flatnonzero(np.ptp(preds.probs, axis=0) == 0)]
 
 
-def tied_share(preds: Predictions) -> tuple[float, float]:
-    """Share of values that another tag of the clip has too, and share of clips in which several tags have the highest value.
+def tied_fractions(preds: Predictions) -> tuple[float, float]:
+    """Compute how many values are tied within their clip.
+
+    Returns
+    -------
+    Fraction of values that another tag of the clip has too, and fraction of clips in which several tags have the
+    highest value.
 
     Examples
     --------
-    >>> tied_share(Predictions(["a", "b"], ["Bark", "Meow", "Purr", "Oboe"], [[0.9, 0.1, 0.1, 0.2], [0.7, 0.7, 0.3, 0.2]]))
+    >>> probs = [[0.9, 0.1, 0.1, 0.2], [0.7, 0.7, 0.3, 0.2]]
+    >>> tied_fractions(Predictions(["a", "b"], ["Bark", "Meow", "Purr", "Oboe"], probs))
     (0.5, 0.5)
     """
     if not preds.probs.size:
@@ -95,29 +117,42 @@ def tied_share(preds: Predictions) -> tuple[float, float]:
 
 
 def shifted_tags(
-    preds: Predictions, oof: Predictions, *, least: float = SHIFT, sure: float = SURE
+    preds: Predictions, oof: Predictions, *, min_shift: float = MIN_SHIFT, alpha: float = ALPHA
 ) -> list[tuple[str, float]]:
-    """Tags whose values are distributed otherwise in the two, the farthest first, each with the distance.
+    """Find tags whose values have another distribution in the two (two-sample Kolmogorov-Smirnov test).
 
-    The distance is that of Kolmogorov and Smirnov: the greatest gap between the shares of clips below a value, in [0, 1]. Told are
-    distances of at least `least` that have a chance below `sure`, divided by the number of tags, if both come from one distribution.
+    Parameters
+    ----------
+    preds, oof
+        Predictions of the same tags for different clips.
+    min_shift
+        Smallest distance that is returned: the largest gap between the two cumulative distributions, within [0, 1].
+    alpha
+        Significance level over all tags (Bonferroni).
+
+    Returns
+    -------
+    Tags with their distances, the farthest first.
+
+    Raises
+    ------
+    SubmissionError
+        If `oof` lacks a tag.
     """
     from scipy.stats import ks_2samp
 
-    lacking = [tag for tag in preds.tags if tag not in oof.tags]
-    if lacking:
-        raise SubmissionError(f"the out-of-fold predictions lack the tags {format_names(lacking)}")
+    missing = [tag for tag in preds.tags if tag not in oof.tags]
+    if missing:
+        raise SubmissionError(f"the out-of-fold predictions lack the tags {format_names(missing)}")
     if not len(preds) or not len(oof):
         return []
-    theirs = oof.select(oof.fnames, preds.tags).probs
-    # The asymptotic chance: the exact one of some thousand clips takes long and differs by nothing.
-    tests = [
-        ks_2samp(ours, other, method="auto" if len(ours) < 500 else "asymp")
-        for ours, other in zip(preds.probs.T, theirs.T)
-    ]
+    oof_probs = oof.select(oof.fnames, preds.tags).probs
+    # Asymptotic for many clips: the exact test of some thousand clips takes long and differs by nothing.
+    method = "auto" if len(preds) < _MAX_EXACT else "asymp"
+    tests = [ks_2samp(ours, theirs, method=method) for ours, theirs in zip(preds.probs.T, oof_probs.T, strict=True)]
     found = [
-        (tag, float(t.statistic))
-        for tag, t in zip(preds.tags, tests)
-        if t.statistic >= least and t.pvalue < sure / len(preds.tags)
+        (tag, float(test.statistic))
+        for tag, test in zip(preds.tags, tests, strict=True)
+        if test.statistic >= min_shift and test.pvalue < alpha / len(preds.tags)
     ]
     return sorted(found, key=lambda pair: -pair[1])

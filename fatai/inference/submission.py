@@ -1,6 +1,7 @@
-"""Whether a submission fits the sample submission, fault by fault.
+"""Check a submission against the sample submission.
 
-A submission is a CSV file with the column `fname`, then one per tag; the sample says which clips and tags, and the order of the tags.
+A submission is a CSV file with the column `fname`, then one per tag; the sample defines the clips, the tags, and the
+order of the tags.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from fatai.io.csv import CsvTable, Duplicates, read_csv, read_sample_submission,
 
 __all__ = ["check_submission", "submission_problems"]
 
-_SHOWN = 20  # faults that a message lists before it counts the rest
+_MAX_LISTED = 20  # problems in a message; the rest are counted
 
 
 def submission_problems(path: str | os.PathLike[str], sample: str | os.PathLike[str]) -> list[str]:
-    """Everything that is wrong with a submission, one sentence each, with the line or column; an empty list means that it is fine.
+    """List the problems of a submission.
 
-    It must have the columns of the sample in its order, each row of the sample once (in any order: rows are known by their fname) and no
-    other, and finite numbers within [0, 1]. Problems of the header are listed alone, since cells cannot be told without it.
+    It must have the columns of the sample in the same order, each row of the sample once (in any order: rows are
+    matched by fname) and no other, and finite numbers within [0, 1].
+
+    Returns
+    -------
+    One sentence per problem, with the line or column; empty for a valid submission. Problems of the header are listed
+    alone, because cells cannot be assigned without it.
 
     Raises
     ------
@@ -38,43 +44,45 @@ def submission_problems(path: str | os.PathLike[str], sample: str | os.PathLike[
 
 
 def check_submission(path: str | os.PathLike[str], sample: str | os.PathLike[str]) -> None:
-    """Raise a `SubmissionError` that lists what `submission_problems` finds, if it finds anything."""
+    """Check a submission.
+
+    Raises
+    ------
+    SubmissionError
+        If `submission_problems` finds any; the message lists them.
+    DataError
+        If the sample cannot be read.
+    """
     problems = submission_problems(path, sample)
     if problems:
-        rest = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise SubmissionError(f"{path} does not fit {sample}:\n  " + "\n  ".join(problems[:_SHOWN]) + rest)
+        rest = f"\n  and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+        raise SubmissionError(f"{path} does not match {sample}:\n  " + "\n  ".join(problems[:_MAX_LISTED]) + rest)
 
 
 def _header_problems(columns: Sequence[str], expected: Sequence[str]) -> list[str]:
-    lacking, extra = [c for c in expected if c not in set(columns)], [c for c in columns if c not in set(expected)]
-    problems = [f"the column {c!r} is missing" for c in lacking] + [
-        f"the column {c!r} is not in the sample" for c in extra
-    ]
-    if problems:
-        return problems
-    moved = [
-        (i, given, wanted)
-        for i, (given, wanted) in enumerate(zip(columns, expected, strict=True), start=1)
-        if given != wanted
-    ]
+    missing = [f"the column {c!r} is missing" for c in expected if c not in set(columns)]
+    extra = [f"the column {c!r} is not in the sample" for c in columns if c not in set(expected)]
+    if missing or extra:
+        return missing + extra
+    pairs = enumerate(zip(columns, expected, strict=True), start=1)
+    moved = [(i, column, wanted) for i, (column, wanted) in pairs if column != wanted]
     if len(moved) == 2:
-        return [
-            f"the columns {moved[0][1]!r} and {moved[1][1]!r} are swapped (columns {moved[0][0]} and {moved[1][0]})"
-        ]
+        (i, first, _), (k, second, _) = moved
+        return [f"the columns {first!r} and {second!r} are swapped (columns {i} and {k})"]
     return [
-        f"the columns are in another order: column {i} is {given!r}; expected {wanted!r}" for i, given, wanted in moved
+        f"the columns are in another order: column {i} is {column!r}; expected {wanted!r}" for i, column, wanted in moved
     ]
 
 
 def _row_problems(table: CsvTable, fnames: Sequence[str], tags: Sequence[str]) -> list[str]:
     problems: list[str] = []
-    seen, known = Duplicates(), set(fnames)
+    seen, expected = Duplicates(), set(fnames)
     for row in table.rows:
-        fault = width_error(row, table.columns)
-        problems += [fault] if fault else value_errors(row, tags)
+        error = width_error(row, table.columns)
+        problems += [error] if error else value_errors(row, tags)
         duplicate = seen.error(row)
         if duplicate:
             problems.append(duplicate)
-        elif row.cells[0] not in known:
+        elif row.cells[0] not in expected:
             problems.append(f"line {row.line}: the row of {row.cells[0]!r} is not in the sample")
     return problems + [f"the row of {name!r} is missing" for name in fnames if name not in seen.lines]

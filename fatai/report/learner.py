@@ -39,7 +39,8 @@ def learner_report(
     path
         File to write.
     preds
-        Predictions of the held-out clips; None predicts them by `learn.tta(**options)`, such as n=1 for the middle of each clip alone.
+        Predictions of the held-out clips; None predicts them by `learn.tta(**options)`, such as n=1 for the middle of
+        each clip alone.
     """
     out = Path(path)
     write_text(out, report_html(learner_report_data(learn, learn.tta(**options) if preds is None else preds)))

@@ -99,7 +99,8 @@ def check_options(dls: Any, no_weight_decay: str) -> None:
         raise OptionError(f"no_weight_decay is {no_weight_decay!r}; {suggestion}")
     if not isinstance(dls, FATDataLoaders):
         raise DataError(
-            f"dls is a {type(dls).__name__}; expected FATDataLoaders: make them with FATDataLoaders.from_path or from_df"
+            f"dls is a {type(dls).__name__}; expected FATDataLoaders: make them with FATDataLoaders.from_path or "
+            "from_df"
         )
 
 
@@ -110,7 +111,7 @@ def build_model(
     width: float | None = None,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Build the network of a learner: by name, by a function of (n_tags, in_channels), or a module as it is."""
+    """Build the network of a learner by name or by a function of (n_tags, in_channels), or return a module as it is."""
     n_tags, in_channels = len(dls.tags), dls.to_spec.n_channels
     if isinstance(arch, str):
         return named_model(arch, n_tags, in_channels, dls.clip_config.front_end, width=width, options=options)
@@ -150,7 +151,10 @@ def named_model(
 
 
 def named_loss(loss: str | Callable, model: nn.Module, /, **options: Any) -> Callable:
-    """Build a loss by name, or take it as given; for a model with auxiliary outputs it sums over them with the model's weights."""
+    """Build a loss by name, or take it as given.
+
+    For a model with auxiliary outputs the loss is summed over all outputs, with the model's weights.
+    """
     built = LOSSES.build(loss, **options) if isinstance(loss, str) else loss
     aux_weights = getattr(model, "aux_weights", None)
     return AuxLoss(built, aux_weights) if aux_weights else built
@@ -164,7 +168,7 @@ def add_callbacks(
     mixup: str | Callback | None = None,
     cbs: Any = None,
 ) -> Any:
-    """Add the callbacks of precision, augmentation and mixing, given by name or as callbacks, and return the learner."""
+    """Add the callbacks of precision, augmentation and mixing, by name or as given, and return the learner."""
     augmentations = [AUGMENTATIONS.build(a) if isinstance(a, str) else a for a in augment if a is not None]
     mixers = [] if mixup is None else [MIXERS.build(mixup) if isinstance(mixup, str) else mixup]
     for cb in (*precision_callbacks(precision, learn), *augmentations, *mixers, *L(cbs)):

@@ -1,8 +1,11 @@
-"""Which learning rate: fastai's search, its suggestions, and a picture of them."""
+"""Learning-rate finder: fastai's `lr_find` with checks before and after, and a picture of the result."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,20 +14,19 @@ from fastai.callback.schedule import steep, valley
 from fastai.learner import Learner
 from torch import Tensor
 
-from fatai.io.atomic import write_file
 from fatai.errors import DataError, OptionError
+from fatai.io.atomic import write_file
 
-__all__ = ["LRSearch", "find_lr"]
+__all__ = ["LRFinderResult", "find_lr"]
 
-# As fastai cuts them: what is suggested lies behind the first tenth and before the last five, where the loss leaps.
-_FIRST, _LAST = 10, 5
-_FEWEST = 6
-# Of Okabe and Ito, which all kinds of colour vision tell apart; the marks differ too.
-_MARKS = {"valley": ("o", "#D55E00"), "steep": ("s", "#009E73")}
+_MIN_STEPS = 20
+_MIN_LOSSES = 6
+# From the palette of Okabe and Ito, which is safe for color-blind readers; the marker shapes differ too.
+_MARKERS = {"valley": ("o", "#D55E00"), "steep": ("s", "#009E73")}
 
 
-class LRSearch(NamedTuple):
-    """What a search saw.
+class LRFinderResult(NamedTuple):
+    """Result of `find_lr`.
 
     Attributes
     ----------
@@ -39,68 +41,92 @@ class LRSearch(NamedTuple):
     suggestions: dict[str, float]
 
     def draw(self, path: str | Path, title: str = "") -> None:
-        """Write a picture of losses over rates, with the suggestions, to a .png, .svg or .pdf."""
+        """Draw the loss over the learning rate, with the suggestions, to a .png, .svg or .pdf."""
         import matplotlib.pyplot as plt
 
         figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
         axis.plot(self.lrs, self.losses, color="black", linewidth=1.2)
         for name, lr in self.suggestions.items():
-            mark, colour = _MARKS[name]
-            at = int((self.lrs - lr).abs().argmin())
-            axis.plot(self.lrs[at], self.losses[at], mark, color=colour, markersize=9, label=f"{name}: {lr:.1e}")
-        begun, best = float(self.losses[0]), float(self.losses.min())
-        if begun > best:
-            # Where the loss leaps at the end it would press all that matters into a line.
-            axis.set_ylim(best - 0.1 * (begun - best), begun + 0.5 * (begun - best))
+            marker, color = _MARKERS[name]
+            i = int((self.lrs - lr).abs().argmin())
+            axis.plot(self.lrs[i], self.losses[i], marker, color=color, markersize=9, label=f"{name}: {lr:.1e}")
+        first, best = float(self.losses[0]), float(self.losses.min())
+        if first > best:
+            # Without limits, the diverging end would flatten the descent.
+            axis.set_ylim(best - 0.1 * (first - best), first + 0.5 * (first - best))
         axis.set(xscale="log", xlabel="learning rate", ylabel="training loss, smoothed", title=title)
         axis.grid(alpha=0.3)
         axis.legend()
-        with write_file(path) as beside:
-            figure.savefig(beside, dpi=120)
+        with write_file(path) as temporary:
+            figure.savefig(temporary, dpi=120)
         plt.close(figure)
 
 
-def find_lr(learn: Learner, *, steps: int = 100, start_lr: float = 1e-7, end_lr: float = 10.0) -> LRSearch:
-    """Search a learning rate with fastai's `lr_find`: each batch has a larger one, until the loss is four times its best.
+def find_lr(learn: Learner, *, steps: int = 100, start_lr: float = 1e-7, end_lr: float = 10.0) -> LRFinderResult:
+    """Suggest learning rates with fastai's `lr_find`.
+
+    The rate grows batch by batch until the loss is four times its best.
 
     Parameters
     ----------
     learn
-        Its weights and its folder are afterwards what they were.
+        The learner; its weights and its folder are left as they were.
     steps
-        Batches from `start_lr` to `end_lr`.
+        Batches from `start_lr` to `end_lr`, at least 20. More give a smoother curve.
+    start_lr, end_lr
+        First and last learning rate.
+
+    Returns
+    -------
+    The rates, the losses and the suggestions.
 
     Raises
     ------
     OptionError
-        Fewer than 20 steps, or rates that don't rise.
+        If there are fewer than 20 steps, or the rates do not rise.
     DataError
-        The loss left the numbers, or grew, before anything could be suggested.
+        If the loss became infinite or NaN, or grew too large, before a rate could be suggested.
     """
-    if steps < 20:
-        raise OptionError(f"steps is {steps}; expected at least 20: with fewer nothing can be suggested")
+    if steps < _MIN_STEPS:
+        raise OptionError(f"steps is {steps}; expected at least {_MIN_STEPS}: fewer are not enough for a suggestion")
     if not 0 < start_lr < end_lr:
-        raise OptionError(f"rates go from {start_lr} to {end_lr}; expected them to rise, and to begin above 0")
-    own_path = learn.path
+        raise OptionError(f"start_lr is {start_lr} and end_lr {end_lr}; expected 0 < start_lr < end_lr")
+    functions = [_with_check(suggest, learn, steps) for suggest in (valley, steep)]
+    with _temporary_folder(learn):
+        suggested = learn.lr_find(start_lr, end_lr, num_it=steps, show_plot=False, suggest_funcs=functions)
+    recorder = learn.recorder
+    return LRFinderResult(_to_tensor(recorder.lrs), _to_tensor(recorder.losses), suggested._asdict())
+
+
+def _with_check(suggest: Callable[..., Any], learn: Learner, steps: int) -> Callable[..., Any]:
+    """Wrap a function of fastai that suggests a rate: pass it the finite losses alone, if there are enough of them."""
+
+    @wraps(suggest)
+    def checked(lrs: Tensor, losses: Tensor, num_it: int) -> Any:
+        n_finite = int(torch.isfinite(losses).int().cumprod(0).sum())
+        if n_finite < _MIN_LOSSES:
+            tried = learn.recorder.lrs
+            raise DataError(
+                f"the loss grew too large after {len(tried)} of {steps} batches, at a learning rate of "
+                f"{float(tried[-1]):.1e}, before a rate could be suggested; lower start_lr, or look for clips of "
+                "extreme level with fatai-submit scan"
+            )
+        return suggest(lrs[:n_finite], losses[:n_finite], num_it)
+
+    return checked
+
+
+@contextmanager
+def _temporary_folder(learn: Learner) -> Iterator[None]:
+    """Let the learner write to a temporary folder: `lr_find` keeps the weights in a file meanwhile."""
+    path = learn.path
     with tempfile.TemporaryDirectory() as folder:
-        # The search keeps the weights in a file meanwhile.
         learn.path = Path(folder)
         try:
-            learn.lr_find(start_lr, end_lr, num_it=steps, show_plot=False, suggest_funcs=None)
+            yield
         finally:
-            learn.path = own_path
-    lrs, losses = _numbers(learn.recorder.lrs), _numbers(learn.recorder.losses)
-    behind = slice(steps // _FIRST, len(lrs) - _LAST)
-    tried, seen = lrs[behind], losses[behind]
-    good = int(torch.isfinite(seen).int().cumprod(0).sum())
-    if good < _FEWEST:
-        raise DataError(
-            f"the loss grew too large after {len(lrs)} of {steps} batches, at a rate of {float(lrs[-1]):.1e}, before any rate "
-            "could be suggested: begin lower, or look for clips of odd level with fatai-submit scan"
-        )
-    suggestions = {how.__name__: how(tried[:good], seen[:good], steps)[0] for how in (valley, steep)}
-    return LRSearch(lrs, losses, suggestions)
+            learn.path = path
 
 
-def _numbers(values: Any) -> Tensor:
+def _to_tensor(values: Any) -> Tensor:
     return torch.tensor([float(v) for v in values])

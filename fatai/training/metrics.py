@@ -1,4 +1,4 @@
-"""Scores as fastai metrics: over the whole validation set, never a mean of batch values."""
+"""fastai metrics that score the whole validation set at once, never by a mean of batch values."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import torch
 from fastai.learner import Learner, Metric
 
 from fatai.errors import OptionError
-from fatai.metrics.ranking import lwlrap
 from fatai.metrics.classification import Average, check_average, d_prime, mean_ap, roc_auc
+from fatai.metrics.ranking import lwlrap
 
 __all__ = ["DPrime", "LwLRAP", "MeanAP", "RankingMetric", "RocAUC"]
 
 
 class RankingMetric(Metric):
-    """A function of (probs, targ), arrays (clips, tags), of all validation clips at once.
+    """A function of the probabilities and targets of all validation clips.
 
     Parameters
     ----------
     func
-        Such as those of `fatai.metrics.ranking` and `fatai.metrics.classification`; a higher value must be better.
+        Function of (probs, targ), float arrays (clips, tags), such as those of `fatai.metrics.ranking` and
+        `fatai.metrics.classification`; higher values must be better.
     name
         Column in the table of epochs.
 
     Notes
     -----
-    In distributed runs every process gathers the clips of all before it scores, so all agree; clips that fastai repeats to give every
-    process as many are counted once.
+    In distributed runs every process gathers the clips of all processes before it scores, so all get the same value;
+    clips that fastai repeats to give every process the same number are counted once.
     """
 
     def __init__(self, func: Callable[[np.ndarray, np.ndarray], float], name: str):
@@ -39,58 +40,62 @@ class RankingMetric(Metric):
         self.reset()
 
     def reset(self) -> None:
+        """Drop the batches of the last epoch."""
         self.probs: list[torch.Tensor] = []
         self.targs: list[torch.Tensor] = []
 
     def accumulate(self, learn: Learner) -> None:
+        """Store the probabilities and targets (clips, tags) of a batch."""
         activation = getattr(learn.loss_func, "activation", torch.sigmoid)
-        # In float32, as ranking ties would be decided by rounding otherwise.
+        # In float32: in lower precision rounding makes ties.
         probs = activation(learn.to_detach(learn.pred.float()))
         self.probs.append(probs.as_subclass(torch.Tensor))
         self.targs.append(learn.to_detach(learn.y).as_subclass(torch.Tensor))
 
     @property
     def value(self) -> float | None:
+        """The score of all clips so far; None before the first batch."""
         if not self.probs:
             return None
         return float(self.func(torch.cat(self.probs).numpy(), torch.cat(self.targs).numpy()))
 
     @property
     def name(self) -> str:
+        """Column in the table of epochs."""
         return self._name
 
 
 class LwLRAP(RankingMetric):
-    """Label-weighted label-ranking average precision over all validation clips; see `fatai.metrics.ranking.lwlrap`."""
+    """Label-weighted label-ranking average precision; see `fatai.metrics.ranking.lwlrap`."""
 
     def __init__(self) -> None:
         super().__init__(lwlrap, "lwlrap")
 
 
-class _OverTags(RankingMetric):
+class _AveragedMetric(RankingMetric):
     """A score of `fatai.metrics.classification`, "macro" (mean over tags) or "micro" (all tags as one)."""
 
     score: Callable[..., float]
-    word: str
+    column: str
 
     def __init__(self, average: Average = "macro") -> None:
         func = partial(type(self).score, average=check_average(average))
-        super().__init__(func, self.word if average == "macro" else f"{self.word}_{average}")
+        super().__init__(func, self.column if average == "macro" else f"{self.column}_{average}")
 
 
-class MeanAP(_OverTags):
-    """Mean average precision over all validation clips, "macro" or "micro"; see `fatai.metrics.classification.mean_ap`."""
+class MeanAP(_AveragedMetric):
+    """Mean average precision, "macro" or "micro"; see `fatai.metrics.classification.mean_ap`."""
 
-    score, word = staticmethod(mean_ap), "map"
-
-
-class RocAUC(_OverTags):
-    """Area under the ROC curve over all validation clips, "macro" or "micro"; see `fatai.metrics.classification.roc_auc`."""
-
-    score, word = staticmethod(roc_auc), "auc"
+    score, column = staticmethod(mean_ap), "map"
 
 
-class DPrime(_OverTags):
-    """d-prime over all validation clips, "macro" or "micro"; see `fatai.metrics.classification.d_prime`."""
+class RocAUC(_AveragedMetric):
+    """Area under the ROC curve, "macro" or "micro"; see `fatai.metrics.classification.roc_auc`."""
 
-    score, word = staticmethod(d_prime), "d_prime"
+    score, column = staticmethod(roc_auc), "auc"
+
+
+class DPrime(_AveragedMetric):
+    """d-prime, "macro" or "micro"; see `fatai.metrics.classification.d_prime`."""
+
+    score, column = staticmethod(d_prime), "d_prime"

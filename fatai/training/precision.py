@@ -1,9 +1,11 @@
-"""The arithmetic a network runs in: float32, or bfloat16 where the device is faster with it, chosen by the device."""
+"""Floating-point precision of training and prediction: float32, or lower where the device is faster with it.
+
+`best_dtype` decides what "auto" means on a device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,13 +19,22 @@ from torch.utils.hooks import RemovableHandle
 
 from fatai.errors import OptionError
 
-__all__ = ["PRECISIONS", "MixedOnCPU", "precision_callbacks", "autocast_for", "best_dtype", "fast_layout", "inference"]
+__all__ = [
+    "PRECISIONS",
+    "MixedOnCPU",
+    "autocast_for",
+    "best_dtype",
+    "fast_layout",
+    "learner_precision",
+    "precision_callbacks",
+]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+"""Names of precisions; "auto" is that of `best_dtype`."""
 
 
 def best_dtype(device: torch.device | str) -> torch.dtype:
-    """What "auto" chooses: bfloat16 where the device computes with it, float16 on older GPUs, float32 elsewhere."""
+    """Return the dtype of "auto": bfloat16 where the device supports it, float16 on older GPUs, else float32."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -44,23 +55,28 @@ def _dtype(device: torch.device, precision: str) -> torch.dtype:
 
 
 def autocast_for(device: torch.device | str, precision: str = "auto") -> AbstractContextManager:
-    """Context in which a network on `device` runs in the given precision, a name of `PRECISIONS`."""
+    """Return a context in which a network on `device` runs in the given precision, a name of `PRECISIONS`.
+
+    In float32 it turns off an autocast around it.
+    """
     device = torch.device(device)
     dtype = _dtype(device, precision)
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+    if dtype == torch.float32:
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def fast_layout(model: nn.Module, device: torch.device | str, precision: str = "auto") -> nn.Module:
-    """`model`, its convolutions laid out as low-precision kernels want them; the values stay the same."""
+    """Return `model` with its weights in the memory layout of low-precision kernels, channels last."""
     if _dtype(torch.device(device), precision) != torch.float32:
         model.to(memory_format=torch.channels_last)
     return model
 
 
 class MixedOnCPU(Callback):
-    """bfloat16 autocast on a CPU; fastai's own mixed precision is for CUDA alone and does nothing here.
+    """Autocast to bfloat16 on the CPU; fastai's `MixedPrecision` is for CUDA alone and does nothing there.
 
-    Autocast covers the network's forward pass and ends even when that raises; the loss is computed in float32.
+    Autocast covers the network's forward pass and ends even if that raises; the loss is computed in float32.
     """
 
     order = MixedPrecision.order
@@ -69,6 +85,7 @@ class MixedOnCPU(Callback):
         self._hooks: list[RemovableHandle] = []
 
     def before_batch(self) -> None:
+        """Put autocast around the forward pass."""
         self._remove()
         autocast = torch.autocast("cpu", dtype=torch.bfloat16)
 
@@ -82,6 +99,7 @@ class MixedOnCPU(Callback):
         self._hooks = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
 
     def after_pred(self) -> None:
+        """End autocast and return the logits to float32."""
         self._remove()
         self.learn.pred = to_float(self.pred)
 
@@ -91,9 +109,9 @@ class MixedOnCPU(Callback):
 
 
 def precision_callbacks(precision: str, learn: Learner) -> list[Callback]:
-    """Callbacks that make a learner fit in the given precision, a name of `PRECISIONS`.
+    """Return the callbacks that make a learner fit in a precision, a name of `PRECISIONS`.
 
-    fastai's where they work: `ChannelsLast`, and `MixedPrecision` on CUDA.
+    They are fastai's where those work: `ChannelsLast`, and `MixedPrecision` on CUDA.
     """
     device = torch.device(learn.dls.device)
     dtype = _dtype(device, precision)
@@ -104,17 +122,11 @@ def precision_callbacks(precision: str, learn: Learner) -> list[Callback]:
     return [ChannelsLast(), MixedOnCPU()]
 
 
-@contextmanager
-def inference(learn: Learner) -> Iterator[None]:
-    """Context in which a learner's network predicts: the precision and the layout that it fits in, whether or not it has been fitted."""
-    mixed = next((cb for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
+def learner_precision(learn: Learner) -> str:
+    """Return the precision that a learner's callbacks set, a name of `PRECISIONS`; prediction takes the same."""
     if any(isinstance(cb, MixedOnCPU) for cb in learn.cbs):
-        precision = "bf16"
-    elif mixed is not None:
-        precision = "bf16" if mixed.amp_mode == AMPMode.BF16 else "fp16"
-    else:
-        precision = "fp32"
-    if precision != "fp32":
-        fast_layout(learn.model, learn.dls.device, precision)
-    with autocast_for(learn.dls.device, precision):
-        yield
+        return "bf16"
+    mixed = next((cb for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
+    if mixed is None:
+        return "fp32"
+    return "bf16" if mixed.amp_mode == AMPMode.BF16 else "fp16"

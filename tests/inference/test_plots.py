@@ -16,7 +16,7 @@ from fatai.inference import plots
 from fatai.inference.grad_cam import filter_mosaic, first_filters, grad_cam
 from fatai.inference.predictions import Predictions
 from fatai.metrics.ranking import lwlrap, lwlrap_per_class
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_show_cam_lays_heat_over_what_was_heard(learn, played):
 def test_show_cam_takes_paths_and_the_likeliest_tag(learn, sample):
     paths = sorted((sample / "test").iterdir())[:1]
     axes = learn.show_cam(items=paths)
-    likeliest = learn.predict(paths[0], how="whole")[0]
+    likeliest = learn.predict(paths[0], views="whole")[0]
     assert axes.shape == (2, 1) and axes[0, 0].get_title() == paths[0].name
     assert axes[1, 0].get_title().split("\n")[0] == f"{likeliest.tag} {likeliest.prob:.2f}"
 

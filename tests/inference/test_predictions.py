@@ -1,4 +1,4 @@
-"""Predictions: what they accept, CSV files there and back, scored against a truth, cut out, and turned into a submission."""
+"""Predictions: checks, CSV round trip, scores against ground truth, selection, submissions."""
 
 import math
 
@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fatai.errors import DataError, LabelError, SubmissionError
-from fatai.io import csv as csv_rows
 from fatai.inference.predictions import Predictions, check_submission, submission_problems
+from fatai.io import csv as csv_rows
 
 TAGS = ("Bark", "Meow", "Oboe")
 
@@ -22,7 +23,7 @@ def preds():
 
 @pytest.fixture
 def file(tmp_path):
-    """Write a CSV file and give its name."""
+    """Return a function that writes a CSV file and returns its path."""
 
     def write(text, name="table.csv"):
         path = tmp_path / name
@@ -32,7 +33,7 @@ def file(tmp_path):
     return write
 
 
-def test_names_and_numbers_are_kept(preds):
+def test_names_and_numbers_are_stored(preds):
     assert (preds.fnames, preds.tags, preds.unreadable) == (("a.wav", "b.wav"), TAGS, ("b.wav",))
     assert preds.probs.tolist() == [[0.9, 0.2, 0.1], [0.4, 0.3, 0.35]] and preds.probs.dtype == np.float64
     assert len(preds) == 2 and repr(preds) == "Predictions(2 clips, 3 tags, 1 unreadable)"
@@ -47,7 +48,7 @@ def test_probabilities_are_a_copy_that_cannot_be_written(preds):
         preds.probs[0, 0] = 1
 
 
-def test_a_tensor_on_any_graph_is_taken():
+def test_a_tensor_with_a_graph_is_accepted():
     assert Predictions(["a"], ["Bark"], torch.tensor([[0.25]], requires_grad=True)).probs.tolist() == [[0.25]]
 
 
@@ -58,24 +59,24 @@ def test_equal_means_same_names_and_numbers(preds):
     assert preds != "preds"
 
 
-@pytest.mark.parametrize(("fnames", "tags", "probs", "says"), [
+@pytest.mark.parametrize(("fnames", "tags", "probs", "message"), [
     (["a"], TAGS, [[0.1, 0.2]], r"shape \(1, 2\); expected \(1, 3\)"),
-    (["a", "a"], TAGS, np.zeros((2, 3)), "fnames holds 'a' more than once"),
-    (["a"], ["Bark", "Bark"], np.zeros((1, 2)), "tags holds 'Bark' more than once"),
-    (["a", ""], TAGS, np.zeros((2, 3)), "fnames holds an empty name, at position 1"),
+    (["a", "a"], TAGS, np.zeros((2, 3)), "fnames has 'a' more than once"),
+    (["a"], ["Bark", "Bark"], np.zeros((1, 2)), "tags has 'Bark' more than once"),
+    (["a", ""], TAGS, np.zeros((2, 3)), "fnames has an empty name, at position 1"),
     ("a", TAGS, np.zeros((1, 3)), "fnames is the text 'a'; expected a sequence"),
     (["a", "b"], TAGS, [[0, 0, 0], [0, math.nan, 0]], "nan for 'b', tag 'Meow' .1 such values.*sigmoid"),
     (["a"], TAGS, [[0, 1.5, -3]], "1.5 for 'a', tag 'Meow' .2 such values"),
     (["a"], TAGS, [[0, math.inf, 0]], "inf for 'a'"),
     (["a"], TAGS, [["x", "y", "z"]], "cannot be read as a table of numbers"),
 ])
-def test_what_is_no_table_of_probabilities_is_refused(fnames, tags, probs, says):
-    with pytest.raises(SubmissionError, match=says):
+def test_invalid_tables_of_probabilities_are_an_error(fnames, tags, probs, message):
+    with pytest.raises(SubmissionError, match=message):
         Predictions(fnames, tags, probs)
 
 
 def test_unreadable_clips_must_be_among_the_clips():
-    with pytest.raises(SubmissionError, match="unreadable names 'c', which fnames lacks"):
+    with pytest.raises(SubmissionError, match="unreadable has 'c'; expected names of fnames"):
         Predictions(["a"], ["Bark"], [[0.5]], unreadable=["c"])
 
 
@@ -96,25 +97,25 @@ def test_a_csv_file_reads_back_as_the_same_numbers(tmp_path_factory, rows, name)
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_a_csv_file_holds_a_header_and_the_shortest_numbers(preds, tmp_path):
+def test_a_csv_file_has_a_header_and_the_shortest_numbers(preds, tmp_path):
     preds.to_csv(tmp_path / "new" / "preds.csv")
     assert (
         tmp_path / "new" / "preds.csv"
     ).read_bytes() == b"fname,Bark,Meow,Oboe\na.wav,0.9,0.2,0.1\nb.wav,0.4,0.3,0.35\n"
 
 
-def test_a_minus_before_zero_is_not_written(tmp_path):
+def test_negative_zero_is_written_as_zero(tmp_path):
     Predictions(["a"], ["Bark"], [[-0.0]]).to_csv(tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_text() == "fname,Bark\na,0.0\n"
 
 
 def test_a_spreadsheet_s_csv_file_is_read(file):
-    """Mark of UTF-8, carriage returns, blank lines, blanks around names of columns."""
+    """Byte order mark, carriage returns, blank lines, spaces around column names."""
     path = file("\ufefffname, Bark ,Meow\r\na,0.5,1e-3\r\n\r\nb,0,1\r\n")
     assert Predictions.from_csv(path) == Predictions(["a", "b"], ["Bark", "Meow"], [[0.5, 0.001], [0, 1]])
 
 
-@pytest.mark.parametrize(("text", "says"), [
+@pytest.mark.parametrize(("text", "message"), [
     ("", "the file is empty; expected a header"),
     ("name,Bark\na,0.5\n", "the header begins 'name, Bark'; expected fname"),
     ("fname\na\n", "the header begins 'fname'; expected fname, then one column per tag"),
@@ -134,8 +135,8 @@ def test_a_spreadsheet_s_csv_file_is_read(file):
     (b"fname,Bark\n\xff\xfe,0.5\n", "not UTF-8 text .*is this a CSV file"),
     (b"RIFF\x00\x00WAVEfmt \x10", "table.csv: "),
 ])
-def test_bad_csv_files_are_named_by_line_and_column(file, text, says):
-    with pytest.raises(DataError, match=says) as e:
+def test_bad_csv_files_are_named_by_line_and_column(file, text, message):
+    with pytest.raises(DataError, match=message) as e:
         Predictions.from_csv(file(text))
     assert "table.csv" in str(e.value)
 
@@ -168,7 +169,7 @@ def test_rows_and_columns_are_selected_in_the_order_given(preds):
         preds.select(["a.wav"], ["Purr"])
 
 
-def test_a_long_list_of_names_is_cut_short(preds):
+def test_a_long_list_of_names_is_truncated(preds):
     with pytest.raises(SubmissionError, match="lack the clips '0', '1', '2' and 7 more"):
         preds.select(map(str, range(10)))
 
@@ -182,7 +183,7 @@ def test_the_likeliest_tags(preds):
     assert Predictions(["a"], TAGS, [[0.5, 0.7, 0.5]]).top(3)["tag"].tolist() == ["Meow", "Bark", "Oboe"]
 
 
-# Against a truth. Clip a: Bark first, 1. Clip b: Meow third and Oboe second, 1/2 and 2/3. Mean of three: 13/18.
+# Against ground truth. Clip a: Bark first, 1. Clip b: Meow third and Oboe second, 1/2 and 2/3. Mean of three: 13/18.
 
 LABELS = "fname,labels\nb.wav,\"Meow,Oboe\"\na.wav,Bark\n"
 COLUMNS = "fname,Meow,Bark,Oboe\nb.wav,1,0,1\na.wav,0,1,0\n"
@@ -191,7 +192,7 @@ COLUMNS = "fname,Meow,Bark,Oboe\nb.wav,1,0,1\na.wav,0,1,0\n"
 @pytest.mark.parametrize("text", [
     LABELS, LABELS.replace("Meow,Oboe", "Oboe; Meow"), COLUMNS, COLUMNS.replace("1", "True").replace("0", "False"),
 ])
-def test_scored_against_both_layouts_of_a_truth_in_any_order(preds, file, text):
+def test_score_against_both_layouts_of_ground_truth_in_any_order(preds, file, text):
     assert preds.score(file(text)) == pytest.approx(13 / 18)
     aligned = preds.align_with(file(text))
     assert aligned.probs.tolist() == preds.probs.tolist() and aligned.targ.tolist() == [
@@ -209,12 +210,12 @@ def test_scored_against_both_layouts_of_a_truth_in_any_order(preds, file, text):
         [np.array(["Oboe", "Meow"]), np.array(["Bark"])],
     ],
 )
-def test_scored_against_a_frame(preds, labels):
+def test_score_against_a_data_frame(preds, labels):
     assert preds.score(pd.DataFrame({"fname": ["b.wav", "a.wav"], "labels": labels})) == pytest.approx(13 / 18)
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, pd.NA, ""])
-def test_a_clip_without_labels_counts_for_nothing(preds, missing):
+def test_a_clip_without_labels_is_ignored(preds, missing):
     truth = pd.DataFrame({"fname": ["a.wav", "b.wav"], "labels": pd.Series(["Bark", missing], dtype=object)})
     assert preds.score(truth) == 1.0
 
@@ -229,21 +230,21 @@ def test_clips_of_only_one_side_are_an_error_unless_partial(preds, file):
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "says"),
+    ("text", "error", "message"),
     [
         (
             "fname,labels\na.wav,Barc\nb.wav,Meow\n",
             LabelError,
-            "line 2: 'Barc' is no tag of the predictions; did you mean Bark",
+            "line 2: 'Barc' is not a tag of the predictions; did you mean Bark",
         ),
-        ("name,labels\na.wav,Bark\n", DataError, "no column fname; its columns are 'name', 'labels'"),
+        ("name,labels\na.wav,Bark\n", DataError, "the columns are 'name', 'labels'; expected fname"),
         (
-            "fname,heard\na.wav,Bark\n",
+            "fname,tag_name\na.wav,Bark\n",
             DataError,
-            "neither a column labels nor a column for each tag: it lacks 'Bark', 'Meow', 'Oboe'",
+            "expected a column labels or a column for each tag; there is none for 'Bark', 'Meow', 'Oboe'",
         ),
-        ("fname,Bark,Meow\na.wav,1,0\n", DataError, "it lacks 'Oboe'"),
-        ("fname,Bark,Meow,Oboe,Purr\na.wav,1,0,0,0\n", DataError, "the columns 'Purr' are no tags"),
+        ("fname,Bark,Meow\na.wav,1,0\n", DataError, "there is none for 'Oboe'"),
+        ("fname,Bark,Meow,Oboe,Purr\na.wav,1,0,0,0\n", DataError, "the columns 'Purr' are not tags"),
         ("fname,Bark,Meow,Oboe\na.wav,1,0.5,0\n", DataError, "line 2, column 'Meow': '0.5'; expected 0 or 1"),
         (
             "fname,labels\na.wav,Bark\na.wav,Meow\n",
@@ -253,8 +254,8 @@ def test_clips_of_only_one_side_are_an_error_unless_partial(preds, file):
         ("fname,labels\na.wav\n", DataError, "line 2 .'a.wav'.: 1 cells; expected 2"),
     ],
 )
-def test_a_truth_that_does_not_fit_is_named_by_line(preds, file, text, error, says):
-    with pytest.raises(error, match=says):
+def test_an_invalid_truth_is_named_by_line(preds, file, text, error, message):
+    with pytest.raises(error, match=message):
         preds.score(file(text))
 
 
@@ -278,15 +279,15 @@ def test_a_submission_has_the_rows_and_columns_of_the_sample(file, tmp_path):
     check_submission(out, sample)
 
 
-@pytest.mark.parametrize(("fnames", "tags", "says"), [
+@pytest.mark.parametrize(("fnames", "tags", "message"), [
     (["a.wav"], ["Bark", "Meow"], "lack the clips 'b.wav'"),
     (["a.wav", "b.wav"], ["Bark"], "lack the tags 'Meow'"),
     (["a.wav", "b.wav"], ["Bark", "Meow", "Oboe"], "no column for the tags 'Oboe'"),
 ])
-def test_predictions_that_do_not_fit_leave_the_old_submission(file, tmp_path, fnames, tags, says):
+def test_predictions_that_do_not_match_leave_the_old_submission(file, tmp_path, fnames, tags, message):
     out = tmp_path / "submission.csv"
     out.write_text("old")
-    with pytest.raises(SubmissionError, match=says):
+    with pytest.raises(SubmissionError, match=message):
         Predictions(fnames, tags, np.zeros((len(fnames), len(tags)))).to_submission(out, sample=file(SAMPLE))
     assert out.read_text() == "old" and {f.name for f in tmp_path.iterdir()} == {"submission.csv", "table.csv"}
 
@@ -303,7 +304,7 @@ def test_a_submission_is_checked_before_it_takes_its_name(file, tmp_path, monkey
     assert out.read_text() == "old" and {f.name for f in tmp_path.iterdir()} == {"submission.csv", "table.csv"}
 
 
-# How sure a score is.
+# Confidence intervals.
 
 
 def test_scores_per_tag_worst_first_with_the_number_of_clips(preds, file):
@@ -330,7 +331,7 @@ def test_the_interval_of_the_score(preds, file):
     assert preds.interval(file(LABELS), "auc").value == 1
 
 
-def test_compared_by_name(preds, file):
+def test_compare_matches_clips_and_tags_by_name(preds, file):
     other = Predictions(["b.wav", "a.wav"], ["Oboe", "Bark", "Meow"], [[0.9, 0.1, 0.8], [0.3, 0.2, 0.1]])
     # The other has clip b right, 1 and 1, and Bark second in clip a: 5/6.
     found = preds.compare(other, file(LABELS))

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fatai.errors import OptionError
-from fatai.inference.events.segments import Step, OverlapAverager, SoundEvent, merge_steps, threshold_of
+from fatai.inference.events.segments import OverlapAverager, SoundEvent, Step, merge_steps, threshold_of
 
 TAGS = ("Bark", "Meow")
 

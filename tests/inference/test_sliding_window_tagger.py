@@ -10,14 +10,14 @@ import soundfile as sf
 import torch
 from torch import nn
 
+from fatai.audio import stream
 from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CheckpointError, OptionError, ShapeError
+from fatai.experiment.run_folder import FinishedRun
+from fatai.experiment.run_folder import Tagger
 from fatai.inference.events.progress_log import read_event_log
 from fatai.inference.events.segments import SoundEvent
 from fatai.inference.events.tagger import SlidingWindowTagger
-from fatai.experiment.run_folder import FinishedRun
-from fatai.experiment.tagger import Tagger
-from fatai.audio import stream
 
 SR = 44100
 SETTINGS = ClipConfig(crop_s=0.2, trim_db=None)

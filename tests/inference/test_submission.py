@@ -1,10 +1,11 @@
-"""The check of a submission finds every planted fault, names it by row or column, and finds nothing else."""
+"""The check of a submission finds every planted problem, names its row or column, and finds nothing else."""
 
 import csv
 import io
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fatai.errors import DataError, SubmissionError
 from fatai.inference.submission import check_submission, submission_problems
@@ -15,7 +16,7 @@ FINE = "fname,Bark,Meow,Oboe\na.wav,0.1,0.2,0.3\nb.wav,0,1,1e-7\nc.wav,0.5,0.5,0
 
 @pytest.fixture
 def problems(tmp_path):
-    """Problems of a submission's text against the sample."""
+    """Return the problems of a submission's text against the sample."""
     (tmp_path / "sample.csv").write_text(SAMPLE)
 
     def check(text):
@@ -31,10 +32,10 @@ def problems(tmp_path):
     FINE.replace("\n", "\r\n"),
     FINE.rstrip("\n"),
     "\ufeff" + FINE,
-    # Rows in another order are known by their names.
+    # Rows in another order are matched by name.
     "fname,Bark,Meow,Oboe\nc.wav,0.5,0.5,0.5\na.wav,0.1,0.2,0.3\nb.wav,0,1,0\n",
 ])
-def test_a_fine_submission_has_no_problems(problems, text):
+def test_a_valid_submission_has_no_problems(problems, text):
     assert problems(text) == []
 
 
@@ -68,18 +69,21 @@ def test_a_fine_submission_has_no_problems(problems, text):
         (
             "0.1,0.2",
             "x,y",
-            ["line 2 ('a.wav'), column 'Bark': 'x' is not a number", "line 2 ('a.wav'), column 'Meow': 'y' is not a number"],
+            [
+                "line 2 ('a.wav'), column 'Bark': 'x' is not a number",
+                "line 2 ('a.wav'), column 'Meow': 'y' is not a number",
+            ],
         ),
         ("0.1,0.2,0.3", "0.1,0.2", ["line 2 ('a.wav'): 3 cells; expected 4, as in the header"]),
         ("0.3", "0.3,0.4", ["line 2 ('a.wav'): 5 cells; expected 4, as in the header"]),
     ],
 )
-def test_a_planted_fault_is_named_and_nothing_else(problems, old, new, expected):
+def test_a_planted_problem_is_named_and_nothing_else(problems, old, new, expected):
     assert old in FINE
     assert problems(FINE.replace(old, new, 1)) == expected
 
 
-def test_all_faults_are_listed(problems):
+def test_all_problems_are_listed(problems):
     assert problems("fname,Bark,Meow,Oboe\na.wav,2,nan,0\na.wav,0,0,0\nd.wav,0,0,0\n") == [
         "line 2 ('a.wav'), column 'Bark': '2' is outside [0, 1]",
         "line 2 ('a.wav'), column 'Meow': 'nan' is not finite",
@@ -90,7 +94,7 @@ def test_all_faults_are_listed(problems):
     ]
 
 
-def test_a_file_that_is_no_table_is_one_problem(problems, tmp_path):
+def test_a_file_that_is_not_a_table_is_one_problem(problems, tmp_path):
     assert len(problems("")) == 1 and "the file is empty" in problems("")[0]
     assert len(problems(b"\x89PNG\r\n\x1a\n")) == 1
     assert problems("fname,Bark,Bark,Oboe\n") == [
@@ -104,7 +108,7 @@ def test_a_file_that_is_no_table_is_one_problem(problems, tmp_path):
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=2), min_size=1, max_size=6), st.data())
-def test_one_cell_changed_for_the_worse_is_found(tmp_path_factory, rows, data):
+def test_one_invalid_cell_is_found(tmp_path_factory, rows, data):
     folder = tmp_path_factory.mktemp("submission")
 
     def write(name, cells):
@@ -126,23 +130,23 @@ def test_one_cell_changed_for_the_worse_is_found(tmp_path_factory, rows, data):
 
 def test_the_sample_itself_must_be_a_table(tmp_path):
     (tmp_path / "fine.csv").write_text(FINE)
-    for text, says in [
+    for text, message in [
         ("", "is empty"),
         ("id,Bark\n", "the header begins 'id, Bark'"),
         (SAMPLE + "a.wav,0,0,0\n", "line 5: .* duplicate"),
     ]:
         (tmp_path / "sample.csv").write_text(text)
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(DataError, match=message):
             submission_problems(tmp_path / "fine.csv", tmp_path / "sample.csv")
 
 
-def test_the_error_lists_twenty_faults_and_counts_the_rest(tmp_path):
+def test_the_error_lists_twenty_problems_and_counts_the_rest(tmp_path):
     (tmp_path / "sample.csv").write_text("fname,Bark\n" + "".join(f"{i},0\n" for i in range(23)))
     (tmp_path / "submission.csv").write_text("fname,Bark\n")
     with pytest.raises(SubmissionError) as e:
         check_submission(tmp_path / "submission.csv", tmp_path / "sample.csv")
     lines = str(e.value).split("\n")
-    assert lines[0] == f"{tmp_path / 'submission.csv'} does not fit {tmp_path / 'sample.csv'}:"
+    assert lines[0] == f"{tmp_path / 'submission.csv'} does not match {tmp_path / 'sample.csv'}:"
     assert (
         lines[1] == "  the row of '0' is missing"
         and lines[20] == "  the row of '19' is missing"
@@ -151,7 +155,7 @@ def test_the_error_lists_twenty_faults_and_counts_the_rest(tmp_path):
     assert len(lines) == 22
 
 
-def test_a_fine_submission_raises_nothing(tmp_path):
+def test_a_valid_submission_raises_nothing(tmp_path):
     (tmp_path / "sample.csv").write_text(SAMPLE)
     (tmp_path / "submission.csv").write_text(FINE)
     check_submission(tmp_path / "submission.csv", tmp_path / "sample.csv")

@@ -20,10 +20,9 @@ from fatai.data.samplers import BalancedSampler, SampledDL
 from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
 from fatai.errors import OptionError
-from fatai.inference import tta
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup, init
-from fatai.training.data_parallel import _NormOverAll, distribute
-from fatai.training.learner import fat_learner
+from fatai.training.data_parallel import _SyncBatchNorm, distribute
+from fatai.inference.learner import fat_learner
 from fatai.callbacks.resume import ResumeTraining
 from fatai.callbacks.sample_weights import SampleWeights
 
@@ -188,7 +187,7 @@ def predicted():
         within = [t.as_subclass(torch.Tensor).numpy() for t in learn.get_preds()]
         on_train = learn.get_preds(ds_idx=0)[0].numpy()
         validated = list(learn.validate())
-        listened = learn.tta(how="random", n=3).probs
+        listened = learn.tta(views="random", n=3).probs
     behind = [t.as_subclass(torch.Tensor).numpy() for t in learn.get_preds()]
     return {"within": within, "train": on_train, "validated": validated, "listened": listened, "behind": behind}
 
@@ -286,7 +285,7 @@ def normed():
     cut = [slice(0, 7)] if group.world_size == 1 else [slice(0, 4), slice(4, 7)]
     mine = x[cut[group.rank]].clone().requires_grad_()
     if group.world_size > 1:
-        norm.__class__ = type("Shared", (_NormOverAll, nn.BatchNorm2d), {})
+        norm.__class__ = type("Shared", (_SyncBatchNorm, nn.BatchNorm2d), {})
     out = norm(mine)
     (out * weigh[cut[group.rank]]).sum().backward()
     grads = [group.all_reduce(p.grad) for p in norm.parameters()]
@@ -315,7 +314,7 @@ def small_batches():
 
 def test_a_batch_smaller_than_the_company_is_refused():
     for message in in_processes(2, small_batches):
-        assert "batches of 1 clips cannot be shared by 2 processes; take a larger bs, or fewer" in message
+        assert "a batch has 1 clips for 2 processes" in message and "take a larger bs or fewer processes" in message
 
 
 def test_alone_the_context_changes_nothing():
@@ -328,7 +327,7 @@ def test_alone_the_context_changes_nothing():
 
 
 def test_a_learner_that_leads_keeps_its_progress_and_the_others_are_silent():
-    from fatai.callbacks.callbacks import PlainProgress
+    from fatai.callbacks.progress import PlainProgress
 
     learn = new_learner()
     learn.add_cb(PlainProgress())

@@ -74,15 +74,15 @@ def test_show_results_draws_true_and_predicted_tags(learn):
 
 
 @pytest.mark.parametrize(
-    "no_decay, decayed",
+    "no_weight_decay, decayed",
     [
         ("norm_and_bias", lambda name, p: p.ndim > 1),
         ("bias", lambda name, p: "bias" not in name),
         ("none", lambda name, p: True),
     ],
 )
-def test_weight_decay_leaves_alone_what_it_is_told_to(small_dls, no_decay, decayed):
-    learn = fat_learner(small_dls, "m1", width=0.125, no_decay=no_decay)
+def test_weight_decay_leaves_alone_what_it_is_told_to(small_dls, no_weight_decay, decayed):
+    learn = fat_learner(small_dls, "m1", width=0.125, no_weight_decay=no_weight_decay)
     learn.create_opt()
     for name, p in learn.model.named_parameters():
         if "prelu" in name.lower() or (p.ndim == 1 and p.numel() == 1):
@@ -107,8 +107,8 @@ def test_a_schedule_is_followed_batch_by_batch(learn):
     follow = LRSchedulerCallback(lambda t: 1e-3 * (1 + t))
     fit(learn, epochs=2, cbs=follow)
     n = len(learn.dls.train)
-    assert follow.lrs == pytest.approx([1e-3 * (1 + e + i / n) for e in range(2) for i in range(n)])
-    assert learn.opt.hypers[-1]["lr"] == pytest.approx(follow.lrs[-1])
+    assert follow.hps["lr"] == pytest.approx([1e-3 * (1 + e + i / n) for e in range(2) for i in range(n)])
+    assert learn.opt.hypers[-1]["lr"] == pytest.approx(follow.hps["lr"][-1])
 
 
 def test_a_loss_that_is_no_number_stops_the_fit_with_a_sentence(learn):
@@ -170,7 +170,7 @@ def test_a_network_tied_to_mel_bins_takes_the_datas(sample):
     [
         ({"arch": "m9"}, UnknownNameError, "no model named 'm9'"),
         ({"loss_func": "bec"}, UnknownNameError, "did you mean bce"),
-        ({"no_decay": "biases"}, OptionError, "did you mean bias"),
+        ({"no_weight_decay": "biases"}, OptionError, "did you mean bias"),
         ({"arch_options": {"wdth": 1}}, OptionError, "wdth"),
     ],
 )

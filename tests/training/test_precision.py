@@ -6,8 +6,8 @@ from fastai.callback.fp16 import MixedPrecision
 
 from fatai.errors import OptionError
 from fatai.models import create_model
-from fatai.training.learner import fat_learner
-from fatai.training.precision import MixedOnCPU, precision_callbacks, autocast_for, best_dtype, fast_layout, inference
+from fatai.inference.learner import fat_learner
+from fatai.training.precision import MixedOnCPU, precision_callbacks, autocast_for, best_dtype, fast_layout, learner_precision
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_cpu_with_bfloat16_units_is_told_by_its_capabilities(monkeypatch):
 def test_in_bf16_convolutions_are_low_and_loss_and_logits_float32(learn):
     assert any(isinstance(cb, MixedOnCPU) for cb in learn.cbs)
     assert inner_dtypes(learn) == ({torch.bfloat16}, {torch.float32})
-    with inference(learn):
+    with autocast_for(learn.dls.device, learner_precision(learn)):
         assert learn.model.eval()(torch.randn(1, 1, 64, 64)).dtype == torch.float32
 
 
@@ -54,7 +54,7 @@ def test_fp32_adds_no_callback(small_dls):
     learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
     assert precision_callbacks("fp32", learn) == []
     assert inner_dtypes(learn) == ({torch.float32}, {torch.float32})
-    with inference(learn):
+    with autocast_for(learn.dls.device, learner_precision(learn)):
         assert not torch.is_autocast_enabled("cpu")
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fatai.data.blocks import WaveToSpec
-from fatai.data.config import ClipSettings
+from fatai.data.transforms import WaveToSpec
+from fatai.data.config import ClipConfig
 from fatai.errors import OptionError
 from fatai.inference.events.progress_log import TaggingResult, tag_files
 from fatai.inference.events.segments import Step, OverlapAverager, SoundEvent, merge_steps, threshold_of
@@ -59,7 +59,7 @@ class SlidingWindowTagger:
         self,
         networks: Sequence[nn.Module],
         tags: Sequence[str],
-        settings: ClipSettings,
+        settings: ClipConfig,
         *,
         step_s: float | None = None,
         silence_db: float = -60.0,
