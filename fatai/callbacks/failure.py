@@ -1,8 +1,9 @@
-"""What goes wrong while a network learns, and what is done then: a loss that is no number, too little memory, a process that was killed."""
+"""Failures during a fit or a prediction: a loss that is NaN, too little memory, worker processes that were killed."""
 
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from fastai.callback.core import Callback, CancelBackwardException, CancelBatchException
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from torch import Tensor, nn
@@ -18,200 +20,243 @@ from torch.utils.checkpoint import checkpoint
 
 from fatai.errors import FataiError, WorkerError
 
-__all__ = ["SplitBatchOnOOM", "NonFiniteError", "TerminateOnNaN", "split_on_oom", "translate_errors"]
+__all__ = ["NonFiniteError", "SplitBatchOnOOM", "TerminateOnNaN", "split_on_oom", "translate_errors"]
 
-_NAMED = 8  # files of a batch that a message lists
+# Files of a batch that a message lists.
+_MAX_LISTED_FILES = 8
 
 
 class NonFiniteError(FataiError, ArithmeticError):
-    """The loss left the numbers."""
+    """The training loss or a weight is NaN or infinite."""
 
 
-class TerminateOnNaN(Callback):
-    """Stop with a clear error when the training loss, or a weight at an epoch's end, is no longer a number.
+class TerminateOnNaN(TerminateOnNaNCallback):
+    """Raise an error when the training loss, or a weight at the end of an epoch, is NaN or infinite.
 
-    The error names the batch's files. The learner is left with finite weights: its own, if the batch was the first to go wrong, otherwise
-    those of the last good epoch; a state or a best epoch on the disk is from before the fault.
+    fastai's callback ends the fit silently, after the step. This one names the files of the batch and leaves the
+    learner with finite weights: the current ones if they are finite, otherwise those of the last good epoch. A resume
+    state or a best model on the disk is from before the failure.
+
+    Raises
+    ------
+    NonFiniteError
+        In the batch or at the end of the epoch.
     """
 
-    # At an epoch's end before anything is kept of it.
+    # At the end of an epoch before anything is saved.
     order = 20
     run_valid = False
 
     def before_fit(self) -> None:
-        self._keep()
+        """Keep the weights from before the fit."""
+        self._keep_weights(epoch=-1)
 
-    def _keep(self) -> None:
-        self.good = {k: v.detach().to("cpu", copy=True) for k, v in get_model(self.learn.model).state_dict().items()}
-        self.good_epoch = getattr(self.learn, "epoch", -1) if hasattr(self, "good_epoch") else -1
+    def _keep_weights(self, epoch: int) -> None:
+        state = get_model(self.learn.model).state_dict()
+        self.good, self.good_epoch = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}, epoch
 
     def after_loss(self) -> None:
+        """Check the loss before the step."""
         if torch.isfinite(self.learn.loss_grad).all():
             return
         loss = float(self.learn.loss_grad.detach().mean())
-        self._stop(f"the training loss became {loss} in epoch {self.epoch}, batch {self.iter}{self._files()}")
+        self._fail(f"the training loss became {loss} in epoch {self.epoch}, batch {self.iter}{self._files_of_batch()}")
+
+    def after_batch(self) -> None:
+        """Do nothing: `after_loss` has checked the loss, and a second look would wait for the GPU."""
 
     def after_train(self) -> None:
-        if _finite(self.learn.model):
-            self._keep()
+        """Check the weights, and keep them."""
+        if _is_finite(self.learn.model):
+            self._keep_weights(self.epoch)
         else:
-            self._stop(f"weights are no longer numbers after epoch {self.epoch}")
+            self._fail(f"weights are NaN or infinite after epoch {self.epoch}")
 
     def after_fit(self) -> None:
+        """Free the weights."""
         self.good = {}
 
-    def _stop(self, what: str) -> None:
-        kept = "the weights are those before it"
-        if not _finite(self.learn.model):
+    def _fail(self, failure: str) -> None:
+        weights = "the weights are those before it"
+        if not _is_finite(self.learn.model):
             get_model(self.learn.model).load_state_dict(self.good)
             since = "before the fit" if self.good_epoch < 0 else f"after epoch {self.good_epoch}"
-            kept = f"the weights are again those {since}"
+            weights = f"the weights are again those {since}"
         raise NonFiniteError(
-            f"{what}; {kept}: lower the learning rate, or look for clips of odd level with fatai-submit scan"
+            f"{failure}; {weights}: lower the learning rate, or look for clips of unusual level with fatai-submit scan"
         )
 
-    def _files(self) -> str:
+    def _files_of_batch(self) -> str:
         names = batch_files(self.learn)
-        listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        return f" (its files: {listed})" if names else ""
+        more = f" and {len(names) - _MAX_LISTED_FILES} more" if len(names) > _MAX_LISTED_FILES else ""
+        return f" (its files: {', '.join(names[:_MAX_LISTED_FILES])}{more})" if names else ""
 
 
 def batch_files(learn: Learner) -> list[str]:
-    """Names of the clips in the training batch of the moment; none where the loaders don't know them."""
+    """Return the file names of the current training batch; none if the loaders do not have them."""
     loader = learn.dls.train
     order, items = getattr(loader, "_DataLoader__idxs", None), getattr(loader.dataset, "items", None)
     if order is None or items is None or "fname" not in getattr(items, "columns", ()):
         return []
-    return [str(items["fname"].iloc[i]) for i in list(order)[learn.iter * loader.bs:(learn.iter + 1) * loader.bs]]
+    return [str(items["fname"].iloc[i]) for i in list(order)[learn.iter * loader.bs : (learn.iter + 1) * loader.bs]]
 
 
-def _finite(model: nn.Module) -> bool:
+def _is_finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(v).all()) for v in model.state_dict().values() if v.is_floating_point())
 
 
 class SplitBatchOnOOM(Callback):
-    """Go on when the device has too little memory for a batch: the network is given its halves one after another, then and from then on.
+    """Continue a fit whose batches do not fit into the memory of the device: accumulate the gradients of two halves.
 
-    The step is still that of the whole batch, since each half is computed again when its gradient is asked for; only batch normalisation
-    sees halves. A batch whose gradient, not whose answer, was too much is left out. If a half is too much, the fit ends.
+    When a batch is too much, the network processes its halves one after another, for this and all later batches. The
+    loss and the step are still those of the whole batch, since each half is computed again when its gradient is needed
+    (`torch.utils.checkpoint`); only batch norm uses the statistics of halves. A batch that fails in the backward pass
+    is left out, with a warning.
+
+    Raises
+    ------
+    WorkerError
+        If half a batch is too much as well.
     """
 
-    # Behind mixed precision's scaling, so that what it hands on is what goes backward.
+    # After mixed precision scales the loss, so that the scaled loss is the one that is differentiated.
     order = MixedPrecision.order + 1
     run_valid = False
 
     def __init__(self) -> None:
         self.halved = False
-        self._whole: Callable[..., Any] | None = None
+        self._forward_whole: Callable[..., Any] | None = None
 
     def before_fit(self) -> None:
+        """Replace the forward method of the network."""
         self._restore()
         self.network = get_model(self.learn.model)
-        self._whole, self.halved = self.network.forward, False
+        self._forward_whole, self.halved = self.network.forward, False
         self.network.forward = self._forward
 
     def _forward(self, *inputs: Any) -> Any:
-        assert self._whole is not None
-        if not self.network.training:
-            return self._whole(*inputs)
-        if not self.halved:
+        assert self._forward_whole is not None
+        if not self.network.training or not self.halved:
             try:
-                return self._whole(*inputs)
-            except torch.OutOfMemoryError:
-                self._halve(len(inputs[0]), "")
-        with translate_errors(f"half a batch of {len(inputs[0])} clips"):
-            halves = zip(*(x.chunk(2) for x in inputs))
-            return _joined([_computed_again(self._whole, half) for half in halves])
+                return self._forward_whole(*inputs)
+            except torch.OutOfMemoryError as e:
+                if not self.network.training:
+                    raise
+                _free(e)
+                self._halve(len(inputs[0]))
+        return self._forward_halves(inputs)
+
+    def _forward_halves(self, inputs: tuple[Tensor, ...]) -> Any:
+        try:
+            halves = zip(*(x.chunk(2) for x in inputs), strict=True)
+            return _concat([checkpoint(self._forward_whole, *half, use_reentrant=False) for half in halves])
+        except torch.OutOfMemoryError as e:
+            _free(e)
+            raise WorkerError(_out_of_memory(f"half a batch of {len(inputs[0])} clips")) from None
 
     def before_backward(self) -> None:
+        """Run the backward pass here, where an error can be caught."""
         try:
             self.learn.loss_grad.backward()
         except torch.OutOfMemoryError as e:
+            bs = self.learn.dls.train.bs
             if self.halved:
-                raise WorkerError(_no_memory(f"half a batch of {self.learn.dls.train.bs} clips")) from e
-            self._halve(self.learn.dls.train.bs, "; this one is left out")
+                raise WorkerError(_out_of_memory(f"half a batch of {bs} clips")) from e
+            _free(e)
+            self._halve(bs, "; this one is left out")
             self.learn.opt.zero_grad()
             raise CancelBatchException from None
         raise CancelBackwardException
 
-    def _halve(self, clips: int, besides: str) -> None:
+    def _halve(self, n_clips: int, consequence: str = "") -> None:
         self.halved = True
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         warnings.warn(
-            f"the memory of the device is too small for a batch of {clips} clips: from here on its halves are computed one after "
-            f"the other, which is slower{besides}; a smaller --bs avoids it",
+            f"the memory of the device is too small for a batch of {n_clips} clips: from here on gradients are "
+            f"accumulated over its halves, which is slower{consequence}; a smaller --bs avoids this",
             stacklevel=2,
         )
 
     def after_fit(self) -> None:
+        """Restore the forward method of the network."""
         self._restore()
 
     def _restore(self) -> None:
-        if self._whole is not None:
+        if self._forward_whole is not None:
             vars(self.network).pop("forward", None)
-            self._whole = None
+            self._forward_whole = None
 
 
-def _computed_again(answer: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
-    """`answer` of `inputs`, of which only these are kept for its gradient."""
-    failed: list[torch.OutOfMemoryError] = []
-    again = False
+def split_on_oom(predict: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Call a function with a batch; where memory is too small, with its two halves, and warn.
 
-    def told(*inputs: Tensor) -> Any:
-        try:
-            return answer(*inputs)
-        except torch.OutOfMemoryError as e:
-            if again:
-                raise
-            failed.append(e)
-            return inputs[0]
+    Parameters
+    ----------
+    predict
+        Function from shape (batch, ...) to shape (batch, ...).
+    batch
+        Shape (batch, ...).
 
-    # An error that passes through `checkpoint` leaves its hooks on all that is computed later, in older versions of torch.
-    answered = checkpoint(told, *inputs, use_reentrant=False)
-    again = True
-    if failed:
-        raise failed[0]
-    return answered
+    Returns
+    -------
+    The output for the whole batch, shape (batch, ...).
 
-
-def split_on_oom(answer: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """`answer` of a batch; where memory is too small for it, of its two halves, with a warning."""
+    Raises
+    ------
+    WorkerError
+        If half a batch, or a single clip, is too much as well.
+    """
     try:
-        return answer(batch)
-    except torch.OutOfMemoryError:
+        return predict(batch)
+    except torch.OutOfMemoryError as e:
         if len(batch) < 2:
-            raise WorkerError(_no_memory("a single clip")) from None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        warnings.warn(f"the memory of the device is too small for a batch of {len(batch)}: it is halved", stacklevel=2)
-        with translate_errors(f"half a batch of {len(batch)}"):
-            return torch.cat([answer(half) for half in batch.chunk(2)])
+            raise WorkerError(_out_of_memory("a single clip")) from None
+        _free(e)
+    warnings.warn(f"the memory of the device is too small for a batch of {len(batch)}: it is halved", stacklevel=2)
+    with translate_errors(f"half a batch of {len(batch)}"):
+        return torch.cat([predict(half) for half in batch.chunk(2)])
 
 
 @contextmanager
-def translate_errors(what: str) -> Iterator[None]:
-    """Turn what torch says of missing memory and of killed processes into a `WorkerError` that says what to do."""
+def translate_errors(desc: str) -> Iterator[None]:
+    """Raise `WorkerError`, with a remedy, for torch's errors about missing memory and killed worker processes.
+
+    Parameters
+    ----------
+    desc
+        What needs the memory, for the message: "batches of 64 clips".
+    """
     try:
         yield
     except torch.OutOfMemoryError:
-        raise WorkerError(_no_memory(what)) from None
+        raise WorkerError(_out_of_memory(desc)) from None
     except RuntimeError as e:
         killed = re.search(r"DataLoader worker.*?(killed by signal: \w+|exited unexpectedly)", str(e), re.DOTALL)
         if killed is None:
             raise
         raise WorkerError(
-            f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --num-workers, or 0, and "
-            "go on with --resume"
+            f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --workers, or 0, "
+            "and continue with --resume"
         ) from None
 
 
-def _no_memory(what: str) -> str:
-    return f"the memory of the device is too small for {what}; give a smaller --bs, --width or --crop-s, and go on with --resume"
+def _free(error: torch.OutOfMemoryError) -> None:
+    """Free the memory that a failed call still holds through the traceback of its error.
+
+    This also ends the hooks of `torch.utils.checkpoint`, which would otherwise stay active for as long as the traceback
+    lives.
+    """
+    traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
-def _joined(halves: list[Any]) -> Any:
-    """The answers of two halves as those of the whole: tensors, or rows of them."""
+def _out_of_memory(desc: str) -> str:
+    remedy = "give a smaller --bs, --width or --crop-s, and continue with --resume"
+    return f"the memory of the device is too small for {desc}; {remedy}"
+
+
+def _concat(halves: list[Any]) -> Any:
+    """Concatenate the outputs of two halves: tensors, or tuples of them."""
     if isinstance(halves[0], Tensor):
         return torch.cat(halves)
-    return type(halves[0])(_joined(list(parts)) for parts in zip(*halves))
+    return type(halves[0])(_concat(list(parts)) for parts in zip(*halves, strict=True))

@@ -19,29 +19,32 @@ __all__ = ["SampleWeights"]
 
 
 class SampleWeights(TrainOnlyCallback):
-    """Look up weights and noisy flags of training clips, and pass those of each batch to the loss (`TagLoss.set_batch`).
+    """Look up weights and noisy flags of training clips, and pass those of each batch to `TagLoss.set_batch`.
 
-    They travel with the clips, so that any sampler and any number of workers is fine; mixers of `fatai.augment` mix them together with
-    the labels. They apply while an epoch trains only: not in validation, predictions, or anything outside of a fit.
+    They travel with the clips, so that any sampler and any number of workers is fine; mixers of `fatai.augment` mix
+    them together with the labels. They apply while an epoch trains only: not in validation, predictions, or anything
+    outside of a fit.
 
     Parameters
     ----------
     weights
-        File name to weight, as a dict or a Series: a number from 0 up, or one number for each tag, shape (tags,), in the order of the
-        tags. Clips that are not in it have weight 1. A single number is the weight of every noisy clip, the others having weight 1. None
-        uses the column `weight` of the loaders' table if there is one. Lower the weight of noisy clips when their labels are unreliable.
-        A new value, `learn.sample_weights.weights = 0.75`, takes effect from the next epoch on.
+        File name to weight, as a dict or a Series: a number from 0 up, or one number for each tag, shape (tags,), in
+        the order of the tags. Clips that are not in it have weight 1. A single number is the weight of every noisy
+        clip, the others having weight 1. None uses the column `weight` of the loaders' table if there is one. Lower the
+        weight of noisy clips when their labels are unreliable. A new value, `learn.sample_weights.weights = 0.75`,
+        takes effect from the next epoch on.
     noisy
-        File names of noisy clips. None uses the column `noisy` of the table, which `FATDataLoaders.from_path(noisy=True)` fills.
+        File names of noisy clips. None uses the column `noisy` of the table, which
+        `FATDataLoaders.from_path(noisy=True)` fills.
     targets
-        File name to row of targets within [0, 1], for targets that a list of labels cannot express: soft ones, shape (tags,), or more
-        columns than tags. Where there are more columns, every training clip needs a row.
+        File name to row of targets within [0, 1], for targets that a list of labels cannot express: soft ones, shape
+        (tags,), or more columns than tags. Where there are more columns, every training clip needs a row.
 
     Raises
     ------
     OptionError, ShapeError
-        When the fit begins: weights that are negative or belong to no training clip, rows of weights that are not as long as the targets,
-        targets outside [0, 1], or a loss that accepts no weights, which all of `LOSSES` do.
+        When the fit begins: weights that are negative or belong to no training clip, rows of weights that are not as
+        long as the targets, targets outside [0, 1], or a loss that accepts no weights, which all of `LOSSES` do.
     """
 
     # Before all augmentations and mixers, since the latter mix the weights that the loss was given.
@@ -65,7 +68,7 @@ class SampleWeights(TrainOnlyCallback):
         self._target_rows()
 
     def values(self) -> tuple[Tensor, Tensor]:
-        """Return weights, shape (clips,) or (clips, tags), and noisy flags, shape (clips,), in the order of the training set."""
+        """Return weights, shape (clips,) or (clips, tags), and noisy flags, shape (clips,), one for each clip."""
         table = self._table()
         noisy = _noisy_flags(table, self.noisy)
         if self.weights is None:
@@ -184,7 +187,8 @@ def _weights_by_name(table: pd.DataFrame, weights: Mapping[str, Any] | pd.Series
     for name, row in zip(table["fname"], rows, strict=True):
         if row.shape not in ((), (n_columns,)):
             raise ShapeError(
-                f"the weight of {name} has shape {row.shape}; expected one number, or one for each of the {n_columns} tags"
+                f"the weight of {name} has shape {row.shape}; "
+                f"expected one number, or one for each of the {n_columns} tags"
             )
     shape = (n_columns,) if any(row.ndim for row in rows) else ()
     return torch.from_numpy(np.stack([np.broadcast_to(row, shape) for row in rows]))

@@ -1,15 +1,18 @@
-"""Learning rates over a fit: closed forms, and fastai's own schedules by name.
+"""Learning rate schedules by name, closed forms and fastai's own, and the callbacks that apply them or stop at a rate.
 
-Conventions: a schedule is a function of time `t` in epochs, `epoch + batch / batches`, in [0, epochs); it returns the learning rate.
-Closed forms because chained schedulers of the frameworks start from whatever rate was set last, so their values depend on history.
-What fastai has stays fastai's: "one_cycle" and "plateau" build its callbacks. `fatai.callbacks.callbacks.scheduled` makes a callback of either.
+Conventions: a schedule is a function of time `t` in epochs, `epoch + batch / batches`, in [0, epochs); it returns the
+learning rate. They are closed forms because the chained schedulers of torch start from the rate set last, so that their
+values depend on history. "one_cycle" and "plateau" build fastai's callbacks; `schedule_callback` makes a callback of
+either kind.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.tracker import ReduceLROnPlateau
 
@@ -17,31 +20,38 @@ from fatai.errors import OptionError
 from fatai.registry import SCHEDULES
 
 __all__ = [
-    "Schedule",
+    "LRSchedulerCallback",
+    "StopAtLR",
     "constant",
     "cosine_restarts",
     "linear_one_cycle",
     "one_cycle",
     "plateau",
-    "restarts",
-    "stairs",
+    "schedule_callback",
+    "step_decay",
     "warmup_cosine",
     "warmup_smooth_cosine",
-    "warmup_steps",
+    "warmup_multistep",
 ]
 
 Schedule = Callable[[float], float]
+"""Function of time in epochs that returns the learning rate."""
 
 
-def _checked(epochs: float, lr: float) -> None:
+def _check_positive(epochs: float, lr: float) -> None:
     if epochs <= 0 or lr <= 0:
         raise OptionError(f"epochs is {epochs} and lr is {lr}; expected both above 0")
 
 
+def _cosine(angle: float, lr: float, final_lr: float) -> float:
+    """Return the value of half a cosine from `lr`, at the angle 0, to `final_lr`, at pi."""
+    return final_lr + (lr - final_lr) * (1 + math.cos(angle)) / 2
+
+
 @SCHEDULES.register("constant", source="-")
 def constant(epochs: int, lr: float) -> Schedule:
-    """The same rate all along."""
-    _checked(epochs, lr)
+    """Keep the learning rate constant."""
+    _check_positive(epochs, lr)
     return lambda t: lr
 
 
@@ -49,11 +59,23 @@ def constant(epochs: int, lr: float) -> Schedule:
 def warmup_cosine(
     epochs: int, lr: float, *, warmup: float = 0.1, start: float = 0.05, final_lr: float = 1e-7
 ) -> Schedule:
-    """Linear warm-up, then a cosine whose counter starts after it: ninth's real run.
+    """Warm up linearly, then follow a cosine that starts after the warm-up: the 9th place's run.
 
-    The rate changes once an epoch. Over the first `warmup * epochs` epochs it climbs from `start * lr` in steps of
-    `lr / (warmup * epochs)`; then a cosine with a period of all `epochs` begins, so it stops short of `final_lr`: with 65 epochs at 1e-3,
-    at 3.7e-5.
+    The rate changes once an epoch. The period of the cosine is `epochs`, not what remains of them, so that the rate
+    ends above `final_lr`: with 65 epochs at 1e-3, at 3.7e-5.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of the fit.
+    lr
+        Highest rate.
+    warmup
+        Fraction of the epochs in which the rate rises, in steps of `lr / (warmup * epochs)`.
+    start
+        First rate, as a fraction of `lr`.
+    final_lr
+        End of the cosine.
 
     Examples
     --------
@@ -61,21 +83,20 @@ def warmup_cosine(
     >>> [f"{lr(e):.2e}" for e in (0, 6, 7, 64)]
     ['5.00e-05', '9.73e-04', '1.00e-03', '3.70e-05']
     """
-    _checked(epochs, lr)
-    warm = warmup * epochs
+    _check_positive(epochs, lr)
+    n_warmup = warmup * epochs
 
     def at(t: float) -> float:
         epoch = math.floor(t)
-        if epoch < warm:
-            return min(lr, start * lr + lr * epoch / warm)
-        step = epoch - math.ceil(warm)
-        return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * step / epochs)) / 2
+        if epoch < n_warmup:
+            return min(lr, start * lr + lr * epoch / n_warmup)
+        return _cosine(math.pi * (epoch - math.ceil(n_warmup)) / epochs, lr, final_lr)
 
     return at
 
 
-@SCHEDULES.register("warmup_steps", source="FAT2019 36th place repository")
-def warmup_steps(
+@SCHEDULES.register("warmup_multistep", source="FAT2019 36th place repository")
+def warmup_multistep(
     epochs: int,
     lr: float,
     *,
@@ -84,59 +105,107 @@ def warmup_steps(
     milestones: tuple[float, ...] = (0.3, 0.6, 0.9),
     factor: float = 0.1,
 ) -> Schedule:
-    """Linear warm-up from `start * lr` over the first share `warmup`, then times `factor` at each milestone (shares of the whole)."""
-    _checked(epochs, lr)
+    """Warm up linearly, then multiply the rate by `factor` at each milestone; changes every iteration.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of the fit.
+    lr
+        Highest rate.
+    warmup
+        Fraction of the fit in which the rate rises.
+    start
+        First rate, as a fraction of `lr`.
+    milestones
+        Fractions of the fit at which the rate falls.
+    factor
+        Below 1.
+    """
+    _check_positive(epochs, lr)
 
     def at(t: float) -> float:
-        share = t / epochs
-        if share < warmup:
-            return lr * (start + (1 - start) * share / warmup)
-        return lr * factor ** sum(share >= m for m in milestones)
+        progress = t / epochs
+        if progress < warmup:
+            return lr * (start + (1 - start) * progress / warmup)
+        return lr * factor ** sum(progress >= m for m in milestones)
 
     return at
 
 
 @SCHEDULES.register("linear_one_cycle", source="FAT2019 3rd place repository (Apache-2.0): 1cycle_0.0001_0.005")
 def linear_one_cycle(
-    epochs: int, lr: float = 5e-3, *, start_lr: float = 1e-4, up: float = 0.3, final_divisor: float = 1000.0
+    epochs: int, lr: float = 5e-3, *, start_lr: float = 1e-4, pct_start: float = 0.3, final_divisor: float = 1000.0
 ) -> Schedule:
-    """Straight up from `start_lr` to `lr` over the first share `up`, then straight down to `start_lr / final_divisor`; every iteration."""
-    _checked(epochs, lr)
+    """Raise the rate linearly from `start_lr` to `lr`, then lower it linearly; changes every iteration.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of the fit.
+    lr
+        Highest rate.
+    start_lr
+        First rate.
+    pct_start
+        Fraction of the fit in which the rate rises.
+    final_divisor
+        `start_lr` divided by the last rate.
+    """
+    _check_positive(epochs, lr)
     final = start_lr / final_divisor
 
     def at(t: float) -> float:
-        share = t / epochs
-        if share < up:
-            return start_lr + (lr - start_lr) * share / up
-        return lr + (final - lr) * (share - up) / (1 - up)
+        progress = t / epochs
+        if progress < pct_start:
+            return start_lr + (lr - start_lr) * progress / pct_start
+        return lr + (final - lr) * (progress - pct_start) / (1 - pct_start)
 
     return at
 
 
 @SCHEDULES.register("cosine_restarts", source="FAT2019 4th place repository (MIT); arXiv:1608.03983")
 def cosine_restarts(epochs: int, lr: float, *, cycle: int = 64, mult: int = 1, final_lr: float = 1e-6) -> Schedule:
-    """Cosine from `lr` to `final_lr` over `cycle` epochs, again and again, each cycle `mult` times as long as the last; every iteration.
+    """Lower the rate along a cosine and restart it, cycle after cycle; changes every iteration.
 
-    The 4th place took a snapshot at the end of each cycle: `fatai.callbacks.checkpoint.SaveSnapshots`. The 1st place refined with `cycle` 10,
-    `mult` 2, 3e-4 to 1e-5.
+    The 4th place saved a snapshot at the end of each cycle: `fatai.callbacks.checkpoint.SaveSnapshots`. The 1st place
+    refined with `cycle` 10, `mult` 2, from 3e-4 to 1e-5.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of the fit.
+    lr
+        Rate at the start of each cycle.
+    cycle
+        Epochs of the first cycle.
+    mult
+        Each cycle is `mult` times as long as the one before.
+    final_lr
+        Rate at the end of each cycle.
     """
-    _checked(epochs, lr)
-    starts = [0, *restarts(epochs, cycle, mult)]
+    _check_positive(epochs, lr)
+    starts = [0, *cycle_ends(epochs, cycle, mult)]
 
     def at(t: float) -> float:
         k = max(i for i, start in enumerate(starts) if start <= t)
-        share = (t - starts[k]) / (cycle * mult**k)
-        return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * share)) / 2
+        progress = (t - starts[k]) / (cycle * mult**k)
+        return _cosine(math.pi * progress, lr, final_lr)
 
     return at
 
 
-def restarts(epochs: int, cycle: int, mult: int = 1) -> list[int]:
-    """How many epochs are done at the end of each whole cycle of `cosine_restarts`.
+def cycle_ends(epochs: int, cycle: int, mult: int = 1) -> list[int]:
+    """Return the number of epochs done at the end of each whole cycle of `cosine_restarts`.
+
+    Raises
+    ------
+    OptionError
+        If `cycle` or `mult` is below 1.
 
     Examples
     --------
-    >>> restarts(150, 10, 2)
+    >>> cycle_ends(150, 10, 2)
     [10, 30, 70, 150]
     """
     if cycle < 1 or mult < 1:
@@ -150,11 +219,12 @@ def restarts(epochs: int, cycle: int, mult: int = 1) -> list[int]:
 
 
 @SCHEDULES.register(
-    "stairs", source="DCASE 2019 Task 2 baseline: staircase decay, its curated stage 0.94 every 2.5 epochs from 3e-3"
+    "step_decay",
+    source="DCASE 2019 Task 2 baseline: staircase decay, its curated stage 0.94 every 2.5 epochs from 3e-3",
 )
-def stairs(epochs: int, lr: float, *, factor: float = 0.94, every: float = 2.5) -> Schedule:
-    """Times `factor` every so many epochs."""
-    _checked(epochs, lr)
+def step_decay(epochs: int, lr: float, *, factor: float = 0.94, every: float = 2.5) -> Schedule:
+    """Multiply the rate by `factor` each time that `every` epochs have passed."""
+    _check_positive(epochs, lr)
     if not every > 0:
         raise OptionError(f"every is {every}; expected a number of epochs above 0")
     return lambda t: lr * factor ** math.floor(t / every)
@@ -162,20 +232,31 @@ def stairs(epochs: int, lr: float, *, factor: float = 0.94, every: float = 2.5) 
 
 @SCHEDULES.register("warmup_smooth_cosine", source="gold-plan: one epoch of warm-up, then a cosine")
 def warmup_smooth_cosine(epochs: int, lr: float, *, warmup_epochs: float = 1.0, final_lr: float = 0.0) -> Schedule:
-    """Straight up from 0 over the first epochs, then a cosine to `final_lr` over the rest; every iteration.
+    """Raise the rate linearly from 0, then follow a cosine to `final_lr` over the rest; changes every iteration.
 
-    The first iteration has the rate 0 and teaches nothing.
+    The first iteration has the rate 0 and does not change the weights.
+
+    Parameters
+    ----------
+    epochs
+        Epochs of the fit.
+    lr
+        Highest rate.
+    warmup_epochs
+        Epochs in which the rate rises, fewer than `epochs`.
+    final_lr
+        Last rate.
     """
-    _checked(epochs, lr)
+    _check_positive(epochs, lr)
     if not 0 <= warmup_epochs < epochs:
         raise OptionError(
-            f"warmup_epochs is {warmup_epochs}; expected a number from 0 up, less than the {epochs} epochs"
+            f"warmup_epochs is {warmup_epochs}; expected a number of at least 0 and less than the {epochs} epochs"
         )
 
     def at(t: float) -> float:
         if t < warmup_epochs:
             return lr * t / warmup_epochs
-        return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * (t - warmup_epochs) / (epochs - warmup_epochs))) / 2
+        return _cosine(math.pi * (t - warmup_epochs) / (epochs - warmup_epochs), lr, final_lr)
 
     return at
 
@@ -185,8 +266,11 @@ def one_cycle(
     epochs: int, lr: float, *, div: float = 25.0, div_final: float = 1e5, pct_start: float = 0.25,
     moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
 ) -> ParamScheduler:
-    """fastai's `fit_one_cycle` as a callback of a plain fit: cosine up to `lr` and down again, momentum the other way round."""
-    _checked(epochs, lr)
+    """Follow the schedule of fastai's `fit_one_cycle`: cosine up to `lr` and down again, momentum the other way round.
+
+    The options are those of `fit_one_cycle`.
+    """
+    _check_positive(epochs, lr)
     return ParamScheduler(
         {"lr": combined_cos(pct_start, lr / div, lr, lr / div_final), "mom": combined_cos(pct_start, *moms)}
     )
@@ -206,23 +290,115 @@ def plateau(
     min_lr: float = 0.0,
     min_delta: float = 0.0,
 ) -> ReduceLROnPlateau:
-    """Times `factor` when `monitor` got no better for more than `patience` epochs; from the rate that the fit begins with.
+    """Multiply the rate by `factor` when `monitor` has not improved for more than `patience` epochs.
 
-    As it stands the 9th place's, which stopped at 1e-7 (`fatai.callbacks.callbacks.StopAtLR`); the 1st place's is "lwlrap", 6, 0.6, 1e-8.
+    The defaults are the 9th place's, which stopped at 1e-7 (`StopAtLR`); the 1st place's are "lwlrap", 6, 0.6, 1e-8.
 
     Parameters
     ----------
+    epochs
+        Epochs of the fit; without effect.
+    lr
+        Rate that the fit begins with.
     monitor
-        "valid_loss", or a metric such as "lwlrap", of which more is better.
+        "valid_loss", or a metric such as "lwlrap", of which higher is better.
     patience
-        Epochs without gain that are put up with, as in torch and the published systems; the next one lowers the rate. In fastai's own
-        callback it is the epoch that lowers it, one more.
+        Epochs without improvement that are accepted, as in torch and the published systems; the next one lowers the
+        rate. fastai's own callback counts the epoch that lowers it, one more.
     factor
-        Below 1; fastai's own is its inverse.
+        Between 0 and 1; fastai's own is its inverse.
+    min_lr
+        Lowest rate.
+    min_delta
+        Smallest difference that counts as an improvement.
     """
-    _checked(epochs, lr)
+    _check_positive(epochs, lr)
     if not 0 < factor < 1 or patience < 0:
         raise OptionError(
             f"factor is {factor} and patience {patience}; expected a factor between 0 and 1 and at least 0 epochs"
         )
     return ReduceLROnPlateau(monitor, min_delta=min_delta, patience=patience + 1, factor=1 / factor, min_lr=min_lr)
+
+
+def schedule_callback(name: str, epochs: int, lr: float, **options: Any) -> Callback:
+    """Return the callback that applies a schedule of `SCHEDULES` to a fit.
+
+    Parameters
+    ----------
+    name
+        Name of the schedule.
+    epochs
+        Epochs of the fit.
+    lr
+        Learning rate that the fit is given, usually the highest of the schedule.
+    options
+        Options of the schedule.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such schedule; the nearest name is suggested.
+    OptionError
+        If the schedule does not have an option, or a value is out of range.
+    """
+    built = SCHEDULES.build(name, epochs, lr, **options)
+    return built if isinstance(built, Callback) else LRSchedulerCallback(built)
+
+
+class LRSchedulerCallback(ParamScheduler):
+    """Set the learning rate from a schedule before each batch.
+
+    Where the fit was given different rates for the layer groups, `lr=slice(1e-5, 1e-3)`, their ratios are kept: the
+    schedule is that of the last group. The rates are recorded in `hps["lr"]`, as fastai's `ParamScheduler` does.
+
+    Parameters
+    ----------
+    schedule
+        Function of time in epochs that returns the learning rate.
+    """
+
+    # After fastai's own bookkeeping, before anything that reads the rate.
+    order = 55
+
+    def __init__(self, schedule: Schedule):
+        super().__init__({"lr": schedule})
+
+    def before_fit(self) -> None:
+        """Note the ratios of the rates of the layer groups."""
+        super().before_fit()
+        lrs = [hyper["lr"] for hyper in self.opt.hypers]
+        self.ratios = [lr / lrs[-1] if lrs[-1] else 1.0 for lr in lrs]
+
+    def before_batch(self) -> None:
+        """Set the rates."""
+        lr = self.scheds["lr"](self.epoch + self.iter / self.n_iter)
+        self.opt.set_hyper("lr", [lr * ratio for ratio in self.ratios])
+
+
+class StopAtLR(Callback):
+    """End the fit when the learning rate has fallen to `min_lr`: the 9th place's early stopping, after `plateau`.
+
+    Parameters
+    ----------
+    min_lr
+        Learning rate, above 0.
+
+    Raises
+    ------
+    OptionError
+        If `min_lr` is not above 0.
+    """
+
+    # After ReduceLROnPlateau.
+    order = ReduceLROnPlateau.order + 2
+
+    def __init__(self, min_lr: float = 1e-7):
+        if not min_lr > 0:
+            raise OptionError(f"min_lr is {min_lr}; expected a learning rate above 0")
+        self.min_lr = min_lr
+
+    def after_epoch(self) -> None:
+        """End the fit if the rate is low enough."""
+        # 1e-4 divided by 10 three times is slightly above 1e-7.
+        if self.opt.hypers[-1]["lr"] <= self.min_lr * (1 + 1e-6):
+            raise CancelFitException

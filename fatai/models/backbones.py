@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fatai.errors import OptionError, UnknownNameError
 from fatai.models.base import SpectrogramModel
-from fatai.models.layers import scaled
+from fatai.models.layers import scale_channels
 from fatai.registry import MODELS, did_you_mean
 
 __all__ = ["FastaiNet", "RESNETS", "TimmNet", "XRESNETS", "resnet_body", "timm_model"]
@@ -54,7 +54,7 @@ def resnet_body(arch: str, in_channels: int, width: float = 1.0) -> tuple[nn.Seq
 
     class ScaledResNet(torchvision_resnet.ResNet):
         def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
-            return super()._make_layer(block, scaled(planes, width), *args, **kwargs)
+            return super()._make_layer(block, scale_channels(planes, width), *args, **kwargs)
 
     resnet = ScaledResNet(block, layers)  # type: ignore[arg-type]
     return create_body(resnet, n_in=in_channels, pretrained=False, cut=-2), resnet.inplanes

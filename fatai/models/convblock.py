@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fatai.errors import OptionError
 from fatai.models.base import SpectrogramModel
-from fatai.models.layers import ConcatPool, bn_head, kaiming_convs, laid_out_like, scaled
+from fatai.models.layers import ConcatPool, bn_head, init_kaiming, match_layout, scale_channels
 from fatai.registry import MODELS
 
 __all__ = ["ConvBlock", "ConvBlockNet", "m0", "m1", "m2", "m3", "m4"]
@@ -44,7 +44,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # In place: neither batch norm nor ReLU needs what lies between them to go back.
         first = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        seen = torch.cat([laid_out_like(x, first), first], 1) if self.concat else first
+        seen = torch.cat([match_layout(x, first), first], 1) if self.concat else first
         second = F.relu(self.bn2(self.conv2(seen)), inplace=True)
         return F.avg_pool2d(second, 2) if self.pool else second
 
@@ -87,7 +87,7 @@ class ConvBlockNet(SpectrogramModel):
         super().__init__(n_tags, in_channels)
         if pool not in ("avg_max", "max"):
             raise OptionError(f"pool={pool!r}; expected 'avg_max' or 'max'")
-        outs = [scaled(c, width) for c in channels]
+        outs = [scale_channels(c, width) for c in channels]
         ins = [in_channels, *outs[:-1]]
         last = len(outs) - 1
         self.blocks = nn.ModuleList(
@@ -97,9 +97,9 @@ class ConvBlockNet(SpectrogramModel):
         self.pooled = tuple(pooled)
         self.concat_pool = ConcatPool("avg_max") if pool == "avg_max" else None
         n_features = sum(outs[k] for k in self.pooled) * (2 if self.concat_pool else 1)
-        self.head = bn_head(n_features, scaled(hidden, width), n_tags, dropout_samples=dropout_samples)
+        self.head = bn_head(n_features, scale_channels(hidden, width), n_tags, dropout_samples=dropout_samples)
         self.min_mels = self.min_frames = 2 ** (len(outs) - 1 + last_pool)
-        kaiming_convs(self)
+        init_kaiming(self)
 
     def features(self, spec: Tensor) -> Tensor:
         rows, x = [], spec

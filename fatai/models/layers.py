@@ -24,10 +24,10 @@ __all__ = [
     "MultiSampleDropout",
     "TagAttentionPool",
     "bn_head",
-    "kaiming_convs",
-    "laid_out_like",
+    "init_kaiming",
+    "match_layout",
     "prior_linear",
-    "scaled",
+    "scale_channels",
 ]
 
 
@@ -231,7 +231,7 @@ def prior_linear(features: int, n_tags: int) -> nn.Linear:
     return linear
 
 
-def laid_out_like(maps: Tensor, other: Tensor) -> Tensor:
+def match_layout(maps: Tensor, other: Tensor) -> Tensor:
     """`maps` in the precision and memory layout of `other`, so that both can be joined without another pass over either.
 
     Within autocast a network's input is still float32, and of one channel, where both layouts are the same bytes: beside such maps
@@ -245,12 +245,12 @@ def laid_out_like(maps: Tensor, other: Tensor) -> Tensor:
     return maps.as_strided((n, channels, height, width), (channels * height * width, 1, channels * width, channels))
 
 
-def scaled(channels: int, width: float) -> int:
+def scale_channels(channels: int, width: float) -> int:
     """`channels` times `width`, to the nearest multiple of 8 and never below 8; unchanged at width 1.
 
     Examples
     --------
-    >>> scaled(64, 0.5), scaled(64, 0.01), scaled(337, 1.0)
+    >>> scale_channels(64, 0.5), scale_channels(64, 0.01), scale_channels(337, 1.0)
     (32, 8, 337)
     """
     if not width > 0:
@@ -258,7 +258,7 @@ def scaled(channels: int, width: float) -> int:
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))
 
 
-def kaiming_convs(module: nn.Module, *, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
+def init_kaiming(module: nn.Module, *, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """Kaiming-normal weights and zero biases for every 2-D convolution inside `module`."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):

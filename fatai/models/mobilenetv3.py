@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fatai.models.base import SpectrogramModel
-from fatai.models.layers import prior_linear, scaled
+from fatai.models.layers import prior_linear, scale_channels
 from fatai.registry import MODELS
 
 __all__ = ["InvertedResidual", "MobileNetV3", "SqueezeExcite", "mobilenetv3_large", "mobilenetv3_small"]
@@ -134,10 +134,10 @@ class MobileNetV3(SpectrogramModel):
     ):
         super().__init__(n_tags, in_channels)
         rows = tuple(
-            Row(row.kernel, scaled(row.expanded, width), scaled(row.out, width), row.squeeze, row.hswish, row.stride)
+            Row(row.kernel, scale_channels(row.expanded, width), scale_channels(row.out, width), row.squeeze, row.hswish, row.stride)
             for row in rows
         )
-        stem, last, hidden = scaled(16, width), rows[-1].expanded, scaled(1280, width)
+        stem, last, hidden = scale_channels(16, width), rows[-1].expanded, scale_channels(1280, width)
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, stem, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(stem),

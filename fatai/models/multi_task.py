@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from fatai.errors import OptionError
 
-__all__ = ["TwoHeads"]
+__all__ = ["TwoHeadModel"]
 
 
-class TwoHeads(nn.Module):
+class TwoHeadModel(nn.Module):
     """A network with twice the tags, of which predictions are the first half: multitask learning with noisy labels, as the 4th place.
 
     Parameters

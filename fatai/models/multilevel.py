@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fatai.errors import OptionError
 from fatai.models.base import SpectrogramModel
-from fatai.models.layers import GRUPool, scaled
+from fatai.models.layers import GRUPool, scale_channels
 from fatai.registry import MODELS
 
 __all__ = ["BackboneNet", "MultiLevelNet", "ResidualUnit", "cnn1d_multilevel", "cnn2d_multilevel"]
@@ -130,7 +130,7 @@ class MultiLevelNet(SpectrogramModel):
             )
         if aggregation not in ("max", "gru"):
             raise OptionError(f"aggregation={aggregation!r}; expected 'max' or 'gru'")
-        base = scaled(base_depth, width)
+        base = scale_channels(base_depth, width)
         depths = [int(growth ** k * base) for k in range(n_blocks)]
         self.ndim, self.first_pooled = ndim, first_pooled
         self.min_mels = self.min_frames = 2 ** n_blocks

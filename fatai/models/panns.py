@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fatai.errors import OptionError, ShapeError
 from fatai.models.checkpoint import LoadReport, load_checkpoint
 from fatai.models.base import SpectrogramModel
-from fatai.models.layers import AttentionPool, TagAttentionPool, scaled
+from fatai.models.layers import AttentionPool, TagAttentionPool, scale_channels
 from fatai.registry import MODELS, did_you_mean
 
 __all__ = ["Cnn6", "Cnn10", "Cnn14", "PannsBlock", "PannsModel", "SOURCE"]
@@ -31,7 +31,7 @@ HEADS = {
     "tag_attention": ("att_block",),
 }
 # Published files hold the front end as weights too; and one network's file may serve a model with another head.
-_SURPLUS = ("spectrogram_extractor.", "logmel_extractor.", "fc_audioset.", "att_block.", "attention_pool.")
+_IGNORED = ("spectrogram_extractor.", "logmel_extractor.", "fc_audioset.", "att_block.", "attention_pool.")
 
 
 class PannsModel(SpectrogramModel):
@@ -87,7 +87,7 @@ class PannsModel(SpectrogramModel):
         self.head_names = HEADS[head]
         # Channels differ in scale (a log-mel and its slope), so each has its own statistics for each bin.
         self.bn0 = nn.BatchNorm2d(in_channels * n_mels)
-        channels, hidden = self.add_body(width), scaled(self.embedding, width)
+        channels, hidden = self.add_body(width), scale_channels(self.embedding, width)
         if head == "attention":
             self.attention_pool = AttentionPool(channels)
             self.fc_audioset = nn.Linear(channels, n_tags)
@@ -105,9 +105,9 @@ class PannsModel(SpectrogramModel):
         self.pretrained = None if pretrained is None else self._load(pretrained)
 
     def _load(self, path: str | os.PathLike[str]) -> LoadReport:
-        fresh = [f"{name}." for name in self.head_names] + ["bn0."] * (self.n_mels != 64)
-        surplus = [*_SURPLUS, *["fc1."] * (self.head == "attention")]
-        return load_checkpoint(self, path, fresh=fresh, surplus=surplus, first_channel=("bn0.", self.first_conv))
+        reinit = [f"{name}." for name in self.head_names] + ["bn0."] * (self.n_mels != 64)
+        ignore = [*_IGNORED, *["fc1."] * (self.head == "attention")]
+        return load_checkpoint(self, path, reinit=reinit, ignore=ignore, first_channel=("bn0.", self.first_conv))
 
     def add_body(self, width: float) -> int:
         """Add the modules of the body and return how many channels its maps have."""
@@ -195,7 +195,7 @@ class _Cnn(PannsModel):
     def add_body(self, width: float) -> int:
         n_in = self.in_channels
         for k, channels in enumerate(self.channels, 1):
-            n_out = scaled(channels, width)
+            n_out = scale_channels(channels, width)
             self.add_module(
                 f"conv_block{k}", PannsBlock(n_in, n_out, kernel=self.kernel, pool=2 if k <= self.halvings else 1)
             )

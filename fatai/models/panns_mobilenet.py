@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from fatai.models.panns import SOURCE, PannsModel
-from fatai.models.layers import scaled
+from fatai.models.layers import scale_channels
 from fatai.registry import MODELS
 
 __all__ = ["InvertedResidual", "MobileNetV1", "MobileNetV2"]
@@ -91,10 +91,10 @@ class MobileNetV1(_MobileNet):
     blocks = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
     def make_body(self, width: float) -> tuple[nn.Sequential, int]:
-        n_in = scaled(32, width)
+        n_in = scale_channels(32, width)
         body = [nn.Sequential(*conv_bn(self.in_channels, n_in, 3, pool=2))]
         for channels, pool in self.blocks:
-            n_out = scaled(channels, width)
+            n_out = scale_channels(channels, width)
             body.append(nn.Sequential(*conv_bn(n_in, n_in, 3, pool=pool, groups=n_in), *conv_bn(n_in, n_out, 1)))
             n_in = n_out
         return nn.Sequential(*body), n_in
@@ -109,10 +109,10 @@ class MobileNetV2(_MobileNet):
     row_dropout = 0.0
 
     def make_body(self, width: float) -> tuple[nn.Sequential, int]:
-        n_in, last = scaled(32, width), scaled(1280, width)
+        n_in, last = scale_channels(32, width), scale_channels(1280, width)
         body: list[nn.Module] = [nn.Sequential(*conv_bn(self.in_channels, n_in, 3, pool=2, activation=nn.ReLU6))]
         for expand, channels, n, pool in self.groups:
-            n_out = scaled(channels, width)
+            n_out = scale_channels(channels, width)
             for i in range(n):
                 body.append(InvertedResidual(n_in, n_out, pool=pool if i == 0 else 1, expand=expand))
                 n_in = n_out

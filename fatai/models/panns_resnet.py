@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.models.panns import SOURCE, PannsBlock, PannsModel
-from fatai.models.layers import scaled
+from fatai.models.layers import scale_channels
 from fatai.registry import MODELS
 
 __all__ = ["ResNet22", "ResNet38", "ResNet54", "ResidualBlock"]
@@ -58,11 +58,11 @@ class _ResNet(PannsModel):
     bottleneck: ClassVar[bool] = False
 
     def add_body(self, width: float) -> int:
-        n_in, last = scaled(64, width), scaled(2048, width)
+        n_in, last = scale_channels(64, width), scale_channels(2048, width)
         self.conv_block1 = PannsBlock(self.in_channels, n_in)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for k, depth in enumerate(self.depths):
-            n = scaled(64 * 2**k, width)
+            n = scale_channels(64 * 2**k, width)
             channels, kernels = ((n, n, 4 * n), (1, 3, 1)) if self.bottleneck else ((n, n), (3, 3))
             blocks = []
             for i in range(depth):

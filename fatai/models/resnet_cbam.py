@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fatai.models.base import SpectrogramModel
-from fatai.models.layers import CBAM, kaiming_convs, prior_linear, scaled
+from fatai.models.layers import CBAM, init_kaiming, prior_linear, scale_channels
 from fatai.registry import MODELS
 
 __all__ = ["AttentionResNet", "resnet18_cbam"]
@@ -63,7 +63,7 @@ class AttentionResNet(SpectrogramModel):
         self, n_tags: int, in_channels: int = 1, *, attention: bool = True, dropout: float = 0.5, width: float = 1.0
     ):
         super().__init__(n_tags, in_channels)
-        half, *stages = (scaled(c, width) for c in (32, 64, 128, 256, 512))
+        half, *stages = (scale_channels(c, width) for c in (32, 64, 128, 256, 512))
         stem: list[nn.Module] = []
         for i, o, stride in ((in_channels, half, 2), (half, half, 1), (half, stages[0], 1)):
             stem += [nn.Conv2d(i, o, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU6()]
@@ -75,7 +75,7 @@ class AttentionResNet(SpectrogramModel):
             ]
         self.body = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1), *blocks)
         self.head = nn.Sequential(nn.Dropout(dropout), prior_linear(stages[-1], n_tags))
-        kaiming_convs(self.body, mode="fan_out")
+        init_kaiming(self.body, mode="fan_out")
         for m in self.body.modules():
             if isinstance(m, AttentionBlock) and not attention:
                 nn.init.zeros_(m.bn2.weight)

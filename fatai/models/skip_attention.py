@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fatai.errors import OptionError
 from fatai.models.base import SpectrogramModel, in_float32
-from fatai.models.layers import CBAM, kaiming_convs, scaled
+from fatai.models.layers import CBAM, init_kaiming, scale_channels
 from fatai.registry import MODELS
 
 __all__ = ["SkipAttentionNet", "aux_skip_attention", "rnn_aux_skip_attention", "skip_attention"]
@@ -69,14 +69,14 @@ class SkipAttentionNet(SpectrogramModel):
         super().__init__(n_tags, in_channels)
         if aux_weights is not None and len(aux_weights) != 4:
             raise OptionError(f"aux_weights={aux_weights!r}; expected 4 numbers: main output, then last skip to first")
-        base = scaled(base, width)
+        base = scale_channels(base, width)
         depth = 8 * base
         ins, outs = (in_channels, base, 2 * base, 4 * base), (base, 2 * base, 4 * base, depth)
         self.stages = nn.ModuleList(
             nn.Sequential(*conv_bn_relu(i, o), *conv_bn_relu(o, o), nn.AvgPool2d(2))
             for i, o in zip(ins, outs, strict=True)
         )
-        kaiming_convs(self.stages)
+        init_kaiming(self.stages)
         self.skips = nn.ModuleList(
             nn.Sequential(nn.AvgPool2d(by), *conv_bn_relu(o, depth)) for by, o in zip((8, 4, 2), outs)
         )

@@ -21,14 +21,10 @@ from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
 from fatai.data.blocks import FATDataLoaders
 from fatai.errors import OptionError
-from fatai.callbacks.callbacks import (
-    DisableAugmentation,
-    ClipGradValue,
-    PlainProgress,
-    NonFiniteError,
-    TerminateOnNaN,
-    quiet_unless_terminal,
-)
+from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.failure import NonFiniteError, TerminateOnNaN
+from fatai.callbacks.gradients import ClipGradValue
+from fatai.callbacks.progress import PlainProgress, quiet_unless_terminal
 from fatai.inference.learner import fat_learner
 from fatai.losses import BCE
 

@@ -26,8 +26,9 @@ from fatai.augment.wave import Gain
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.samplers import BalancedSampler, SampledDL
 from fatai.errors import CheckpointError
-from fatai.callbacks.callbacks import DisableAugmentation, LRSchedulerCallback
-from fatai.callbacks.history import EpochCSVLogger
+from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.schedulers import LRSchedulerCallback
+from fatai.callbacks.csv_logger import EpochCSVLogger
 from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
 from fatai.inference.learner import fat_learner
 from fatai.callbacks.resume import ResumeTraining, resume_point

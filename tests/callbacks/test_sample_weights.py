@@ -175,7 +175,7 @@ def test_one_number_is_the_weight_of_noisy_clips_and_can_be_changed(dls):
 
     class Later(Callback):
         def before_epoch(self):
-            self.learn.noisy_weights.weights = 0.5 if self.epoch == 0 else 0.75
+            self.learn.sample_weights.weights = 0.5 if self.epoch == 0 else 0.75
 
     learner(dls, [noisy, Later(), peek]).fit(2)
     for i, (_, w, marks, *_) in enumerate(peek.seen):
@@ -202,7 +202,7 @@ def test_the_columns_of_a_table_are_the_default(sample):
         check_files=False,
     )
     learn = learner(dls, SampleWeights())
-    w, noisy = learn.noisy_weights.of_clips()
+    w, noisy = learn.sample_weights.values()
     wanted = table.set_index("fname").loc[dls.files(0)["fname"]]
     assert w.tolist() == [float(x) for x in wanted["weight"]] and noisy.tolist() == [
         x == "yes" for x in wanted["noisy"]
@@ -284,5 +284,5 @@ def test_weights_that_make_no_sense_are_refused(dls, weights, options, error, wo
 
 
 def test_a_loss_that_reads_no_weights_is_refused(dls):
-    with pytest.raises(OptionError, match="BCEWithLogitsLossFlat takes no weights; take one of LOSSES"):
+    with pytest.raises(OptionError, match="BCEWithLogitsLossFlat accepts no weights; take one of LOSSES"):
         learner(dls, SampleWeights(), loss_func=BCEWithLogitsLossFlat()).fit(1)

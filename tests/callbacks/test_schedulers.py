@@ -17,17 +17,17 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ReduceLROnPlat
 
 from fatai.errors import OptionError, UnknownNameError
 from fatai.registry import SCHEDULES
-from fatai.callbacks.callbacks import LRSchedulerCallback, StopAtLR, schedule_callback
+from fatai.callbacks.schedulers import LRSchedulerCallback, StopAtLR, schedule_callback
 from fatai.callbacks.schedulers import (
     constant,
     cosine_restarts,
     linear_one_cycle,
     plateau,
-    restarts,
-    stairs,
+    cycle_ends,
+    step_decay,
     warmup_cosine,
     warmup_smooth_cosine,
-    warmup_steps,
+    warmup_multistep,
 )
 
 CALLBACKS = ("one_cycle", "plateau")
@@ -56,7 +56,7 @@ def test_warmup_cosine_changes_once_an_epoch(epoch, share):
 
 
 def test_warmup_steps_over_40_000_iterations():
-    got = points(warmup_steps(40, 0.1), 40, 1000)
+    got = points(warmup_multistep(40, 0.1), 40, 1000)
     step = np.arange(40_000)
     wanted = np.where(
         step < 2000,
@@ -96,11 +96,11 @@ def test_cosine_restarts_are_torchs_in_every_iteration(cycle, mult, lr, final):
     ],
 )
 def test_cycles_end_where_they_should(epochs, cycle, mult, ends):
-    assert restarts(epochs, cycle, mult) == ends
+    assert cycle_ends(epochs, cycle, mult) == ends
 
 
 def test_stairs_fall_every_so_many_epochs():
-    got = points(stairs(100, 3e-3), 100, 10)
+    got = points(step_decay(100, 3e-3), 100, 10)
     np.testing.assert_allclose(got, 3e-3 * 0.94 ** (np.arange(1000) // 25), rtol=1e-9)
 
 
@@ -135,11 +135,11 @@ def test_every_schedule_has_a_source_and_refuses_nonsense(name):
     [
         (lambda: cosine_restarts(9, 1e-3, cycle=0), "cycle is 0"),
         (lambda: cosine_restarts(9, 1e-3, mult=0), "mult 0"),
-        (lambda: stairs(9, 1e-3, every=0), "every is 0"),
+        (lambda: step_decay(9, 1e-3, every=0), "every is 0"),
         (lambda: warmup_smooth_cosine(9, 1e-3, warmup_epochs=9), "warmup_epochs is 9"),
         (lambda: plateau(9, 1e-3, factor=10), "factor is 10"),
         (lambda: plateau(9, 1e-3, patience=-1), "patience -1"),
-        (lambda: StopAtLR(0), "rate is 0"),
+        (lambda: StopAtLR(0), "min_lr is 0"),
     ],
 )
 def test_options_out_of_range_are_named(build, words):

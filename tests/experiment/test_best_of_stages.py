@@ -10,7 +10,7 @@ from fastai.callback.core import Callback
 from safetensors.torch import load_file
 
 from fatai.errors import CheckpointError
-from fatai.experiment.best import BestOfStages
+from fatai.callbacks.checkpoint import BestOfStages
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.models.checkpoint import read_metadata, save_weights
@@ -101,10 +101,10 @@ def test_a_broken_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, 
                 sample,
                 recipe,
                 tmp_path / out,
-                only=[0],
+                run_folds=[0],
                 predict_test=False,
                 num_workers=0,
-                say=lambda line: None,
+                log=lambda line: None,
                 **options,
             )
 

@@ -15,7 +15,7 @@ from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.fold import fold_learner
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.callbacks.history import EpochCSVLogger
+from fatai.callbacks.csv_logger import EpochCSVLogger
 from fatai.noisy_labels.methods import select_noisy_labels
 from fatai.callbacks.sample_weights import SampleWeights
 
@@ -38,7 +38,7 @@ def run(sample, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return run_recipe(
-                data, recipe, tmp_path / out, num_workers=0, say=options.pop("say", lambda line: None), **options
+                data, recipe, tmp_path / out, num_workers=0, log=options.pop("log", lambda line: None), **options
             )
 
     return run_it
@@ -54,7 +54,7 @@ class Spy(SampleWeights):
         stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, EpochCSVLogger))
         table = self.learn.dls.files(0)
         noisy = set(table["fname"][table["noisy"]]) if "noisy" in table else set()
-        Spy.broadcast.append((stage, noisy, *self.of_clips(), self._own_targets()))
+        Spy.broadcast.append((stage, noisy, *self.values(), self._target_rows()))
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def test_rounds_begin_where_clips_or_weights_change(staged):
     ninth = {"noisy_labels": {"method": "ninth_place_low_loss", "n": 20}}
     recipe = staged({}, {}, {**ninth, "reinit": True}, {}, {}, {"noisy_labels": {"method": "previous"}})
     assert recipe.rounds() == [range(0, 2), range(2, 3), range(3, 5), range(5, 6)]
-    assert [recipe.judges_after(k) for k in range(4)] == [True, False, False, False]
+    assert [recipe.predicts_noisy_after(k) for k in range(4)] == [True, False, False, False]
     assert staged({}, {}).rounds() == [range(0, 2)]
 
 
 def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, spied, tmp_path):
     lines = []
     recipe = staged({}, {"noisy_labels": {"method": "ninth_place_low_loss", "n": 20, "per_tag": 3}, "noisy_sample_weight": 0.5, "reinit": True}, {})
-    result = run(recipe, say=lines.append)
+    result = run(recipe, log=lines.append)
     data = load_dataset(sample)
     judged = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_0.csv") for k in (0, 1)]
     mean = (judged[0].probs + judged[1].probs) / 2
@@ -145,7 +145,7 @@ def test_each_clip_is_judged_by_the_fold_that_left_it_out(staged, run, sample, t
 def test_of_a_part_of_the_folds_only_clips_that_they_left_out_are_judged(staged, run, sample, tmp_path):
     lines = []
     recipe = staged({}, {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"}, {"noisy_labels": {"method": "scoring", "k": 10}})
-    run(recipe, only=[0], say=lines.append)
+    run(recipe, run_folds=[0], log=lines.append)
     names = sorted(load_dataset(sample).noisy["fname"])
     own = noisy_fold_masks(len(names), split="own", n=2, seed=recipe.folds.seed)[0]
     told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
@@ -162,7 +162,7 @@ def test_models_that_all_trained_on_a_clip_do_not_judge_it(staged, run):
 
 
 def test_soft_targets_reach_the_loss_and_the_second_head_its_own(staged, run, spied, sample, tmp_path):
-    run(staged({"noisy_labels": {"method": "kaggle_fat_soft_labels"}}), "soft", only=[0], predict_test=False)
+    run(staged({"noisy_labels": {"method": "kaggle_fat_soft_labels"}}), "soft", run_folds=[0], predict_test=False)
     _, _, weights, marks, targets = spied.pop()
     noisy = [t for t, mark in zip(targets, marks) if mark]
     assert all(t is None for t, mark in zip(targets, marks) if not mark)
@@ -171,7 +171,7 @@ def test_soft_targets_reach_the_loss_and_the_second_head_its_own(staged, run, sp
         for t in noisy
         if (t > 0.5).sum() == 1
     )
-    result = run(staged({"noisy_labels": {"method": "fourth_place_second_head"}}, {}), "heads", only=[0])
+    result = run(staged({"noisy_labels": {"method": "fourth_place_second_head"}}, {}), "heads", run_folds=[0])
     _, _, weights, marks, targets = spied[0]
     assert weights.shape == (60 + 72, 20) and all(len(t) == 20 for t in targets)
     for w, mark, targ in zip(weights, marks, targets):
@@ -193,17 +193,17 @@ def test_a_mixture_draws_the_shares_of_the_method(staged, run, monkeypatch):
     )
     run(
         staged({"noisy_labels": {"method": "first_place_corrections"}, "sampling": "mixture", "sampling_options": {"n": 32}, "loss": "split"}),
-        only=[1],
+        run_folds=[1],
     )
     assert drawn == [({"curated", "noisy"}, {"noisy": 0.2, "curated": 0.8}, {"n": 32})]
     with pytest.raises(OptionError, match="nobody says its shares"):
-        run(staged({"sampling": "mixture"}), "none", only=[1])
+        run(staged({"sampling": "mixture"}), "none", run_folds=[1])
 
 
 def test_corrections_change_what_is_trained_on(staged, run, sample, tmp_path):
     curated = pd.read_csv(sample / "train_curated.csv", dtype=str)["fname"]
     (tmp_path / "corrections.csv").write_text(f"fname,labels\n{curated[0]},remove\n{curated[1]},Rain\n")
-    result = run(staged({}), only=[0, 1], predict_test=False, corrections=tmp_path / "corrections.csv")
+    result = run(staged({}), run_folds=[0, 1], predict_test=False, corrections=tmp_path / "corrections.csv")
     assert set(result.oof.fnames) == set(curated[1:])
     with pytest.raises(Exception, match="a run of other data"):
         run(staged({}), resume=True)

@@ -83,17 +83,17 @@ def test_a_published_file_loads_and_says_what_it_left(tmp_path, legacy):
     for key, value in model.state_dict().items():
         assert key in classifier or torch.equal(value, state[key]), key
     report = model.pretrained
-    assert set(report.fresh) == classifier and set(report.left_over) == set(FRONT_END) and not report.first_channel
+    assert set(report.initialized) == classifier and set(report.unexpected) == set(FRONT_END) and not report.first_channel
     assert set(report.loaded) == set(published_shapes()) - classifier
     text = str(report)
-    assert "Cnn14.pth: 79 tensors loaded" in text and "freshly initialised: fc_audioset.weight" in text
-    assert "left over in the file: logmel_extractor.melW" in text and str(tmp_path) not in text
+    assert "Cnn14.pth: 79 tensors loaded" in text and "newly initialized: fc_audioset.weight" in text
+    assert "in the file but not in the model: logmel_extractor.melW" in text and str(tmp_path) not in text
 
 
 def test_as_many_tags_keep_the_published_classifier(tmp_path):
     state = fake_state()
     model = cnn14(saved(tmp_path / "w.pth", state), n_tags=527)
-    assert torch.equal(model.fc_audioset.weight, state["fc_audioset.weight"]) and not model.pretrained.fresh
+    assert torch.equal(model.fc_audioset.weight, state["fc_audioset.weight"]) and not model.pretrained.initialized
 
 
 def test_without_a_file_nothing_is_reported():
@@ -121,7 +121,7 @@ def test_files_of_other_forms_load_too(tmp_path, form):
 
 def test_files_from_before_batches_were_counted_load(tmp_path):
     state = {k: v for k, v in fake_state(n_tags=3).items() if not k.endswith("tracked")}
-    assert len(cnn14(saved(tmp_path / "w.pth", state)).pretrained.fresh) == 13
+    assert len(cnn14(saved(tmp_path / "w.pth", state)).pretrained.initialized) == 13
 
 
 @pytest.mark.parametrize("in_channels", [2, 3, 4])
@@ -148,17 +148,17 @@ def test_a_network_of_three_channels_is_not_cut_to_one(tmp_path):
 def test_other_mels_start_their_batch_norm_afresh(tmp_path):
     path = saved(tmp_path / "w.pth", fake_state(n_tags=3))
     model = cnn14(path, n_mels=128)
-    assert model.pretrained.fresh == ("bn0.weight", "bn0.bias", "bn0.running_mean", "bn0.running_var")
+    assert model.pretrained.initialized == ("bn0.weight", "bn0.bias", "bn0.running_mean", "bn0.running_var")
     assert model(torch.randn(1, 1, 128, 64)).shape == (1, 3)
 
 
-@pytest.mark.parametrize(("head", "fresh", "left_over"), [
+@pytest.mark.parametrize(("head", "initialized", "unexpected"), [
     ("attention", "attention_pool.gate.weight", "fc1.weight"),
     ("tag_attention", "att_block.cla.weight", "fc_audioset.weight"),
 ])
-def test_heads_of_the_gold_plan_take_the_published_body(tmp_path, head, fresh, left_over):
+def test_heads_of_the_gold_plan_take_the_published_body(tmp_path, head, initialized, unexpected):
     report = cnn14(saved(tmp_path / "w.pth", fake_state()), head=head).pretrained
-    assert fresh in report.fresh and left_over in report.left_over and "conv_block6.conv2.weight" in report.loaded
+    assert initialized in report.initialized and unexpected in report.unexpected and "conv_block6.conv2.weight" in report.loaded
 
 
 def test_a_decision_level_file_brings_its_attention(tmp_path):
@@ -166,8 +166,8 @@ def test_a_decision_level_file_brings_its_attention(tmp_path):
     state |= {f"att_block.{part}.weight": torch.randn(3, 256, 1) for part in ("att", "cla")}
     state |= {f"att_block.{part}.bias": torch.randn(3) for part in ("att", "cla", "bn_att")}
     model = cnn14(saved(tmp_path / "w.pth", state), head="tag_attention")
-    assert torch.equal(model.att_block.cla.weight, state["att_block.cla.weight"]) and not model.pretrained.fresh
-    assert "att_block.bn_att.bias" in model.pretrained.left_over
+    assert torch.equal(model.att_block.cla.weight, state["att_block.cla.weight"]) and not model.pretrained.initialized
+    assert "att_block.bn_att.bias" in model.pretrained.unexpected
 
 
 @pytest.mark.parametrize("name", ["cnn6", "resnet22", "resnet54", "mobilenetv1", "mobilenetv2"])
@@ -176,7 +176,7 @@ def test_every_network_takes_its_own_weights_back(tmp_path, name):
     torch.save(model.state_dict(), tmp_path / "w.pth")
     again = create_model(name, 3, width=0.125, pretrained=tmp_path / "w.pth").eval()
     spec = torch.randn(1, 1, 64, 64)
-    assert torch.equal(again(spec), model(spec)) and not again.pretrained.fresh
+    assert torch.equal(again(spec), model(spec)) and not again.pretrained.initialized
     wider = create_model(name, 3, in_channels=2, width=0.125, pretrained=tmp_path / "w.pth").eval()
     torch.testing.assert_close(wider(spec.expand(-1, 2, -1, -1)), model(spec))
 
@@ -218,8 +218,8 @@ def test_many_faults_are_counted_and_the_model_stays_as_it_was(tmp_path):
 def test_any_model_can_be_loaded_with_a_fresh_head(tmp_path):
     old, new = create_model("m1", 5, width=0.125), create_model("m1", 3, width=0.125)
     torch.save(old.state_dict(), tmp_path / "w.pth")
-    report = load_checkpoint(new, tmp_path / "w.pth", fresh=["head.4."])
-    assert report.fresh == ("head.4.weight", "head.4.bias")
+    report = load_checkpoint(new, tmp_path / "w.pth", reinit=["head.4."])
+    assert report.initialized == ("head.4.weight", "head.4.bias")
     assert torch.equal(new.head[1].weight, old.head[1].weight)
 
 

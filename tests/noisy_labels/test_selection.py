@@ -143,7 +143,7 @@ def weights_in_training(clips, **options):
     callback.learn = SimpleNamespace(
         dls=SimpleNamespace(train=SimpleNamespace(dataset=SimpleNamespace(items=clips)), tags=TAGS)
     )
-    return [values.tolist() for values in callback.of_clips()]
+    return [values.tolist() for values in callback.values()]
 
 
 def test_weights_and_marks_reach_training_by_name():

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from fatai.callbacks.history import EpochCSVLogger
+from fatai.callbacks.csv_logger import EpochCSVLogger
 from fatai.inference.learner import fat_learner
 
 
