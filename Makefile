@@ -1,7 +1,8 @@
-# make demo | test | test-slow | lint | docs | bench | fuzz | coverage: each makes .venv first and reuses it while setup.cfg stays as it is.
-# make bench measures what needs no data, make bench-data DATA=FOLDER what is trained on clips with a known truth. Those of a run, of ESC-10 and
-# of a GPU (benchmarks.inference, tagging, ensembles, esc10, gpu) are called by themselves, as their first lines say.
-# make test-oldest: the tests with the oldest versions that setup.cfg admits, in an environment of its own (some GB, so by hand and not in CI).
+# make demo | test | test-slow | lint | figures | docs | bench | fuzz | coverage: each creates .venv first and reuses it while setup.cfg is unchanged.
+# make figures prints how much of the code is documented and how long its functions are.
+# make bench runs the benchmarks that need no data, make bench-data DATA=FOLDER those that train on clips with a known truth. Those of a run,
+# of ESC-10 and of a GPU (benchmarks.inference, tagging, ensembles, esc10, gpu) are run one by one; their first lines show how.
+# make test-oldest runs the tests with the oldest versions that setup.cfg allows, in a separate environment (some GB, so by hand and not in CI).
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,9 +12,9 @@ STAMP := $(VENV)/.installed
 OLDEST_VENV ?= .venv-oldest
 
 MEASURES := data front_end lsep lwlrap models overhead scale whole_clips
-DATA_MEASURES := augmentation noisy precision suspects systems
+DATA_MEASURES := augmentation label_issues noisy precision systems
 
-.PHONY: demo test test-slow test-oldest lint docs bench bench-data fuzz coverage clean
+.PHONY: demo test test-slow test-oldest lint figures docs bench bench-data fuzz coverage clean
 
 demo: $(STAMP)
 	$(BIN)/fatai-submit demo --out runs/demo
@@ -25,8 +26,11 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not network and not gpu"
 
 lint: $(STAMP)
-	$(BIN)/python -m flake8 fatai tests examples benchmarks docs
+	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
+
+figures: $(STAMP)
+	$(BIN)/python tests/helpers/code_figures.py
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -47,8 +51,8 @@ coverage: $(STAMP)
 
 test-oldest:
 	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
-	$(PYTHON) tests/helpers/oldest_versions.py > $(OLDEST_VENV)/floors.txt
-	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/floors.txt -e ".[dev]"
+	$(PYTHON) tests/helpers/oldest_versions.py > $(OLDEST_VENV)/oldest.txt
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/oldest.txt -e ".[dev]"
 	$(OLDEST_VENV)/bin/python -m pytest -q -m "not slow and not network and not gpu"
 
 $(STAMP): setup.cfg pyproject.toml

@@ -1,7 +1,7 @@
 """What the documentation does not say twice: tables of the registries, a page for each recipe, notebooks, results. A hook of MkDocs.
 
-A line `<!-- table: models -->` of a page becomes that table when the site is built. `python docs/generate.py` writes the table of recipes
-into README.md.
+A line `<!-- table: models -->` of a page becomes that table when the site is built. `python docs/generate.py` writes
+the table of recipes into README.md.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def models() -> str:
 
 def front_ends() -> str:
     """Front ends with the values that matter most."""
-    from fatai.registry import FRONT_ENDS
     from fatai.audio.front_ends import front_end
+    from fatai.registry import FRONT_ENDS
 
     rows = []
     for name in FRONT_ENDS.names():

@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and the documentation do as they say: blocks of Python and of the shell run, tables are those of the registries."""
+"""README, CONTRIBUTING and the documentation: code and shell blocks run, tables match the registries."""
 
 import importlib.util
 import re

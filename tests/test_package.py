@@ -1,4 +1,4 @@
-"""What is handed out: wheel and sdist hold the package with its recipes and its sample, and nothing else; floors are floors."""
+"""The wheel and the sdist hold the package with its recipes and its sample, and nothing else; lower bounds are valid."""
 
 import os
 import subprocess
@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-from helpers.oldest_versions import floors
+from helpers.oldest_versions import oldest_versions
 
 ROOT = Path(__file__).parents[1]
 NEEDED = {

@@ -1,7 +1,8 @@
 """The command `fatai-submit`.
 
-Commands translate their options into calls of the library. They import torch and fastai inside their functions, so that `--help` is quick.
-An error that the user can fix ends with one sentence on standard error and exit code 2; Ctrl-C ends with 130.
+Commands translate their options into calls of the library. They import torch and fastai inside their functions, so that
+`--help` is quick. An error that the user can fix ends with one sentence on standard error and exit code 2; Ctrl-C ends
+with 130.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _INTERRUPTED = 130  # the shell's code for a command that Ctrl-C ended
 app = typer.Typer(
     cls=CommandPanels,
     name="fatai-submit",
-    help="Tag sounds: from a folder of clips to a model, a report and a checked submission.\n\nExample: fatai-submit demo\n\n"
+    help="Tag sounds: from a folder of clips to a model, a report and a checked submission.\n\n"
+    "Example: fatai-submit demo\n\n"
     "Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine",
     epilog="Options with their units and defaults, and an example: fatai-submit COMMAND --help",
     no_args_is_help=True,

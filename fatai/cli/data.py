@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -26,7 +26,9 @@ def scan(
         int, typer.Option("--max-findings", help="Findings of a kind that are listed before the rest is counted.")
     ] = 20,
 ) -> None:
-    """Read every sound of a data set and report problems. Broken, silent, clipped and duplicate files, label typos; lengths and costs.
+    """Read every sound of a data set and report problems.
+
+    Broken, silent, clipped and duplicate files, label typos; lengths and costs.
 
     Example: fatai-submit scan my_sounds/labels.csv
 
@@ -35,7 +37,7 @@ def scan(
     from fatai.data.audit.dataset import check_dataset
 
     report = check_dataset(data, front_end=front_end, n_folds=folds)
-    typer.echo(report.to_json() if as_json else report.to_text(most=max_findings))
+    typer.echo(report.to_json() if as_json else report.to_text(max_per_kind=max_findings))
 
 
 @app.command(rich_help_panel="Data")
@@ -49,7 +51,9 @@ def download(
         bool, typer.Option("--keep-archives", help="Keep the archives beside the extracted files.")
     ] = False,
 ) -> None:
-    """Download a data set in the layout that all commands read. Checksums are verified; an interrupted download continues.
+    """Download a data set in the layout that all commands read.
+
+    Checksums are verified; an interrupted download continues.
 
     Example: fatai-submit download fsdkaggle2019 DATA
     """
@@ -63,7 +67,7 @@ def download(
 def stats(
     data: Data,
     front_end: Annotated[
-        Optional[str], typer.Option("--front-end", help="Front end to measure; by default the recipe's.")
+        str | None, typer.Option("--front-end", help="Front end to measure; by default the recipe's.")
     ] = None,
     recipe: RecipeName = "ninth",
     normalize: Annotated[
@@ -73,10 +77,12 @@ def stats(
         str, typer.Option("--parts", help="Parts of the data set, comma separated.")
     ] = "curated,noisy",
     out: Annotated[
-        Optional[Path], typer.Option("--out", help="Write the recipe with the measured values to this .toml file.")
+        Path | None, typer.Option("--out", help="Write the recipe with the measured values to this .toml file.")
     ] = None,
 ) -> None:
-    """Measure the mean and standard deviation of a data set's spectrograms. The front end of a recipe normalizes by them.
+    """Measure the mean and standard deviation of a data set's spectrograms.
+
+    The front end of a recipe normalizes by them.
 
     Example: fatai-submit stats DATA --recipe ninth --out my.toml
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -27,12 +27,13 @@ def score(
         str, typer.Option("--part", help="Part of a run that is scored: oof (out-of-fold predictions) or test.")
     ] = "oof",
     per_tag: Annotated[
-        bool, typer.Option("--per-tag", help="Also print the lwlrap and the number of clips of every tag, lowest first.")
+        bool,
+        typer.Option("--per-tag", help="Also print the lwlrap and the number of clips of every tag, lowest first."),
     ] = False,
 ) -> None:
-    """Score predictions by lwlrap, or rank several runs on the same clips. 1 is perfect; the interval is a bootstrap over clips.
+    """Score predictions by lwlrap, or rank several runs on the same clips.
 
-    Several runs are printed as a table: lwlrap with intervals, paired differences from the best, time and parameters.
+    1 is perfect; the interval is that of a bootstrap over clips. Several runs are printed as a table: lwlrap with intervals, paired differences from the best, time and parameters.
 
     Example: fatai-submit score runs/ninth --truth DATA/train_curated.csv --per-tag
 
@@ -76,26 +77,27 @@ def calibrate(
         str, typer.Option("--method", help="platt (slope and shift of each tag's logit) or temperature (slope alone).")
     ] = "platt",
     thresholds: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             "--thresholds",
             help="Also find a threshold of each tag: f1 (maximum F1), or a minimum precision such as 0.9.",
         ),
     ] = None,
     plot: Annotated[
-        Optional[Path], typer.Option("--plot", help="Picture of the calibration curves before and after.")
+        Path | None, typer.Option("--plot", help="Picture of the calibration curves before and after.")
     ] = None,
 ) -> None:
-    """Calibrate the probabilities of a run on its out-of-fold predictions. The result is written to RUN/calibration.json.
+    """Calibrate the probabilities of a run on its out-of-fold predictions.
 
-    The printed errors are cross-fitted: each fold is calibrated on the others. predict, tag and serve apply the calibration with
+    The result is written to RUN/calibration.json. The printed errors are cross-fitted: each fold is calibrated on the others. predict, tag and serve apply the
+    calibration with
     --calibrate.
 
     Example: fatai-submit calibrate runs/ninth --truth DATA/train_curated.csv --plot reliability.png
     """
     from fatai.experiment.calibrate import calibrate_run
 
-    result = calibrate_run(run, truth, how=method, thresholds=thresholds)
+    result = calibrate_run(run, truth, method=method, thresholds=thresholds)
     for name, (before, after) in {"calibration error": result.errors, "lwlrap": result.scores}.items():
         typer.echo(f"{name} out of fold, {result.clips} clips: {before:.4f} before, {after:.4f} after")
     if plot is not None:
@@ -119,27 +121,32 @@ def ensemble(
         ),
     ] = "mean",
     weights: Annotated[
-        Optional[str],
-        typer.Option("--weights", help="One weight per input, comma separated: 2,1,1. Or lwlrap: the out-of-fold scores of the runs."),
+        str | None,
+        typer.Option(
+            "--weights",
+            help="One weight per input, comma separated: 2,1,1. Or lwlrap: the out-of-fold scores of the runs.",
+        ),
     ] = None,
     truth: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--truth",
-            help="Labels of the training clips, to which the methods that are fitted need the runs' oof.csv; prints the scores.",
+            help="Labels of the training clips: fitted methods need them and the runs' oof.csv; also prints the scores.",
         ),
     ] = None,
     base: Annotated[
-        Optional[str],
-        typer.Option("--base", help="For cobyla, forward and lwlrap_weights: the average to weight, such as gmean or rank_clip."),
+        str | None,
+        typer.Option(
+            "--base", help="For cobyla, forward and lwlrap_weights: the average to weight, such as gmean or rank_clip."
+        ),
     ] = None,
     sample: Annotated[
-        Optional[Path], typer.Option("--sample", help="Sample submission; the result has exactly its rows and columns.")
+        Path | None, typer.Option("--sample", help="Sample submission; the result has exactly its rows and columns.")
     ] = None,
 ) -> None:
-    """Average predictions, or combine them by a fitted method. With --truth, print lwlrap out of fold of each member and of the ensemble.
+    """Average predictions, or combine them by a fitted method.
 
-    The score of the ensemble is nested: what is fitted to some folds is scored on another.
+    With --truth, print the out-of-fold lwlrap of each member and of the ensemble. The latter is nested: what is fitted to some folds is scored on another.
 
     Example: fatai-submit ensemble runs/* --method forward --truth DATA/train_curated.csv --out ensemble.csv
     """
@@ -172,12 +179,13 @@ def _parse_weights(text: str | None) -> list[float] | str | None:
         return [float(w) for w in text.split(",")]
     except ValueError:
         raise OptionError(
-            f"--weights is {text!r}; expected numbers like 2,1,1: one for each of the inputs; or {', '.join(WEIGHT_RULES)}"
+            f"--weights is {text!r}; expected numbers like 2,1,1: one for each of the inputs; or "
+            f"{', '.join(WEIGHT_RULES)}"
         ) from None
 
 
 def _average_row_by_row(predictions: list[Path], out: Path, method: str, weights: list[float] | None) -> int | None:
-    """Average CSVs in constant memory; return the number of rows, or None if the method, or an order of rows or columns, forbids it."""
+    """Average CSVs in constant memory; return the number of rows, or None if method or order of rows forbid it."""
     from fatai.cli.paths import part_path
     from fatai.ensemble.streaming import ROWWISE_AVERAGES, average_files
     from fatai.errors import SubmissionError
@@ -197,17 +205,17 @@ def check(
     ],
     sample: Annotated[Path, typer.Option("--sample", help="Sample submission that it must fit.")],
     oof: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--oof",
-            help="Out-of-fold predictions of the same model, or its run folder, to compare the distribution of the scores with.",
+            help="Out-of-fold predictions of the same model, or its run folder: compares the distributions.",
         ),
     ] = None,
 ) -> None:
     """Check that a submission fits the sample. Rows, columns, their order, finite values in [0, 1].
 
-    Constant tags, many ties and, with --oof, test scores unlike the out-of-fold ones are warnings: the submission is valid all the same.
-    fatai-submit score RUN --truth TRUTH estimates its lwlrap.
+    Constant tags, many ties and, with --oof, test scores unlike the out-of-fold ones are warnings: the submission is
+    valid all the same. fatai-submit score RUN --truth TRUTH estimates its lwlrap.
 
     Example: fatai-submit check runs/ninth/submission.csv --sample DATA/sample_submission.csv
     """

@@ -39,7 +39,8 @@ def export(
 
     difference = export_onnx(model, out, tolerance=tolerance)
     typer.echo(
-        f"{out}: wave (batch, {model.settings.crop_samples}) at {model.settings.sr} Hz to probs (batch, {len(model.tags)}); "
+        f"{out}: wave (batch, {model.settings.crop_samples}) at {model.settings.sr} Hz "
+        f"to probs (batch, {len(model.tags)}); "
         f"onnxruntime differs from torch by at most {difference:.1e}"
     )
 
@@ -49,7 +50,8 @@ def embed(
     run: Run,
     sounds: Annotated[list[Path], typer.Argument(metavar="SOUND", help="Sound files, or folders of them.")],
     out: Annotated[
-        Path, typer.Option("--out", help="embeddings.npy: float32 (clips, features); the names go into a .csv beside it.")
+        Path,
+        typer.Option("--out", help="embeddings.npy: float32 (clips, features); the names go into a .csv beside it."),
     ],
     fold: ModelFold = 0,
     tta: Tta = None,

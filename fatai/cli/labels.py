@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -20,22 +20,26 @@ def review(
     run: Run,
     data: RunData = None,
     out: Annotated[
-        Optional[Path],
-        typer.Option("--out", help="HTML page to write, or a .csv for a table of the label issues; by default RUN/review.html."),
+        Path | None,
+        typer.Option(
+            "--out", help="HTML page to write, or a .csv for a table of the label issues; by default RUN/review.html."
+        ),
     ] = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the page and save every decision at once, instead of writing a file.")
     ] = False,
     corrections: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--corrections",
             help="Corrections to continue with, and with --serve to write; by default RUN/corrections.csv.",
         ),
     ] = None,
     n: Annotated[
-        Optional[int],
-        typer.Option("-n", min=1, help="Maximum number of clips, the most doubtful first; by default 100 in a page, else all."),
+        int | None,
+        typer.Option(
+            "-n", min=1, help="Maximum number of clips, the most doubtful first; by default 100 in a page, else all."
+        ),
     ] = None,
     max_seconds: Annotated[
         float, typer.Option("--max-seconds", min=0.1, help="Seconds of each clip that are embedded in a page.")
@@ -44,10 +48,10 @@ def review(
     host: Host = "127.0.0.1",
     port: Port = 8000,
 ) -> None:
-    """Review clips whose labels look wrong or missing. Look, listen, and keep, relabel or remove them, by keyboard or mouse.
+    """Review clips whose labels look wrong or missing, and keep, relabel or remove them.
 
-    The result is corrections.csv: fatai-submit run DATA --corrections corrections.csv trains with it. With --out issues.csv, write the
-    label issues as a table instead, the most doubtful first.
+    The result is corrections.csv: fatai-submit run DATA --corrections corrections.csv trains with it. With --out
+    issues.csv, write the label issues as a table instead, the most doubtful first.
 
     Example: fatai-submit review runs/demo --serve
     """
@@ -104,7 +108,7 @@ def relabel(
         str,
         typer.Option(
             "--method",
-            help="Method, such as ninth, gold, fullmatch, scoring_1000 (keep 1,000 clips) or relabelall_1.2 (1.2 tags a clip).",
+            help="Method, such as fullmatch, scoring_1000 (keep 1,000 clips) or relabelall_1.2 (1.2 tags a clip).",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="CSV of fname and labels to write.")],
@@ -117,8 +121,8 @@ def relabel(
 ) -> None:
     """Select and relabel noisy clips by the predictions of a model.
 
-    The model must not have been trained on them: train on the curated part, then predict DATA/train_noisy. The methods are the registry
-    NOISY of the documentation; a number at the end is their parameter.
+    The model must not have been trained on them: train on the curated part, then predict DATA/train_noisy. The methods
+    are the registry NOISY of the documentation; a number at the end is their parameter.
 
     Example: fatai-submit relabel DATA --predictions noisy.csv --method scoring_1000 --out train_noisy_relabelled.csv
     """

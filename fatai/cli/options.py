@@ -1,9 +1,9 @@
-"""Arguments and options that several commands share, the panels of `--help`, and the names that options and commands had before."""
+"""Arguments and options shared by commands, the panels of `--help`, and former names of commands and options."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -54,101 +54,126 @@ __all__ = [
 _DATA = ("A CSV of your sounds (columns file and tags; the sounds beside it or in folders below), "
          "or a folder with train_curated.csv, train_curated/, and maybe train_noisy, test and sample_submission.csv.")
 Data = Annotated[Path, typer.Argument(metavar="DATA", help=_DATA)]
-MaybeData = Annotated[Optional[Path], typer.Argument(metavar="DATA", help=_DATA)]
+MaybeData = Annotated[Path | None, typer.Argument(metavar="DATA", help=_DATA)]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a model folder that export wrote.")]
 RunData = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option("--data", help="The data of the run; by default the path in its manifest."),
 ]
 RecipeName = Annotated[
     str, typer.Option("--recipe", help="Name of a recipe (list: fatai-submit recipes), or a .toml file.")
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run: new or empty, or with --resume a run to continue.")]
-FoldCount = Annotated[Optional[int], typer.Option("--folds", help="Number of folds instead of the recipe's.")]
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder of the run: new or empty, or with --resume a run to continue.")
+]
+FoldCount = Annotated[int | None, typer.Option("--folds", help="Number of folds instead of the recipe's.")]
 Folds = Annotated[
-    Optional[list[int]], typer.Option("--fold", help="Train only this fold, counted from 0; may be repeated.")
+    list[int] | None, typer.Option("--fold", help="Train only this fold, counted from 0; may be repeated.")
 ]
 ModelFold = Annotated[int, typer.Option("--fold", min=0, help="Fold of the run, counted from 0.")]
-Epochs = Annotated[Optional[int], typer.Option("--epochs", help="Epochs of every stage instead of the recipe's.")]
-BatchSize = Annotated[Optional[int], typer.Option("--bs", help="Clips per batch instead of the recipe's.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Epochs of every stage instead of the recipe's.")]
+BatchSize = Annotated[int | None, typer.Option("--bs", help="Clips per batch instead of the recipe's.")]
 LearningRate = Annotated[
-    Optional[float], typer.Option("--lr", help="Maximum learning rate of every stage instead of the recipe's.")
+    float | None, typer.Option("--lr", help="Maximum learning rate of every stage instead of the recipe's.")
 ]
-Arch = Annotated[Optional[str], typer.Option("--arch", help="Model instead of the recipe's (list: fatai-submit models).")]
+Arch = Annotated[str | None, typer.Option("--arch", help="Model instead of the recipe's (list: fatai-submit models).")]
 Width = Annotated[
-    Optional[float],
-    typer.Option("--width", help="Factor of the model's channels instead of the recipe's: 0.5 is half the published width."),
+    float | None,
+    typer.Option(
+        "--width", help="Factor of the model's channels instead of the recipe's: 0.5 is half the published width."
+    ),
 ]
 Weights = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option("--weights", help="File of pretrained weights of the model, such as Cnn14_mAP=0.431.pth of PANNs."),
 ]
-CropS = Annotated[Optional[float], typer.Option("--crop-s", help="Seconds of a crop instead of the recipe's.")]
+CropS = Annotated[float | None, typer.Option("--crop-s", help="Seconds of a crop instead of the recipe's.")]
 Tta = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--tta", help="Kind of views instead of the recipe's: even, random, tiles, whole, padded, ..."),
 ]
 NViews = Annotated[
-    Optional[int],
-    typer.Option("--n-views", help="Number of views of each clip that are averaged, instead of the default of the recipe or of --tta."),
+    int | None,
+    typer.Option(
+        "--n-views",
+        help="Number of views of each clip that are averaged, instead of the default of the recipe or of --tta.",
+    ),
 ]
 Average = Annotated[
-    Optional[str], typer.Option("--average", help="Average the probs or the logits of a clip's views.")
+    str | None, typer.Option("--average", help="Average the probs or the logits of a clip's views.")
 ]
-Seed = Annotated[Optional[int], typer.Option("--seed", help="Seed instead of the recipe's; fold k uses seed + k.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's; fold k uses seed + k.")]
 Precision = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--precision", help="Arithmetic instead of the recipe's: auto (the fastest here), fp32 or bf16."),
 ]
 NumWorkers = Annotated[
-    Optional[int],
-    typer.Option("--num-workers", help="Processes that read sound files; 0 reads in the main process, the default without a GPU."),
+    int | None,
+    typer.Option(
+        "--num-workers", help="Processes that read sound files; 0 reads in the main process, the default without a GPU."
+    ),
 ]
 InputList = Annotated[
-    Optional[Path], typer.Option("--input-list", help="Text file with one path of a sound per line, of any length.")
+    Path | None, typer.Option("--input-list", help="Text file with one path of a sound per line, of any length.")
 ]
 Shard = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--shard",
-        help="Process one part of the sounds and write it beside --out: 2/8 is the second of eight; predict --merge joins them.",
+        help="Process one part of the sounds and write it beside --out: 2/8 is the second of eight. "
+        "predict --merge joins the parts.",
     ),
 ]
 Nproc = Annotated[
-    Optional[int],
-    typer.Option("--nproc", help="Number of processes on this machine; they share the folds, or with fewer folds each batch."),
+    int | None,
+    typer.Option(
+        "--nproc", help="Number of processes on this machine; they share the folds, or with fewer folds each batch."
+    ),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out; options and data must be the same.")
 ]
 Corrections = Annotated[
-    Optional[Path],
-    typer.Option("--corrections", help="CSV of fname and labels (or the word remove) that corrects curated and noisy clips."),
+    Path | None,
+    typer.Option(
+        "--corrections", help="CSV of fname and labels (or the word remove) that corrects curated and noisy clips."
+    ),
 ]
 Scale = Annotated[
     str,
-    typer.Option("--scale", help="full (as in the recipe), small or tiny: fewer channels, epochs and views by one rule for all recipes."),
+    typer.Option(
+        "--scale",
+        help="full (as in the recipe), small or tiny: fewer channels, epochs and views by one rule for all recipes.",
+    ),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Train nothing; print stages, steps, parameters and, from a short measurement, time and memory."),
+    typer.Option(
+        "--dry-run",
+        help="Train nothing; print stages, steps, parameters and, from a short measurement, time and memory.",
+    ),
 ]
 TimeLimit = Annotated[
-    Optional[str],
-    typer.Option("--time-limit", help="As --dry-run, and print whether the run fits into this time, such as 9h, 90m or 600s."),
+    str | None,
+    typer.Option(
+        "--time-limit", help="As --dry-run, and print whether the run fits into this time, such as 9h, 90m or 600s."
+    ),
 ]
 ReuseRun = Annotated[
-    Optional[list[Path]],
-    typer.Option("--reuse-run", help="For ensembles: a finished run of a member's recipe, used instead of training it; may be repeated."),
+    list[Path] | None,
+    typer.Option(
+        "--reuse-run",
+        help="For ensembles: a finished run of a member's recipe, used instead of training it; may be repeated.",
+    ),
 ]
 Calibrate = Annotated[
     bool, typer.Option("--calibrate", help="Apply the calibration that fatai-submit calibrate wrote into the run.")
 ]
 StepS = Annotated[
-    Optional[float], typer.Option("--step-s", help="Seconds between windows; by default half a window.")
+    float | None, typer.Option("--step-s", help="Seconds between windows; by default half a window.")
 ]
 Predictions = Annotated[
-    Optional[Path], typer.Option("--predictions", help="CSV of predictions to use instead of RUN/oof.csv.")
+    Path | None, typer.Option("--predictions", help="CSV of predictions to use instead of RUN/oof.csv.")
 ]
 Host = Annotated[str, typer.Option("--host", help="Address to listen at; by default only this machine can connect.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0 takes any free one.")]
@@ -185,7 +210,7 @@ _OLD_OPTIONS = {
 
 
 class CommandPanels(TyperGroup):
-    """The commands, listed in panels in `--help`; a former name of a command or option is an error that gives the new one."""
+    """The commands, listed in panels in `--help`; former names of commands and options raise an error with the new one."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands of each panel with the first sentence of their help."""
@@ -212,20 +237,21 @@ class CommandPanels(TyperGroup):
 def _merge_shards(out: Path | None) -> None:
     if out is None:
         return
-    from fatai.experiment.bulk_predict import merge_parts
+    from fatai.experiment.bulk_predict import merge_shards
 
-    typer.echo(f"{out}: {merge_parts(out)} rows")
+    typer.echo(f"{out}: {merge_shards(out)} rows")
     raise typer.Exit()
 
 
 # Done before other arguments are parsed, so that no RUN is needed.
 Merge = Annotated[
-    Optional[Path],
+    Path | None,
     typer.Option(
         "--merge",
         metavar="OUT",
         is_eager=True,
         callback=_merge_shards,
-        help="Only join the parts that --shard made for --out OUT, in the order of the sounds, and remove them; also the parts of tag.",
+        help="Only join the parts that --shard wrote for --out OUT, of predict or of tag, in the order of the sounds; "
+        "then remove the parts.",
     ),
 ]

@@ -40,8 +40,8 @@ def read_sound_list(file: Path) -> list[tuple[str, Path]]:
 def sound_files(sounds: list[Path]) -> list[tuple[str, Path]]:
     """Find files and all sounds below folders; return names and paths.
 
-    A sound below a folder is named by its path relative to that folder; where two names are equal, by the path as given. Broken links are
-    listed too, so that every sound gets a row in the output.
+    A sound below a folder is named by its path relative to that folder; where two names are equal, by the path as
+    given. Broken links are listed too, so that every sound gets a row in the output.
 
     Raises
     ------

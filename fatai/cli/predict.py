@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,28 +24,28 @@ app = typer.Typer()
 def predict(
     run: Run,
     sounds: Annotated[
-        Optional[list[Path]],
+        list[Path] | None,
         typer.Argument(
             metavar="SOUND",
             help="A data folder (its test part is predicted), a CSV of sounds, folders of sounds, or sound files.",
         ),
     ] = None,
     out: Annotated[
-        Optional[Path], typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")
+        Path | None, typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Tags printed for each clip.")] = 3,
     tta: Tta = None,
     n_views: NViews = None,
     average: Average = None,
     save_views: Annotated[
-        Optional[Path], typer.Option("--save-views", help="Folder for the probabilities of every single view.")
+        Path | None, typer.Option("--save-views", help="Folder for the probabilities of every single view.")
     ] = None,
     calibrate: Calibrate = False,
     labels: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--labels",
-            help="CSV to write of fname and labels: the tags at or above the thresholds of fatai-submit calibrate --thresholds.",
+            help="CSV to write of fname and labels: the tags at or above the thresholds that calibrate --thresholds found.",
         ),
     ] = None,
     num_workers: NumWorkers = None,
@@ -91,19 +91,19 @@ def _predict_to_table(
 ) -> None:
     """Write all predictions to a CSV, or one shard of them, or all shards in `nproc` processes."""
     from fatai.errors import OptionError
-    from fatai.experiment.bulk_predict import merge_parts, part_of, predict_list
+    from fatai.experiment.bulk_predict import merge_shards, parse_shard, predict_to_csv
     from fatai.experiment.launch import start_shards
 
     if shard is not None and nproc is not None:
         raise OptionError("--shard processes one part and --nproc all of them; give one of the two")
     if nproc is not None:
         start_shards(nproc, sys.argv[1:], f"the prediction of {out}")
-        typer.echo(f"{out}: {merge_parts(out)} clips")
+        typer.echo(f"{out}: {merge_shards(out)} clips")
         return
     if shard is not None:
-        part = part_of(shard)
+        part = parse_shard(shard)
         table, out = table[part.rows(len(table))], part.file(out)
-    typer.echo(f"{out}: {predict_list(run, table, out, keep_journal=shard is not None, **options)} clips")
+    typer.echo(f"{out}: {predict_to_csv(run, table, out, keep_journal=shard is not None, **options)} clips")
 
 
 def _write_labels(table: pd.DataFrame, out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,10 +22,10 @@ def show_augs(
     data: Data,
     recipe: RecipeName = "ninth",
     augment: Annotated[
-        Optional[list[str]], typer.Option("--augment", help="Another augmentation to show; may be repeated.")
+        list[str] | None, typer.Option("--augment", help="Another augmentation to show; may be repeated.")
     ] = None,
     mixup: Annotated[
-        Optional[list[str]], typer.Option("--mixup", help="Another mixer to show; may be repeated.")
+        list[str] | None, typer.Option("--mixup", help="Another mixer to show; may be repeated.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")] = Path("augs.png"),
     fold: ModelFold = 0,
@@ -40,8 +40,8 @@ def show_augs(
 
     from fatai.augment.show import show_each
     from fatai.errors import OptionError
-    from fatai.experiment.run import preview_learner
     from fatai.experiment.recipe import load_recipe
+    from fatai.experiment.run import preview_learner
     from fatai.io.atomic import write_file
     from fatai.registry import AUGMENTATIONS, MIXERS
 
@@ -77,7 +77,7 @@ def _augmentations(recipe: Recipe) -> dict[str, list[Any]]:
 def lr_find(
     data: Data,
     recipe: RecipeName = "ninth",
-    out: Annotated[Optional[Path], typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")] = None,
     fold: ModelFold = 0,
     steps: Annotated[int, typer.Option("--steps", help="Number of batches, each with a larger learning rate.")] = 100,
     bs: BatchSize = None,
@@ -92,8 +92,8 @@ def lr_find(
     """
     import matplotlib
 
-    from fatai.experiment.run import preview_learner
     from fatai.experiment.recipe import load_recipe
+    from fatai.experiment.run import preview_learner
     from fatai.training.lr_finder import find_lr
 
     matplotlib.use("Agg")

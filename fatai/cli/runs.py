@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,12 +19,12 @@ def report(
     run: Run,
     data: RunData = None,
     out: Annotated[
-        Optional[Path], typer.Option("--out", help="HTML file to write; by default RUN/report.html.")
+        Path | None, typer.Option("--out", help="HTML file to write; by default RUN/report.html.")
     ] = None,
 ) -> None:
-    """Write one HTML file with the results of a run. Scores, costliest tags, confusions, clips with players, curves, data.
+    """Write one HTML file with the results of a run.
 
-    Every run writes it at its end. The file is self-contained and opens without a network.
+    Scores, costliest tags, confusions, clips with players, curves, data. Every run writes it at its end. The file is self-contained and opens without a network.
 
     Example: fatai-submit report runs/ninth --data DATA --out ninth.html
     """
@@ -40,13 +40,13 @@ def reproduce(
     run: Run,
     data: MaybeData = None,
     out: Annotated[
-        Optional[Path], typer.Option("--out", help="Folder of the new run; by default RUN-reproduced.")
+        Path | None, typer.Option("--out", help="Folder of the new run; by default RUN-reproduced.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a reproduction that was begun in --out.")] = False,
 ) -> None:
-    """Train a run again from its manifest and recipe, and compare the files. Print whether they are the same bytes, or what differs.
+    """Train a run again from its manifest and recipe, and compare the files.
 
-    DATA is needed only if the data have moved. The exit code is 0 if all files are the same bytes, else 1.
+    Print whether they are the same bytes, or what differs. DATA is needed only if the data have moved. The exit code is 0 if all files are the same bytes, else 1.
 
     Example: fatai-submit reproduce runs/ninth
     """

@@ -38,7 +38,9 @@ def serve(
     limits = Limits(upload_mb=max_mb, sound_s=max_seconds, files=max_files)
     tagger = Tagger(run, step_s=step_s, calibrated=calibrate)
     warn_if_public(host)
-    serve_app(tagger_app(tagger, page_title(run), limits), host, port, log=lambda address: typer.echo(f"{run}: {address}"))
+    serve_app(
+        tagger_app(tagger, page_title(run), limits), host, port, log=lambda address: typer.echo(f"{run}: {address}")
+    )
 
 
 def warn_if_public(host: str) -> None:

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,31 +25,33 @@ app = typer.Typer()
 def tag(
     run: Run,
     sounds: Annotated[
-        Optional[list[Path]], typer.Argument(metavar="SOUND", help="Sound files of any length, or folders of them.")
+        list[Path] | None, typer.Argument(metavar="SOUND", help="Sound files of any length, or folders of them.")
     ] = None,
     out: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--out",
-            help="File to write; for audacity and raven with several sounds a folder. Without it the events are printed.",
+            help="File to write; a folder for audacity and raven with several sounds. By default events are printed.",
         ),
     ] = None,
     format_: Annotated[
         str, typer.Option("--format", help="csv, json, audacity (label tracks) or raven (selection tables).")
     ] = "csv",
     threshold: Annotated[
-        Optional[float],
+        float | None,
         typer.Option(
             min=0,
             max=1,
             help="Minimum probability of an event: 0.5, or with --calibrate the run's thresholds, if it has any.",
         ),
     ] = None,
-    top: Annotated[Optional[int], typer.Option("--top", min=1, help="Maximum number of tags at a time.")] = None,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Maximum number of tags at a time.")] = None,
     step_s: StepS = None,
     silence_db: Annotated[
         float,
-        typer.Option("--silence-db", max=0, help="A window whose peak is below this level, in dB of full scale, is silence."),
+        typer.Option(
+            "--silence-db", max=0, help="A window whose peak is below this level, in dB of full scale, is silence."
+        ),
     ] = -60.0,
     calibrate: Calibrate = False,
     input_list: InputList = None,
@@ -95,12 +97,13 @@ def _sound_paths(sounds: list[Path], input_list: Path | None) -> list[Path]:
 def _select_shard(paths: list[Path], out: Path | None, shard: str, format_: str) -> tuple[list[Path], Path]:
     """Return the sounds of one shard and the path that their events are written to."""
     from fatai.errors import OptionError
-    from fatai.experiment.bulk_predict import part_of
+    from fatai.experiment.bulk_predict import parse_shard
 
-    part = part_of(shard)
+    part = parse_shard(shard)
     if out is None or format_ == "json":
         raise OptionError(
-            "--shard writes one part of a file that predict --merge joins: give --out, and csv, audacity or raven as --format"
+            "--shard writes one part of a file that predict --merge joins: give --out, and csv, audacity or raven as "
+            "--format"
         )
     return paths[part.rows(len(paths))], part.file(out) if format_ == "csv" else out
 
@@ -109,9 +112,8 @@ def _check_out(out: Path | None, is_one_file: bool) -> None:
     from fatai.errors import DataError
 
     if out is not None and out.exists() and out.is_dir() == is_one_file:
-        raise DataError(
-            f"{out} is {'a folder' if is_one_file else 'a file'}; give --out the name of a {'file' if is_one_file else 'folder'}"
-        )
+        found, expected = ("folder", "file") if is_one_file else ("file", "folder")
+        raise DataError(f"{out} is a {found}; give --out the name of a {expected}")
 
 
 def _threshold(requested: float | None, calibration: Calibration | None) -> float | dict[str, float]:
@@ -146,13 +148,13 @@ def _write_events(
     from fatai.inference.events.progress_log import read_event_log
 
     result = tagger.tag_files(paths, log, **options)
-    _report_faults(list(result.faults.values()), len(paths))
+    _report_faults(list(result.errors.values()), len(paths))
     names = {str(path) for path in paths}
     rows = (row for row in read_event_log(log) if row.file in names)
     write_events(out, rows, format_, high_hz=tagger.settings.front_end.max_hz, root=root)
-    if not result.faults:
+    if not result.errors:
         log.unlink()
-    n = len(paths) - len(result.faults)
+    n = len(paths) - len(result.errors)
     typer.echo(f"{out}: events of {n} sound{'s' if n > 1 else ''}")
 
 
@@ -166,6 +168,7 @@ def _report_faults(faults: Iterable[str], n_sounds: int) -> None:
         raise AudioError(faults[0] if n_sounds == 1 else f"none of the {n_sounds} sounds can be read:\n{lines}")
     if faults:
         warnings.warn(
-            f"{len(faults)} of {n_sounds} sounds cannot be read and are left out; the same command tries them again:\n{lines}",
+            f"{len(faults)} of {n_sounds} sounds cannot be read and are left out; the same command tries them again:\n"
+            f"{lines}",
             stacklevel=2,
         )

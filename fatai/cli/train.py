@@ -187,9 +187,9 @@ def run(
     reuse_run: ReuseRun = None,
     nproc: Nproc = None,
 ) -> None:
-    """Train the folds of a recipe, predict, and write a report. If there is a test part, also write a checked submission.
+    """Train the folds of a recipe, predict, and write a report.
 
-    With an ensemble as --recipe, such as ensembles/third_place, train all its runs and average them; this needs a test
+    If there is a test part, also write a checked submission. With an ensemble as --recipe, such as ensembles/third_place, train all its runs and average them; this needs a test
     part.
 
     Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine
@@ -229,7 +229,7 @@ def run(
 
 @contextmanager
 def _processes(n: int | None, out: Path) -> Iterator[bool]:
-    """Give True in a process that does the work; without torchrun, start `n` such processes, wait for them, and give False."""
+    """Yield True in a process that does the work; else start `n` such processes, wait for them, and yield False."""
     from fatai.distributed import was_started_by_torchrun
     from fatai.experiment.launch import in_process_group, start_processes
 

@@ -111,7 +111,8 @@ class ReportData:
         fnames = [name for name in self.predictions.fnames if name in self.truth]
         if not fnames:
             raise SectionUnavailable(
-                "The labels of the held-out clips are not available, so nothing can be scored: give the data with --data."
+                "The labels of the held-out clips are not available, so nothing can be scored: give the data with "
+                "--data."
             )
         targ = np.array([self.truth[name] for name in fnames], dtype=bool)
         if not targ.any():

@@ -1,7 +1,7 @@
-"""Decisions of a label review on disk: corrections.csv, which every loader reads, and beside it the clips confirmed as right.
+"""Decisions of a label review on disk: corrections.csv, which every loader reads, and a file of confirmed clips.
 
-A decision is the tags of a clip, or None to remove the clip. The tags as given confirm the clip: this is no correction and goes to
-`<corrections>.confirmed.csv`, which only a continued review reads.
+A decision is the tags of a clip, or None to remove the clip. The tags as given confirm the clip: this is no correction
+and goes to `<corrections>.confirmed.csv`, which only a continued review reads.
 """
 
 from __future__ import annotations

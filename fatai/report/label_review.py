@@ -1,7 +1,8 @@
 """The review of label issues, as data and as a page in one file.
 
-A label issue is a clip and a tag, found by `fatai.noisy_labels.label_issues`: a given tag that looks wrong, or another that looks missing.
-The page goes through them tag by tag, the most doubtful first. A decision on a clip applies to all its issues.
+A label issue is a clip and a tag, found by `fatai.noisy_labels.label_issues`: a given tag that looks wrong, or another
+that looks missing. The page goes through them tag by tag, the most doubtful first. A decision on a clip applies to all
+its issues.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class LabelIssue:
 
 @dataclass(frozen=True)
 class Review:
-    """The clips and their issues; these are ordered by tag in the order of the vocabulary, and by doubt within a tag."""
+    """The clips and their issues, which are ordered by tag as in the vocabulary, and by doubt within a tag."""
 
     title: str
     tags: tuple[str, ...]
@@ -154,7 +155,8 @@ def label_issues_of_run(
     data
         The data folder; by default the one in the run's manifest, if it still exists.
     predictions
-        A CSV to use instead of the run's oof.csv, for instance of noisy clips; its models must not have been trained on these clips.
+        A CSV to use instead of the run's oof.csv, for instance of noisy clips; its models must not have been trained on
+        these clips.
     n
         Maximum number of clips, the most doubtful ones; None for all.
 
@@ -173,7 +175,10 @@ def label_issues_of_run(
     if n is not None:
         issues = issues[issues["fname"].isin(issues["fname"].drop_duplicates().head(n))]
     if not len(issues):
-        raise DataError(f"the predictions of {predictions or run} contradict no label of {len(fnames)} clips; there is nothing to review")
+        raise DataError(
+            f"the predictions of {predictions or run} contradict no label of {len(fnames)} clips; "
+            "there is nothing to review"
+        )
     return RunIssues(issues, len(fnames), labels, predicted, dataset)
 
 
@@ -216,7 +221,8 @@ def _predicted_labels(dataset: FATDataset, predicted: Predictions) -> pd.DataFra
     known = table[table["fname"].isin(predicted.fnames)]
     if not len(known):
         raise DataError(
-            f"{dataset.path} has none of the {len(predicted.fnames)} clips of the predictions; give the folder that the run trained on"
+            f"{dataset.path} has none of the {len(predicted.fnames)} clips of the predictions; "
+            "give the folder that the run trained on"
         )
     return known
 
@@ -248,7 +254,8 @@ def clip_media(clip: ReviewClip, max_s: float, columns: int = 500) -> dict[str, 
 
     Returns
     -------
-    `seconds` encoded, `total_seconds` of the file, `picture` with its `ticks`, and `sound`; or `error` if the file cannot be read.
+    `seconds` encoded, `total_seconds` of the file, `picture` with its `ticks`, and `sound`; or `error` if the file
+    cannot be read.
     """
     try:
         wave = load_audio(clip.path, _SR)
@@ -314,7 +321,10 @@ def review_page(review: Review, data: Mapping[str, Any] | None = None, token: st
         scripts=_SCRIPTS,
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; media-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
+        policy=(
+            "default-src 'none'; img-src data:; media-src data:; "
+            f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
+        ),
     )
 
 

@@ -1,8 +1,9 @@
 """Sounds and pictures embedded in a page: data URIs and inline SVG.
 
-Conventions: a *wave* has the shape (samples,), values in [-1, 1]; a *spectrogram* has the shape (rows, frames), lowest frequency first;
-both may be arrays or tensors. Untrusted words are escaped here. The same input gives the same bytes. SVG text has the color of the page's
-text, so that light and dark pages show it; colors of data suit every kind of color vision.
+Conventions: a *wave* has the shape (samples,), values in [-1, 1]; a *spectrogram* has the shape (rows, frames), lowest
+frequency first; both may be arrays or tensors. Untrusted words are escaped here. The same input gives the same bytes.
+SVG text has the color of the page's text, so that light and dark pages show it; colors of data suit every kind of color
+vision.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ def image_uri(
     Parameters
     ----------
     values
-        Shape (rows, columns); larger tables are averaged down to `max_size`. NaN and infinities are drawn as the lowest value.
+        Shape (rows, columns); larger tables are averaged down to `max_size`. NaN and infinities are drawn as the lowest
+        value.
     cmap
         Name of a color map of matplotlib.
     vmin, vmax
@@ -191,7 +193,8 @@ def spectrogram_svg(values: Any, front_end: FrontEnd, *, heat: Any = None, label
         ),
     ]
     frame = Markup(
-        '<svg class="spectrogram" viewBox="0 0 {} {}" role="img" aria-label="{}" font-size="11" fill="currentColor">{}</svg>'
+        '<svg class="spectrogram" viewBox="0 0 {} {}" role="img" aria-label="{}" font-size="11" '
+        'fill="currentColor">{}</svg>'
     )
     return frame.format(width, height, label, Markup("").join([*layers, *labels]))
 
@@ -366,7 +369,10 @@ def _data_uri(mime_type: str, content: bytes) -> str:
 
 
 def frequency_ticks(front_end: FrontEnd, rows: int) -> list[tuple[float, float]]:
-    """Return round frequencies in Hz and the height of their row's center, 0 at the bottom and 1 at the top; none too near another."""
+    """Return round frequencies in Hz and the height of their row's center, from 0 at the bottom to 1 at the top.
+
+    Those too near another are left out.
+    """
     centers = front_end.frequencies_hz()
     centers = centers if len(centers) == rows else np.linspace(centers[0], centers[-1], rows)
     ticks: list[tuple[float, float]] = []

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 
 from fatai import __version__
+from fatai.cli import train
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_labels
+from fatai.errors import DataError
 from fatai.experiment.recipe import tomllib
 
 COMMANDS = [
     "run",
-    "train",
     "predict",
     "ensemble",
     "check",
@@ -30,15 +31,13 @@ COMMANDS = [
     "stats",
     "download",
     "relabel",
-    "suspects",
     "tag",
     "calibrate",
     "show-augs",
     "lr-find",
     "export",
-    "compare",
     "embed",
-    "panns-logreg",
+    "reproduce",
     "serve",
     "review",
     "report",
@@ -68,7 +67,10 @@ def test_importing_fatai_loads_neither_torch_nor_fastai():
 
 
 def test_the_command_itself_loads_neither_torch_nor_fastai():
-    code = "import sys, fatai.cli; print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'librosa') if m in sys.modules])"
+    code = (
+        "import sys, fatai.cli; "
+        "print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'librosa') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -79,7 +81,7 @@ def test_every_command_has_an_example_in_its_help(command):
 
 
 @pytest.mark.parametrize("words, offered", [
-    ("fatai-submit sus", ["suspects"]),
+    ("fatai-submit repr", ["reproduce"]),
     ("fatai-submit run --cro", ["--crop-s"]),
     ("fatai-submit recipes sh", ["show"]),
 ])
@@ -95,24 +97,76 @@ def test_a_shell_completes_commands_and_options(words, offered):
     assert completed.stdout.split() == offered
 
 
-def test_help_texts_say_the_same_of_the_same():
+def parameters():
+    """Every parameter of every command, with the command's name."""
     from typer.main import get_command
 
     from fatai.cli import app
 
-    said: dict[str, set[str]] = {}
     for name, command in get_command(app).commands.items():
         for parameter in command.params:
-            if parameter.name in ("help", "ctx") or name == "recipes":
-                continue
-            assert parameter.help and parameter.help.strip()[-1] in ".?)", (
-                f"{name}: {parameter.name} says nothing, or no sentence"
-            )
-            said.setdefault(parameter.metavar if parameter.metavar == "DATA" else parameter.name, set()).add(
-                parameter.help
-            )
-    for of in ("DATA", "epochs", "crop_s", "width", "seed", "recipe", "views", "calibrated", "step_s"):
-        assert len(said[of]) == 1, f"{of} is explained in {len(said[of])} ways"
+            if parameter.name not in ("help", "ctx") and name != "recipes":
+                yield name, parameter
+
+
+def test_the_same_option_has_the_same_help_everywhere():
+    texts: dict[str, set[str]] = {}
+    for name, parameter in parameters():
+        assert parameter.help and parameter.help.strip()[-1] in ".?)", (
+            f"{name}: {parameter.name} has no sentence of help"
+        )
+        key = parameter.metavar if parameter.metavar in ("DATA", "RUN") else parameter.name
+        texts.setdefault(key, set()).add(parameter.help)
+    same = (
+        "DATA", "RUN", "epochs", "crop_s", "width", "seed", "recipe", "tta", "n_views", "calibrate", "step_s",
+        "num_workers", "input_list", "shard", "nproc", "host", "port",
+    )
+    for key in same:
+        assert len(texts[key]) == 1, f"{key} is explained in {len(texts[key])} ways"
+
+
+def test_a_run_is_always_the_first_argument():
+    first: dict[str, str] = {}
+    for name, parameter in parameters():
+        if parameter.param_type_name == "argument":
+            first.setdefault(name, parameter.metavar)
+            assert parameter.metavar != "RUN" or first[name] == "RUN", f"{name}: RUN comes after {first[name]}"
+    with_run = {name for name, metavar in first.items() if metavar == "RUN"}
+    assert with_run == {"predict", "tag", "serve", "report", "review", "export", "embed", "calibrate", "reproduce"}
+
+
+def test_help_shows_every_command_once_in_its_panel(main_with):
+    from typer.main import get_command
+
+    from fatai.cli import app
+
+    shown = main_with("--help").stdout
+    for panel in ("Train", "Predict", "Evaluate", "Data", "Labels", "Models", "Competition"):
+        assert re.search(rf"^{panel}:$", shown, re.M)
+    for name in get_command(app).commands:
+        assert len(re.findall(rf"^  {name} ", shown, re.M)) == 1, name
+
+
+@pytest.mark.parametrize(("args", "replacement"), [
+    (["train", "DATA"], "the command train has become: fatai-submit run --no-predict"),
+    (["compare", "RUN"], "the command compare has become: fatai-submit score RUN... --truth TRUTH"),
+    (["suspects", "RUN"], "the command suspects has become: fatai-submit review RUN --out issues.csv"),
+    (["repeat", "RUN"], "the command repeat has become: fatai-submit reproduce"),
+    (["merge", "p.csv"], "the command merge has become: fatai-submit predict --merge"),
+    (["panns-logreg", "DATA"], "the command panns-logreg has become: fatai-submit run --recipe panns_logreg"),
+    (["run", "DATA", "--only-fold", "1"], "the option --only-fold of run has become --fold"),
+    (["run", "DATA", "--workers=2"], "the option --workers of run has become --num-workers"),
+    (["run", "DATA", "--budget", "9h"], "the option --budget of run has become --time-limit"),
+    (["run", "DATA", "--reuse", "RUN"], "the option --reuse of run has become --reuse-run"),
+    (["predict", "RUN", "--list", "l.txt"], "the option --list of predict has become --input-list"),
+    (["predict", "RUN", "--processes", "2"], "the option --processes of predict has become --nproc"),
+    (["predict", "RUN", "--keep-views", "v"], "the option --keep-views of predict has become --save-views"),
+    (["serve", "RUN", "--calibrated"], "the option --calibrated of serve has become --calibrate"),
+    (["tag", "a.wav", "--model", "RUN"], "the option --model of tag has become RUN as the first argument"),
+])
+def test_a_former_name_is_an_error_that_gives_the_new_one(args, replacement, main_with):
+    ended = main_with(*args)
+    assert ended.returncode == 2 and replacement in ended.stderr and ended.stderr.count("\n") == 1
 
 
 def test_version():
@@ -128,11 +182,11 @@ def test_version():
         (["run", "{sample}", "--recipe", "nowhere.toml", "--out", "new"], "there is no recipe file nowhere.toml"),
         (["run", "{sample}", "--arch", "m33", "--out", "new"], "did you mean m3"),
         (["run", "{sample}", "--folds", "1", "--out", "new"], "folds.n is 1"),
-        (["run", "{sample}", "--recipe", "quick", "--out", "{run}"], "exists already"),
+        (["run", "{sample}", "--recipe", "quick", "--out", "{run}"], "exists and is not empty"),
         (["predict", "{empty}", "{sample}"], "no finished run"),
         (["predict", "{run}", "nowhere.wav"], "there is no file or folder nowhere.wav"),
-        (["score", "nowhere.csv", "{sample}/truth/test.csv"], "nowhere.csv"),
-        (["score", "{run}/test.csv", "{sample}/train_curated.csv"], "truth"),
+        (["score", "nowhere.csv", "--truth", "{sample}/truth/test.csv"], "nowhere.csv"),
+        (["score", "{run}/test.csv", "--truth", "{sample}/train_curated.csv"], "truth"),
         (["ensemble", "{run}", "{run}/oof.csv", "--out", "e.csv"], "oof.csv|clips|missing|lack"),
         (["ensemble", "{run}", "--weights", "a", "--out", "e.csv"], "expected numbers"),
         (["check", "{run}/oof.csv", "--sample", "{sample}/sample_submission.csv"], "does not match"),
@@ -141,14 +195,14 @@ def test_version():
         (["stats", "{sample}", "--front-end", "nineth"], "did you mean ninth"),
         (["scan", "nowhere"], "nowhere"),
         (
-            ["relabel", "{sample}", "--predictions", "{run}/test.csv", "--mode", "scoring_9", "--out", "r.csv"],
+            ["relabel", "{sample}", "--predictions", "{run}/test.csv", "--method", "scoring_9", "--out", "r.csv"],
             "lack|no prediction|predict",
         ),
-        (["suspects", "{empty}", "--labels", "{sample}/train_curated.csv"], "oof.csv"),
+        (["review", "{empty}", "--data", "{sample}", "--out", "issues.csv"], "oof.csv"),
         (["doctor", "nowhere"], "there is no folder nowhere"),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
+def test_an_error_that_the_user_can_fix_is_one_sentence_and_exit_code_2(
     args, words, main_with, tiny_run, sample, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -159,7 +213,7 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
     assert re.search(words, ended.stderr) and "Traceback" not in ended.stderr, ended.stderr
 
 
-def test_the_real_command_ends_with_one_sentence_too(tmp_path):
+def test_the_installed_command_ends_with_one_sentence_too(tmp_path):
     ended = fatai_submit("recipes", "show", "nineth", cwd=tmp_path)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "did you mean ninth" in ended.stderr
 
@@ -181,16 +235,19 @@ def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_pa
     )
     assert re.search(r"epoch 0 .*lwlrap 0\.\d+", ran.stdout)
     submission, template = tmp_path / "run" / "submission.csv", sample / "sample_submission.csv"
-    assert "is fine" in main_with("check", submission, "--sample", template).stdout
-    scored = main_with("score", tmp_path / "run" / "test.csv", sample / "truth" / "test.csv", "--per-tag").stdout
-    assert re.match(r"lwlrap 0\.\d{4}\n", scored) and len(scored.splitlines()) == 11
+    assert "is valid" in main_with("check", submission, "--sample", template).stdout
+    scored = main_with(
+        "score", tmp_path / "run" / "test.csv", "--truth", sample / "truth" / "test.csv", "--per-tag"
+    ).stdout
+    assert re.match(r"lwlrap 0\.\d{4}, 0\.\d{3}, .*\n", scored) and len(scored.splitlines()) == 11
     tagged = main_with("predict", tmp_path / "run", sample, "--out", tmp_path / "again.csv")
     assert tagged.returncode == 0 and (tmp_path / "again.csv").read_text().count("\n") == 61
     blended = main_with(
         "ensemble", tmp_path / "run", tmp_path / "again.csv", "--sample", template, "--out", tmp_path / "blend.csv"
     )
     assert (
-        blended.returncode == 0 and "is fine" in main_with("check", tmp_path / "blend.csv", "--sample", template).stdout
+        blended.returncode == 0
+        and "is valid" in main_with("check", tmp_path / "blend.csv", "--sample", template).stdout
     )
     one = next((sample / "test").iterdir())
     assert re.match(rf"{one.name}: \w+ 0\.\d\d, ", main_with("predict", tmp_path / "run", one).stdout)
@@ -257,33 +314,43 @@ def test_stats_go_into_a_recipe(main_with, sample, tmp_path):
     assert {k: measured[k] for k in numbers} == numbers and numbers["mean"] != -35.7
 
 
-def test_suspects_lists_the_odd_labels_of_a_run(main_with, tiny_run, sample, tmp_path):
-    labels = sample / "train_curated.csv"
-    assert (
-        main_with("suspects", tiny_run.out, "--labels", labels, "--per-clip", "--out", tmp_path / "s.csv").returncode
-        == 0
-    )
-    written = pd.read_csv(tmp_path / "s.csv")
-    assert set(written["kind"]) <= {"wrong", "missing"} and written["fname"].is_unique and len(written) > 0
-    shown = main_with("suspects", tiny_run.out, "--labels", labels, "-n", 3).stdout.splitlines()
-    assert len(shown) == 3 and all("given: " in line for line in shown)
+def test_review_writes_the_label_issues_of_a_run_as_a_table(main_with, tiny_run, sample, tmp_path):
+    issues = tmp_path / "issues.csv"
+    ended = main_with("review", tiny_run.out, "--data", sample, "--out", issues)
+    assert ended.returncode == 0, ended.stderr
+    written = pd.read_csv(issues)
+    assert set(written["kind"]) <= {"wrong", "missing"} and written["labels"].notna().all() and len(written) > 0
+    assert written["score"].is_monotonic_decreasing and f"{len(written)} label issues in 120 clips" in ended.stdout
+    assert main_with("review", tiny_run.out, "--data", sample, "-n", 3, "--out", issues).returncode == 0
+    few = pd.read_csv(issues)
+    assert few["fname"].nunique() == 3 and set(few["fname"]) == set(written["fname"].drop_duplicates().head(3))
 
 
 def test_relabel_writes_a_table_and_corrections_that_loaders_read(main_with, tiny_run, sample, tmp_path):
     noisy = tmp_path / "noisy.csv"
     assert main_with("predict", tiny_run.out, sample / "train_noisy", "--out", noisy).returncode == 0
-    said = main_with("relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "kept.csv")
-    assert said.returncode == 0, said.stderr
+    ended = main_with(
+        "relabel", sample, "--predictions", noisy, "--method", "scoring_20", "--out", tmp_path / "kept.csv"
+    )
+    assert ended.returncode == 0, ended.stderr
     assert len(read_labels(tmp_path / "kept.csv")) == 20
     again = main_with(
-        "relabel", sample, "--predictions", noisy, "--mode", "scoring_20", "--out", tmp_path / "c.csv", "--corrections"
+        "relabel",
+        sample,
+        "--predictions",
+        noisy,
+        "--method",
+        "scoring_20",
+        "--out",
+        tmp_path / "c.csv",
+        "--corrections",
     )
     assert again.returncode == 0 and len(load_dataset(sample, corrections=tmp_path / "c.csv").noisy) == 20
 
 
-def test_doctor_with_data_says_where_the_time_goes(main_with, sample):
-    told = main_with("doctor", sample, "--recipe", "quick").stdout
-    assert all(w in told for w in ("decode", "front end", "network", "an epoch of 120 clips"))
+def test_doctor_with_data_profiles_an_epoch(main_with, sample):
+    printed = main_with("doctor", sample, "--recipe", "quick").stdout
+    assert all(w in printed for w in ("decode", "front end", "network", "an epoch of 120 clips"))
 
 
 def test_doctor_names_versions_device_and_decoders(main_with):
@@ -294,3 +361,50 @@ def test_doctor_names_versions_device_and_decoders(main_with):
 
 def test_the_console_script_is_installed():
     assert (Path(sys.executable).parent / "fatai-submit").exists()
+
+
+class TestDemo:
+    @pytest.fixture(autouse=True)
+    def no_training(self, monkeypatch):
+        """Stop the demo where it would begin to train."""
+        def run(self, **options):
+            raise DataError("training begins")
+
+        monkeypatch.setattr(train._Training, "run", run)
+
+    def earlier(self, out, command="fatai-submit demo --out demo"):
+        (out / "fold_0").mkdir(parents=True)
+        (out / "fold_0" / "model.safetensors").write_bytes(b"weights")
+        (out / "manifest.json").write_text(json.dumps({"command": command, "data": {}}))
+        for name in ("recipe.toml", "oof.csv", "report.html"):
+            (out / name).write_text("x")
+
+    def test_it_replaces_an_earlier_demo(self, tmp_path, main_with):
+        self.earlier(tmp_path / "demo")
+        assert "training begins" in main_with("demo", "--out", tmp_path / "demo").stderr
+        assert not (tmp_path / "demo").exists()
+
+    @pytest.mark.parametrize("command", ["fatai-submit run DATA --recipe quick", "fatai-submit demonstrate", "", None])
+    def test_it_leaves_a_run_of_another_command(self, command, tmp_path, main_with):
+        self.earlier(tmp_path / "run", command)
+        assert "was not made by a demo" in main_with("demo", "--out", tmp_path / "run").stderr
+        assert (tmp_path / "run" / "fold_0" / "model.safetensors").exists()
+
+    @pytest.mark.parametrize("name", ["thesis.txt", "notes/thesis.txt", "manifest.json.bak"])
+    def test_it_leaves_a_demo_with_a_file_of_the_user(self, name, tmp_path, main_with):
+        self.earlier(tmp_path / "demo")
+        (tmp_path / "demo" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "demo" / name).write_text("years of work")
+        ended = main_with("demo", "--out", tmp_path / "demo")
+        assert ended.returncode == 2 and "which no demo made" in ended.stderr
+        assert (tmp_path / "demo" / name).read_text() == "years of work" and (tmp_path / "demo" / "oof.csv").exists()
+
+    @pytest.mark.parametrize("make", [
+        lambda out: out.write_text("a file"), lambda out: (out.mkdir(), (out / "a.txt").write_text("x")),
+        lambda out: (out.mkdir(), (out / "recipe.toml").write_text("x")),
+        lambda out: (out.mkdir(), (out / "manifest.json").write_text("{")),
+    ])
+    def test_it_leaves_what_is_no_run(self, make, tmp_path, main_with):
+        make(tmp_path / "mine")
+        assert "was not made by a demo" in main_with("demo", "--out", tmp_path / "mine").stderr
+        assert (tmp_path / "mine").exists() and (not (tmp_path / "mine").is_dir() or any((tmp_path / "mine").iterdir()))

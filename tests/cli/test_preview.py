@@ -1,4 +1,4 @@
-"""What training will do, before it is done: the commands show-augs and lr-find, and what they call."""
+"""The commands show-augs and lr-find, and the functions that they call."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,19 +8,19 @@ from fastai.callback.schedule import steep, valley
 from typer.testing import CliRunner
 
 from fatai.augment.mixup import LinearMixUp, MixUpOr
-from fatai.augment.spec import Flip
 from fatai.augment.show import augmented, show_each
+from fatai.augment.spec import Flip
 from fatai.cli import app
 from fatai.errors import DataError, OptionError, UnknownNameError
-from fatai.experiment.preview import preview_learner
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.stage import stage_changes
-from fatai.registry import AUGMENTATIONS, MIXERS
+from fatai.experiment.run import preview_learner
+from fatai.experiment.stage import stage_augmentations
 from fatai.inference.learner import fat_learner
-from fatai.training.lr_finder import LRSearch, find_lr
+from fatai.registry import AUGMENTATIONS, MIXERS
+from fatai.training.lr_finder import LRFinderResult, find_lr
 
 RECIPE = """
-name = "looked_at"
+name = "shown"
 [clips]
 crop_s = 0.5
 cache = "features"
@@ -69,7 +69,7 @@ def submit(*args):
 # Random changes
 
 def test_show_augs_draws_every_change_of_all_stages_and_those_that_are_asked_for(sample, recipe, tmp_path):
-    said = submit(
+    printed = submit(
         "show-augs",
         sample,
         "--recipe",
@@ -84,7 +84,7 @@ def test_show_augs_draws_every_change_of_all_stages_and_those_that_are_asked_for
         tmp_path / "a.png",
     )
     assert (
-        said
+        printed
         == f"{tmp_path / 'a.png'}: 2 clips before and after flip, gain, mixup_or, stage first, cutout, noise, mixup\n"
     )
     picture = plt.imread(tmp_path / "a.png")
@@ -96,7 +96,7 @@ def test_show_augs_draws_every_change_of_all_stages_and_those_that_are_asked_for
 @pytest.mark.slow
 def test_everything_that_is_registered_can_be_shown(sample, tmp_path):
     names = [("--augment", n) for n in AUGMENTATIONS.names()] + [("--mixup", n) for n in MIXERS.names()]
-    said = submit(
+    printed = submit(
         "show-augs",
         sample,
         "--recipe",
@@ -107,17 +107,17 @@ def test_everything_that_is_registered_can_be_shown(sample, tmp_path):
         "--out",
         tmp_path / "a.png",
     )
-    assert all(name in said for _, name in names)
+    assert all(name in printed for _, name in names)
 
 
 @pytest.mark.parametrize("args, error, words", [
-    ([], OptionError, "the recipe quick changes nothing at random; name what to show with --augment or --mixup"),
+    ([], OptionError, "the recipe quick has no augmentation; name one with --augment or --mixup"),
     (["--augment", "flop"], UnknownNameError, "no augmentation named 'flop'; did you mean flip?"),
     (["--mixup", "mixup_nor"], UnknownNameError, "no mixer named 'mixup_nor'; did you mean mixup_or?"),
     (["--augment", "flip", "--fold", "2"], OptionError, "fold is 2; quick has the folds 0 to 1"),
     (["--augment", "flip", "-n", "61"], DataError, "there are 60 training clips to show; expected at least n=61"),
 ])
-def test_what_cannot_be_shown_is_said(sample, tmp_path, args, error, words):
+def test_what_cannot_be_shown_is_an_error(sample, tmp_path, args, error, words):
     with pytest.raises(error, match=words):
         submit("show-augs", sample, "--recipe", "quick", *args, "--out", tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
@@ -173,10 +173,10 @@ def test_a_preview_learner_is_ready_for_the_first_stage(sample, recipe, tmp_path
 
 
 def test_changes_of_a_stage_keep_their_order_and_options(recipe):
-    changes = stage_changes(load_recipe(recipe).stages[0])
+    changes = stage_augmentations(load_recipe(recipe).stages[0])
     assert [name for name, _ in changes] == ["flip", "gain", "mixup_or"]
     assert changes[1][1].p == 0.25 and changes[1][1].bounds == (-6.0, -3.0)
-    assert stage_changes(load_recipe("quick").stages[0]) == []
+    assert stage_augmentations(load_recipe("quick").stages[0]) == []
 
 
 # Learning rates
@@ -210,8 +210,8 @@ def test_a_search_leaves_the_learner_and_its_folder_as_they_were(small_dls, tmp_
 
 @pytest.mark.parametrize("options, words", [
     ({"steps": 19}, "steps is 19; expected at least 20"),
-    ({"start_lr": 1.0, "end_lr": 0.1}, "rates go from 1.0 to 0.1; expected them to rise"),
-    ({"start_lr": 0.0}, "expected them to rise, and to begin above 0"),
+    ({"start_lr": 1.0, "end_lr": 0.1}, "start_lr is 1.0 and end_lr 0.1; expected 0 < start_lr < end_lr"),
+    ({"start_lr": 0.0}, "start_lr is 0.0 .*expected 0 < start_lr"),
 ])
 def test_a_search_that_cannot_be_is_refused(small_dls, options, words):
     with pytest.raises(OptionError, match=words):
@@ -225,7 +225,7 @@ def test_a_loss_that_grows_at_once_is_told(small_dls):
 
 @pytest.mark.parametrize("losses", [[1.0, 0.8, 0.5, 3.0, 90.0], [1.0, 1.5, 2.0, 3.0, 90.0]])
 def test_the_picture_shows_the_descent_and_both_suggestions(tmp_path, losses):
-    found = LRSearch(torch.logspace(-5, -1, 5), torch.tensor(losses), {"valley": 1e-4, "steep": 1e-3})
+    found = LRFinderResult(torch.logspace(-5, -1, 5), torch.tensor(losses), {"valley": 1e-4, "steep": 1e-3})
     found.draw(tmp_path / "lr.png", title="t")
     picture = plt.imread(tmp_path / "lr.png")[..., :3]
     for colour in ("#D55E00", "#009E73"):
@@ -251,8 +251,8 @@ def test_lr_find_prints_a_line_a_suggestion_and_repeats(sample, tmp_path):
         "--num-workers",
         0,
     ]
-    said = submit(*args, "--out", tmp_path / "lr.png")
-    lines = said.splitlines()
+    printed = submit(*args, "--out", tmp_path / "lr.png")
+    lines = printed.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["valley", "steep"] and all(
         1e-7 < float(li.split()[1]) < 10 for li in lines[:2]
     )

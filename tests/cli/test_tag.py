@@ -1,4 +1,4 @@
-"""The command `tag`, as a user types it, on files placed at known times."""
+"""The command `tag` as a user types it, on files at known places."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from fatai.cli import main
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.experiment.tagger import Tagger
+from fatai.experiment.run_folder import Tagger
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def tag(monkeypatch, capsys, tmp_path):
             code = e.code or 0
         else:
             code = 0
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess(args, code, told.out, told.err)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, printed.out, printed.err)
 
     return run
 
@@ -42,40 +42,40 @@ def sounds(tmp_path, sample):
         tmp_path / "in" / "sub" / clips[1].name,
         tmp_path / "in" / "sub" / clips[2].name,
     ]
-    for clip, place in zip(clips, places):
+    for clip, place in zip(clips, places, strict=True):
         place.write_bytes(clip.read_bytes())
     return places
 
 
 def test_events_of_a_folder_become_a_table(tag, tiny_run, sounds):
-    said = tag("in", "--model", tiny_run.out, "--out", "events.csv", "--threshold", "0.1", "--top", 1)
-    assert said.returncode == 0 and "events.csv: events of 3 sounds" in said.stdout
+    ended = tag(tiny_run.out, "in", "--out", "events.csv", "--threshold", "0.1", "--top", 1)
+    assert ended.returncode == 0 and "events.csv: events of 3 sounds" in ended.stdout
     table = pd.read_csv("events.csv")
-    ear = Tagger(tiny_run.out)
+    tagger = Tagger(tiny_run.out)
     expected = [
         (f"in/{path.relative_to(sounds[0].parent)}", e.tag, round(e.start_s, 3), round(e.end_s, 3), round(e.prob, 4))
         for path in sounds
-        for e in ear.tag(path, threshold=0.1, top=1)
+        for e in tagger.tag(path, threshold=0.1, top=1)
     ]
     assert expected == list(table[["file", "tag", "start_s", "end_s", "prob"]].itertuples(index=False, name=None))
     assert sorted(os.listdir()) == ["events.csv", "in"], "the journal is gone when all is done"
 
 
 def test_events_of_one_file_are_printed_or_written(tag, tiny_run, sounds):
-    options = ("--model", tiny_run.out, "--threshold", "0.1", "--top", 1)
-    printed = tag(sounds[0], *options).stdout.splitlines()
+    options = ("--threshold", "0.1", "--top", 1)
+    printed = tag(tiny_run.out, sounds[0], *options).stdout.splitlines()
     assert printed and all(line.startswith(f"{sounds[0]}: 0.00 to ") for line in printed[:1])
-    tag(sounds[0], *options, "--format", "audacity", "--out", "labels.txt")
+    tag(tiny_run.out, sounds[0], *options, "--format", "audacity", "--out", "labels.txt")
     assert len(open("labels.txt").readlines()) == len(printed)
-    tag(sounds[0], *options, "--format", "raven", "--out", "table.txt")
+    tag(tiny_run.out, sounds[0], *options, "--format", "raven", "--out", "table.txt")
     table = pd.read_csv("table.txt", sep="\t")
     assert len(table) == len(printed) and (table["High Freq (Hz)"] == 22050).all()
-    tag(sounds[0], *options, "--format", "json", "--out", "events.json")
+    tag(tiny_run.out, sounds[0], *options, "--format", "json", "--out", "events.json")
     assert len(json.load(open("events.json"))["files"][0]["events"]) == len(printed)
 
 
 def test_label_tracks_of_a_folder_are_laid_out_as_it_is(tag, tiny_run, sounds):
-    assert tag("in", "--model", tiny_run.out, "--format", "audacity", "--out", "labels").returncode == 0
+    assert tag(tiny_run.out, "in", "--format", "audacity", "--out", "labels").returncode == 0
     assert {f"{p}.txt" for p in (sounds[0].name, *(f"sub/{p.name}" for p in sounds[1:]))} == {
         os.path.relpath(os.path.join(folder, name), "labels")
         for folder, _, names in os.walk("labels")
@@ -86,18 +86,18 @@ def test_label_tracks_of_a_folder_are_laid_out_as_it_is(tag, tiny_run, sounds):
 def test_a_sound_that_cannot_be_read_is_left_out_and_tried_again(tag, tiny_run, sounds, monkeypatch):
     whole = sounds[1].read_bytes()
     sounds[1].write_bytes(whole[:50])
-    said = tag("in", "--model", tiny_run.out, "--out", "events.csv", "--threshold", 0)
-    assert said.returncode == 0 and "1 of 3 sounds cannot be read" in said.stderr and sounds[1].name in said.stderr
+    ended = tag(tiny_run.out, "in", "--out", "events.csv", "--threshold", 0)
+    assert ended.returncode == 0 and "1 of 3 sounds cannot be read" in ended.stderr and sounds[1].name in ended.stderr
     assert pd.read_csv("events.csv")["file"].nunique() == 2
     sounds[1].write_bytes(whole)
-    heard = []
-    monkeypatch.setattr(Tagger, "tag", lambda self, path, **options: heard.append(path) or [])
-    assert tag("in", "--model", tiny_run.out, "--out", "events.csv", "--threshold", 0).returncode == 0
-    assert heard == [str(sounds[1].relative_to(sounds[0].parents[1]))] and not os.path.exists("events.csv.journal")
+    tagged = []
+    monkeypatch.setattr(Tagger, "tag", lambda self, path, **options: tagged.append(path) or [])
+    assert tag(tiny_run.out, "in", "--out", "events.csv", "--threshold", 0).returncode == 0
+    assert tagged == [str(sounds[1].relative_to(sounds[0].parents[1]))] and not os.path.exists("events.csv.journal")
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["broken.wav", "--out", "e.csv"], "broken.wav: the file is empty"),
         (["broken.wav"], "broken.wav: the file is empty"),
@@ -108,15 +108,15 @@ def test_a_sound_that_cannot_be_read_is_left_out_and_tried_again(tag, tiny_run, 
         (["in", "--step-s", "9"], "step_s is 9.0; expected 0.01 to 0.5 seconds"),
     ],
 )
-def test_errors_are_one_sentence(tag, tiny_run, sounds, args, said):
+def test_errors_are_one_sentence(tag, tiny_run, sounds, args, message):
     open("broken.wav", "w").close()
-    ended = tag(*args, "--model", tiny_run.out)
-    assert ended.returncode == 2 and said in ended.stderr and "Traceback" not in ended.stderr
+    ended = tag(tiny_run.out, *args)
+    assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr
     assert not os.path.exists("e.csv")
 
 
-def test_no_run_is_said(tag, sounds):
-    assert "no finished run" in tag("in", "--model", "in").stderr
+def test_a_folder_that_is_no_run_is_an_error(tag, sounds):
+    assert "no finished run" in tag("in", "in").stderr
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_loud_events_in_minutes_of_quiet_noise_are_found_at_their_times_in_flat_
     events = Tagger(run.out, step_s=0.375).tag(long, threshold=0.3)
     assert len(placed) >= 10 and np.mean(found_within(placed, events, 1.0)) >= 0.7
     elsewhere = [p._replace(start_s=(p.start_s + 60) % 180) for p in placed]
-    assert np.mean(found_within(elsewhere, events, 1.0)) < 0.5, "not because everything is heard everywhere"
+    assert np.mean(found_within(elsewhere, events, 1.0)) < 0.5, "not because everything is detected everywhere"
     generate(short, seconds=30)
     (short_gb, _), (long_gb, _) = (child(run.out, sound, tmp_path / "events.csv") for sound in (short, long))
     assert long_gb < short_gb + 0.1

@@ -213,7 +213,7 @@ def runs(good: Path, sentinel: Path) -> Iterator[tuple[str, str, Change]]:
         def begun(folder: Path, content: bytes = content) -> None:
             shutil.rmtree(folder / "fold_0")
             (folder / "fold_0").mkdir()
-            (folder / "fold_0/state_0.safetensors").write_bytes(content)
+            (folder / "fold_0/state_0.pt").write_bytes(content)
 
         yield f"a state: {what}", "resume", begun
     plain = [
@@ -228,20 +228,22 @@ def runs(good: Path, sentinel: Path) -> Iterator[tuple[str, str, Change]]:
         yield f"calibration {k}", "calibrated", _write("calibration.json", content)
 
 
-def _states() -> Iterator[tuple[str, bytes]] | dict[str, bytes]:
-    """Notes of states that are no states."""
-    def state(header: Any) -> bytes:
-        text = json.dumps({"__metadata__": {"fatai_resume": json.dumps(header)}}).encode()
-        return struct.pack("<Q", len(text)) + text
+def _states() -> dict[str, bytes]:
+    """Files of torch.save that are not states of a fit, or states with wrong contents."""
+    base = {"format": 2, "done": 1, "epochs": 1, "batches": 1, "notes": {}}
 
-    base = {"format": 1, "done": 1, "epochs": 1, "batches": 1, "notes": {}, "state": ["dict", []]}
+    def saved(content: Any) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        return buffer.getvalue()
+
     return {
-        "no notes": state({}),
-        "of another fit": state(base),
-        "deep": state({**base, "state": ["list", [["list", [[]]]]] * 50}),
-        "of no kind": state({**base, "state": 3}),
-        "huge": state({**base, "done": 10**30}),
-        "a list": state([1]),
+        "empty": saved({}),
+        "of another fit": saved(base),
+        "deep": saved({**base, "model": [[[[]]] * 50] * 50}),
+        "of a number": saved({**base, "model": 3}),
+        "huge": saved({**base, "done": 10**30}),
+        "a list": saved([1]),
     }
 
 

@@ -113,7 +113,7 @@ def recipes() -> dict[str, bytes]:
     made = {
         "empty": "",
         "words": "hello",
-        "zero bytes": "name = \"x\0\"",
+        "zero bytes": 'name = "x\0"',
         "an unclosed text": 'name = "',
         "deep arrays": "x = " + "[" * deep + "]" * deep,
         "deep tables": "x = " + "{a=" * deep + "1" + "}" * deep,

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fatai.audio.io import AUDIO_EXTENSIONS
 from fatai.data.datasets.fat2019 import fat_sample
-from fatai.experiment.run_folder import trained_model
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.audio.io import AUDIO_EXTENSIONS
+from fatai.experiment.run_folder import trained_model
 
 from .models import caches, model_folders, pickles, runs
 from .sounds import Damaged, damaged_sounds, put
@@ -391,7 +391,7 @@ def _filling(allowed: Path, sample: Path, recipe: Path, change: Callable[[Path],
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             run_recipe(
-                sample, load_recipe(recipe), f"{recipe}.good", num_workers=0, cache_dir=caches, say=lambda line: None
+                sample, load_recipe(recipe), f"{recipe}.good", num_workers=0, cache_dir=caches, log=lambda line: None
             )
         change(next(iter(set(caches.iterdir()) - before)))
 

@@ -1,6 +1,7 @@
 """Commands in a process of its own that reports what they said, how long each file took, and whatever they did outside of their folder.
 
-The process may end in any way - a crash of a decoder, a hang, no memory left - and the outcome says so; the next command gets a new one.
+The process may end in any way - a crash of a decoder, a hang, no memory left - and the outcome says so; the next
+command gets a new one.
 """
 
 from __future__ import annotations
@@ -174,13 +175,13 @@ class _Timer:
         self.say, self.slowest, self.slowest_s, self.file, self.started = say, "", 0.0, "", 0.0
 
     def attend(self) -> None:
-        import fatai.data.config
         import fatai.data.audit.dataset
+        import fatai.data.config
         import fatai.data.tables
         import fatai.inference.events.tagger
 
         for holder, name in (
-            (fatai.data.audit.dataset, "examine_sound"),
+            (fatai.data.audit.dataset, "check_audio_file"),
             (fatai.data.tables, "check_audio"),
             (fatai.data.config, "load_audio"),
             (fatai.inference.events.tagger.SlidingWindowTagger, "tag"),

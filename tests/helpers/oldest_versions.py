@@ -1,4 +1,7 @@
-"""The oldest versions that setup.cfg admits, as constraints for pip: `python tests/helpers/oldest_versions.py > floors.txt`."""
+"""Print the oldest versions that setup.cfg allows, as constraints for pip.
+
+`python tests/helpers/oldest_versions.py > oldest.txt`
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-__all__ = ["floors"]
+__all__ = ["oldest_versions"]
 
 
-def floors(setup_cfg: str) -> list[str]:
-    """`name==version` for each package that fatai needs.
+def oldest_versions(setup_cfg: str) -> list[str]:
+    """Return `name==version` for each package that fatai requires.
 
     Examples
     --------
-    >>> floors('[options]\\ninstall_requires =\\n    torch>=2.8\\n    tomli>=2.0; python_version < "3.11"')
+    >>> oldest_versions('[options]\\ninstall_requires =\\n    torch>=2.8\\n    tomli>=2.0; python_version < "3.11"')
     ['torch==2.8', 'tomli==2.0; python_version < "3.11"']
     """
     parsed = ConfigParser()
@@ -22,9 +25,9 @@ def floors(setup_cfg: str) -> list[str]:
     lines = [line for line in parsed["options"]["install_requires"].splitlines() if line]
     for line in lines:
         if not re.fullmatch(r"[\w-]+>=[\d.]+(; .+)?", line):
-            raise ValueError(f"{line!r} has no floor, or more than one; expected name>=version")
+            raise ValueError(f"{line!r} has no lower bound, or more than one; expected name>=version")
     return [line.replace(">=", "==", 1) for line in lines]
 
 
 if __name__ == "__main__":
-    print("\n".join(floors((Path(__file__).parents[2] / "setup.cfg").read_text())))
+    print("\n".join(oldest_versions((Path(__file__).parents[2] / "setup.cfg").read_text())))

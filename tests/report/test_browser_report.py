@@ -33,7 +33,8 @@ def test_every_player_has_a_sound_and_every_picture_a_size(browser, address):
             "() => [...document.querySelectorAll('main svg, main img')].map(e => e.getBoundingClientRect().width)"
         )
         assert len(sizes) > 25 and min(sizes) > 250
-        loaded = page.evaluate("""() => Promise.all([...document.querySelectorAll('svg image')].map(i => new Promise(done => {
+        loaded = page.evaluate("""() => Promise.all(
+            [...document.querySelectorAll('svg image')].map(i => new Promise(done => {
             const held = new Image(); held.onload = () => done(held.naturalWidth); held.onerror = () => done(0);
             held.src = i.getAttribute('href'); })))""")
         assert min(loaded) > 1

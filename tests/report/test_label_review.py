@@ -14,8 +14,8 @@ import pytest
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_corrections
 from fatai.errors import DataError, LabelError
-from fatai.report.label_review import clip_media, load_review, review_page, write_review
 from fatai.report.decisions import Decisions
+from fatai.report.label_review import clip_media, load_review, review_page, write_review
 
 
 def test_suspects_come_tag_by_tag_the_most_suspect_first(doubtful):

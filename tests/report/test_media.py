@@ -13,10 +13,10 @@ import soundfile as sf
 import torch
 from PIL import Image
 
+from fatai.audio.front_ends import front_end
 from fatai.errors import ShapeError
 from fatai.report import media
 from fatai.report.media import audio_player, audio_uri, figure_svg, image_uri, new_figure, spectrogram_svg
-from fatai.audio.front_ends import front_end
 
 NINTH = front_end("ninth")
 

@@ -1,4 +1,4 @@
-"""The report of a run: every section, self-contained, safe with untrusted names, with a sentence for what is missing."""
+"""The report: all sections, self-contained, safe with untrusted names, with a sentence for what is missing."""
 
 import base64
 import dataclasses
@@ -20,17 +20,19 @@ from typer.testing import CliRunner
 from fatai.cli import app
 from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError
-from fatai.inference import plots
-from fatai.inference.predictions import Predictions
-from fatai.export.pretrained import Pretrained
 from fatai.experiment import run as run_module
-from fatai.report.sections import examples, metrics, training
-from fatai.report import data as report_data, html as page, learner as learner_report, media
-from fatai.report.data import ReportData, SectionUnavailable, load_report_data
-from fatai.report.html import report_html, run_report
+from fatai.export.pretrained import Pretrained
+from fatai.inference.learner import fat_learner
+from fatai.inference.predictions import Predictions
 from fatai.metrics.calibration import Calibration
 from fatai.metrics.calibration_curve import expected_calibration_error
-from fatai.inference.learner import fat_learner
+from fatai.report import data as report_data
+from fatai.report import html as page
+from fatai.report import learner as learner_report
+from fatai.report import media
+from fatai.report.data import ReportData, SectionUnavailable, load_report_data
+from fatai.report.html import report_html, run_report
+from fatai.report.sections import examples, metrics, training
 
 SECTIONS = [
     "overall",
@@ -403,7 +405,8 @@ def test_a_report_that_fails_leaves_the_run(copied, sample, monkeypatch):
     monkeypatch.setattr(page, "report_html", fail)
     lines = []
     with pytest.warns(
-        UserWarning, match=r"run is finished, but its report could not be drawn \(ZeroDivisionError: of some kind\); try again with fatai"
+        UserWarning,
+        match=r"run is finished, but its report could not be drawn \(ZeroDivisionError: of some kind\); try again",
     ):
         run_module.draw_report(run_report, copied, sample, lines.append)
     assert not lines and not list(copied.glob("*report*"))

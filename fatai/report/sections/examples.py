@@ -64,13 +64,17 @@ class Card:
 def best_and_worst_clips(report: ReportData, n: int = _N_CARDS) -> dict[str, Any]:
     """Make cards of the `n` best and the `n` worst clips.
 
-    Clips are ordered by the mean precision of their tags, then by log loss: among equals the lowest loss is the best, the highest the worst.
+    Clips are ordered by the mean precision of their tags, then by log loss: among equals the lowest loss is the best,
+    the highest the worst.
     """
     fnames, probs, targ = report.scored()
     table = _clip_scores(probs, targ)
     worst = table.sort_values(["precision", "loss"], ascending=[True, False], kind="stable")
     best = table.sort_values(["precision", "loss"], ascending=[False, True], kind="stable")
-    rows = {"best": _select_varied(best, n), "worst": _select_varied(worst[~worst.index.isin(_select_varied(best, n))], n)}
+    rows = {
+        "best": _select_varied(best, n),
+        "worst": _select_varied(worst[~worst.index.isin(_select_varied(best, n))], n),
+    }
     networks = _NetworkCache(report)
     cards: dict[str, list[Card]] = {}
     for side, selected in rows.items():
@@ -166,7 +170,7 @@ def _clip_settings(report: ReportData, network: Pretrained | None) -> ClipConfig
 
 
 def _grad_cam_picture(network: Pretrained, spec: Tensor, tag: str, fname: str) -> tuple[str, Markup]:
-    """Draw the Grad-CAM of a tag over a spectrogram, shape (1, channels, rows, frames); return the caption and the SVG."""
+    """Draw the Grad-CAM of a tag over a spectrogram, shape (1, channels, rows, frames); return caption and SVG."""
     if tag not in network.tags:
         raise CheckpointError(f"the network of the run lacks the tag {tag!r} of its predictions")
     heat = grad_cam(network.model, spec.to(network.device), network.tags.index(tag))[0]

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from fatai.metrics import per_class
 from fatai.metrics.bootstrap import score_interval
-from fatai.metrics.calibration import cross_calibrated
-from fatai.metrics.calibration_curve import plot_reliability, reliability
+from fatai.metrics.calibration import cross_calibrate
+from fatai.metrics.calibration_curve import calibration_curve, plot_calibration_curve
 from fatai.metrics.classification import mean_ap, roc_auc, tag_scores
 from fatai.report.data import ReportData, SectionUnavailable
 from fatai.report.media import COLORS, figure_svg, new_figure, shorten
@@ -113,18 +113,18 @@ def _confusion_figure(table: pd.DataFrame) -> Markup:
 def calibration(report: ReportData) -> dict[str, Any]:
     """Compute the calibration curve, also with the run's calibration if it has one."""
     fnames, probs, targ = report.scored()
-    curves = {"as predicted": reliability(probs, targ)}
+    curves = {"as predicted": calibration_curve(probs, targ)}
     folds = np.array([report.folds.get(name, -1) for name in fnames])
     if report.calibration is not None and len(np.unique(folds)) > 1:
         # Each fold is calibrated on the others, as a new clip would be.
-        curves["calibrated"] = reliability(cross_calibrated(probs, targ, folds), targ)
+        curves["calibrated"] = calibration_curve(cross_calibrate(probs, targ, folds), targ)
     with new_figure(4.2, 4.2) as (figure, axis):
-        plot_reliability(curves, axis)
+        plot_calibration_curve(curves, axis)
         axis.legend(fontsize=8)
         return {
             "figure": figure_svg(figure, "Fraction of clips with the tag at each level of probability"),
             "errors": {name: curve.error for name, curve in curves.items()},
-            "pairs": int(next(iter(curves.values())).pairs.sum()),
+            "pairs": int(next(iter(curves.values())).counts.sum()),
         }
 
 

@@ -64,7 +64,7 @@ def _evenly_spaced(paths: Sequence[Path]) -> list[Path]:
 
 
 def _part_row(name: str, seconds: np.ndarray, n_files: int) -> dict[str, Any]:
-    """Summarize the lengths of the files of a part that were read, shape (files,) in seconds, 0 where a file is unreadable."""
+    """Summarize lengths of files, shape (files,) in seconds, 0 where a file is unreadable."""
     known = seconds[seconds > 0]
     row = {"part": name, "files": n_files, "n_read": len(seconds), "unreadable": int((seconds == 0).sum())}
     if not len(known):
