@@ -38,7 +38,7 @@ def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
                 wd=1e-4,
                 mixup="mixup_kaggle_fat",
                 spec_augment="spec_augment_kaggle_fat",
-                cbs=SampleWeights(targets=soft.target_of),
+                cbs=SampleWeights(targets=soft.targets_by_fname),
             )
         )
         learn.fit(epochs, 0.03, cbs=schedule_callback("warmup_multistep", epochs, 0.03))

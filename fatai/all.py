@@ -54,7 +54,6 @@ from fatai.inference.views import *
 from fatai.models import *
 from fatai.models.summary import *
 from fatai.models.checkpoint import *
-from fatai.experiment.panns_logreg import *
 from fatai.experiment.compare import *
 from fatai.experiment.estimate import *
 from fatai.experiment.ensemble_recipe import *
@@ -93,7 +92,10 @@ from fatai.training.learner import *
 from fatai.losses import *
 from fatai.training.lr_finder import *
 from fatai.training.metrics import *
+from fatai.noisy_labels.io import *
 from fatai.noisy_labels.methods import *
+from fatai.noisy_labels.pseudo_labels import *
+from fatai.noisy_labels.selection import *
 from fatai.training.precision import *
 from fatai.callbacks.resume import *
 from fatai.callbacks.schedulers import *

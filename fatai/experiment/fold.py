@@ -243,7 +243,7 @@ def _best_path(stage: int) -> str:
 
 
 def _state_path(stage: int) -> str:
-    return f"state_{stage}.safetensors"
+    return f"state_{stage}.pt"
 
 
 def fold_learner(
@@ -310,14 +310,14 @@ def sample_weight_callbacks(
     two_heads = has_two_heads(context.recipe)
     if selection is None and not two_heads:
         return []
-    weights, targets = ({}, {}) if selection is None else (dict(selection.weight_of), dict(selection.target_of))
+    weights, targets = ({}, {}) if selection is None else (dict(selection.weights_by_fname), dict(selection.targets_by_fname))
     if two_heads:
         curated = learn.dls.files(0)
         curated = curated[~curated["fname"].isin(targets)]
         second = second_head(multi_hot(curated["labels"], learn.tags), noisy=False)
         for fname, targ, weight in zip(curated["fname"], *second, strict=True):
             targets[fname], weights[fname] = targ, weight
-    elif selection is not None and not selection.soft:
+    elif selection is not None and not selection.is_soft:
         targets = {}
     return [SampleWeights(weights, targets=targets)]
 
@@ -331,7 +331,7 @@ def _fit_round(
     first = max((k for k in stages if (learn.path / _state_path(k)).exists()), default=stages.start)
     if number and not recipe.stages[stages.start].reinit:
         load_weights(learn.path / _round_path(number - 1), learn.model)
-    source_weights = dict(selection.shares) if selection is not None and selection.shares else None
+    source_weights = dict(selection.source_weights) if selection is not None and selection.source_weights else None
     for k in range(first, stages.stop):
         notes = {"recipe": recipe.digest(), "data": context.digest, "fold": fold, "stage": k}
         cbs = [ResumeTraining(learn.path / _state_path(k), notes), *sample_weight_callbacks(context, learn, selection)]
@@ -365,6 +365,6 @@ def _remove_states(learn: FatLearner, number: int, stage: int, is_last: bool) ->
     """
     best = [learn.path / _best_path(k) for k in range(stage + is_last)]
     earlier = [learn.path / _round_path(k) for k in range(number)]
-    for path in (*learn.path.glob("state_*.safetensors"), *best, *earlier):
+    for path in (*learn.path.glob("state_*.pt"), *best, *earlier):
         path.unlink(missing_ok=True)
     shutil.rmtree(learn.path / learn.model_dir, ignore_errors=True)

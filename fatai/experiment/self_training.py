@@ -1,4 +1,4 @@
-"""The rounds of a run: every fold trained until noisy clips are to be judged, then a choice that all folds go on with."""
+"""Self-training: train all folds round by round; between rounds, select noisy clips by the predictions of all folds."""
 
 from __future__ import annotations
 
@@ -8,93 +8,111 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fatai.io.atomic import write_text
-from fatai.experiment.fold import FoldContext, FoldResult, train_fold
-from fatai.experiment.schema import build_named
-from fatai.registry import NOISY
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
+from fatai.experiment.fold import FoldContext, FoldResult, train_fold
+from fatai.experiment.schema import Stage, build_named
+from fatai.io.atomic import write_text
 from fatai.noisy_labels.selection import LabelSelection, NoisyLabelData, attach_predictions, out_of_fold_mean
+from fatai.registry import NOISY
 
 __all__ = ["SelfTrainingRounds"]
 
 
 class SelfTrainingRounds:
-    """Trains the folds of a run round by round.
+    """Train the folds of a run round by round.
 
-    What a choice made of each noisy clip is written to `noisy_<stage>.csv` in the run's folder: fname, kept, changed, score, why.
+    Each selection is written to `noisy_<stage>.csv` in the run folder, with a row per noisy clip: fname, kept, changed, score, why.
 
     Parameters
     ----------
-    only
-        The folds that take part.
+    context
+        What all folds have in common; its `group` trains every fold together.
+    run_folds
+        Numbers of the folds to train.
     group
-        Processes among which the folds are shared out; those that train every fold together stand in the job.
+        Processes that train different folds.
     """
 
-    def __init__(self, job: FoldContext, only: Sequence[int], group: ProcessGroup = SINGLE_PROCESS):
-        self.job, self.only, self.group = job, list(only), group
-        self.rounds = job.recipe.rounds()
-        self.chosen: LabelSelection | None = None  # by the last stage that chose, for all folds
-        self.learnt: dict[int, set[str]] = {fold: set() for fold in self.only}  # noisy clips behind each fold's weights
-        self.judgements: list[np.ndarray] = []
+    def __init__(self, context: FoldContext, run_folds: Sequence[int], group: ProcessGroup = SINGLE_PROCESS):
+        self.context, self.run_folds, self.group = context, list(run_folds), group
+        self.rounds = context.recipe.rounds()
+        self.selection: LabelSelection | None = None  # the last one, for all folds
+        self.trained_on: dict[int, set[str]] = {fold: set() for fold in self.run_folds}  # noisy clips behind the weights
+        self.noisy_probs: list[np.ndarray] = []  # of each fold, (noisy clips, tags)
 
-    def until_last(self, table: pd.DataFrame, folds: np.ndarray) -> None:
-        """Train all rounds but the last."""
+    def train_before_last(self, table: pd.DataFrame, folds: np.ndarray) -> None:
+        """Train all rounds but the last.
+
+        Parameters
+        ----------
+        table
+            One row per curated clip: fname, path, labels.
+        folds
+            Shape (clips,): the fold that holds out each clip.
+        """
         for number in range(len(self.rounds) - 1):
-            results = self._trained(number, table, folds)
-            self.judgements = [result.noisy.probs for result in results.values() if result.noisy is not None]
+            results = self._train_round(number, table, folds)
+            self.noisy_probs = [result.noisy.probs for result in results.values() if result.noisy is not None]
 
-    def last(self, table: pd.DataFrame, folds: np.ndarray) -> dict[int, FoldResult]:
-        """Train the last round of every fold."""
-        return self._trained(len(self.rounds) - 1, table, folds)
+    def train_last(self, table: pd.DataFrame, folds: np.ndarray) -> dict[int, FoldResult]:
+        """Train the last round and return the result of each fold; parameters as in `train_before_last`, shape (clips,) for folds."""
+        return self._train_round(len(self.rounds) - 1, table, folds)
 
-    def _trained(self, number: int, table: pd.DataFrame, folds: np.ndarray) -> dict[int, FoldResult]:
-        """What a round gave in each fold: trained by this process, or read from what another one wrote."""
-        parts = self._parts(number)
+    def _train_round(self, number: int, table: pd.DataFrame, folds: np.ndarray) -> dict[int, FoldResult]:
+        """Train this process's folds, then read the results that the other processes wrote."""
+        parts = self._fold_selections(number)
 
-        def trained(fold: int, job: FoldContext) -> FoldResult:
-            return train_fold(job, fold, table.assign(is_valid=folds == fold), number, parts.get(fold))
+        def train(fold: int, context: FoldContext) -> FoldResult:
+            return train_fold(context, fold, table.assign(is_valid=folds == fold), number, parts.get(fold))
 
-        results = {fold: trained(fold, self.job) for fold in self.only[self.group.rank::self.group.world_size]}
+        results = {fold: train(fold, self.context) for fold in self.run_folds[self.group.rank::self.group.world_size]}
         self.group.barrier()
-        silent = replace(self.job, say=lambda line: None)
-        return {fold: results[fold] if fold in results else trained(fold, silent) for fold in self.only}
+        silent = replace(self.context, log=lambda line: None)
+        return {fold: results[fold] if fold in results else train(fold, silent) for fold in self.run_folds}
 
-    def _parts(self, number: int) -> dict[int, LabelSelection]:
-        """The noisy clips that each fold trains on in a round; empty for a round of curated clips alone."""
-        stage = self.job.recipe.stages[self.rounds[number].start]
+    def _fold_selections(self, number: int) -> dict[int, LabelSelection]:
+        """Return the noisy clips that each fold trains on in a round; empty for a round on curated clips alone."""
+        stage = self.context.recipe.stages[self.rounds[number].start]
         if stage.selects_noisy:
-            self.chosen = build_named(NOISY, stage.noisy_labels, "method")(self._judged())
-            if self.group.is_main and self.job.group.is_main:
-                self.job.say(f"stage {stage.name}: {self.chosen}")
-                told = self.chosen.clips.to_csv(index=False, lineterminator="\n")
-                write_text(self.job.out / f"noisy_{self.rounds[number].start}.csv", told)
+            self.selection = self._select(stage, number)
         if stage.reinit:
-            self.learnt = {fold: set() for fold in self.only}
+            self.trained_on = {fold: set() for fold in self.run_folds}
         if stage.noisy_labels is None:
             return {}
-        assert self.chosen is not None
-        recipe = self.job.recipe
-        # Fewer clips than folds cannot be shared out.
-        how = stage.noisy_fold_split if len(set(self.chosen.fnames)) >= recipe.folds.n else "all"
-        shares = self.chosen.times(stage.noisy_sample_weight).split(how=how, n=recipe.folds.n, seed=recipe.folds.seed)
-        for fold in self.only:
-            self.learnt[fold] |= set(shares[fold].fnames)
-        return {fold: shares[fold] for fold in self.only}
+        assert self.selection is not None
+        folds = self.context.recipe.folds
+        # Fewer clips than folds cannot be split among them.
+        split = stage.noisy_fold_split if len(set(self.selection.fnames)) >= folds.n else "all"
+        parts = self.selection.scale_weights(stage.noisy_sample_weight).per_fold(split=split, n=folds.n, seed=folds.seed)
+        for fold in self.run_folds:
+            self.trained_on[fold] |= set(parts[fold].fnames)
+        return {fold: parts[fold] for fold in self.run_folds}
 
-    def _judged(self) -> NoisyLabelData:
-        noisy, tags = self.job.noisy, self.job.data.tags
+    def _select(self, stage: Stage, number: int) -> LabelSelection:
+        """Apply the method of a stage; the main process logs and writes the selection."""
+        assert stage.noisy_labels is not None
+        selection: LabelSelection = build_named(NOISY, stage.noisy_labels, "method")(self._noisy_data())
+        if self.group.is_main and self.context.group.is_main:
+            self.context.log(f"stage {stage.name}: {selection}")
+            text = selection.clips.to_csv(index=False, lineterminator="\n")
+            write_text(self.context.out / f"noisy_{self.rounds[number].start}.csv", text)
+        return selection
+
+    def _noisy_data(self) -> NoisyLabelData:
+        """Return the noisy clips with their mean predictions by models that were not trained on them."""
+        noisy, tags = self.context.noisy, self.context.data.tags
         assert noisy is not None
-        if not self.judgements:
+        if not self.noisy_probs:
             return attach_predictions(noisy, tags)
-        stack, learnt = np.stack(self.judgements), [self.learnt[fold] for fold in self.only]
-        known = set.intersection(*learnt) if len(self.only) < self.job.recipe.folds.n else set()
-        judged = ~noisy["fname"].isin(known).to_numpy()
-        if judged.any() and not judged.all():
-            self.job.say(
-                f"{int((~judged).sum())} noisy clips were trained on by every fold that takes part: left out, for want of a judge"
+        probs, trained_on = np.stack(self.noisy_probs), [self.trained_on[fold] for fold in self.run_folds]
+        partial = len(self.run_folds) < self.context.recipe.folds.n
+        in_all = set.intersection(*trained_on) if partial else set()
+        scorable = ~noisy["fname"].isin(in_all).to_numpy()
+        if scorable.any() and not scorable.all():
+            self.context.log(
+                f"{int((~scorable).sum())} noisy clips are in every fold's training set, so no model can score them out "
+                "of fold; skipped"
             )
-            noisy, stack = noisy[judged].reset_index(drop=True), stack[:, judged]
+            noisy, probs = noisy[scorable].reset_index(drop=True), probs[:, scorable]
         names = list(noisy["fname"])
-        probs = out_of_fold_mean(stack, names, learnt)
-        return attach_predictions(noisy, tags, probs, names, out_of_fold=True)
+        return attach_predictions(noisy, tags, out_of_fold_mean(probs, names, trained_on), names, out_of_fold=True)

@@ -1,4 +1,4 @@
-"""LabelSelection clips to files that every loader reads: a table of labels, or corrections to the one that is there."""
+"""Write selected clips to files that every loader reads: a table of labels, or corrections to an existing one."""
 
 from __future__ import annotations
 
@@ -8,62 +8,81 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fatai.io.atomic import open_atomic
 from fatai.data.labels import REMOVE, join_labels
 from fatai.errors import DataError, OptionError
+from fatai.io.atomic import open_atomic
 from fatai.noisy_labels.selection import LabelSelection
 
 __all__ = ["write_corrections", "write_labels"]
 
 
-def write_labels(chosen: LabelSelection, path: str | os.PathLike[str], *, weights: bool = True) -> None:
-    """Write the kept clips as a table that `fatai.data.labels.read_labels` reads, whole or not at all.
+def write_labels(selection: LabelSelection, path: str | os.PathLike[str], *, weights: bool = True) -> None:
+    """Write the selected clips as a table that `fatai.data.labels.read_labels` reads, atomically.
 
     Parameters
     ----------
-    chosen
-        Of hard labels, each clip once.
+    selection
+        With hard labels, each clip once.
+    path
+        The file; its folder is created.
     weights
-        Whether to add the column `weight` where clips don't all weigh 1.
+        True adds the column `weight` where not all clips weigh 1.
 
     Raises
     ------
     OptionError
-        If targets are soft, or weights are per tag, which no such file can say.
+        If targets are soft, or weights are per tag, which no such file can express.
     DataError
         If a clip has two rows.
     """
-    labels = chosen.labels
-    if len(set(chosen.fnames)) < len(chosen):
+    labels = selection.labels
+    if len(set(selection.fnames)) < len(selection):
         raise DataError(
-            f"{chosen.method} gives clips as noisy and as corrected ones, which no table of labels says: train on it directly"
+            f"{selection.method} gives clips as noisy and as corrected ones, which a table of labels cannot express: train on "
+            "the selection directly"
         )
-    weighted = weights and not (chosen.weight == 1).all()
-    if weighted and chosen.weight.ndim > 1:
+    has_weights = weights and not (selection.weight == 1).all()
+    if has_weights and selection.weight.ndim > 1:
         raise OptionError(
-            f"{chosen.method} weighs each tag of a clip, which no table of labels says: leave out the tags' weights, or say "
-            "weights=False"
+            f"{selection.method} weights each tag of a clip, which a table of labels cannot express: leave out the weights of "
+            "tags, or pass weights=False"
         )
-    rows: Iterable[Sequence[str]] = zip(chosen.fnames, map(join_labels, labels))
-    if weighted:
-        # Through text, a float32 keeps the few digits that it was meant to have.
-        rows = ((*row, str(np.float32(weight))) for row, weight in zip(rows, chosen.weight))
-    _write(path, ("fname", "labels", "weight") if weighted else ("fname", "labels"), rows)
+    rows: Iterable[Sequence[str]] = zip(selection.fnames, map(join_labels, labels), strict=True)
+    if has_weights:
+        # As text, a float32 keeps the few digits that were meant.
+        rows = ((*row, str(np.float32(weight))) for row, weight in zip(rows, selection.weight, strict=True))
+    _write(path, ("fname", "labels", "weight") if has_weights else ("fname", "labels"), rows)
 
 
-def write_corrections(chosen: LabelSelection, path: str | os.PathLike[str]) -> None:
-    """Write what differs from the given table as corrections that `fatai.data.labels.read_corrections` reads, whole or not at all.
+def write_corrections(selection: LabelSelection, path: str | os.PathLike[str]) -> None:
+    """Write the differences to the given table as corrections that `fatai.data.labels.read_corrections` reads, atomically.
 
-    Clips with other labels than given are listed with these, clips that were not kept with the word "remove"; the rest isn't there. Weights
-    are not part of it. Errors are those of `write_labels`.
+    Clips whose labels were changed are listed with their new labels, clips that were not kept with the word "remove"; other clips are not
+    listed. Weights are not written.
+
+    Parameters
+    ----------
+    selection
+        With hard labels, each clip once.
+    path
+        The file; its folder is created.
+
+    Raises
+    ------
+    OptionError
+        If targets are soft.
+    DataError
+        If a clip has two rows.
     """
-    labels = dict(zip(chosen.fnames, chosen.labels))
-    if len(labels) < len(chosen):
+    labels = dict(zip(selection.fnames, selection.labels, strict=True))
+    if len(labels) < len(selection):
         raise DataError(
-            f"{chosen.method} gives clips as noisy and as corrected ones, which corrections cannot say: train on it directly"
+            f"{selection.method} gives clips as noisy and as corrected ones, which corrections cannot express: train on the "
+            "selection directly"
         )
-    odd = chosen.clips[~chosen.clips["kept"] | chosen.clips["changed"]]
-    _write(path, ("fname", "labels"), ((name, join_labels(labels.get(name, [REMOVE]))) for name in odd["fname"]))
+    differing = selection.clips[~selection.clips["kept"] | selection.clips["changed"]]
+    rows = ((name, join_labels(labels.get(name, [REMOVE]))) for name in differing["fname"])
+    _write(path, ("fname", "labels"), rows)
 
 
 def _write(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -1,13 +1,14 @@
-"""The 3rd place's five ways to relabel noisy clips, and their last step: best clips as given, pseudo-labels for the rest.
+"""Pseudo-labels: the 3rd place's five modes to relabel noisy clips, and its last step.
 
-A mode is named with its parameter behind an underscore: `scoring_1000` keeps the 1000 clips whose labels models agree with most,
+A mode is named with its parameter behind an underscore: `scoring_1000` keeps the 1000 clips whose labels agree best with the predictions;
 `fullmatch_1.2`, `relabelall_1.2`, `relabelall-replacenan_1.2` and `relabelall-merge_1.2` turn probabilities into labels by the one
-threshold that leaves 1.2 tags a clip in the mean. Without a parameter, a threshold leaves as many tags a clip as are given.
+threshold that leaves 1.2 tags a clip on average. Without a parameter, the threshold leaves as many tags a clip as are given. The last step
+keeps the best clips as given and gives pseudo-labels to the rest.
 
 Where the published tool leaves a choice to chance
 --------------------------------------------------
-- Most good clips agree with the models perfectly, so that the best K are chosen among equals by an unstable sort. Here clips of equal
-  agreement are ordered by their mean binary log loss, then by name.
+- Most good clips agree with the predictions perfectly, so that the best K are selected among equals by an unstable sort. Here clips of
+  equal agreement are ordered by their mean binary log loss, then by name.
 - Two thresholds may come equally close to the wanted number of tags, one above and one below it; the lower threshold is taken.
 - Its tables are sorted by name before labels are written by position; rows are matched by name here.
 - Despite its name, replacenan fills nothing in: like relabelall it replaces labels and drops clips that are left without any.
@@ -21,28 +22,28 @@ from typing import NamedTuple
 import numpy as np
 
 from fatai.errors import OptionError
-from fatai.registry import NOISY
 from fatai.metrics.ranking import precision_hits
-from fatai.noisy_labels.selection import LabelSelection, NoisyLabelData, Method, make_selection
+from fatai.noisy_labels.selection import LabelSelection, Method, NoisyLabelData, make_selection
+from fatai.registry import NOISY
 
-__all__ = ["Threshold", "label_ranking_agreement", "best_first", "cardinality_threshold", "mean_log_loss"]
+__all__ = ["cardinality_threshold", "label_ranking_agreement", "mean_log_loss"]
 
 _SOURCE = "FAT2019 3rd place repository (Apache-2.0): relabel_noisy_data; own code"
 
-# Probabilities are kept this far from 0 and 1, where the logarithm ends.
-_LEAST = 1e-7
+# Probabilities are clipped this far from 0 and 1, where the logarithm is infinite.
+_MIN_PROB = 1e-7
 _CANDIDATES = np.linspace(0, 1, 10_000)
 
 
 class Threshold(NamedTuple):
-    """A threshold, and how many tags a clip lie above it in the mean."""
+    """A threshold, and the mean number of tags of a clip above it."""
 
     value: float
     cardinality: float
 
 
 def cardinality_threshold(probs: np.ndarray, cardinality: float) -> Threshold:
-    """The threshold that leaves the mean number of tags above it nearest to `cardinality`.
+    """Find the threshold that leaves a mean number of tags above it as near as possible to `cardinality`.
 
     Of 10,000 even steps from 0 to 1; where several come equally close, the lowest.
 
@@ -66,13 +67,23 @@ def cardinality_threshold(probs: np.ndarray, cardinality: float) -> Threshold:
 
 
 def label_ranking_agreement(probs: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Label-ranking average precision of each clip's given labels; 1 for a clip without any, as in scikit-learn.
+    """Compute the label-ranking average precision of each clip's given labels.
 
-    A tie counts against the labels. Shapes (clips, tags); returns (clips,).
+    Parameters
+    ----------
+    probs
+        Shape (clips, tags). A tie counts against the labels.
+    given
+        bool, shape (clips, tags).
+
+    Returns
+    -------
+    Shape (clips,), within [0, 1]; 1 for a clip without labels, as in scikit-learn.
 
     Examples
     --------
-    >>> label_ranking_agreement(np.array([[0.9, 0.8, 0.1], [0.9, 0.8, 0.1]]), np.array([[True, False, False], [False, True, False]])).tolist()
+    >>> probs, given = np.array([[0.9, 0.8, 0.1]] * 2), np.array([[True, False, False], [False, True, False]])
+    >>> label_ranking_agreement(probs, given).tolist()
     [1.0, 0.5]
     """
     hits = precision_hits(probs, given)
@@ -82,98 +93,127 @@ def label_ranking_agreement(probs: np.ndarray, given: np.ndarray) -> np.ndarray:
 
 
 def mean_log_loss(probs: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Binary log loss of each clip, the mean over all tags; probabilities are kept within [1e-7, 1 - 1e-7].
+    """Compute the binary log loss of each clip, the mean over all tags.
 
-    Shapes (clips, tags); returns (clips,).
+    Parameters
+    ----------
+    probs
+        Shape (clips, tags); clipped to [1e-7, 1 - 1e-7].
+    given
+        bool, shape (clips, tags).
+
+    Returns
+    -------
+    Shape (clips,), at least 0.
 
     Examples
     --------
     >>> mean_log_loss(np.array([[0.5, 0.5]]), np.array([[True, False]])).round(4).tolist()
     [0.6931]
     """
-    clipped = np.clip(probs, _LEAST, 1 - _LEAST)
+    clipped = np.clip(probs, _MIN_PROB, 1 - _MIN_PROB)
     return -np.log(np.where(given, clipped, 1 - clipped)).mean(1)
 
 
-def best_first(judged: NoisyLabelData, *keys: np.ndarray) -> np.ndarray:
-    """Positions of the clips by the first of `keys`, the lowest value first; ties by the next key, at last by name."""
-    return np.lexsort((np.array(judged.fnames, dtype=str), *reversed(keys)))
+def sort_clips(data: NoisyLabelData, *keys: np.ndarray) -> np.ndarray:
+    """Return the positions of the clips, (clips,), in rising order of the first of `keys`, each (clips,); ties by the next, at last by name."""
+    return np.lexsort((np.array(data.fnames, dtype=str), *reversed(keys)))
 
 
 @NOISY.register("scoring", source=_SOURCE)
 def scoring(*, k: int = 1000) -> Method:
-    """The `k` clips whose given labels rank highest under the models (`label_ranking_agreement`), labels as given.
+    """Select the `k` clips whose given labels rank highest in the predictions (`label_ranking_agreement`), labels as given.
 
     Equal clips are ordered by mean log loss, then by name. A clip without labels agrees perfectly, as published.
+
+    Parameters
+    ----------
+    k
+        A whole number of at least 1.
     """
     if isinstance(k, bool) or int(k) != k or k < 1:
-        raise OptionError(f"k is {k!r}; expected how many clips to keep, a whole number of at least 1")
+        raise OptionError(f"k is {k!r}; expected the number of clips to keep, a whole number of at least 1")
 
-    def method(judged: NoisyLabelData) -> LabelSelection:
+    def select(data: NoisyLabelData) -> LabelSelection:
         name = f"scoring_{k}"
-        keep, score = _top(judged, int(k), name)
-        return make_selection(name, judged, keep, np.where(keep, "as given", f"not among the best {k}"), score=score)
+        keep, score = _best_clips(data, int(k), name)
+        return make_selection(name, data, keep, np.where(keep, "as given", f"not among the best {k}"), score=score)
 
-    return method
+    return select
 
 
 @NOISY.register("fullmatch", source=_SOURCE)
 def fullmatch(*, cardinality: float | None = None) -> Method:
-    """The clips whose predicted labels are exactly those given."""
-    _check(cardinality)
+    """Select the clips whose predicted labels are exactly those given.
 
-    def method(judged: NoisyLabelData) -> LabelSelection:
-        predicted = _predicted(judged, cardinality, "fullmatch")
-        keep = ~(predicted ^ judged.given).any(1)
-        return make_selection("fullmatch", judged, keep, np.where(keep, "as given", "predicted otherwise"))
+    Parameters
+    ----------
+    cardinality
+        Mean number of predicted tags a clip, above 0; None takes that of the given labels.
+    """
+    _check_cardinality(cardinality)
 
-    return method
+    def select(data: NoisyLabelData) -> LabelSelection:
+        predicted = _predict_labels(data, cardinality, "fullmatch")
+        keep = ~(predicted ^ data.given).any(1)
+        return make_selection("fullmatch", data, keep, np.where(keep, "as given", "predicted otherwise"))
+
+    return select
 
 
 @NOISY.register("relabelall", source=_SOURCE)
 def relabelall(*, cardinality: float | None = None) -> Method:
-    """Predicted labels in place of those given; clips without any are dropped."""
-    return _replaced("relabelall", cardinality)
+    """Replace the given labels by the predicted ones; clips without any are dropped. `cardinality` as in `fullmatch`."""
+    return _replace_labels("relabelall", cardinality)
 
 
 @NOISY.register("relabelall-replacenan", source=_SOURCE)
 def relabelall_replacenan(*, cardinality: float | None = None) -> Method:
-    """The same as relabelall, under the name by which the published tool documents it."""
-    return _replaced("relabelall-replacenan", cardinality)
+    """Replace labels as relabelall does: the name under which the published tool documents it."""
+    return _replace_labels("relabelall-replacenan", cardinality)
 
 
 @NOISY.register("relabelall-merge", source=_SOURCE)
 def relabelall_merge(*, cardinality: float | None = None) -> Method:
-    """Given and predicted labels together; every clip stays."""
-    _check(cardinality)
+    """Unite given and predicted labels; every clip stays. `cardinality` as in `fullmatch`."""
+    _check_cardinality(cardinality)
 
-    def method(judged: NoisyLabelData) -> LabelSelection:
-        merged = judged.given | _predicted(judged, cardinality, "relabelall-merge")
-        why = np.where((merged != judged.given).any(1), "with labels added", "as given")
-        return make_selection("relabelall-merge", judged, np.ones(len(judged), dtype=bool), why, targ=merged)
+    def select(data: NoisyLabelData) -> LabelSelection:
+        merged = data.given | _predict_labels(data, cardinality, "relabelall-merge")
+        reason = np.where((merged != data.given).any(1), "with labels added", "as given")
+        return make_selection("relabelall-merge", data, np.ones(len(data), dtype=bool), reason, targ=merged)
 
-    return method
+    return select
 
 
 @NOISY.register(
-    "third", source="FAT2019 3rd place: after 5,000 clips with their own labels the rest is pseudo-labelled; own code"
+    "third_place_pseudo_labels",
+    source="FAT2019 3rd place: after 5,000 clips with their own labels the rest is pseudo-labelled; own code",
 )
-def third(*, k: int = 5000, cardinality: float | None = None) -> Method:
-    """The best `k` clips with their given labels; the others with predicted ones, those without any dropped.
+def third_place_pseudo_labels(*, k: int = 5000, cardinality: float | None = None) -> Method:
+    """Keep the best `k` clips with their given labels, and pseudo-label the others; those without any label are dropped.
 
-    The threshold is found over all clips. `fatai.noisy_labels.curriculum.ladder` leads here.
+    The threshold is found over all clips. It is the last step of `fatai.noisy_labels.curriculum.noisy_curriculum`.
+
+    Parameters
+    ----------
+    k
+        A whole number of at least 1.
+    cardinality
+        As in `fullmatch`.
     """
     scoring(k=k)
-    _check(cardinality)
+    _check_cardinality(cardinality)
 
-    def method(judged: NoisyLabelData) -> LabelSelection:
-        best, score = _top(judged, k, "third")
-        targ = np.where(best[:, None], judged.given, _predicted(judged, cardinality, "third"))
+    def select(data: NoisyLabelData) -> LabelSelection:
+        best, score = _best_clips(data, k, "third_place_pseudo_labels")
+        predicted = _predict_labels(data, cardinality, "third_place_pseudo_labels")
+        targ = np.where(best[:, None], data.given, predicted)
         keep = np.logical_or(best, targ.any(1))
-        why = np.select([best, keep], ["as given", "pseudo-labelled"], "without a predicted label")
-        return make_selection("third", judged, keep, why, targ=targ, score=score)
+        reason = np.select([best, keep], ["as given", "pseudo-labelled"], "without a predicted label")
+        return make_selection("third_place_pseudo_labels", data, keep, reason, targ=targ, score=score)
 
-    return method
+    return select
 
 
 @NOISY.register_pattern("scoring_", source=_SOURCE)
@@ -182,58 +222,57 @@ def third(*, k: int = 5000, cardinality: float | None = None) -> Method:
 @NOISY.register_pattern("relabelall-replacenan_", source=_SOURCE)
 @NOISY.register_pattern("relabelall-merge_", source=_SOURCE)
 def with_parameter(name: str) -> Method:
-    """A mode of the 3rd place with its parameter, such as scoring_1000 or relabelall_1.2."""
+    """Build a mode of the 3rd place with its parameter, such as scoring_1000 or relabelall_1.2."""
     mode, _, text = name.rpartition("_")
-    kind, example = (int, "a whole number of clips, such as scoring_1000") if mode == "scoring" else (
-        float, f"a mean number of tags a clip, such as {mode}_1.2")
+    is_count = mode == "scoring"
     try:
-        value = kind(text)
+        value = int(text) if is_count else float(text)
     except ValueError:
+        example = "a whole number of clips, such as scoring_1000" if is_count else f"a mean number of tags a clip, such as {mode}_1.2"
         raise OptionError(f"the mode {name!r} ends in {text!r}; expected {example}") from None
-    return NOISY.build(mode, **{"k" if kind is int else "cardinality": value})
+    return NOISY.build(mode, **{"k" if is_count else "cardinality": value})
 
 
-def _replaced(name: str, cardinality: float | None) -> Method:
-    _check(cardinality)
+def _replace_labels(name: str, cardinality: float | None) -> Method:
+    _check_cardinality(cardinality)
 
-    def method(judged: NoisyLabelData) -> LabelSelection:
-        predicted = _predicted(judged, cardinality, name)
+    def select(data: NoisyLabelData) -> LabelSelection:
+        predicted = _predict_labels(data, cardinality, name)
         keep = predicted.sum(1) > 0
-        why = np.select(
-            [~keep, (predicted == judged.given).all(1)], ["without a predicted label", "as given"], "relabelled"
-        )
-        return make_selection(name, judged, keep, why, targ=predicted)
+        conditions = [~keep, (predicted == data.given).all(1)]
+        reason = np.select(conditions, ["without a predicted label", "as given"], "relabelled")
+        return make_selection(name, data, keep, reason, targ=predicted)
 
-    return method
+    return select
 
 
-def _top(judged: NoisyLabelData, k: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which clips are the best `k`, bool (clips,), and the agreement of each."""
-    probs = judged.probs_for(name)
-    if k > len(judged):
+def _best_clips(data: NoisyLabelData, k: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which clips are the best `k`, bool (clips,), and the agreement of each, (clips,)."""
+    probs = data.probs_for(name)
+    if k > len(data):
         warnings.warn(
-            f"{name} asks for the best {k} of {len(judged)} clips: all are kept with their own labels", stacklevel=4
+            f"{name} asks for the best {k} of {len(data)} clips: all are kept with their given labels", stacklevel=4
         )
-    score = label_ranking_agreement(probs, judged.given)
-    keep = np.zeros(len(judged), dtype=bool)
-    keep[best_first(judged, -score, mean_log_loss(probs, judged.given))[:k]] = True
+    score = label_ranking_agreement(probs, data.given)
+    keep = np.zeros(len(data), dtype=bool)
+    keep[sort_clips(data, -score, mean_log_loss(probs, data.given))[:k]] = True
     return keep, score
 
 
-def _predicted(judged: NoisyLabelData, cardinality: float | None, name: str) -> np.ndarray:
-    """Labels by the threshold for that cardinality, bool (clips, tags)."""
-    probs = judged.probs_for(name)
-    if not len(judged):
-        return judged.given
-    wanted = judged.given.sum(1).mean() if cardinality is None else cardinality
-    if wanted > len(judged.tags):
+def _predict_labels(data: NoisyLabelData, cardinality: float | None, name: str) -> np.ndarray:
+    """Return labels by the threshold for that cardinality, bool (clips, tags)."""
+    probs = data.probs_for(name)
+    if not len(data):
+        return data.given
+    wanted = data.given.sum(1).mean() if cardinality is None else cardinality
+    if wanted > len(data.tags):
         raise OptionError(
-            f"{name} is to leave {wanted} tags a clip; expected at most {len(judged.tags)}, the number of tags"
+            f"{name} is to leave {wanted} tags a clip; expected at most {len(data.tags)}, the number of tags"
         )
     return probs > cardinality_threshold(probs, wanted).value
 
 
-def _check(cardinality: float | None) -> None:
+def _check_cardinality(cardinality: float | None) -> None:
     if cardinality is not None and not 0 < cardinality < np.inf:
         raise OptionError(
             f"cardinality is {cardinality}; expected the wanted mean number of tags a clip, above 0 (curated clips: 1.158)"

@@ -1,12 +1,13 @@
-"""Doubtful clips beside what models think of them, and what a method makes of them.
+"""Noisy clips with out-of-fold predictions, and the subset that a method selects.
 
-Conventions: `given` and `probs` are (clips, tags), rows known by `fnames`, columns by `tags`. Rows of tables and of probabilities are
+Conventions: `given` and `probs` are (clips, tags), rows identified by `fnames`, columns by `tags`. Rows of tables and of probabilities are
 matched by name, never by position: a file of predictions in another order than the labels gives the same result. A method of `NOISY` maps
-a `NoisyLabelData` to a `LabelSelection`; nothing is changed in place, nothing is random, and equal clips are told apart by name, so the order of rows
-decides nothing.
+a `NoisyLabelData` to a `LabelSelection`; nothing is changed in place, nothing is random, and ties are broken by name, so the order of rows
+has no influence.
 
-A model that trained on a clip has learnt its label, right or wrong, and can't judge it. `attach_predictions` refuses such predictions where it is told
-what the models trained on; `out_of_fold_mean` makes honest ones from several models.
+A model that was trained on a clip has learned its label, right or wrong, so its predictions say nothing about the label.
+`attach_predictions` refuses such predictions if it is given the names of the training clips; `out_of_fold_mean` averages those of several
+models without them.
 """
 
 from __future__ import annotations
@@ -22,21 +23,12 @@ from fatai.data.folds import noisy_fold_masks
 from fatai.data.labels import check_labels, multi_hot, parse_labels
 from fatai.errors import DataError, OptionError, ShapeError
 
-__all__ = [
-    "LabelSelection",
-    "NoisyLabelData",
-    "Method",
-    "check_no_leakage",
-    "checked_probs",
-    "make_selection",
-    "attach_predictions",
-    "out_of_fold_mean",
-]
+__all__ = ["LabelSelection", "NoisyLabelData", "attach_predictions", "out_of_fold_mean"]
 
 
 @dataclass(frozen=True, eq=False)
 class NoisyLabelData:
-    """Clips with doubtful labels, and how likely models find each tag in them; `attach_predictions` makes one.
+    """Clips with noisy labels, and the probabilities that models give each tag; created by `attach_predictions`.
 
     Attributes
     ----------
@@ -45,9 +37,10 @@ class NoisyLabelData:
     given
         bool, shape (clips, tags): the labels as given.
     probs
-        float64, shape (clips, tags), within [0, 1]; or None where no model was asked.
+        float64, shape (clips, tags), within [0, 1]; None without predictions.
     out_of_fold
-        Whether it was said that no row comes from a model that trained on its clip, although models trained on some of the clips.
+        True if the caller has declared that no row comes from a model that was trained on its clip, although models were trained on some
+        of the clips.
     """
 
     fnames: tuple[str, ...]
@@ -60,37 +53,37 @@ class NoisyLabelData:
         return len(self.fnames)
 
     def probs_for(self, method: str) -> np.ndarray:
-        """The probabilities, which `method` can't do without."""
+        """Return the probabilities, (clips, tags), that `method` needs; an `OptionError` if there are none."""
         if self.probs is None:
             raise OptionError(
-                f"{method} needs probabilities of the clips; give probs and fnames, of models that didn't train on them"
+                f"{method} needs probabilities of the clips; give probs and fnames, of models that were not trained on them"
             )
         return self.probs
 
 
 @dataclass(frozen=True, eq=False)
 class LabelSelection:
-    """The clips that a method trains on, with targets and weights, and what became of every clip.
+    """The clips that a method selects for training, with targets and weights, and the outcome for every clip.
 
     Attributes
     ----------
     method
-        What chose them.
+        Name of the method.
     fnames
-        The clips that stay, in the order of the table they came from; one that is there as noisy and as corrected has two rows.
+        The selected clips, in the order of their table; a clip that is there as noisy and as corrected has two rows.
     tags
         Names of the columns of `targ`.
     targ
-        float32, shape (kept, tags), read-only: 0 and 1, or soft targets within [0, 1].
+        float32, shape (selected, tags), read-only: 0 and 1, or soft targets within [0, 1].
     weight
-        float32, read-only, shape (kept,), or (kept, tags) where a method weighs tags: what `TagLoss.sample_weight` takes.
+        float32, read-only, shape (selected,), or (selected, tags) where a method weights tags: the sample weights of a loss.
     source
-        "noisy" or "corrected" for each row: what `fatai.data.samplers.Mixture` draws by. Only the former are noisy to `TagLoss.noisy`.
-    shares
-        How often to draw from each source, "curated" among them, where the method says so.
+        "noisy" or "corrected" for each row, as for `fatai.data.samplers.MixtureSampler`. Only the former are noisy to a loss.
     clips
-        What became of every clip: `fname`, `kept`, `changed` (whether its labels are others than those given), `score` (what the method
-        ranked by; NaN where it didn't) and `why`.
+        The outcome for every clip: `fname`, `kept`, `changed` (True if its labels are not those given), `score` (by which the method
+        ranked; NaN where it didn't) and `reason`.
+    source_weights
+        Probability of drawing from each source, "curated" among them, if the method sets it.
     """
 
     method: str
@@ -100,39 +93,39 @@ class LabelSelection:
     weight: np.ndarray
     source: tuple[str, ...]
     clips: pd.DataFrame
-    shares: Mapping[str, float] | None = None
+    source_weights: Mapping[str, float] | None = None
 
     def __len__(self) -> int:
         return len(self.fnames)
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{n} {why}" for why, n in self.clips["why"].value_counts().items())
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self.clips["reason"].value_counts().items())
         return f"{self.method}: {int(self.clips['kept'].sum())} of {len(self.clips)} clips kept ({reasons})"
 
     @property
     def noisy(self) -> np.ndarray:
-        """bool, shape (kept,): what `TagLoss.noisy` takes."""
+        """Flags of noisy rows for a loss: bool, shape (selected,)."""
         return np.array([source == "noisy" for source in self.source], dtype=bool)
 
     @property
-    def soft(self) -> bool:
-        """Whether some target is neither 0 nor 1, so that no list of labels can say it."""
+    def is_soft(self) -> bool:
+        """True if some target is neither 0 nor 1, so that no list of labels can express it."""
         return not np.isin(self.targ, (0, 1)).all()
 
     @property
     def labels(self) -> list[list[str]]:
         """The tags of each row, in the order of `tags`; an `OptionError` for soft targets."""
-        if self.soft:
+        if self.is_soft:
             raise OptionError(
-                f"{self.method} gives soft targets, which no list of labels can say: train on targ, or choose another method"
+                f"{self.method} gives soft targets, which lists of labels cannot express: train on targ, or choose another method"
             )
         return [[self.tags[k] for k in np.flatnonzero(row)] for row in self.targ]
 
     @property
     def table(self) -> pd.DataFrame:
-        """The rows as a table of labels: `fname`, `labels` (lists), `source`, `noisy`, and `weight` where clips, not tags, are weighed.
+        """The rows as a table of labels: `fname`, `labels` (lists), `source`, `noisy`, and `weight` unless tags are weighted.
 
-        Loaders made of it tell weights and marks to `fatai.callbacks.sample_weights.SampleWeights`.
+        `fatai.callbacks.sample_weights.SampleWeights` reads weights and flags from loaders made of it.
         """
         columns: dict[str, Any] = {
             "fname": list(self.fnames),
@@ -143,43 +136,56 @@ class LabelSelection:
         return pd.DataFrame({**columns, "weight": self.weight} if self.weight.ndim == 1 else columns)
 
     @property
-    def weight_of(self) -> dict[str, Any]:
-        """Clip to weight, a number or one for each tag: what `fatai.callbacks.sample_weights.SampleWeights` takes."""
-        return dict(zip(self.fnames, self.weight))
+    def weights_by_fname(self) -> dict[str, Any]:
+        """Clip to weight, a number or (tags,), as for `fatai.callbacks.sample_weights.SampleWeights`."""
+        return dict(zip(self.fnames, self.weight, strict=True))
 
     @property
-    def target_of(self) -> dict[str, np.ndarray]:
-        """Clip to its row of `targ`, for targets that no list of labels can say; of a clip with two rows the corrected one."""
-        return dict(zip(self.fnames, self.targ))
+    def targets_by_fname(self) -> dict[str, np.ndarray]:
+        """Clip to its row of `targ`, (tags,), for targets that lists of labels cannot express; of a clip with two rows the corrected one."""
+        return dict(zip(self.fnames, self.targ, strict=True))
 
-    def times(self, factor: float) -> LabelSelection:
-        """The same with every weight times `factor`, for a stage that trusts noisy clips less."""
+    def scale_weights(self, factor: float) -> LabelSelection:
+        """Return the selection with every weight multiplied by `factor`, at least 0: lower it in stages that trust noisy clips less."""
         if not 0 <= factor < np.inf:
             raise OptionError(f"factor is {factor}; expected a number of at least 0")
-        return replace(self, weight=_fixed(self.weight * factor))
+        return replace(self, weight=_read_only(self.weight * factor))
 
-    def split(self, *, how: str = "all", n: int = 5, seed: int = 42) -> tuple[LabelSelection, ...]:
-        """What each fold trains on: `how` is "all" (shared), "own" (3rd place) or "others" (4th), as in `fatai.data.folds.noisy_shares`.
+    def per_fold(self, *, split: str = "all", n: int = 5, seed: int = 42) -> tuple[LabelSelection, ...]:
+        """Return the selection of each fold; `clips` still lists all clips.
 
-        The clips are split sorted by name; rows of one clip stay together. `clips` still tells of all of them.
+        Parameters
+        ----------
+        split
+            "all" (every fold gets all), "own" (3rd place: the k-th part) or "others" (4th place: all but the k-th part), as in
+            `fatai.data.folds.noisy_fold_masks`. The clips are split sorted by name; rows of one clip stay together.
+        n
+            Number of folds.
+        seed
+            Seed of the shuffle.
+
+        Raises
+        ------
+        OptionError
+            If `split` is unknown, or there are fewer clips than folds to split among.
         """
         names = sorted(set(self.fnames))
-        shares = noisy_fold_masks(len(names), split=how, n=n, seed=seed)
-        sets = [{names[i] for i in np.flatnonzero(share)} for share in shares]
-        return tuple(self._rows([i for i, name in enumerate(self.fnames) if name in mine]) for mine in sets)
+        masks = noisy_fold_masks(len(names), split=split, n=n, seed=seed)
+        parts = [{names[i] for i in np.flatnonzero(mask)} for mask in masks]
+        return tuple(self._take([i for i, name in enumerate(self.fnames) if name in part]) for part in parts)
 
-    def _rows(self, rows: list[int]) -> LabelSelection:
+    def _take(self, rows: list[int]) -> LabelSelection:
         return replace(
             self,
             fnames=tuple(self.fnames[i] for i in rows),
-            targ=_fixed(self.targ[rows]),
-            weight=_fixed(self.weight[rows]),
+            targ=_read_only(self.targ[rows]),
+            weight=_read_only(self.weight[rows]),
             source=tuple(self.source[i] for i in rows),
         )
 
 
 Method: TypeAlias = Callable[[NoisyLabelData], LabelSelection]
-"""What an entry of `NOISY` builds."""
+"""Type of the methods that `NOISY` builds."""
 
 
 def attach_predictions(
@@ -191,7 +197,7 @@ def attach_predictions(
     trained_on: Iterable[str] = (),
     out_of_fold: bool = False,
 ) -> NoisyLabelData:
-    """Put the labels of a noisy table beside the probabilities that models give its clips.
+    """Join the labels of a noisy table with the probabilities that models give its clips.
 
     Parameters
     ----------
@@ -200,13 +206,13 @@ def attach_predictions(
     tags
         The vocabulary: the order of the columns of `probs`.
     probs
-        Shape (predicted clips, tags), within [0, 1]; None for methods that ask no model.
+        Shape (predicted clips, tags), within [0, 1]; None for methods that need no predictions.
     fnames
-        The clip of each row of `probs`, in any order; clips that `table` lacks are left out.
+        The clip of each row of `probs`, in any order; clips that are not in `table` are left out.
     trained_on
-        Names of the clips that the models behind `probs` trained on. None of the table's may be among them, unless
+        Names of the clips that the models behind `probs` were trained on. None of the table's may be among them, unless `out_of_fold`.
     out_of_fold
-        every row comes only from models that did not train on its clip, as rows of `out_of_fold_mean` do.
+        True if every row comes only from models that were not trained on its clip, as rows of `out_of_fold_mean` do.
 
     Returns
     -------
@@ -227,54 +233,55 @@ def attach_predictions(
     >>> attach_predictions(table, ["Bark", "Meow"], [[0.9, 0.2], [0.4, 0.3]], ["a.wav", "b.wav"]).probs.tolist()
     [[0.4, 0.3], [0.9, 0.2]]
     """
-    for column in ("fname", "labels"):
-        if column not in table.columns:
-            raise DataError(
-                f"the table has the columns {', '.join(map(str, table.columns))}; expected fname and labels"
-            )
-    names, tags = tuple(str(name) for name in table["fname"]), tuple(tags)
-    _refuse_twice(names, "the table")
-    parsed = pd.DataFrame(
-        {"fname": list(names), "labels": pd.Series([parse_labels(cell) for cell in table["labels"]], dtype=object)}
-    )
-    check_labels(parsed, tags)
-    given = _fixed(multi_hot(parsed["labels"], tags), bool)
+    names, tags = _checked_names(table), tuple(tags)
+    given = _given_labels(names, table["labels"], tags)
     if probs is None:
         return NoisyLabelData(names, tags, given)
     if fnames is None:
-        raise OptionError("probs come without fnames; name the clip of each row, since rows are matched by name")
+        raise OptionError("got probs without fnames; expected the clip of each row, since rows are matched by name")
     check_no_leakage(names, trained_on, out_of_fold=out_of_fold)
-    return NoisyLabelData(
-        names,
-        tags,
-        given,
-        _fixed(_matched(names, tags, probs, tuple(str(name) for name in fnames)), np.float64),
-        out_of_fold,
+    matched = _match_rows(names, tags, probs, tuple(str(name) for name in fnames))
+    return NoisyLabelData(names, tags, given, _read_only(matched, np.float64), out_of_fold)
+
+
+def _checked_names(table: pd.DataFrame) -> tuple[str, ...]:
+    if not {"fname", "labels"} <= set(table.columns):
+        raise DataError(f"the table has the columns {', '.join(map(str, table.columns))}; expected fname and labels")
+    names = tuple(str(name) for name in table["fname"])
+    _check_unique(names, "the table")
+    return names
+
+
+def _given_labels(names: tuple[str, ...], cells: pd.Series, tags: tuple[str, ...]) -> np.ndarray:
+    parsed = pd.DataFrame(
+        {"fname": list(names), "labels": pd.Series([parse_labels(cell) for cell in cells], dtype=object)}
     )
+    check_labels(parsed, tags)
+    return _read_only(multi_hot(parsed["labels"], tags), bool)
 
 
 def check_no_leakage(fnames: Iterable[str], trained_on: Iterable[str], *, out_of_fold: bool) -> None:
-    """Raise a `DataError` if models judge clips that they trained on; with `out_of_fold`, rows are said to be from models that did not."""
-    learnt = set(trained_on)
-    seen = [] if out_of_fold else [name for name in fnames if name in learnt]
-    if seen:
+    """Raise `DataError` if predicted clips are among the training clips, unless the rows are declared to be out of fold."""
+    training_clips = set(trained_on)
+    leaked = [] if out_of_fold else [name for name in fnames if name in training_clips]
+    if leaked:
         raise DataError(
-            f"the models trained on {_some(seen)}, so they know the labels that they are to judge: predict each clip by the "
-            "folds that left it out (out_of_fold_mean) and say out_of_fold=True"
+            f"the models were trained on {_name_some(leaked)}, so their predictions cannot reveal wrong labels: predict each clip by "
+            "the folds that left it out (out_of_fold_mean) and pass out_of_fold=True"
         )
 
 
-def out_of_fold_mean(stack: Any, fnames: Sequence[str], trained_on: Sequence[Collection[str]]) -> np.ndarray:
-    """Mean over the models that did not train on a clip, for each clip.
+def out_of_fold_mean(probs: Any, fnames: Sequence[str], trained_on: Sequence[Collection[str]]) -> np.ndarray:
+    """Average the predictions for each clip over the models that were not trained on it.
 
     Parameters
     ----------
-    stack
+    probs
         Shape (models, clips, tags): each model's probabilities.
     fnames
         Names of the clips.
     trained_on
-        For each model the names of the clips that it trained on, noisy ones too.
+        For each model the names of the clips that it was trained on, noisy ones too.
 
     Returns
     -------
@@ -283,37 +290,38 @@ def out_of_fold_mean(stack: Any, fnames: Sequence[str], trained_on: Sequence[Col
     Raises
     ------
     DataError
-        If a clip was trained on by every model.
+        If every model was trained on a clip.
+    ShapeError
+        If the shape of `probs` does not fit `fnames` and `trained_on`.
 
     Examples
     --------
     >>> out_of_fold_mean([[[0.9], [0.2]], [[0.5], [0.4]]], ["a.wav", "b.wav"], [{"a.wav"}, set()]).round(3).tolist()
     [[0.5], [0.3]]
     """
-    stack = np.asarray(stack, dtype=np.float64)
-    if stack.ndim != 3 or stack.shape[:2] != (len(trained_on), len(fnames)):
+    probs = np.asarray(probs, dtype=np.float64)
+    if probs.ndim != 3 or probs.shape[:2] != (len(trained_on), len(fnames)):
         raise ShapeError(
-            f"stack has shape {stack.shape}; expected (models, clips, tags) with {len(trained_on)} models and {len(fnames)} "
+            f"probs has shape {probs.shape}; expected (models, clips, tags) with {len(trained_on)} models and {len(fnames)} "
             "clips, one for each entry of trained_on and of fnames"
         )
-    honest = np.array([[name not in names for name in fnames] for names in map(set, trained_on)], dtype=bool).reshape(
-        stack.shape[:2]
-    )
-    judges = honest.sum(0)
-    if not judges.all():
-        lost = [name for name, n in zip(fnames, judges) if not n]
+    unseen = np.array([[name not in names for name in fnames] for names in map(set, trained_on)], dtype=bool)
+    unseen = unseen.reshape(probs.shape[:2])
+    n_models = unseen.sum(0)
+    if not n_models.all():
+        seen_by_all = [name for name, n in zip(fnames, n_models, strict=True) if not n]
         raise DataError(
-            f"every model trained on {_some(lost)}; share such clips over the folds (how='own' or 'others'), so that some "
-            "leave them out"
+            f"every model was trained on {_name_some(seen_by_all)}; split such clips over the folds (split='own' or 'others'), so "
+            "that some models leave them out"
         )
-    return np.where(honest[..., None], stack, 0).sum(0) / judges[:, None]
+    return np.where(unseen[..., None], probs, 0).sum(0) / n_models[:, None]
 
 
 def make_selection(
     method: str,
-    judged: NoisyLabelData,
+    data: NoisyLabelData,
     keep: np.ndarray,
-    why: np.ndarray | str,
+    reason: np.ndarray | str,
     *,
     targ: np.ndarray | None = None,
     weight: np.ndarray | float = 1.0,
@@ -321,55 +329,69 @@ def make_selection(
     tags: Sequence[str] | None = None,
     changed: bool | None = None,
 ) -> LabelSelection:
-    """The clips of `judged` where `keep`, in its order.
+    """Build the selection of the clips of `data` where `keep`, in their order.
 
     Parameters
     ----------
+    method
+        Name of the method.
+    data
+        All clips.
     keep
         bool, shape (clips,).
-    why
-        A phrase for each clip, or for all, that follows a number of clips: "are not among the best 1000".
+    reason
+        A phrase for each clip, or for all, that follows a number of clips: "not among the best 1000".
     targ
         Shape (clips, tags) over all clips, kept or not; None means the given labels.
     weight
         A number, or shape (clips,) or (clips, tags) over all clips.
     score
-        Shape (clips,): what the method ranked by.
+        Shape (clips,): the numbers by which the method ranked.
     tags
-        Names of the columns of `targ`, where they aren't those of `judged`.
+        Names of the columns of `targ`, where they aren't those of `data`.
     changed
-        Whether labels changed; None compares `targ` with the given labels.
+        True if labels changed; None compares `targ` with the given labels.
     """
-    labels = judged.given if targ is None else targ
-    differs = (labels != judged.given).any(1) if changed is None else np.full(len(judged), changed)
+    labels = data.given if targ is None else targ
+    differs = (labels != data.given).any(1) if changed is None else np.full(len(data), changed)
     clips = pd.DataFrame({
-        "fname": list(judged.fnames), "kept": keep, "changed": differs & keep,
-        "score": np.full(len(judged), np.nan) if score is None else score, "why": why,
+        "fname": list(data.fnames), "kept": keep, "changed": differs & keep,
+        "score": np.full(len(data), np.nan) if score is None else score, "reason": reason,
     })
-    weight = np.full(len(judged), weight) if np.ndim(weight) == 0 else np.asarray(weight)
-    fnames = tuple(name for name, stays in zip(judged.fnames, keep) if stays)
+    weight = np.full(len(data), weight) if np.ndim(weight) == 0 else np.asarray(weight)
+    fnames = tuple(name for name, kept in zip(data.fnames, keep, strict=True) if kept)
+    source = ("noisy",) * len(fnames)
     return LabelSelection(
-        method,
-        fnames,
-        tuple(tags or judged.tags),
-        _fixed(labels[keep]),
-        _fixed(weight[keep]),
-        ("noisy",) * len(fnames),
-        clips,
+        method, fnames, tuple(tags or data.tags), _read_only(labels[keep]), _read_only(weight[keep]), source, clips
     )
 
 
-def checked_probs(probs: Any, fnames: Sequence[str], tags: Sequence[str]) -> np.ndarray:
-    """`probs` as float64, (clips, tags); one shaped or named otherwise, or with a value outside [0, 1], is refused as `attach_predictions` says."""
+def check_probs(probs: Any, fnames: Sequence[str], tags: Sequence[str]) -> np.ndarray:
+    """Return probabilities as float64, shape (clips, tags).
+
+    Parameters
+    ----------
+    probs
+        Shape (clips, tags), within [0, 1]: an array, a tensor or nested lists.
+    fnames, tags
+        Names of the rows and of the columns.
+
+    Raises
+    ------
+    DataError
+        If a value is outside of [0, 1] or NaN, or a name is there twice.
+    ShapeError
+        If the shape does not fit the names.
+    """
     probs = np.asarray(probs.detach().cpu() if hasattr(probs, "detach") else probs, dtype=np.float64)
     if probs.shape != (len(fnames), len(tags)):
         raise ShapeError(
             f"probs has shape {probs.shape}; expected {(len(fnames), len(tags))}: a row for each fname, a column for each tag"
         )
-    _refuse_twice(fnames, "fnames")
-    odd = ~((probs >= 0) & (probs <= 1))  # written so that NaN is odd too
-    if odd.any():
-        clip, tag = np.argwhere(odd)[0]
+    _check_unique(fnames, "fnames")
+    invalid = ~((probs >= 0) & (probs <= 1))  # written so that NaN is invalid too
+    if invalid.any():
+        clip, tag = np.argwhere(invalid)[0]
         raise DataError(
             f"probs holds {probs[clip, tag]} for {fnames[clip]}, tag {tags[tag]}; expected numbers within [0, 1]: take the "
             "sigmoid of logits first, and leave out clips that no fold predicted"
@@ -377,31 +399,33 @@ def checked_probs(probs: Any, fnames: Sequence[str], tags: Sequence[str]) -> np.
     return probs
 
 
-def _matched(names: tuple[str, ...], tags: tuple[str, ...], probs: Any, fnames: tuple[str, ...]) -> np.ndarray:
-    """The rows of `probs` of `names`, checked."""
-    probs = checked_probs(probs, fnames, tags)
+def _match_rows(names: tuple[str, ...], tags: tuple[str, ...], probs: Any, fnames: tuple[str, ...]) -> np.ndarray:
+    """Return the rows of `probs` in the order of `names`, checked."""
+    probs = check_probs(probs, fnames, tags)
     row = {name: i for i, name in enumerate(fnames)}
-    lacking = [name for name in names if name not in row]
-    if lacking:
+    missing = [name for name in names if name not in row]
+    if missing:
         raise DataError(
-            f"there are no probabilities of {_some(lacking)}; predict every clip of the table, or leave these out of it"
+            f"there are no probabilities of {_name_some(missing)}; predict every clip of the table, or leave these out of it"
         )
     return probs[[row[name] for name in names]]
 
 
-def _refuse_twice(names: Sequence[str], where: str) -> None:
-    twice = pd.Series(list(names), dtype=object)
-    twice = twice[twice.duplicated()]
-    if len(twice):
-        raise DataError(f"{where} names {_some(list(dict.fromkeys(twice)))} more than once; expected every clip once")
+def _check_unique(names: Sequence[str], where: str) -> None:
+    series = pd.Series(list(names), dtype=object)
+    repeated = series[series.duplicated()]
+    if len(repeated):
+        raise DataError(
+            f"{where} names {_name_some(list(dict.fromkeys(repeated)))} more than once; expected every clip once"
+        )
 
 
-def _some(names: Sequence[str]) -> str:
+def _name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _fixed(values: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
-    """A read-only copy."""
+def _read_only(values: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+    """Return a read-only copy, of any shape."""
     copy = np.array(values, dtype=dtype)
     copy.setflags(write=False)
     return copy
