@@ -1,10 +1,11 @@
-"""ESC-10 by its published five folds: accuracy and lwlrap of clips that were held out, with intervals.
+"""ESC-10 by its published five folds: accuracy and lwlrap of the validation clips, with intervals.
 
-    python -m benchmarks.esc10 DATA [--recipe esc10] [--work FOLDER] [--only-fold 0 ...] [--out benchmarks/results/esc10.md]
+    python -m benchmarks.esc10 DATA [--recipe esc10] [--work FOLDER] [--fold 0 ...] [--out benchmarks/results/esc10.md]
 
-DATA is the repository of ESC-50 (meta/esc50.csv, audio/), of which ten classes are taken, or a folder with esc10.csv (filename, fold,
-label) and audio/. The clips are linked, not copied, into FOLDER/data in the competition's layout; a run in FOLDER that was stopped is gone
-on with, and processes with folds of their own may share it: a last one without --only-fold then scores them all.
+DATA is the repository of ESC-50 (meta/esc50.csv, audio/), of which ten classes are used, or a folder with esc10.csv
+(filename, fold, label) and audio/. The clips are linked, not copied, into FOLDER/data in the competition's layout. An
+interrupted run in FOLDER is continued, and processes with different folds may share it: a last one without --fold then
+scores them all.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.rounds import report
-from fatai.io.atomic import write_text
+from benchmarks.timing import write_report
 from fatai.ensemble.members import align_out_of_fold
-from fatai.inference.predictions import Predictions
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import run_recipe
+from fatai.inference.predictions import Predictions
+from fatai.io.atomic import write_text
 from fatai.metrics.bootstrap import Interval, score_interval
 
 _LISTS = {"esc10.csv": "label", "meta/esc50.csv": "category"}
 
 
 def read_list(data: Path) -> pd.DataFrame:
-    """Columns fname, labels and fold of the clips of ESC-10."""
+    """Return the columns fname, labels and fold of the clips of ESC-10."""
     for name, label in _LISTS.items():
         if (data / name).is_file():
             listed = pd.read_csv(data / name)
@@ -46,7 +47,7 @@ def read_list(data: Path) -> pd.DataFrame:
 
 
 def lay_out(data: Path, folder: Path) -> Path:
-    """The clips in the competition's layout, linked."""
+    """Link the clips in the competition's layout and return the folder."""
     listed = read_list(data)
     (folder / "train_curated").mkdir(parents=True, exist_ok=True)
     for fname in listed["fname"]:
@@ -58,65 +59,76 @@ def lay_out(data: Path, folder: Path) -> Path:
 
 
 def accuracy(probs: np.ndarray, targ: np.ndarray) -> float:
-    """Share of clips whose likeliest tag is the given one."""
+    """Return the fraction of clips whose most probable tag is the given one; both arrays are (clips, tags)."""
     return float((probs.argmax(1) == targ.argmax(1)).mean())
 
 
 def scores(oof: Predictions, labels: Path) -> tuple[Interval, Interval]:
-    """Accuracy and lwlrap of clips that were held out."""
+    """Return accuracy and lwlrap of the validation clips."""
     known = align_out_of_fold([oof], labels, oof.tags)
     return score_interval(known.probs[0], known.targ, score=accuracy), score_interval(known.probs[0], known.targ)
 
 
-def written(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
+def markdown(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
+    """Return the report as Markdown."""
     oof = Predictions.from_csv(run / "oof.csv")
-    right, ordered = scores(oof, labels)
+    right, lwlrap = scores(oof, labels)
     folds = pd.read_csv(run / "folds.csv").set_index("fname").loc[list(oof.fnames), "fold"].to_numpy()
     known = align_out_of_fold([oof], labels, oof.tags)
     lines = [
-        f"Recipe {recipe.name}: {recipe.model.arch}, {recipe_parameters(recipe, len(oof.tags)):,} parameters, {recipe.stages[0].epochs} "
-        f"epochs from scratch, {recipe.folds.n} published folds, the last epoch of each. {len(oof.fnames)} clips, {seconds / 60:.0f} "
+        f"Recipe {recipe.name}: {recipe.model.arch}, {recipe_parameters(recipe, len(oof.tags)):,} parameters, "
+        f"{recipe.stages[0].epochs} "
+        f"epochs from scratch, {recipe.folds.n} published folds, the last epoch of each. {len(oof.fnames)} clips, "
+        f"{seconds / 60:.0f} "
         f"minutes of processes with {torch.get_num_threads()} thread(s) each.",
         "",
-        f"accuracy {right}; lwlrap {ordered}",
+        f"accuracy {right}; lwlrap {lwlrap}",
         "",
         "| fold | clips | accuracy |",
         "|---|---|---|",
     ]
     for fold in sorted(set(folds)):
-        own = folds == fold
-        lines.append(f"| {fold + 1} | {own.sum()} | {accuracy(known.probs[0][own], known.targ[own]):.3f} |")
+        in_fold = folds == fold
+        score = accuracy(known.probs[0][in_fold], known.targ[in_fold])
+        lines.append(f"| {fold + 1} | {in_fold.sum()} | {score:.3f} |")
     wrong = known.probs[0].argmax(1) != known.targ.argmax(1)
-    mistaken = pd.Series([
-        f"{oof.tags[given]} taken for {oof.tags[said]}"
-        for given, said in zip(known.targ[wrong].argmax(1), known.probs[0][wrong].argmax(1), strict=True)
+    mistakes = pd.Series([
+        f"{oof.tags[given]} predicted as {oof.tags[predicted]}"
+        for given, predicted in zip(known.targ[wrong].argmax(1), known.probs[0][wrong].argmax(1), strict=True)
     ], dtype=object).value_counts()
-    people = "reaches" if right.value >= 0.957 else "lies below"
-    lines += ["", f"This {people} the 0.957 of people. Taken for another, twice or more: "
-              + ("; ".join(f"{what} {n} times" for what, n in mistaken.items() if n > 1) or "none") + "."]
+    compared = "reaches" if right.value >= 0.957 else "is below"
+    lines += ["", f"This {compared} the 0.957 of human listeners. Predicted as another class, twice or more: "
+              + ("; ".join(f"{pair} {n} times" for pair, n in mistakes.items() if n > 1) or "none") + "."]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and write its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--recipe", default="esc10")
-    parser.add_argument("--only-fold", type=int, nargs="+")
+    parser.add_argument("--fold", type=int, nargs="+")
     parser.add_argument("--work", type=Path, default=Path("runs") / "esc10")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "esc10.md")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     data, recipe = lay_out(args.data, args.work / "data"), load_recipe(args.recipe)
-    started = time.monotonic()
+    start = time.monotonic()
     result = run_recipe(
-        data, recipe, args.work / "run", only=args.only_fold, resume=True, num_workers=0, cache_dir=args.work / "cache"
+        data,
+        recipe,
+        args.work / "run",
+        run_folds=args.fold,
+        resume=True,
+        num_workers=0,
+        cache_dir=args.work / "cache",
     )
-    # A run that was gone on with took longer than its last part; its file keeps the sum.
-    spent = args.work / "seconds.txt"
-    seconds = time.monotonic() - started + (float(spent.read_text()) if spent.exists() else 0.0)
-    write_text(spent, f"{seconds:.1f}\n")
-    told = written(result.out, recipe, data / "train_curated.csv", seconds)
-    report("ESC-10", f"python -m benchmarks.esc10 {args.data.name}", told, args.out)
+    # A continued run took longer than its last part; the file keeps the sum.
+    total = args.work / "seconds.txt"
+    seconds = time.monotonic() - start + (float(total.read_text()) if total.exists() else 0.0)
+    write_text(total, f"{seconds:.1f}\n")
+    text = markdown(result.out, recipe, data / "train_curated.csv", seconds)
+    write_report("ESC-10", f"python -m benchmarks.esc10 {args.data.name}", text, args.out)
 
 
 if __name__ == "__main__":

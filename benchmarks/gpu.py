@@ -1,10 +1,11 @@
-"""Full settings on data of the competition's size: seconds of an epoch and of five folds of `ninth`, and of tagging the whole test part.
+"""Full settings on data of the competition's size: training `ninth`, and tagging the whole test part.
 
     python -m benchmarks.gpu [--epochs 2] [--whole] [--work FOLDER] [--out benchmarks/results/gpu.md]
 
-Generated clips, 4,970 curated, 19,815 noisy and 3,361 test ones, 0.3 to 15 s long: noise in bands. A few hundred of them are different, the
-others are links to these, so that disks and the memory for files matter less than they would. `--whole` trains the 5 x 65 epochs of `ninth`
-instead of counting them up from a few epochs; `--clips N --scale tiny` makes everything smaller, to try the command where there is no GPU.
+Generated clips, 4,970 curated, 19,815 noisy and 3,361 test ones, 0.3 to 15 s long: noise in bands. A few hundred of
+them are different, the others are links to these, so that disks and the file cache matter less than usual. `--whole`
+trains the 5 x 65 epochs of `ninth` instead of extrapolating from a few epochs; `--clips N --scale tiny` makes
+everything smaller, to try the command without a GPU.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.rounds import report
+from benchmarks.timing import write_report
+from fatai.audio.io import save_audio
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.experiment.scaling import SCALES, scaled
-from fatai.audio.io import save_audio
+from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.scaling import SCALES, scale_recipe
 
 PARTS = {"train_curated": 4970, "train_noisy": 19_815, "test": 3361}
 SR, N_TAGS, DIFFERENT = 44_100, 80, 300
 
 
-def lay_out(folder: Path, share: float) -> FATDataset:
-    """The data; what is there already is taken as it is."""
+def lay_out(folder: Path, fraction: float) -> FATDataset:
+    """Generate the data, except what exists already."""
     rng = np.random.default_rng(2019)
     tags = [f"Tag_{k:02d}" for k in range(N_TAGS)]
     originals = folder / "originals"
     originals.mkdir(parents=True, exist_ok=True)
-    n_different = max(2 * N_TAGS, round(DIFFERENT * share))
+    n_different = max(2 * N_TAGS, round(DIFFERENT * fraction))
     for k in range(n_different):
         if not (originals / f"{k}.wav").exists():
             save_audio(originals / f"{k}.wav", _clip(rng, k % N_TAGS), SR)
     for part, n in PARTS.items():
-        names = [f"{part}_{k:05d}.wav" for k in range(max(4 * N_TAGS, round(n * share)))]
+        names = [f"{part}_{k:05d}.wav" for k in range(max(4 * N_TAGS, round(n * fraction)))]
         (folder / part).mkdir(exist_ok=True)
         for k, name in enumerate(names):
             if not (folder / part / name).exists():
@@ -58,7 +59,7 @@ def lay_out(folder: Path, share: float) -> FATDataset:
 
 
 def _clip(rng: np.random.Generator, tag: int) -> torch.Tensor:
-    """Noise that swells and fades, louder around a frequency of the tag's own."""
+    """Return noise that swells and fades, with a tone at the frequency of the tag."""
     n = int(SR * np.exp(rng.uniform(np.log(0.3), np.log(15))))
     seconds = np.arange(n) / SR
     tone = np.sin(2 * np.pi * 100 * 2 ** (tag / 12) * seconds + rng.normal())
@@ -67,49 +68,53 @@ def _clip(rng: np.random.Generator, tag: int) -> torch.Tensor:
 
 
 def training(data: FATDataset, epochs: int, whole: bool, scale: str, work: Path) -> list[str]:
-    """Lines on `ninth`."""
-    recipe = scaled(load_recipe("ninth"), scale)
+    """Return lines on training `ninth`."""
+    recipe = scale_recipe(load_recipe("ninth"), scale)
     published, n = recipe.stages[0].epochs, recipe.folds.n
 
     out = work / f"ninth_{time.time_ns()}"
-    started = time.perf_counter()
+    start = time.perf_counter()
     run_recipe(
         data,
         recipe if whole else recipe.override(epochs=1 + epochs),
         out,
-        only=None if whole else [0],
+        run_folds=None if whole else [0],
         predict_test=False,
-        say=lambda line: None,
+        log=lambda line: None,
     )
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     if whole:
         return [
-            f"`ninth`, {n} folds of {published} epochs with what is held out predicted: {seconds / 60:.1f} minutes (aim: 10)."
+            f"`ninth`, {n} folds of {published} epochs with predictions of the validation clips: {seconds / 60:.1f} "
+            "minutes "
+            "(aim: 10)."
         ]
     # The first epoch warms up.
     took = pd.read_csv(out / "fold_0" / "history.csv")["seconds"]
     epoch, rest = float(took[1:].median()), seconds - float(took.sum())
     return [
-        f"`ninth`: {epoch:.2f} s an epoch with its validation; {rest:.1f} s of a fold beside its epochs. Counted up, {n} folds of "
+        f"`ninth`: {epoch:.2f} s an epoch with its validation; {rest:.1f} s of a fold beside its epochs. Counted up, "
+        f"{n} folds of "
         f"{published} epochs take {n * (published * epoch + rest) / 60:.1f} minutes (aim: 10)."
     ]
 
 
 def tagging(data: FATDataset, scale: str, work: Path) -> list[str]:
-    """Lines on the test part by five folds of `third_place_2d`; how they were trained doesn't matter here."""
-    few = replace(data, curated=data.curated.head(4 * N_TAGS))
+    """Return lines on predicting the test part by five folds of `third_place_2d`, trained for one epoch."""
+    small = replace(data, curated=data.curated.head(4 * N_TAGS))
     out = work / f"third_{time.time_ns()}"
-    recipe = scaled(load_recipe("third_place_2d"), scale).override(epochs=1)
-    run_recipe(few, recipe, out, predict_test=False, say=lambda line: None)
+    recipe = scale_recipe(load_recipe("third_place_2d"), scale).override(epochs=1)
+    run_recipe(small, recipe, out, predict_test=False, log=lambda line: None)
     predict_with_run(out, data.test.head(64))
-    started = time.perf_counter()
-    found = predict_with_run(out, data.test, num_workers=min(8, os.cpu_count() or 1))
-    seconds = time.perf_counter() - started
-    told = f"{len(found.fnames)} test clips whole, {recipe.folds.n} folds: {seconds:.1f} s (aim: 3)"
-    return [f"`third_place_2d`, {told}."]
+    start = time.perf_counter()
+    preds = predict_with_run(out, data.test, num_workers=min(8, os.cpu_count() or 1))
+    seconds = time.perf_counter() - start
+    result = f"{len(preds.fnames)} test clips whole, {recipe.folds.n} folds: {seconds:.1f} s (aim: 3)"
+    return [f"`third_place_2d`, {result}."]
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and write its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2, help="epochs that are measured")
     parser.add_argument("--whole", action="store_true")
@@ -124,13 +129,14 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU thread(s)"
     assert data.noisy is not None
     lines = [
-        f"{device}; {len(data.curated):,} curated, {len(data.noisy):,} noisy and {len(data.test):,} test clips, generated; {size}.",
+        f"{device}; {len(data.curated):,} curated, {len(data.noisy):,} noisy and {len(data.test):,} test clips, "
+        f"generated; {size}.",
         "",
         *training(data, args.epochs, args.whole, args.scale, args.work),
         "",
         *tagging(data, args.scale, args.work),
     ]
-    report("Full size", f"python -m benchmarks.gpu{' --whole' if args.whole else ''}", "\n".join(lines), args.out)
+    write_report("Full size", f"python -m benchmarks.gpu{' --whole' if args.whole else ''}", "\n".join(lines), args.out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""lwlrap after equal training in float32 and in what `precision="auto"` chooses, with the seconds that each took.
+"""lwlrap after equal training in float32 and with `precision="auto"`, and the seconds of each.
 
-    python -m benchmarks.precision [DATA] [--seeds 0 1 2 3 4 5] [--epochs 40] [--work FOLDER] [--out benchmarks/results/precision.md]
+    python -m benchmarks.precision [DATA] [--seeds 0 1 2 3 4 5] [--epochs 40] [--work FOLDER] [--out FILE]
 
-Trains the recipe `quick` on the bundled sample, or on DATA with its truth/test.csv, once for each seed and arithmetic, in turn, and scores
-the clips that were held out and the test part. Finished runs are lines of FOLDER/rows.jsonl and not made again.
+Trains the recipe `quick` on the bundled sample, or on DATA with its truth/test.csv, once for each seed and precision,
+in turn, and scores the validation clips and the test part. Finished runs are lines of FOLDER/rows.jsonl and not
+computed again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.rounds import report
+from benchmarks.timing import write_report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
@@ -27,11 +28,11 @@ SCORES = ("oof", "test")
 
 
 def trial(folder: Path, way: str, seed: int, epochs: int) -> Row:
-    """Train once; the lwlrap of held-out and of test clips, and the seconds."""
+    """Train once; return the lwlrap of validation and test clips, and the seconds."""
     with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         recipe = load_recipe("quick").override(precision=way, seed=seed, epochs=epochs)
-        result = run_recipe(folder, recipe, Path(out) / "run", say=lambda line: None)
+        result = run_recipe(folder, recipe, Path(out) / "run", log=lambda line: None)
         assert result.test is not None
         return {
             "oof": result.oof_score,
@@ -41,13 +42,14 @@ def trial(folder: Path, way: str, seed: int, epochs: int) -> Row:
 
 
 def differences(rows: dict[tuple[str, int], Row], seeds: list[int], score: str) -> tuple[float, float]:
-    """Mean over the seeds of auto - fp32, and its standard error."""
+    """Return the mean over the seeds of auto - fp32, and its standard error."""
     each = [rows["auto", seed][score] - rows["fp32", seed][score] for seed in seeds]
     return statistics.mean(each), statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.nan
 
 
-def written(rows: dict[tuple[str, int], Row], seeds: list[int], about: str) -> str:
-    lines = [about, "", "| seed | arithmetic | out of fold | test | seconds |", "|---|---|---|---|---|"]
+def markdown(rows: dict[tuple[str, int], Row], seeds: list[int], about: str) -> str:
+    """Return the report as Markdown."""
+    lines = [about, "", "| seed | precision | out of fold | test | seconds |", "|---|---|---|---|---|"]
     for seed in seeds:
         for way in WAYS:
             row = rows[way, seed]
@@ -55,7 +57,8 @@ def written(rows: dict[tuple[str, int], Row], seeds: list[int], about: str) -> s
     for way in WAYS:
         cells = [spread([rows[way, seed][score] for seed in seeds]) for score in SCORES]
         lines.append(
-            f"| mean ± sd | {way} | {' | '.join(cells)} | {statistics.mean(rows[way, seed]['seconds'] for seed in seeds):.0f} |"
+            f"| mean ± sd | {way} | {' | '.join(cells)} | "
+            f"{statistics.mean(rows[way, seed]['seconds'] for seed in seeds):.0f} |"
         )
     found = {score: differences(rows, seeds, score) for score in SCORES}
     lines += ["", "auto - fp32, mean over the seeds and its standard error: " + "; ".join(
@@ -64,6 +67,7 @@ def written(rows: dict[tuple[str, int], Row], seeds: list[int], about: str) -> s
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and write its report."""
     options = parser(__doc__, "precision", "epochs", 40)
     options.set_defaults(seeds=list(range(6)))
     args = options.parse_args(argv)
@@ -74,11 +78,12 @@ def main(argv: list[str] | None = None) -> None:
         args.work / "rows.jsonl", WAYS, args.seeds, same, lambda way, seed: trial(data.path, way, seed, args.epochs)
     )
     about = (
-        f"Recipe quick on {data.path.name}: {len(data.curated)} clips in 2 folds, {len(data.test)} test clips, {args.epochs} epochs; auto "
-        f"is {best_dtype(device)} on {device}. Seconds of the wall, whatever else the machine did."
+        f"Recipe quick on {data.path.name}: {len(data.curated)} clips in 2 folds, {len(data.test)} test clips, "
+        f"{args.epochs} epochs; auto "
+        f"is {best_dtype(device)} on {device}. Seconds of the wall clock, on a machine with other load."
     )
     command = f"python -m benchmarks.precision --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}"
-    report("lwlrap after equal training", command, written(rows, args.seeds, about), args.out)
+    write_report("lwlrap after equal training", command, markdown(rows, args.seeds, about), args.out)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The systems in one size: every recipe on curated clips and with its own use of noisy ones, and ensembles of them.
+"""All systems in one size: every recipe on curated clips and with its own use of noisy ones, and ensembles of them.
 
     python -m benchmarks.systems DATA [--seeds 0 1] [--passes 40] [--only NAME ...] [--more NAME [--by WHAT ...]]
                                       [--work FOLDER] [--out benchmarks/results/systems.md]
 
-DATA is a folder in the competition's layout with noisy clips and truth/test.csv, of which only scores are made. All recipes are scaled by
-the rule of `small`, so that all see as many clips in training (`--passes` times the curated ones of a fold), and share two folds and seeds.
-What a recipe calls its best epoch is found on held-out clips, as published; nothing is chosen by the test part, and the ensemble that is
-called the best is the best out of fold. `--more` names a system that is also tried with more clips seen, more folds and a wider network
-(or `--by` some of these), one at a time: which of them holds its score down? Every finished run is a line of FOLDER/rows.jsonl and a run
-folder beside it; runs that are there are not trained again, broken ones are gone on with: several processes may share the work, each with
-names of its own.
+DATA is a folder in the competition's layout with noisy clips and truth/test.csv, which is used only for scores. All
+recipes are scaled by the rule of `small`, so that all see as many clips in training (`--passes` times the curated ones
+of a fold), and use the same two folds and seeds. The best epoch of a recipe is selected on validation clips, as
+published; nothing is chosen by the test part, and the best ensemble is the best out of fold. `--more` names a system
+that is also tried with more clips seen, more folds and a wider network (or `--by` some of these), one at a time, to
+find what limits its score. Every finished run is a line of FOLDER/rows.jsonl and a run folder beside it; finished runs
+are not trained again and interrupted ones continued: several processes may share the work, each with its own names.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.rounds import report
+from benchmarks.timing import write_report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.ensemble.members import align_out_of_fold
-from fatai.inference.predictions import Predictions
-from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.experiment.scaling import SCALES, Scale, scaled
-from fatai.report.sections.training import clip_lengths
+from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.scaling import SCALES, Scale, scale_recipe
+from fatai.inference.predictions import Predictions
 from fatai.metrics.bootstrap import Interval, score_interval
 from fatai.metrics.per_class import confusions
 from fatai.metrics.ranking import lwlrap
+from fatai.report.sections.training import clip_lengths
 
 # Rows of the table: a recipe, as it is or on curated clips alone.
 WAYS: dict[str, tuple[str, bool]] = {
@@ -62,40 +62,45 @@ WAYS: dict[str, tuple[str, bool]] = {
     "gold_plan": ("gold_plan", False),
     "gold_plan, curated": ("gold_plan", True),
 }
-BLENDS: dict[str, dict[str, Any]] = {
+ENSEMBLES: dict[str, dict[str, Any]] = {
     "mean of all": {"how": "mean"},
     "geometric mean of all": {"how": "gmean"},
     "ranks within clips of all": {"how": "rank_clip"},
-    "searched weights (cobyla)": {"how": "cobyla", "of": "gmean"},
-    "chosen one by one (forward)": {"how": "forward", "of": "gmean"},
+    "searched weights (cobyla)": {"how": "cobyla", "average": "gmean"},
+    "selected one by one (forward)": {"how": "forward", "average": "gmean"},
 }
 MORE: dict[str, dict[str, Any]] = {
     "three times the passes": {"passes": 3},
     "five folds": {"folds": 2.5},
     "twice as wide": {"width": 2},
 }
-"""What more of a system is, as factors of its size."""
-_LENGTHS_S = (0.0, 1.0, 2.0, 4.0)  # where test clips are parted by length
-_TIMED = 24  # test clips that are predicted once more, for the time
+"""Factors of the size of a system that `--more` tries."""
+_LENGTHS_S = (0.0, 1.0, 2.0, 4.0)  # bounds of the groups of test clips by length
+_TIMED = 24  # test clips that are predicted again to measure time
 
 
 def on_curated(recipe: Recipe) -> Recipe:
-    """The stages before the first that trains on noisy clips; where there is none, that one without them and with its curated loss."""
+    """Restrict a recipe to curated clips.
+
+    Its stages before the first with noisy clips are kept; without such a stage, the first one without its noisy clips
+    and with its curated loss.
+    """
     stages = [stage.model_dump() for stage in recipe.stages]
     first = next((k for k, stage in enumerate(stages) if stage["noisy_labels"] is not None), len(stages))
     kept = stages[:first] or stages[:1]
+    default_split = type(recipe.stages[0])().noisy_fold_split
     for stage in kept:
         if stage["loss"] == "split":
             stage.update(loss=stage["loss_options"]["curated_loss"], loss_options={})
         if stage["sampling"] == "mixture":
             stage.update(sampling="shuffle", sampling_options={})
-        stage.update(noisy_labels=None, noisy_sample_weight=1.0, noisy_fold_split=type(recipe.stages[0])().noisy_fold_split)
+        stage.update(noisy_labels=None, noisy_sample_weight=1.0, noisy_fold_split=default_split)
     kept[-1]["checkpoint"] = "best" if kept[-1]["checkpoint"] == "best_overall" else kept[-1]["checkpoint"]
     return Recipe.model_validate({**recipe.model_dump(), "stages": tuple(kept)})
 
 
 def recipe_of(way: str, data: FATDataset, seed: int, size: Scale) -> Recipe:
-    """A row's recipe in its size, with folds that all rows share, every one of them trained."""
+    """Return a row's recipe in its size, with the folds of all rows, every one of them trained."""
     way, _, more = way.partition(" with ")
     if more:
         size = replace(
@@ -106,25 +111,26 @@ def recipe_of(way: str, data: FATDataset, seed: int, size: Scale) -> Recipe:
     if curated_only:
         recipe = on_curated(recipe)
     assert data.noisy is not None
-    plain = scaled(recipe, size, len(data.noisy), len(data.curated)).model_dump()
-    plain["folds"] = {**plain["folds"], "how": "multilabel", "seed": seed, "only": None}
+    plain = scale_recipe(recipe, size, len(data.noisy), len(data.curated)).model_dump()
+    plain["folds"] = {**plain["folds"], "splitter": "multilabel", "seed": seed, "run_folds": None}
     return Recipe.model_validate({**plain, "seed": 100 * seed + 1})
 
 
 def folder_of(work: Path, way: str, seed: int) -> Path:
+    """Return the run folder of a row."""
     return work / f"{way.replace(', ', '_').replace(' ', '_')}_{seed}"
 
 
 def trial(data: FATDataset, way: str, seed: int, size: Scale, work: Path) -> Row:
-    """Train a run, or go on with it, and score it.
+    """Train a run, or continue it, and score it.
 
-    Seconds are those of this process, whatever else the machine does; None of a run that another process began.
+    Seconds are those of this process; None for a run that another process started.
     """
     recipe, out = recipe_of(way, data, seed, size), folder_of(work, way, seed)
-    begun = out.exists()
-    started = time.process_time()
+    is_started = out.exists()
+    start = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
-        run_recipe(data, recipe, out, resume=True, num_workers=0, cache_dir=work / "cache", say=lambda line: None)
+        run_recipe(data, recipe, out, resume=True, num_workers=0, cache_dir=work / "cache", log=lambda line: None)
     trained = time.process_time()
     predict_with_run(out, data.test.head(_TIMED), num_workers=0)
     seconds = time.process_time() - trained
@@ -136,14 +142,14 @@ def trial(data: FATDataset, way: str, seed: int, size: Scale, work: Path) -> Row
         "test": test.value,
         "test_low": test.low,
         "test_high": test.high,
-        "seconds": None if begun else round(trained - started, 1),
+        "seconds": None if is_started else round(trained - start, 1),
         "ms_a_clip": round(1000 * seconds / _TIMED, 1),
         "parameters": recipe_parameters(recipe, len(data.tags)),
     }
 
 
 def intervals(data: FATDataset, oof: Predictions, test: Predictions) -> tuple[Interval, Interval]:
-    """Out of fold and on the test part."""
+    """Return the scores out of fold and on the test part."""
     found = []
     for part, truth in ((oof, data.path / "train_curated.csv"), (test, data.path / "truth" / "test.csv")):
         known = align_out_of_fold([part], truth, part.tags)
@@ -151,10 +157,11 @@ def intervals(data: FATDataset, oof: Predictions, test: Predictions) -> tuple[In
     return found[0], found[1]
 
 
-def blended(data: FATDataset, runs: list[Path]) -> dict[str, EnsembleResult]:
+def ensembles_of(data: FATDataset, runs: list[Path]) -> dict[str, EnsembleResult]:
+    """Return the ensembles of some runs by name."""
     return {
         name: ensemble_report(list(runs), truth=data.path / "train_curated.csv", **options)
-        for name, options in BLENDS.items()
+        for name, options in ENSEMBLES.items()
     }
 
 
@@ -163,13 +170,13 @@ def _between(low: list[float], high: list[float]) -> str:
 
 
 def _minutes(seconds: list[float | None]) -> str:
-    """The mean of those that are known."""
+    """Format the mean of the known times."""
     known = [value for value in seconds if value is not None]
     return f"{statistics.mean(known) / 60:.1f}" if known else "-"
 
 
 def table_of_runs(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list[int]) -> list[str]:
-    """A row for each system, the best on the test part first."""
+    """Return a row for each system, the best on the test part first."""
     def values(way: str, key: str) -> list[float]:
         return [rows[way, seed][key] for seed in seeds]
 
@@ -186,17 +193,23 @@ def table_of_runs(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list
     return lines
 
 
-def blends_of_seeds(data: FATDataset, ways: list[str], seeds: list[int], work: Path) -> dict[str, list[EnsembleResult]]:
-    """Ensembles of all systems by name: of each seed's runs by themselves and, where there are several seeds, of all their runs as one."""
+def ensembles_of_seeds(
+    data: FATDataset, ways: list[str], seeds: list[int], work: Path
+) -> dict[str, list[EnsembleResult]]:
+    """Return the ensembles of all systems by name.
+
+    They combine the runs of each seed and, with several seeds, all runs together.
+    """
     found: dict[str, list[EnsembleResult]] = {}
     for together in [*([seed] for seed in seeds), *([seeds] if len(seeds) > 1 else [])]:
-        for name, blend in blended(data, [folder_of(work, way, seed) for seed in together for way in ways]).items():
-            found.setdefault(f"{name}, seeds together" if len(together) > 1 else name, []).append(blend)
+        runs = [folder_of(work, way, seed) for seed in together for way in ways]
+        for name, result in ensembles_of(data, runs).items():
+            found.setdefault(f"{name}, seeds together" if len(together) > 1 else name, []).append(result)
     return found
 
 
-def table_of_blends(data: FATDataset, blends: dict[str, list[EnsembleResult]]) -> list[str]:
-    """A row for each ensemble, in their order."""
+def table_of_ensembles(data: FATDataset, blends: dict[str, list[EnsembleResult]]) -> list[str]:
+    """Return a row for each ensemble, in their order."""
     lines = ["| ensemble | OOF lwlrap, nested | 95 % | test lwlrap | 95 % |", "|---|---|---|---|---|"]
     for name, found in blends.items():
         scores = [intervals(data, blend.oof, blend.predictions) for blend in found if blend.oof is not None]
@@ -208,11 +221,11 @@ def table_of_blends(data: FATDataset, blends: dict[str, list[EnsembleResult]]) -
 
 
 def table_of_limits(data: FATDataset, blends: list[EnsembleResult]) -> list[str]:
-    """Where an ensemble loses: test lwlrap of clips with one tag and with more, of short and long ones, and what is confused."""
+    """Return the test lwlrap of an ensemble by number of tags and by length of clips, and its confusions."""
     truth = data.path / "truth" / "test.csv"
     known = [align_out_of_fold([blend.predictions], truth, data.tags) for blend in blends]
-    place = dict(zip(data.test["fname"], data.test["path"], strict=True))
-    seconds = clip_lengths([place[fname] for fname in known[0].fnames])
+    path_of = dict(zip(data.test["fname"], data.test["path"], strict=True))
+    seconds = clip_lengths([path_of[fname] for fname in known[0].fnames])
     n_tags = known[0].targ.sum(1)
     parts = {"one tag": n_tags == 1, "two tags or more": n_tags > 1}
     for low, high in zip(_LENGTHS_S, (*_LENGTHS_S[1:], np.inf), strict=True):
@@ -222,21 +235,22 @@ def table_of_limits(data: FATDataset, blends: list[EnsembleResult]) -> list[str]
     lines = ["| test clips | number | lwlrap |", "|---|---|---|"]
     for name, chosen in parts.items():
         if chosen.any():
-            scores = [lwlrap(part.stack[0][chosen], part.targ[chosen]) for part in known]
+            scores = [lwlrap(part.probs[0][chosen], part.targ[chosen]) for part in known]
             lines.append(f"| {name} | {chosen.sum()} | {spread(scores)} |")
-    mistaken = confusions(
-        np.concatenate([part.stack[0] for part in known]), np.concatenate([part.targ for part in known]), data.tags
+    mistakes = confusions(
+        np.concatenate([part.probs[0] for part in known]), np.concatenate([part.targ for part in known]), data.tags
     )
-    told = (f"{row.above} above {row.tag} in {row.clips} of {row.of}" for row in mistaken.head(6).itertuples())
+    confused = (f"{row.above} above {row.tag} in {row.clips} of {row.of}" for row in mistakes.head(6).itertuples())
     return [
         *lines,
         "",
-        f"Wrongly above a tag that is there, most often (of the clips that have it and lack the other): {'; '.join(told)}.",
+        "Wrongly above a tag that is there, most often (of the clips that have it and lack the other): "
+        f"{'; '.join(confused)}.",
     ]
 
 
 def table_of_more(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list[int]) -> list[str]:
-    """A row for a system as in the table of all, and for each way in which there was more of it."""
+    """Return a row for a system as in the table of all, and for each way in which it had more."""
     lines = ["| system | OOF lwlrap | test lwlrap | training, minutes |", "|---|---|---|---|"]
     for way in ways:
         oof, test, seconds = ([rows[way, seed][key] for seed in seeds] for key in ("oof", "test", "seconds"))
@@ -244,26 +258,33 @@ def table_of_more(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list
     return lines
 
 
-def written(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int], size: Scale, work: Path) -> str:
+def markdown(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int], size: Scale, work: Path) -> str:
+    """Return the report as Markdown."""
     done = list(dict.fromkeys(way for way, _ in rows if all((way, seed) in rows for seed in seeds)))
     ways, more = [way for way in WAYS if way in done], [way for way in done if " with " in way]
     about = (
-        f"{data.path.name}: {len(data.curated)} curated, {0 if data.noisy is None else len(data.noisy)} noisy and {len(data.test)} test "
-        f"clips. Networks a quarter as wide as published; {size.passes} times the curated clips of a fold seen by every recipe, in batches "
-        f"of {size.bs} at most, stages in the published proportions; two folds, the same for all; {size.views} views at most. "
-        f"{'One seed' if len(seeds) == 1 else f'Mean ± standard deviation over {len(seeds)} seeds'}; the intervals (means of their ends) "
-        f"say what other clips of the same kind might give. Time of one run on {torch.get_num_threads()} CPU thread(s), both folds. "
-        "There are no downloaded weights here: the frozen network of panns_logreg is random, and gold_plan begins from nothing, where "
+        f"{data.path.name}: {len(data.curated)} curated, {0 if data.noisy is None else len(data.noisy)} noisy and "
+        f"{len(data.test)} test "
+        f"clips. Networks a quarter as wide as published; {size.passes} times the curated clips of a fold seen by "
+        "every recipe, in batches "
+        f"of {size.bs} at most, stages in the published proportions; two folds, the same for all; {size.n_views} views "
+        "at most. "
+        f"{'One seed' if len(seeds) == 1 else f'Mean ± standard deviation over {len(seeds)} seeds'}; the intervals "
+        "(means of their ends) "
+        f"show what other clips of the same kind might give. Time of one run on {torch.get_num_threads()} CPU "
+        "thread(s), both folds. "
+        "There are no downloaded weights here: the frozen network of panns_logreg is random, and gold_plan begins from "
+        "nothing, where "
         "published both begin with what AudioSet taught."
     )
     lines = [about, "", *table_of_runs(rows, ways, seeds)]
     if len(ways) > 1:
-        blends = blends_of_seeds(data, ways, seeds, work)
+        blends = ensembles_of_seeds(data, ways, seeds, work)
         blends = dict(
             sorted(blends.items(), key=lambda item: -statistics.mean(b.predictions.oof_score or 0 for b in item[1]))
         )
         best = next(iter(blends))
-        lines += ["", *table_of_blends(data, blends), "", f"Where the first of these ({best}) loses:", ""]
+        lines += ["", *table_of_ensembles(data, blends), "", f"Where the first of these ({best}) loses:", ""]
         lines += table_of_limits(data, blends[best])
     if more:
         lines += ["", *table_of_more(rows, [more[0].partition(" with ")[0], *more], seeds)]
@@ -271,6 +292,7 @@ def written(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int]
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and write its report."""
     options = parser(__doc__, "systems", "passes", 40, list(WAYS))
     options.set_defaults(seeds=[0, 1])
     options.add_argument("--more", choices=list(WAYS), help="a system of which more is tried, too")
@@ -294,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
     command += f" --more {args.more}" if args.more else ""
     command += f" --by {shlex.join(args.by)}" if args.more and args.by != list(MORE) else ""
     command += f" --only {shlex.join(args.only)}" if set(args.only) != set(WAYS) else ""
-    report("The systems, small", command, written(data, rows, args.seeds, size, args.work), args.out)
+    write_report("The systems, small", command, markdown(data, rows, args.seeds, size, args.work), args.out)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,6 @@ def seeded():
     np.random.seed(0)
 
 
-@pytest.fixture(autouse=True)
-def few_reports(request, monkeypatch):
-    """Runs that a test makes draw their report only where it is looked at: it takes longer than so small a run."""
-    if "report.html" not in request.node.path.read_text(encoding="utf-8"):
-        for module in ("run", "ensemble_run"):
-            monkeypatch.setattr(f"fatai.experiment.{module}.draw_report", lambda *args: None)
-
-
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(2019)

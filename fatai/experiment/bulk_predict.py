@@ -1,7 +1,7 @@
-"""Any number of clips predicted with a run: a few thousand at a time, in parts of a list, going on where a killed process stopped.
+"""Predict any number of clips into a CSV: in chunks, in shards, resumable after a kill.
 
-While it goes on, the rows stand in a journal beside the table: text, a first line that says what made it, then a line of JSON for each
-clip, `[fname, prob, ...]`. A last line without its end is what a killed process left, and is taken off.
+Finished rows are kept in a journal beside the table: a text file with a first line that identifies run, clips and options, a line with the
+tags, and then a line of JSON for each clip, `[fname, prob, ...]`. An incomplete last line, left by a killed process, is removed.
 """
 
 from __future__ import annotations
@@ -12,54 +12,68 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pandas as pd
 
-from fatai.io.atomic import translate_os_errors, open_atomic
 from fatai.data.datasets.fetch import file_digest
-from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.ensemble.streaming import concat_files
+from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.experiment.run_folder import predict_with_run
+from fatai.io.atomic import open_atomic, translate_os_errors
 from fatai.io.json import parse_json
 
-__all__ = ["ListPart", "merge_parts", "part_of", "predict_list"]
+__all__ = ["Shard", "merge_shards", "parse_shard", "predict_to_csv"]
 
-_MARK = "fatai rows 1"
+_FORMAT = "fatai rows 1"
 
 
-class ListPart(NamedTuple):
-    """Part `number`, from 1, of a list that is cut into `of` parts."""
+class Shard(NamedTuple):
+    """A part of a list that is split into consecutive parts of equal length, up to one item.
+
+    Attributes
+    ----------
+    number
+        Its number, from 1.
+    total
+        Number of shards.
+    """
 
     number: int
-    of: int
+    total: int
 
     def rows(self, n: int) -> slice:
-        """Which of `n` things are in this part; the parts follow each other and are equally long, up to one.
+        """Return the positions of the shard in a list of `n` items.
 
         Examples
         --------
-        >>> [ListPart(k, 3).rows(8) for k in (1, 2, 3)]
+        >>> [Shard(k, 3).rows(8) for k in (1, 2, 3)]
         [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
         """
-        return slice(n * (self.number - 1) // self.of, n * self.number // self.of)
+        return slice(n * (self.number - 1) // self.total, n * self.number // self.total)
 
     def file(self, whole: Path) -> Path:
-        """Where this part of the file `whole` is: "tags.csv" has "tags.2-of-8.csv"."""
-        return whole.with_name(f"{whole.stem}.{self.number}-of-{self.of}{whole.suffix}")
+        """Return the path of this shard of the file `whole`: "tags.csv" has "tags.2-of-8.csv"."""
+        return whole.with_name(f"{whole.stem}.{self.number}-of-{self.total}{whole.suffix}")
 
 
-def part_of(text: str) -> ListPart:
-    """A part as it is written: "2/8" is the second of eight; raises `OptionError`."""
+def parse_shard(text: str) -> Shard:
+    """Parse a shard such as "2/8", the second of eight; raises `OptionError` if it is not of this form.
+
+    Examples
+    --------
+    >>> parse_shard("2/8")
+    Shard(number=2, total=8)
+    """
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise OptionError(
-            f"the shard is {text!r}; expected its number and how many there are, such as 2/8: 1/8 is the first, 8/8 the last"
+            f"the shard is {text!r}; expected its number and the number of shards, such as 2/8: 1/8 is the first, 8/8 the last"
         )
-    return ListPart(int(found[1]), int(found[2]))
+    return Shard(int(found[1]), int(found[2]))
 
 
-def predict_list(
+def predict_to_csv(
     run: str | Path,
     items: pd.DataFrame,
     out: str | Path,
@@ -68,148 +82,153 @@ def predict_list(
     keep_journal: bool = False,
     **options: Any,
 ) -> int:
-    """Predict clips into a CSV of one column per tag; returns how many there are.
+    """Predict clips into a CSV with one column per tag, and return the number of clips.
 
-    Memory holds `chunk` clips' rows. If the process is killed, the same call goes on where it stopped.
+    After a kill, the same call continues where it stopped.
 
     Parameters
     ----------
     run, options
-        As in `predict_with_run`.
+        As in `fatai.experiment.run_folder.predict_with_run`.
     items
         A table with the columns fname and path.
+    chunk
+        Clips whose predictions are held in memory; more use larger batches of work between two writes.
     keep_journal
-        Whether the journal stays, so that the same call has nothing left to do; of parts it goes when they are merged.
+        Whether the journal stays, so that the same call finds nothing left to do; that of a shard is removed by `merge_shards`.
 
     Raises
     ------
     DataError
-        If a journal of other clips, another run or other options lies beside `out`, or two clips have the same name.
+        If a journal of other clips, another run or other options is beside `out`, or two clips have the same name.
     """
     out, names = Path(out), [str(name) for name in items["fname"]]
-    doubled = items["fname"][items["fname"].duplicated()]
-    if len(doubled):
-        raise DataError(f"two clips are called {doubled.iloc[0]!r}; give every clip a name of its own")
-    made_by = {
-        "run": _digest_of(Path(run)),
+    duplicates = items["fname"][items["fname"].duplicated()]
+    if len(duplicates):
+        raise DataError(f"two clips are named {duplicates.iloc[0]!r}; give every clip a name of its own")
+    identity = {
+        "run": _run_digest(Path(run)),
         "clips": _digest(names),
         "options": {k: repr(v) for k, v in sorted(options.items())},
     }
-    journal = _journal_of(out)
-    done = _go_on(journal, made_by)
+    journal = _journal_path(out)
+    n_done = _resume_journal(journal, identity)
+    # The number of workers may change between two calls: it does not change the predictions.
     workers = {k: options.pop(k) for k in ("num_workers",) if k in options}
     with translate_os_errors(journal), journal.open("a", encoding="utf-8", newline="\n") as f:
         if journal.stat().st_size == 0:
-            f.write(json.dumps({"made": _MARK, "by": made_by}) + "\n")
-        for start in range(done, len(names), chunk):
-            part = predict_with_run(run, items.iloc[start:start + chunk], **workers, **options)
+            f.write(json.dumps({"made": _FORMAT, "by": identity}) + "\n")
+        for start in range(n_done, len(names), chunk):
+            predictions = predict_with_run(run, items.iloc[start:start + chunk], **workers, **options)
             if start == 0:
-                f.write(json.dumps({"tags": part.tags}) + "\n")
-            # One write of whole lines, and nothing left in the buffer.
-            f.write("".join(json.dumps([name, *row]) + "\n" for name, row in zip(part.fnames, part.probs.tolist())))
-            f.flush()
+                f.write(json.dumps({"tags": predictions.tags}) + "\n")
+            _append_rows(f, predictions.fnames, predictions.probs.tolist())
     n = _write_table(journal, out)
     if not keep_journal:
         journal.unlink()
     return n
 
 
-def merge_parts(whole: str | Path) -> int:
-    """Join the parts of a table to the file `whole`, and remove them; returns how many rows it has.
+def _append_rows(f: IO[str], fnames: tuple[str, ...], probs: list[list[float]]) -> None:
+    """Append whole lines with a single write, so that the buffer never holds a part of a line."""
+    f.write("".join(json.dumps([name, *row]) + "\n" for name, row in zip(fnames, probs, strict=True)))
+    f.flush()
+
+
+def merge_shards(whole: str | Path) -> int:
+    """Join the shards of a table to the file `whole`, remove them, and return the number of rows.
 
     Raises
     ------
     DataError
-        If there are none, some are lacking, or they are of several ways to cut the list.
+        If there are none, some are missing, or they are of different numbers of shards.
     """
     whole = Path(whole)
-    shape = re.compile(re.escape(whole.stem) + r"\.(\d+)-of-(\d+)" + re.escape(whole.suffix))
+    pattern = re.compile(re.escape(whole.stem) + r"\.(\d+)-of-(\d+)" + re.escape(whole.suffix))
     found = {
-        ListPart(int(m[1]), int(m[2])): file for file in whole.parent.glob("*") if (m := shape.fullmatch(file.name))
+        Shard(int(m[1]), int(m[2])): file for file in whole.parent.glob("*") if (m := pattern.fullmatch(file.name))
     }
-    counts = sorted({part.of for part in found})
+    totals = sorted({shard.total for shard in found})
     if not found:
         raise DataError(
-            f"there are no parts of {whole}, such as {ListPart(1, 2).file(whole).name}; make them with --shard 1/2 and so on"
+            f"there are no shards of {whole}, such as {Shard(1, 2).file(whole).name}; make them with --shard 1/2 and so on"
         )
-    if len(counts) > 1:
-        raise DataError(f"the parts of {whole} are of lists cut into {counts}; remove those that don't belong together")
-    lacking = [f"{k}/{counts[0]}" for k in range(1, counts[0] + 1) if ListPart(k, counts[0]) not in found]
-    if lacking:
+    if len(totals) > 1:
+        raise DataError(f"there are shards of {whole} out of {totals}; remove those that don't belong together")
+    missing = [f"{k}/{totals[0]}" for k in range(1, totals[0] + 1) if Shard(k, totals[0]) not in found]
+    if missing:
         raise DataError(
-            f"of {whole} the parts {', '.join(lacking[:5])}{' ...' * (len(lacking) > 5)} are lacking; make them first"
+            f"the shards {', '.join(missing[:5])}{' ...' * (len(missing) > 5)} of {whole} are missing; make them first"
         )
-    parts = [found[part] for part in sorted(found)]
-    n = concat_files(parts, whole)
-    for part in parts:
-        part.unlink()
-        _journal_of(part).unlink(missing_ok=True)
+    files = [found[shard] for shard in sorted(found)]
+    n = concat_files(files, whole)
+    for file in files:
+        file.unlink()
+        _journal_path(file).unlink(missing_ok=True)
     return n
 
 
-def _journal_of(out: Path) -> Path:
+def _journal_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.journal")
 
 
-def _go_on(journal: Path, made_by: dict[str, Any]) -> int:
-    """How many clips a journal has; takes off what a killed process left."""
+def _resume_journal(journal: Path, identity: dict[str, Any]) -> int:
+    """Return the number of clips in a journal, after removing an incomplete last line."""
     if not journal.exists():
         journal.parent.mkdir(parents=True, exist_ok=True)
         return 0
-    lines = whole = 0
+    n_lines = n_bytes = 0
     with journal.open("rb+") as f:
         for line in f:
             if not line.endswith(b"\n"):
                 break
-            if lines == 0 and _told(journal, line).get("by") != made_by:
+            if n_lines == 0 and _header(journal, line).get("by") != identity:
                 raise DataError(
-                    f"{journal} was begun with other clips, another run or other options; give the same ones to go on, "
-                    "or remove it"
+                    f"{journal} was written for other clips, another run or other options; give the same ones to "
+                    "continue, or remove it"
                 )
-            lines, whole = lines + 1, whole + len(line)
-        if lines == 1:
-            whole = 0  # begun, and not even the tags are known
-        f.truncate(whole)
-    return max(0, lines - 2)
+            n_lines, n_bytes = n_lines + 1, n_bytes + len(line)
+        if n_lines == 1:
+            n_bytes = 0  # the header alone: without the tags nothing is predicted yet
+        f.truncate(n_bytes)
+    return max(0, n_lines - 2)
 
 
-def _told(journal: Path, line: bytes) -> dict[str, Any]:
+def _header(journal: Path, line: bytes) -> dict[str, Any]:
     try:
-        told = parse_json(line)
-        if told["made"] == _MARK:
-            return told
+        header = parse_json(line)
+        if header["made"] == _FORMAT:
+            return header
     except (ValueError, TypeError, KeyError):
         pass
-    raise DataError(f"{journal} is no journal of predictions; remove it, or choose another --out")
+    raise DataError(f"{journal} is not a journal of predictions; remove it, or choose another --out")
 
 
 def _write_table(journal: Path, out: Path) -> int:
+    """Write the rows of a journal as a CSV and return their number."""
     def rows() -> Iterator[Any]:
         with journal.open(encoding="utf-8") as f:
             yield from (json.loads(line) for line in f)
 
-    n, each = -1, rows()
-    next(each)
+    n, lines = -1, rows()
+    next(lines)
     with open_atomic(out) as f:
         writer = csv.writer(f, lineterminator="\n")
-        for n, row in enumerate(each):
+        for n, row in enumerate(lines):
             writer.writerow(row if n else ("fname", *row["tags"]))
     return n
 
 
-def _digest_of(run: Path) -> str:
-    """Of all weights and settings of a run or model folder."""
-    files = [
-        f
-        for pattern in ("*.toml", "*.json", "*.safetensors", "fold_*/model.safetensors")
-        for f in sorted(run.glob(pattern))
-    ]
-    return _digest([_digest_of_file(f) for f in files if f.name != "manifest.json"])
+def _run_digest(run: Path) -> str:
+    """Return a digest of all weights and settings of a run or model folder."""
+    patterns = ("*.toml", "*.json", "*.safetensors", "fold_*/model.safetensors")
+    files = [f for pattern in patterns for f in sorted(run.glob(pattern))]
+    return _digest([_checked_file_digest(f) for f in files if f.name != "manifest.json"])
 
 
-def _digest_of_file(path: Path) -> str:
+def _checked_file_digest(path: Path) -> str:
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file, and was not opened")
+        raise CheckpointError(f"{path} is not a regular file and was not opened")
     return file_digest(path, "sha256")
 
 

@@ -1,4 +1,4 @@
-"""A run's calibration: fitted on its out-of-fold predictions, judged on folds that it was not fitted on, kept in its folder."""
+"""Calibrate a run: fit on its out-of-fold predictions, evaluate across folds, and write the calibration into its folder."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fatai.io.atomic import write_file
-from fatai.errors import DataError, OptionError
 from fatai.ensemble.members import align_out_of_fold, read_folds
-from fatai.inference.predictions import Predictions
+from fatai.errors import DataError, OptionError
 from fatai.inference.ground_truth import Table
-from fatai.metrics.calibration import CALIBRATION, Calibration, cross_calibrated
+from fatai.inference.predictions import Predictions
+from fatai.io.atomic import write_file
+from fatai.metrics.calibration import CALIBRATION, Calibration, cross_calibrate
+from fatai.metrics.calibration_curve import CalibrationCurve, calibration_curve, plot_calibration_curve
 from fatai.metrics.ranking import lwlrap
-from fatai.metrics.calibration_curve import Reliability, plot_reliability, reliability
 from fatai.metrics.thresholds import Thresholds, f1_thresholds, precision_thresholds
 
 __all__ = ["MetricChange", "CalibrationResult", "calibrate_run"]
 
 
 class MetricChange(NamedTuple):
-    """A number of a run's out-of-fold predictions as they are, and calibrated with what was fitted on other folds."""
+    """A metric of out-of-fold predictions before calibration, and after one that was fitted on the other folds."""
 
     before: float
     after: float
@@ -31,20 +31,20 @@ class MetricChange(NamedTuple):
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What `calibrate_run` found.
+    """Result of `calibrate_run`.
 
     Attributes
     ----------
     path
-        Where the calibration was written.
+        The file with the calibration.
     calibration
         Fitted on all clips.
     clips
-        How many clips have both out-of-fold predictions and a truth.
+        Number of clips with both out-of-fold predictions and a truth.
     errors, scores
-        Expected calibration error and lwlrap, before and after; calibration may change the order of tags within a clip.
+        Expected calibration error and lwlrap, before and after; a calibration may change the order of tags within a clip.
     curves
-        What the errors were measured on, by the names "before" and "after".
+        Reliability curves "before" and "after".
     """
 
     path: Path
@@ -52,14 +52,14 @@ class CalibrationResult:
     clips: int
     errors: MetricChange
     scores: MetricChange
-    curves: dict[str, Reliability]
+    curves: dict[str, CalibrationCurve]
 
     def draw(self, path: str | os.PathLike[str]) -> None:
-        """Write the reliability plot, in the format that the suffix of `path` names; one that matplotlib lacks is an `OptionError`."""
+        """Write the reliability plot in the format of the suffix of `path`; raises `OptionError` if matplotlib does not support it."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5, 5), layout="constrained")
-        plot_reliability(self.curves, figure.add_subplot())
+        plot_calibration_curve(self.curves, figure.add_subplot())
         with write_file(path) as beside:
             try:
                 figure.savefig(beside, dpi=150, format=beside.suffix[1:] or "png")
@@ -70,41 +70,41 @@ class CalibrationResult:
 
 
 def calibrate_run(
-    run: str | os.PathLike[str], truth: Table, *, how: str = "platt", thresholds: str | None = None
+    run: str | os.PathLike[str], truth: Table, *, method: str = "platt", thresholds: str | None = None
 ) -> CalibrationResult:
     """Fit a calibration on a run's oof.csv and write it to calibration.json in the run.
 
     Parameters
     ----------
     truth
-        Tags of the training clips, a table as in `Predictions.against`; clips without a prediction are left out.
-    how
-        As in `Calibration.fit`.
+        Tags of the training clips, a table as in `Predictions.score`; clips without a prediction are left out.
+    method
+        As `how` of `Calibration.fit`.
     thresholds
-        "f1" or a precision, such as "0.9": with which thresholds of the calibrated probabilities are found; None finds none.
+        Criterion of the thresholds of calibrated probabilities: "f1", or a precision such as "0.9"; None finds no thresholds.
 
     Raises
     ------
     DataError
         If the run has no oof.csv or folds.csv, or fewer than two of its folds were trained.
     OptionError
-        If `how` or `thresholds` is unknown.
+        If `method` or `thresholds` is unknown.
     """
     run = Path(run)
-    oof_score, folds = Predictions.from_csv(run / "oof.csv"), read_folds(run / "folds.csv")
-    known = align_out_of_fold([oof_score], truth, oof_score.tags, [folds])
+    oof, folds = Predictions.from_csv(run / "oof.csv"), read_folds(run / "folds.csv")
+    known = align_out_of_fold([oof], truth, oof.tags, [folds])
     n_trained = len({folds[name] for name in known.fnames if name in folds})
     if n_trained < 2:
         raise DataError(
-            f"{run} has out-of-fold predictions of {n_trained} folds; a calibration is judged across two or more: train them"
+            f"{run} has out-of-fold predictions of {n_trained} folds; expected at least two, to evaluate the calibration across folds: train more"
         )
     probs, targ = known.probs[0], known.targ
-    crossed = cross_calibrated(probs, targ, known.folds, how=how)
-    calibration = Calibration.fit(probs, targ, oof_score.tags, how=how)
+    crossed = cross_calibrate(probs, targ, known.folds, how=method)
+    calibration = Calibration.fit(probs, targ, oof.tags, how=method)
     if thresholds is not None:
-        # Those of the calibrated probabilities that no clip's own label shaped.
-        calibration = replace(calibration, thresholds=_thresholds(thresholds, crossed, targ, oof_score.tags))
-    curves = {"before": reliability(probs, targ), "after": reliability(crossed, targ)}
+        # On probabilities whose calibration was not fitted on the clip itself.
+        calibration = replace(calibration, thresholds=_thresholds(thresholds, crossed, targ, oof.tags))
+    curves = {"before": calibration_curve(probs, targ), "after": calibration_curve(crossed, targ)}
     calibration.to_json(run / CALIBRATION)
     return CalibrationResult(
         run / CALIBRATION, calibration, len(known.fnames), MetricChange(curves["before"].error, curves["after"].error),
@@ -112,11 +112,12 @@ def calibrate_run(
     )
 
 
-def _thresholds(how: str, probs: np.ndarray, targ: np.ndarray, tags: tuple[str, ...]) -> Thresholds:
-    if how == "f1":
+def _thresholds(criterion: str, probs: np.ndarray, targ: np.ndarray, tags: tuple[str, ...]) -> Thresholds:
+    """Find the thresholds for probabilities (clips, tags) and labels (clips, tags)."""
+    if criterion == "f1":
         return f1_thresholds(probs, targ, tags)
     try:
-        precision = float(how)
+        precision = float(criterion)
     except ValueError:
-        raise OptionError(f"thresholds is {how!r}; expected f1, or a precision such as 0.9") from None
+        raise OptionError(f"thresholds is {criterion!r}; expected f1, or a precision such as 0.9") from None
     return precision_thresholds(probs, targ, precision, tags)

@@ -1,4 +1,4 @@
-"""Several runs side by side: lwlrap with its interval, how far behind the best one, time, parameters."""
+"""Compare runs: lwlrap with its interval, difference from the best run, time, parameters."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fatai.errors import CheckpointError, OptionError
 from fatai.ensemble.members import align_out_of_fold, load_members
-from fatai.inference.ground_truth import Table
+from fatai.errors import CheckpointError, OptionError
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import load_recipe
-from fatai.metrics.bootstrap import Difference, Interval, score_difference, score_interval
+from fatai.inference.ground_truth import Table
 from fatai.io.json import read_json_limited
+from fatai.metrics.bootstrap import Difference, Interval, score_difference, score_interval
 
 __all__ = ["Comparison", "ComparedRun", "compare_runs"]
 
@@ -21,7 +21,19 @@ _PARTS = {"oof": "oof.csv", "test": "test.csv"}
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run: its score, how much better than the best one (None for that one itself), seconds (None if unknown), parameters of a fold."""
+    """A run in a comparison.
+
+    Attributes
+    ----------
+    score
+        Its lwlrap with an interval.
+    against_best
+        Difference from the best run; None for the best run itself.
+    seconds
+        Duration; None if unknown.
+    parameters
+        Parameters of the network of a fold.
+    """
 
     name: str
     score: Interval
@@ -32,7 +44,15 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs, the best first, on the clips that all of them predicted."""
+    """Runs, the best first.
+
+    Attributes
+    ----------
+    rows
+        The runs.
+    clips
+        Number of clips that all runs predicted, on which they are scored.
+    """
 
     rows: tuple[ComparedRun, ...]
     clips: int
@@ -51,7 +71,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof", draws: int = 1000) -> Comparison:
-    """Score finished runs on the same clips, and each against the best by a paired bootstrap over clips.
+    """Score finished runs on the same clips, and compare each with the best by a paired bootstrap over clips.
 
     Parameters
     ----------
@@ -60,41 +80,36 @@ def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof",
     truth
         Table of the clips' tags, as in `Predictions.score`.
     part
-        "oof" (the clips that were held out in training) or "test".
+        "oof" (clips held out in training) or "test".
     draws
-        Of the bootstrap.
+        Resamples of the bootstrap; more make the intervals more precise.
 
     Raises
     ------
     CheckpointError
-        If one is no finished run.
+        If one is not a finished run.
     """
     if part not in _PARTS:
         raise OptionError(f"part is {part!r}; expected oof or test")
     folders = [Path(run) for run in runs]
     for folder in folders:
-        lacking = [name for name in ("recipe.toml", _PARTS[part]) if not (folder / name).is_file()]
-        if lacking:
-            raise CheckpointError(f"{folder} holds no {lacking[0]}; expected the folder of a finished run")
+        missing = [name for name in ("recipe.toml", _PARTS[part]) if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} holds no {missing[0]}; expected the folder of a finished run")
     members = load_members(folders, "runs", part=_PARTS[part])
     parts = [member.predictions for member in members]
-    known = align_out_of_fold(parts, truth, parts[0].tags)
-    scores = [score_interval(probs, known.targ, draws=draws) for probs in known.probs]
+    aligned = align_out_of_fold(parts, truth, parts[0].tags)
+    scores = [score_interval(probs, aligned.targ, draws=draws) for probs in aligned.probs]
     order = sorted(range(len(folders)), key=lambda k: -scores[k].value)
-    best = known.probs[order[0]]
-    return Comparison(
-        tuple(
-            ComparedRun(
-                members[k].name,
-                scores[k],
-                None if k == order[0] else score_difference(known.probs[k], best, known.targ, draws=draws),
-                _seconds(folders[k]),
-                recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags)),
-            )
-            for k in order
-        ),
-        len(known.fnames),
-    )
+    best = aligned.probs[order[0]]
+
+    def row(k: int) -> ComparedRun:
+        is_best = k == order[0]
+        difference = None if is_best else score_difference(aligned.probs[k], best, aligned.targ, draws=draws)
+        n_parameters = recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags))
+        return ComparedRun(members[k].name, scores[k], difference, _seconds(folders[k]), n_parameters)
+
+    return Comparison(tuple(row(k) for k in order), len(aligned.fnames))
 
 
 def _ends(of: Interval | Difference) -> str:
@@ -106,7 +121,7 @@ def _less(difference: Difference) -> str:
 
 
 def _seconds(run: Path) -> float | None:
-    """How long a run took, as its manifest says."""
+    """Return the duration that the manifest of a run notes; None if there is none."""
     try:
         seconds = read_json_limited(run / "manifest.json")["seconds"]
     except (OSError, ValueError, KeyError, TypeError):

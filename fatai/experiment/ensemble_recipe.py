@@ -1,7 +1,7 @@
-"""Ensembles as lists of recipes: which runs are trained, what changes in each, and how they become one.
+"""Ensembles as lists of recipes: the runs to train, the overrides of each, and how they are combined.
 
-A list is a TOML file with a `[[members]]` table for each run. Those that come with fatai lie in `ensembles/` beside the recipes and are
-named `ensembles/<name>`; a file of one's own is told from a recipe by its members.
+An ensemble is a TOML file with a `[[members]]` table for each run. Those that come with fatai are in `ensembles/` beside the recipes and
+are named `ensembles/<name>`; any other TOML file with `members` is an ensemble, too.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from fatai.experiment.recipe import Recipe, load_recipe, parse_toml, recipe_text
 from fatai.experiment.schema import Section, refuse_old_keys
 from fatai.registry import ENSEMBLES, did_you_mean
 
-__all__ = ["EnsembleRecipe", "EnsembleMember", "ensemble_names", "ensemble_text", "is_ensemble", "load_ensemble"]
+__all__ = ["EnsembleMember", "EnsembleRecipe", "StackerConfig", "ensemble_names", "is_ensemble", "load_ensemble"]
 
 _FOLDER = "ensembles/"
 _SECTIONS = ("clips", "folds", "model", "tta")
 
 
 class EnsembleMember(Section):
-    """One run.
+    """A run of an ensemble.
 
     Attributes
     ----------
     name
-        Of its folder within the ensemble's.
+        Name of its folder within the folder of the ensemble.
     recipe
-        Of the run, before it is changed.
+        Its recipe, before the overrides.
     last_stage
-        Name of the stage that is the last; None trains all.
+        Name of the last stage to train; None trains all.
     overrides
-        Tables and values of a recipe that take the place of its own: `model = { arch = "m1" }`; those under `stages` go to every stage,
-        and `noisy_labels` only to stages that have noisy clips. Values of `options` are added to the recipe's.
+        Tables and values that replace those of the recipe, such as `model = { arch = "m1" }`. Values under `stages` apply to every stage,
+        but `noisy_labels` only to stages that have noisy labels. Values of `options` are added to the recipe's.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -44,8 +44,8 @@ class EnsembleMember(Section):
     last_stage: str | None = None
     overrides: dict[str, Any] = {}
 
-    def changed_recipe(self) -> Recipe:
-        """The recipe that the member is trained by; raises `RecipeError`."""
+    def overridden_recipe(self) -> Recipe:
+        """Return the recipe with the overrides; raises `RecipeError` if they are not valid."""
         recipe = load_recipe(self.recipe)
         overrides = dict(self.overrides)
         for key in ("front_end", "stages", *_SECTIONS):
@@ -54,25 +54,40 @@ class EnsembleMember(Section):
         if "front_end" in overrides:
             recipe = recipe.with_front_end(**overrides.pop("front_end"))
         plain = recipe.model_dump()
-        if self.last_stage is not None:
-            names = [stage["name"] for stage in plain["stages"]]
-            if self.last_stage not in names:
-                raise RecipeError(f"member {self.name}: last_stage is {self.last_stage!r}; {did_you_mean(self.last_stage, names)}")
-            plain["stages"] = plain["stages"][:names.index(self.last_stage) + 1]
-        for stage in plain["stages"]:
-            stage.update(
-                {k: v for k, v in overrides.get("stages", {}).items() if k != "noisy_labels" or stage["noisy_labels"] is not None}
-            )
-        overrides.pop("stages", None)
+        plain["stages"] = self._stages(plain["stages"], overrides.pop("stages", {}))
         for section in _SECTIONS:
             given = overrides.pop(section, {})
             options = {**plain[section].get("options", {}), **given.get("options", {})}
             plain[section].update({**given, "options": options} if "options" in plain[section] else given)
         return validated({**plain, **overrides}, f"member {self.name}")
 
+    def _stages(self, stages: tuple[dict[str, Any], ...], overrides: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the stages up to the last one, each with the overrides."""
+        names = [stage["name"] for stage in stages]
+        if self.last_stage is not None and self.last_stage not in names:
+            raise RecipeError(
+                f"member {self.name}: last_stage is {self.last_stage!r}; {did_you_mean(self.last_stage, names)}"
+            )
+        stop = len(names) if self.last_stage is None else names.index(self.last_stage) + 1
+        return [
+            {
+                **stage,
+                **{k: v for k, v in overrides.items() if k != "noisy_labels" or stage["noisy_labels"] is not None},
+            }
+            for stage in stages[:stop]
+        ]
+
 
 class StackerConfig(Section):
-    """A blend that learns from the members, and joins them in the ensemble."""
+    """A combination that is fitted on the members' out-of-fold predictions and joins them in the ensemble.
+
+    Attributes
+    ----------
+    name
+        Its name in the results.
+    how, options
+        As in `fatai.ensemble.ensemble.ensemble`.
+    """
 
     name: str
     how: str
@@ -84,10 +99,14 @@ class EnsembleRecipe(Section):
 
     Attributes
     ----------
+    source, reference_score
+        Where the ensemble comes from and its published score.
     how, options, weights
         As in `fatai.ensemble.ensemble.ensemble`.
+    members
+        The runs.
     stackers
-        Blends that are learnt from the members' out-of-fold predictions; the ensemble is made of members and stackers.
+        Combinations that are fitted on the members' out-of-fold predictions; the ensemble combines members and stackers.
     """
 
     name: str
@@ -101,15 +120,15 @@ class EnsembleRecipe(Section):
 
     @field_validator("members")
     @classmethod
-    def _different_names(cls, value: tuple[EnsembleMember, ...]) -> tuple[EnsembleMember, ...]:
+    def _unique_names(cls, value: tuple[EnsembleMember, ...]) -> tuple[EnsembleMember, ...]:
         names = [member.name for member in value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two members are named {twice!r}; each needs a folder of its own")
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"two members are named {duplicate!r}; each needs a folder of its own")
         return value
 
     @model_validator(mode="after")
-    def _known_blends(self) -> EnsembleRecipe:
+    def _known_methods(self) -> EnsembleRecipe:
         for how, options in [(self.how, self.options), *((s.how, s.options) for s in self.stackers)]:
             try:
                 ENSEMBLES.build(how, **options)
@@ -119,47 +138,58 @@ class EnsembleRecipe(Section):
 
 
 def ensemble_names() -> list[str]:
-    """Lists that come with fatai, as `--recipe` takes them."""
-    folder = (resources.files("fatai") / "recipes") / "ensembles"
+    """Return the names of the ensembles that come with fatai, as `--recipe` takes them."""
+    folder = resources.files("fatai") / "recipes" / "ensembles"
     return sorted(_FOLDER + f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
 def is_ensemble(name: str | Path) -> bool:
-    """Whether a name means a list rather than a recipe: one of fatai's, or a TOML file that has members."""
+    """Return True if a name is that of an ensemble of fatai, or of a TOML file that has members."""
     text = str(name)
     if not text.endswith(".toml"):
         return text.startswith(_FOLDER)
     try:
         return "members" in parse_toml(recipe_text(text), text)
     except RecipeError:
-        return False  # what is wrong with it is told by whoever reads it as a recipe
+        return False  # loading it as a recipe reports the error
 
 
 def ensemble_text(name: str | Path) -> str:
-    """The file of a list as it is written; raises `RecipeError`."""
+    """Return the text of an ensemble's file; raises `RecipeError` if there is none."""
     text = str(name)
     if not text.endswith(".toml"):
         if text not in ensemble_names():
             raise RecipeError(
                 f"no ensemble named {text!r}; {did_you_mean(text, ensemble_names())}; a file of yours must end in .toml"
             )
-        return ((resources.files("fatai") / "recipes") / f"{text}.toml").read_text(encoding="utf-8")
+        return (resources.files("fatai") / "recipes" / f"{text}.toml").read_text(encoding="utf-8")
     return recipe_text(text)
 
 
 def load_ensemble(name: str | Path) -> EnsembleRecipe:
-    """A list by name ("ensembles/third_place"), or from a path that ends in .toml; raises `RecipeError` that says what is wrong."""
+    """Load an ensemble and validate the recipes of its members.
+
+    Parameters
+    ----------
+    name
+        A name ("ensembles/third_place"), or a path that ends in .toml.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such ensemble or it is not valid; the message names file, key and what is allowed.
+    """
     text = str(name)
+    plain = parse_toml(ensemble_text(name), text)
+    refuse_old_keys(plain, text)
     try:
-        plain = parse_toml(ensemble_text(name), text)
-        refuse_old_keys(plain, text)
-        listed = EnsembleRecipe.model_validate(plain)
+        recipe = EnsembleRecipe.model_validate(plain)
     except ValidationError as e:
         faults = [
-            f"{'.'.join(map(str, error['loc'])) or 'the list'}: {error['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, error['loc'])) or 'the ensemble'}: {error['msg'].removeprefix('Value error, ')}"
             for error in e.errors()
         ]
         raise RecipeError(f"{text}: " + "; ".join(faults)) from None
-    for member in listed.members:
-        member.changed_recipe()
-    return listed
+    for member in recipe.members:
+        member.overridden_recipe()
+    return recipe

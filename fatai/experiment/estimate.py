@@ -1,4 +1,4 @@
-"""What a run will take, before it is begun: stages, epochs, steps, parameters, and time and memory from a short measurement."""
+"""Estimate what a run will take before it starts: steps, parameters, and time and memory from a short measurement."""
 
 from __future__ import annotations
 
@@ -7,35 +7,46 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 
+from fatai.callbacks.progress import PlainProgress
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.errors import OptionError
-from fatai.experiment.clips import clips_and_steps
+from fatai.experiment.build import recipe_parameters
 from fatai.experiment.fold import FoldContext, fold_learner, sample_weight_callbacks
 from fatai.experiment.manifest import data_digest
-from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.run import folded_table, noisy_table
 from fatai.experiment.schema import Stage
-from fatai.experiment.stage import curated_alone, prepare_stage
-from fatai.callbacks.callbacks import PlainProgress
+from fatai.experiment.stage import curated_only, prepare_stage
 from fatai.inference.learner import FatLearner
 
-__all__ = ["RunEstimate", "StageEstimate", "estimate_run", "seconds_of"]
+__all__ = ["RunEstimate", "StageEstimate", "estimate_run", "fits_budget", "seconds_of"]
 
-_VALIDATION = 1 / 3  # of a training step: a forward pass without the backward one, which is twice as much
+_VALIDATION = 1 / 3  # of a training step: a forward pass, without the backward pass, which takes twice as long
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """A stage in one fold: epochs, steps of an epoch, clips of an epoch at most, clips in a batch, seconds at most."""
+    """Upper bounds for a stage in one fold.
+
+    Attributes
+    ----------
+    epochs, steps, clips
+        Epochs, and optimizer steps and clips of an epoch.
+    bs
+        Clips per batch.
+    seconds
+        Time for all epochs, validation included.
+    """
 
     name: str
     epochs: int
@@ -47,28 +58,34 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run will take at most: stages may end early, and noisy methods may choose fewer clips.
+    """Upper bounds for a run: stages may end early, and noisy-label methods may select fewer clips.
 
     Attributes
     ----------
-    predicting
-        Seconds of one fold's predictions: held-out, test and noisy clips.
+    parameters, folds
+        Parameters of the network and number of folds to train.
+    stages
+        Estimates of the stages in one fold.
+    predict_s
+        Seconds for the predictions of one fold: held-out, test and noisy clips.
     memory
         Peak in bytes while measuring: of the GPU, or of this process.
+    device
+        Name of the device.
     """
 
     recipe: str
     parameters: int
     folds: int
     stages: tuple[StageEstimate, ...]
-    predicting: float
+    predict_s: float
     memory: int
     device: str
 
     @property
     def seconds(self) -> float:
-        """Of all folds."""
-        return self.folds * (sum(stage.seconds for stage in self.stages) + self.predicting)
+        """Seconds for all folds."""
+        return self.folds * (sum(stage.seconds for stage in self.stages) + self.predict_s)
 
     def __str__(self) -> str:
         wide = max(len("predicting"), *(len(stage.name) for stage in self.stages))
@@ -77,7 +94,7 @@ class RunEstimate:
             rows.append(
                 f"{s.name:<{wide}}  {s.epochs:6d} {s.steps:6d} {s.clips:6d} {s.bs:4d}  {_clock(s.seconds):>15s}"
             )
-        rows.append(f"{'predicting':<{wide}}  {'':24s}  {_clock(self.predicting):>15s}")
+        rows.append(f"{'predicting':<{wide}}  {'':24s}  {_clock(self.predict_s):>15s}")
         heading = f"{self.recipe}: {self.parameters:,d} parameters, {self.folds} folds, on {self.device}"
         return "\n".join(
             [heading, *rows, f"all folds: at most {_clock(self.seconds)}, {self.memory / 2**30:.1f} GiB of memory"]
@@ -87,51 +104,106 @@ class RunEstimate:
 def estimate_run(
     data: FATDataset, recipe: Recipe, *, predict_test: bool = True, num_workers: int | None = None, steps: int = 3
 ) -> RunEstimate:
-    """Count the stages of a recipe on some data, and measure `steps` steps of each kind and the prediction of a few clips.
+    """Count the steps of a recipe on a data set, and measure a few steps of each kind of stage and the prediction of a few clips.
 
-    Nothing is written but below a temporary folder.
+    Only temporary files are written.
+
+    Parameters
+    ----------
+    predict_test, num_workers
+        As in `fatai.experiment.run.run_recipe`.
+    steps
+        Steps to measure for each kind of stage; more are more precise.
     """
     table, _, folds = folded_table(data, recipe)
     noisy, _ = noisy_table(data, recipe)
-    trained = sorted(set(folds.tolist())) if recipe.folds.run_folds is None else list(recipe.folds.run_folds)
-    own = table.assign(is_valid=folds == trained[0])
-    n_noisy, n_held = 0 if noisy is None else len(noisy), int(own["is_valid"].sum())
+    run_folds = sorted(set(folds.tolist())) if recipe.folds.run_folds is None else list(recipe.folds.run_folds)
+    fold_table = table.assign(is_valid=folds == run_folds[0])
     with tempfile.TemporaryDirectory() as scratch:
-        job = FoldContext(
-            data, recipe, Path(scratch), data_digest(data), noisy=noisy, num_workers=num_workers, say=lambda line: None
+        context = FoldContext(
+            data, recipe, Path(scratch), data_digest(data), noisy=noisy, num_workers=num_workers,
+            log=lambda line: None,
         )
-        learn = fold_learner(job, trained[0], own)
-        _forget_memory(learn)
-        measured: dict[str, float] = {}
-        listening = _tta_seconds(learn, recipe, own)
-        stages = []
-        for stage in recipe.stages:
-            clips, count = clips_and_steps(stage, len(table) - n_held, n_noisy, recipe.folds.n)
-            if stage.linear_probe is not None:
-                stages.append(StageEstimate(stage.name, 1, count, clips, stage.bs, clips * listening))
-                continue
-            key = repr((stage.bs, stage.mixup, stage.augment, stage.item_tfms, stage.loss))
-            if key not in measured:
-                measured[key] = _step_seconds(job, learn, stage, steps)
-            seconds = stage.epochs * measured[key] * (count + _VALIDATION * n_held / stage.bs)
-            stages.append(StageEstimate(stage.name, stage.epochs, count, clips, stage.bs, seconds))
-        judged = n_noisy * sum(recipe.predicts_noisy_after(k) for k in range(len(recipe.rounds())))
-        listened = n_held + judged + (len(data.test) if predict_test else 0)
-        predicting = listened * listening
+        learn = fold_learner(context, run_folds[0], fold_table)
+        _reset_peak_memory(learn)
+        clip_s = _tta_seconds(learn, recipe, fold_table)
+        stages = tuple(_stage_estimates(context, learn, fold_table, clip_s, steps))
         memory = _peak_memory(learn)
+    n_predicted = _predicted_clips(context, int(fold_table["is_valid"].sum()), predict_test)
     return RunEstimate(
         recipe.name,
         recipe_parameters(recipe, len(data.tags)),
-        len(trained),
-        tuple(stages),
-        predicting,
+        len(run_folds),
+        stages,
+        n_predicted * clip_s,
         memory,
         str(learn.dls.device),
     )
 
 
-class _Stopwatch(Callback):
-    """Notes when batches end, and ends the fit after so many."""
+def _stage_estimates(
+    context: FoldContext, learn: FatLearner, table: pd.DataFrame, clip_s: float, steps: int
+) -> Iterator[StageEstimate]:
+    """Yield the estimate of each stage in one fold; stages with the same kind of step are measured once."""
+    n_valid, n_noisy = int(table["is_valid"].sum()), 0 if context.noisy is None else len(context.noisy)
+    measured: dict[str, float] = {}
+    for stage in context.recipe.stages:
+        clips, n_steps = clips_and_steps(stage, len(table) - n_valid, n_noisy, context.recipe.folds.n)
+        if stage.linear_probe is not None:
+            yield StageEstimate(stage.name, 1, n_steps, clips, stage.bs, clips * clip_s)
+            continue
+        key = repr((stage.bs, stage.mixup, stage.augment, stage.item_tfms, stage.loss))
+        if key not in measured:
+            measured[key] = _step_seconds(context, learn, stage, steps)
+        seconds = stage.epochs * measured[key] * (n_steps + _VALIDATION * n_valid / stage.bs)
+        yield StageEstimate(stage.name, stage.epochs, n_steps, clips, stage.bs, seconds)
+
+
+def _predicted_clips(context: FoldContext, n_valid: int, predict_test: bool) -> int:
+    """Return how many clips a fold predicts: held-out ones, noisy ones once per selection, and the test part."""
+    recipe, n_noisy = context.recipe, 0 if context.noisy is None else len(context.noisy)
+    selections = sum(recipe.predicts_noisy_after(k) for k in range(len(recipe.rounds())))
+    return n_valid + n_noisy * selections + (len(context.data.test) if predict_test else 0)
+
+
+def max_clips(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> int:
+    """Return the largest number of clips in an epoch of a stage.
+
+    Parameters
+    ----------
+    n_curated
+        Curated clips that a fold trains on.
+    n_noisy
+        Noisy clips in all.
+    n_folds
+        Number of folds.
+
+    Examples
+    --------
+    >>> max_clips(Stage(noisy_labels={"method": "ninth_place_low_loss", "n": 50}), 100, 400, 5), max_clips(Stage(), 100, 400, 5)
+    (150, 100)
+    """
+    if stage.noisy_labels is None:
+        return n_curated
+    wanted = stage.noisy_labels.get("n", stage.noisy_labels.get("k", n_noisy)) if stage.selects_noisy else n_noisy
+    # The 3rd place's last step also uses the clips beyond its best k, with predicted labels.
+    selected = n_noisy if stage.noisy_labels["method"] == "third_place_pseudo_labels" else min(n_noisy, wanted)
+    fraction = {"all": 1.0, "own": 1 / n_folds, "others": 1 - 1 / n_folds}[stage.noisy_fold_split]
+    return n_curated + round(fraction * selected)
+
+
+def clips_and_steps(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> tuple[int, int]:
+    """Return the largest numbers of clips and optimizer steps in an epoch; parameters as in `max_clips`."""
+    clips = max_clips(stage, n_curated, n_noisy, n_folds)
+    bs = max(1, min(stage.bs, clips))
+    if stage.sampling == "shuffle":
+        return clips, clips // bs
+    drawn = int(stage.sampling_options.get("n", clips))
+    return drawn, -(-drawn // bs)
+
+
+class _StepTimer(Callback):
+    """Record when batches end, and end the fit after `batches` of them."""
 
     order = 80
 
@@ -149,29 +221,31 @@ class _Stopwatch(Callback):
             raise CancelFitException
 
 
-def _step_seconds(job: FoldContext, learn: FatLearner, stage: Stage, steps: int) -> float:
-    watch = _Stopwatch(steps + 1)
-    cbs = [cb for cb in prepare_stage(learn, curated_alone(stage)) if hasattr(cb, "active")]
+def _step_seconds(context: FoldContext, learn: FatLearner, stage: Stage, steps: int) -> float:
+    """Return the median time of a training step of a stage."""
+    timer = _StepTimer(steps + 1)
+    cbs = [cb for cb in prepare_stage(learn, curated_only(stage)) if hasattr(cb, "active")]
     lines = [cb for cb in learn.cbs if isinstance(cb, PlainProgress)]
     with learn.removed_cbs(lines), learn.no_bar(), learn.no_logging():
-        learn.fit(steps + 1, 1e-9, cbs=[*cbs, *sample_weight_callbacks(job, learn, None), watch])
-    took = [after - before for before, after in zip(watch.ends, watch.ends[1:])]
-    return statistics.median(took[1:] or took)  # the first one also sets up
+        learn.fit(steps + 1, 1e-9, cbs=[*cbs, *sample_weight_callbacks(context, learn, None), timer])
+    seconds = [after - before for before, after in pairwise(timer.ends)]
+    return statistics.median(seconds[1:] or seconds)  # the first step also sets things up
 
 
-def _tta_seconds(learn: FatLearner, recipe: Recipe, table: Any, clips: int = 6) -> float:
+def _tta_seconds(learn: FatLearner, recipe: Recipe, table: pd.DataFrame, clips: int = 6) -> float:
+    """Return the time that predicting a clip takes, from a few of the table."""
     tta, items = recipe.tta, table.iloc[:clips]
 
-    def heard(part: Any) -> float:
-        begun = time.perf_counter()
+    def measure(part: pd.DataFrame) -> float:
+        start = time.perf_counter()
         learn.tta(items=part, views=tta.views, n=tta.n, average=tta.average, desc="measuring", **tta.options)
-        return (time.perf_counter() - begun) / len(part)
+        return (time.perf_counter() - start) / len(part)
 
-    heard(items.iloc[:1])
-    return heard(items)
+    measure(items.iloc[:1])
+    return measure(items)
 
 
-def _forget_memory(learn: FatLearner) -> None:
+def _reset_peak_memory(learn: FatLearner) -> None:
     if learn.dls.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -188,19 +262,24 @@ def _peak_memory(learn: FatLearner) -> int:
 
 
 def fits_budget(seconds: float, budget_s: float) -> str:
-    """Whether something fits into a budget of time, in a sentence.
+    """Return a sentence that says if a duration fits a limit.
 
     Examples
     --------
     >>> fits_budget(5400, 32400)
     'fits the budget of 9:00:00: 17% of it'
     """
-    share = seconds / budget_s
-    return f"{'fits' if share <= 1 else 'does not fit'} the budget of {_clock(budget_s)}: {share:.0%} of it"
+    fraction = seconds / budget_s
+    return f"{'fits' if fraction <= 1 else 'does not fit'} the budget of {_clock(budget_s)}: {fraction:.0%} of it"
 
 
 def seconds_of(text: str) -> float:
-    """A length of time as people write it.
+    """Parse a duration written as hours, minutes and seconds.
+
+    Raises
+    ------
+    OptionError
+        If `text` is not of this form or the duration is 0.
 
     Examples
     --------
@@ -210,7 +289,7 @@ def seconds_of(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not parts or "".join(number + unit for number, unit in parts) != text or not seconds > 0:
-        raise OptionError(f"the budget is {text!r}; expected hours, minutes or seconds such as 9h, 90m or 1h30m")
+        raise OptionError(f"the time limit is {text!r}; expected hours, minutes or seconds such as 9h, 90m or 1h30m")
     return seconds
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
+from fatai.callbacks.checkpoint import BestOfStages
 from fatai.callbacks.progress import quiet_unless_terminal
 from fatai.callbacks.resume import ResumeTraining
 from fatai.callbacks.sample_weights import SampleWeights
@@ -25,7 +26,6 @@ from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.labels import multi_hot
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.errors import CheckpointError
-from fatai.callbacks.checkpoint import BestOfStages
 from fatai.experiment.build import has_two_heads, recipe_network
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.stage import fit_stage

@@ -1,4 +1,4 @@
-"""A run in several processes: how they are started, what each does, and what is told when one of them ends too early."""
+"""Start several processes for one run, split its work among them, and report how they ended."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup, destroy, init, was_started_by_torchrun
 from fatai.errors import FataiError, OptionError
-from fatai.distributed import SINGLE_PROCESS, ProcessGroup, init, destroy, was_started_by_torchrun
 
-__all__ = ["WorkerDiedError", "Sharing", "in_process_group", "share_out", "start_processes", "start_shards"]
+__all__ = ["WorkerDiedError"]
 
-_LOST = (75, -15)  # how processes end because another one did: by themselves, or by torchrun
-_TOLD = "FATAI_PARENT_TELLS"  # set for processes whose starter says what became of them
-_BROKEN = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|process group|Socket", re.IGNORECASE)
+_EXIT_PEER_LOST = 75
+_CONSEQUENCES = (_EXIT_PEER_LOST, -15)  # exit codes of processes that end because another one did, or that torchrun ends
+_PARENT_REPORTS = "FATAI_PARENT_REPORTS"  # set in processes whose parent prints the error message
+_CONNECTION_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|process group|Socket", re.IGNORECASE)
 
 
 class WorkerDiedError(FataiError, ChildProcessError):
@@ -28,118 +29,159 @@ class WorkerDiedError(FataiError, ChildProcessError):
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """Who shares what: the folds, or every batch; and what takes a line about a fold."""
+class WorkSplit:
+    """How the work of a run is split among processes.
 
-    of_folds: ProcessGroup
-    of_batches: ProcessGroup
-    say: Callable[[str], None]
+    Attributes
+    ----------
+    fold_group
+        Processes that train different folds.
+    batch_group
+        Processes that train each fold together and share its batches.
+    log
+        Function for progress lines about a fold; silent where another process logs them.
+    """
+
+    fold_group: ProcessGroup
+    batch_group: ProcessGroup
+    log: Callable[[str], None]
 
 
-def share_out(group: ProcessGroup, n_folds: int, say: Callable[[str], None]) -> Sharing:
-    """Folds of its own for each process where there are enough of them, else every batch shared by all."""
+def split_work(group: ProcessGroup, n_folds: int, log: Callable[[str], None]) -> WorkSplit:
+    """Give each process folds of its own if there are at least as many as processes; otherwise all share the batches of every fold."""
     if group.world_size == 1:
-        return Sharing(SINGLE_PROCESS, SINGLE_PROCESS, say)
+        return WorkSplit(SINGLE_PROCESS, SINGLE_PROCESS, log)
     if n_folds >= group.world_size:
         if group.is_main:
-            say(f"{group.world_size} processes share {n_folds} folds")
-        return Sharing(group, SINGLE_PROCESS, lambda line: say(f"process {group.rank}: {line}"))
+            log(f"{group.world_size} processes share {n_folds} folds")
+        return WorkSplit(group, SINGLE_PROCESS, lambda line: log(f"process {group.rank}: {line}"))
     if group.is_main:
-        say(f"{group.world_size} processes share every batch")
-    return Sharing(SINGLE_PROCESS, group, say if group.is_main else lambda line: None)
+        log(f"{group.world_size} processes share every batch")
+    return WorkSplit(SINGLE_PROCESS, group, log if group.is_main else lambda line: None)
 
 
-def start_processes(n: int, arguments: Sequence[str], what: str = "the run") -> None:
-    """Start `n` processes of `fatai-submit` with `arguments` by torchrun on this machine, and wait for their end.
+def start_processes(n: int, arguments: Sequence[str], desc: str = "the run") -> None:
+    """Start `n` processes of `fatai-submit` by torchrun on this machine and wait until they end.
+
+    Parameters
+    ----------
+    n
+        Number of processes, at least 1.
+    arguments
+        Command line arguments of each process.
+    desc
+        Name of the work in error messages.
 
     Raises
     ------
+    OptionError
+        If `n` is less than 1.
     WorkerDiedError
-        If one of them was killed or failed; the message says which one, how, and what to do.
+        If a process was killed or failed; the message names it, the cause and the remedy.
     SystemExit
-        With code 2 if one of them has told an error.
+        With code 2 or 130 if a process ended with it and has printed its message.
     """
-    threads = _threads_of_each(n)
+    threads = _threads_per_process(n)
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # Its own report is a page of which we need a line.
+    # torchrun logs a page of which one line is needed; it is part of the error below.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    os.environ[_TOLD] = "1"
+    os.environ[_PARENT_REPORTS] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", threads)
     args = torchrun.parse_args(["--standalone", "--nproc-per-node", str(n), "-m", "fatai.cli", *arguments])
     try:
         torchrun.run(args)
     except ChildFailedError as e:
-        # Of those that ended, the one that did not end because of another.
-        rank, failure = min(
-            e.failures.items(), key=lambda item: (item[1].exitcode in _LOST, item[1].exitcode > 0, item[1].timestamp)
-        )
-        if failure.exitcode in (2, 130):
-            raise SystemExit(failure.exitcode) from None
+        rank, exitcode = _first_failure(e.failures)
+        if exitcode in (2, 130):
+            raise SystemExit(exitcode) from None
         raise WorkerDiedError(
-            f"process {rank} of {n} {_how(failure.exitcode)}, so {what} has stopped; what was finished is kept: "
-            "give the same command with --resume"
+            f"process {rank} of {n} {_cause(exitcode)}, so {desc} has stopped; finished epochs are kept: "
+            "repeat the command with --resume"
         ) from None
     except SignalException:
         raise SystemExit(130) from None
 
 
-def start_shards(n: int, arguments: Sequence[str], what: str) -> None:
-    """As `start_processes`, but each process has a `--shard` of its own in place of `--processes`, and needs none of the others."""
-    env = {"OMP_NUM_THREADS": _threads_of_each(n), **os.environ}
-    # The option stands as two words or as one; a process that kept it would start others without end.
-    kept = [arg for before, arg in zip(("", *arguments), arguments)
-            if "--processes" not in (before, arg) and not arg.startswith("--processes=")]
-    started = [
-        subprocess.Popen([sys.executable, "-m", "fatai.cli", *kept, "--shard", f"{k}/{n}"], env=env)
-        for k in range(1, n + 1)
-    ]
-    try:
-        codes = [process.wait() for process in started]
-    except KeyboardInterrupt:
-        for process in started:
-            process.terminate()
-        raise
-    # The others have done their parts to the end: they need nobody.
-    for k, code in enumerate(codes, 1):
-        if code in (2, 130):
-            raise SystemExit(code)
-        if code:
-            raise WorkerDiedError(
-                f"the process of shard {k}/{n} {_how(code)}, so {what} is not whole; the same command does what is lacking"
-            )
+def _first_failure(failures: Mapping[int, Any]) -> tuple[int, int]:
+    """Return rank and exit code of the process that failed first, not as a consequence of another one."""
+    rank, failure = min(
+        failures.items(), key=lambda item: (item[1].exitcode in _CONSEQUENCES, item[1].exitcode > 0, item[1].timestamp)
+    )
+    return rank, failure.exitcode
 
 
-def _threads_of_each(n: int) -> str:
-    """Threads for each of `n` processes on this machine; raises `OptionError` if there is to be none."""
-    if n < 1:
-        raise OptionError(f"processes is {n}; expected at least 1")
-    return str(max(1, (os.cpu_count() or 1) // n))
-
-
-def _how(exitcode: int) -> str:
-    if exitcode == -9:
-        return "was killed (signal 9; if nobody did it, the machine ran out of memory: take fewer processes, or a smaller --bs)"
-    if exitcode < 0:
-        return f"was ended by signal {-exitcode}"
-    return f"failed with exit code {exitcode}; its error stands above"
-
-
-@contextmanager
-def in_process_group(processes: int | None = None) -> Iterator[ProcessGroup]:
-    """The other processes that torchrun started with this one, until the block ends.
+def start_shards(n: int, arguments: Sequence[str], desc: str) -> None:
+    """Start `n` independent processes of `fatai-submit`, each with its own `--shard` in place of `--nproc`, and wait until they end.
 
     Parameters
     ----------
-    processes
-        How many there should be, if that was said.
+    n, arguments, desc
+        As in `start_processes`.
+
+    Raises
+    ------
+    OptionError, WorkerDiedError, SystemExit
+        As in `start_processes`; the other processes finish their shards first.
+    """
+    env = {"OMP_NUM_THREADS": _threads_per_process(n), **os.environ}
+    # A process that kept --nproc (two words, or one with "=") would start further processes without end.
+    shared = [
+        arg for previous, arg in zip(("", *arguments), arguments, strict=False)
+        if "--nproc" not in (previous, arg) and not arg.startswith("--nproc=")
+    ]
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "fatai.cli", *shared, "--shard", f"{k}/{n}"], env=env)
+        for k in range(1, n + 1)
+    ]
+    try:
+        exitcodes = [process.wait() for process in processes]
+    except KeyboardInterrupt:
+        for process in processes:
+            process.terminate()
+        raise
+    for k, exitcode in enumerate(exitcodes, 1):
+        if exitcode in (2, 130):
+            raise SystemExit(exitcode)
+        if exitcode:
+            raise WorkerDiedError(
+                f"the process of shard {k}/{n} {_cause(exitcode)}, so {desc} is incomplete; "
+                "repeat the command to finish it"
+            )
+
+
+def _threads_per_process(n: int) -> str:
+    """Return the number of threads for each of `n` processes on this machine; raises `OptionError` if `n` is less than 1."""
+    if n < 1:
+        raise OptionError(f"the number of processes is {n}; expected at least 1")
+    return str(max(1, (os.cpu_count() or 1) // n))
+
+
+def _cause(exitcode: int) -> str:
+    if exitcode == -9:
+        return (
+            "was killed (signal 9; usually the machine ran out of memory: use fewer processes or a smaller --bs)"
+        )
+    if exitcode < 0:
+        return f"was ended by signal {-exitcode}"
+    return f"failed with exit code {exitcode} and the error above"
+
+
+@contextmanager
+def in_process_group(n: int | None = None) -> Iterator[ProcessGroup]:
+    """Run the block in the process group that torchrun started, or in `SINGLE_PROCESS` without torchrun.
+
+    Parameters
+    ----------
+    n
+        The number of processes that the user asked for, if any.
 
     Raises
     ------
     OptionError
-        If there are others than said.
+        If torchrun started another number than `n` on a single machine.
     SystemExit
         If another process ended, so that this one cannot go on.
     """
@@ -147,25 +189,27 @@ def in_process_group(processes: int | None = None) -> Iterator[ProcessGroup]:
         yield SINGLE_PROCESS
         return
     group = init()
-    if processes is not None and processes != group.world_size and int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
+    if n is not None and n != group.world_size and int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
         raise OptionError(
-            f"processes is {processes}, but torchrun started {group.world_size}; leave --processes to one of the two"
+            f"--nproc is {n}, but torchrun started {group.world_size} processes; set the number in one place only"
         )
     if not group.is_main:
-        # All would tell the same.
-        warnings.showwarning = _broadcast_from_main
+        # All processes would print the same warnings.
+        warnings.showwarning = _ignore_warning
     try:
         yield group
     except RuntimeError as e:
-        if isinstance(e, FataiError) or not _BROKEN.search(str(e)):
+        if isinstance(e, FataiError) or not _CONNECTION_LOST.search(str(e)):
             raise
-        if _TOLD not in os.environ:
-            print(f"fatai-submit: process {group.rank} of {group.world_size} lost another one, so the run stops; "
-                  "what was finished is kept: give the same command with --resume", file=sys.stderr, flush=True)
-        # At once: to take leave of those that are gone may take forever.
-        os._exit(_LOST[0])
+        if _PARENT_REPORTS not in os.environ:
+            print(
+                f"fatai-submit: process {group.rank} of {group.world_size} lost the connection to another one, so the "
+                "run has stopped; finished epochs are kept: repeat the command with --resume", file=sys.stderr, flush=True,
+            )
+        # Without cleaning up: destroying a group with dead members may block forever.
+        os._exit(_EXIT_PEER_LOST)
     destroy()
 
 
-def _broadcast_from_main(*args: Any, **kwargs: Any) -> None:
+def _ignore_warning(*args: Any, **kwargs: Any) -> None:
     pass

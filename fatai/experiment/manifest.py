@@ -17,7 +17,7 @@ import torch
 
 from fatai import __version__
 from fatai.data.datasets.fat2019 import FATDataset
-from fatai.data.own_table import is_sound_table
+from fatai.data.tables import is_sound_table
 from fatai.errors import CheckpointError
 from fatai.experiment.recipe import Recipe
 from fatai.io.atomic import write_text

@@ -1,7 +1,7 @@
-"""The schema of a recipe: a complete system as typed, checked settings, read from a TOML file.
+"""Recipes: complete systems as typed, validated settings, loaded from TOML files.
 
-A recipe says how clips are read, how folds are made, which model is trained in which stages, and how it listens at the end. A key that the
-schema doesn't know, or a value of the wrong kind, is a `RecipeError` that names the file, the key and what is allowed.
+A recipe defines how clips are loaded, how folds are made, which model is trained in which stages, and the test-time augmentation. An unknown
+key or a value of the wrong type is a `RecipeError` that names the file, the key and what is allowed.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fatai.audio.front_ends import FrontEnd
+from fatai.audio.front_ends import front_end as find_front_end
 from fatai.data.config import ClipConfig
 from fatai.errors import FataiError, RecipeError
-from fatai.export.config import check_bounds
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.schema import TTA, Clips, Folds, Model, Section, Seed, Stage, refuse_old_keys
-from fatai.registry import FRONT_ENDS, did_you_mean
+from fatai.export.config import check_bounds
 from fatai.io.json import read_text_limited
-from fatai.audio.front_ends import FrontEnd, front_end as find_front_end
+from fatai.registry import FRONT_ENDS, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,7 +35,7 @@ else:
 
 __all__ = ["Recipe", "load_recipe", "parse_toml", "recipe_names", "recipe_text"]
 
-# A recipe is a page; a file far beyond that is none, and is not parsed.
+# A recipe is a page long; files far beyond that are not parsed.
 _MAX_BYTES = 256 * 1024
 _MAX_STAGES = 100
 _DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""")
@@ -45,13 +46,19 @@ class Recipe(Section):
 
     Attributes
     ----------
-    front_end
-        `name` of a registered front end, and any field of `FrontEnd` that differs from it; resolved, all of them.
-    stages
-        Fits one after another; each starts from the weights that the one before it kept. In a file, `like = "fit"` takes over all that
-        an earlier stage of that name says, but for what the stage says itself.
+    name, source, reference_score
+        Its name, where it comes from, and its published score.
     seed
         Fold k starts from seed + k.
+    precision
+        "bf16" is faster on devices that support it, "auto" uses it there; "fp32" is exact everywhere.
+    front_end
+        `name` of a registered front end, and fields of `FrontEnd` that differ from it.
+    clips, folds, model, tta
+        The sections.
+    stages
+        Fits one after another; each starts from the weights that the one before ended with. In a file, `extends = "fit"` takes over the keys
+        of an earlier stage of that name that the stage does not set itself.
     """
 
     name: str
@@ -131,14 +138,14 @@ class Recipe(Section):
         return self
 
     def settings(self) -> ClipConfig:
-        """How clips are read."""
+        """Return the settings with which clips are loaded."""
         overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.front_end.items() if k != "name"}
-        described = find_front_end(self.front_end.get("name", "ninth"), **overrides)
+        front_end = find_front_end(self.front_end.get("name", "ninth"), **overrides)
         trim_db = None if self.clips.trim_db is False else float(self.clips.trim_db)
-        return ClipConfig(described, self.clips.channels, self.clips.crop_s, trim_db, self.clips.pad_mode)
+        return ClipConfig(front_end, self.clips.channels, self.clips.crop_s, trim_db, self.clips.pad_mode)
 
     def with_front_end(self, **values: Any) -> Recipe:
-        """A copy whose front end has another `name`, or other values; a new name drops the values of the old one."""
+        """Return a copy whose front end has another `name`, or other values; a new name drops the values of the old one."""
         old = {} if values.get("name", self.front_end.get("name")) != self.front_end.get("name") else self.front_end
         plain = {**self.model_dump(), "front_end": {**old, **values}}
         return validated(plain, "the changed recipe")
@@ -168,7 +175,7 @@ class Recipe(Section):
         return validated({**plain, **given(seed=new.seed, precision=new.precision)}, "the changed recipe")
 
     def resolved(self) -> str:
-        """The whole recipe as TOML, every default and every constant of the front end spelled out."""
+        """Return the whole recipe as TOML, with all defaults and all constants of the front end."""
         plain = _without_none(self.model_dump())
         front_end = _without_none(asdict(self.settings().front_end))
         plain["front_end"] = {
@@ -178,12 +185,12 @@ class Recipe(Section):
         return tomli_w.dumps(plain)
 
     def digest(self) -> str:
-        """SHA-256 of the resolved recipe."""
+        """Return the SHA-256 of the resolved recipe."""
         return hashlib.sha256(self.resolved().encode()).hexdigest()
 
     def differences(self, other: Recipe) -> list[str]:
-        """What is not as in another recipe, resolved: `stages.0.epochs is 9 and was 3`, keys of this one first."""
-        ours, theirs = ({k: v for k, v in _flat(tomllib.loads(recipe.resolved()))} for recipe in (self, other))
+        """Return the differences from another recipe, both resolved, such as "stages.0.epochs is 9 and was 3"."""
+        ours, theirs = (dict(_flat(tomllib.loads(recipe.resolved()))) for recipe in (self, other))
         return [
             f"{key} is {ours.get(key, 'not set')} and was {theirs.get(key, 'not set')}"
             for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)
@@ -200,7 +207,7 @@ def _extended(stage: dict[str, Any], number: int, earlier: list[Any]) -> dict[st
 
 
 def _flat(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested tables with its dotted key."""
+    """Yield every value of nested tables with its dotted key."""
     if not isinstance(plain, (dict, list)) or not plain:
         yield at, plain
         return
@@ -209,7 +216,7 @@ def _flat(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _without_none(plain: Any) -> Any:
-    """TOML has no null: a key that is not set is left out."""
+    """Return nested tables without the keys that are None, since TOML has no null."""
     if isinstance(plain, dict):
         return {k: _without_none(v) for k, v in plain.items() if v is not None}
     if isinstance(plain, (list, tuple)):
@@ -218,7 +225,7 @@ def _without_none(plain: Any) -> Any:
 
 
 def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Keys of the section that a pydantic location lies in."""
+    """Return the keys of the section of a pydantic location."""
     section: Any = Recipe
     for part in location[:-1]:
         if isinstance(part, str):
@@ -229,29 +236,37 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
 
 
 def validated(plain: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain tables; raises `RecipeError` that names `where`, every key that is wrong and what is allowed."""
+    """Validate plain tables as a recipe.
+
+    Raises
+    ------
+    RecipeError
+        If keys or values are not valid; the message starts with `where` and lists every fault with what is allowed.
+    """
     refuse_old_keys(plain, where)
     try:
         return Recipe.model_validate(plain)
     except ValidationError as e:
-        faults = []
-        errors = e.errors()[:100]
-        for error in errors:
-            if any(other["loc"][:len(error["loc"])] == error["loc"] for other in errors if other is not error):
-                continue  # what is wrong with a section follows from what is wrong in it
-            key = ".".join(str(part) for part in error["loc"]) or "the recipe"
-            if error["type"] == "extra_forbidden":
-                faults.append(f"unknown key {key}; {did_you_mean(str(error['loc'][-1]), _allowed_keys(error['loc']))}")
-            else:
-                message = error["msg"].removeprefix("Value error, ")
-                value = error.get("input")
-                given = f" is {value!r}" if not isinstance(value, dict) and error["type"] != "missing" else ""
-                faults.append(f"{key}{given}: {message}")
-        raise RecipeError(f"{where}: " + "; ".join(faults)) from None
+        raise RecipeError(f"{where}: " + "; ".join(_faults(e.errors()[:100]))) from None
+
+
+def _faults(errors: list[Any]) -> Iterator[str]:
+    """Yield a sentence for each pydantic error that does not follow from another one inside it."""
+    for error in errors:
+        loc = error["loc"]
+        if any(other["loc"][:len(loc)] == loc for other in errors if other is not error):
+            continue
+        key = ".".join(str(part) for part in loc) or "the recipe"
+        if error["type"] == "extra_forbidden":
+            yield f"unknown key {key}; {did_you_mean(str(loc[-1]), _allowed_keys(loc))}"
+            continue
+        value = error.get("input")
+        given = f" is {value!r}" if not isinstance(value, dict) and error["type"] != "missing" else ""
+        yield f"{key}{given}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def recipe_names() -> list[str]:
-    """Recipes that come with fatai."""
+    """Return the names of the recipes that come with fatai."""
     return sorted(
         f.name.removesuffix(".toml")
         for f in (resources.files("fatai") / "recipes").iterdir()
@@ -260,7 +275,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """The file of a recipe that comes with fatai, or of a path that ends in .toml, as it is written; raises `RecipeError`."""
+    """Return the text of a recipe of fatai, or of a file whose path ends in .toml; raises `RecipeError` if there is none."""
     if str(name).endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -279,23 +294,24 @@ def recipe_text(name: str) -> str:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """A recipe by name, or from a path that ends in .toml.
+    """Load a recipe by name, or from a path that ends in .toml.
 
     Raises
     ------
     RecipeError
-        No such recipe, no valid TOML, an unknown key or a value of the wrong kind; the message names file, key and what is allowed.
+        If there is no such recipe, it is not valid TOML, or it has an unknown key, a key of an earlier version or a value of the wrong type;
+        the message names file, key and what is allowed.
     """
     return validated(parse_toml(recipe_text(str(name)), str(name)), str(name))
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """The tables of a TOML text; raises `RecipeError` that names `where`."""
-    if _DEEP_KEY.search(text):  # the reader's time grows with the square of the depth
-        raise RecipeError(f"{where} is no valid TOML: tables within tables without end")
+    """Parse a TOML text into tables; raises `RecipeError` that names `where`."""
+    if _DEEP_KEY.search(text):  # the time of the parser grows with the square of the depth
+        raise RecipeError(f"{where} is not valid TOML: tables are nested too deeply")
     try:
         return tomllib.loads(text)
-    except ValueError as e:  # beside errors of TOML, numbers with more digits than Python reads
-        raise RecipeError(f"{where} is no valid TOML: {str(e)[:300]}") from None
+    except ValueError as e:  # besides TOML errors, numbers with more digits than Python converts
+        raise RecipeError(f"{where} is not valid TOML: {str(e)[:300]}") from None
     except RecursionError:
-        raise RecipeError(f"{where} is no valid TOML: tables within tables without end") from None
+        raise RecipeError(f"{where} is not valid TOML: tables are nested too deeply") from None

@@ -1,7 +1,7 @@
-"""A run made again from what its folder says, and compared with what it was.
+"""Reproduce a run from its folder, and compare the files with the original.
 
-On the same machine, with the same versions, data and number of threads, workers and processes, weights and predictions come out as the same
-bytes. Where they don't, what was different is told, and how far the scores are apart.
+On the same machine, with the same versions, data and numbers of threads, workers and processes, weights and predictions are the same bytes.
+Otherwise the comparison lists what was different, and the difference of the scores.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 import torch
 
 from fatai.errors import CheckpointError, DataError
-from fatai.inference.predictions import Predictions
-from fatai.experiment.manifest import noted_data, read_manifest
 from fatai.experiment.launch import start_processes
+from fatai.experiment.manifest import noted_data, read_manifest
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.run import run_recipe
+from fatai.experiment.run import Report, run_recipe
+from fatai.inference.predictions import Predictions
 
 __all__ = ["ReproductionResult", "compare_files", "reproduce_run"]
 
-# What a run makes of its recipe and data alone; clocks and machines stand in the other files.
-_MADE = (
+# Files that follow from recipe and data alone; the others hold times and machines.
+_COMPARED = (
     "recipe.toml",
     "folds.csv",
     "noisy_*.csv",
@@ -37,179 +37,194 @@ _MADE = (
     "fold_*/oof.csv",
     "fold_*/test.csv",
 )
+_SAME = "same bytes"
 
 
 @dataclass(frozen=True)
 class ReproductionResult:
-    """Two runs side by side.
+    """Comparison of a run with its reproduction.
 
     Attributes
     ----------
+    run, reproduced
+        The two run folders.
     files
-        Every file that one of them made, and what is to be said of it: "same bytes", or how they differ.
-    around
-        What was not the same around them: versions, machine, data, recipe; a sentence each.
+        Each compared file by its path in the folder: "same bytes", or how the two differ.
+    environment
+        Differences in versions, machine, data, options and recipe, one sentence each.
     scores
-        Fold, or "oof", and its lwlrap then and now; NaN where there is none.
+        lwlrap of each fold and of "oof", of the run and of the reproduction; NaN where there is none.
     """
 
     run: Path
-    again: Path
+    reproduced: Path
     files: dict[str, str]
-    around: tuple[str, ...]
+    environment: tuple[str, ...]
     scores: dict[str, tuple[float, float]]
 
     @property
     def same(self) -> bool:
-        """Whether all files are the same bytes."""
-        return all(told == "same bytes" for told in self.files.values())
+        """True if all files are the same bytes."""
+        return all(difference == _SAME for difference in self.files.values())
 
     def __str__(self) -> str:
         wide = max(map(len, self.files), default=0)
-        lines = [f"{name:<{wide}}  {told}" for name, told in self.files.items()]
-        lines += ["", "lwlrap      then     now"] + [
-            f"{name:<9} {then:.4f}  {now:.4f}" for name, (then, now) in self.scores.items()
-        ]
-        different = [f"  {line}" for line in self.around] or [
-            "  nothing that is known: versions, machine, data and recipe are the same"
-        ]
-        lines += ["", f"{self.again} is {self.run}, byte for byte" if self.same else "They differ. What was different:"]
-        return "\n".join(lines + ([] if self.same and not self.around else different))
+        lines = [f"{name:<{wide}}  {difference}" for name, difference in self.files.items()]
+        lines += ["", "lwlrap      then     now"]
+        lines += [f"{name:<9} {then:.4f}  {now:.4f}" for name, (then, now) in self.scores.items()]
+        if self.same:
+            lines += ["", f"{self.reproduced} is the same as {self.run}, byte for byte"]
+        else:
+            lines += ["", "The files differ. What else differs:"]
+        if self.environment or not self.same:
+            lines += [f"  {line}" for line in self.environment] or [
+                "  nothing that is noted: versions, machine, data and recipe are the same"
+            ]
+        return "\n".join(lines)
 
 
 def reproduce_run(
-    run: str | Path, data: str | Path | None = None, out: str | Path | None = None, *, resume: bool = False,
-    say: Callable[[str], None] = print,
+    run: str | Path,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    log: Callable[[str], None] = print,
+    report: Report | None = None,
 ) -> ReproductionResult:
-    """Make a run again with its recipe, seed, folds, workers, threads and processes, and compare.
+    """Train a run again with its recipe, seed, folds and numbers of workers, threads and processes, and compare the files.
 
     Parameters
     ----------
     run
         The folder of a finished run.
     data
-        The data; None takes the folder that the run was made of.
+        The data; None takes the path that the run notes.
     out
-        The folder of the new run; None takes the old one's name with "-repeat" behind it.
+        The folder of the new run; None appends "-reproduced" to the name of the old one.
     resume
-        Go on with a repetition that was begun in `out`.
+        Continue a reproduction that was begun in `out`.
+    log, report
+        As in `fatai.experiment.run.run_recipe`; several processes draw the command's own report.
 
     Raises
     ------
     CheckpointError
-        If `run` is no finished run.
+        If `run` is not a finished run.
     DataError
-        If its data aren't where they were.
+        If the data are not at the path that the run notes.
     """
     run = Path(run)
     manifest = _finished_manifest(run)
-    made = _how_it_was_made(run, manifest)
+    options = _run_options(run, manifest)
     found = noted_data(run) if data is None else Path(data)
     if found is None:
         raise DataError(
-            f"the data of {run} are not in {made['data']!r} any more (seen from here); say where they are: repeat {run} DATA"
+            f"the data of {run} are no longer at {options['data']!r}; give their path: fatai-submit reproduce {run} DATA"
         )
-    again = run.with_name(f"{run.name}-repeat") if out is None else Path(out)
+    reproduced = run.with_name(f"{run.name}-reproduced") if out is None else Path(out)
     threads = int(manifest["machine"].get("threads", torch.get_num_threads()))
-    if made["processes"] > 1:
+    if options["nproc"] > 1:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        start_processes(made["processes"], _arguments(run, found, again, made, resume), f"the run in {again}")
+        start_processes(options["nproc"], _arguments(run, found, reproduced, options, resume), f"the run in {reproduced}")
     else:
         torch.set_num_threads(threads)
         run_recipe(
             found,
             run / "recipe.toml",
-            again,
-            only=made["only"],
-            predict_test=made["predict_test"],
-            corrections=made["corrections"],
-            num_workers=made["num_workers"],
+            reproduced,
+            run_folds=options["run_folds"],
+            predict_test=options["predict_test"],
+            corrections=options["corrections"],
+            num_workers=options["num_workers"],
             resume=resume,
             command=f"fatai-submit reproduce {run}",
-            say=say,
+            log=log,
+            report=report,
         )
-    return compare_files(run, again)
+    return compare_files(run, reproduced)
 
 
-def compare_files(run: str | Path, again: str | Path) -> ReproductionResult:
-    """Compare the files of two runs, and what their manifests say of their making; raises `CheckpointError` if one isn't finished."""
-    run, again = Path(run), Path(again)
-    then, now = _finished_manifest(run), _finished_manifest(again)
+def compare_files(run: str | Path, other: str | Path) -> ReproductionResult:
+    """Compare the files and manifests of two finished runs; raises `CheckpointError` if one is not finished."""
+    run, other = Path(run), Path(other)
+    manifests = [_finished_manifest(folder) for folder in (run, other)]
     names = dict.fromkeys(
-        str(f.relative_to(folder)) for folder in (run, again) for pattern in _MADE for f in sorted(folder.glob(pattern))
+        str(f.relative_to(folder))
+        for folder in (run, other)
+        for pattern in _COMPARED
+        for f in sorted(folder.glob(pattern))
     )
-    files = {name: _difference(run / name, again / name) for name in names}
-    flat_then, flat_now = (dict(_around(manifest)) for manifest in (then, now))
-    around = [
-        f"{key} was {flat_then.get(key, 'not noted')} and is {flat_now.get(key, 'not noted')}"
-        for key in {**flat_then, **flat_now} if flat_then.get(key) != flat_now.get(key)
+    files = {name: _difference(run / name, other / name) for name in names}
+    before, after = (_environment(manifest) for manifest in manifests)
+    environment = [
+        f"{key} was {before.get(key, 'not noted')} and is {after.get(key, 'not noted')}"
+        for key in {**before, **after} if before.get(key) != after.get(key)
     ]
-    around += load_recipe(again / "recipe.toml").differences(load_recipe(run / "recipe.toml"))
-    return ReproductionResult(run, again, files, tuple(around), _scores(then, now))
+    environment += load_recipe(other / "recipe.toml").differences(load_recipe(run / "recipe.toml"))
+    return ReproductionResult(run, other, files, tuple(environment), _scores(*manifests))
 
 
 def _finished_manifest(run: Path) -> dict[str, Any]:
     manifest = read_manifest(run)
     if manifest is None or not manifest.get("finished") or not (run / "recipe.toml").is_file():
         raise CheckpointError(
-            f"{run} is no finished run; expected recipe.toml and a manifest.json that says when it ended, as "
-            "fatai-submit run makes them"
+            f"{run} is not a finished run; expected recipe.toml and a manifest.json with the time of its end, as "
+            "fatai-submit run writes them"
         )
     return manifest
 
 
-def _how_it_was_made(run: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The options that a manifest noted, checked: the folder may come from a stranger."""
-    made = manifest.get("made_with")
-    if not isinstance(made, dict):
+def _run_options(run: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a manifest notes, validated: the folder may be untrusted."""
+    options = manifest.get("run_options")
+    if not isinstance(options, dict):
         raise CheckpointError(
-            f"{run}/manifest.json doesn't note how the run was made; it is of an earlier fatai: give its command again "
-            f"({manifest.get('command') or 'none is noted'}) and compare"
+            f"{run}/manifest.json has no run_options: the run is of an earlier version of fatai; repeat its command "
+            f"({manifest.get('command') or 'not noted'}) and compare"
         )
-    only, workers, corrections = made.get("only"), made.get("num_workers"), made.get("corrections")
-    fits = (
-        isinstance(made.get("data"), str)
-        and isinstance(made.get("predict_test"), bool)
-        and isinstance(made.get("processes"), int)
-        and (only is None or isinstance(only, list) and all(isinstance(fold, int) for fold in only))
+    run_folds, workers, corrections = (options.get(key) for key in ("run_folds", "num_workers", "corrections"))
+    is_valid = (
+        isinstance(options.get("data"), str)
+        and isinstance(options.get("predict_test"), bool)
+        and isinstance(options.get("nproc"), int)
+        and (run_folds is None or isinstance(run_folds, list) and all(isinstance(fold, int) for fold in run_folds))
         and (workers is None or isinstance(workers, int))
         and (corrections is None or isinstance(corrections, str))
-        and 1 <= made["processes"] <= 4096
+        and 1 <= options["nproc"] <= 4096
     )
-    if not fits:
+    if not is_valid:
         raise CheckpointError(
-            f"{run}/manifest.json notes {made} as made_with; expected data, only, predict_test, num_workers, processes "
-            "and corrections as fatai-submit run writes them"
+            f"{run}/manifest.json has {options} as run_options; expected data, run_folds, predict_test, num_workers, "
+            "nproc and corrections as fatai-submit run writes them"
         )
-    return made
+    return options
 
 
-def _arguments(run: Path, data: Path, again: Path, made: dict[str, Any], resume: bool) -> list[str]:
-    """The command that makes a run again."""
-    told = [
-        "run" if made["predict_test"] else "train",
-        str(data),
-        "--recipe",
-        str(run / "recipe.toml"),
-        "--out",
-        str(again),
-    ]
-    for fold in made["only"] or ():
-        told += ["--fold", str(fold)]
-    if made["num_workers"] is not None:
-        told += ["--num-workers", str(made["num_workers"])]
-    if made["corrections"] is not None:
-        told += ["--corrections", made["corrections"]]
-    return told + (["--resume"] if resume else [])
+def _arguments(run: Path, data: Path, out: Path, options: dict[str, Any], resume: bool) -> list[str]:
+    """Return the command line that trains the run again."""
+    arguments = ["run", str(data), "--recipe", str(run / "recipe.toml"), "--out", str(out)]
+    if not options["predict_test"]:
+        arguments.append("--no-predict")
+    for fold in options["run_folds"] or ():
+        arguments += ["--fold", str(fold)]
+    if options["num_workers"] is not None:
+        arguments += ["--num-workers", str(options["num_workers"])]
+    if options["corrections"] is not None:
+        arguments += ["--corrections", options["corrections"]]
+    return arguments + (["--resume"] if resume else [])
 
 
-def _around(manifest: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What may explain a difference."""
-    told = [(f"version of {name}", version) for name, version in manifest.get("versions", {}).items()]
-    told += list(manifest.get("machine", {}).items())
-    told += [("digest of the data", manifest["data"].get("digest")), ("seed", manifest.get("seed"))]
-    made = manifest.get("made_with") or {}
-    return told + [(name, made.get(name)) for name in ("only", "num_workers", "processes")]
+def _environment(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what may explain different files: versions, machine, data, seed and options."""
+    options = manifest.get("run_options") or {}
+    return {
+        **{f"version of {name}": version for name, version in manifest.get("versions", {}).items()},
+        **manifest.get("machine", {}),
+        "digest of the data": manifest["data"].get("digest"),
+        "seed": manifest.get("seed"),
+        **{name: options.get(name) for name in ("run_folds", "num_workers", "nproc")},
+    }
 
 
 def _difference(one: Path, other: Path) -> str:
@@ -217,7 +232,7 @@ def _difference(one: Path, other: Path) -> str:
         if not path.is_file():
             return f"not in {path.parent if path.parent.name[:5] != 'fold_' else path.parent.parent}"
     if one.read_bytes() == other.read_bytes():
-        return "same bytes"
+        return _SAME
     if one.suffix == ".csv" and one.stem in ("oof", "test", "submission") or one.stem.startswith("judged_"):
         then, now = Predictions.from_csv(one), Predictions.from_csv(other)
         if (then.fnames, then.tags) == (now.fnames, now.tags):
@@ -227,9 +242,10 @@ def _difference(one: Path, other: Path) -> str:
 
 
 def _scores(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Return pairs of lwlrap by the name of the fold, and "oof"."""
     def flat(manifest: dict[str, Any]) -> dict[str, float]:
-        told = manifest.get("lwlrap", {})
-        return {**{f"fold {k}": v for k, v in told.get("folds", {}).items()}, "oof": told.get("oof", float("nan"))}
+        scores = manifest.get("lwlrap", {})
+        return {**{f"fold {k}": v for k, v in scores.get("folds", {}).items()}, "oof": scores.get("oof", float("nan"))}
 
     before, after = flat(then), flat(now)
     return {name: (before.get(name, float("nan")), after.get(name, float("nan"))) for name in {**before, **after}}

@@ -203,7 +203,7 @@ def _out_of_fold(
         return oof.probs
 
     joined: CrossValResult = fit_folds(
-        table, folds, len(data.tags), held_out, lambda probs, rows: lwlrap(probs, targ[rows]), only=list(results)
+        table, folds, len(data.tags), held_out, lambda probs, rows: lwlrap(probs, targ[rows]), run_folds=list(results)
     )
     trained = ~np.isnan(joined.oof).any(axis=1)
     oof = Predictions(tuple(table["fname"][trained]), data.tags, joined.oof[trained])

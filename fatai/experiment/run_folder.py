@@ -1,4 +1,4 @@
-"""A finished run, from a folder that may come from a stranger, to predictions for any clips."""
+"""Load finished runs and predict with them; run folders may be untrusted, so nothing in them is executed or assumed to be valid."""
 
 from __future__ import annotations
 
@@ -11,29 +11,44 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from fatai.errors import CheckpointError, OptionError
 from fatai.ensemble.ensemble import ensemble
-from fatai.inference.predictions import Predictions
+from fatai.errors import CheckpointError, OptionError
+from fatai.experiment.build import recipe_network
+from fatai.experiment.fold import WEIGHTS
+from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.export.pretrained import Pretrained, is_model_folder, load_pretrained
+from fatai.inference.events.tagger import SlidingWindowTagger
+from fatai.inference.predictions import Predictions
 from fatai.inference.predictor import ClipPredictions, Predictor
 from fatai.inference.tta import build_views, names_and_paths, predict_files, with_priors
-from fatai.experiment.fold import WEIGHTS
-from fatai.experiment.build import recipe_network
-from fatai.experiment.recipe import Recipe, load_recipe
+from fatai.inference.views import Views
+from fatai.io.json import parse_json
 from fatai.metrics.calibration import CALIBRATION, Calibration
 from fatai.metrics.thresholds import Thresholds
-from fatai.io.json import parse_json
 from fatai.models.checkpoint import load_weights, read_metadata
 from fatai.training.precision import fast_layout
 
-__all__ = ["FinishedRun", "TrainedFold", "predict_with_run", "thresholds_of_run", "trained_model"]
+__all__ = ["FinishedRun", "Tagger", "TrainedFold", "predict_with_run", "thresholds_of_run", "trained_model"]
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedFold:
-    """A fold's network on its device, the tags that it answers for and the share of its training clips that had each."""
+    """The network of a fold.
+
+    Attributes
+    ----------
+    name
+        Name of its folder, such as "fold_0".
+    model
+        The network in evaluation mode, on its device: spectrograms (clips, channels, mels, frames) to logits (clips, tags).
+    tags
+        Names of its outputs.
+    prior
+        float64, shape (tags,): fraction of the training clips with each tag, the prediction for an unreadable clip.
+    """
 
     name: str
     model: nn.Module
@@ -43,7 +58,17 @@ class TrainedFold:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder that holds a recipe and weights; `folds` loads them one after another."""
+    """A run folder with a recipe and weights.
+
+    Attributes
+    ----------
+    folder, recipe
+        The run folder and its recipe.
+    weights
+        The weights file of each fold.
+    device
+        Device of the networks.
+    """
 
     folder: Path
     recipe: Recipe
@@ -52,26 +77,37 @@ class FinishedRun:
 
     @classmethod
     def open(cls, run: str | Path) -> FinishedRun:
-        """Raises `CheckpointError` if `run` is no run folder, `RecipeError` if its recipe does not hold."""
+        """Open a run folder; weights are loaded later.
+
+        Raises
+        ------
+        CheckpointError
+            If `run` is not a run folder.
+        RecipeError
+            If its recipe is not valid.
+        """
         run = Path(run)
         weights = tuple(sorted(run.glob(f"fold_*/{WEIGHTS}")))
         if not (run / "recipe.toml").is_file() or not weights:
             raise CheckpointError(
-                f"{run} is no finished run; expected recipe.toml and fold_0/{WEIGHTS} in it, as fatai-submit run makes "
-                "them"
+                f"{run} is not a finished run; expected recipe.toml and fold_0/{WEIGHTS} in it, as fatai-submit run "
+                "writes them"
             )
-        return cls(
-            run, load_recipe(run / "recipe.toml"), weights, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(run, load_recipe(run / "recipe.toml"), weights, device)
 
     def folds(self) -> Iterator[TrainedFold]:
-        """Every fold's network; raises `CheckpointError` where weights don't fit the recipe."""
+        """Load and yield the network of each fold; raises `CheckpointError` if the weights do not fit the recipe."""
         for path in self.weights:
-            tags, in_channels, prior = _notes(path)
+            tags, in_channels, prior = _metadata(path)
             model = recipe_network(self.recipe, len(tags), in_channels, pretrained=False)
             load_weights(path, model)
             model = fast_layout(model.to(self.device), self.device, self.recipe.precision).eval()
             yield TrainedFold(path.parent.name, model, tuple(tags), prior)
+
+    def calibration(self) -> Calibration:
+        """Load the calibration of the run; raises `CheckpointError` if it has none."""
+        return Calibration.from_json(self.folder / CALIBRATION)
 
 
 def predict_with_run(
@@ -94,137 +130,203 @@ def predict_with_run(
     items
         Paths, or a table with columns fname and path.
     views, n, average, options
-        Views and their mean, as in `learn.tta`; None takes what the run's recipe says, or of a model folder 8 even ones. With other
-        `views` nothing of its number and options is taken over.
+        Views and their average, as in `learn.tta`; None takes those of the run's recipe, or for a model folder 8 "even" views. With other
+        `views`, number and options of the recipe are not used.
     save_views
-        A folder that gets the probabilities of every single view, a file fold_K.npz for each fold, or model.npz; `load_views` reads them.
+        A folder for the probabilities of every view: a file fold_K.npz per fold, or model.npz, for `load_views`.
     calibrated
-        Whether the run's calibration.json, or that of the model folder, is applied to the mean of the folds.
+        Whether to apply the calibration of the run or the model folder to the average of the folds.
+    bs, num_workers
+        Views per batch and processes that load sound.
+
+    Returns
+    -------
+    One row per clip, in the order of `items`.
 
     Raises
     ------
     CheckpointError
-        If `run` is neither a run nor a model folder, its weights don't fit it, or it has no calibration that was asked for.
+        If `run` is neither a run nor a model folder, its weights do not fit, or it has no calibration although `calibrated` is set.
     """
     if is_model_folder(run):
-        return model_folder(run, calibrated).tta(
+        return load_model_folder(run, calibrated).tta(
             items, views=views or "even", n=n, average=average or "probs", bs=bs, num_workers=num_workers,
             save_views=None if save_views is None else Path(save_views) / "model.npz", **options,
         )
     opened = FinishedRun.open(run)
-    recipe, settings = opened.recipe, opened.recipe.settings()
+    tta = opened.recipe.tta
     if views is None:
-        views, n, options = recipe.tta.views, n or recipe.tta.n, {**recipe.tta.options, **options}
-    view_kind = build_views(views, n, **options)
-    names, paths = names_and_paths(items)
-    # Read first: without it, the clips need not be listened to.
-    calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
+        views, n, options = tta.views, n or tta.n, {**tta.options, **options}
+    calibration = opened.calibration() if calibrated else None  # before predicting, which takes long: it may not exist
+    predictor = _FoldPredictor(
+        opened, build_views(views, n, **options), *names_and_paths(items), average or tta.average, bs, num_workers
+    )
+    parts = predictor.predict() if save_views is None else predictor.predict_and_save(Path(save_views))
+    predictions = ensemble(parts, how=tta.fold_average)
+    return predictions if calibration is None else predictions.calibrated(calibration)
 
-    def predict(fold: TrainedFold, save_to: Path | None = None) -> ClipPredictions:
-        predictor = Predictor(
-            fold.model, settings, view_kind, len(fold.tags), precision=recipe.precision, device=opened.device, bs=bs,
-            num_workers=num_workers, seed=recipe.seed, average=average or recipe.tta.average,
-        )
-        return predict_files(
-            predictor, names, paths, fold.tags, save_views=save_to, desc=fold.name.replace("_", " ")
-        )
 
-    parts = []
-    if save_views is None:
-        for folds in _with_the_same_tags(opened.folds()):
-            output = predict(_as_one(folds))
-            each = np.split(output.probs, len(folds), axis=1)
+@dataclass(frozen=True)
+class _FoldPredictor:
+    """Predict clips with each fold of a run."""
+
+    run: FinishedRun
+    views: Views
+    names: Sequence[str]
+    paths: Sequence[str]
+    average: str
+    bs: int
+    num_workers: int
+
+    def predict(self) -> list[Predictions]:
+        """Predict with all folds at once; each clip is loaded and turned into spectrograms once for consecutive folds with the same tags."""
+        parts = []
+        for folds in _grouped_by_tags(self.run.folds()):
+            output = self._predict_fold(_joined(folds))
+            probs = np.split(output.probs, len(folds), axis=1)
             parts += [
-                with_priors(names, fold.tags, output._replace(probs=probs), fold.prior)
-                for fold, probs in zip(folds, each, strict=True)
+                with_priors(self.names, fold.tags, output._replace(probs=fold_probs), fold.prior)
+                for fold, fold_probs in zip(folds, probs, strict=True)
             ]
-    else:
-        for fold in opened.folds():
-            output = predict(fold, Path(save_views) / f"{fold.name}.npz")
-            parts.append(with_priors(names, fold.tags, output, fold.prior))
-    predicted = ensemble(parts, how=recipe.tta.fold_average)
-    return predicted if calibration is None else predicted.calibrated(calibration)
+        return parts
+
+    def predict_and_save(self, folder: Path) -> list[Predictions]:
+        """Predict with one fold after the other and save the probabilities of every view, (views, tags), in a file per fold."""
+        return [
+            with_priors(self.names, fold.tags, self._predict_fold(fold, folder / f"{fold.name}.npz"), fold.prior)
+            for fold in self.run.folds()
+        ]
+
+    def _predict_fold(self, fold: TrainedFold, save_views: Path | None = None) -> ClipPredictions:
+        recipe = self.run.recipe
+        predictor = Predictor(
+            fold.model, recipe.settings(), self.views, len(fold.tags), precision=recipe.precision,
+            device=self.run.device, bs=self.bs, num_workers=self.num_workers, seed=recipe.seed, average=self.average,
+        )
+        desc = fold.name.replace("_", " ")
+        return predict_files(predictor, self.names, self.paths, fold.tags, save_views=save_views, desc=desc)
 
 
-class _SideBySide(nn.Module):
-    """Networks that hear the same spectrogram: (clips, networks * tags)."""
+class _ConcatModels(nn.Module):
+    """Run several networks on the same spectrograms (clips, channels, mels, frames); logits (clips, networks * tags)."""
 
-    def __init__(self, networks: Iterable[nn.Module]):
+    def __init__(self, models: Iterable[nn.Module]):
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.models = nn.ModuleList(models)
 
     def forward(self, spec: Tensor) -> Tensor:
-        return torch.cat([network(spec) for network in self.networks], 1)
+        return torch.cat([model(spec) for model in self.models], 1)
 
 
-def _as_one(folds: Sequence[TrainedFold]) -> TrainedFold:
-    """Folds that listen together: a clip is read, cut and turned into spectrograms once for all of them."""
+def _joined(folds: Sequence[TrainedFold]) -> TrainedFold:
+    """Return folds as one network with the outputs of all of them side by side."""
     if len(folds) == 1:
         return folds[0]
     return TrainedFold(
-        f"{len(folds)} folds", _SideBySide(fold.model for fold in folds), len(folds) * folds[0].tags,
+        f"{len(folds)} folds", _ConcatModels(fold.model for fold in folds), len(folds) * folds[0].tags,
         np.concatenate([fold.prior for fold in folds]),
     )
 
 
-def _with_the_same_tags(folds: Iterable[TrainedFold]) -> Iterator[list[TrainedFold]]:
-    """Folds that follow each other and answer for the same tags in the same order, as those of one run do."""
-    for _, same in groupby(folds, key=lambda fold: fold.tags):
-        yield list(same)
+def _grouped_by_tags(folds: Iterable[TrainedFold]) -> Iterator[list[TrainedFold]]:
+    """Yield lists of consecutive folds with the same tags in the same order, as those of one run have."""
+    for _, group in groupby(folds, key=lambda fold: fold.tags):
+        yield list(group)
 
 
-def model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
-    """A model folder, with its calibration or without; raises `CheckpointError` if that is asked for and not there."""
-    held = load_pretrained(folder)
-    if calibrated and held.calibration is None:
+def load_model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
+    """Load a model folder with or without its calibration; raises `CheckpointError` if it has none although `calibrated` is set."""
+    model = load_pretrained(folder)
+    if calibrated and model.calibration is None:
         raise CheckpointError(
-            f"{folder} holds no calibration; expected a model that was calibrated before it was saved"
+            f"{folder} has no calibration; expected a model that was calibrated before it was saved"
         )
-    return held if calibrated else replace(held, calibration=None)
+    return model if calibrated else replace(model, calibration=None)
 
 
 def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
-    """One fold of a finished run with the run's calibration, if it has one, or the model in a model folder, which has no folds.
+    """Load one fold of a finished run with the run's calibration, if it has one; or the model of a model folder, which has no folds.
 
     Raises
     ------
     OptionError
         If the fold was not trained.
     CheckpointError
-        As `predict_with_run`.
+        As in `predict_with_run`.
     """
     if is_model_folder(run):
         return load_pretrained(run)
     opened = FinishedRun.open(run)
-    weights = [path for path in opened.weights if path.parent.name == f"fold_{fold}"]
+    weights = tuple(path for path in opened.weights if path.parent.name == f"fold_{fold}")
     if not weights:
         raise OptionError(
             f"{run} has no fold {fold}; expected one of {', '.join(path.parent.name[5:] for path in opened.weights)}"
         )
-    held, path = next(replace(opened, weights=tuple(weights)).folds()), opened.folder / CALIBRATION
-    calibration = Calibration.from_json(path) if path.exists() else None
-    training = {"recipe": opened.recipe.model_dump(), "fold": fold}
+    trained, recipe = next(replace(opened, weights=weights).folds()), opened.recipe
+    calibration = opened.calibration() if (opened.folder / CALIBRATION).exists() else None
+    training = {"recipe": recipe.model_dump(), "fold": fold}
     return Pretrained(
-        held.model, held.tags, opened.recipe.settings(), held.prior, calibration, training, {}, opened.recipe.precision
+        trained.model, trained.tags, recipe.settings(), trained.prior, calibration, training, {}, recipe.precision
     )
 
 
 def thresholds_of_run(run: str | Path) -> Thresholds:
-    """The thresholds that belong to a run's or model folder's calibrated probabilities; raises `CheckpointError` if it has none."""
+    """Load the thresholds for calibrated probabilities of a run or model folder; raises `CheckpointError` if it has none."""
     if is_model_folder(run):
-        held = model_folder(run, True).calibration
-        thresholds = None if held is None else held.thresholds
+        calibration = load_model_folder(run, True).calibration
     else:
-        thresholds = Calibration.from_json(Path(run) / CALIBRATION).thresholds
+        calibration = Calibration.from_json(Path(run) / CALIBRATION)
+    thresholds = None if calibration is None else calibration.thresholds
     if thresholds is None:
         raise CheckpointError(
-            f"{run}/{CALIBRATION} holds no thresholds; find them with fatai-submit calibrate --thresholds f1"
+            f"{run}/{CALIBRATION} has no thresholds; find them with fatai-submit calibrate --thresholds f1"
         )
     return thresholds
 
 
-def _notes(path: Path) -> tuple[list[str], int, np.ndarray]:
-    """Tags, channels and prior that stand beside the weights; the file may come from a stranger, so nothing is taken on trust."""
+@delegates(SlidingWindowTagger.__init__, but=["precision", "calibration", "activation"])
+class Tagger(SlidingWindowTagger):
+    """Tag sound of any length with every fold of a finished run, averaged, or with a model folder.
+
+    `Tagger("runs/demo").tag("forest.flac")` lists the sound events with their start and end times.
+
+    Parameters
+    ----------
+    run
+        A run or model folder.
+    calibrated
+        Whether to apply its calibration.
+    options
+        As in `SlidingWindowTagger`.
+
+    Raises
+    ------
+    CheckpointError
+        If `run` is neither a run nor a model folder, its weights do not fit, its folds have different tags, or it has no calibration although
+        `calibrated` is set.
+    """
+
+    def __init__(self, run: str | Path, *, calibrated: bool = False, **options: Any):
+        if is_model_folder(run):
+            model = load_model_folder(run, calibrated)
+            super().__init__([model.model], model.tags, model.settings, calibration=model.calibration, **options)
+            return
+        opened = FinishedRun.open(run)
+        calibration = opened.calibration() if calibrated else None
+        folds = list(opened.folds())
+        for fold in folds:
+            if fold.tags != folds[0].tags:
+                raise CheckpointError(
+                    f"{run}: {fold.name} has other tags than {folds[0].name}; expected folds of one run"
+                )
+        super().__init__(
+            [fold.model for fold in folds], folds[0].tags, opened.recipe.settings(), precision=opened.recipe.precision,
+            calibration=calibration, **options,
+        )
+
+
+def _metadata(path: Path) -> tuple[list[str], int, np.ndarray]:
+    """Read and check the tags, input channels and prior (tags,) in the metadata of a weights file, which may be untrusted."""
     try:
         notes = parse_json(read_metadata(path)["fatai"])
         tags, in_channels, prior = (
@@ -234,10 +336,11 @@ def _notes(path: Path) -> tuple[list[str], int, np.ndarray]:
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(
-            f"{path} does not say its tags, channels and prior ({e}); expected weights of fatai-submit run"
+            f"{path} has no valid tags, in_channels and prior in its metadata ({e}); expected weights of fatai-submit run"
         ) from None
     if not 0 < len(tags) <= 100_000 or not 0 < in_channels <= 64 or prior.shape != (len(tags),):
         raise CheckpointError(
-            f"{path} names {len(tags)} tags, {in_channels} channels and {prior.shape} priors; these don't go together"
+            f"{path} has {len(tags)} tags, {in_channels} input channels and a prior of shape {prior.shape}; expected 1 "
+            "to 100,000 tags, 1 to 64 channels and one prior per tag"
         )
     return tags, in_channels, prior

@@ -1,13 +1,12 @@
-"""One stage of a recipe: a learner's batches, loss, optimiser, schedule and callbacks, and the fit."""
+"""Fit a learner by one stage of a recipe: set its batches, loss, optimizer, schedule and callbacks."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from fastai.callback import schedule as _  # noqa: F401 - gives learners fit_one_cycle
 from fastai.callback.core import Callback
@@ -17,32 +16,27 @@ from fastai.data.core import TfmdDL
 from fastai.optimizer import SGD, Adam, OptimWrapper
 from fastai.torch_core import trainable_params
 from torch import nn
+from torch.utils.data import Sampler
 
 from fatai.augment.item import ItemAugmentations
+from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.checkpoint import BestOfStages, SaveBestModel
+from fatai.callbacks.csv_logger import EpochCSVLogger
+from fatai.callbacks.failure import SplitBatchOnOOM, TerminateOnNaN, translate_errors
+from fatai.callbacks.gradients import ClipGradValue
+from fatai.callbacks.schedulers import StopAtLR, schedule_callback
 from fatai.data.labels import multi_hot
 from fatai.data.samplers import BalancedSampler, MixtureSampler, SampledDL
 from fatai.errors import OptionError
-from fatai.experiment.best import BestOfStages
 from fatai.experiment.linear_head import solve_last_layer
 from fatai.experiment.schema import Stage, build_named
-from fatai.registry import AUGMENTATIONS, MIXERS
-from fatai.callbacks.callbacks import (
-    DisableAugmentation,
-    ClipGradValue,
-    SplitBatchOnOOM,
-    SaveBestModel,
-    StopAtLR,
-    TerminateOnNaN,
-    schedule_callback,
-)
-from fatai.callbacks.failure import translate_errors
-from fatai.callbacks.history import EpochCSVLogger
 from fatai.inference.learner import FatLearner
+from fatai.registry import AUGMENTATIONS, MIXERS
 from fatai.training.learner import named_loss
 
-__all__ = ["curated_alone", "fit_stage", "prepare_stage", "stage_changes"]
+__all__ = ["fit_stage", "prepare_stage"]
 
-# The arithmetic of torch's Adam, which the published systems use; fastai's own defaults are sqr_mom 0.99 and eps 1e-5.
+# As torch's Adam, which the published systems use; fastai's own defaults are sqr_mom 0.99 and eps 1e-5.
 _OPTIMIZERS: dict[str, Callable[[Stage], Any]] = {
     "adam": lambda stage: partial(Adam, decouple_wd=False, sqr_mom=stage.sqr_mom, eps=1e-8),
     "adamw": lambda stage: partial(Adam, decouple_wd=True, sqr_mom=stage.sqr_mom, eps=1e-8),
@@ -51,47 +45,65 @@ _OPTIMIZERS: dict[str, Callable[[Stage], Any]] = {
 }
 
 
-def stage_changes(stage: Stage) -> list[tuple[str, Any]]:
-    """The random changes of a stage's batches with their names: what it augments with, then its mixer."""
-    changes = [(change["name"], build_named(AUGMENTATIONS, change)) for change in stage.augment]
-    return changes if stage.mixup is None else [*changes, (stage.mixup["name"], build_named(MIXERS, stage.mixup))]
+def stage_augmentations(stage: Stage) -> list[tuple[str, Any]]:
+    """Build the batch augmentations of a stage, then its mixer; pairs of name and callback in the order in which they are applied."""
+    augmentations = [(table["name"], build_named(AUGMENTATIONS, table)) for table in stage.augment]
+    if stage.mixup is not None:
+        augmentations.append((stage.mixup["name"], build_named(MIXERS, stage.mixup)))
+    return augmentations
 
 
-def curated_alone(stage: Stage) -> Stage:
-    """The stage as it would train on curated clips alone, for looks and measurements before any noisy clip is chosen."""
-    drawn = {"sampling": "shuffle", "sampling_options": {}} if stage.sampling == "mixture" else {}
-    return stage.model_copy(update={**drawn, "noisy_labels": None})
+def curated_only(stage: Stage) -> Stage:
+    """Return the stage as it would train on curated clips alone, for previews and measurements before noisy clips are selected."""
+    sampling = {"sampling": "shuffle", "sampling_options": {}} if stage.sampling == "mixture" else {}
+    return stage.model_copy(update={**sampling, "noisy_labels": None})
 
 
-def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] | None = None) -> list[Callback]:
-    """Give a learner the batches, loss and optimiser of a stage, and return its callbacks that write nothing.
+def prepare_stage(
+    learn: FatLearner, stage: Stage, *, source_weights: dict[str, float] | None = None
+) -> list[Callback]:
+    """Set the batches, loss and optimizer of a learner as a stage of a recipe defines them.
 
     Parameters
     ----------
-    shares
-        How often "mixture" draws from each source, where the stage doesn't say.
+    source_weights
+        How often sampling "mixture" draws from each source, unless the stage itself sets it.
+
+    Returns
+    -------
+    The callbacks of the stage that write no files; pass them to the fit.
     """
-    _set_batches(learn, stage, shares)
+    _set_batches(learn, stage, source_weights)
     learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
-    _count_tags(learn)
-    learn.opt_func, learn.no_weight_decay, learn.wd, learn.opt = (
-        _OPTIMIZERS[stage.optimizer](stage),
-        stage.no_weight_decay,
-        stage.wd,
-        None,
-    )
+    _set_tag_counts(learn)
+    learn.opt_func, learn.no_weight_decay, learn.wd = _OPTIMIZERS[stage.optimizer](stage), stage.no_weight_decay, stage.wd
+    learn.opt = None
     learn.splitter = trainable_params if stage.lr_min is None else _layer_groups
-    cbs = [change for name, change in stage_changes(stage)]
+    return [*_augmentation_callbacks(stage), *_gradient_callbacks(learn, stage), *_stopping_callbacks(learn, stage)]
+
+
+def _augmentation_callbacks(stage: Stage) -> list[Callback]:
+    cbs = [augmentation for _, augmentation in stage_augmentations(stage)]
     if stage.item_tfms:
-        cbs.append(ItemAugmentations(*(build_named(AUGMENTATIONS, change) for change in stage.item_tfms)))
+        cbs.append(ItemAugmentations(*(build_named(AUGMENTATIONS, table) for table in stage.item_tfms)))
     if stage.no_aug_epochs is not None:
         cbs.append(DisableAugmentation(stage.no_aug_epochs))
+    return cbs
+
+
+def _gradient_callbacks(learn: FatLearner, stage: Stage) -> list[Callback]:
+    cbs: list[Callback] = []
     if stage.grad_accum > 1:
-        cbs.append(GradientAccumulation(stage.grad_accum * learn.dls.train.bs))
+        cbs.append(GradientAccumulation(stage.grad_accum * learn.dls.train.bs))  # fastai counts clips, not batches
     if stage.clip_grad_norm is not None:
         cbs.append(GradientClip(stage.clip_grad_norm))
     if stage.clip_grad_value is not None:
         cbs.append(ClipGradValue(stage.clip_grad_value))
+    return cbs
+
+
+def _stopping_callbacks(learn: FatLearner, stage: Stage) -> list[Callback]:
+    cbs: list[Callback] = []
     if stage.early_stopping_patience is not None and len(learn.dls.valid_ds):
         cbs.append(EarlyStoppingCallback(monitor="lwlrap", patience=stage.early_stopping_patience))
     if stage.min_lr_stop is not None:
@@ -100,84 +112,101 @@ def prepare_stage(learn: FatLearner, stage: Stage, *, shares: dict[str, float] |
 
 
 def fit_stage(
-    learn: FatLearner, stage: Stage, *, number: int = 0, cbs: Any = (), shares: dict[str, float] | None = None,
+    learn: FatLearner,
+    stage: Stage,
+    *,
+    number: int = 0,
+    cbs: Sequence[Callback] = (),
+    source_weights: dict[str, float] | None = None,
     best: BestOfStages | None = None,
 ) -> FatLearner:
-    """Fit a learner as a stage of a recipe says; its `path` takes history.csv and, below `models/`, the best weights.
+    """Fit a learner by a stage of a recipe.
+
+    The learner's `path` gets history.csv and, below `models/`, the best weights.
 
     Parameters
     ----------
     number
-        Which stage it is: with 0, history.csv begins anew.
+        Number of the stage; 0 starts a new history.csv, other numbers append to it.
     cbs
         Further callbacks of this fit.
-    shares
+    source_weights
         As in `prepare_stage`.
     best
-        What keeps the best weights instead of the stage's own way, where several stages share them.
+        Checkpoint callback in place of the stage's own, for stages that share their best weights.
+
+    Returns
+    -------
+    The learner.
     """
     learn.path.mkdir(parents=True, exist_ok=True)
     if stage.linear_probe is not None:
-        _set_batches(learn, stage, shares)
-        solve_last_layer(learn, C=stage.linear_probe.get("C", 2.0), max_iter=int(stage.linear_probe.get("max_iter", 1000)))
+        _set_batches(learn, stage, source_weights)
+        options = stage.linear_probe
+        solve_last_layer(learn, C=options.get("C", 2.0), max_iter=int(options.get("max_iter", 1000)))
         return learn
-    # Those that write files go to this fit alone: among the learner's own callbacks they would overwrite them at every validate().
-    cbs = [*cbs, *prepare_stage(learn, stage, shares=shares), TerminateOnNaN(), SplitBatchOnOOM()]
+    # Callbacks that write files belong to this fit only: among the learner's own they would overwrite them at every validate().
+    cbs = [*cbs, *prepare_stage(learn, stage, source_weights=source_weights), TerminateOnNaN(), SplitBatchOnOOM()]
     cbs.append(EpochCSVLogger(learn.path / "history.csv", stage.name, append=number > 0))
     if (best is not None or stage.checkpoint != "last") and len(learn.dls.valid_ds):
         cbs.append(best or SaveBestModel(monitor="lwlrap", fname=f"best_of_stage_{number}"))
-    lr = stage.lr if stage.lr_min is None else slice(stage.lr_min, stage.lr)
     with warnings.catch_warnings(), translate_errors(f"batches of {stage.bs} clips"):
         warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
-        if stage.schedule == "one_cycle":
-            learn.fit_one_cycle(stage.epochs, lr, cbs=cbs, **stage.schedule_options)
-        else:
-            learn.fit(
-                stage.epochs,
-                lr,
-                cbs=[*cbs, schedule_callback(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)],
-            )
+        _fit(learn, stage, cbs)
     return learn
+
+
+def _fit(learn: FatLearner, stage: Stage, cbs: list[Callback]) -> None:
+    lr = stage.lr if stage.lr_min is None else slice(stage.lr_min, stage.lr)
+    if stage.schedule == "one_cycle":
+        learn.fit_one_cycle(stage.epochs, lr, cbs=cbs, **stage.schedule_options)
+    else:
+        scheduler = schedule_callback(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)
+        learn.fit(stage.epochs, lr, cbs=[*cbs, scheduler])
 
 
 def _layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     if not hasattr(model, "layer_groups"):
         raise OptionError(
-            f"lr_min is given, but {type(model).__name__} tells no groups of layers: give it a method layer_groups"
+            f"lr_min is set, but {type(model).__name__} has no layer groups; leave lr_min out or add a method layer_groups"
         )
     return model.layer_groups()  # type: ignore[operator]
 
 
-def _count_tags(learn: FatLearner) -> None:
-    """Tell losses that weigh tags by their number how many curated training clips have each."""
-    asking = [part for part in learn.loss_func.modules() if hasattr(part, "set_counts")]
-    if asking:
+def _set_tag_counts(learn: FatLearner) -> None:
+    """Pass the number of curated training clips per tag, shape (tags,), to losses that weight tags by it."""
+    weighted = [part for part in learn.loss_func.modules() if hasattr(part, "set_counts")]
+    if weighted:
         table = learn.dls.files(0)
-        own = table[~table["noisy"].astype(bool)] if "noisy" in table.columns else table
-        counts = multi_hot(own["labels"], learn.dls.tags).sum(0)
-        for part in asking:
+        curated = table[~table["noisy"].astype(bool)] if "noisy" in table.columns else table
+        counts = multi_hot(curated["labels"], learn.dls.tags).sum(0)
+        for part in weighted:
             part.set_counts(counts)
 
 
-def _set_batches(learn: FatLearner, stage: Stage, shares: dict[str, float] | None) -> None:
-    """Loaders that make a stage's batches."""
+def _set_batches(learn: FatLearner, stage: Stage, source_weights: dict[str, float] | None) -> None:
+    """Set batch size and sampler of the loaders."""
     bs = max(1, min(stage.bs, len(learn.dls.train_ds)))
     for dl in learn.dls.loaders:
         dl.bs = bs
-    train, table = learn.dls.train, learn.dls.files(0)
-    if stage.sampling == "balanced":
-        targ: np.ndarray = multi_hot(table["labels"], learn.dls.tags)
-        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=BalancedSampler(targ, **stage.sampling_options), bs=bs)
-    elif stage.sampling == "mixture":
-        options = dict(stage.sampling_options)
-        given = options.pop("shares", shares)
-        if given is None:
-            raise OptionError(
-                f"stage {stage.name} draws from a mixture, but nobody says its shares: give sampling_options.shares"
-            )
-        sources = table["source"] if "source" in table.columns else ["curated"] * len(table)
-        learn.dls.loaders[0] = train.new(
-            cls=SampledDL, sampler=MixtureSampler(list(sources), given, **{"n": len(table), **options}), bs=bs
-        )
+    train, sampler = learn.dls.train, _sampler(learn, stage, source_weights)
+    if sampler is not None:
+        learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=sampler, bs=bs)
     elif isinstance(train, SampledDL):
         learn.dls.loaders[0] = train.new(cls=TfmdDL, bs=bs, shuffle=True, drop_last=True, n=None)
+
+
+def _sampler(learn: FatLearner, stage: Stage, source_weights: dict[str, float] | None) -> Sampler[int] | None:
+    """Return the sampler of the training clips; None for shuffling."""
+    if stage.sampling == "shuffle":
+        return None
+    table, options = learn.dls.files(0), dict(stage.sampling_options)
+    if stage.sampling == "balanced":
+        return BalancedSampler(multi_hot(table["labels"], learn.dls.tags), **options)
+    weights = options.pop("shares", source_weights)
+    if weights is None:
+        raise OptionError(
+            f"stage {stage.name} has sampling \"mixture\" without weights of the sources; set sampling_options.shares"
+        )
+    sources = table["source"] if "source" in table.columns else ["curated"] * len(table)
+    return MixtureSampler(list(sources), weights, **{"n": len(table), **options})

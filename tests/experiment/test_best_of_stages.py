@@ -9,12 +9,12 @@ import torch
 from fastai.callback.core import Callback
 from safetensors.torch import load_file
 
-from fatai.errors import CheckpointError
 from fatai.callbacks.checkpoint import BestOfStages
+from fatai.errors import CheckpointError
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.models.checkpoint import read_metadata, save_weights
 from fatai.inference.learner import fat_learner
+from fatai.models.checkpoint import read_metadata, save_weights
 
 
 class Scores(Callback):

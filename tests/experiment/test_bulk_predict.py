@@ -1,13 +1,13 @@
-"""Many clips into one table: in chunks, in parts, going on after a kill, by the command too."""
+"""Many clips into one table: in chunks, in shards, continued after a kill, also by the command."""
 
 import pandas as pd
 import pytest
 
 from fatai.errors import DataError, OptionError
-from fatai.inference.predictions import Predictions
 from fatai.experiment import bulk_predict
-from fatai.experiment.bulk_predict import ListPart, merge_parts, part_of, predict_list
+from fatai.experiment.bulk_predict import Shard, merge_shards, parse_shard, predict_to_csv
 from fatai.experiment.run_folder import predict_with_run
+from fatai.inference.predictions import Predictions
 
 
 @pytest.fixture
@@ -20,60 +20,60 @@ class Killed(Exception):
     pass
 
 
-def test_a_list_is_predicted_in_chunks_and_goes_on_after_a_kill(tiny_run, items, tmp_path, monkeypatch):
+def test_a_list_is_predicted_in_chunks_and_continues_after_a_kill(tiny_run, items, tmp_path, monkeypatch):
     whole, out = predict_with_run(tiny_run.out, items), tmp_path / "tags.csv"
-    heard = []
+    predicted = []
 
-    def some(run, part, **options):
-        if len(heard) == 4:
+    def killed_after_four(run, part, **options):
+        if len(predicted) == 4:
             raise Killed
-        heard.extend(part["fname"])
+        predicted.extend(part["fname"])
         return predict_with_run(run, part, **options)
 
-    monkeypatch.setattr(bulk_predict, "predict_with_run", some)
+    monkeypatch.setattr(bulk_predict, "predict_with_run", killed_after_four)
     with pytest.raises(Killed):
-        predict_list(tiny_run.out, items, out, chunk=2)
+        predict_to_csv(tiny_run.out, items, out, chunk=2)
     journal = tmp_path / "tags.csv.journal"
     with journal.open("a") as f:
-        f.write('["half a line')  # what a process leaves that is killed while it writes
+        f.write('["half a line')  # as left by a process that is killed while it writes
     monkeypatch.setattr(bulk_predict, "predict_with_run", predict_with_run)
-    with pytest.raises(DataError, match="was begun with other clips, another run or other options"):
-        predict_list(tiny_run.out, items[:6], out, chunk=2)
-    assert not out.exists() and predict_list(tiny_run.out, items, out, chunk=2) == 7 and not journal.exists()
+    with pytest.raises(DataError, match="was written for other clips, another run or other options"):
+        predict_to_csv(tiny_run.out, items[:6], out, chunk=2)
+    assert not out.exists() and predict_to_csv(tiny_run.out, items, out, chunk=2) == 7 and not journal.exists()
     got = Predictions.from_csv(out)
     assert got.fnames == whole.fnames and abs(got.probs - whole.probs).max() < 1e-6
-    assert heard == list(items["fname"][:4]), "each clip was heard once before the kill"
+    assert predicted == list(items["fname"][:4]), "each clip was predicted once before the kill"
 
 
-def test_parts_follow_each_other_and_make_the_whole(tiny_run, items, tmp_path):
+def test_shards_are_consecutive_and_join_to_the_whole(tiny_run, items, tmp_path):
     out = tmp_path / "tags.csv"
     for k in (1, 3):
-        part = part_of(f"{k}/3")
-        predict_list(tiny_run.out, items[part.rows(7)], part.file(out))
-    with pytest.raises(DataError, match="the parts 2/3 are lacking"):
-        merge_parts(out)
-    predict_list(tiny_run.out, items[ListPart(2, 3).rows(7)], tmp_path / "tags.2-of-3.csv", keep_journal=True)
-    assert merge_parts(out) == 7 and [f.name for f in tmp_path.iterdir()] == ["tags.csv"]
+        shard = parse_shard(f"{k}/3")
+        predict_to_csv(tiny_run.out, items[shard.rows(7)], shard.file(out))
+    with pytest.raises(DataError, match="the shards 2/3 of .* are missing"):
+        merge_shards(out)
+    predict_to_csv(tiny_run.out, items[Shard(2, 3).rows(7)], tmp_path / "tags.2-of-3.csv", keep_journal=True)
+    assert merge_shards(out) == 7 and [f.name for f in tmp_path.iterdir()] == ["tags.csv"]
     assert Predictions.from_csv(out).fnames == tuple(items["fname"])
-    with pytest.raises(DataError, match="there are no parts of"):
-        merge_parts(out)
+    with pytest.raises(DataError, match="there are no shards of"):
+        merge_shards(out)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 7, 100])
-def test_every_row_is_in_one_part(n):
-    rows = [i for k in range(1, 6) for i in range(n)[ListPart(k, 5).rows(n)]]
+def test_every_row_is_in_one_shard(n):
+    rows = [i for k in range(1, 6) for i in range(n)[Shard(k, 5).rows(n)]]
     assert rows == list(range(n))
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
-def test_what_is_no_part_is_refused(text):
-    with pytest.raises(OptionError, match="expected its number and how many there are, such as 2/8"):
-        part_of(text)
+def test_an_invalid_shard_is_refused(text):
+    with pytest.raises(OptionError, match="expected its number and the number of shards, such as 2/8"):
+        parse_shard(text)
 
 
 def test_two_clips_of_one_name_are_refused(tiny_run, items, tmp_path):
-    with pytest.raises(DataError, match="two clips are called"):
-        predict_list(tiny_run.out, pd.concat([items, items[:1]]), tmp_path / "tags.csv")
+    with pytest.raises(DataError, match="two clips are named"):
+        predict_to_csv(tiny_run.out, pd.concat([items, items[:1]]), tmp_path / "tags.csv")
 
 
 def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apart(
@@ -96,8 +96,8 @@ def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apa
         "nowhere.wav",
     )
     for k in (1, 2):
-        told = ("--input-list", "list.txt", "--out", "e.csv", "--threshold", "0.05", "--shard", f"{k}/2")
-        ended = main_with("tag", tiny_run.out, *told)
+        options = ("--input-list", "list.txt", "--out", "e.csv", "--threshold", "0.05", "--shard", f"{k}/2")
+        ended = main_with("tag", tiny_run.out, *options)
         assert ended.returncode == 0, ended.stderr
     ended = main_with("predict", "--merge", "e.csv")
     assert ended.returncode == 0, ended.stderr

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from fatai.data.labels import multi_hot, read_labels
-from fatai.errors import DataError
 from fatai.ensemble.ensemble import ensemble
+from fatai.errors import DataError
+from fatai.experiment.run_folder import Tagger
+from fatai.inference.learner import fat_learner
 from fatai.inference.predictions import Predictions
-from fatai.experiment.tagger import Tagger
 from fatai.metrics.calibration import Calibration
 from fatai.metrics.ranking import lwlrap
 from fatai.metrics.thresholds import Thresholds
-from fatai.inference.learner import fat_learner
 
 PREDS = Predictions(["a", "b"], ["Bark", "Meow"], [[0.9, 0.5], [0.25, 0.5]], unreadable=["b"], oof_score=0.75)
 
@@ -62,7 +62,7 @@ def test_calibrated_predictions_match_tags_by_name_and_leave_guesses_alone():
     # logit 0.9 = ln 9, halved is 3 : 1; logit 0.5 = 0, shifted by 1.
     np.testing.assert_allclose(done.probs, [[0.75, 1 / (1 + np.exp(-1))], [0.25, 0.5]])
     assert done.unreadable == ("b",) and done.oof_score is None
-    with pytest.raises(DataError, match="the calibration lacks the tag 'Bark'"):
+    with pytest.raises(DataError, match="the calibration has no tag 'Bark'"):
         PREDS.calibrated(held.select(["Meow"]))
 
 
@@ -91,7 +91,7 @@ def test_a_tagger_calibrates_what_it_hears_and_leaves_silence_alone(run):
     wave = np.zeros(4 * 44100, dtype=np.float32)
     wave[:44100] = np.random.default_rng(0).normal(0, 0.1, 44100)
     plain, calibrated = (
-        [step.probs for step in Tagger(run, calibrated=c, step_s=0.5).steps(wave)] for c in (False, True)
+        [step.probs for step in Tagger(run, calibrated=c, step_s=0.5).frame_probs(wave)] for c in (False, True)
     )
     np.testing.assert_allclose(
         calibrated[0], Calibration.from_json(run / "calibration.json").apply(plain[0][None])[0], atol=1e-6

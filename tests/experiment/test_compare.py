@@ -9,10 +9,10 @@ import pytest
 
 from fatai.data.labels import multi_hot, read_labels
 from fatai.errors import CheckpointError, OptionError
-from fatai.inference.predictions import Predictions
-from fatai.models import count_parameters, create_model
 from fatai.experiment.compare import compare_runs
+from fatai.inference.predictions import Predictions
 from fatai.metrics.bootstrap import score_difference, score_interval
+from fatai.models import count_parameters, create_model
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
-from fatai.errors import DataError, RecipeError
 from fatai.ensemble.ensemble import ensemble
-from fatai.inference.predictions import Predictions, check_submission
-from fatai.experiment.ensemble_recipe import EnsembleRecipe, ensemble_names, is_ensemble, load_ensemble
+from fatai.errors import DataError, RecipeError
 from fatai.experiment.build import recipe_parameters
+from fatai.experiment.ensemble_recipe import EnsembleRecipe, ensemble_names, is_ensemble, load_ensemble
+from fatai.experiment.ensemble_run import member_recipes, run_ensemble
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.ensemble_run import member_recipes, run_ensemble
+from fatai.inference.predictions import Predictions, check_submission
 
 # Members, stackers and blend as published; parameters of members whose count is.
 PUBLISHED = {
@@ -135,19 +135,19 @@ def pair(tmp_path, tiny_recipe):
 def quietly(*args, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return run_ensemble(*args, num_workers=0, **{"say": lambda line: None, **options})
+        return run_ensemble(*args, num_workers=0, **{"log": lambda line: None, **options})
 
 
 def test_runs_are_taken_over_trained_and_blended_into_one_submission(pair, tiny_run, sample, tmp_path):
     lines = []
-    result = quietly(sample, pair, tmp_path / "out", reuse=[tmp_path, tiny_run.out], say=lines.append)
+    result = quietly(sample, pair, tmp_path / "out", reuse=[tmp_path, tiny_run.out], log=lines.append)
     assert result.runs == (tiny_run.out, tmp_path / "out" / "two") and any("taken from" in line for line in lines)
     check_submission(tmp_path / "out" / "submission.csv", sample / "sample_submission.csv")
     truth = load_dataset(sample).curated[["fname", "labels"]]
     stacked = ensemble(result.runs, "logreg", truth=truth)
     expected = ensemble([*(Predictions.from_csv(run / "test.csv") for run in result.runs), stacked], "gmean")
     np.testing.assert_allclose(result.test.select(expected.fnames).probs, expected.probs, rtol=1e-6)
-    assert result.blended.oof.score(truth) == pytest.approx(result.test.oof_score)
+    assert result.ensembled.oof.score(truth) == pytest.approx(result.test.oof_score)
     assert "blend, nested" in (tmp_path / "out" / "blend.txt").read_text()
 
     with pytest.raises(DataError, match="exists already and is not empty"):
@@ -187,7 +187,7 @@ def made_at_tiny(name, sample, out):
     n_members, n_stackers, _, _ = PUBLISHED[name]
     assert (
         len(result.runs) == n_members
-        and len(result.blended.members) == n_members + n_stackers
+        and len(result.ensembled.members) == n_members + n_stackers
         and 0.15 < result.test.oof_score <= 1
     )
     assert load_recipe(result.runs[0] / "recipe.toml").model.width == 1 / 16

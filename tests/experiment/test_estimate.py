@@ -6,15 +6,15 @@ import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import OptionError
-from fatai.models import count_parameters, create_model
-from fatai.experiment.estimate import RunEstimate, StageEstimate, estimate_run, seconds_of, fits_budget
+from fatai.experiment.estimate import RunEstimate, StageEstimate, estimate_run, fits_budget, seconds_of
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.scaling import scaled
+from fatai.experiment.scaling import scale_recipe
+from fatai.models import count_parameters, create_model
 
 
 @pytest.fixture(scope="module")
 def told(sample):
-    recipe = scaled(load_recipe("ninth_full"), "tiny", n_noisy=72).override(epochs=3, bs=8)
+    recipe = scale_recipe(load_recipe("ninth_full"), "tiny", n_noisy=72).override(epochs=3, bs=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return estimate_run(load_dataset(sample), recipe, num_workers=0, steps=1)
@@ -33,8 +33,8 @@ def test_time_is_measured_and_memory_known(told):
     assert 0 < judge < 60 and refit == again
     # The same kind of step, measured once: 9 steps and 7, with a third of a step for each of 60 / 8 batches that are validated.
     assert fit / judge == pytest.approx((9 + 2.5) / (7 + 2.5))
-    assert told.predicting > 0 and told.memory > 2**26
-    assert told.seconds == pytest.approx(2 * (judge + fit + 2 * refit + told.predicting))
+    assert told.predict_s > 0 and told.memory > 2**26
+    assert told.seconds == pytest.approx(2 * (judge + fit + 2 * refit + told.predict_s))
 
 
 def test_the_table_and_the_verdict_read_well():

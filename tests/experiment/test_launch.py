@@ -11,12 +11,13 @@ import pytest
 from helpers.processes import in_processes
 
 from fatai.data.datasets.fat2019 import fat_sample
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.errors import OptionError
-from fatai.inference.predictions import Predictions
 from fatai.experiment.launch import in_process_group, split_work, start_processes, start_shards
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.distributed import SINGLE_PROCESS, ProcessGroup
+from fatai.inference.predictions import Predictions
+from fatai.report.html import run_report
 
 RECIPE = """
 name = "together"
@@ -109,11 +110,11 @@ def test_another_number_of_processes_than_asked_for_is_refused():
     )
 
 
-def ran(recipe, out, seed, only):
+def ran(recipe, out, seed, run_folds):
     """The run of a recipe, told by its first process."""
     lines = []
     changed = load_recipe(recipe).override(seed=seed)
-    result = run_recipe(fat_sample(), changed, out, only=only, cache_dir=out.parent / "cache", say=lines.append)
+    result = run_recipe(fat_sample(), changed, out, run_folds=run_folds, cache_dir=out.parent / "cache", log=lines.append, report=run_report)
     return result.oof_score, result.oof.fnames, lines
 
 

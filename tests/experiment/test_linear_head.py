@@ -1,41 +1,143 @@
-"""The last layer of a frozen network, solved instead of trained."""
+"""Linear probe as a stage, and the recipe panns_logreg that consists of it."""
+
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import multi_hot
-from fatai.errors import OptionError
-from fatai.experiment.linear_head import solve_last_layer
+from fatai.ensemble.ensemble import ensemble
+from fatai.errors import FataiError, OptionError
+from fatai.experiment.linear_head import folded_layer, solve_last_layer
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import fit_stage
-from fatai.inference.learner import fat_learner
+from fatai.inference.learner import FatLearner, fat_learner
+from fatai.inference.linear_probe import LinearProbe
+from fatai.inference.predictions import Predictions, check_submission
+from fatai.models import create_model
 
 
-def test_logits_are_those_of_scikit_learn_on_the_frozen_features(own_dls, tmp_path):
-    learn = fat_learner(own_dls, "cnn14", width=1 / 16, path=tmp_path, precision="fp32")
+@pytest.fixture
+def learn(own_dls, tmp_path):
+    return fat_learner(own_dls, "cnn14", width=1 / 16, path=tmp_path, precision="fp32")
+
+
+def test_the_stage_sets_the_last_layer_to_the_probe_of_the_frozen_features(learn, monkeypatch):
+    computed, embed = [], FatLearner.embed
+    monkeypatch.setattr(FatLearner, "embed", lambda *args, **options: computed.append(embed(*args, **options)) or computed[-1])
     before = {k: v.clone() for k, v in learn.model.state_dict().items() if not k.startswith("fc_audioset")}
     fit_stage(learn, Stage(linear_probe={"C": 2.0, "max_iter": 1000}, bs=16))
-    assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in before.items()), (
-        "nothing but the last layer learns"
-    )
-    train, held = own_dls.files(0), own_dls.files(1)
-    features = [learn.embed(table, n=1).values for table in (train, held)]
-    targ = multi_hot(train["labels"], learn.tags)
-    reference = []
-    for present in targ.T:
-        one = make_pipeline(StandardScaler(), LogisticRegression(C=2.0, max_iter=1000)).fit(features[0], present)
-        reference.append(one.predict_proba(features[1])[:, 1])
-    np.testing.assert_allclose(learn.tta(n=1).probs, np.stack(reference, 1), atol=1e-3)
+    assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in before.items()), "only the last layer changes"
+    targ = multi_hot(learn.dls.files(0)["labels"], learn.tags)
+    weight, bias = folded_layer(LinearProbe.fit(computed[0].values, targ, learn.tags, C=2.0, max_iter=1000))
+    # The same features give the same fit; the layer holds it in float32.
+    layer = learn.model.fc_audioset
+    np.testing.assert_array_equal(layer.weight.detach().numpy(), weight.astype(np.float32))
+    np.testing.assert_array_equal(layer.bias.detach().numpy(), bias.astype(np.float32))
+
+
+def test_the_logits_of_the_layer_are_those_of_scikit_learn_on_the_same_features(rng):
+    # Well conditioned: independent features of unit variance, in float64 throughout.
+    values, noise = rng.standard_normal((200, 6)) + 3, rng.standard_normal((200, 2))
+    targ = values[:, :2] + noise > 3
+    weight, bias = folded_layer(LinearProbe.fit(values, targ, ("Bark", "Meow"), C=2.0))
+    for k, present in enumerate(targ.T):
+        reference = make_pipeline(StandardScaler(), LogisticRegression(C=2.0, max_iter=1000)).fit(values, present)
+        np.testing.assert_allclose(values @ weight[k] + bias[k], reference.decision_function(values), rtol=1e-9, atol=1e-9)
+
+
+def test_predictions_are_those_of_the_layer_on_the_embeddings(learn):
+    fit_stage(learn, Stage(linear_probe={"C": 2.0, "max_iter": 1000}, bs=16))
+    layer, items = learn.model.fc_audioset, learn.dls.files(1)
+    features = learn.embed(items, n=1).values.astype(np.float64)
+    weight, bias = layer.weight.detach().numpy().astype(np.float64), layer.bias.detach().numpy().astype(np.float64)
+    logits = features @ weight.T + bias
+    probs = learn.tta(items=items, n=1).probs
+    # Features of random weights hardly vary, so the layer has large weights that cancel; float32 rounds each summand of a logit.
+    rounding = 1e-5 * (np.abs(features) @ np.abs(weight).T + np.abs(bias))
+    assert (np.abs(np.log(probs) - np.log1p(-probs) - logits) <= rounding + 1e-5).all()
 
 
 def test_other_networks_are_refused(small_dls, tmp_path):
-    with pytest.raises(OptionError, match="needs a network of PANNs .* not ConvBlockNet"):
+    with pytest.raises(OptionError, match="needs a PANNs network .* not ConvBlockNet"):
         solve_last_layer(fat_learner(small_dls, "m1", width=0.05, path=tmp_path))
     with pytest.raises(OptionError, match="published head"):
         solve_last_layer(
             fat_learner(small_dls, "cnn14", width=1 / 16, arch_options={"head": "attention"}, path=tmp_path)
         )
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A narrow CNN6 as torch.save writes it."""
+    torch.manual_seed(1)
+    path = tmp_path / "Cnn6.pth"
+    torch.save({"model": create_model("cnn6", 527, 1, width=0.125).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def panns_logreg(weights):
+    """The recipe panns_logreg with a narrow pretrained CNN6 on crops of one second, in two folds."""
+    plain = load_recipe("panns_logreg").override(arch="cnn6", width=0.125, n_folds=2, crop_s=1.0).model_dump()
+    plain["model"]["options"] = {"pretrained": str(weights)}
+    return type(load_recipe("panns_logreg")).model_validate(plain)
+
+
+def run(*args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run_recipe(*args, num_workers=0, **{"log": lambda line: None, **options})
+
+
+def test_the_recipe_goes_from_sounds_to_a_submission(panns_logreg, sample, tmp_path):
+    out, lines = tmp_path / "panns", []
+    result = run(sample, panns_logreg, out, log=lines.append)
+    data = load_dataset(sample)
+    assert len(result.oof) == len(data.curated) and any("out of fold: lwlrap" in line for line in lines)
+    np.testing.assert_allclose(result.oof.probs, Predictions.from_csv(out / "oof.csv").probs)
+    check_submission(out / "submission.csv", sample / "sample_submission.csv")
+    noted = pd.read_csv(out / "folds.csv").merge(
+        pd.read_csv(sample / "train_curated.csv"), on="fname", suffixes=("", "_given")
+    )
+    assert len(noted) == len(result.oof) and (noted["labels"] == noted["labels_given"]).all()
+    np.testing.assert_allclose(ensemble([out, out], weights="lwlrap").probs, result.test.probs)
+
+
+def test_a_finished_recipe_is_not_fitted_again_and_never_continued_with_other_data(
+    panns_logreg, sample, tmp_path, monkeypatch
+):
+    out = tmp_path / "panns"
+    run(sample, panns_logreg, out, run_folds=[0], predict_test=False)
+    monkeypatch.setattr("fatai.experiment.linear_head.LinearProbe", None)
+    run(sample, panns_logreg, out, run_folds=[0], predict_test=False, resume=True)
+    (tmp_path / "corrections.csv").write_text(f"fname,labels\n{load_dataset(sample).curated['fname'][0]},remove\n")
+    with pytest.raises(FataiError, match="holds a run of other data"):
+        run(sample, panns_logreg, out, run_folds=[0], resume=True, corrections=tmp_path / "corrections.csv")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(FataiError, match="exists and is not empty"):
+        run(sample, panns_logreg, tmp_path / "mine")
+
+
+def test_the_recipe_takes_the_middle_ten_seconds_or_pads_at_the_end():
+    recipe = load_recipe("panns_logreg")
+    settings = recipe.settings()
+    assert (settings.sr, settings.crop_samples, settings.trim_db, settings.front_end.fmax) == (32000, 320000, None, 14000)
+    assert (recipe.tta.views, recipe.tta.n) == ("even", 1)
+    short = torch.ones(10)
+    assert settings.fit(short)[:10].tolist() == [1.0] * 10 and settings.fit(short)[10:].abs().sum() == 0
+
+
+def test_missing_weights_are_named(panns_logreg, sample, tmp_path):
+    (tmp_path / "Cnn6.pth").unlink()
+    with pytest.raises(FataiError, match="there is no file .*Cnn6.pth"):
+        run(sample, panns_logreg, tmp_path / "out", run_folds=[0])

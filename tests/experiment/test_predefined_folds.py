@@ -7,7 +7,7 @@ from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import DataError
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import folded_table, run_recipe
-from fatai.experiment.scaling import scaled
+from fatai.experiment.scaling import scale_recipe
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def test_what_a_column_lacks_is_told(with_columns):
 
 
 def test_esc10_runs_small_on_the_first_of_its_folds(with_columns, tmp_path):
-    recipe = scaled(load_recipe("esc10"), "tiny")
+    recipe = scale_recipe(load_recipe("esc10"), "tiny")
     assert recipe.folds.n == 5 and recipe.folds.run_folds == (0, 1)
     result = run_recipe(
-        with_columns, recipe, tmp_path / "run", only=[0], num_workers=0, cache_dir=tmp_path, say=lambda line: None
+        with_columns, recipe, tmp_path / "run", run_folds=[0], num_workers=0, cache_dir=tmp_path, log=lambda line: None
     )
     held = pd.read_csv(with_columns / "train_curated.csv")
     assert list(result.oof.fnames) == list(held["fname"][held["fold"] == 11]) and 0.2 < result.oof_score <= 1

@@ -2,9 +2,9 @@
 
 import pytest
 
+from fatai.audio.front_ends import front_end as find_front_end
 from fatai.errors import RecipeError
 from fatai.experiment.recipe import Recipe, load_recipe, recipe_names, recipe_text
-from fatai.audio.front_ends import front_end as find_front_end
 
 
 def write(tmp_path, text):
@@ -75,7 +75,7 @@ def test_keeping_silence_survives_the_round_trip(tmp_path):
     ('name = "x"\n[folds]\ngroup_col = "site"\n', ["group_col is 'site'", "expected group or predefined"]),
     ('name = "x"\nstages = []\n', ["stages", "at least 1"]),
     ('[clips]\n', ["name", "required"]),
-    ('name = \n', ["no valid TOML"]),
+    ('name = \n', ["not valid TOML"]),
 ])
 def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, text, words):
     with pytest.raises(RecipeError) as caught:
@@ -166,7 +166,7 @@ def test_a_recipe_cannot_be_changed_by_accident():
     ],
 )
 def test_what_would_take_forever_is_refused_at_once(tmp_path, text):
-    with pytest.raises(RecipeError, match="no valid TOML|there are 50000; at most 100"):
+    with pytest.raises(RecipeError, match="not valid TOML|there are 50000; at most 100"):
         load_recipe(write(tmp_path, f'name = "x"\n{text}\n'))
 
 

@@ -1,4 +1,4 @@
-"""Runs made again: the same bytes, or what differs; and what seeds cover."""
+"""Reproduced runs: the same bytes, or the differences; and the generators that seeds cover."""
 
 import json
 import random
@@ -30,18 +30,18 @@ def changed(run, change):
     path.write_text(json.dumps(manifest))
 
 
-def test_a_run_made_again_is_the_same_bytes(finished, main_with):
+def test_a_reproduced_run_is_the_same_bytes(finished, main_with):
     ended = main_with("reproduce", finished)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip().endswith(f"{finished}-repeat is {finished}, byte for byte")
-    again = compare_files(finished, f"{finished}-repeat")
-    assert again.same and again.around == () and set(again.files.values()) == {"same bytes"}
+    assert ended.stdout.strip().endswith(f"{finished}-reproduced is the same as {finished}, byte for byte")
+    again = compare_files(finished, f"{finished}-reproduced")
+    assert again.same and again.environment == () and set(again.files.values()) == {"same bytes"}
     assert {"recipe.toml", "oof.csv", "test.csv", "submission.csv", "folds.csv", "fold_1/model.safetensors"} <= set(
         again.files
     )
 
 
-def test_what_differs_is_told(finished, tmp_path, main_with):
+def test_differences_are_listed(finished, tmp_path, main_with):
     other = shutil.copytree(finished, tmp_path / "other")
     text = (other / "oof.csv").read_text().splitlines()
     cells = text[1].split(",")
@@ -58,41 +58,41 @@ def test_what_differs_is_told(finished, tmp_path, main_with):
         manifest["lwlrap"]["folds"]["0"] = 0.125
 
     changed(other, otherwise)
-    repeated = compare_files(finished, other)
-    assert not repeated.same
-    assert repeated.files["oof.csv"] == "probabilities differ by at most 0.25"
-    assert repeated.files["fold_1/model.safetensors"] == "other bytes"
-    assert repeated.files["test.csv"] == f"not in {other}" and repeated.files["folds.csv"] == "same bytes"
+    result = compare_files(finished, other)
+    assert not result.same
+    assert result.files["oof.csv"] == "probabilities differ by at most 0.25"
+    assert result.files["fold_1/model.safetensors"] == "other bytes"
+    assert result.files["test.csv"] == f"not in {other}" and result.files["folds.csv"] == "same bytes"
     assert (
-        len(repeated.around) == 2
-        and repeated.around[0].startswith("version of torch was ")
-        and repeated.around[0].endswith("is 1.0")
+        len(result.environment) == 2
+        and result.environment[0].startswith("version of torch was ")
+        and result.environment[0].endswith("is 1.0")
     )
-    assert repeated.around[1].startswith("digest of the data was ") and repeated.scores["fold 0"][1] == 0.125
-    assert "They differ. What was different:\n  version of torch was" in str(repeated)
+    assert result.environment[1].startswith("digest of the data was ") and result.scores["fold 0"][1] == 0.125
+    assert "The files differ. What else differs:\n  version of torch was" in str(result)
 
 
-def test_a_run_is_repeated_only_from_what_it_notes(finished, tmp_path, sample, main_with):
-    with pytest.raises(CheckpointError, match="is no finished run"):
+def test_a_run_without_a_valid_manifest_is_not_reproduced(finished, tmp_path, sample, main_with):
+    with pytest.raises(CheckpointError, match="is not a finished run"):
         reproduce_run(tmp_path / "nothing")
-    changed(finished, lambda manifest: manifest["made_with"].update(data="nowhere"))
+    changed(finished, lambda manifest: manifest["run_options"].update(data="nowhere"))
     ended = main_with("reproduce", finished)
-    assert ended.returncode == 2 and "say where they are: repeat" in ended.stderr
-    with pytest.raises(DataError, match="exists already"):
+    assert ended.returncode == 2 and "give their path: fatai-submit reproduce" in ended.stderr
+    with pytest.raises(DataError, match="exists and is not empty"):
         reproduce_run(finished, sample, finished)
-    changed(finished, lambda manifest: manifest["made_with"].update(only="all of them"))
-    with pytest.raises(CheckpointError, match="as made_with; expected data, only"):
+    changed(finished, lambda manifest: manifest["run_options"].update(run_folds="all of them"))
+    with pytest.raises(CheckpointError, match="as run_options; expected data, run_folds"):
         reproduce_run(finished, sample)
-    changed(finished, lambda manifest: manifest.pop("made_with"))
-    with pytest.raises(CheckpointError, match="it is of an earlier fatai"):
+    changed(finished, lambda manifest: manifest.pop("run_options"))
+    with pytest.raises(CheckpointError, match="the run is of an earlier version of fatai"):
         reproduce_run(finished, sample)
     changed(finished, lambda manifest: manifest.update(finished=None))
-    with pytest.raises(CheckpointError, match="is no finished run"):
+    with pytest.raises(CheckpointError, match="is not a finished run"):
         reproduce_run(finished, sample)
 
 
 class Draws(torch.utils.data.Dataset):
-    """Items that are nothing but random numbers, of every generator there is."""
+    """Items of random numbers, one from each generator."""
 
     def __len__(self):
         return 8
@@ -102,7 +102,7 @@ class Draws(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_seed_settles_the_draws_of_python_numpy_and_torch_in_workers_too(workers):
+def test_a_seed_fixes_the_draws_of_python_numpy_and_torch_also_in_workers(workers):
     def drawn():
         set_seed(5, reproducible=True)
         loader = DataLoader(Draws(), bs=2, num_workers=workers, shuffle=True)
@@ -113,20 +113,20 @@ def test_a_seed_settles_the_draws_of_python_numpy_and_torch_in_workers_too(worke
     assert len(one[:, 2].unique()) == 16, "neither workers nor epochs repeat each other"
 
 
-def test_a_seed_settles_what_audiomentations_does():
+def test_a_seed_fixes_the_draws_of_audiomentations():
     pytest.importorskip("audiomentations")
     change, wave = PitchShift(engine="audiomentations", p=1.0), torch.randn(1, 22050) / 10
     one, again, other = ((set_seed(seed), change.change(wave, 22050))[1] for seed in (3, 3, 4))
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
-def test_a_run_of_a_table_of_ones_own_is_made_again_too(sample, tiny_recipe, tmp_path):
+def test_a_run_of_a_table_of_sounds_is_reproduced(sample, tiny_recipe, tmp_path):
     table = pd.read_csv(sample / "train_curated.csv").iloc[::4]
     (tmp_path / "sounds").symlink_to(sample / "train_curated")
     own = table.rename(columns={"fname": "file", "labels": "tags"}).assign(file="sounds/" + table["fname"])
     own.to_csv(tmp_path / "my.csv", index=False)
-    run_recipe(tmp_path / "my.csv", tiny_recipe, tmp_path / "run", only=[0], num_workers=0, say=lambda line: None)
-    assert reproduce_run(tmp_path / "run", say=lambda line: None).same
+    run_recipe(tmp_path / "my.csv", tiny_recipe, tmp_path / "run", run_folds=[0], num_workers=0, log=lambda line: None)
+    assert reproduce_run(tmp_path / "run", log=lambda line: None).same
     (tmp_path / "my.csv").rename(tmp_path / "elsewhere.csv")
-    with pytest.raises(DataError, match="my.csv' any more .*say where they are: repeat .* DATA"):
-        reproduce_run(tmp_path / "run", say=lambda line: None)
+    with pytest.raises(DataError, match="no longer at .*my.csv'; give their path: fatai-submit reproduce .* DATA"):
+        reproduce_run(tmp_path / "run", log=lambda line: None)

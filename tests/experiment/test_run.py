@@ -1,4 +1,4 @@
-"""A run folder: what is in it, that it repeats, and that what is asked wrongly is told."""
+"""Runs of a recipe: files of the run folder, reproducibility, resuming, and messages for wrong input."""
 
 import json
 import shutil
@@ -9,30 +9,29 @@ import pandas as pd
 import pytest
 import torch
 
+from fatai.callbacks.csv_logger import EpochCSVLogger
+from fatai.callbacks.failure import TerminateOnNaN
 from fatai.errors import CheckpointError, DataError
-from fatai.inference.predictions import Predictions, check_submission
-from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
+from fatai.experiment.run_folder import predict_with_run
+from fatai.inference.learner import FatLearner
+from fatai.inference.predictions import Predictions, check_submission
 from fatai.metrics.ranking import lwlrap
-from fatai.callbacks.callbacks import TerminateOnNaN
 from fatai.models.checkpoint import load_weights, save_weights
 from fatai.training.cross_validation import fit_folds
-from fatai.callbacks.history import EpochCSVLogger
-from fatai.inference.learner import FatLearner
 
 
-def test_a_run_folder_holds_what_it_promises(tiny_run, sample):
+def test_a_run_folder_has_its_files(tiny_run, sample):
     out = tiny_run.out
-    held = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
-    assert held == {
+    files = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
+    assert files == {
         "recipe.toml",
         "manifest.json",
         "folds.csv",
         "oof.csv",
         "test.csv",
         "submission.csv",
-        "report.html",
         *(
             f"fold_{k}/{f}"
             for k in (0, 1)
@@ -41,6 +40,18 @@ def test_a_run_folder_holds_what_it_promises(tiny_run, sample):
     }
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     assert load_recipe(out / "recipe.toml").model.arch == "m1"
+
+
+def test_a_report_is_drawn_only_if_asked_for(tiny_run, tiny_recipe, sample, tmp_path):
+    out, lines, drawn = tmp_path / "run", [], []
+    shutil.copytree(tiny_run.out, out)
+
+    def report(folder, data):
+        drawn.append((folder, len(data.curated)))
+        return folder / "report.html"
+
+    run_recipe(sample, tiny_recipe, out, resume=True, num_workers=0, log=lines.append, report=report)
+    assert drawn == [(out, 120)] and f"report: {out / 'report.html'}" in lines
 
 
 def test_out_of_fold_predictions_cover_each_curated_clip_once(tiny_run, sample):
@@ -56,12 +67,12 @@ def test_the_test_predictions_are_the_mean_over_the_folds(tiny_run, sample):
 
 
 @pytest.mark.parametrize("how", ["gmean", "mean"])
-def test_the_folds_answers_become_one_as_the_recipe_says(how, tiny_run, tiny_recipe, sample, tmp_path):
+def test_the_predictions_of_the_folds_are_averaged_as_the_recipe_sets(how, tiny_run, tiny_recipe, sample, tmp_path):
     plain = tiny_recipe.model_dump()
     recipe = type(tiny_recipe).model_validate({**plain, "tta": {**plain["tta"], "fold_average": how}})
     shutil.copytree(tiny_run.out, tmp_path / "run")
     (tmp_path / "run" / "recipe.toml").write_text(recipe.resolved())
-    result = run_recipe(sample, recipe, tmp_path / "run", resume=True, num_workers=0, say=lambda line: None)
+    result = run_recipe(sample, recipe, tmp_path / "run", resume=True, num_workers=0, log=lambda line: None)
     one, two = (Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "test.csv") for k in (0, 1))
     expected = np.sqrt(one.probs * two.probs) if how == "gmean" else (one.probs + two.probs) / 2
     np.testing.assert_allclose(result.test.probs, expected, rtol=1e-6)
@@ -76,7 +87,7 @@ def test_history_has_a_row_an_epoch(tiny_run):
     assert list(history["epoch"]) == [0, 1]
 
 
-def test_the_manifest_says_what_made_the_run(tiny_run):
+def test_the_manifest_notes_recipe_seed_data_and_versions(tiny_run):
     manifest = json.loads((tiny_run.out / "manifest.json").read_text())
     assert manifest["recipe"] == "quick" and manifest["seed"] == 2019 and len(manifest["data"]["digest"]) == 64
     assert (
@@ -87,13 +98,13 @@ def test_the_manifest_says_what_made_the_run(tiny_run):
 def test_the_same_seed_gives_the_same_bytes(tiny_run, tiny_recipe, sample, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run_recipe(sample, tiny_recipe, tmp_path / "again", num_workers=0, say=lambda line: None)
+        run_recipe(sample, tiny_recipe, tmp_path / "again", num_workers=0, log=lambda line: None)
     for name in ("oof.csv", "test.csv", "submission.csv", "folds.csv", "recipe.toml", "fold_1/model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tiny_run.out / name).read_bytes(), name
 
 
-def test_a_folder_that_holds_something_is_not_overwritten(tiny_run, tiny_recipe, sample):
-    with pytest.raises(DataError, match="exists already and is not empty"):
+def test_a_folder_that_is_not_empty_is_not_overwritten(tiny_run, tiny_recipe, sample):
+    with pytest.raises(DataError, match="exists and is not empty"):
         run_recipe(sample, tiny_recipe, tiny_run.out)
 
 
@@ -108,13 +119,13 @@ def odd_data(sample, tmp_path):
     return data, [b.name for b in broken]
 
 
-def test_broken_files_cost_no_row(odd_data, tiny_recipe, tmp_path):
+def test_broken_files_are_left_out_or_predicted_by_the_prior(odd_data, tiny_recipe, tmp_path):
     data, (curated, test) = odd_data
     with pytest.warns(UserWarning) as caught:
-        result = run_recipe(data, tiny_recipe.override(epochs=1), tmp_path / "run", num_workers=0, say=lambda line: None)
-    told = [str(w.message) for w in caught]
-    assert sum("training files cannot be read" in t and curated in t for t in told) == 1
-    assert any("training prior" in t and test in t for t in told)
+        result = run_recipe(data, tiny_recipe.override(epochs=1), tmp_path / "run", num_workers=0, log=lambda line: None)
+    messages = [str(w.message) for w in caught]
+    assert sum("training files cannot be read" in m and curated in m for m in messages) == 1
+    assert any("training prior" in m and test in m for m in messages)
     assert result.unreadable == (curated,) and curated not in result.oof.fnames
     row = result.test.probs[result.test.fnames.index(test)]
     assert np.isfinite(row).all() and result.test.unreadable == (test,)
@@ -127,10 +138,10 @@ def test_a_single_fold_can_be_trained_without_the_test_part(sample, tiny_recipe,
         sample,
         tiny_recipe.override(epochs=1),
         tmp_path / "run",
-        only=[1],
+        run_folds=[1],
         predict_test=False,
         num_workers=0,
-        say=lines.append,
+        log=lines.append,
     )
     assert set(result.fold_scores) == {1} and result.test is None and not (tmp_path / "run" / "test.csv").exists()
     assert len(result.oof.fnames) == 60 and any("fold 1: lwlrap" in line for line in lines)
@@ -156,10 +167,10 @@ def test_a_stage_can_mix_mask_and_balance_and_a_run_can_cache(sample, tiny_recip
         sample,
         recipe,
         tmp_path / "run",
-        only=[0],
+        run_folds=[0],
         predict_test=False,
         num_workers=0,
-        say=lambda line: None,
+        log=lambda line: None,
         cache_dir=tmp_path / "cache",
     )
     assert np.isfinite(result.oof.probs).all()
@@ -175,12 +186,12 @@ def test_a_stage_can_mix_mask_and_balance_and_a_run_can_cache(sample, tiny_recip
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.fixture
 def two_stages(tiny_recipe):
-    """Two epochs plainly, two mixed, of one fold."""
+    """A recipe of two epochs without mixup and two with it."""
     plain = tiny_recipe.model_dump()
     second = {
         **plain["stages"][0],
@@ -191,18 +202,18 @@ def two_stages(tiny_recipe):
     return type(tiny_recipe).model_validate({**plain, "stages": (plain["stages"][0], second)})
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_bytes(sample, two_stages, tmp_path, monkeypatch):
     def run(out, **options):
-        return run_recipe(sample, two_stages, tmp_path / out, only=[1], num_workers=0, say=lambda line: None, **options)
+        return run_recipe(sample, two_stages, tmp_path / out, run_folds=[1], num_workers=0, log=lambda line: None, **options)
 
     kills = [("fit", 0), ("fit", 1), ("mixed", 0), ("mixed", 1), ("views", 0)]
-    seen = []
+    started = []
 
     class Kill(TerminateOnNaN):
         def after_loss(self):
             stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, EpochCSVLogger))
             if self.iter == 1:
-                seen.append((stage, self.epoch))
+                started.append((stage, self.epoch))
                 if kills and (stage, self.epoch) == kills[0]:
                     raise Killed("here")
 
@@ -219,7 +230,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, mo
             run("broken", resume=True)
         del kills[0]
     resumed = run("broken", resume=True)
-    assert seen == [
+    assert started == [
         ("fit", 0),
         ("fit", 0),
         ("fit", 1),
@@ -231,10 +242,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sample, two_stages, tmp_path, mo
     ]
     unbroken = run("unbroken")
     assert resumed.oof == unbroken.oof and resumed.test == unbroken.test
-    held = {str(f.relative_to(tmp_path / "unbroken")) for f in (tmp_path / "unbroken").rglob("*") if f.is_file()}
-    assert held == {str(f.relative_to(tmp_path / "broken")) for f in (tmp_path / "broken").rglob("*") if f.is_file()}
-    # These three tell times.
-    for name in held - {"manifest.json", "fold_1/history.csv", "report.html"}:
+    files = {str(f.relative_to(tmp_path / "unbroken")) for f in (tmp_path / "unbroken").rglob("*") if f.is_file()}
+    assert files == {str(f.relative_to(tmp_path / "broken")) for f in (tmp_path / "broken").rglob("*") if f.is_file()}
+    # These contain times.
+    for name in files - {"manifest.json", "fold_1/history.csv"}:
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
     history = [
         pd.read_csv(tmp_path / out / "fold_1" / "history.csv").drop(columns="seconds") for out in ("broken", "unbroken")
@@ -250,12 +261,12 @@ def test_a_finished_run_is_not_trained_again_and_gets_its_test_part(
     for name in ("test.csv", "submission.csv", "fold_0/test.csv", "fold_1/test.csv"):
         (out / name).unlink()
     monkeypatch.setattr(FatLearner, "fit_one_cycle", None)
-    result = run_recipe(sample, tiny_recipe, out, resume=True, num_workers=0, say=lambda line: None)
+    result = run_recipe(sample, tiny_recipe, out, resume=True, num_workers=0, log=lambda line: None)
     assert result.test == tiny_run.test and result.oof == tiny_run.oof and result.fold_scores == tiny_run.fold_scores
     assert (out / "submission.csv").read_bytes() == (tiny_run.out / "submission.csv").read_bytes()
 
 
-def test_a_run_of_something_else_is_not_gone_on_with(sample, tiny_run, tiny_recipe, tmp_path):
+def test_a_run_of_another_recipe_or_other_data_is_not_resumed(sample, tiny_run, tiny_recipe, tmp_path):
     out, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(tiny_run.out, out)
     with pytest.raises(
@@ -267,10 +278,10 @@ def test_a_run_of_something_else_is_not_gone_on_with(sample, tiny_run, tiny_reci
     with pytest.raises(CheckpointError, match="a run of other data"):
         run_recipe(other, tiny_recipe, out, resume=True)
     (out / "manifest.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="is no manifest of a run"):
+    with pytest.raises(CheckpointError, match="is not the manifest of a run"):
         run_recipe(sample, tiny_recipe, out, resume=True)
     (out / "manifest.json").unlink()
-    with pytest.raises(DataError, match="exists already and is not empty"):
+    with pytest.raises(DataError, match="exists and is not empty"):
         run_recipe(sample, tiny_recipe, out, resume=True)
 
 
@@ -279,10 +290,10 @@ def test_a_run_of_something_else_is_not_gone_on_with(sample, tiny_run, tiny_reci
     [
         ('{"digest": 1', "cannot be read"),
         ('{"unreadable": {}}', "cannot be read"),
-        ('{"digest": "0", "unreadable": {"held_out": [], "test": []}}', "trained on other data"),
+        ('{"digest": "0", "unreadable": {"oof": [], "test": []}}', "trained on other data"),
     ],
 )
-def test_notes_of_a_fold_that_do_not_fit_are_told(sample, tiny_run, tiny_recipe, tmp_path, text, words):
+def test_invalid_notes_of_a_fold_are_refused(sample, tiny_run, tiny_recipe, tmp_path, text, words):
     out = tmp_path / "run"
     shutil.copytree(tiny_run.out, out)
     (out / "fold_0" / "fold.json").write_text(text)
@@ -293,26 +304,26 @@ def test_notes_of_a_fold_that_do_not_fit_are_told(sample, tiny_run, tiny_recipe,
 def test_fit_folds_puts_every_prediction_in_its_row():
     table = pd.DataFrame({"fname": list("abcd")})
     truth = np.eye(2)[[0, 1, 0, 1]]
-    folded = fit_folds(table, np.array([1, 0, 0, 1]), 2, lambda k, t: truth[t["is_valid"].to_numpy()] * (k + 1),
+    joined = fit_folds(table, np.array([1, 0, 0, 1]), 2, lambda k, t: truth[t["is_valid"].to_numpy()] * (k + 1),
                        lambda probs, rows: lwlrap(probs, truth[rows]))
-    assert folded.oof.tolist() == [[2, 0], [0, 1], [1, 0], [0, 2]] and folded.scores == {0: 1.0, 1: 1.0}
+    assert joined.oof.tolist() == [[2, 0], [0, 1], [1, 0], [0, 2]] and joined.scores == {0: 1.0, 1: 1.0}
     with pytest.raises(DataError, match="3 fold numbers for 4 clips"):
         fit_folds(table, np.zeros(3), 2, None, None)
-    with pytest.raises(DataError, match="fold 7 holds no clip"):
-        fit_folds(table, np.array([1, 0, 0, 1]), 2, None, None, only=[7])
+    with pytest.raises(DataError, match="fold 7 has no clip"):
+        fit_folds(table, np.array([1, 0, 0, 1]), 2, None, None, run_folds=[7])
 
 
 @pytest.mark.parametrize(
-    "harm, words",
+    "damage, words",
     [
-        (lambda run: (run / "recipe.toml").unlink(), "no finished run"),
+        (lambda run: (run / "recipe.toml").unlink(), "is not a finished run"),
         (
             lambda run: (run / "fold_0" / "model.safetensors").write_bytes(b"not tensors at all"),
             "cannot be read as safetensors",
         ),
         (
             lambda run: save_weights(run / "fold_0" / "model.safetensors", torch.nn.Linear(1, 1), {}),
-            "does not say its tags",
+            "has no valid tags",
         ),
         (
             lambda run: save_weights(
@@ -328,14 +339,14 @@ def test_fit_folds_puts_every_prediction_in_its_row():
                 torch.nn.Linear(1, 1),
                 {"fatai": '{"tags": ["a"], "in_channels": 1e9, "prior": [0.5]}'},
             ),
-            "don't go together",
+            "expected 1 to 100,000 tags",
         ),
     ],
 )
-def test_a_run_folder_that_does_not_fit_is_refused(tiny_run, tmp_path, sample, harm, words):
+def test_a_run_folder_that_does_not_fit_is_refused(tiny_run, tmp_path, sample, damage, words):
     run = tmp_path / "run"
     shutil.copytree(tiny_run.out, run)
-    harm(run)
+    damage(run)
     with pytest.raises(CheckpointError, match=words):
         predict_with_run(run, [next((sample / "test").iterdir())])
 

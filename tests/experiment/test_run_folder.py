@@ -7,11 +7,11 @@ import pytest
 
 from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, OptionError, RecipeError
-from fatai.inference.view_store import load_views
+from fatai.experiment.recipe import Recipe, load_recipe
+from fatai.experiment.run_folder import FinishedRun, predict_with_run
 from fatai.inference.predictor import Predictor
 from fatai.inference.tta import build_views
-from fatai.experiment.run_folder import FinishedRun, predict_with_run
-from fatai.experiment.recipe import Recipe, load_recipe
+from fatai.inference.view_store import load_views
 from fatai.metrics.calibration import Calibration
 
 

@@ -6,10 +6,10 @@ import warnings
 import pytest
 
 from fatai.errors import OptionError
-from fatai.inference.predictions import check_submission
 from fatai.experiment.recipe import load_recipe, recipe_names
 from fatai.experiment.run import run_recipe
-from fatai.experiment.scaling import scaled
+from fatai.experiment.scaling import scale_recipe
+from fatai.inference.predictions import check_submission
 
 QUICKEST = ("ninth", "kaggle_fat_36th")
 
@@ -17,9 +17,9 @@ QUICKEST = ("ninth", "kaggle_fat_36th")
 @pytest.mark.parametrize("name", recipe_names())
 def test_full_is_the_recipe_itself_and_the_others_keep_the_rule(name):
     recipe = load_recipe(name)
-    assert scaled(recipe, "full") is recipe
+    assert scale_recipe(recipe, "full") is recipe
     for size, width, views in [("small", 1 / 4, 4), ("tiny", 1 / 16, 2)]:
-        smaller = scaled(recipe, size)
+        smaller = scale_recipe(recipe, size)
         assert smaller.model.width == (recipe.model.width or 1) * width
         given = recipe.folds.splitter == "predefined"
         assert (smaller.folds.n, smaller.folds.run_folds) == (5, (0, 1)) if given else smaller.folds.n == 2
@@ -40,41 +40,41 @@ def test_full_is_the_recipe_itself_and_the_others_keep_the_rule(name):
 
 
 def test_epochs_are_shared_out_and_lengths_shrink_with_them():
-    ninth = scaled(load_recipe("ninth_full"), "small", n_noisy=1982)
+    ninth = scale_recipe(load_recipe("ninth_full"), "small", n_noisy=1982)
     assert [stage.epochs for stage in ninth.stages] == [10, 10, 10, 10]
     assert ninth.stages[1].noisy_labels == {"method": "ninth_place_low_loss", "n": 500, "per_tag": 50}, (
         "a tenth of the noisy clips, a tenth of the best 5,000"
     )
     assert ninth.stages[0].lr == pytest.approx(1e-3 / 2), "a quarter of the batch, half the rate"
-    gold = scaled(load_recipe("gold_plan"), "small")
+    gold = scale_recipe(load_recipe("gold_plan"), "small")
     assert [stage.epochs for stage in gold.stages] == [20, 4, 8], "32 epochs are fewer than 40"
     assert gold.stages[0].schedule_options == {"warmup_epochs": 1.0} and gold.stages[0].lr_min == pytest.approx(
         1e-4 * 0.5**0.5
     )
-    assert scaled(load_recipe("gold_plan"), "tiny").stages[0].schedule_options == {"warmup_epochs": 0.05}
-    third = scaled(load_recipe("third_place_2d"), "small").stages[0]
+    assert scale_recipe(load_recipe("gold_plan"), "tiny").stages[0].schedule_options == {"warmup_epochs": 0.05}
+    third = scale_recipe(load_recipe("third_place_2d"), "small").stages[0]
     assert (third.epochs, third.no_aug_epochs) == (40, 4) and third.schedule_options["start_lr"] == pytest.approx(
         1e-4 * 0.8**0.5
     )
-    first = scaled(load_recipe("first_place"), "small")
+    first = scale_recipe(load_recipe("first_place"), "small")
     assert first.stages[0].sampling_options == {} and first.tta.options == {"step_s": 4.0}
-    assert scaled(load_recipe("fastai_kernel"), "tiny").folds.run_folds == (0,)
+    assert scale_recipe(load_recipe("fastai_kernel"), "tiny").folds.run_folds == (0,)
     with pytest.raises(OptionError, match="scale is 'smal'; did you mean small"):
-        scaled(load_recipe("ninth"), "smal")
+        scale_recipe(load_recipe("ninth"), "smal")
 
 
 def test_recipes_see_as_many_clips_whatever_their_stages_are():
     # 320 curated clips in two folds: 160 to train on, 40 times. Of 640 noisy ones the 36th place takes all, the 9th 161 of 5,000.
     sizes = {"n_noisy": 640, "n_curated": 320}
-    assert [s.epochs for s in scaled(load_recipe("ninth"), "small", **sizes).stages] == [40]
-    assert [s.epochs for s in scaled(load_recipe("kaggle_fat_36th"), "small", **sizes).stages] == [8], (
+    assert [s.epochs for s in scale_recipe(load_recipe("ninth"), "small", **sizes).stages] == [40]
+    assert [s.epochs for s in scale_recipe(load_recipe("kaggle_fat_36th"), "small", **sizes).stages] == [8], (
         "8 times 800 clips"
     )
-    ninth = scaled(load_recipe("ninth_full"), "small", **sizes)
+    ninth = scale_recipe(load_recipe("ninth_full"), "small", **sizes)
     assert ninth.stages[1].noisy_labels["n"] == 161 and [s.epochs for s in ninth.stages] == [8, 8, 8, 8], (
         "8 * (160 + 321 + 160 + 160)"
     )
-    gold = scaled(load_recipe("gold_plan"), "small", **sizes)
+    gold = scale_recipe(load_recipe("gold_plan"), "small", **sizes)
     assert [s.epochs for s in gold.stages] == [10, 2, 4], (
         "10 * 160 + 6 * 800 clips, to each other as 20, 4 and 8 epochs"
     )
@@ -84,7 +84,7 @@ def runs_to_a_submission(name, sample, out):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = run_recipe(
-            sample, scaled(load_recipe(name), "tiny", 72, 120), out, num_workers=0, say=lambda line: None
+            sample, scale_recipe(load_recipe(name), "tiny", 72, 120), out, num_workers=0, log=lambda line: None
         )
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     assert 0.2 < result.oof_score <= 1 and result.test.probs.shape == (60, 10)

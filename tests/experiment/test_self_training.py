@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fatai.callbacks.csv_logger import EpochCSVLogger
+from fatai.callbacks.sample_weights import SampleWeights
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.folds import noisy_fold_masks
 from fatai.errors import DataError, OptionError, RecipeError
-from fatai.inference.predictions import Predictions
-from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.fold import fold_learner
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.callbacks.csv_logger import EpochCSVLogger
+from fatai.experiment.run_folder import predict_with_run
+from fatai.inference.predictions import Predictions
 from fatai.noisy_labels.methods import select_noisy_labels
-from fatai.callbacks.sample_weights import SampleWeights
 
 
 @pytest.fixture

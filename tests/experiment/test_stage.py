@@ -5,9 +5,11 @@ import torch
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 
+from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.gradients import ClipGradValue
+from fatai.callbacks.schedulers import StopAtLR
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import fit_stage, prepare_stage
-from fatai.callbacks.callbacks import DisableAugmentation, ClipGradValue, StopAtLR
 from fatai.inference.learner import fat_learner
 
 
@@ -35,7 +37,7 @@ def test_every_setting_becomes_its_callback(learn):
         and of(cbs, GradientClip).max_norm == 5.0
     )
     assert of(cbs, GradientAccumulation).n_acc == 24, "fastai counts clips"
-    assert of(cbs, EarlyStoppingCallback).patience == 4 and of(cbs, StopAtLR).rate == 1e-7
+    assert of(cbs, EarlyStoppingCallback).patience == 4 and of(cbs, StopAtLR).min_lr == 1e-7
     assert learn.dls.train.bs == 8 and prepare_stage(learn, Stage()) == []
 
 

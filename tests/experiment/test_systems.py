@@ -5,11 +5,11 @@ import warnings
 import pytest
 import torch
 
+from fatai.callbacks.schedulers import one_cycle
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.recipe import load_recipe, recipe_names
-from fatai.experiment.stage import stage_changes
+from fatai.experiment.stage import stage_augmentations
 from fatai.registry import SCHEDULES
-from fatai.callbacks.schedulers import one_cycle
 
 MEAN_OF_PROBS = {"average": "probs", "fold_average": "mean"}
 THIRD_FIT = {
@@ -360,7 +360,7 @@ def test_stages_train_as_published(name):
         rates, changes, items = expected.pop("rates", {}), expected.pop("augment"), expected.pop("item_tfms", ())
         assert {key: getattr(stage, key) for key in expected} == expected, stage.name
         assert (
-            tuple(change for change, _ in stage_changes(stage)) == changes
+            tuple(change for change, _ in stage_augmentations(stage)) == changes
             and tuple(c["name"] for c in stage.item_tfms) == items
         )
         if rates:
@@ -370,7 +370,7 @@ def test_stages_train_as_published(name):
 
 
 def drawn(name, stage, change):
-    return dict(stage_changes(load_recipe(name).stages[stage]))[change]
+    return dict(stage_augmentations(load_recipe(name).stages[stage]))[change]
 
 
 def test_masks_and_mixers_are_as_published():

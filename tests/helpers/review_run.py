@@ -23,6 +23,6 @@ def doubtful_run(sample, out):
         rows.append({"fname": fname, **probs})
     out.mkdir(parents=True)
     pd.DataFrame(rows).to_csv(out / "oof.csv", index=False)
-    manifest = {"made_with": {"data": str(sample)}, "data": {"folder": sample.name, "digest": "0" * 64}}
+    manifest = {"run_options": {"data": str(sample)}, "data": {"folder": sample.name, "digest": "0" * 64}}
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out, doubted

@@ -19,7 +19,6 @@ from fatai.inference.embeddings import Embeddings
 from fatai.ensemble.ensemble import ensemble
 from fatai.inference.predictions import Predictions, check_submission
 from fatai.models import create_model
-from fatai.experiment.panns_logreg import panns_logreg, panns_network
 from fatai.metrics.ranking import lwlrap
 
 TAGS = ("Bark", "Meow", "Rain")
@@ -166,65 +165,3 @@ def test_what_does_not_fit_is_refused(known):
         fit_embedding_tagger(embeddings, truth, TAGS, folds={"0.wav": 0})
     with pytest.raises(DataError, match="all clips are in one fold"):
         fit_embedding_tagger(embeddings, truth, TAGS, folds=dict.fromkeys(embeddings.fnames, 0))
-
-
-@pytest.fixture
-def weights(tmp_path):
-    """A narrow CNN6 as torch.save leaves it."""
-    torch.manual_seed(1)
-    path = tmp_path / "Cnn6.pth"
-    torch.save({"model": create_model("cnn6", 527, 1, width=0.125).state_dict()}, path)
-    return path
-
-
-def test_the_recipe_goes_from_sounds_to_a_submission(weights, sample, tmp_path):
-    network, said, out = panns_network(weights, "cnn6", width=0.125), [], tmp_path / "panns"
-    fit = panns_logreg(sample, network, out, n_folds=2, say=said.append)
-    data = load_dataset(sample)
-    assert fit.oof == Predictions.from_csv(out / "oof.csv") and len(fit.oof) == len(data.curated)
-    assert json.loads((out / "manifest.json").read_text())["lwlrap"]["oof"] == fit.oof.oof_score
-    test = Predictions.from_csv(out / "test.csv")
-    embedded, tagger = Embeddings.load(out / "embeddings" / "test.npy"), LinearProbe.load(out / "tagger.safetensors")
-    np.testing.assert_allclose(test.probs, tagger.predict(embedded).probs)
-    check_submission(out / "submission.csv", sample / "sample_submission.csv")
-    noted = pd.read_csv(out / "folds.csv").merge(
-        pd.read_csv(sample / "train_curated.csv"), on="fname", suffixes=("", "_given")
-    )
-    assert len(noted) == len(fit.oof) and (noted["labels"] == noted["labels_given"]).all()
-    assert any("out of fold: lwlrap" in line for line in said)
-    np.testing.assert_allclose(ensemble([out, out], weights="lwlrap").probs, test.probs)
-    again = panns_logreg(sample, network, out, n_folds=2, say=said.append)
-    assert again.oof == fit.oof
-
-
-def test_embeddings_are_used_again_and_never_for_other_data(weights, sample, tmp_path, monkeypatch):
-    network, out = panns_network(weights, "cnn6", width=0.125), tmp_path / "panns"
-    panns_logreg(sample, network, out, n_folds=2, say=str)
-    monkeypatch.setattr("fatai.export.pretrained.embed_clips", None)
-    panns_logreg(sample, network, out, n_folds=2, say=str)
-    with torch.no_grad():
-        network.model.bn0.bias += 1
-    with pytest.raises(DataError, match="embeddings of other data or another network"):
-        panns_logreg(sample, network, out, n_folds=2, say=str)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(DataError, match="holds something else"):
-        panns_logreg(sample, network, tmp_path / "mine", say=str)
-
-
-def test_the_network_hears_the_middle_ten_seconds_or_silence_behind(weights):
-    network = panns_network(weights, "cnn6", width=0.125)
-    settings = network.settings
-    assert (settings.sr, settings.crop_samples, settings.trim_db, settings.front_end.fmax) == (
-        32000,
-        320000,
-        None,
-        14000.0,
-    )
-    short = torch.ones(10)
-    assert settings.fit(short)[:10].tolist() == [1.0] * 10 and settings.fit(short)[10:].abs().sum() == 0
-
-
-def test_the_command_says_what_is_missing(sample, tmp_path, main_with):
-    ended = main_with("run", sample, "--recipe", "panns_logreg", "--weights", tmp_path / "none.pth", "--out", tmp_path / "out")
-    assert ended.returncode == 2 and "there is no file" in ended.stderr and not (tmp_path / "out").exists()
