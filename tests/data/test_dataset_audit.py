@@ -46,7 +46,7 @@ def seen(report):
 
 def test_a_good_data_set_has_no_findings(data):
     report = check_dataset(data)
-    assert report.findings == () and "nothing odd was found" in report.to_text()
+    assert report.findings == () and "no problems found" in report.to_text()
     assert len(report.files) == 8 and report.tags == ("Bark", "Purr")
     assert report.hours == pytest.approx({"curated": 1.8 / 3600, "test": 0.6 / 3600})
 
@@ -56,7 +56,7 @@ def make_empty(path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "spoil", "what"),
+    ("kind", "spoil", "detail"),
     [
         ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:30]), "cut short"),
         ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:-1000]), "cut short"),
@@ -76,11 +76,11 @@ def make_empty(path):
         ("channels", lambda p: put(p, np.stack([noise(3), noise(4)], 1)), "2 channels"),
     ],
 )
-def test_each_odd_file_is_found_and_said_what_it_is(data, kind, spoil, what):
+def test_each_odd_file_is_found_and_said_what_it_is(data, kind, spoil, detail):
     spoil(data / "train_curated" / "c3.wav")
     report = check_dataset(data)
     assert seen(report) == [(kind, "curated", "c3.wav")]
-    assert re.search(what, report.findings[0].what)
+    assert re.search(detail, report.findings[0].detail)
     assert f"{FINDING_KINDS[kind]} (1)" in report.to_text()
 
 
@@ -131,8 +131,8 @@ def test_the_same_sound_in_training_and_test_is_called_a_leak(data):
     shutil.copy(data / "train_curated" / "c1.wav", data / "train_curated" / "c2.wav")
     found = check_dataset(data).of_kind("duplicate")
     assert [str(f) for f in found] == [
-        "curated/c2.wav: sounds the same as curated/c1.wav",
-        "test/t1.wav: sounds the same as curated/c0.wav - a leak from training to test",
+        "curated/c2.wav: same samples as curated/c1.wav",
+        "test/t1.wav: same samples as curated/c0.wav - a leak from training to test",
     ]
 
 
@@ -148,7 +148,7 @@ def test_label_typos_come_with_the_nearest_tag(data):
     )
     report = check_dataset(data)
     assert seen(report) == [("label", "curated", "c0.wav"), ("no_label", "curated", "c1.wav")]
-    assert report.findings[0].what == "unknown tag 'Brak'; did you mean Bark?"
+    assert report.findings[0].detail == "unknown tag 'Brak'; did you mean Bark?"
 
 
 def test_without_a_vocabulary_a_rare_label_near_a_frequent_one_is_suspected(tmp_path):
@@ -160,7 +160,7 @@ def test_without_a_vocabulary_a_rare_label_near_a_frequent_one_is_suspected(tmp_
     )
     report = check_dataset(tmp_path)
     assert seen(report) == [("label", "curated", "20.wav")]
-    assert "'Walk_and_footstep' occurs 1 times, 'Walk_and_footsteps' 20 times" in report.findings[0].what
+    assert "'Walk_and_footstep' occurs 1 times, 'Walk_and_footsteps' 20 times" in report.findings[0].detail
 
 
 def test_missing_and_extra_files_and_shared_names_are_listed(data):
@@ -188,7 +188,7 @@ def test_json_and_tables_agree_with_what_was_made(data):
     report = check_dataset(data, n_folds=2)
     found = json.loads(report.to_json())
     assert list(found["findings"]) == list(FINDING_KINDS) and found["files"] == {"curated": 6, "test": 2}
-    assert found["lengths"]["curated"]["0-0.5 s"] == 5 and found["lengths"]["curated"]["2-4 s"] == 1
+    assert found["durations"]["curated"]["0-0.5 s"] == 5 and found["durations"]["curated"]["2-4 s"] == 1
     assert {tag: row["all"] for tag, row in found["tags_per_fold"].items()} == {"Bark": 3, "Purr": 3}
     assert all(row["0"] + row["1"] == 3 for row in found["tags_per_fold"].values())
     samples = 7 * 13230 + 132300
@@ -203,14 +203,14 @@ def test_given_folds_and_tags_absent_from_them_are_shown(data):
     rows = "".join(f"c{k}.wav,{'Bark' if k < 3 else 'Purr'},{folds[k]}\n" for k in range(6))
     (data / "train_curated.csv").write_text("fname,labels,fold\n" + rows)
     text = check_dataset(data).to_text()
-    assert "fold 0 holds out none of: Purr" in text and "fold 1 holds out none of: Bark" in text
+    assert "fold 0 holds out no clip of: Purr" in text and "fold 1 holds out no clip of: Bark" in text
 
 
 def test_a_long_list_is_shortened_in_the_text_only(data):
     for k in range(6):
         put(data / "train_curated" / f"x{k}.wav", noise(50 + k))
     report = check_dataset(data)
-    assert "... and 4 more" in report.to_text(most=2) and len(json.loads(report.to_json())["findings"]["extra"]) == 6
+    assert "... and 4 more" in report.to_text(max_per_kind=2) and len(json.loads(report.to_json())["findings"]["extra"]) == 6
 
 
 def test_what_is_no_data_set_is_refused(tmp_path):

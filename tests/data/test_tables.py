@@ -86,7 +86,7 @@ def test_a_scan_reads_the_sounds_of_a_table(tmp_path, sample):
     for row in rows:
         shutil.copy(sample / "train_curated" / row.split(",")[0], tmp_path / "audio")
     report = check_dataset(tmp_path / "labels.csv", threads=1)
-    assert report.files["fname"].tolist() == [row.split(",")[0] for row in rows] and (report.files["fault"] == "").all()
+    assert report.files["fname"].tolist() == [row.split(",")[0] for row in rows] and (report.files["error"] == "").all()
     assert [(f.kind, f.fname) for f in report.findings if f.kind == "missing"] == [("missing", "z.wav")]
 
 

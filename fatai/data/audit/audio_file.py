@@ -1,34 +1,50 @@
-"""What one sound file holds: length, level, clipping, a digest of what is heard, or why it cannot be read."""
+"""Check of one sound file: length, level, clipping, a digest of its samples, or why it cannot be read."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
-from fatai.errors import AudioError
 from fatai.audio.io import MAX_MAGNITUDE, AudioInfo, audio_info, open_sound
+from fatai.errors import AudioError
 
-__all__ = ["MIN_CLIPPED_SAMPLES", "CLIPPING_LEVEL", "AudioFileInfo", "check_audio_file", "audio_digest"]
+__all__ = ["CLIPPING_LEVEL", "MIN_CLIPPED_SAMPLES", "AudioFileInfo", "audio_digest", "check_audio_file"]
 
 CLIPPING_LEVEL = 1 - 2 / 32768
-"""Samples from here on are at full scale: the last two steps of 16 bits."""
+"""Magnitude from which samples count as full scale: the last two steps of 16 bits."""
 MIN_CLIPPED_SAMPLES = 10
-"""A file is clipped if at least so many samples are at full scale and have two neighbours in a row that are, too."""
+"""A file is clipped if at least this many samples, and the two before each, are at full scale."""
 _BLOCK = 1 << 20  # samples of all channels decoded at once
 
 
 @dataclass(frozen=True)
 class AudioFileInfo:
-    """What one file holds, from decoding all of it; a file that cannot be decoded has 0 samples and a `fault`.
+    """Measurements of one file, from decoding all of it; a file that cannot be decoded has 0 samples and an `error`.
 
-    `peak` is the highest magnitude over all channels, 1.0 being full scale; `clipped` counts samples as `MIN_CLIPPED_SAMPLES` says;
-    `digest` is that of `audio_digest`; `fault` is "", "unreadable", "empty" or "not_finite", `what` a sentence on it.
+    Attributes
+    ----------
+    path
+        The file.
+    sr
+        Sample rate in Hz.
+    channels, samples
+        Number of channels, and of samples per channel.
+    peak
+        Highest magnitude over all channels, 1.0 at full scale.
+    clipped
+        Number of samples that, like the two before each, are at full scale in some channel.
+    digest
+        As `audio_digest` returns it.
+    error
+        "", "unreadable", "empty" or "not_finite".
+    detail
+        Description of the error.
     """
 
     path: Path
@@ -38,33 +54,31 @@ class AudioFileInfo:
     peak: float = 0.0
     clipped: int = 0
     digest: str = ""
-    fault: str = ""
-    what: str = ""
+    error: str = ""
+    detail: str = ""
 
     @property
     def seconds(self) -> float:
+        """Duration in seconds."""
         return self.samples / self.sr if self.sr else 0.0
 
 
 def check_audio_file(path: str | Path) -> AudioFileInfo:
-    """Decode a file in blocks of bounded size and measure it; faults are part of the answer, nothing is raised."""
+    """Decode a file in blocks of bounded size and measure it; errors are returned, not raised."""
     path = Path(path)
     try:
         info = audio_info(path)
     except AudioError as e:
-        return AudioFileInfo(path, fault="empty" if _is_empty(path) else "unreadable", what=_without_path(str(e), path))
+        error = "empty" if _is_empty(path) else "unreadable"
+        return AudioFileInfo(path, error=error, detail=str(e).removeprefix(f"{path}: "))
     try:
-        return _measured(path, info)
+        return _measure(path, info)
     except (soundfile.SoundFileError, RuntimeError, OSError) as e:
-        return AudioFileInfo(path, info.sr, info.channels, fault="unreadable", what=f"decoding ends with: {e}")
-
-
-def _without_path(sentence: str, path: Path) -> str:
-    return sentence.removeprefix(f"{path}: ")
+        return AudioFileInfo(path, info.sr, info.channels, error="unreadable", detail=f"decoding ends with: {e}")
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether a file that `audio_info` refused has no bytes, or a whole header and no samples."""
+    """Return whether a file that `audio_info` rejects has no bytes, or a complete header and no samples."""
     try:
         with open(path, "rb") as file:
             return os.fstat(file.fileno()).st_size == 0 or soundfile.SoundFile(file.fileno(), closefd=False).frames == 0
@@ -72,42 +86,53 @@ def _is_empty(path: Path) -> bool:
         return False
 
 
-def _measured(path: Path, info: AudioInfo) -> AudioFileInfo:
-    digest, peak, samples, clipped, tail = _new_digest(), 0.0, 0, 0, np.zeros(2, dtype=bool)
+@dataclass
+class _Measurement:
+    """Running measurements over blocks of samples."""
+
+    samples: int = 0
+    peak: float = 0.0
+    clipped: int = 0
+    digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    tail: np.ndarray = field(default_factory=lambda: np.zeros(2, dtype=bool))
+
+    def add(self, block: np.ndarray) -> None:
+        """Add a block of finite samples, shape (samples, channels)."""
+        magnitude = np.abs(block)
+        self.samples += len(block)
+        self.peak = max(self.peak, float(magnitude.max()))
+        mono = np.rint(block.mean(1, dtype=np.float64) * 32768).clip(-32768, 32767)
+        self.digest.update(mono.astype("<i2").tobytes())
+        # The last two flags of the previous block, so that a run across the border counts as one.
+        full = np.concatenate([self.tail, (magnitude >= CLIPPING_LEVEL).any(1)])
+        self.clipped += int((full[:-2] & full[1:-1] & full[2:]).sum())
+        self.tail = full[-2:]
+
+
+def _measure(path: Path, info: AudioInfo) -> AudioFileInfo:
+    found = _Measurement()
     with open_sound(path) as sound:
-        while len(read := sound.read(max(1, _BLOCK // info.channels), dtype="float32")):
-            block = read.reshape(len(read), info.channels)
-            high = float(np.abs(block).max())
-            if not np.isfinite(high):
-                at = samples + int(np.argmin(np.isfinite(block).all(1)))
-                what = f"sample {at:,} is {', '.join(map(str, block[at - samples]))}"
-                return AudioFileInfo(path, info.sr, info.channels, fault="not_finite", what=what)
-            peak, samples = max(peak, high), samples + len(block)
-            _feed(digest, block)
-            # Two flags of the block before, so that a run across the border counts as one.
-            full = np.concatenate([tail, (np.abs(block) >= CLIPPING_LEVEL).any(1)])
-            clipped, tail = clipped + int((full[:-2] & full[1:-1] & full[2:]).sum()), full[-2:]
-    if samples < info.samples:
-        what = f"only {samples:,} of the {info.samples:,} samples that its header promises can be decoded"
-        return AudioFileInfo(path, info.sr, info.channels, fault="unreadable", what=what)
-    if peak > MAX_MAGNITUDE:
-        return AudioFileInfo(
-            path, info.sr, info.channels, fault="unreadable", what=f"samples reach {peak:.1g} times full scale"
-        )
-    return AudioFileInfo(path, info.sr, info.channels, samples, peak, clipped, digest.hexdigest())
-
-
-def _new_digest() -> Any:
-    return hashlib.blake2b(digest_size=16)
-
-
-def _feed(digest: Any, block: np.ndarray) -> None:
-    digest.update(np.rint(block.mean(1, dtype=np.float64) * 32768).clip(-32768, 32767).astype("<i2").tobytes())
+        while len(values := sound.read(max(1, _BLOCK // info.channels), dtype="float32")):
+            block = values.reshape(len(values), info.channels)
+            if not np.isfinite(np.abs(block).max()):
+                row = int(np.argmin(np.isfinite(block).all(1)))
+                detail = f"sample {found.samples + row:,} is {', '.join(map(str, block[row]))}"
+                return AudioFileInfo(path, info.sr, info.channels, error="not_finite", detail=detail)
+            found.add(block)
+    detail = ""
+    if found.samples < info.samples:
+        detail = f"only {found.samples:,} of the {info.samples:,} samples in its header can be decoded"
+    elif found.peak > MAX_MAGNITUDE:
+        detail = f"samples reach {found.peak:.1g} times full scale"
+    if detail:
+        return AudioFileInfo(path, info.sr, info.channels, error="unreadable", detail=detail)
+    digest = found.digest.hexdigest()
+    return AudioFileInfo(path, info.sr, info.channels, found.samples, found.peak, found.clipped, digest)
 
 
 def audio_digest(path: str | Path) -> str | None:
-    """A digest of what is heard in a file: its samples, channels averaged, rounded to 16 bits.
+    """Hash the samples of a file, averaged over channels and rounded to 16 bits; return None if it cannot be read.
 
-    The same sound in WAV and FLAC, or under two names, has the same digest; a lossy copy has another one. None if it cannot be read.
+    The same sound in WAV and FLAC, or under two names, has the same digest; a lossy copy has another one.
     """
     return check_audio_file(path).digest or None

@@ -1,4 +1,4 @@
-"""What a scan found, as text for people and JSON for programs."""
+"""Report of a data set check, as text and JSON."""
 
 from __future__ import annotations
 
@@ -11,45 +11,70 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["FINDING_KINDS", "CostEstimate", "Finding", "DatasetReport"]
+__all__ = ["CostEstimate", "DatasetReport", "Finding"]
 
 FINDING_KINDS = {
     "unreadable": "cannot be decoded",
-    "empty": "without a single sample",
-    "not_finite": "samples that are no numbers",
+    "empty": "without samples",
+    "not_finite": "samples that are not finite",
     "silent": "silent",
     "clipped": "clipped",
-    "rate": "another sample rate than most",
+    "rate": "sample rate differs from most files",
     "channels": "several channels",
-    "duplicate": "the same sound twice",
-    "name": "the same name in two parts",
+    "duplicate": "duplicate sounds",
+    "name": "same name in two parts",
     "label": "unknown labels",
     "no_label": "rows without a label",
     "missing": "rows without a file",
     "extra": "files without a row",
 }
-"""Kinds of findings, in the order of the report."""
+"""Kinds of findings with their titles, in the order of the report."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is odd: its kind (a key of `FINDING_KINDS`), the part and file it was found in, and what was seen."""
+    """One problem of a data set.
+
+    Attributes
+    ----------
+    kind
+        A key of `FINDING_KINDS`.
+    part, fname
+        Part and file; `fname` is "" for findings of a whole part.
+    detail
+        Description with the measured value.
+    """
 
     kind: str
     part: str
     fname: str
-    what: str
+    detail: str
 
     def __str__(self) -> str:
-        return f"{self.part}/{self.fname}: {self.what}" if self.fname else f"{self.part}: {self.what}"
+        return f"{self.part}/{self.fname}: {self.detail}" if self.fname else f"{self.part}: {self.detail}"
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a data set costs in room and time.
+    """Disk space of caches and time of an epoch without the network.
 
-    Sizes are exact: every clip as 16-bit samples, or as 16-bit floats behind the front end. Times are those of this machine, now: reading
-    at the speed of the scan (all threads), and the front end at the speed of a short trial on crops. A network's own time comes on top.
+    Sizes are exact: every clip as 16-bit samples, or as 16-bit floats behind the front end. Times are those of this machine at the time
+    of the check: reading at the speed of the check (all threads), and the front end at the speed of a short benchmark on crops.
+
+    Attributes
+    ----------
+    front_end
+        Name of the front end.
+    training_clips, training_hours
+        Number and total duration of curated and noisy clips.
+    wave_bytes, features_bytes
+        Size of a cache of all clips.
+    read_speed
+        Seconds of sound decoded per second.
+    front_end_ms
+        Milliseconds of the front end per crop.
+    crop_s
+        Length of a crop in seconds.
     """
 
     front_end: str
@@ -63,23 +88,27 @@ class CostEstimate:
 
     @property
     def reading_s(self) -> float:
+        """Seconds to decode the training clips once."""
         return self.training_hours * 3600 / self.read_speed if self.read_speed else 0.0
 
     @property
     def front_end_s(self) -> float:
+        """Seconds of the front end for one crop of each training clip."""
         return self.training_clips * self.front_end_ms / 1000
 
-    def sentences(self) -> list[str]:
+    def lines(self) -> list[str]:
+        """Format the estimates with their formulas."""
         return [
             f"cache of waves:    {self.wave_bytes / 1e6:9.1f} MB (samples of all clips x 2 bytes)",
             f"cache of features: {self.features_bytes / 1e6:9.1f} MB (frames of all clips x bands x 2 bytes, front end {self.front_end})",
             f"an epoch without the network: {self.reading_s + self.front_end_s:.1f} s = reading {self.reading_s:.1f} s "
-            f"({self.training_hours:.2f} h of training sound / {self.read_speed:.0f} times real time, as this scan read) "
+            f"({self.training_hours:.2f} h of training clips / {self.read_speed:.0f} times real time, as in this check) "
             f"+ front end {self.front_end_s:.1f} s ({self.training_clips} crops of {self.crop_s:g} s x {self.front_end_ms:.1f} ms)",
-            "with the network: add (clips / batch size) x its seconds a step",
+            "with the network: add (clips / batch size) x its seconds per step",
         ]
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the estimates and the formula for JSON."""
         return {
             "front_end": self.front_end,
             "training_clips": self.training_clips,
@@ -98,24 +127,22 @@ class CostEstimate:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What `scan` found.
+    """Result of `check_dataset`.
 
     Attributes
     ----------
     path
         The data set.
     files
-        A row per file that was read: part, fname, seconds, sr, channels, samples, peak, digest, fault.
+        A row per existing file: part, fname, seconds, sr, channels, samples, peak, digest, error.
     findings
-        All oddities, by kind, part and name.
+        All problems, sorted by kind, part and name.
     tags, folds
-        The vocabulary, and how many curated clips of each tag each fold would hold out; None without curated labels.
-    hours
-        Hours of sound of each part.
-    lengths
+        The vocabulary, and a table of how many curated clips of each tag each fold would hold out; None without curated labels.
+    durations
         A row per part, a column per bin of `DURATION_EDGES_S`: numbers of files.
     costs
-        Estimates with the formulas that made them.
+        Estimates of disk space and time.
     """
 
     path: Path
@@ -123,53 +150,43 @@ class DatasetReport:
     findings: tuple[Finding, ...]
     tags: tuple[str, ...]
     folds: pd.DataFrame | None
-    lengths: pd.DataFrame
+    durations: pd.DataFrame
     costs: CostEstimate
 
     @property
     def hours(self) -> dict[str, float]:
-        return {
-            str(part): float(seconds) / 3600
-            for part, seconds in self.files.groupby("part", sort=False)["seconds"].sum().items()
-        }
+        """Hours of sound of each part."""
+        seconds = self.files.groupby("part", sort=False)["seconds"].sum()
+        return {str(part): float(value) / 3600 for part, value in seconds.items()}
 
     def of_kind(self, kind: str) -> list[Finding]:
-        """Findings of one kind of `FINDING_KINDS`."""
+        """Return the findings of one kind of `FINDING_KINDS`."""
         return [finding for finding in self.findings if finding.kind == kind]
 
     def to_json(self) -> str:
-        """All of it as JSON: every finding, the tables, the estimates."""
-        folds = (
-            None
-            if self.folds is None
-            else {str(tag): {str(k): int(v) for k, v in row.items()} for tag, row in self.folds.iterrows()}
-        )
-        return json.dumps(
-            {
-                "path": str(self.path),
-                "files": {part: int(n) for part, n in Counter(self.files["part"]).items()},
-                "hours": {part: round(hours, 4) for part, hours in self.hours.items()},
-                "findings": {
-                    kind: [{"part": f.part, "fname": f.fname, "what": f.what} for f in self.of_kind(kind)]
-                    for kind in FINDING_KINDS
-                },
-                "tags": list(self.tags),
-                "tags_per_fold": folds,
-                "lengths": {
-                    str(part): {str(k): int(v) for k, v in row.items()} for part, row in self.lengths.iterrows()
-                },
-                "estimates": self.costs.to_dict(),
-            },
-            indent=2,
-            ensure_ascii=False,
-        )
+        """Format everything as JSON: all findings, the tables, the estimates."""
+        findings = {
+            kind: [{"part": f.part, "fname": f.fname, "detail": f.detail} for f in self.of_kind(kind)]
+            for kind in FINDING_KINDS
+        }
+        report = {
+            "path": str(self.path),
+            "files": {part: int(n) for part, n in Counter(self.files["part"]).items()},
+            "hours": {part: round(hours, 4) for part, hours in self.hours.items()},
+            "findings": findings,
+            "tags": list(self.tags),
+            "tags_per_fold": None if self.folds is None else _counts(self.folds),
+            "durations": _counts(self.durations),
+            "estimates": self.costs.to_dict(),
+        }
+        return json.dumps(report, indent=2, ensure_ascii=False)
 
-    def to_text(self, *, most: int = 20) -> str:
-        """All of it for a reader; at most `most` findings of a kind are listed."""
+    def to_text(self, *, max_per_kind: int = 20) -> str:
+        """Format everything as text, with at most `max_per_kind` findings of each kind."""
         sections = [
             self._parts_text(),
-            self._findings_text(most),
-            self._lengths_text(),
+            self._findings_text(max_per_kind),
+            self._durations_text(),
             self._folds_text(),
             self._costs_text(),
         ]
@@ -178,27 +195,27 @@ class DatasetReport:
     def _parts_text(self) -> Iterator[str]:
         yield f"{self.path}: {len(self.files)} files, {sum(self.hours.values()):.2f} hours, {len(self.tags)} tags"
         for part, rows in self.files.groupby("part", sort=False):
-            heard = rows["seconds"][rows["seconds"] > 0]
-            if len(heard):
-                yield (f"  {part:8s} {len(rows):6d} files  {heard.sum() / 3600:7.2f} h   "
-                       f"{heard.min():.2f} to {heard.max():.2f} s, median {heard.median():.2f} s")
+            seconds = rows["seconds"][rows["seconds"] > 0]
+            if len(seconds):
+                yield (f"  {part:8s} {len(rows):6d} files  {seconds.sum() / 3600:7.2f} h   "
+                       f"{seconds.min():.2f} to {seconds.max():.2f} s, median {seconds.median():.2f} s")
 
-    def _findings_text(self, most: int) -> Iterator[str]:
-        yield f"{len(self.findings)} findings" if self.findings else "nothing odd was found"
+    def _findings_text(self, max_per_kind: int) -> Iterator[str]:
+        yield f"{len(self.findings)} findings" if self.findings else "no problems found"
         for kind, title in FINDING_KINDS.items():
             found = self.of_kind(kind)
             if not found:
                 continue
             yield f"  {title} ({len(found)})"
-            yield from (f"    {finding}" for finding in found[:most])
-            if len(found) > most:
-                yield f"    ... and {len(found) - most} more; the JSON lists all"
+            yield from (f"    {finding}" for finding in found[:max_per_kind])
+            if len(found) > max_per_kind:
+                yield f"    ... and {len(found) - max_per_kind} more; the JSON lists all"
 
-    def _lengths_text(self) -> Iterator[str]:
-        if not len(self.lengths):
+    def _durations_text(self) -> Iterator[str]:
+        if not len(self.durations):
             return
-        yield "lengths"
-        total = self.lengths.sum()
+        yield "durations"
+        total = self.durations.sum()
         for name, count in total.items():
             yield f"  {name:>10s} {count:7d} {'#' * -(-40 * int(count) // max(1, int(total.max())))}".rstrip()
 
@@ -207,14 +224,20 @@ class DatasetReport:
             return
         width = max([len(str(tag)) for tag in self.folds.index] + [3])
         yield "tags per fold (clips that each fold would hold out)"
-        yield f"  {'':{width}s} " + " ".join(f"{str(column):>6s}" for column in self.folds.columns)
+        yield f"  {'':{width}s} " + " ".join(f"{column!s:>6s}" for column in self.folds.columns)
         for tag, row in self.folds.iterrows():
-            yield f"  {str(tag):{width}s} " + " ".join(f"{int(v):6d}" for v in row)
+            yield f"  {tag!s:{width}s} " + " ".join(f"{int(v):6d}" for v in row)
         for column in self.folds.columns:
             absent = [str(tag) for tag in self.folds.index[self.folds[column] == 0]]
             if absent:
-                yield f"  {'no curated clip' if column == 'all' else f'fold {column} holds out none'} of: {', '.join(absent)}"
+                subject = "no curated clip" if column == "all" else f"fold {column} holds out no clip"
+                yield f"  {subject} of: {', '.join(absent)}"
 
     def _costs_text(self) -> Iterator[str]:
         yield "estimates"
-        yield from (f"  {line}" for line in self.costs.sentences())
+        yield from (f"  {line}" for line in self.costs.lines())
+
+
+def _counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Convert a table of counts to nested dicts of rows."""
+    return {str(name): {str(k): int(v) for k, v in row.items()} for name, row in table.iterrows()}
