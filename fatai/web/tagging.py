@@ -53,7 +53,7 @@ def tag_upload(tagger: SlidingWindowTagger, upload: Upload, limits: Limits) -> d
         415 if it is not a sound, 422 if the sound is damaged or too long; the message names the file.
     """
     wave = _read_wave(upload, tagger.settings.sr, limits)
-    steps = list(tagger.steps(wave))
+    steps = list(tagger.frame_probs(wave))
     probs = np.stack([step.probs for step in steps], 1).round(4)
     spectrogram = overview_image(wave, tagger.settings.sr)
     return {

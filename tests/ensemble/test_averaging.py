@@ -367,5 +367,5 @@ def test_unusable_out_of_fold_predictions_are_named(write_runs, tmp_path, known)
 def test_a_stored_score_survives_selection_and_is_checked():
     preds = Predictions(["a", "b"], TAGS, np.zeros((2, 4)), oof_score=0.5)
     assert preds.select(["b"]).oof_score == 0.5 and preds == dataclasses.replace(preds, oof_score=None)
-    with pytest.raises(SubmissionError, match="held_out is 1.5"):
+    with pytest.raises(SubmissionError, match="oof_score is 1.5"):
         Predictions(["a"], TAGS, np.zeros((1, 4)), oof_score=1.5)

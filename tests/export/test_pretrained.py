@@ -180,8 +180,8 @@ def test_commands_accept_a_folder(folder, clips, tmp_path, main_with):
     tagger = Tagger(folder, step_s=0.25)
     assert tagger.calibration is None and tagger.window_s == 0.5
     np.testing.assert_allclose(
-        [s.probs for s in tagger.steps(clips[0])],
-        [s.probs for s in load_pretrained(folder).tagger(step_s=0.25).steps(clips[0])],
+        [s.probs for s in tagger.frame_probs(clips[0])],
+        [s.probs for s in load_pretrained(folder).tagger(step_s=0.25).frame_probs(clips[0])],
         atol=0.5,
     )
     ended = main_with("predict", folder, clips[0])

@@ -16,8 +16,8 @@ BARK = FileEvents(
 QUIET = FileEvents("in/sub/b.flac", [])
 
 
-def written(tmp_path, results, how, **options):
-    write_events(tmp_path / "out" / "events", results, how, **options)
+def written(tmp_path, results, file_format, **options):
+    write_events(tmp_path / "out" / "events", results, file_format, **options)
     return (tmp_path / "out" / "events").read_bytes().decode()
 
 
@@ -29,7 +29,7 @@ def test_csv(tmp_path):
     )
 
 
-def test_json_lists_sounds_without_events_too(tmp_path):
+def test_json_includes_recordings_without_events(tmp_path):
     assert json.loads(written(tmp_path, [BARK, QUIET], "json")) == {"files": [
         {"file": "in/a.wav", "events": [{"start_s": 0.0, "end_s": 1.5, "tag": "Bark", "prob": 0.9877},
                                         {"start_s": 3600.0, "end_s": 3601.25, "tag": "Sea, waves", "prob": 0.5}]},
@@ -45,25 +45,26 @@ def test_audacity_has_start_end_and_label_separated_by_tabs(tmp_path):
 
 def test_raven_has_a_selection_table(tmp_path):
     assert written(tmp_path, [BARK], "raven", high_hz=16000) == (
-        "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tBegin Path\tTag\tProbability\n"
+        "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tBegin Path\tTag\t"
+        "Probability\n"
         "1\tSpectrogram 1\t1\t0.000\t1.500\t0.0\t16000.0\tin/a.wav\tBark\t0.9877\n"
         "2\tSpectrogram 1\t1\t3600.000\t3601.250\t0.0\t16000.0\tin/a.wav\tSea, waves\t0.5000\n"
     )
 
 
-@pytest.mark.parametrize("how", ["audacity", "raven"])
-def test_several_sounds_have_files_laid_out_as_they_are(tmp_path, how):
-    write_events(tmp_path / "out", [BARK, QUIET], how, root="in")
+@pytest.mark.parametrize("file_format", ["audacity", "raven"])
+def test_several_recordings_have_files_in_the_same_folders(tmp_path, file_format):
+    write_events(tmp_path / "out", [BARK, QUIET], file_format, root="in")
     assert sorted(str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.txt")) == [
         "out/a.wav.txt",
         "out/sub/b.flac.txt",
     ]
-    assert (tmp_path / "out/a.wav.txt").read_text() == written(tmp_path / "alone", [BARK], how)
+    assert (tmp_path / "out/a.wav.txt").read_text() == written(tmp_path / "alone", [BARK], file_format)
 
 
 @pytest.mark.parametrize("results", [[BARK, QUIET], []])
-def test_a_single_file_for_several_sounds_is_refused(tmp_path, results):
-    with pytest.raises(OptionError, match="holds the events of one sound, here are (2|none)"):
+def test_a_single_file_for_several_recordings_is_an_error(tmp_path, results):
+    with pytest.raises(OptionError, match="takes the events of one recording per file, got (2|none)"):
         write_events(tmp_path / "x", results, "audacity")
     assert list(tmp_path.iterdir()) == []
 
@@ -87,6 +88,6 @@ def test_odd_names_and_tags_keep_their_columns(tmp_path):
     assert json.loads((tmp_path / "e.json").read_text())["files"][0]["file"] == odd.file
 
 
-def test_an_unknown_format_is_refused(tmp_path):
+def test_an_unknown_format_is_an_error(tmp_path):
     with pytest.raises(OptionError, match="'audacty'; did you mean audacity"):
         write_events(tmp_path / "x", [BARK], "audacty")

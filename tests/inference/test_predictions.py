@@ -130,7 +130,7 @@ def test_a_spreadsheet_s_csv_file_is_read(file):
     ("fname,Bark\na,1_0\n", "column 'Bark': '1_0' is not a number"),
     ("fname,Bark\na,nan\n", "column 'Bark': 'nan' is not finite"),
     ("fname,Bark\na,-inf\n", "column 'Bark': '-inf' is not finite"),
-    ("fname,Bark\na,1.01\n", "column 'Bark': '1.01' lies outside"),
+    ("fname,Bark\na,1.01\n", "column 'Bark': '1.01' is outside"),
     ('fname,Bark\n"a,0.5\n', "line 2: not a CSV row"),
     (b"fname,Bark\n\xff\xfe,0.5\n", "not UTF-8 text .*is this a CSV file"),
     (b"RIFF\x00\x00WAVEfmt \x10", "table.csv: "),
@@ -150,7 +150,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_file_too_large_is_not_read(file, monkeypatch):
     monkeypatch.setattr(csv_rows, "MAX_CSV_BYTES", 10)
-    with pytest.raises(DataError, match="is not read"):
+    with pytest.raises(DataError, match="expected a table of at most"):
         Predictions.from_csv(file("fname,Bark\na,0.5\n"))
 
 

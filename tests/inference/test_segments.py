@@ -6,21 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fatai.errors import OptionError
-from fatai.inference.events.segments import OverlapAverager, SoundEvent, Step, merge_steps, threshold_of
+from fatai.inference.events.segments import OverlapAverager, SoundEvent, Step, expand_threshold, merge_steps
 
 TAGS = ("Bark", "Meow")
 
 
 def steps_of(step, windows, end):
-    means, found = OverlapAverager(step), []
+    averager, found = OverlapAverager(step), []
     for start, stop, prob in windows:
-        found += means.before(start)
-        means.add(start, stop, np.array([prob]))
-    return [(a, b, float(p[0])) for a, b, p in [*found, *means.rest(end)]]
+        found += averager.before(start)
+        averager.add(start, stop, np.array([prob]))
+    return [(a, b, float(p[0])) for a, b, p in [*found, *averager.rest(end)]]
 
 
 def test_a_step_is_the_mean_of_the_windows_that_cover_it():
-    # Windows of 4 every 2 samples: the second and third step lie under two windows each.
+    # Windows of 4 every 2 samples: the second and third step are covered by two windows each.
     assert steps_of(2, [(0, 4, 1.0), (2, 6, 0.0), (4, 8, 0.5)], 8) == [
         (0, 2, 1.0),
         (2, 4, 0.5),
@@ -29,7 +29,7 @@ def test_a_step_is_the_mean_of_the_windows_that_cover_it():
     ]
 
 
-def test_a_window_that_covers_a_step_in_part_counts_in_part():
+def test_a_window_is_weighted_by_the_part_of_the_step_it_covers():
     # Of the step 4..6 the second window (3..6, moved to the end of 6 samples) covers all, the first (0..5) one half.
     assert steps_of(2, [(0, 5, 1.0), (3, 6, 0.0)], 6) == [
         (0, 2, 1.0),
@@ -38,7 +38,7 @@ def test_a_window_that_covers_a_step_in_part_counts_in_part():
     ]
 
 
-def test_the_last_step_ends_where_the_sound_does():
+def test_the_last_step_ends_where_the_recording_does():
     assert steps_of(2, [(0, 3, 0.5)], 3) == [(0, 2, 0.5), (2, 3, 0.5)]
 
 
@@ -54,16 +54,16 @@ def test_steps_cover_the_sound_once_and_are_the_mean_over_their_samples(step, si
     ][1:]
     assert found[-1][1] == samples
     for a, b, prob in found:
-        heard = [p for start, stop, p in windows for t in range(a, b) if start <= t < stop]
-        assert prob == pytest.approx(np.mean(heard))
+        covering = [p for start, stop, p in windows for t in range(a, b) if start <= t < stop]
+        assert prob == pytest.approx(np.mean(covering))
 
 
 def events(probs, threshold=0.5, top=None):
     steps = [Step(k / 2, (k + 1) / 2, np.array(row)) for k, row in enumerate(probs)]
-    return list(merge_steps(steps, TAGS, threshold_of(threshold, TAGS), top))
+    return list(merge_steps(steps, TAGS, expand_threshold(threshold, TAGS), top))
 
 
-def test_neighbouring_steps_become_one_event_with_their_highest_probability():
+def test_neighboring_steps_become_one_event_with_their_highest_probability():
     assert events([[0.5, 0], [0.9, 0], [0.6, 0.7], [0.4, 0.7], [0.5, 0]]) == [
         SoundEvent(0.0, 1.5, "Bark", 0.9), SoundEvent(1.0, 2.0, "Meow", 0.7), SoundEvent(2.0, 2.5, "Bark", 0.5),
     ]
@@ -74,7 +74,7 @@ def test_every_tag_has_its_threshold():
     assert events([[0.6, 0.3]], {"Meow": 0.3, "Bark": 0.7}) == [SoundEvent(0.0, 0.5, "Meow", 0.3)]
 
 
-def test_no_more_than_the_likeliest_tags_are_heard_at_a_time():
+def test_top_limits_the_tags_detected_at_a_time():
     assert events([[0.6, 0.7], [0.9, 0.8]], top=1) == [
         SoundEvent(0.0, 0.5, "Meow", 0.7),
         SoundEvent(0.5, 1.0, "Bark", 0.9),
@@ -82,15 +82,15 @@ def test_no_more_than_the_likeliest_tags_are_heard_at_a_time():
     assert len(events([[0.6, 0.7]], top=9)) == 2
 
 
-@pytest.mark.parametrize(("threshold", "said"), [
+@pytest.mark.parametrize(("threshold", "message"), [
     (1.5, r"threshold is 1.5; expected numbers within \[0, 1\]"), (float("nan"), "threshold is nan"),
-    ({"Bark": 0.5}, "lacks the tag 'Meow'"), ({"Bark": 0.5, "Meow": 0.5, "Moo": 1}, "names the tag 'Moo'; "),
+    ({"Bark": 0.5}, "lacks the tag 'Meow'"), ({"Bark": 0.5, "Meow": 0.5, "Moo": 1}, "has the unknown tag 'Moo'; "),
 ])
-def test_thresholds_that_do_not_fit_are_refused(threshold, said):
-    with pytest.raises(OptionError, match=said):
-        threshold_of(threshold, TAGS)
+def test_invalid_thresholds_are_an_error(threshold, message):
+    with pytest.raises(OptionError, match=message):
+        expand_threshold(threshold, TAGS)
 
 
-def test_no_tag_at_a_time_is_refused():
+def test_top_of_zero_is_an_error():
     with pytest.raises(OptionError, match="top is 0"):
         events([[1, 1]], top=0)

@@ -1,4 +1,4 @@
-"""Sound of any length to events: by hand with a network that hears loudness, then with a trained one."""
+"""Events in recordings of any length: by hand with a network that measures loudness, then with a trained one."""
 
 import io
 import tracemalloc
@@ -13,8 +13,7 @@ from torch import nn
 from fatai.audio import stream
 from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CheckpointError, OptionError, ShapeError
-from fatai.experiment.run_folder import FinishedRun
-from fatai.experiment.run_folder import Tagger
+from fatai.experiment.run_folder import FinishedRun, Tagger
 from fatai.inference.events.progress_log import read_event_log
 from fatai.inference.events.segments import SoundEvent
 from fatai.inference.events.tagger import SlidingWindowTagger
@@ -24,15 +23,15 @@ SETTINGS = ClipConfig(crop_s=0.2, trim_db=None)
 
 
 class Loud(nn.Module):
-    """The logit of "Loud" is high where the mean level is; "Never" is not heard."""
+    """The logit of "Loud" is high where the mean level is; that of "Never" is always low."""
 
     def __init__(self):
         super().__init__()
-        self.asked = []
+        self.batches = []
 
     def forward(self, spec):
-        self.asked.append(len(spec))
-        # "ninth" standardises dB: 0 is its mean level of -36 dB.
+        self.batches.append(len(spec))
+        # "ninth" standardizes dB: 0 is its mean level of -36 dB.
         return torch.stack([6 * (spec.mean((1, 2, 3)) - 0.5), torch.full((len(spec),), -9.0)], 1)
 
 
@@ -41,7 +40,7 @@ def tagger(**options):
 
 
 def noise(rng, seconds, *loud):
-    """Noise at -60 dB with stretches (start, end) of noise at -6 dB."""
+    """Return noise at -60 dB with stretches (start, end) of noise at -6 dB."""
     wave = 0.001 * rng.standard_normal(round(seconds * SR))
     for start, end in loud:
         wave[round(start * SR):round(end * SR)] *= 500
@@ -51,7 +50,7 @@ def noise(rng, seconds, *loud):
 def test_loud_stretches_are_found_where_they_are(rng):
     found = tagger(step_s=0.05).tag(noise(rng, 5, (1, 1.8), (3, 3.5)))
     assert [e.tag for e in found] == ["Loud", "Loud"]
-    for event, (start, end) in zip(found, [(1, 1.8), (3, 3.5)]):
+    for event, (start, end) in zip(found, [(1, 1.8), (3, 3.5)], strict=True):
         assert abs(event.start_s - start) <= 0.15 and abs(event.end_s - end) <= 0.15 and event.prob > 0.9
     table = pd.DataFrame(found)
     assert list(table.columns) == ["start_s", "end_s", "tag", "prob"] and len(table) == 2
@@ -59,14 +58,14 @@ def test_loud_stretches_are_found_where_they_are(rng):
 
 def test_a_steps_probability_is_the_mean_of_the_networks_over_the_windows_that_cover_it(rng):
     wave = noise(rng, 0.5, (0.2, 0.3))
-    steps = list(tagger(step_s=0.1).steps(wave))
+    steps = list(tagger(step_s=0.1).frame_probs(wave))
     front_end, network = SETTINGS.front_end.build(), Loud()
 
-    def asked(start_s):
+    def window_prob(start_s):
         start = round(start_s * SR)
         return torch.sigmoid(network(front_end(torch.from_numpy(wave[None, start:start + 8820]))[:, None]))[0, 0].item()
 
-    windows = [asked(s) for s in (0, 0.1, 0.2, 0.3)]
+    windows = [window_prob(s) for s in (0, 0.1, 0.2, 0.3)]
     np.testing.assert_allclose([s.start_s for s in steps], [0, 0.1, 0.2, 0.3, 0.4], atol=1e-9)
     np.testing.assert_allclose([s.end_s for s in steps], [0.1, 0.2, 0.3, 0.4, 0.5], atol=1e-9)
     expected = [windows[0], *np.convolve(windows, [0.5, 0.5], "valid"), windows[3]]
@@ -81,12 +80,12 @@ def test_several_networks_are_averaged(rng):
     wave = noise(rng, 1, (0.3, 0.6))
     both = SlidingWindowTagger([Loud(), Other()], ["Loud", "Never"], SETTINGS)
     alone = [SlidingWindowTagger([network], ["Loud", "Never"], SETTINGS) for network in (Loud(), Other())]
-    expected = np.mean([[s.probs for s in one.steps(wave)] for one in alone], axis=0)
-    np.testing.assert_allclose([s.probs for s in both.steps(wave)], expected, atol=1e-9)
+    expected = np.mean([[s.probs for s in one.frame_probs(wave)] for one in alone], axis=0)
+    np.testing.assert_allclose([s.probs for s in both.frame_probs(wave)], expected, atol=1e-9)
 
 
 def probs_of(tagger, sound, sr=None):
-    return np.array([[s.start_s, s.end_s, *s.probs] for s in tagger.steps(sound, sr)])
+    return np.array([[s.start_s, s.end_s, *s.probs] for s in tagger.frame_probs(sound, sr)])
 
 
 def test_path_bytes_and_samples_give_the_same(tmp_path, rng):
@@ -115,19 +114,19 @@ def test_any_rate_and_number_of_channels(tmp_path, rng, rate, channels):
 
     class Louder(Loud):
         def forward(self, spec):
-            return super().forward(spec[:, :, :20])  # what 8 kHz has, too
+            return super().forward(spec[:, :, :20])  # mels that 8 kHz has, too
 
     found = SlidingWindowTagger([Louder()], ["Loud", "Never"], SETTINGS, step_s=0.05).tag(tmp_path / "a.flac")
     assert len(found) == 1 and abs(found[0].start_s - 1) <= 0.15 and abs(found[0].end_s - 2) <= 0.15
 
 
 @pytest.mark.parametrize("samples", [1, 100, 8819, 8820, 8821, 9000, 17_640])
-def test_short_sounds_are_heard_to_their_end(rng, samples):
+def test_short_recordings_are_covered_to_their_end(rng, samples):
     rows = probs_of(tagger(step_s=0.1), noise(rng, 1, (0, 1))[:samples])
     assert rows[0, 0] == 0 and rows[-1, 1] == pytest.approx(samples / SR) and (np.diff(rows[:, 0]) > 0).all()
 
 
-def test_neither_blocks_nor_batches_change_the_answer(tmp_path, rng, monkeypatch):
+def test_neither_blocks_nor_batches_change_the_probabilities(tmp_path, rng, monkeypatch):
     sf.write(tmp_path / "a.wav", noise(rng, 2.345, (0.5, 1.5)), SR)
     expected = probs_of(tagger(), tmp_path / "a.wav")
     for block, bs in ((1000, 1), (8820, 5), (50_000, 1000)):
@@ -135,26 +134,26 @@ def test_neither_blocks_nor_batches_change_the_answer(tmp_path, rng, monkeypatch
         np.testing.assert_allclose(probs_of(tagger(bs=bs), tmp_path / "a.wav"), expected, atol=1e-5)
 
 
-def test_silence_is_not_asked_about():
-    ear = tagger(bs=4)
+def test_no_network_is_run_on_silence():
+    sliding = tagger(bs=4)
     wave = np.zeros(SR, np.float32)
     wave[20_000] = 0.5
-    rows = probs_of(ear, wave)
-    assert sum(ear.networks[0].asked) == 2, "two windows hold the click"
+    rows = probs_of(sliding, wave)
+    assert sum(sliding.networks[0].batches) == 2, "two windows contain the click"
     assert (rows[rows[:, 1] < 20_000 / SR - 0.2][:, 2:] == 0).all()
     assert tagger().tag(np.zeros(SR)) == []
-    all_of_it = tagger(silence_db=-float("inf"))
-    list(all_of_it.steps(np.zeros(SR, np.float32)))
-    assert sum(all_of_it.networks[0].asked) == 9
+    without_silence = tagger(silence_db=-float("inf"))
+    list(without_silence.frame_probs(np.zeros(SR, np.float32)))
+    assert sum(without_silence.networks[0].batches) == 9
 
 
 def test_memory_does_not_grow_with_length(tmp_path):
     """Peak of Python's and NumPy's memory; what torch holds is bounded by the same batches."""
     def peak(seconds):
         sf.write(tmp_path / "a.flac", np.zeros(seconds * 8000), 8000)
-        list(tagger().steps(tmp_path / "a.flac"))
+        list(tagger().frame_probs(tmp_path / "a.flac"))
         tracemalloc.start()
-        for _ in tagger().steps(tmp_path / "a.flac"):
+        for _ in tagger().frame_probs(tmp_path / "a.flac"):
             pass
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -172,21 +171,21 @@ def test_thresholds_and_top_choose_what_is_reported(rng):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"step_s": 0.3}, "step_s is 0.3; expected 0.01 to 0.2 seconds"),
         ({"step_s": 0}, "step_s is 0;"),
         ({"bs": 0}, "bs is 0"),
     ],
 )
-def test_options_out_of_range_are_refused(options, said):
-    with pytest.raises(OptionError, match=said):
+def test_options_out_of_range_are_errors(options, message):
+    with pytest.raises(OptionError, match=message):
         tagger(**options)
     with pytest.raises(OptionError, match="there are no networks"):
         SlidingWindowTagger([], ["Loud"], SETTINGS)
 
 
-def test_what_is_wrong_with_a_sound_is_said(tmp_path, rng):
+def test_unreadable_recordings_are_an_error(tmp_path, rng):
     sf.write(tmp_path / "whole.flac", noise(rng, 30, (0, 30)), SR)
     encoded = (tmp_path / "whole.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(encoded[:len(encoded) // 2])
@@ -200,43 +199,43 @@ def test_what_is_wrong_with_a_sound_is_said(tmp_path, rng):
         tagger().tag(np.zeros((SR, 2)))
 
 
-def test_many_files_are_tagged_into_a_journal(tmp_path, rng):
+def test_many_files_are_tagged_into_a_log(tmp_path, rng):
     paths = [tmp_path / f"{k}.wav" for k in range(3)]
     for k, path in enumerate(paths):
         sf.write(path, noise(rng, 1, (0.2 * k, 0.5)), SR)
     paths.append(tmp_path / "broken.wav")
     paths[-1].write_bytes(b"RIFF")
-    counts = tagger().tag_files(paths, tmp_path / "journal")
-    assert (counts.tagged, counts.skipped, list(counts.faults)) == (3, 0, [str(paths[-1])])
-    assert list(read_event_log(tmp_path / "journal")) == [(str(path), tagger().tag(path)) for path in paths[:3]]
-    again = tagger().tag_files(paths[:3], tmp_path / "journal")
+    counts = tagger().tag_files(paths, tmp_path / "log")
+    assert (counts.tagged, counts.skipped, list(counts.errors)) == (3, 0, [str(paths[-1])])
+    assert list(read_event_log(tmp_path / "log")) == [(str(path), tagger().tag(path)) for path in paths[:3]]
+    again = tagger().tag_files(paths[:3], tmp_path / "log")
     assert (again.tagged, again.skipped) == (0, 3)
 
 
-def test_a_journal_is_bound_to_the_networks_and_settings(tmp_path, rng, tiny_run):
+def test_a_log_is_bound_to_the_networks_and_settings(tmp_path, rng, tiny_run):
     sf.write(tmp_path / "a.wav", noise(rng, 0.6), SR)
-    ear = Tagger(tiny_run.out)
-    identity = ear._identity()
+    sliding = Tagger(tiny_run.out)
+    identity = sliding._identity()
     assert Tagger(tiny_run.out)._identity() == identity
     with torch.no_grad():
-        next(ear.networks[0].parameters()).flatten()[0] += 1
-    assert ear._identity() != identity != Tagger(tiny_run.out, step_s=0.1)._identity()
+        next(sliding.networks[0].parameters()).flatten()[0] += 1
+    assert sliding._identity() != identity != Tagger(tiny_run.out, step_s=0.1)._identity()
 
 
-def test_a_run_tags_as_its_folds_do_on_average(tiny_run, sample):
-    ear, run = Tagger(tiny_run.out), FinishedRun.open(tiny_run.out)
+def test_the_tagger_of_a_run_averages_its_folds(tiny_run, sample):
+    sliding, run = Tagger(tiny_run.out), FinishedRun.open(tiny_run.out)
     clip = sorted((sample / "test").iterdir())[0]
     parts = [
         SlidingWindowTagger([fold.model], fold.tags, run.recipe.settings(), precision=run.recipe.precision)
         for fold in run.folds()
     ]
     expected = np.mean([probs_of(part, clip) for part in parts], axis=0)
-    np.testing.assert_allclose(probs_of(ear, clip), expected, atol=1e-6)
-    assert ear.tags == tiny_run.test.tags and ear.window_s == 0.5
+    np.testing.assert_allclose(probs_of(sliding, clip), expected, atol=1e-6)
+    assert sliding.tags == tiny_run.test.tags and sliding.window_s == 0.5
     encoded = io.BytesIO(clip.read_bytes()).getvalue()
-    assert ear.tag(encoded, threshold=0.1, top=2) == ear.tag(clip, threshold=0.1, top=2)
+    assert sliding.tag(encoded, threshold=0.1, top=2) == sliding.tag(clip, threshold=0.1, top=2)
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no finished run"):
         Tagger(tmp_path)

@@ -57,7 +57,7 @@ def test_a_dropped_wav_shows_its_tags_over_time_and_plays(chromium, server, soun
     from playwright.sync_api import expect
 
     content, seconds = wav(sounds[0])
-    best = {tag: max(step.probs[k] for step in tagger.steps(content)) for k, tag in enumerate(tagger.tags)}
+    best = {tag: max(step.probs[k] for step in tagger.frame_probs(content)) for k, tag in enumerate(tagger.tags)}
     with watched(chromium, server, **options) as page:
         drop(page, "dropped.wav", content)
         expect(page.locator("h2")).to_have_text("dropped.wav")

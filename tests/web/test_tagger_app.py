@@ -80,7 +80,7 @@ def test_the_response_to_a_sound_holds_the_tags_over_time(client, tagger, temp_f
     response = upload(client, content)
     assert response.status_code == 200
     result, = response.json()["sounds"]
-    steps = list(tagger.steps(content))
+    steps = list(tagger.frame_probs(content))
     assert result["file"] == "a.wav" and result["seconds"] == 2.0
     assert result["times"] == [round(s.start_s, 4) for s in steps] + [2.0]
     assert [row["tag"] for row in result["tags"]] == ["Loud", "Never"]

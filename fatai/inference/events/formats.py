@@ -1,7 +1,8 @@
-"""Events to files that people and other programs read: CSV, JSON, Audacity's label tracks, Raven's selection tables.
+"""Write events to files for people and other programs: CSV, JSON, Audacity label tracks, Raven selection tables.
 
-CSV and JSON hold the events of many sounds, a file for Audacity or Raven those of one. Seconds have three decimals, probabilities four (two
-in a label). Every file is written whole or not at all, as UTF-8; a name that is not UTF-8 keeps its bytes.
+CSV and JSON hold the events of many recordings, a file for Audacity or Raven those of one. Seconds have three decimals,
+probabilities four (two in a label). Every file is complete or not there, and UTF-8; names that are not UTF-8 keep their
+bytes.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from fatai.io.atomic import write_file
 from fatai.errors import DataError, OptionError
 from fatai.inference.events.progress_log import FileEvents
 from fatai.inference.events.segments import SoundEvent
+from fatai.io.atomic import write_file
 from fatai.registry import did_you_mean
 
 __all__ = ["EVENT_FORMATS", "write_events"]
 
 EVENT_FORMATS = ("csv", "json", "audacity", "raven")
-"""What `write_events` can write."""
+"""Formats of `write_events`."""
 
-_LONGEST_NAME = 255  # bytes
+_MAX_NAME_BYTES = 255
 _RAVEN_COLUMNS = (
     "Selection",
     "View",
@@ -44,34 +45,35 @@ _RAVEN_COLUMNS = (
 def write_events(
     out: str | Path,
     results: Iterable[FileEvents],
-    how: str = "csv",
+    file_format: str = "csv",
     *,
     high_hz: float = 22050.0,
     root: str | Path | None = None,
 ) -> None:
-    """Write the events of sounds to one file, or with `root` to one for each sound.
+    """Write the events of recordings to one file, or with `root` to one file for each.
 
     Parameters
     ----------
     out
         A file; with `root` a folder.
     results
-        Sounds and their events. "audacity" and "raven" without `root` take a single sound.
-    how
-        "csv": a header and the columns file, start_s, end_s, tag, prob. "json": `{"files": [{"file", "events": [{"start_s", "end_s", "tag",
-        "prob"}]}]}`; sounds without events are in it. "audacity": start, end, and tag with probability, tab separated, for File > Import >
-        Labels. "raven": a selection table with a header, tab separated.
+        Recordings and their events. "audacity" and "raven" without `root` take a single recording.
+    file_format
+        "csv": a header and the columns file, start_s, end_s, tag, prob. "json": `{"files": [{"file", "events":
+        [{"start_s", "end_s", "tag", "prob"}]}]}`; recordings without events are included. "audacity": start, end, and
+        tag with probability, tab separated, for File > Import > Labels. "raven": a selection table with a header, tab
+        separated.
     high_hz
         Upper edge of Raven's selections in Hz; the lower one is 0.
     root
-        A folder that all sounds are in: `root/a/b.wav` gets the file `out/a/b.wav.txt`.
+        A folder that contains all recordings: `root/a/b.wav` gets the file `out/a/b.wav.txt`.
 
     Raises
     ------
     OptionError
-        If there is no such format, or it cannot hold several sounds.
+        If there is no such format, or it cannot hold several recordings.
     DataError
-        If a sound is not below `root`.
+        If a recording is not below `root`.
 
     Examples
     --------
@@ -82,45 +84,50 @@ def write_events(
     file,start_s,end_s,tag,prob
     a.wav,0.750,2.250,Bark,0.9000
     """
-    if how not in EVENT_FORMATS:
-        raise OptionError(f"no format of events is called {how!r}; {did_you_mean(how, EVENT_FORMATS)}")
+    if file_format not in EVENT_FORMATS:
+        raise OptionError(f"there is no event format {file_format!r}; {did_you_mean(file_format, EVENT_FORMATS)}")
     if root is None:
-        _write(Path(out), results, how, high_hz)
+        _write(Path(out), results, file_format, high_hz)
         return
     for result in results:
-        below = os.path.relpath(os.path.abspath(result.file), os.path.abspath(root))
-        if below.startswith(os.pardir):
-            raise DataError(f"{result.file} is not below {root}; give the folder that all sounds are in")
-        _write(Path(out, _short_name(f"{below}.txt")), [result], how, high_hz)
+        relative = os.path.relpath(os.path.abspath(result.file), os.path.abspath(root))
+        if relative.startswith(os.pardir):
+            raise DataError(f"{result.file} is not below {root}; expected a folder that contains all recordings")
+        _write(Path(out, _shorten_name(f"{relative}.txt")), [result], file_format, high_hz)
 
 
-def _short_name(below: str) -> str:
-    """A path whose last part a file can have, which takes at most 255 bytes: the middle of a longer one becomes a digest."""
-    folder, name = os.path.split(below)
+def _shorten_name(path: str) -> str:
+    """Replace the middle of a file name by a digest if the name is longer than file systems allow, 255 bytes."""
+    folder, name = os.path.split(path)
     encoded = os.fsencode(name)
-    if len(encoded) <= _LONGEST_NAME:
-        return below
+    if len(encoded) <= _MAX_NAME_BYTES:
+        return path
     digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
     return os.path.join(folder, f"{os.fsdecode(encoded[:200])}.{digest}{name[-8:]}")
 
 
-def _write(path: Path, results: Iterable[FileEvents], how: str, high_hz: float) -> None:
-    # A name of a file that is not UTF-8 is text with surrogates, which only this way of writing takes.
-    with write_file(path) as beside, open(beside, "w", encoding="utf-8", errors="surrogateescape", newline="") as f:
-        if how == "csv":
+def _write(path: Path, results: Iterable[FileEvents], file_format: str, high_hz: float) -> None:
+    # The name of a file that is not UTF-8 is text with surrogates, which only this error handler accepts.
+    with (
+        write_file(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f,
+    ):
+        if file_format == "csv":
             _write_csv(f, results)
-        elif how == "json":
+        elif file_format == "json":
             _write_json(f, results)
+        elif file_format == "audacity":
+            _write_labels(f, _single(results, file_format).events)
         else:
-            result = _only_one(results, how)
-            _write_labels(f, result.events) if how == "audacity" else _write_selections(f, result, high_hz)
+            _write_selections(f, _single(results, file_format), high_hz)
 
 
-def _only_one(results: Iterable[FileEvents], how: str) -> FileEvents:
+def _single(results: Iterable[FileEvents], file_format: str) -> FileEvents:
     found = list(islice(results, 2))
     if len(found) != 1:
         raise OptionError(
-            f"a file for {how} holds the events of one sound, here are {len(found) or 'none'}; give a root and a folder"
+            f"the format {file_format} takes the events of one recording per file, got {len(found) or 'none'}; give "
+            "root and a folder"
         )
     return found[0]
 
@@ -133,7 +140,7 @@ def _write_csv(f: IO[str], results: Iterable[FileEvents]) -> None:
 
 
 def _write_json(f: IO[str], results: Iterable[FileEvents]) -> None:
-    # File by file, so that a hundred thousand of them are never one object in memory.
+    # File by file, so that many thousands of them are never in memory at once.
     f.write('{"files": [')
     for k, (file, events) in enumerate(results):
         listed = [
@@ -151,21 +158,11 @@ def _write_labels(f: IO[str], events: Sequence[SoundEvent]) -> None:
 def _write_selections(f: IO[str], result: FileEvents, high_hz: float) -> None:
     f.write("\t".join(_RAVEN_COLUMNS) + "\n")
     for number, e in enumerate(result.events, 1):
-        row = (
-            number,
-            "Spectrogram 1",
-            1,
-            f"{e.start_s:.3f}",
-            f"{e.end_s:.3f}",
-            "0.0",
-            f"{high_hz:.1f}",
-            _cell(result.file),
-            _cell(e.tag),
-            f"{e.prob:.4f}",
-        )
-        f.write("\t".join(map(str, row)) + "\n")
+        times = (f"{e.start_s:.3f}", f"{e.end_s:.3f}", "0.0", f"{high_hz:.1f}")
+        row = (str(number), "Spectrogram 1", "1", *times, _cell(result.file), _cell(e.tag), f"{e.prob:.4f}")
+        f.write("\t".join(row) + "\n")
 
 
 def _cell(text: str) -> str:
-    """Text that neither ends its column nor its line."""
+    """Replace tabs and line ends by spaces."""
     return " ".join(text.split())

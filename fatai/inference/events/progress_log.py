@@ -1,8 +1,9 @@
-"""Events of many files in one journal that a killed run goes on with.
+"""Tag many files into one resumable log.
 
-A journal is text: a first line that says what made it, then a line of JSON for each file, appended when all of the file is done:
-`{"file": ..., "events": [[start_s, end_s, tag, prob], ...]}`, or `{"file": ..., "fault": "why it cannot be read"}`. A last line without its
-end is what a killed process left, and is taken off. A file may have several lines, if it could not be read at first; its events count.
+A log is text: a first line that identifies the format and the settings, then a line of JSON for each file, appended
+when the whole file is done: `{"file": ..., "events": [[start_s, end_s, tag, prob], ...]}`, or `{"file": ..., "error":
+"why it cannot be read"}`. An incomplete last line is left by a killed process, and is removed. A file may have several
+lines, if it could not be read at first; its events count.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from typing import Any, NamedTuple
 
 from fatai.errors import AudioError, DataError
 from fatai.inference.events.segments import SoundEvent
-from fatai.io.progress import track
 from fatai.io.json import parse_json
+from fatai.io.progress import track
 
 __all__ = ["FileEvents", "TaggingResult", "read_event_log"]
 
-_MARK = "fatai events 1"
+_FORMAT = "fatai events 1"
+_BLOCK = 1 << 16  # bytes read at a time from the end
 
 
 class FileEvents(NamedTuple):
-    """A file, by the name it was given, and what is heard in it."""
+    """A file, by the name it was given, and its events."""
 
     file: str
     events: Sequence[SoundEvent]
@@ -33,54 +35,77 @@ class FileEvents(NamedTuple):
 
 @dataclass
 class TaggingResult:
-    """How many files were tagged now, how many had been before, and why the others could not be read, by file."""
+    """Counts of a call of `tag_files`.
+
+    Attributes
+    ----------
+    tagged, skipped
+        Number of files tagged now, and of files that the log had already.
+    errors
+        Name of each unreadable file to the message that says why.
+    """
 
     tagged: int = 0
     skipped: int = 0
-    faults: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 def tag_files(
-    tag: Callable[[str], Sequence[SoundEvent]], paths: Iterable[str | Path], out: str | Path, made_by: dict[str, Any],
+    tag: Callable[[str], Sequence[SoundEvent]], paths: Iterable[str | Path], out: str | Path, settings: dict[str, Any]
 ) -> TaggingResult:
-    """Append what `tag` hears in each path to the journal `out`, except for those that it has; begins it if there is none.
+    """Append the events of each file to a log, except for files that it has; start the log if there is none.
 
     Parameters
     ----------
-    made_by
-        What decides the events; a journal that was begun with anything else is a `DataError`.
-    """
-    out, names, counts = Path(out), [os.fspath(path) for path in paths], TaggingResult()
-    done = _done(out, made_by)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a", encoding="ascii", newline="\n") as journal:
-        if journal.tell() == 0:
-            _append(journal, {"made": _MARK, "by": made_by})
-        for name in track(names, "tagging"):
-            if name in done:
-                counts.skipped += 1
-                continue
-            done.add(name)
-            try:
-                events = tag(name)
-            except AudioError as e:
-                counts.faults[name] = str(e)
-                _append(journal, {"file": name, "fault": str(e)})
-                continue
-            counts.tagged += 1
-            _append(journal, {"file": name, "events": [[e.start_s, e.end_s, e.tag, e.prob] for e in events]})
-    return counts
-
-
-def read_event_log(path: str | Path) -> Iterator[FileEvents]:
-    """Files and their events, one after another, in the order in which they were tagged; those that could not be read are left out.
+    tag
+        Function from a path to its events; an `AudioError` goes to the log as well.
+    paths
+        The files.
+    out
+        The log.
+    settings
+        All that determines the events, as JSON values.
 
     Raises
     ------
     DataError
-        If it is no journal; the message names the line.
+        If the file is not a log, or was started with other settings.
     """
-    for number, entry in _lines(Path(path)):
+    out, names, result = Path(out), [os.fspath(path) for path in paths], TaggingResult()
+    done = _resume(out, settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="ascii", newline="\n") as log:
+        if log.tell() == 0:
+            _append(log, {"format": _FORMAT, "settings": settings})
+        for name in track(names, "tagging"):
+            if name in done:
+                result.skipped += 1
+                continue
+            done.add(name)
+            _append(log, _tag_file(tag, name, result))
+    return result
+
+
+def _tag_file(tag: Callable[[str], Sequence[SoundEvent]], name: str, result: TaggingResult) -> dict[str, Any]:
+    """Tag one file, count it in `result`, and return its entry."""
+    try:
+        events = tag(name)
+    except AudioError as e:
+        result.errors[name] = str(e)
+        return {"file": name, "error": str(e)}
+    result.tagged += 1
+    return {"file": name, "events": [[e.start_s, e.end_s, e.tag, e.prob] for e in events]}
+
+
+def read_event_log(path: str | Path) -> Iterator[FileEvents]:
+    """Yield files and their events in the order in which they were tagged, without unreadable files.
+
+    Raises
+    ------
+    DataError
+        If the file is not a log; the message names the line.
+    """
+    for number, entry in _entries(Path(path)):
         if number > 1 and "events" in entry:
             try:
                 events = [
@@ -89,58 +114,59 @@ def read_event_log(path: str | Path) -> Iterator[FileEvents]:
                 ]
             except (TypeError, ValueError) as e:
                 raise DataError(
-                    f"{path}, line {number}: its events are not rows of start, end, tag and probability ({e})"
+                    f"{path}, line {number}: the events are not rows of start, end, tag and probability ({e})"
                 ) from None
             yield FileEvents(str(entry["file"]), events)
 
 
-def _append(journal: Any, entry: dict[str, Any]) -> None:
-    # One write of the whole line: a killed process leaves it, or a part without an end.
-    journal.write(json.dumps(entry) + "\n")
-    journal.flush()
+def _append(log: Any, entry: dict[str, Any]) -> None:
+    # One write of the whole line: a killed process leaves it, or a part without a line end.
+    log.write(json.dumps(entry) + "\n")
+    log.flush()
 
 
-def _done(path: Path, made_by: dict[str, Any]) -> set[str]:
-    """Files that the journal has events of; takes off what a killed process left."""
+def _resume(path: Path, settings: dict[str, Any]) -> set[str]:
+    """Return the files that a log has events of, after removing an incomplete last line."""
     if not path.exists() or path.stat().st_size == 0:
         return set()
-    begun = next(_lines(path), (0, {}))[1]
-    if begun and begun.get("by") != json.loads(json.dumps(made_by)):
+    header = next(_entries(path), (0, {}))[1]
+    if header and header.get("settings") != json.loads(json.dumps(settings)):
         raise DataError(
-            f"{path} was begun with other networks or settings; give the same ones to go on, or another file"
+            f"{path} was started with other networks or settings; repeat those to continue it, or choose another file"
         )
-    done = {str(entry["file"]) for number, entry in _lines(path) if number > 1 and "events" in entry}
-    with path.open("rb+") as journal:
-        journal.truncate(_whole_bytes(journal))
+    done = {str(entry["file"]) for number, entry in _entries(path) if number > 1 and "events" in entry}
+    with path.open("rb+") as log:
+        log.truncate(_complete_bytes(log))
     return done
 
 
-def _whole_bytes(journal: Any) -> int:
-    """Where the last whole line ends."""
-    end = journal.seek(0, os.SEEK_END)
+def _complete_bytes(log: Any) -> int:
+    """Return the position after the last complete line."""
+    end = log.seek(0, os.SEEK_END)
     while end > 0:
-        start = max(0, end - (1 << 16))
-        journal.seek(start)
-        found = journal.read(end - start).rfind(b"\n")
+        start = max(0, end - _BLOCK)
+        log.seek(start)
+        found = log.read(end - start).rfind(b"\n")
         if found >= 0:
             return start + found + 1
         end = start
     return 0
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and content of every whole line; the first says what made the journal."""
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and content of every complete line; the first is the header."""
+    number = 0
     try:
-        with path.open("rb") as journal:
-            for number, line in enumerate(journal, 1):
+        with path.open("rb") as log:
+            for number, line in enumerate(log, 1):
                 if not line.endswith(b"\n"):
                     return
                 entry = parse_json(line)
-                good = entry.get("made") == _MARK if number == 1 else isinstance(entry.get("file"), str)
-                if not good:
-                    raise ValueError("it is not what is expected there")
+                valid = entry.get("format") == _FORMAT if number == 1 else isinstance(entry.get("file"), str)
+                if not valid:
+                    raise ValueError(f"expected {'the header' if number == 1 else 'an entry with a file'}")
                 yield number, entry
     except OSError as e:
         raise DataError(f"{path} cannot be opened: {e.strerror}") from None
     except (ValueError, AttributeError) as e:
-        raise DataError(f"{path}, line {number}: this is no journal of events ({e}); give another file") from None
+        raise DataError(f"{path}, line {number}: not a log of events ({e}); choose another file") from None

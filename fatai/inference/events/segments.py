@@ -1,6 +1,6 @@
-"""Probabilities of short steps of time to events: from when to when each tag is heard.
+"""Merge probabilities of short time steps into sound events.
 
-Conventions: `probs` is (tags,), within [0, 1]; times are seconds from the start of the sound.
+Conventions: `probs` is (tags,), within [0, 1]; times are seconds from the start of the recording.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["SoundEvent"]
 
 @dataclass(frozen=True, slots=True)
 class SoundEvent:
-    """A tag that is heard from `start_s` to `end_s`; `prob` is the highest probability of its steps."""
+    """A tag detected from `start_s` to `end_s` (seconds); `prob` is the highest probability of its steps."""
 
     start_s: float
     end_s: float
@@ -29,7 +29,7 @@ class SoundEvent:
 
 
 class Step(NamedTuple):
-    """A short stretch of time and the probabilities (tags,) of what is heard in it."""
+    """A short stretch of time, in seconds, and the probabilities (tags,) in it."""
 
     start_s: float
     end_s: float
@@ -37,10 +37,11 @@ class Step(NamedTuple):
 
 
 class OverlapAverager:
-    """Probabilities of overlapping windows, in the order of time, to those of the steps that they cover.
+    """Average overlapping windows, in the order of time, to probabilities of the steps that they cover.
 
-    A step's probability is the mean over the windows that cover it, weighted by how much of the step each covers. So a tag that is heard
-    in a window is placed in time where most windows with that tag meet. Holds no more steps than lie under a window.
+    The probability of a step is the mean over the windows that cover it, weighted by how much of the step each covers.
+    So an event is located where most windows with its tag overlap. Memory holds only the steps under the current
+    window.
 
     Parameters
     ----------
@@ -53,49 +54,50 @@ class OverlapAverager:
         self._sums: deque[tuple[float, np.ndarray]] = deque()
 
     def add(self, start: int, stop: int, probs: np.ndarray) -> None:
-        """Probabilities of the samples from `start` to before `stop`, which starts no earlier than those before."""
+        """Add the probabilities (tags,) of samples `start` to `stop` (exclusive).
+
+        `start` must not decrease from call to call.
+        """
         for index in range(start // self._step, -(-stop // self._step)):
             covered = min(stop, (index + 1) * self._step) - max(start, index * self._step)
-            at = index - self._first
-            if at == len(self._sums):
+            i = index - self._first
+            if i == len(self._sums):
                 self._sums.append((0.0, np.zeros(len(probs))))
-            weight, total = self._sums[at]
-            self._sums[at] = (weight + covered, total + covered * probs)
+            weight, total = self._sums[i]
+            self._sums[i] = (weight + covered, total + covered * probs)
 
     def before(self, sample: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Start, stop and probabilities of the steps that end at `sample` or before, each once."""
+        """Yield start, stop and probabilities (tags,) of the steps that end at `sample` or before, and drop them."""
         while self._sums and (self._first + 1) * self._step <= sample:
-            yield self._next()
+            yield self._pop()
 
     def rest(self, end: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """All that remain; the last one stops at `end`, where the sound does."""
+        """Yield the remaining steps as `before` does; the last one stops at sample `end`, the end of the recording."""
         while self._sums:
-            start, stop, probs = self._next()
+            start, stop, probs = self._pop()
             yield start, min(stop, end), probs
 
-    def _next(self) -> tuple[int, int, np.ndarray]:
+    def _pop(self) -> tuple[int, int, np.ndarray]:
         weight, total = self._sums.popleft()
         self._first += 1
         return (self._first - 1) * self._step, self._first * self._step, total / weight
 
 
-def threshold_of(threshold: float | Mapping[str, float], tags: Sequence[str]) -> np.ndarray:
-    """Lowest probability at which each tag counts as heard, shape (tags,); from one number, or from one for each tag by name.
+def expand_threshold(threshold: float | Mapping[str, float], tags: Sequence[str]) -> np.ndarray:
+    """Return one threshold per tag, float64 (tags,), from a single number or from a number per tag by name.
+
+    Raises
+    ------
+    OptionError
+        If a tag is unknown or missing, or a number is outside [0, 1].
 
     Examples
     --------
-    >>> threshold_of({"Bark": 0.5, "Meow": 0.2}, ["Meow", "Bark"])
+    >>> expand_threshold({"Bark": 0.5, "Meow": 0.2}, ["Meow", "Bark"])
     array([0.2, 0.5])
     """
     if isinstance(threshold, Mapping):
-        for tag in threshold:
-            if tag not in tags:
-                raise OptionError(f"threshold names the tag {tag!r}; {did_you_mean(tag, list(tags))}")
-        lacking = [tag for tag in tags if tag not in threshold]
-        if lacking:
-            raise OptionError(
-                f"threshold lacks the tag {lacking[0]!r}; give one number for each of the {len(tags)} tags, or one for all"
-            )
+        _check_tags(threshold, tags)
         values = np.array([float(threshold[tag]) for tag in tags])
     else:
         values = np.full(len(tags), float(threshold))
@@ -104,34 +106,53 @@ def threshold_of(threshold: float | Mapping[str, float], tags: Sequence[str]) ->
     return values
 
 
+def _check_tags(threshold: Mapping[str, float], tags: Sequence[str]) -> None:
+    for tag in threshold:
+        if tag not in tags:
+            raise OptionError(f"threshold has the unknown tag {tag!r}; {did_you_mean(tag, list(tags))}")
+    missing = [tag for tag in tags if tag not in threshold]
+    if missing:
+        raise OptionError(
+            f"threshold lacks the tag {missing[0]!r}; expected one number for each of the {len(tags)} tags, or one for "
+            "all"
+        )
+
+
 def merge_steps(
     steps: Iterable[Step], tags: Sequence[str], threshold: np.ndarray, top: int | None = None
 ) -> Iterator[SoundEvent]:
-    """Events: neighbouring steps in which a tag reaches its threshold become one.
+    """Merge neighboring steps in which a tag reaches its threshold into one event.
 
     Parameters
     ----------
     steps
         In the order of time, without gaps.
+    tags
+        Name of each column of the probabilities.
     threshold
-        Shape (tags,).
+        Lowest probability of a detected tag, shape (tags,).
     top
-        In each step no more than so many tags are heard, the likeliest.
+        Tags detected at a time at most, the likeliest; None is all that reach their threshold.
 
     Yields
     ------
     Events as soon as they are over, so in the order of their ends.
+
+    Raises
+    ------
+    OptionError
+        If `top` is below 1.
     """
     if top is not None and top < 1:
         raise OptionError(f"top is {top}; expected at least one tag, or None for all that reach their threshold")
-    going: dict[int, SoundEvent] = {}
+    ongoing: dict[int, SoundEvent] = {}
     for start_s, end_s, probs in steps:
-        loudest = np.argsort(-probs, kind="stable")[:top]
-        heard = {int(i) for i in loudest if probs[i] >= threshold[i]}
-        for i in [i for i in going if i not in heard]:
-            yield going.pop(i)
-        for i in heard:
-            before = going.get(i)
-            since, best = (before.start_s, before.prob) if before else (start_s, 0.0)
-            going[i] = SoundEvent(since, end_s, tags[i], max(best, float(probs[i])))
-    yield from going.values()
+        likeliest = np.argsort(-probs, kind="stable")[:top]
+        detected = {int(i) for i in likeliest if probs[i] >= threshold[i]}
+        for i in [i for i in ongoing if i not in detected]:
+            yield ongoing.pop(i)
+        for i in detected:
+            before = ongoing.get(i)
+            first_s, highest = (before.start_s, before.prob) if before else (start_s, 0.0)
+            ongoing[i] = SoundEvent(first_s, end_s, tags[i], max(highest, float(probs[i])))
+    yield from ongoing.values()
