@@ -8,7 +8,7 @@ on the held-out fifth. As published: width 1, bs 64 and 5 to 50 epochs a cycle.
 import sys
 from pathlib import Path
 
-from fatai.all import FATDataLoaders, Flip, BrightnessContrast, fat_learner, fat_sample, quiet_unless_terminal
+from fatai.all import FATDataLoaders, TimeReverse, BrightnessContrast, fat_learner, fat_sample, quiet_unless_terminal
 
 
 def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
@@ -17,7 +17,7 @@ def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1) -> None:
         dls,
         "resnet18",
         width=width,
-        augment=[Flip(), BrightnessContrast()],
+        augment=[TimeReverse(), BrightnessContrast()],
         wd=0.01,
         splitter=lambda m: m.layer_groups(),
     )

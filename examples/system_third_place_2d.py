@@ -41,15 +41,15 @@ def main(
             arch_options={"n_blocks": 5, "base_depth": 100},
             loss_func="lsep",
             wd=0.0,
-            mixup=MixUpOr(partner="set"),
-            augment=["to_longest", "third_effects"],
+            mixup=MixUpOr(partner="dataset"),
+            augment=["trim_to_longest", "third_place_effects"],
             cbs=[ItemAugmentations(ChunkShuffle()), DisableAugmentation(1)],
         )
     )
     learn.fit(epochs, 5e-3, cbs=schedule_callback("linear_one_cycle", epochs, 5e-3))
-    preds = learn.tta(items=sorted((data / "test").iterdir()), how="whole")
+    preds = learn.tta(items=sorted((data / "test").iterdir()), views="whole")
     preds.to_submission(out, sample=data / "sample_submission.csv")
-    print(f"{out}: {len(preds)} clips, held-out lwlrap {learn.tta(how='whole').oof_score:.3f}")
+    print(f"{out}: {len(preds)} clips, held-out lwlrap {learn.tta(views='whole').oof_score:.3f}")
 
 
 if __name__ == "__main__":

@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from fatai.augment.base import (
     BatchAugmentation,
     SpecAugmentation,
-    chance,
-    integers,
     augmentation_callbacks,
+    draw_bernoulli,
+    draw_integers,
+    draw_uniform,
     set_augmentation,
-    uniform,
 )
 from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.item import ItemAugmentations
-from fatai.augment.spec import Flip
-from fatai.augment.wave import ChunkShuffle, Gain, Speed
+from fatai.augment.spec import TimeReverse
+from fatai.augment.wave import ChunkShuffle, Gain, SpeedPerturb
 from fatai.augment.show import augmented, show_augs
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import DataError, OptionError
 from fatai.registry import AUGMENTATIONS, FRONT_ENDS, LOSSES, MIXERS
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 
 def loaders(sample, **options):
@@ -86,23 +86,23 @@ def seen(dls, *cbs):
 
 @given(st.integers(-5, 5), st.integers(0, 6), st.integers(0, 1000))
 def test_whole_numbers_include_both_ends(low, span, seed):
-    drawn = integers(400, low, low + span, torch.Generator().manual_seed(seed))
+    drawn = draw_integers(400, low, low + span, torch.Generator().manual_seed(seed))
     assert set(drawn.tolist()) == set(range(low, low + span + 1))
 
 
 def test_uniform_and_chance():
-    drawn = uniform((1000, 3), -2, 5)
+    drawn = draw_uniform((1000, 3), -2, 5)
     assert drawn.shape == (1000, 3) and drawn.min() >= -2 and drawn.max() < 5
-    assert not chance(100, 0.0).any() and chance(100, 1.0).all()
+    assert not draw_bernoulli(100, 0.0).any() and draw_bernoulli(100, 1.0).all()
 
 
 # Batches
 
 
 # What PANNs mask lies inside their network, and batches cut to their longest clip are tested beside loops.
-@pytest.mark.parametrize("name", [n for n in AUGMENTATIONS.names() if n not in ("spec_augment_panns", "to_longest")])
+@pytest.mark.parametrize("name", [n for n in AUGMENTATIONS.names() if n not in ("spec_augment_panns", "trim_to_longest")])
 def test_every_augmentation_changes_training_and_leaves_validation(dls, sample, name):
-    if name == "loop_fill":
+    if name == "repeat_pad":
         dls = loaders(sample, crop_s=3)  # only there is silence to fill
     options = {"crop_lengths": {"seconds": (0.2,), "weights": None}, "chunk_shuffle": {"chunk_s": 0.1, "p": 1.0}}.get(
         name, {"p": 1.0}
@@ -117,7 +117,7 @@ def test_waves_and_pictures_belong_together(dls):
     log = seen(dls, Gain(p=1.0), MixUpOr(p=1.0), ChunkShuffle(p=1.0, chunk_s=0.1, before_mixing=False))
     for spec, wave in zip(log.train, log.waves):
         torch.testing.assert_close(spec, dls.to_spec.spec(wave.as_subclass(Tensor)))
-        assert wave.rate == 44100
+        assert wave.sr == 44100
 
 
 def test_changes_below_the_logarithm_make_one_spectrogram(dls, monkeypatch):
@@ -125,14 +125,14 @@ def test_changes_below_the_logarithm_make_one_spectrogram(dls, monkeypatch):
     to_spec = dls.to_spec
     real = to_spec.module.forward
     monkeypatch.setattr(to_spec.module, "forward", lambda wave: calls.append(1) or real(wave))
-    seen(dls, Gain(p=1.0), MixUpOr(p=1.0), Speed(p=1.0, before_mixing=False))
+    seen(dls, Gain(p=1.0), MixUpOr(p=1.0), SpeedPerturb(p=1.0, before_mixing=False))
     # Two training batches, each once by the loader and once after all changes; one of validation.
     assert len(calls) == 2 * 2 + 1
 
 
 def test_power_changes_follow_wave_changes(dls):
     log = seen(
-        dls, Gain(gain_db=(-20.0, -20.0), p=1.0), AUGMENTATIONS.build("spec_augment_fourth", p=1.0, freq=(30, 31))
+        dls, Gain(gain_db=(-20.0, -20.0), p=1.0), AUGMENTATIONS.build("spec_augment_fourth_place", p=1.0, freq=(30, 31))
     )
     # Only the first batches are of the same crops: the draws of the changes move on the generator that crops the second.
     spec, before = log.train[0], seen(dls).train[0]
@@ -154,7 +154,7 @@ def test_derivatives_are_made_anew_from_the_masked_spectrogram(sample):
 
 def test_lighting_knows_pictures(sample):
     dls = loaders(sample, front_end=FRONT_ENDS.build("ninth", normalize="image").settings, channels="imagenet")
-    got, before = seen(dls, AUGMENTATIONS.build("lighting", p_lighting=1.0)).train[0], seen(dls).train[0]
+    got, before = seen(dls, AUGMENTATIONS.build("brightness_contrast", p_lighting=1.0)).train[0], seen(dls).train[0]
     pixels, plain_pixels = (x[:, 0] * 0.229 + 0.485 for x in (got, before))
     # Black and white stay, and all three channels show the same picture: the light is on the pixels, not on each channel's range.
     assert pixels.min() > -1e-5 and pixels.max() < 1 + 1e-5 and not torch.allclose(pixels, plain_pixels, atol=1e-3)
@@ -189,7 +189,7 @@ class StopEarly(Callback):
 
 
 def test_the_switch_reaches_all_changes(dls):
-    changes = SpecAugment(), MixUpOr(), LinearMixUp(), ItemAugmentations(Speed(p=1.0))
+    changes = SpecAugment(), MixUpOr(), LinearMixUp(), ItemAugmentations(SpeedPerturb(p=1.0))
     learn = learner(dls, *changes, Log())
     assert set(augmentation_callbacks(learn)) == set(changes)
     set_augmentation(learn, False)
@@ -220,7 +220,7 @@ def test_items_are_changed_in_training_only(dls):
     learn = learner(dls, ItemAugmentations(Gain(gain_db=(-120.0, -120.0), p=1.0)), Log())
     fit(learn)
     assert all(w.abs().max() < 2e-6 for w in learn.log.waves[:2]) and learn.log.waves[2].abs().max() > 1e-3
-    assert not any(type(f).__name__ == "_ItemChange" for f in dls.train.after_item.fs)
+    assert not any(type(f).__name__ == "_AugmentItem" for f in dls.train.after_item.fs)
 
 
 def test_changes_of_items_come_before_the_crop(dls):
@@ -245,7 +245,7 @@ def test_an_error_in_training_leaves_no_change_behind(dls):
         fit(learn)
     learn.remove_cb(Fail)
     learn.validate()
-    assert not any(type(f).__name__ == "_ItemChange" for f in dls.train.after_item.fs)
+    assert not any(type(f).__name__ == "_AugmentItem" for f in dls.train.after_item.fs)
 
 
 @pytest.mark.slow
@@ -288,13 +288,13 @@ def test_show_augs_draws_before_and_after_with_shares(dls):
 
 
 def test_show_augs_of_a_learner_leaves_it_as_it_was(dls):
-    change, items = AUGMENTATIONS.build("spec_augment_panns", time=20), ItemAugmentations(Speed(p=1.0))
+    change, items = AUGMENTATIONS.build("spec_augment_panns", time=20), ItemAugmentations(SpeedPerturb(p=1.0))
     learn = learner(dls, change, MixUpOr(), items)
     assert learn.show_augs(n=2).shape == (2, 2)
     assert (
         change.learn is learn
         and items.learn is learn
-        and not any(type(f).__name__ == "_ItemChange" for f in dls.train.after_item.fs)
+        and not any(type(f).__name__ == "_AugmentItem" for f in dls.train.after_item.fs)
     )
     plt.close("all")
 
@@ -302,15 +302,15 @@ def test_show_augs_of_a_learner_leaves_it_as_it_was(dls):
 def test_augmented_keeps_the_clips_it_started_from(dls):
     before, same = augmented(dls, [], n=3)
     assert all(torch.equal(a.as_subclass(Tensor), b.as_subclass(Tensor)) for a, b in zip(before, same, strict=True))
-    (x, _), (flipped, _) = augmented(dls, Flip(p=1.0), n=3)
+    (x, _), (flipped, _) = augmented(dls, TimeReverse(p=1.0), n=3)
     assert torch.equal(flipped.as_subclass(Tensor), x.as_subclass(Tensor).flip(-1))
 
 
 def test_too_few_clips_are_named(dls):
     with pytest.raises(DataError, match="there are 24 training clips to show; expected at least n=99"):
-        show_augs(dls, Flip(), n=99)
+        show_augs(dls, TimeReverse(), n=99)
 
 
 def test_a_change_that_defines_nothing_says_so():
     with pytest.raises(NotImplementedError):
-        SpecAugmentation().change(torch.zeros(1, 1, 2, 2))
+        SpecAugmentation().augment(torch.zeros(1, 1, 2, 2))

@@ -10,11 +10,11 @@ from fatai.augment.spec_augment import Bands
 from fatai.augment.spec import (
     Boxes,
     RandomTimeCrop,
-    Flip,
+    TimeReverse,
     BrightnessContrast,
     RandomResizedCrop,
     TimeWarp,
-    light,
+    brightness_contrast,
     resized_crop,
     time_warp,
 )
@@ -38,7 +38,7 @@ def generator(seed=0):
 def test_shape_and_dtype_stay_and_the_input_too(name, dtype):
     spec = torch.randn(6, 3, 64, 100, dtype=dtype)
     before = spec.clone()
-    got = AUGMENTATIONS.build(name, p=1.0).change(spec)
+    got = AUGMENTATIONS.build(name, p=1.0).augment(spec)
     assert got.shape == spec.shape and got.dtype == dtype and got.isfinite().all()
     assert torch.equal(spec, before) and not torch.equal(got, spec)
 
@@ -46,7 +46,7 @@ def test_shape_and_dtype_stay_and_the_input_too(name, dtype):
 @pytest.mark.parametrize("name", ON_SPEC)
 def test_a_seed_repeats_and_another_differs(name):
     spec, change = torch.randn(8, 1, 64, 100), AUGMENTATIONS.build(name, p=0.5)
-    first, again, other = (change.change(spec, generator(seed)) for seed in (1, 1, 2))
+    first, again, other = (change.augment(spec, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -54,24 +54,24 @@ def test_a_seed_repeats_and_another_differs(name):
 def test_without_a_generator_the_global_one_decides(name):
     spec, change = torch.randn(8, 1, 64, 100), AUGMENTATIONS.build(name)
     torch.manual_seed(3)
-    first = change.change(spec)
+    first = change.augment(spec)
     torch.manual_seed(3)
-    assert torch.equal(change.change(spec), first)
+    assert torch.equal(change.augment(spec), first)
 
 
 @pytest.mark.parametrize("name", ON_SPEC)
 def test_with_p_0_the_very_tensor_comes_back_and_a_share_p_is_changed(name):
     spec = torch.randn(400, 1, 64, 100)
-    assert AUGMENTATIONS.build(name, p=0.0).change(spec) is spec
-    changed = (AUGMENTATIONS.build(name, p=0.3).change(spec, generator()) != spec).flatten(1).any(1)
+    assert AUGMENTATIONS.build(name, p=0.0).augment(spec) is spec
+    changed = (AUGMENTATIONS.build(name, p=0.3).augment(spec, generator()) != spec).flatten(1).any(1)
     assert 0.2 < float(changed.double().mean()) < 0.4
 
 
 @pytest.mark.parametrize("name", ON_SPEC)
 def test_the_clips_not_chosen_are_untouched_and_the_draws_do_not_hang_on_p(name):
     spec = torch.randn(40, 1, 64, 100)
-    whole = AUGMENTATIONS.build(name, p=1.0).change(spec, generator(5))
-    half = AUGMENTATIONS.build(name, p=0.5).change(spec, generator(5))
+    whole = AUGMENTATIONS.build(name, p=1.0).augment(spec, generator(5))
+    half = AUGMENTATIONS.build(name, p=0.5).augment(spec, generator(5))
     same_as_whole = (half == whole).flatten(1).all(1)
     untouched = (half == spec).flatten(1).all(1)
     assert (same_as_whole | untouched).all() and 5 < int(same_as_whole.sum()) < 35
@@ -80,14 +80,14 @@ def test_the_clips_not_chosen_are_untouched_and_the_draws_do_not_hang_on_p(name)
 @pytest.mark.parametrize("name", ON_SPEC)
 @pytest.mark.parametrize("shape", [(1, 1, 64, 100), (2, 1, 1, 1), (1, 2, 5, 3)])
 def test_a_batch_of_one_and_tiny_spectrograms_pass(name, shape):
-    assert AUGMENTATIONS.build(name, p=1.0).change(torch.randn(shape)).shape == shape
+    assert AUGMENTATIONS.build(name, p=1.0).augment(torch.randn(shape)).shape == shape
 
 
 def test_a_single_clip_without_its_batch_is_named():
     with pytest.raises(
         ShapeError, match=r"\(64, 100\); expected \(batch, channels, mels, frames\): one clip is spec\[None\]"
     ):
-        Flip().change(torch.zeros(64, 100))
+        TimeReverse().augment(torch.zeros(64, 100))
 
 
 @pytest.mark.parametrize("name", ON_SPEC)
@@ -168,12 +168,12 @@ def test_warps_reach_a_share_of_the_frames():
     assert 9 < float(shift.max()) <= 10 and float(warp.target.min()) > 0 and float(warp.target.max()) < 100
 
 
-# Flip, content
+# TimeReverse, content
 
 
 def test_flip_runs_time_backwards():
     spec = torch.randn(2, 1, 3, 4)
-    got = Flip(p=1).change(spec)
+    got = TimeReverse(p=1).augment(spec)
     assert torch.equal(got[..., 0], spec[..., 3]) and torch.equal(got.flip(-1), spec)
 
 
@@ -196,7 +196,7 @@ def test_content_shrink_keeps_a_quarter_to_all():
 
 def test_light_worked_by_hand():
     # logit(0.8) = ln 4; (ln 4 + ln 2) * 2 = ln 64, whose sigmoid is 64 / 65.
-    got = light(torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64), torch.tensor([math.log(2)]), torch.tensor([2.0]))
+    got = brightness_contrast(torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64), torch.tensor([math.log(2)]), torch.tensor([2.0]))
     assert got.item() == pytest.approx(64 / 65, rel=1e-6)
 
 
@@ -216,24 +216,24 @@ def test_lighting_of_pictures_works_on_their_pixels():
     drawn = lighting.draw(3, 8, 8, generator())
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     got = lighting.apply(picture, drawn) * std[:, None, None] + mean[:, None, None]
-    expected = light((levels / 255)[:, None], drawn.brightness, drawn.contrast)
+    expected = brightness_contrast((levels / 255)[:, None], drawn.brightness, drawn.contrast)
     torch.testing.assert_close(got, expected.expand_as(got), atol=1e-5, rtol=0)
 
 
 def test_lighting_of_other_spectrograms_keeps_their_range():
     spec = torch.randn(4, 1, 8, 8) * 20 - 30
-    got = BrightnessContrast(p_lighting=1).change(spec)
+    got = BrightnessContrast(p_lighting=1).augment(spec)
     assert (got.amin((1, 2, 3)) >= spec.amin((1, 2, 3)) - 1e-3).all() and (
         got.amax((1, 2, 3)) <= spec.amax((1, 2, 3)) + 1e-3
     ).all()
     flat = torch.full((1, 1, 4, 4), 7.0)
-    torch.testing.assert_close(BrightnessContrast().change(flat), flat)
+    torch.testing.assert_close(BrightnessContrast().augment(flat), flat)
 
 
 @pytest.mark.parametrize(("build", "message"), [
     (lambda: RandomResizedCrop(scale=(0.9, 0.8)), r"scale is \(0.9, 0.8\); expected two numbers in rising order"),
-    (lambda: RandomResizedCrop(tries=0), "tries is 0; expected at least 1"),
-    (lambda: TimeWarp(rate=0.5), "rate is 0.5; expected a share of the frames from 0 to below 0.5"),
+    (lambda: RandomResizedCrop(n_tries=0), "n_tries is 0; expected at least 1"),
+    (lambda: TimeWarp(rate=0.5), "rate is 0.5; expected a fraction of the frames from 0 to below 0.5"),
     (lambda: RandomTimeCrop(fill="noise"), "fill is 'noise'; known: zero, mean, min"),
     (lambda: BrightnessContrast(max_lighting=1.0), "max_lighting is 1.0"),
     (lambda: BrightnessContrast(scale="grey"), "scale is 'grey'"),

@@ -66,7 +66,7 @@ def test_clips_of_the_same_length_are_averaged():
     x, other = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, -2.0, 1.0]])
     mixed, share = mix_or(x, other, torch.tensor([0.6]), torch.tensor([0.3]))
     assert mixed.tolist() == [[2.0, 0.0, 2.0]] and share.tolist() == [0.5]
-    assert torch.equal(mix_or(x, other, torch.tensor([0.6]), torch.tensor([0.3]), replaces=True)[0], mixed)
+    assert torch.equal(mix_or(x, other, torch.tensor([0.6]), torch.tensor([0.3]), overwrite=True)[0], mixed)
 
 
 # A clip of two samples in a batch of six, in a clip of four: 0.6 of the longer, 0.4 of the shorter, whose own place is among 0, 1 and 2.
@@ -84,7 +84,7 @@ def test_the_shorter_clip_lies_anywhere_in_the_longer(place, mixed):
 
 
 def test_the_published_slip_silences_the_longer_clip():
-    got = mix_or(LONG, SHORT, torch.tensor([0.6]), torch.tensor([0.34]), replaces=True)[0]
+    got = mix_or(LONG, SHORT, torch.tensor([0.6]), torch.tensor([0.34]), overwrite=True)[0]
     torch.testing.assert_close(got, torch.tensor([[0.0, 6, 2, 2, 6, 0]]))
 
 
@@ -144,7 +144,7 @@ def test_levels_are_the_loudest_windows():
 def test_shape_dtype_labels_and_input(name, domain):
     x, targ = batch_of(domain)
     before = x.clone(), targ.clone()
-    done = built(name, domain, p=1.0).change(x, targ, generator=generator(4))
+    done = built(name, domain, p=1.0).augment(x, targ, generator=generator(4))
     assert (
         done.x.shape == x.shape
         and done.x.dtype == x.dtype
@@ -153,22 +153,22 @@ def test_shape_dtype_labels_and_input(name, domain):
     )
     assert done.x.isfinite().all() and (done.targ >= 0).all() and (done.targ <= 1).all()
     assert torch.equal(x, before[0]) and torch.equal(targ, before[1])
-    assert (done.share >= 0).all() and (done.share <= 1).all()
+    assert (done.lam >= 0).all() and (done.lam <= 1).all()
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
 def test_mixed_values_stay_between_those_of_the_two_clips(name):
     # Of log spectrograms every mixture is a weighted mean; of waves between-class mixing is not, since it keeps the energy.
     x, targ = batch_of("log")
-    done = built(name, p=1.0).change(x, targ, generator=generator(4))
+    done = built(name, p=1.0).augment(x, targ, generator=generator(4))
     assert done.x.amax() <= x.amax() + 1e-5 and done.x.amin() >= x.amin() - 1e-5
 
 
 @pytest.mark.parametrize("name", MIXERS.names())
 def test_a_seed_repeats_and_another_differs(name):
     mixer = MIXERS.build(name, partner="batch")
-    x, targ = batch_of(mixer.place)
-    first, again, other = (mixer.change(x, targ, generator=generator(seed)) for seed in (1, 1, 2))
+    x, targ = batch_of(mixer.domain)
+    first, again, other = (mixer.augment(x, targ, generator=generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.x, again.x) and torch.equal(first.targ, again.targ)
     assert not torch.equal(first.x, other.x)
 
@@ -176,18 +176,18 @@ def test_a_seed_repeats_and_another_differs(name):
 @pytest.mark.parametrize("name", MIXERS.names())
 def test_the_global_generator_decides_where_none_is_given(name):
     mixer = MIXERS.build(name, partner="batch")
-    x, targ = batch_of(mixer.place)
+    x, targ = batch_of(mixer.domain)
     torch.manual_seed(5)
-    first = mixer.change(x, targ)
+    first = mixer.augment(x, targ)
     torch.manual_seed(5)
-    assert torch.equal(mixer.change(x, targ).x, first.x)
+    assert torch.equal(mixer.augment(x, targ).x, first.x)
 
 
 @pytest.mark.parametrize("name", MIXERS.names())
 def test_a_batch_of_one_is_left_alone(name):
     x, targ = batch_of("log", 1)
-    done = MIXERS.build(name, partner="batch").change(x, targ)
-    assert torch.equal(done.x, x) and torch.equal(done.targ, targ) and done.share.tolist() == [1.0]
+    done = MIXERS.build(name, partner="batch").augment(x, targ)
+    assert torch.equal(done.x, x) and torch.equal(done.targ, targ) and done.lam.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
@@ -195,14 +195,14 @@ def test_clips_that_are_not_drawn_stay_with_their_labels(name):
     x, targ = batch_of("log", 8)
     mixer = built(name, p=0.5)
     for seed in range(5):
-        done = mixer.change(x, targ, generator=generator(seed))
+        done = mixer.augment(x, targ, generator=generator(seed))
         stays = ~done.pairs.mixed
         assert (
             torch.equal(done.x[stays], x[stays])
             and torch.equal(done.targ[stays], targ[stays])
-            and (done.share[stays] == 1).all()
+            and (done.lam[stays] == 1).all()
         )
-    assert built(name, p=0.0).change(x, targ).x is x
+    assert built(name, p=0.0).augment(x, targ).x is x
 
 
 @pytest.mark.parametrize("name", ["mixup", "mixup_kaggle_fat", "mixup_first_place", "mixup_fourth_place", "between_class"])
@@ -210,9 +210,9 @@ def test_clips_that_are_not_drawn_stay_with_their_labels(name):
 @settings(max_examples=20, deadline=None)
 def test_linear_labels_are_the_shares_of_both(name, seed):
     x, targ = batch_of("log")
-    done = built(name, p=1.0).change(x, targ, generator=generator(seed))
-    share = done.share[:, None].float()
-    torch.testing.assert_close(done.targ, share * targ[done.pairs.own] + (1 - share) * targ[done.pairs.other])
+    done = built(name, p=1.0).augment(x, targ, generator=generator(seed))
+    share = done.lam[:, None].float()
+    torch.testing.assert_close(done.targ, share * targ[done.pairs.rows] + (1 - share) * targ[done.pairs.partners])
 
 
 @pytest.mark.parametrize("name", ["mixup_or", "mixup_or_third_place", "sigmoid_concat"])
@@ -220,15 +220,15 @@ def test_linear_labels_are_the_shares_of_both(name, seed):
 @settings(max_examples=20, deadline=None)
 def test_or_labels_are_those_of_either(name, seed):
     x, targ = batch_of("log")
-    done = built(name, p=1.0).change(x, targ, generator=generator(seed))
-    assert torch.equal(done.targ, torch.maximum(targ, targ[done.pairs.other]))
+    done = built(name, p=1.0).augment(x, targ, generator=generator(seed))
+    assert torch.equal(done.targ, torch.maximum(targ, targ[done.pairs.partners]))
 
 
 @given(seed=st.integers(0, 10000))
 @settings(max_examples=20, deadline=None)
 def test_between_class_keeps_the_energy_of_unlike_waves(seed):
     x = torch.randn(2, 40000, generator=generator(seed))
-    done = BetweenClass().change(x, torch.eye(2), generator=generator(seed))
+    done = BetweenClass().augment(x, torch.eye(2), generator=generator(seed))
     torch.testing.assert_close(done.x.square().mean(1), torch.ones(2), atol=0.05, rtol=0)
 
 
@@ -236,7 +236,7 @@ def test_between_class_keeps_the_energy_of_unlike_waves(seed):
 @pytest.mark.parametrize("name", ANYWHERE)
 def test_other_precisions_pass(name, dtype):
     x, targ = batch_of("log")
-    done = built(name, p=1.0).change(x.to(dtype), targ)
+    done = built(name, p=1.0).augment(x.to(dtype), targ)
     assert done.x.dtype == dtype and done.x.isfinite().all()
 
 
@@ -244,7 +244,7 @@ def test_other_precisions_pass(name, dtype):
 
 
 def shares(mixer, n=20000):
-    return mixer.draw(n, generator()).share
+    return mixer.draw(n, generator()).lam
 
 
 def test_beta_has_its_moments():
@@ -262,7 +262,7 @@ def test_one_share_for_a_whole_batch_and_one_coin():
     assert len(shares(LinearMixUp()).unique()) == 1
     for seed in range(6):
         mixed = LinearMixUp(p=0.5).draw_pairs(50, generator(seed))
-        moved = mixed.own != mixed.other
+        moved = mixed.rows != mixed.partners
         assert torch.equal(mixed.mixed, moved) or not mixed.mixed.any()
 
 
@@ -274,36 +274,36 @@ def test_uniform_shares():
 
 
 def test_reaches_are_the_whole_numbers_from_3_to_12():
-    assert set(SigmoidConcat().draw(2000, generator()).reach.tolist()) == set(range(3, 13))
+    assert set(SigmoidConcat().draw(2000, generator()).steepness.tolist()) == set(range(3, 13))
 
 
 def test_neighbours_are_mixed_into_half_a_batch():
     x, targ = batch_of("log", 5)
-    done = LinearMixUp(per="pair", lam=1.0).change(x, targ)
+    done = LinearMixUp(per="pair", lam=1.0).augment(x, targ)
     assert done.x.shape[0] == done.targ.shape[0] == 3
-    share = done.share[:, None, None, None].float()
+    share = done.lam[:, None, None, None].float()
     torch.testing.assert_close(done.x[:2], share[:2] * x[[0, 2]] + (1 - share[:2]) * x[[1, 3]])
     assert torch.equal(done.x[2], x[4]) and torch.equal(done.targ[2], targ[4])
 
 
 def test_the_first_places_mixer_takes_three_of_five_one_after_the_other():
     drawn = MIXERS.build("mixer_first_place").draw(20000, generator())
-    assert float((drawn.which == 0).double().mean()) == pytest.approx(0.6, abs=0.02)
+    assert float((drawn.index == 0).double().mean()) == pytest.approx(0.6, abs=0.02)
 
 
 def test_one_of_several_is_each_where_it_was_drawn():
     x, targ = batch_of("log", 40)
     mixer = OneOfMixers(["sigmoid_concat", "mixup_first_place"], p=1.0)
-    done = mixer.change(x, targ, generator=generator(3))
+    done = mixer.augment(x, targ, generator=generator(3))
     g = generator(3)
     pairs = mixer.draw_pairs(40, g)
     drawn = mixer.draw(40, g)
-    rows = (drawn.which == 0) & pairs.mixed
-    expected = concat_sigmoid(x, x[pairs.other], drawn.drawn[0].reach)
+    rows = (drawn.index == 0) & pairs.mixed
+    expected = concat_sigmoid(x, x[pairs.partners], drawn.drawn[0].steepness)
     assert rows.sum() > 5 and torch.equal(done.x[rows], expected[rows])
-    assert torch.equal(done.targ[rows], torch.maximum(targ, targ[pairs.other])[rows])
-    rows = (drawn.which == 1) & pairs.mixed
-    assert torch.equal(done.x[rows], mix_linear(x, x[pairs.other], drawn.drawn[1].share)[rows])
+    assert torch.equal(done.targ[rows], torch.maximum(targ, targ[pairs.partners])[rows])
+    rows = (drawn.index == 1) & pairs.mixed
+    assert torch.equal(done.x[rows], mix_linear(x, x[pairs.partners], drawn.drawn[1].lam)[rows])
 
 
 # Errors
@@ -320,16 +320,16 @@ def test_one_of_several_is_each_where_it_was_drawn():
         (lambda: LinearMixUp(per="clips"), "per is 'clips'; did you mean clip?"),
         (lambda: LinearMixUp(per="pair", p=0.5), "expected p=1 and partner='batch', not p=0.5"),
         (lambda: LinearMixUp(labels="and"), "labels is 'and'"),
-        (lambda: LinearMixUp(partner="sets"), "partner is 'sets'; did you mean set?"),
-        (lambda: LinearMixUp(partner="set", domain="bn0"), "partner='set' needs clips from outside"),
+        (lambda: LinearMixUp(partner="datasets"), "partner is 'datasets'; did you mean dataset?"),
+        (lambda: LinearMixUp(partner="dataset", domain="bn0"), "partner='dataset' needs clips from outside"),
         (lambda: LinearMixUp(domain="waves"), "domain is 'waves'; did you mean wave?"),
-        (lambda: SigmoidConcat(reach=(12, 3)), r"reach is \(12, 3\)"),
+        (lambda: SigmoidConcat(steepness=(12, 3)), r"steepness is \(12, 3\)"),
         (lambda: OneOfMixers([]), r"weights is \[\] for 0 mixers"),
         (
             lambda: OneOfMixers([MixUpOr(domain="wave")]),
             "MixUpOr acts on the wave; expected mixers of one domain, here 'log'",
         ),
-        (lambda: MIXERS.build("mixup_or", replace=True), "has no option 'replace'; did you mean replaces?"),
+        (lambda: MIXERS.build("mixup_or", overwrites=True), "has no option 'overwrites'; did you mean overwrite?"),
     ],
 )
 def test_wrong_options_are_named(build, message):
@@ -340,7 +340,7 @@ def test_wrong_options_are_named(build, message):
 @pytest.mark.parametrize("targ", [torch.zeros(8).long(), torch.zeros(8, 3).long(), torch.zeros(7, 3)])
 def test_labels_that_cannot_be_mixed_are_named(targ):
     with pytest.raises(ShapeError, match=r"mixing needs multi-hot floats of shape \(8, tags\)"):
-        LinearMixUp().change(torch.zeros(8, 1, 2, 2), targ)
+        LinearMixUp().augment(torch.zeros(8, 1, 2, 2), targ)
 
 
 # In training
@@ -437,11 +437,11 @@ def test_power_mixing_lies_between_wave_and_log(dls):
     class Quarter(LinearMixUp):
         def draw(self, n, generator=None):
             drawn = super().draw(n, generator)
-            return drawn._replace(share=torch.full_like(drawn.share, 0.25))
+            return drawn._replace(lam=torch.full_like(drawn.lam, 0.25))
 
         def draw_pairs(self, n, generator=None):
             pairs = super().draw_pairs(n, generator)
-            return pairs._replace(other=pairs.own.flip(0), mixed=torch.ones(n, dtype=torch.bool))
+            return pairs._replace(partners=pairs.rows.flip(0), mixed=torch.ones(n, dtype=torch.bool))
 
     _, log = fit(dls, Quarter(domain="power"))
     _, plain_log = fit(dls)
@@ -471,18 +471,18 @@ def test_partners_come_from_the_whole_training_set(dls):
             seen.append(other.clone())
             return super().mix(x, other, drawn, levels)
 
-    fit(dls, Spy(partner="set", per="clip"))
+    fit(dls, Spy(partner="dataset", per="clip"))
     learn, log = fit(dls)
     own = torch.cat([x for x, _, _ in log.train])
     partners = torch.cat(seen)
     assert partners.shape == own.shape
     # Of 24 clips drawn with replacement some come twice, and none is the clip's own crop.
-    assert not any(torch.equal(a, b) for a, b in zip(partners, own))
+    assert not any(torch.equal(a, b) for a, b in zip(partners, clips, strict=True))
 
 
 def test_partners_from_the_set_repeat_with_the_seed(dls):
-    _, first = fit(dls, MixUpOr(partner="set", p=1.0))
-    _, again = fit(dls, MixUpOr(partner="set", p=1.0))
+    _, first = fit(dls, MixUpOr(partner="dataset", p=1.0))
+    _, again = fit(dls, MixUpOr(partner="dataset", p=1.0))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first.train, again.train, strict=True))
 
 
@@ -516,12 +516,12 @@ class Reversed(LinearMixUp):
         return (
             super()
             .draw_pairs(n, generator)
-            ._replace(other=torch.arange(n).flip(0), mixed=torch.ones(n, dtype=torch.bool))
+            ._replace(partners=torch.arange(n).flip(0), mixed=torch.ones(n, dtype=torch.bool))
         )
 
     def draw(self, n, generator=None):
         drawn = super().draw(n, generator)
-        return drawn._replace(share=torch.full_like(drawn.share, 0.25))
+        return drawn._replace(lam=torch.full_like(drawn.lam, 0.25))
 
 
 def test_weights_and_noisy_marks_are_mixed_by_the_shares(dls):

@@ -7,7 +7,7 @@ import torch
 from fatai.augment.base import augmentation_callbacks
 from fatai.augment.padding import RepeatPad, TrimToLongest
 from fatai.errors import OptionError
-from fatai.training.learner import fat_learner
+from fatai.inference.learner import fat_learner
 
 
 def filled(*parts, size=100, left=0):
@@ -20,33 +20,33 @@ def filled(*parts, size=100, left=0):
 
 def test_a_loop_continues_the_sound_on_both_sides_as_tiling_does():
     wave = filled(7, size=40, left=10)
-    looped = RepeatPad(p=1).change(wave, 10)
+    looped = RepeatPad(p=1).augment(wave, 10)
     assert torch.equal(looped[0], torch.from_numpy(np.tile(np.arange(1, 8), 10)[14 - 10 + 7:][:40].astype(np.float32)))
     assert torch.equal(looped[0, 10:17], wave[0, 10:17]), "the sound stays where it is"
 
 
 def test_loops_are_as_frequent_as_asked_and_leave_full_clips_and_silence_alone():
     wave = filled(*[30] * 2000)
-    changed = (RepeatPad(p=0.1).change(wave, 10) != wave).any(1).float().mean()
+    changed = (RepeatPad(p=0.1).augment(wave, 10) != wave).any(1).float().mean()
     assert 0.08 < changed < 0.12
     whole = filled(100)
-    assert torch.equal(RepeatPad(p=1).change(whole, 10), whole)
-    assert torch.equal(RepeatPad(p=1).change(torch.zeros(1, 9), 10), torch.zeros(1, 9))
+    assert torch.equal(RepeatPad(p=1).augment(whole, 10), whole)
+    assert torch.equal(RepeatPad(p=1).augment(torch.zeros(1, 9), 10), torch.zeros(1, 9))
 
 
 @pytest.mark.parametrize(
-    "options, expected", [({}, 60), ({"room": 0.1}, 66), ({"least_s": 8.0}, 80), ({"least_s": 99.0}, 100)]
+    "options, expected", [({}, 60), ({"margin": 0.1}, 66), ({"min_s": 8.0}, 80), ({"min_s": 99.0}, 100)]
 )
 def test_a_batch_is_cut_behind_its_longest_clip(options, expected):
     wave = filled(30, 60, 10)
-    cut = TrimToLongest(**{"least_s": 1.0, **options}).change(wave, 10)
+    cut = TrimToLongest(**{"min_s": 1.0, **options}).augment(wave, 10)
     assert torch.equal(cut, wave[:, :expected])
 
 
 def test_training_batches_get_shorter_and_validation_stays(small_dls, tmp_path):
     seen = {True: [], False: []}
-    learn = fat_learner(small_dls, "m1", width=0.05, path=tmp_path, cbs=TrimToLongest(least_s=0.2))
-    change = TrimToLongest.change
+    learn = fat_learner(small_dls, "m1", width=0.05, path=tmp_path, cbs=TrimToLongest(min_s=0.2))
+    augment = TrimToLongest.augment
     forward = learn.model.forward
 
     def watched(spec):
@@ -55,14 +55,14 @@ def test_training_batches_get_shorter_and_validation_stays(small_dls, tmp_path):
 
     learn.model.forward = watched
     # Clips of the sample last half a second and more; their crops have one second.
-    TrimToLongest.change = lambda self, wave, sr: change(
+    TrimToLongest.augment = lambda self, wave, sr: augment(
         self, torch.where(torch.arange(wave.shape[1]) < 30_000, wave, 0.0), sr
     )
     try:
         with learn.no_bar(), learn.no_logging():
             learn.fit(1)
     finally:
-        TrimToLongest.change = change
+        TrimToLongest.augment = augment
     frames = learn.settings.front_end.frames(44_100)
     assert set(seen[False]) == {frames} and set(seen[True]) == {learn.settings.front_end.frames(30_000)}
     assert not [c for c in augmentation_callbacks(learn) if isinstance(c, TrimToLongest)], (
@@ -71,5 +71,5 @@ def test_training_batches_get_shorter_and_validation_stays(small_dls, tmp_path):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(OptionError, match="room -1"):
-        TrimToLongest(room=-1)
+    with pytest.raises(OptionError, match="margin -1"):
+        TrimToLongest(margin=-1)

@@ -66,14 +66,14 @@ def test_kaggle_fat_masks_are_doubly_random_and_stop_at_a_width_of_none():
 
 
 def test_fourth_masks_once_around_a_centre():
-    masks = drawn(mels=128, name="spec_augment_fourth")
+    masks = drawn(mels=128, name="spec_augment_fourth_place")
     assert masks.freq.start.shape == (20000, 1) and widths(masks.time).sum() == 0
     inner = (masks.freq.start > 0) & (masks.freq.stop < 128)
     assert set(widths(masks.freq)[inner].tolist()) == {2 * half for half in range(8, 32)}
 
 
 def test_first_draws_one_or_two_rounds():
-    masks = drawn(name="spec_augment_first", mels=128)
+    masks = drawn(name="spec_augment_first_place", mels=128)
     none = (widths(masks.freq)[:, 1] == 0) & (widths(masks.time)[:, 1] == 0)
     # Half of the clips have one round; of the others few draw two empty second masks: 1 / 19.2 * 1 / 51.2 of them.
     assert float(none.double().mean()) == pytest.approx(0.5 + 0.5 / 19.2 / 51.2, abs=0.02)
@@ -113,12 +113,12 @@ def test_mean_and_minimum_are_those_of_each_clip_and_channel_before_any_mask():
 def test_a_share_of_no_width_leaves_the_clip_alone():
     spec = torch.randn(3, 1, 8, 9)
     assert torch.equal(mask_spec(spec, Masks(*[Bands(torch.zeros(3, 2).long(), torch.zeros(3, 2).long())] * 2)), spec)
-    assert torch.equal(SpecAugment(freq=0.0, time=None).change(spec), spec)
+    assert torch.equal(SpecAugment(freq=0.0, time=None).augment(spec), spec)
 
 
 def test_what_is_not_masked_stays_and_what_is_masked_is_the_same_in_all_channels():
     spec = torch.rand(16, 3, 64, 100) + 1
-    got = SpecAugment().change(spec)
+    got = SpecAugment().augment(spec)
     hidden = got == 0
     assert torch.equal(got[~hidden], spec[~hidden])
     assert torch.equal(hidden[:, 0], hidden[:, 1]) and hidden.any() and not hidden.all()
@@ -126,18 +126,18 @@ def test_what_is_not_masked_stays_and_what_is_masked_is_the_same_in_all_channels
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_dtype_stays_half(fill):
-    got = SpecAugment(fill=fill).change(torch.randn(2, 1, 64, 64, dtype=torch.float16))
+    got = SpecAugment(fill=fill).augment(torch.randn(2, 1, 64, 64, dtype=torch.float16))
     assert got.dtype == torch.float16 and got.isfinite().all()
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"width": "shares"}, "width is 'shares'; did you mean share?"),
+    ({"width": "fractions"}, "width is 'fractions'; did you mean fraction?"),
     ({"fill": "nought"}, "fill is 'nought'; known: zero, mean, min"),
-    ({"freq": 1.5}, "freq is 1.5; expected a share of the axis between 0.0 and 1.0"),
+    ({"freq": 1.5}, "freq is 1.5; expected a fraction of the axis between 0.0 and 1.0"),
     ({"time": -3}, "time is -3"),
-    ({"freq": (8, 31)}, r"freq is \(8, 31\); expected a share"),
-    ({"width": "centre", "freq": 0.2}, "freq is 0.2; the width rule 'centre' takes a pair"),
-    ({"rounds": 0}, r"rounds is \(0, 0\); expected two numbers in rising order within \[1, inf\]"),
+    ({"freq": (8, 31)}, r"freq is \(8, 31\); expected a fraction"),
+    ({"width": "center", "freq": 0.2}, "freq is 0.2; the width rule 'center' takes a pair"),
+    ({"n_masks": 0}, r"n_masks is \(0, 0\); expected two numbers in rising order within \[1, inf\]"),
     ({"p": 1.2}, "p is 1.2; expected a probability"),
     ({"domain": "wave"}, "SpecAugment changes spectrograms"),
     ({"domain": "logs"}, "domain is 'logs'; did you mean log?"),
@@ -148,12 +148,12 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_settings_are_plain_values():
-    assert MaskSettings() == MaskSettings(1.0, (2, 2), 0.15, 0.30, "share", "zero")
+    assert MaskSettings() == MaskSettings(1.0, (2, 2), 0.15, 0.30, "fraction", "zero")
 
 
 def test_presets_take_overrides_and_name_wrong_ones():
-    assert AUGMENTATIONS.build("spec_augment_first", fill="zero").masks == MaskSettings(
-        0.5, (1, 2), 0.15, 0.20, "share", "zero"
+    assert AUGMENTATIONS.build("spec_augment_first_place", fill="zero").masks == MaskSettings(
+        0.5, (1, 2), 0.15, 0.20, "fraction", "zero"
     )
     with pytest.raises(OptionError, match="has no option 'fil'; did you mean fill?"):
-        AUGMENTATIONS.build("spec_augment_first", fil="zero")
+        AUGMENTATIONS.build("spec_augment_first_place", fil="zero")

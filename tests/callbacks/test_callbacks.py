@@ -15,6 +15,7 @@ from fastai.learner import Learner
 from fastai.optimizer import SGD
 from torch import nn
 
+from fatai.augment.base import Augmentation
 from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.mixup import LinearMixUp
 from fatai.augment.item import ItemAugmentations
@@ -130,7 +131,7 @@ class Switches(Callback):
         self.seen = []
 
     def before_train(self):
-        self.seen.append(tuple(cb.active for cb in self.learn.cbs if getattr(cb, "is_random_change", False)))
+        self.seen.append(tuple(cb.active for cb in self.learn.cbs if isinstance(cb, Augmentation)))
 
 
 def audio_learner(dls, *cbs):

@@ -154,7 +154,7 @@ def test_whatever_optimiser_steps(sample, cache, tmp_path, opt_func):
 def test_random_changes_with_generators_of_their_own_and_a_sampler_go_on(sample, cache, tmp_path):
     def make_cbs():
         own = torch.Generator().manual_seed(3)
-        return [SpecAugment(generator=own), MixUpOr(partner="set", generator=own), LinearMixUp()]
+        return [SpecAugment(generator=own), MixUpOr(partner="dataset", generator=own), LinearMixUp()]
 
     def fit(learn, epochs, cbs):
         targ = torch.stack(
@@ -190,7 +190,7 @@ def test_everything_that_a_recipe_gives_to_a_fit_goes_on(sample, cache, tmp_path
             rows[len(rows)] = [line.split(",")[:-1] for line in path.read_text().splitlines()]
 
     def make_cbs():
-        return [SpecAugment(), LinearMixUp(partner="set"), ItemAugmentations(Gain())]
+        return [SpecAugment(), LinearMixUp(partner="dataset"), ItemAugmentations(Gain())]
 
     check_goes_on(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=6, kill_in=3, path=tmp_path)
     assert rows[0] == rows[2] and len(rows[0]) == 7 and rows[1] == rows[0][:4], (

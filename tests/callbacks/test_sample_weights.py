@@ -153,7 +153,7 @@ def test_every_registered_loss_is_reached(dls, loss):
     assert [x[3] / 2 for x in whole.seen] == pytest.approx([x[3] for x in half.seen], rel=1e-5)
 
 
-@pytest.mark.parametrize("partner", ["batch", "set"])
+@pytest.mark.parametrize("partner", ["batch", "dataset"])
 def test_weights_and_marks_are_mixed_with_the_labels(dls, partner):
     """Weight and mark are functions of the labels here, so their mixtures must be the same functions of the mixed labels."""
     files = dls.files(0)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.show import augmented, show_each
-from fatai.augment.spec import Flip
+from fatai.augment.spec import TimeReverse
 from fatai.cli import app
 from fatai.errors import DataError, OptionError, UnknownNameError
 from fatai.experiment.recipe import load_recipe
@@ -37,7 +37,7 @@ optimizer = "adam"
 clip_grad_value = 1.0
 loss = "focal"
 mixup = { name = "mixup_or", p = 1.0 }
-augment = [{ name = "flip", p = 0.5 }, { name = "gain", p = 0.25, gain_db = [-6.0, -3.0] }]
+augment = [{ name = "time_reverse", p = 0.5 }, { name = "gain", p = 0.25, gain_db = [-6.0, -3.0] }]
 [[stages]]
 name = "second"
 augment = [{ name = "cutout" }]
@@ -112,10 +112,10 @@ def test_everything_that_is_registered_can_be_shown(sample, tmp_path):
 
 @pytest.mark.parametrize("args, error, words", [
     ([], OptionError, "the recipe quick has no augmentation; name one with --augment or --mixup"),
-    (["--augment", "flop"], UnknownNameError, "no augmentation named 'flop'; did you mean flip?"),
+    (["--augment", "gian"], UnknownNameError, "no augmentation named 'gian'; did you mean gain?"),
     (["--mixup", "mixup_nor"], UnknownNameError, "no mixer named 'mixup_nor'; did you mean mixup_or?"),
-    (["--augment", "flip", "--fold", "2"], OptionError, "fold is 2; quick has the folds 0 to 1"),
-    (["--augment", "flip", "-n", "61"], DataError, "there are 60 training clips to show; expected at least n=61"),
+    (["--augment", "time_reverse", "--fold", "2"], OptionError, "fold is 2; quick has the folds 0 to 1"),
+    (["--augment", "time_reverse", "-n", "61"], DataError, "there are 60 training clips to show; expected at least n=61"),
 ])
 def test_what_cannot_be_shown_is_an_error(sample, tmp_path, args, error, words):
     with pytest.raises(error, match=words):
@@ -132,7 +132,7 @@ def test_each_row_shows_one_change_of_the_same_crops(small_dls):
     before = torch.get_rng_state()
     axes = show_each(
         small_dls,
-        {"backwards": Flip(p=0.01), "both": [Flip(p=0.0), LinearMixUp(per="pair", lam=(0.25, 0.25))]},
+        {"backwards": TimeReverse(p=0.01), "both": [TimeReverse(p=0.0), LinearMixUp(per="pair", lam=(0.25, 0.25))]},
         4,
         seed=3,
     )
@@ -169,12 +169,12 @@ def test_a_preview_learner_is_ready_for_the_first_stage(sample, recipe, tmp_path
     assert learn.dls.train.bs == 8 and len(learn.dls.train_ds) == 60
     assert learn.wd == 0.5 and type(learn.loss_func).__name__ == "Focal"
     names = {type(cb).__name__ for cb in learn.cbs}
-    assert names >= {"Flip", "Gain", "MixUpOr", "ClipGradValue"} and "Cutout" not in names
+    assert names >= {"TimeReverse", "Gain", "MixUpOr", "ClipGradValue"} and "Cutout" not in names
 
 
 def test_changes_of_a_stage_keep_their_order_and_options(recipe):
     changes = stage_augmentations(load_recipe(recipe).stages[0])
-    assert [name for name, _ in changes] == ["flip", "gain", "mixup_or"]
+    assert [name for name, _ in changes] == ["time_reverse", "gain", "mixup_or"]
     assert changes[1][1].p == 0.25 and changes[1][1].bounds == (-6.0, -3.0)
     assert stage_augmentations(load_recipe("quick").stages[0]) == []
 

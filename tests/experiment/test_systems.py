@@ -66,7 +66,7 @@ KERNEL_FIT = {
     "schedule": "one_cycle",
     "loss": "bce",
     "loss_options": {},
-    "augment": ("flip", "lighting"),
+    "augment": ("time_reverse", "brightness_contrast"),
     "checkpoint": "last",
     "noisy_labels": None,
     "reinit": False,
@@ -90,8 +90,8 @@ GOLD_FIT = {
     "item_tfms": ("pitch", "stretch"),
 }
 
-# What the fact sheet says of each. Front ends: rate, window, hop, bins, lowest and highest Hz; frames of a crop; channels; parameters of 80
-# tags where a count is published or follows from published ones.
+# What the fact sheet says of each. Front ends: rate, window, hop, bins, lowest and highest Hz; frames of a crop;
+# channels; parameters of 80 tags where a count is published or follows from published ones.
 SYSTEMS: dict = {
     "ninth_full": {
         "front_end": (44100, 1920, 690, 64, 20, 22050),
@@ -157,7 +157,7 @@ SYSTEMS: dict = {
             {
                 **GOLD_FIT,
                 "epochs": 4,
-                "noisy_labels": {"method": "gold_plan_confidence", "keep": 0.8, "add": 0.95, "least": 0.5},
+                "noisy_labels": {"method": "gold_plan_confidence", "keep_threshold": 0.8, "add_threshold": 0.95, "min_prob": 0.5},
                 "noisy_sample_weight": 0.5,
             },
             {**GOLD_FIT, "epochs": 8, "noisy_labels": {"method": "previous"}, "noisy_sample_weight": 1.0},
@@ -226,7 +226,8 @@ SYSTEMS: dict = {
         "corrupted_files": "keep",
         "folds": ("multilabel", 5, 42, None),
         "seed": 42,
-        # The published 4,798,661 are of 128 bins: one more adds 3 weights to each of 100 channels, and the 2 of its own norm.
+        # The published 4,798,661 are of 128 bins: one more adds 3 weights to each of 100 channels, and the 2 of its own
+        # norm.
         "parameters": 4_798_661 + 3 * 100 + 2,
         "tta": {"views": "whole", "n": None, "options": {}, **MEAN_OF_PROBS},
         "stages": [
@@ -292,7 +293,7 @@ SYSTEMS: dict = {
                     "curated_weight": 0.5,
                     "noisy_weight": 0.5,
                 },
-                "noisy_labels": {"method": "first_place_corrections", "shares": {"noisy": 0.2, "curated": 0.8}},
+                "noisy_labels": {"method": "first_place_corrections", "source_weights": {"noisy": 0.2, "curated": 0.8}},
                 "sampling": "mixture",
                 "sampling_options": {"n": 32768},
                 "augment": ("repeat_pad", "random_resized_crop", "spec_augment_first_place", "mixer_first_place"),
@@ -312,7 +313,7 @@ SYSTEMS["first_place_skip"] = {
     "stages": [
         {
             **_FIRST["stages"][0],
-            "noisy_labels": {"method": "first_place_corrections", "shares": {"noisy": 0.33, "curated": 0.67}},
+            "noisy_labels": {"method": "first_place_corrections", "source_weights": {"noisy": 0.33, "curated": 0.67}},
             "mixup": {"name": "mixer_first_place", "p": 0.66},
             "augment": ("repeat_pad", "spec_augment_first_place", "mixer_first_place"),
         }
@@ -383,35 +384,37 @@ def test_masks_and_mixers_are_as_published():
             ("first_place", 0, "spec_augment_first_place"),
         ]
     }
-    told = {key[0]: (m.p, tuple(m.rounds), m.freq, m.time, m.width, m.fill) for key, m in masks.items()}
+    told = {key[0]: (m.p, tuple(m.n_masks), m.freq, m.time, m.width, m.fill) for key, m in masks.items()}
     assert told == {
-        "ninth_full": (1, (2, 2), 0.15, 0.30, "share", "zero"),
-        "gold_plan": (1, (2, 2), 21, 0.10, "share", "zero"),     # 21 * U(0, 1), rounded down: 20 bins at most
+        "ninth_full": (1, (2, 2), 0.15, 0.30, "fraction", "zero"),
+        "gold_plan": (1, (2, 2), 21, 0.10, "fraction", "zero"),     # 21 * U(0, 1), rounded down: 20 bins at most
         "kaggle_fat_36th": (1, (2, 2), 0.2, 0.2, "double", "mean"),
-        "first_place": (0.5, (1, 2), 0.15, 0.20, "share", "min"),
+        "first_place": (0.5, (1, 2), 0.15, 0.20, "fraction", "min"),
     }
     ninth, gold, fat = (drawn(*at) for at in [
         ("ninth_full", 2, "mixup"), ("gold_plan", 0, "mixup_gold_plan"), ("kaggle_fat_36th", 0, "mixup_kaggle_fat")])
-    assert [(m.lam, m.per, m.p, m.larger, m.labels, m.place) for m in (ninth, gold, fat)] == [
+    assert [(m.lam, m.per, m.p, m.larger, m.labels, m.domain) for m in (ninth, gold, fat)] == [
         (0.4, "batch", 1, False, "linear", "log"),
         (0.4, "clip", 0.5, False, "linear", "log"),
         (0.4, "clip", 1, True, "linear", "log"),
     ]
     third, first = drawn("third_place_noisy", 3, "mixup_or_third_place"), drawn("first_place", 0, "mixer_first_place")
-    assert (third.p, third.share, third.labels, third.partner, third.replaces) == (0.5, (0.4, 0.6), "or", "set", False)
+    assert (third.p, third.lam, third.labels, third.partner, third.overwrite) == (
+        0.5, (0.4, 0.6), "or", "dataset", False,
+    )
     assert first.p == 0.8 and first.weights.tolist() == [0.6, 0.4]
     concat, add = first.mixers
-    assert concat.reach == (3, 12) and concat.labels == "or" and add.lam == (0.5, 1.0) and add.labels == "linear"
+    assert concat.steepness == (3, 12) and concat.labels == "or" and add.lam == (0.5, 1.0) and add.labels == "linear"
 
 
 def test_the_3rd_places_effects_and_the_1st_places_crops_are_as_published():
     effects = drawn("third_place_2d", 0, "third_place_effects")
-    reverb, pitch, overdrive, speed = effects.changes
-    assert effects.p == 0.75 and (reverb.reverberance, reverb.room) == ((0, 49), (0, 49))
+    reverb, pitch, overdrive, speed = effects.augmentations
+    assert effects.p == 0.75 and (reverb.reverberance, reverb.room_size) == ((0, 49), (0, 49))
     assert (pitch.bounds, overdrive.bounds, speed.bounds) == ((-3, 3), (2, 9), (0.9, 1.1))
     crop = drawn("first_place", 0, "random_resized_crop")
     # Theirs is of pictures of 128 x 256: 1.7 to 2.3.
-    assert (crop.p, crop.scale, [2 * r for r in crop.ratio], crop.tries) == (0.33, (0.8, 1.0), [1.7, 2.3], 10)
+    assert (crop.p, crop.scale, [2 * r for r in crop.ratio], crop.n_tries) == (0.33, (0.8, 1.0), [1.7, 2.3], 10)
 
 
 def test_the_kernels_cycles_are_fastai_v1s():

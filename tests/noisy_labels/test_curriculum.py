@@ -34,7 +34,7 @@ class Models:
 def test_each_step_is_chosen_by_models_of_the_step_before():
     models = Models()
     steps = list(noisy_curriculum(models, ks=(1, 2, 4)))
-    assert [step.method for step in steps] == ["scoring_1", "scoring_2", "scoring_4", "third"]
+    assert [step.method for step in steps] == ["scoring_1", "scoring_2", "scoring_4", "third_place_pseudo_labels"]
     assert [set(step.fnames) for step in steps[:3]] == [
         {"0.wav"},
         {"0.wav", "5.wav"},
@@ -56,20 +56,20 @@ def test_the_published_steps_are_the_default_and_one_may_stop():
 
 
 def test_without_pseudo_labels():
-    assert [step.method for step in noisy_curriculum(Models(), ks=(1, 2), pseudo=False)] == ["scoring_1", "scoring_2"]
+    assert [step.method for step in noisy_curriculum(Models(), ks=(1, 2), pseudo_labels=False)] == ["scoring_1", "scoring_2"]
 
 
 def test_models_that_trained_on_the_clips_are_refused():
     steps = noisy_curriculum(Models(out_of_fold=False), ks=(1, 2))
     next(steps)
-    with pytest.raises(DataError, match="the models trained on 1 of the clips that they judge; .* out_of_fold=True"):
+    with pytest.raises(DataError, match="the models were trained on 1 of the clips that they predict; .* out_of_fold=True"):
         next(steps)
 
 
 def test_all_clips_are_judged_each_time():
     steps = noisy_curriculum(Models(lose=True), ks=(1, 2))
     next(steps)
-    with pytest.raises(DataError, match="5 clips are judged, others than the 6 before"):
+    with pytest.raises(DataError, match="5 clips are predicted, not the 6 of the step before"):
         next(steps)
 
 
@@ -104,8 +104,8 @@ def test_advice_follows_lwlrap(scores, loss, expected):
 
 def test_advice_says_why_and_checks_its_options():
     assert (
-        "0.7200" in suggest_loss([0.72, 0.5, 0.5]).why
-        and "weigh noisy clips less" in suggest_loss([0.72, 0.5, 0.5], "sce").why
+        "0.7200" in suggest_loss([0.72, 0.5, 0.5]).reason
+        and "weigh noisy clips less" in suggest_loss([0.72, 0.5, 0.5], "sce").reason
     )
     with pytest.raises(OptionError, match="patience 0"):
         suggest_loss([0.7], patience=0)

@@ -5,7 +5,8 @@ import pytest
 
 from fatai.data.labels import apply_corrections, read_corrections, read_labels
 from fatai.errors import DataError, LabelError, OptionError
-from fatai.noisy_labels.methods import select_noisy_labels, write_corrections, write_labels
+from fatai.noisy_labels.io import write_corrections, write_labels
+from fatai.noisy_labels.methods import select_noisy_labels
 
 TAGS = ["Bark", "Meow", "Purr"]
 TABLE = pd.DataFrame({"fname": ["d.wav", "b.wav", "a.wav"], "labels": [["Bark", "Purr"], ["Meow"], ["Purr"]]})
@@ -48,23 +49,23 @@ def test_weights_are_a_column_where_they_differ_from_1(tmp_path):
 
 
 def test_nothing_kept_is_a_table_without_rows(tmp_path):
-    write_labels(select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS, keep=1.0, add=None), tmp_path / "none.csv")
+    write_labels(select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS, keep_threshold=1.0, add_threshold=None), tmp_path / "none.csv")
     assert len(read_labels(tmp_path / "none.csv")) == 0
 
 
 @pytest.mark.parametrize("write", [write_labels, write_corrections])
 def test_soft_targets_and_double_rows_are_refused(write, tmp_path):
-    with pytest.raises(OptionError, match="36th gives soft targets"):
+    with pytest.raises(OptionError, match="kaggle_fat_soft_labels gives soft targets"):
         write(select_noisy_labels(TABLE, TAGS, "kaggle_fat_soft_labels"), tmp_path / "soft.csv")
     fixes = pd.DataFrame({"fname": ["b.wav"], "labels": [["Purr"]]})
-    with pytest.raises(DataError, match="first gives clips as noisy and as corrected ones"):
+    with pytest.raises(DataError, match="first_place_corrections gives clips as noisy and as corrected ones"):
         write(select_noisy_labels(TABLE, TAGS, "first_place_corrections", corrections=fixes), tmp_path / "twice.csv")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_of_tags_are_refused_or_left_out(tmp_path):
     gold = select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS, class_weight=[1, 2, 3])
-    with pytest.raises(OptionError, match="weighs each tag of a clip, .* weights=False"):
+    with pytest.raises(OptionError, match="weights each tag of a clip, .* weights=False"):
         write_labels(gold, tmp_path / "gold.csv")
     write_labels(gold, tmp_path / "gold.csv", weights=False)
 

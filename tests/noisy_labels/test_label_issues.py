@@ -38,7 +38,7 @@ def test_one_row_a_clip_and_the_first_few():
 
 
 def test_every_pair_with_the_least_score_of_all():
-    found = find_label_issues(P, T, TAGS, NAMES, least=-np.inf)
+    found = find_label_issues(P, T, TAGS, NAMES, min_score=-np.inf)
     assert len(found) == 12
     b = found[(found["fname"] == "b.wav") & (found["kind"] == "wrong")]
     assert b["score"].item() == pytest.approx(log_odds(0.3) - log_odds(0.8))
@@ -72,7 +72,7 @@ def test_order_of_clips_changes_nothing_and_ranks_count_within_tag_and_kind(prob
 
 
 def test_models_do_not_judge_what_they_trained_on():
-    with pytest.raises(DataError, match="the models trained on b.wav"):
+    with pytest.raises(DataError, match="the models were trained on b.wav"):
         find_label_issues(P, T, TAGS, NAMES, trained_on=["b.wav"])
     assert len(find_label_issues(P, T, TAGS, NAMES, trained_on=NAMES, out_of_fold=True)) == 4
 
@@ -83,7 +83,7 @@ def test_models_do_not_judge_what_they_trained_on():
     (P, T, ["a.wav"] * 4, DataError, "names a.wav more than once"),
     (np.array(P) + 0.5, T, NAMES, DataError, "probs holds 1.4 for a.wav, tag Meow"),
     ([[np.nan] * 3, *P[1:]], T, NAMES, DataError, "nan for a.wav, tag Bark.*leave out clips that no fold predicted"),
-    (P, np.array(T) / 2, NAMES, DataError, "targ holds 0.5"),
+    (P, np.array(T) / 2, NAMES, DataError, "targ has 0.5"),
 ])
 def test_tables_that_do_not_fit_are_refused(probs, targ, names, error, says):
     with pytest.raises(error, match=says):

@@ -42,54 +42,54 @@ P = [[0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [0.8, 0.1, 0.1], [0.1, 0.6, 0.1], [0.5, 0
 
 
 def test_ninth_takes_the_best_of_one_label():
-    chosen = choose("ninth", PAIRS, P, n=2)
+    chosen = choose("ninth_place_low_loss", PAIRS, P, n=2)
     assert chosen.fnames == ("a.wav", "c.wav") and chosen.labels == [["Bark"], ["Bark"]]
-    assert chosen.clips["why"].tolist() == [
+    assert chosen.clips["reason"].tolist() == [
         "as given", "not of one label", "as given", "not among the best 2", "not among the best 2", "not of one label"]
     assert chosen.clips["score"][0] == pytest.approx(-np.log(0.9))  # three times 0.9 right
 
 
 def test_ninth_caps_tags_after_taking_the_best():
     # Of the best 2 one is above the cap, and no third clip takes its place.
-    assert choose("ninth", PAIRS, P, n=2, per_tag=1).fnames == ("a.wav",)
-    assert choose("ninth", PAIRS, P, n=3, per_tag=1).fnames == ("a.wav", "d.wav")
-    assert choose("ninth", PAIRS, P, per_tag=2).clips["why"][4] == "after 2 better ones of their tag"
+    assert choose("ninth_place_low_loss", PAIRS, P, n=2, per_tag=1).fnames == ("a.wav",)
+    assert choose("ninth_place_low_loss", PAIRS, P, n=3, per_tag=1).fnames == ("a.wav", "d.wav")
+    assert choose("ninth_place_low_loss", PAIRS, P, per_tag=2).clips["reason"][4] == "after 2 better ones of their tag"
 
 
 def test_ninth_tells_equal_losses_apart_by_name():
     table = table_of(c="Bark", a="Bark", b="Bark")
-    assert set(choose("ninth", table, [[0.7, 0.2, 0.2]] * 3, n=2).fnames) == {"a.wav", "b.wav"}
+    assert set(choose("ninth_place_low_loss", table, [[0.7, 0.2, 0.2]] * 3, n=2).fnames) == {"a.wav", "b.wav"}
 
 
 def test_ninth_bears_probabilities_of_exactly_0_and_1():
-    assert np.isfinite(choose("ninth", PAIRS, np.eye(3)[[0, 1, 2, 0, 1, 2]]).clips["score"]).all()
+    assert np.isfinite(choose("ninth_place_low_loss", PAIRS, np.eye(3)[[0, 1, 2, 0, 1, 2]]).clips["score"]).all()
 
 
 # gold
 
 def test_gold_keeps_adds_drops_and_weighs():
     table = table_of(a="Bark,Meow", b="Bark", c="Purr", d="Purr")
-    chosen = choose("gold", table, [[0.8, 0.79, 0.94], [0.9, 0.95, 0.0], [0.0, 0.0, 0.79], [0.99, 0.0, 0.1]])
+    chosen = choose("gold_plan_confidence", table, [[0.8, 0.79, 0.94], [0.9, 0.95, 0.0], [0.0, 0.0, 0.79], [0.99, 0.0, 0.1]])
     assert chosen.fnames == ("a.wav", "b.wav", "d.wav") and chosen.labels == [["Bark"], ["Bark", "Meow"], ["Bark"]]
     np.testing.assert_allclose(chosen.weight, [0.8, 0.95, 0.99], rtol=1e-6)
-    assert chosen.clips["why"].tolist() == ["relabelled", "relabelled", "without a believed tag", "relabelled"]
+    assert chosen.clips["reason"].tolist() == ["relabelled", "relabelled", "without a confirmed tag", "relabelled"]
 
 
 def test_gold_without_adding():
-    assert choose("gold", table_of(b="Bark", d="Purr"), [[0.9, 0.99, 0.0], [0.99, 0.0, 0.1]], add=None).labels == [
+    assert choose("gold_plan_confidence", table_of(b="Bark", d="Purr"), [[0.9, 0.99, 0.0], [0.99, 0.0, 0.1]], add_threshold=None).labels == [
         ["Bark"]
     ]
 
 
 def test_gold_weights_stay_within_one_half_and_one():
-    assert choose("gold", table_of(a="Bark", b="Bark"), [[0.3, 0, 0], [1, 0, 0]], keep=0.2).weight.tolist() == [
+    assert choose("gold_plan_confidence", table_of(a="Bark", b="Bark"), [[0.3, 0, 0], [1, 0, 0]], keep_threshold=0.2).weight.tolist() == [
         0.5,
         1.0,
     ]
 
 
 def test_gold_weights_of_tags_reach_the_loss():
-    chosen = choose("gold", table_of(a="Bark"), [[0.8, 0.1, 0.1]], class_weight=[0.5, 1.0, 1.5])
+    chosen = choose("gold_plan_confidence", table_of(a="Bark"), [[0.8, 0.1, 0.1]], class_weight=[0.5, 1.0, 1.5])
     np.testing.assert_allclose(chosen.weight, [[0.4, 0.8, 1.2]], rtol=1e-6)
     loss = LOSSES.build("bce")
     loss.sample_weight = torch.tensor(chosen.weight)
@@ -100,14 +100,14 @@ def test_gold_weights_of_tags_reach_the_loss():
 # 36th
 
 def test_36th_softens_every_clip():
-    chosen = choose("36th", table_of(a="Bark", b="Bark,Purr", c="Bark,Meow,Purr", d=""))
+    chosen = choose("kaggle_fat_soft_labels", table_of(a="Bark", b="Bark,Purr", c="Bark,Meow,Purr", d=""))
     np.testing.assert_allclose(chosen.targ, [[0.8, 0.1, 0.1], [0.8, 0.2, 0.8], [0.8] * 3, [0.2 / 3] * 3], rtol=1e-6)
-    assert chosen.soft and not chosen.clips["changed"].any() and chosen.weight.tolist() == [1] * 4
+    assert chosen.is_soft and not chosen.clips["changed"].any() and chosen.weight.tolist() == [1] * 4
 
 
 def test_36th_with_the_competitions_80_tags():
     tags = [f"tag{i:02}" for i in range(80)]
-    targ = select_noisy_labels(pd.DataFrame({"fname": ["a.wav"], "labels": ["tag03;tag07"]}), tags, "36th").targ
+    targ = select_noisy_labels(pd.DataFrame({"fname": ["a.wav"], "labels": ["tag03;tag07"]}), tags, "kaggle_fat_soft_labels").targ
     assert targ[0, 3] == np.float32(0.8) and targ[0, 0] == pytest.approx(0.2 / 78)
 
 
@@ -118,37 +118,37 @@ GIVEN = table_of(a="Bark", b="Meow", c="Bark,Meow")
 
 
 def test_first_marks_noisy_rows_and_adds_corrected_ones():
-    chosen = choose("first", GIVEN, corrections=FIXES)
+    chosen = choose("first_place_corrections", GIVEN, corrections=FIXES)
     assert chosen.fnames == ("b.wav", "c.wav", "b.wav") and chosen.labels == [["Meow"], ["Bark", "Meow"], ["Purr"]]
     assert chosen.source == ("noisy", "noisy", "corrected") and chosen.noisy.tolist() == [True, True, False]
-    assert chosen.shares == {"noisy": 0.07, "corrected": 0.33, "curated": 0.60}
-    assert chosen.clips["why"].tolist() == ["removed by hand", "as given, and with corrected labels", "as given"]
+    assert chosen.source_weights == {"noisy": 0.07, "corrected": 0.33, "curated": 0.60}
+    assert chosen.clips["reason"].tolist() == ["removed by hand", "as given, and with corrected labels", "as given"]
 
 
 def test_first_with_nothing_removed_yet_and_without_corrections():
-    with_all = choose("first", GIVEN, corrections=FIXES, removals=False, shares="corr_noisy_003")
-    assert with_all.source == ("noisy",) * 3 + ("corrected",) and with_all.shares == MIXTURE_WEIGHTS["corr_noisy_003"]
-    plain = choose("first", GIVEN)
-    assert plain.source == ("noisy",) * 3 and plain.shares == {"noisy": 0.20, "curated": 0.80}
+    with_all = choose("first_place_corrections", GIVEN, corrections=FIXES, removals=False, source_weights="corr_noisy_003")
+    assert with_all.source == ("noisy",) * 3 + ("corrected",) and with_all.source_weights == MIXTURE_WEIGHTS["corr_noisy_003"]
+    plain = choose("first_place_corrections", GIVEN)
+    assert plain.source == ("noisy",) * 3 and plain.source_weights == {"noisy": 0.20, "curated": 0.80}
 
 
 def test_first_can_be_drawn_from_with_its_shares():
-    chosen = choose("first", GIVEN, corrections=FIXES)
+    chosen = choose("first_place_corrections", GIVEN, corrections=FIXES)
     sampler = MixtureSampler(
-        [*chosen.source, "curated", "curated"], chosen.shares, n=2000, generator=torch.Generator().manual_seed(0)
+        [*chosen.source, "curated", "curated"], chosen.source_weights, n=2000, generator=torch.Generator().manual_seed(0)
     )
     assert np.mean([i == 2 for i in sampler]) == pytest.approx(0.33, abs=0.04)
 
 
 def test_first_warns_about_corrections_of_other_clips():
-    with pytest.warns(UserWarning, match="1 of 1 corrections in corrections fit no clip"):
-        choose("first", GIVEN, corrections=FIXES.assign(fname=["x.wav", "y.wav"]).head(1))
+    with pytest.warns(UserWarning, match="1 of 1 corrections in corrections match no clip"):
+        choose("first_place_corrections", GIVEN, corrections=FIXES.assign(fname=["x.wav", "y.wav"]).head(1))
 
 
 # fourth
 
 def test_fourth_teaches_the_second_head_only():
-    chosen = choose("fourth", table_of(a="Bark", b="Meow,Purr"))
+    chosen = choose("fourth_place_second_head", table_of(a="Bark", b="Meow,Purr"))
     assert chosen.tags[3:] == ("Bark (noisy)", "Meow (noisy)", "Purr (noisy)")
     assert (
         chosen.targ.tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
@@ -212,7 +212,7 @@ def test_every_result_can_be_trained_on_and_accounts_for_every_clip(name, rng):
     assert chosen.targ.dtype == chosen.weight.dtype == np.float32 and not chosen.targ.flags.writeable
     assert chosen.clips["fname"].tolist() == table["fname"].tolist()
     assert (
-        set(chosen.fnames) == set(chosen.clips["fname"][chosen.clips["kept"]]) and chosen.clips["why"].str.len().all()
+        set(chosen.fnames) == set(chosen.clips["fname"][chosen.clips["kept"]]) and chosen.clips["reason"].str.len().all()
     )
     loss = LOSSES.build("bce")(
         torch.zeros(len(chosen), len(chosen.tags)), torch.tensor(chosen.targ), w=torch.tensor(chosen.weight)
@@ -228,7 +228,7 @@ def test_gold_keeps_no_tag_below_and_misses_none_above_its_thresholds(probs, lab
     table = pd.DataFrame(
         {"fname": list("abcde"), "labels": pd.Series([[t for t, y in zip(TAGS, row) if y] for row in labels])}
     )
-    chosen = choose("gold", table, probs, keep=keep, add=add)
+    chosen = choose("gold_plan_confidence", table, probs, keep_threshold=keep, add_threshold=add)
     expected = {n: [t for t, y, p in zip(TAGS, row, ps) if (y and p >= keep) or p >= add]
                 for n, row, ps in zip("abcde", labels, probs)}
     assert dict(zip(chosen.fnames, chosen.labels)) == {n: row for n, row in expected.items() if row}
@@ -236,13 +236,13 @@ def test_gold_keeps_no_tag_below_and_misses_none_above_its_thresholds(probs, lab
 
 def test_names_and_sources_are_told():
     assert {
-        "ninth",
-        "gold",
-        "36th",
-        "first",
-        "fourth",
+        "ninth_place_low_loss",
+        "gold_plan_confidence",
+        "kaggle_fat_soft_labels",
+        "first_place_corrections",
+        "fourth_place_second_head",
         "fourth_place_pseudo_labels",
-        "third",
+        "third_place_pseudo_labels",
         "scoring",
         "fullmatch",
         "as_given",
@@ -250,7 +250,7 @@ def test_names_and_sources_are_told():
     assert all(NOISY.source(name) and NOISY.describe(name) for name in METHODS)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"as_given", "36th", "first", "fourth"}))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"as_given", "kaggle_fat_soft_labels", "first_place_corrections", "fourth_place_second_head"}))
 def test_methods_that_ask_models_say_so(name):
     with pytest.raises(OptionError, match="needs probabilities of the clips; give probs and fnames"):
         choose(name, PAIRS)
@@ -259,22 +259,22 @@ def test_methods_that_ask_models_say_so(name):
 @pytest.mark.parametrize(
     ("name", "options", "error", "says"),
     [
-        ("ninth", {"n": 0}, OptionError, "n is 0; expected a number of clips of at least 1"),
-        ("ninth", {"per_tag": -1}, OptionError, "per_tag is -1"),
-        ("ninth", {"cap": 3}, OptionError, "'ninth' has no option 'cap'"),
-        ("gold", {"keep": 1.5}, OptionError, "keep is 1.5; expected a probability"),
-        ("gold", {"add": -0.1}, OptionError, "add is -0.1"),
-        ("gold", {"class_weight": [1.0]}, OptionError, r"class_weight is \[1.0\]; expected .* each of the 3 tags"),
-        ("36th", {"positive": 0.0}, OptionError, "positive is 0.0"),
+        ("ninth_place_low_loss", {"n": 0}, OptionError, "n is 0; expected a number of clips of at least 1"),
+        ("ninth_place_low_loss", {"per_tag": -1}, OptionError, "per_tag is -1"),
+        ("ninth_place_low_loss", {"cap": 3}, OptionError, "'ninth_place_low_loss' has no option 'cap'"),
+        ("gold_plan_confidence", {"keep_threshold": 1.5}, OptionError, "keep_threshold is 1.5; expected a probability"),
+        ("gold_plan_confidence", {"add_threshold": -0.1}, OptionError, "add_threshold is -0.1"),
+        ("gold_plan_confidence", {"class_weight": [1.0]}, OptionError, r"class_weight is \[1.0\]; expected .* each of the 3 tags"),
+        ("kaggle_fat_soft_labels", {"positive": 0.0}, OptionError, "positive is 0.0"),
         ("fourth_place_pseudo_labels", {"power": 0}, OptionError, "power is 0"),
         (
-            "first",
-            {"shares": "corr_noisy_4"},
+            "first_place_corrections",
+            {"source_weights": "corr_noisy_4"},
             OptionError,
             "no mixture is named 'corr_noisy_4'; did you mean corr_noisy_004",
         ),
-        ("first", {"shares": "corr_noisy_004"}, DataError, "draw corrected clips, but no clip is corrected"),
-        ("nineth", {}, UnknownNameError, "no noisy-label method named 'nineth'; did you mean ninth"),
+        ("first_place_corrections", {"source_weights": "corr_noisy_004"}, DataError, "draw corrected clips, but no clip is corrected"),
+        ("ninth_place_lowloss", {}, UnknownNameError, "no noisy-label method .*; did you mean ninth_place_low_loss"),
     ],
 )
 def test_options_that_make_no_sense_are_named(name, options, error, says):

@@ -55,14 +55,14 @@ def test_each_mode_on_a_table_worked_out_by_hand(name, expected):
 def test_the_kept_clips_stay_in_the_order_of_the_table_and_tell_why():
     chosen = NOISY.build("relabelall_1.0")(JUDGED)
     assert chosen.fnames == ("d.wav", "b.wav", "c.wav")
-    assert chosen.clips["why"].tolist() == ["as given", "relabelled", "as given", "without a predicted label"]
+    assert chosen.clips["reason"].tolist() == ["as given", "relabelled", "as given", "without a predicted label"]
     assert chosen.clips["changed"].tolist() == [False, True, False, False]
     assert str(chosen).startswith("relabelall: 3 of 4 clips kept (2 as given, ")
 
 
 def test_third_keeps_the_best_as_given_and_pseudo_labels_the_rest():
-    assert kept("third", k=1, cardinality=1.0) == {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}
-    assert kept("third", k=3, cardinality=1.0) == {
+    assert kept("third_place_pseudo_labels", k=1, cardinality=1.0) == {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}
+    assert kept("third_place_pseudo_labels", k=3, cardinality=1.0) == {
         "d.wav": ["Bark"],
         "b.wav": ["Bark"],
         "c.wav": ["Bark", "Purr"],
@@ -141,7 +141,7 @@ def test_an_empty_table_gives_an_empty_choice(name):
 
 @pytest.mark.parametrize(("name", "options", "says"), [
     ("scoring_1k", {}, "'scoring_1k' ends in '1k'; expected a whole number of clips, such as scoring_1000"),
-    ("scoring_0", {}, "k is 0; expected how many clips to keep"),
+    ("scoring_0", {}, "k is 0; expected the number of clips to keep"),
     ("scoring_1.5", {}, "ends in '1.5'; expected a whole number"),
     ("relabelall-merge_x", {}, "ends in 'x'; expected a mean number of tags a clip, such as relabelall-merge_1.2"),
     ("fullmatch_0", {}, "cardinality is 0.0; expected .* above 0"),

@@ -62,7 +62,7 @@ def test_results_cannot_be_changed():
             "probs holds 1.2 for a.wav, tag Meow; expected numbers within .* take the sigmoid",
         ),
         ([[np.nan, 0.2], *PROBS[1:]], NAMES, DataError, "probs holds nan for a.wav, tag Bark"),
-        (PROBS, None, OptionError, "probs come without fnames"),
+        (PROBS, None, OptionError, "got probs without fnames"),
     ],
 )
 def test_probabilities_that_do_not_fit_are_refused(probs, names, error, says):
@@ -81,7 +81,7 @@ def test_tables_that_do_not_fit_are_refused(table, error, says):
 
 
 def test_models_do_not_judge_what_they_trained_on():
-    with pytest.raises(DataError, match="trained on a.wav, so they know the labels .* say out_of_fold=True"):
+    with pytest.raises(DataError, match="were trained on a.wav, so their predictions .* pass out_of_fold=True"):
         attach_predictions(TABLE, TAGS, PROBS, NAMES, trained_on=["a.wav", "curated.wav"])
     assert not attach_predictions(TABLE, TAGS, PROBS, NAMES, trained_on=["x.wav", "curated.wav"]).out_of_fold
     assert attach_predictions(TABLE, TAGS, PROBS, NAMES, trained_on=["a.wav"], out_of_fold=True).out_of_fold
@@ -99,25 +99,25 @@ def test_an_untrained_folds_gaps_do_not_spoil_the_mean():
 
 def test_a_clip_that_every_model_trained_on_has_no_mean():
     with pytest.raises(
-        DataError, match=r"every model trained on b.wav; share such clips over the folds \(how='own' or 'others'\)"
+        DataError, match=r"every model was trained on b.wav; split such clips over the folds \(split='own' or 'others'\)"
     ):
         out_of_fold_mean(np.zeros((2, 2, 1)), ["a.wav", "b.wav"], [["b.wav"], ["b.wav", "a.wav"]])
-    with pytest.raises(ShapeError, match=r"stack has shape \(2, 2, 1\); expected .* with 1 models and 2 clips"):
+    with pytest.raises(ShapeError, match=r"probs has shape \(2, 2, 1\); expected .* with 1 models and 2 clips"):
         out_of_fold_mean(np.zeros((2, 2, 1)), ["a.wav", "b.wav"], [[]])
 
 
 def test_folds_get_their_own_fifth_as_scikit_learn_splits_sorted_names(ten):
     names = np.array(sorted(ten.fnames))
-    parts = ten.split(how="own")
+    parts = ten.per_fold(split="own")
     by_hand = [set(names[oof_score]) for _, oof_score in KFold(5, shuffle=True, random_state=42).split(names)]
     assert [set(part.fnames) for part in parts] == by_hand
-    assert [set(part.fnames) for part in ten.split(how="others")] == [set(names) - own for own in by_hand]
-    assert all(part.fnames == ten.fnames for part in ten.split())
+    assert [set(part.fnames) for part in ten.per_fold(split="others")] == [set(names) - own for own in by_hand]
+    assert all(part.fnames == ten.fnames for part in ten.per_fold())
 
 
 def test_split_clips_are_judged_by_the_folds_that_left_them_out(ten):
     """What one model learnt by heart (1.0) must not show."""
-    parts = ten.split(how="own", n=5)
+    parts = ten.per_fold(split="own", n=5)
     stack = [[[1.0, 0.0] if name in part.fnames else [0.25, 0.0] for name in ten.fnames] for part in parts]
     mean = out_of_fold_mean(stack, ten.fnames, [part.fnames for part in parts])
     assert mean[:, 0].tolist() == [0.25] * 10
@@ -126,15 +126,15 @@ def test_split_clips_are_judged_by_the_folds_that_left_them_out(ten):
 def test_rows_of_one_clip_stay_in_one_fold():
     table = pd.DataFrame({"fname": list("abcdef"), "labels": "Bark"})
     fixes = pd.DataFrame({"fname": list("abcdef"), "labels": [["Meow"]] * 6})
-    for part in NOISY.build("first_place_corrections", corrections=fixes)(attach_predictions(table, TAGS)).split(how="own", n=3):
+    for part in NOISY.build("first_place_corrections", corrections=fixes)(attach_predictions(table, TAGS)).per_fold(split="own", n=3):
         assert sorted(part.fnames) == sorted(2 * list(set(part.fnames))) and len(part) == 4
         assert part.targ.shape == (4, 2) and part.source == ("noisy", "noisy", "corrected", "corrected")
 
 
 def test_weights_of_a_stage(ten):
-    assert ten.times(0.5).weight.tolist() == [0.5] * 10 and ten.weight.tolist() == [1] * 10
+    assert ten.scale_weights(0.5).weight.tolist() == [0.5] * 10 and ten.weight.tolist() == [1] * 10
     with pytest.raises(OptionError, match="factor is -1"):
-        ten.times(-1)
+        ten.scale_weights(-1)
 
 
 def weights_in_training(clips, **options):
@@ -148,27 +148,27 @@ def weights_in_training(clips, **options):
 
 def test_weights_and_marks_reach_training_by_name():
     clips = pd.DataFrame({"fname": ["curated.wav", "a.wav", "b.wav"]})
-    gold = NOISY.build("gold_plan_confidence", keep=0.3, add=None)(attach_predictions(TABLE, TAGS, PROBS, NAMES))
-    weights, noisy = weights_in_training(clips, weights=gold.weight_of, noisy=gold.fnames)
+    gold = NOISY.build("gold_plan_confidence", keep_threshold=0.3, add_threshold=None)(attach_predictions(TABLE, TAGS, PROBS, NAMES))
+    weights, noisy = weights_in_training(clips, weights=gold.weights_by_fname, noisy=gold.fnames)
     np.testing.assert_allclose(weights, [1, 0.9, 0.5])
     assert noisy == [0, 1, 1]
-    of_tags = NOISY.build("gold_plan_confidence", keep=0.3, add=None, class_weight=[1, 2])(
+    of_tags = NOISY.build("gold_plan_confidence", keep_threshold=0.3, add_threshold=None, class_weight=[1, 2])(
         attach_predictions(TABLE, TAGS, PROBS, NAMES)
     )
     np.testing.assert_allclose(
-        weights_in_training(clips, weights=of_tags.weight_of)[0], [[1, 1], [0.9, 1.8], [0.5, 1]], rtol=1e-6
+        weights_in_training(clips, weights=of_tags.weights_by_fname)[0], [[1, 1], [0.9, 1.8], [0.5, 1]], rtol=1e-6
     )
 
 
 def test_the_table_carries_weights_and_marks_into_training():
     fixes = pd.DataFrame({"fname": ["a.wav"], "labels": [["Bark"]]})
-    chosen = NOISY.build("first_place_corrections", corrections=fixes)(attach_predictions(TABLE, TAGS)).times(0.5)
+    chosen = NOISY.build("first_place_corrections", corrections=fixes)(attach_predictions(TABLE, TAGS)).scale_weights(0.5)
     assert chosen.table["labels"].tolist() == [["Meow"], ["Bark", "Meow"], ["Bark"]]
     assert weights_in_training(chosen.table) == [[0.5, 0.5, 0.5], [1, 1, 0]]
 
 
 def test_soft_targets_are_no_labels():
     soft = NOISY.build("kaggle_fat_soft_labels")(attach_predictions(TABLE, TAGS))
-    with pytest.raises(OptionError, match="36th gives soft targets, which no list of labels can say"):
+    with pytest.raises(OptionError, match="kaggle_fat_soft_labels gives soft targets, which lists of labels cannot express"):
         soft.labels
-    np.testing.assert_allclose(soft.target_of["b.wav"], [0.2, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(soft.targets_by_fname["b.wav"], [0.2, 0.8], rtol=1e-6)

@@ -10,7 +10,7 @@ from fatai.all import (
     ClipGradValue,
     PlainProgress,
     FATDataLoaders,
-    Flip,
+    TimeReverse,
     LRSchedulerCallback,
     MixUpOr,
     NonFiniteError,
@@ -147,11 +147,11 @@ def test_a_module_or_a_function_serves_as_arch(small_dls):
 
 
 def test_mixing_and_masking_by_name_or_as_given(small_dls):
-    by_name = fat_learner(small_dls, "m1", width=0.125, mixup="mixup_or", spec_augment="spec_augment", augment=["flip"])
-    given = fat_learner(small_dls, "m1", width=0.125, mixup=MixUpOr(), spec_augment=SpecAugment(), augment=[Flip()])
+    by_name = fat_learner(small_dls, "m1", width=0.125, mixup="mixup_or", spec_augment="spec_augment", augment=["time_reverse"])
+    given = fat_learner(small_dls, "m1", width=0.125, mixup=MixUpOr(), spec_augment=SpecAugment(), augment=[TimeReverse()])
     for learn in (by_name, given):
         kinds = [type(cb) for cb in augmentation_callbacks(learn)]
-        assert {MixUpOr, SpecAugment, Flip} == set(kinds) and len(kinds) == 3
+        assert {MixUpOr, SpecAugment, TimeReverse} == set(kinds) and len(kinds) == 3
         fit(learn)
     with pytest.raises(UnknownNameError, match="did you mean mixup_or"):
         fat_learner(small_dls, "m1", mixup="mixup_orr")
