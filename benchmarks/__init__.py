@@ -1,1 +1,1 @@
-"""Measurements of speed, each against the plain way of doing the same, in one run."""
+"""Benchmarks: measured comparisons with the plain way, and scores of trained systems."""

@@ -1,8 +1,9 @@
-"""The data path: how long a training step waits for a batch, and how memory grows with the number of cached clips.
+"""Loading of data: how long a training step waits for a batch, and how memory grows with the number of cached clips.
 
-Waiting is what `next()` on the loader takes in the second epoch, against the time of one M3 step on the same batches; the loader has the
-workers that it takes by itself, which is none on a CPU. Memory is the peak of a fresh process that builds a feature cache and then cuts a
-crop from every clip; many clips are hard links of few real files, so each is read, transformed and stored on its own.
+The waiting time is that of `next()` on the loader in the second epoch, compared with the time of one M3 step on the
+same batches; the loader has its default number of workers, which is none on a CPU. Memory is the peak of a fresh
+process that builds a feature cache and then cuts a crop from every clip; many clips are hard links of few real files,
+so each is read, transformed and stored separately.
 
     python -m benchmarks.data [--steps 3] [--clips 320 25000] [--out benchmarks/results/data.md]
 """
@@ -21,19 +22,19 @@ from pathlib import Path
 
 import torch
 
-from fatai.io.atomic import write_text
+from fatai.audio.io import load_audio, save_audio
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.cache import ClipCache
 from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import fat_sample
+from fatai.io.atomic import write_text
 from fatai.models import create_model
-from fatai.audio.io import load_audio, save_audio
 
 _CHILD = "import sys; from benchmarks.data import cache_and_read; cache_and_read(sys.argv[1], sys.argv[2])"
 
 
 def waiting(cache: str, folder: Path, steps: int) -> tuple[float, float]:
-    """Median milliseconds of waiting for a batch in the second epoch, and of a step of M3 on it."""
+    """Return the median milliseconds of waiting for a batch in the second epoch, and of a step of M3 on it."""
     dls = FATDataLoaders.from_path(
         fat_sample(), crop_s=4, bs=32, valid_pct=0, noisy=True, cache=cache, cache_dir=folder
     )
@@ -59,13 +60,13 @@ def waiting(cache: str, folder: Path, steps: int) -> tuple[float, float]:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far; of its own, not of the one that started it."""
+    """Return the peak resident memory of this process, not counting the process that started it."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def cache_and_read(clips: str, folder: str) -> None:
-    """Build the cache of all files in `clips`, read a crop of each, and print the peaks before, after building and after reading."""
+    """Build the cache of all files in `clips`, read a crop of each, and print the peaks of memory."""
     files = sorted(e.path for e in os.scandir(clips))
     settings = ClipConfig(crop_s=2)
     before = peak_mb()
@@ -77,7 +78,7 @@ def cache_and_read(clips: str, folder: str) -> None:
 
 
 def memory(n: int, real: list[Path], folder: Path) -> tuple[float, float, float, float, float]:
-    """Peaks in MB before, after building and after reading a cache of `n` clips; its size in MB; seconds."""
+    """Return the peaks in MB before, after building and after reading a cache of `n` clips; its size in MB; seconds."""
     clips = folder / f"clips_{n}"
     clips.mkdir()
     for k in range(n):
@@ -90,6 +91,7 @@ def memory(n: int, real: list[Path], folder: Path) -> tuple[float, float, float,
 
 
 def main(argv: list[str] | None = None) -> str:
+    """Run the benchmark, write its report and return the table."""
     parser = argparse.ArgumentParser(description="Waiting for data, and memory of a cache.")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--clips", type=int, nargs="*", default=[320, 25000])

@@ -77,10 +77,9 @@ def markdown(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
     known = align_out_of_fold([oof], labels, oof.tags)
     lines = [
         f"Recipe {recipe.name}: {recipe.model.arch}, {recipe_parameters(recipe, len(oof.tags)):,} parameters, "
-        f"{recipe.stages[0].epochs} "
-        f"epochs from scratch, {recipe.folds.n} published folds, the last epoch of each. {len(oof.fnames)} clips, "
-        f"{seconds / 60:.0f} "
-        f"minutes of processes with {torch.get_num_threads()} thread(s) each.",
+        f"{recipe.stages[0].epochs} epochs from scratch, {recipe.folds.n} published folds, the last epoch of each. "
+        f"{len(oof.fnames)} clips, {seconds / 60:.0f} minutes of processes with {torch.get_num_threads()} thread(s) "
+        "each.",
         "",
         f"accuracy {right}; lwlrap {lwlrap}",
         "",

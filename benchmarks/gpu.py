@@ -86,16 +86,14 @@ def training(data: FATDataset, epochs: int, whole: bool, scale: str, work: Path)
     if whole:
         return [
             f"`ninth`, {n} folds of {published} epochs with predictions of the validation clips: {seconds / 60:.1f} "
-            "minutes "
-            "(aim: 10)."
+            "minutes (aim: 10)."
         ]
     # The first epoch warms up.
     took = pd.read_csv(out / "fold_0" / "history.csv")["seconds"]
     epoch, rest = float(took[1:].median()), seconds - float(took.sum())
     return [
         f"`ninth`: {epoch:.2f} s an epoch with its validation; {rest:.1f} s of a fold beside its epochs. Counted up, "
-        f"{n} folds of "
-        f"{published} epochs take {n * (published * epoch + rest) / 60:.1f} minutes (aim: 10)."
+        f"{n} folds of {published} epochs take {n * (published * epoch + rest) / 60:.1f} minutes (aim: 10)."
     ]
 
 

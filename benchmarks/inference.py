@@ -1,10 +1,10 @@
-"""What each kind of view costs and is worth: test lwlrap and clips per second of one trained run.
+"""Cost and score of each kind of view: test lwlrap and clips per second of one trained run.
 
     python -m benchmarks.inference [RUN] [DATA] [--rounds 3] [--out benchmarks/results/inference.md]
 
-RUN is a folder of a finished run (by default that of `make demo`), DATA the data it was trained on, with truth/test.csv, of which only
-scores are made. SelfTrainingRounds of all kinds alternate and the median counts; files are read, trimmed and predicted anew each time, by all folds
-one after another.
+RUN is the folder of a finished run (by default that of `make demo`), DATA the data it was trained on, with
+truth/test.csv, which is used only for scores. Rounds of all kinds alternate and the median counts; files are read,
+trimmed and predicted again each time, by all folds one after another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rounds import report
+from benchmarks.timing import write_report
 from fatai.data.datasets.fat2019 import fat_sample, load_dataset
 from fatai.experiment.run_folder import FinishedRun, predict_with_run
 
@@ -28,9 +28,9 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
     ("8 even crops", "even", {"n": 8}),
     ("5 even crops", "even", {"n": 5}),
     ("5 crops, short clips from varied starts", "varied", {"n": 5}),
-    ("as many as the length asks for", "adaptive", {}),
-    ("tiles of 64 frames' step", "tiles", {"step_frames": 64}),
-    ("tiles of 128 frames' step", "tiles", {"step_frames": 128}),
+    ("as many as the length needs", "adaptive", {}),
+    ("tiles with a step of 64 frames", "tiles", {"step_frames": 64}),
+    ("tiles with a step of 128 frames", "tiles", {"step_frames": 128}),
     ("whole clips", "whole", {}),
     ("whole clips, padded by 8 and by 64 frames", "padded", {}),
 ]
@@ -38,6 +38,7 @@ MANY, WHOLE = KINDS[0][0], "whole clips"
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and write its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", default=Path("runs/demo"))
     parser.add_argument("data", type=Path, nargs="?", default=fat_sample())
@@ -48,17 +49,18 @@ def main(argv: list[str] | None = None) -> None:
     scores: dict[str, float] = {}
     seconds: dict[str, list[float]] = {name: [] for name, *_ in KINDS}
     for _ in range(args.rounds):
-        for name, how, options in KINDS:
-            started = time.perf_counter()
-            predicted = predict_with_run(args.run, data.test, how=how, **options)
-            seconds[name].append(time.perf_counter() - started)
+        for name, views, options in KINDS:
+            start = time.perf_counter()
+            predicted = predict_with_run(args.run, data.test, views=views, **options)
+            seconds[name].append(time.perf_counter() - start)
             scores[name] = predicted.score(data.path / "truth" / "test.csv")
     rates = {name: len(data.test) / statistics.median(took) for name, took in seconds.items()}
     recipe = opened.recipe
     lines = [
-        f"{len(data.test)} test clips of {data.path.name}; {recipe.model.arch} at width {recipe.model.width or 1:g}, crops of "
-        f"{recipe.clips.crop_s:g} s, {len(opened.weights)} folds; {torch.get_num_threads()} threads, median of {args.rounds} alternating "
-        "rounds. A clip that is no longer than a crop has one view, however many were asked for.",
+        f"{len(data.test)} test clips of {data.path.name}; {recipe.model.arch} at width {recipe.model.width or 1:g}, "
+        f"crops of {recipe.clips.crop_s:g} s, {len(opened.weights)} folds; {torch.get_num_threads()} threads, median "
+        f"of {args.rounds} alternating rounds. A clip that is no longer than a crop has one view, however many were "
+        "asked for.",
         "",
         "| views | test lwlrap | clips per second | against 25 random crops |",
         "|---|---|---|---|",
@@ -71,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         f"Whole clips: {rates[WHOLE] / rates[MANY]:.1f} times the clips per second of 25 random crops, lwlrap "
         f"{scores[WHOLE] - scores[MANY]:+.4f}.",
     ]
-    report("Views", f"python -m benchmarks.inference {args.run.name} {data.path.name}", "\n".join(lines), args.out)
+    command = f"python -m benchmarks.inference {args.run.name} {data.path.name}"
+    write_report("Views", command, "\n".join(lines), args.out)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     lines += [
         "",
         f"In the mean {statistics.mean(fractions):.0%} of the first noisy issues are mislabeled, and corrupted labels "
-        "are "
-        f"{statistics.mean(times):.1f} times as frequent among the first {args.fraction:.0%} of curated issues as in "
-        "all.",
+        f"are {statistics.mean(times):.1f} times as frequent among the first {args.fraction:.0%} of curated issues as "
+        "in all.",
     ]
     command = (
         f"python -m benchmarks.label_issues {data.path.name} --seeds {' '.join(map(str, args.seeds))} --steps "

@@ -1,11 +1,12 @@
 """lwlrap of a test set: fatai's against the competition's own way, clip by clip.
 
-The plain way sorts one clip after the other, as the competition's published evaluation does, written here anew. Both are given the same
-scores without ties and must agree to 1e-9; then rounds of one way and the other alternate, and the median round counts.
+The plain way sorts one clip after the other, as the competition's published evaluation does; own code. Both get the
+same scores without ties and must agree to 1e-9; then rounds of the two alternate, and the median round counts.
 
     python -m benchmarks.lwlrap [--rounds 9] [--clips 5000] [--tags 80] [--out benchmarks/results/lwlrap.md]
 
-It also tells what an interval over clips costs. Times are those of the thread, so that other work on the machine is not counted.
+The cost of an interval over clips is measured too. Times are those of the thread, so that other work on the machine is
+not counted.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from benchmarks.rounds import alternate, report  # noqa: E402
+from benchmarks.timing import alternate, write_report  # noqa: E402
 from fatai.metrics.bootstrap import score_interval  # noqa: E402
 from fatai.metrics.ranking import lwlrap  # noqa: E402
 
 
 def plain_way(scores: np.ndarray, targ: np.ndarray) -> float:
-    """lwlrap, one clip sorted after the other; equal scores are ordered by their column."""
+    """Compute lwlrap of scores and targets (clips, tags), sorting clip after clip; ties are ordered by column."""
     precision = np.zeros(targ.shape)
     for clip in range(len(targ)):
         present, of_clip = precision_of_clip(scores[clip], targ[clip])
@@ -38,13 +39,13 @@ def plain_way(scores: np.ndarray, targ: np.ndarray) -> float:
 
 
 def precision_of_clip(scores: np.ndarray, targ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the present tags and the precision at each, by the steps of the competition's code."""
+    """Return the positions of the present tags and the precision at each, by the steps of the competition's code."""
     present = np.flatnonzero(targ > 0)
     if not len(present):
         return present, np.zeros(0)
-    in_order = np.argsort(scores)[::-1]
+    order = np.argsort(scores)[::-1]
     ranks = np.zeros(len(scores), dtype=int)
-    ranks[in_order] = range(len(scores))
+    ranks[order] = range(len(scores))
     hit = np.zeros(len(scores), dtype=bool)
     hit[ranks[present]] = True
     hits = np.cumsum(hit)
@@ -52,7 +53,10 @@ def precision_of_clip(scores: np.ndarray, targ: np.ndarray) -> tuple[np.ndarray,
 
 
 def case(clips: int, tags: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of which no two are equal, and 1 tag a clip, of every seventh clip 2, as in the competition (1.15 on average)."""
+    """Return scores without ties and targets, both (clips, tags).
+
+    Each clip has 1 tag, every seventh 2, about as in the competition (1.15 on average).
+    """
     rng = np.random.default_rng(2019)
     targ = np.zeros((clips, tags))
     for clip in range(clips):
@@ -62,6 +66,7 @@ def case(clips: int, tags: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> str:
+    """Run the benchmark, write its report and return the table."""
     parser = argparse.ArgumentParser(description="lwlrap of a test set, against the competition's way, clip by clip.")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clips", type=int, default=5000)
@@ -77,8 +82,8 @@ def main(argv: list[str] | None = None) -> str:
     )
     table = "\n".join(
         [
-            f"{args.clips:,} clips x {args.tags} tags; median of {args.rounds} alternating rounds, one thread of {platform.machine()}; numpy "
-            f"{np.__version__}. Difference of the two scores: {difference:.0e}.",
+            f"{args.clips:,} clips x {args.tags} tags; median of {args.rounds} alternating rounds, one thread of "
+            f"{platform.machine()}; numpy {np.__version__}. Difference of the two scores: {difference:.0e}.",
             "",
             "| | ms | times as fast |",
             "|---|---|---|",
@@ -87,7 +92,7 @@ def main(argv: list[str] | None = None) -> str:
             f"| fatai, with an interval from 1,000 draws | {1e3 * interval_s:.1f} | {plain_s / interval_s:.1f} |",
         ]
     )
-    return report("lwlrap of a test set", "python -m benchmarks.lwlrap", table, args.out)
+    return write_report("lwlrap of a test set", "python -m benchmarks.lwlrap", table, args.out)
 
 
 if __name__ == "__main__":

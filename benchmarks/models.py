@@ -1,12 +1,13 @@
 """Every model: parameters, GFLOP, and milliseconds per clip of the plain way and of fatai's, in one run.
 
-The plain way is float32 in torch's own layout; fatai's is what `precision="auto"` chooses for the device (channels_last, bfloat16 where the
-device computes with it). SelfTrainingRounds of the two alternate; the median round counts. A training step is forward, loss and backward.
+The plain way is float32 in torch's default layout; fatai's is the choice of `precision="auto"` for the device
+(channels_last, bfloat16 where the device computes with it). Rounds of the two alternate; the median round counts. A
+training step is forward, loss and backward.
 
-    python -m benchmarks.models [NAMES] [--rounds 5] [--bs 16] [--mels 64] [--frames 256] [--out benchmarks/results/models.md]
+    python -m benchmarks.models [NAMES] [--rounds 5] [--bs 16] [--mels 64] [--frames 256] [--out FILE]
 
-Ratios depend on the processor: bfloat16 by AMX tiles is several times as fast as float32, by AVX-512 alone at most twice. The table's head
-says which it was.
+Ratios depend on the processor: bfloat16 by AMX tiles is several times as fast as float32, by AVX-512 alone at most
+twice. The head of the table names the instructions.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ from fatai.training.precision import autocast_for, best_dtype, fast_layout
 
 N_TAGS = 80
 NO_TILES = (
-    "This CPU computes bfloat16 by AVX-512, at most twice as many products a cycle as float32, and has no AMX tiles, which make several "
-    "times as many. What lies above 2x is saved in layout and memory; 3x in training is not to be had here."
+    "This CPU computes bfloat16 by AVX-512, at most twice as many products a cycle as float32, and has no AMX tiles, "
+    "which make several times as many. What lies above 2x is saved in layout and memory; 3x in training is not to be "
+    "had here."
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one model: milliseconds per clip, the plain way and fatai's."""
+    """Measurements of one model; times are milliseconds per clip of the plain way and of fatai's."""
 
     name: str
     parameters: int
@@ -49,20 +51,22 @@ class Measured:
     infer: tuple[float, float]
 
     def row(self) -> str:
+        """Return a row of the table."""
         ratios = [f"{plain:.1f} | {fast:.1f} | {plain / fast:.2f}x" for plain, fast in (self.train, self.infer)]
         return f"| {self.name} | {self.parameters:,} | {self.gflop:.2f} | {' | '.join(ratios)} |"
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call."""
+    start = time.perf_counter()
+    function()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - start
 
 
 def gflop(name: str, spec: Tensor, in_channels: int) -> float:
-    """Of one clip forward; counted without computing anything."""
+    """Return the GFLOP of one clip forward, counted without computing."""
     with torch.device("meta"):
         model = create_model(name, N_TAGS, in_channels).eval()
         counter = FlopCounterMode(display=False)
@@ -72,6 +76,7 @@ def gflop(name: str, spec: Tensor, in_channels: int) -> float:
 
 
 def measure(name: str, bs: int, mels: int, frames: int, rounds: int, device: torch.device) -> Measured:
+    """Measure one model."""
     in_channels = PUBLISHED_CHANNELS.get(name, 1)
     spec = torch.randn(bs, in_channels, mels, frames, device=device)
     targ = torch.zeros(bs, N_TAGS, device=device)
@@ -82,7 +87,7 @@ def measure(name: str, bs: int, mels: int, frames: int, rounds: int, device: tor
     fast_layout(fast, device)
     ways = ((plain, "fp32"), (fast, "auto"))
     times: dict[tuple[str, str], list[float]] = {
-        (what, precision): [] for what in ("train", "infer") for _, precision in ways
+        (mode, precision): [] for mode in ("train", "infer") for _, precision in ways
     }
 
     def step(model: nn.Module, precision: str) -> None:
@@ -96,11 +101,11 @@ def measure(name: str, bs: int, mels: int, frames: int, rounds: int, device: tor
 
     for k in range(rounds + 1):
         for model, precision in ways:
-            for what, work in (("train", step), ("infer", infer)):
-                model.train(what == "train")
-                took = seconds(lambda: work(model, precision), device)  # noqa: B023 - called at once
+            for mode, run in (("train", step), ("infer", infer)):
+                model.train(mode == "train")
+                took = seconds(lambda: run(model, precision), device)  # noqa: B023 - called at once
                 if k:  # the first round warms up
-                    times[what, precision].append(took)
+                    times[mode, precision].append(took)
     ms = {key: 1000 * statistics.median(values) / bs for key, values in times.items()}
     return Measured(
         name, count_parameters(plain), gflop(name, spec, in_channels), (ms["train", "fp32"], ms["train", "auto"]),
@@ -109,11 +114,12 @@ def measure(name: str, bs: int, mels: int, frames: int, rounds: int, device: tor
 
 
 def capabilities() -> dict[str, Any]:
-    """What torch knows of the CPU."""
+    """Return the capabilities of the CPU that torch detects."""
     return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def head(args: argparse.Namespace, device: torch.device) -> list[str]:
+    """Return the head of the report."""
     has = capabilities()
     units = ", ".join(u for u in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if has.get(u)) or "unknown"
     where = (
@@ -132,6 +138,7 @@ def head(args: argparse.Namespace, device: torch.device) -> list[str]:
 
 
 def main() -> None:
+    """Run the benchmark and write its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models; all registered ones without any")
     parser.add_argument("--rounds", type=int, default=5)

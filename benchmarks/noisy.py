@@ -77,11 +77,13 @@ PROTOCOLS: dict[str, list[dict[str, Any]]] = {
         {"noisy_labels": {"method": "gold_plan_confidence"}, "reinit": False, **CONTINUE},
     ],
     "36th: soft labels": [{"noisy_labels": {"method": "kaggle_fat_soft_labels"}}],
-    "1st: Lsoft, a fifth "
-    "noisy": [{"noisy_labels": {"method": "first_place_corrections"}, "sampling": "mixture", "loss": "split"}],
+    "1st: Lsoft, a fifth noisy": [
+        {"noisy_labels": {"method": "first_place_corrections"}, "sampling": "mixture", "loss": "split"}
+    ],
     "4th: second head": [{"noisy_labels": {"method": "fourth_place_second_head"}, **HALF_NOISY}],
-    "4th: sharpened "
-    "pseudo-labels": [{"noisy_labels": {"method": "fourth_place_pseudo_labels", "weight": 1.0}, **HALF_NOISY}],
+    "4th: sharpened pseudo-labels": [
+        {"noisy_labels": {"method": "fourth_place_pseudo_labels", "weight": 1.0}, **HALF_NOISY}
+    ],
 }
 WITH_FEW = (
     "curated only",
@@ -224,25 +226,18 @@ def markdown(rows: Rows, with_few: Rows, seeds: list[int], data: FATDataset, ste
     model = recipe_network(recipe_of([], 0, steps, 1), len(data.tags), 1)
     about = (
         f"{data.path.name}: {len(data.curated)} curated and {len(data.noisy)} noisy clips, {FOLDS} folds, {len(seeds)} "
-        "seeds. m3 at width "
-        f"{WIDTH} ({count_parameters(model):,} parameters), crops of {CROP_S:g} s, batches of {BS}, one-cycle to "
-        f"{LR:g} ({CONTINUE['lr']:g} "
-        f"where a stage goes on from the weights before it), about {steps} optimizer steps in every stage, {VIEWS} "
-        "views. Mean ± standard "
-        "deviation over seeds; gains against curated only, seed by seed. Precision: the fraction of the labels trained "
-        "on is true; recall: "
-        "the fraction of the true labels that is trained on. "
-        f"{sum(r['seconds'] for r in (*rows.values(), *with_few.values())) / 60:.0f} minutes of "
-        f"{torch.get_num_threads()} thread(s) in all."
+        f"seeds. m3 at width {WIDTH} ({count_parameters(model):,} parameters), crops of {CROP_S:g} s, batches of {BS}, "
+        f"one-cycle to {LR:g} ({CONTINUE['lr']:g} where a stage goes on from the weights before it), about {steps} "
+        f"optimizer steps in every stage, {VIEWS} views. Mean ± standard deviation over seeds; gains against curated "
+        "only, seed by seed. Precision: the fraction of the labels trained on is true; recall: the fraction of the "
+        f"true labels that is trained on. {sum(r['seconds'] for r in (*rows.values(), *with_few.values())) / 60:.0f} "
+        f"minutes of {torch.get_num_threads()} thread(s) in all."
     )
     caution = (
-        "Where noisy clips are other cuts of the recordings of curated clips, a noisy clip may come from "
-        "a recording of the validation fold: gains out of fold are then too good, and the test part, of recordings of "
-        "its "
-        "own, is what counts. "
-        "There, the models of all folds together have seen every curated recording, and noisy clips add worse "
-        "copies of them; with few "
-        "curated clips they add recordings."
+        "Where noisy clips are other cuts of the recordings of curated clips, a noisy clip may come from a recording "
+        "of the validation fold: gains out of fold are then too good, and the test part, of recordings of its own, is "
+        "what counts. There, the models of all folds together have seen every curated recording, and noisy clips add "
+        "worse copies of them; with few curated clips they add recordings."
     )
     return "\n".join(
         [about, "", caution, "", *table(rows, seeds), "", f"## With {few} curated clips", "", *table(with_few, seeds)]

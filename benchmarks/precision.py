@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     about = (
         f"Recipe quick on {data.path.name}: {len(data.curated)} clips in 2 folds, {len(data.test)} test clips, "
-        f"{args.epochs} epochs; auto "
-        f"is {best_dtype(device)} on {device}. Seconds of the wall clock, on a machine with other load."
+        f"{args.epochs} epochs; auto is {best_dtype(device)} on {device}. Seconds of the wall clock, on a machine with "
+        "other load."
     )
     command = f"python -m benchmarks.precision --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}"
     write_report("lwlrap after equal training", command, markdown(rows, args.seeds, about), args.out)

@@ -1,9 +1,9 @@
-"""What a data set's size costs: time and memory of everything that touches every row, from 320 clips to 250,000.
+"""Time and memory of everything that touches every row of a dataset, from 320 clips to 250,000.
 
-Clips are hard links of the bundled sample's, made in a temporary folder for each size; every size is measured in a process of its own. Rows
-have 80 tags, as the competition's. "Memory" is how much larger the process was at its peak than before; the time per clip is that of each
-step divided by the clips, of the processor, so that what else the machine does is not counted. Fixed costs dominate at 320 clips, so times
-are compared from 3,200 on.
+Clips are hard links of the bundled sample's, made in a temporary folder for each size; every size is measured in a
+separate process. Rows have 80 tags, as the competition's. "Memory" is the growth of the peak over the start; the time
+per clip is the processor time of a step divided by the clips, so that other work on the machine is not counted. Fixed
+costs dominate at 320 clips, so times are compared from 3,200 on.
 
     python -m benchmarks.scale [--clips 320 3200 25000 250000] [--out benchmarks/results/scale.md]
 """
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from fatai.io.atomic import write_text
 from fatai.data.datasets.fat2019 import fat_sample
+from fatai.io.atomic import write_text
 
 SIZES = (320, 3200, 25000, 250000)
 N_TAGS = 80
@@ -33,11 +33,11 @@ _CHILD = "import sys; from benchmarks.scale import child; child(sys.argv[1])"
 
 
 def make_data(folder: Path, n: int) -> None:
-    """A data set of `n` curated clips in the competition's layout: links of the sample's clips, tags drawn evenly."""
+    """Write a dataset of `n` curated clips in the competition's layout: links of the sample's, with tags in turn."""
     clips = sorted((fat_sample() / "train_curated").iterdir())
     sounds = folder / "train_curated"
     sounds.mkdir(parents=True)
-    # A file takes 65,000 links at most on some file systems, so several copies of each clip take turns.
+    # Some file systems allow at most 65,000 links to a file, so there are several copies of each clip.
     real = []
     for k in range(1 + n // (60_000 * len(clips))):
         for clip in clips:
@@ -54,7 +54,7 @@ def make_data(folder: Path, n: int) -> None:
 
 
 def memory_mb() -> tuple[float, float]:
-    """Memory of this process now, and its peak since the last call that reset it."""
+    """Return the memory of this process now, and its peak."""
     status = Path("/proc/self/status").read_text()
     now, peak = (int(status.split(f"{word}:")[1].split()[0]) / 1024 for word in ("VmRSS", "VmHWM"))
     return now, peak
@@ -72,22 +72,22 @@ def child(folder: str) -> None:
     from fatai.data.folds import make_folds
     from fatai.data.labels import multi_hot
     from fatai.data.tables import check_readable
-    from fatai.inference.predictions import Predictions
     from fatai.ensemble.streaming import average_files
     from fatai.experiment.manifest import data_digest
+    from fatai.inference.predictions import Predictions
 
     torch.set_num_threads(1)
     root = Path(folder)
     measured: dict[str, tuple[float, float]] = {}
-    FATDataLoaders.from_path(fat_sample(), bs=8, num_workers=0).one_batch()  # what is loaded and compiled once
+    FATDataLoaders.from_path(fat_sample(), bs=8, num_workers=0).one_batch()  # loads and compiles what is needed once
     before, _ = memory_mb()
 
-    def step(name: str, work: Callable[[], Any]) -> Any:
-        begun = time.process_time()
-        made = work()
-        seconds = time.process_time() - begun
+    def step(name: str, function: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = function()
+        seconds = time.process_time() - start
         measured[name] = (seconds, memory_mb()[1] - before)
-        return made
+        return result
 
     data = step("read the tables", lambda: load_dataset(root))
     step("digest of the data", lambda: data_digest(data))
@@ -120,12 +120,12 @@ def child(folder: str) -> None:
 
     step("write three predictions", write)
     step("read a prediction", lambda: len(Predictions.from_csv(files[0])))
-    step("blend the three files", lambda: average_files(files, root / "blend.csv"))
+    step("average the three files", lambda: average_files(files, root / "average.csv"))
     print(json.dumps(measured))
 
 
 def measure(n: int) -> dict[str, tuple[float, float]]:
-    """Seconds and MB of every step with `n` clips, in a process of its own."""
+    """Return seconds and MB of every step with `n` clips, measured in a separate process."""
     with tempfile.TemporaryDirectory() as name:
         make_data(Path(name), n)
         out = subprocess.run([sys.executable, "-c", _CHILD, name], check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -133,6 +133,7 @@ def measure(n: int) -> dict[str, tuple[float, float]]:
 
 
 def table_of(results: dict[int, dict[str, tuple[float, float]]]) -> str:
+    """Return the table as Markdown."""
     sizes = list(results)
     lines = [
         "| step, µs per clip | " + " | ".join(f"{n:,} clips" for n in sizes) + " |",
@@ -147,19 +148,22 @@ def table_of(results: dict[int, dict[str, tuple[float, float]]]) -> str:
     for step in results[sizes[0]]:
         lines.append(f"| {step} | " + " | ".join(f"{results[n][step][1]:.0f}" for n in sizes) + " |")
     peaks = {n: max(mb for _, mb in results[n].values()) for n in sizes}
-    told = []
+    sentences = []
     if {320, 25000} <= set(sizes):
-        told.append(f"Memory grows by {peaks[25000] - peaks[320]:.0f} MB from 320 clips to 25,000 (150 are allowed).")
+        sentences.append(f"Memory grows by {peaks[25000] - peaks[320]:.0f} MB from 320 clips to 25,000 (150 are "
+                         "allowed).")
     large = [n for n in sizes if n >= 3200]
     if len(large) > 1:
         per_clip = [totals[n] / n for n in large]
-        told.append(
-            f"From {large[0]:,} clips to {large[-1]:,} a clip's time changes by {max(per_clip) / min(per_clip) - 1:.0%} at most."
+        sentences.append(
+            f"From {large[0]:,} clips to {large[-1]:,} a clip's time changes by "
+            f"{max(per_clip) / min(per_clip) - 1:.0%} at most."
         )
-    return "\n".join([*lines, "", *told])
+    return "\n".join([*lines, "", *sentences])
 
 
 def main(argv: list[str] | None = None) -> str:
+    """Run the benchmark, write its report and return the table."""
     parser = argparse.ArgumentParser(description="Time and memory against the number of clips.")
     parser.add_argument("--clips", type=int, nargs="*", default=list(SIZES))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "scale.md")
@@ -173,7 +177,7 @@ def main(argv: list[str] | None = None) -> str:
     text = (
         "Every size in a process of its own; rows of 80 tags; hard links of the bundled clips; time of the processor."
     )
-    write_text(args.out, f"# Flat cost\n\n    python -m benchmarks.scale\n\n{text}\n\n{table}\n")
+    write_text(args.out, f"# Cost per clip\n\n    python -m benchmarks.scale\n\n{text}\n\n{table}\n")
     return table
 
 

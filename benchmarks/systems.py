@@ -240,7 +240,7 @@ def table_of_limits(data: FATDataset, blends: list[EnsembleResult]) -> list[str]
     mistakes = confusions(
         np.concatenate([part.probs[0] for part in known]), np.concatenate([part.targ for part in known]), data.tags
     )
-    confused = (f"{row.above} above {row.tag} in {row.clips} of {row.of}" for row in mistakes.head(6).itertuples())
+    confused = (f"{row.above} above {row.tag} in {row.clips} of {row.total}" for row in mistakes.head(6).itertuples())
     return [
         *lines,
         "",
@@ -264,18 +264,14 @@ def markdown(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int
     ways, more = [way for way in WAYS if way in done], [way for way in done if " with " in way]
     about = (
         f"{data.path.name}: {len(data.curated)} curated, {0 if data.noisy is None else len(data.noisy)} noisy and "
-        f"{len(data.test)} test "
-        f"clips. Networks a quarter as wide as published; {size.passes} times the curated clips of a fold seen by "
-        "every recipe, in batches "
-        f"of {size.bs} at most, stages in the published proportions; two folds, the same for all; {size.n_views} views "
-        "at most. "
+        f"{len(data.test)} test clips. Networks a quarter as wide as published; {size.passes} times the curated clips "
+        f"of a fold seen by every recipe, in batches of {size.bs} at most, stages in the published proportions; two "
+        f"folds, the same for all; {size.n_views} views at most. "
         f"{'One seed' if len(seeds) == 1 else f'Mean ± standard deviation over {len(seeds)} seeds'}; the intervals "
-        "(means of their ends) "
-        f"show what other clips of the same kind might give. Time of one run on {torch.get_num_threads()} CPU "
-        "thread(s), both folds. "
-        "There are no downloaded weights here: the frozen network of panns_logreg is random, and gold_plan begins from "
-        "nothing, where "
-        "published both begin with what AudioSet taught."
+        "(means of their ends) show what other clips of the same kind might give. Time of one run on "
+        f"{torch.get_num_threads()} CPU thread(s), both folds. There are no downloaded weights here: the frozen "
+        "network of panns_logreg is random, and gold_plan begins from nothing, where published both begin with what "
+        "AudioSet taught."
     )
     lines = [about, "", *table_of_runs(rows, ways, seeds)]
     if len(ways) > 1:

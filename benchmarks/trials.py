@@ -1,4 +1,4 @@
-"""Trials of several ways with several seeds: trained one after another, kept as they finish, told as a mean and a spread."""
+"""Trials of several variants with several seeds: stored as they finish, reported as mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ Row = dict[str, Any]
 
 
 def parser(text: str | None, name: str, budget: str, amount: int, ways: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Options DATA, --seeds, the budget of a trial, --only (some of `ways`), --work and --out of the benchmark `name`, told by `text`."""
+    """Return a parser with the options of a benchmark.
+
+    These are DATA, --seeds, the budget of a trial, --only (some of `ways`), --work and --out; `text` is the
+    description.
+    """
     options = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("data", type=Path, nargs="?", default=fat_sample())
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -28,7 +32,7 @@ def parser(text: str | None, name: str, budget: str, amount: int, ways: Sequence
 
 
 def read_with_truth(folder: Path, *parts: str) -> FATDataset:
-    """A data folder whose truth is there to score with; ends the program if it isn't."""
+    """Load a dataset with the truth of some parts; end the program if a truth is missing."""
     for part in parts:
         if not (folder / "truth" / f"{part}.csv").is_file():
             raise SystemExit(f"{folder} has no truth/{part}.csv; expected the true labels, to score with")
@@ -38,7 +42,10 @@ def read_with_truth(folder: Path, *parts: str) -> FATDataset:
 def trials(
     file: Path, ways: Iterable[str], seeds: Sequence[int], same: Row, trial: Callable[[str, int], Row],
 ) -> dict[tuple[str, int], Row]:
-    """The rows of every way and seed: those of the same settings from `file`, the others tried, and added to it as they finish."""
+    """Return a row for each variant and seed.
+
+    Rows of the same settings are read from `file`; the others are computed and added to it as they finish.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = {key: row for key, row in _known(file, same).items() if key[0] in ways and key[1] in seeds}
     for seed in seeds:
@@ -53,7 +60,7 @@ def trials(
 
 
 def _known(file: Path, same: Row) -> dict[tuple[str, int], Row]:
-    """Rows of these very settings; half a line, which a killed process left, is none."""
+    """Read the rows of the same settings; an incomplete last line of a killed process is ignored."""
     rows = {}
     for line in file.read_text().splitlines() if file.exists() else ():
         try:
@@ -66,6 +73,6 @@ def _known(file: Path, same: Row) -> dict[tuple[str, int], Row]:
 
 
 def spread(values: list[float], signed: bool = False) -> str:
-    """Mean ± standard deviation."""
+    """Format mean ± standard deviation."""
     mean = f"{statistics.mean(values):{'+' if signed else ''}.3f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"

@@ -2,10 +2,10 @@
 
     python -m benchmarks.whole_clips [FOLDER] [--clips 160] [--rounds 5] [--out benchmarks/results/whole_clips.md]
 
-The plain way takes the clips in their order and fills every batch up to the longest clip of the data set, as code with
-one input size does. fatai's is the view "whole": a clip is filled up to the next half second and shares batches with
-clips of that length. Reading is left out: both start from waves in memory. Every score of the grouped way is compared
-with that of the clip alone.
+The plain way takes the clips in their order and pads every batch to the longest clip of the dataset, as code with one
+input size does. fatai's is the view "whole": a clip is padded to the next half second and batched with clips of that
+length. Reading is left out: both start from waves in memory. Every score of the grouped way is compared with that of
+the clip alone.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ N_TAGS = 80
 
 
 def padded_to(samples: int) -> Views:
-    """A view of the whole clip, filled up to a length that all share."""
+    """Return a view of the whole clip, padded to a common length."""
     return lambda wave, settings, generator: ClipViews(
         fit_length(wave, samples, settings.pad_mode), [Section(0, samples)]
     )
 
 
 def readable_waves(folder: Path, n: int, settings: ClipConfig) -> list[np.ndarray]:
+    """Return up to `n` readable, trimmed waves."""
     waves = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_EXTENSIONS):
         try:
@@ -52,6 +53,7 @@ def readable_waves(folder: Path, n: int, settings: ClipConfig) -> list[np.ndarra
 
 
 def main() -> None:
+    """Run the benchmark and write its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=fat_sample())
     parser.add_argument("--clips", type=int, default=160)
@@ -73,10 +75,10 @@ def main() -> None:
     times: dict[str, list[float]] = {way: [] for way in ways}
     for k in range(args.rounds + 1):
         for way, views in ways.items():
-            started = time.perf_counter()
+            start = time.perf_counter()
             run(views, waves)
             if k:  # the first round warms up
-                times[way].append(time.perf_counter() - started)
+                times[way].append(time.perf_counter() - start)
     together, alone = run(whole_view(), waves), np.concatenate([run(whole_view(), [wave]) for wave in waves])
     median = {way: statistics.median(values) for way, values in times.items()}
     ratio = median["padded to the longest"] / median["grouped by length"]
@@ -85,17 +87,15 @@ def main() -> None:
         "",
         f"    python -m benchmarks.whole_clips --clips {args.clips} --rounds {args.rounds}",
         "",
-        f"{len(waves)} clips of {seconds[0]:.1f} to {seconds[-1]:.1f} s, median {statistics.median(seconds):.1f} s; m1 "
-        "at half width, "
-        f"batches of {args.bs}, medians of {args.rounds} alternating rounds.",
+        f"{len(waves)} clips of {seconds[0]:.1f} to {seconds[-1]:.1f} s, median {statistics.median(seconds):.1f} s; "
+        f"m1 at half width, batches of {args.bs}, medians of {args.rounds} alternating rounds.",
         "",
         "| way | seconds |",
         "|---|---|",
         *(f"| {way} | {median[way]:.2f} |" for way in ways),
         "",
         f"Grouped by length is {ratio:.2f}x as fast. A clip's score among others differs from its score alone by at "
-        "most "
-        f"{np.abs(together - alone).max():.1e}.",
+        f"most {np.abs(together - alone).max():.1e}.",
     ]
     print("\n".join(lines))
     write_text(args.out, "\n".join(lines) + "\n")

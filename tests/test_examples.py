@@ -1,4 +1,4 @@
-"""Every example and every notebook runs as a reader would run it."""
+"""Every example and every notebook runs as a user would run it."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ from fatai.experiment.recipe import recipe_names
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(
     p.name for p in (ROOT / "examples").glob("*.py") if p.name != "make_sample.py"
-)  # which needs the source recordings
+)  # make_sample.py needs the source recordings
 NOTEBOOKS = sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
 
 
@@ -47,7 +47,7 @@ def test_example_runs_without_arguments(name, tmp_path):
     "name", [pytest.param(name, marks=[] if name == NOTEBOOKS[0] else pytest.mark.slow) for name in NOTEBOOKS]
 )
 def test_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel draws into its cells
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel draws figures into its cells
     nbformat = pytest.importorskip("nbformat")
     from nbclient import NotebookClient
 
@@ -57,12 +57,12 @@ def test_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     assert [o for o in outputs if o.output_type == "error"] == []
     shown = [o.get("data", {}) for o in outputs]
     assert any("image/png" in data or "<audio" in data.get("text/html", "") for data in shown), (
-        "something to look at or to listen to"
+        "the outputs hold a figure or an audio player"
     )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_is_kept_without_outputs_and_in_one_form(name):
+def test_notebook_is_stored_without_outputs_in_normal_form(name):
     nbformat = pytest.importorskip("nbformat")
     text = (ROOT / "nbs" / name).read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
@@ -72,7 +72,7 @@ def test_notebook_is_kept_without_outputs_and_in_one_form(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_imports_only_the_notebook_door(name):
+def test_notebook_imports_only_fatai_all(name):
     nbformat = pytest.importorskip("nbformat")
     cells = nbformat.read(ROOT / "nbs" / name, as_version=4).cells
     trees = [ast.parse(cell.source) for cell in cells if cell.cell_type == "code"]
