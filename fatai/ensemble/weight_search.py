@@ -154,7 +154,7 @@ class RankTemperature:
     def fit(self, probs: np.ndarray, targ: np.ndarray) -> FittedEnsemble:
         """Fit weights and temperatures on predictions (models, clips, tags) and bool targets (clips, tags)."""
         ranked = WeightSearch(rank_tag(), _by_lwlrap).fit(probs, targ)
-        calibration = Calibration.fit(ranked(probs), targ, how="temperature", stretch=True)
+        calibration = Calibration.fit(ranked(probs), targ, method="temperature", stretch=True)
         return lambda probs: calibration.apply(ranked(probs))
 
 

@@ -1,4 +1,4 @@
-"""Calibrate a run: fit on its out-of-fold predictions, evaluate across folds, and write the calibration into its folder."""
+"""Calibrate a run on its out-of-fold predictions, evaluated across folds, and write the calibration into its folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class CalibrationResult:
     clips
         Number of clips with both out-of-fold predictions and a truth.
     errors, scores
-        Expected calibration error and lwlrap, before and after; a calibration may change the order of tags within a clip.
+        Expected calibration error and lwlrap, before and after; a calibration may change the order of tags within a
+        clip.
     curves
         Reliability curves "before" and "after".
     """
@@ -55,7 +56,13 @@ class CalibrationResult:
     curves: dict[str, CalibrationCurve]
 
     def draw(self, path: str | os.PathLike[str]) -> None:
-        """Write the reliability plot in the format of the suffix of `path`; raises `OptionError` if matplotlib does not support it."""
+        """Write the reliability plot in the format of the suffix of `path`.
+
+        Raises
+        ------
+        OptionError
+            If matplotlib does not support the format.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5, 5), layout="constrained")
@@ -81,7 +88,8 @@ def calibrate_run(
     method
         As `how` of `Calibration.fit`.
     thresholds
-        Criterion of the thresholds of calibrated probabilities: "f1", or a precision such as "0.9"; None finds no thresholds.
+        Criterion of the thresholds of calibrated probabilities: "f1", or a precision such as "0.9"; None finds no
+        thresholds.
 
     Raises
     ------
@@ -96,11 +104,12 @@ def calibrate_run(
     n_trained = len({folds[name] for name in known.fnames if name in folds})
     if n_trained < 2:
         raise DataError(
-            f"{run} has out-of-fold predictions of {n_trained} folds; expected at least two, to evaluate the calibration across folds: train more"
+            f"{run} has out-of-fold predictions of {n_trained} folds; expected at least two, to evaluate the "
+            "calibration across folds: train more"
         )
     probs, targ = known.probs[0], known.targ
-    crossed = cross_calibrate(probs, targ, known.folds, how=method)
-    calibration = Calibration.fit(probs, targ, oof.tags, how=method)
+    crossed = cross_calibrate(probs, targ, known.folds, method=method)
+    calibration = Calibration.fit(probs, targ, oof.tags, method=method)
     if thresholds is not None:
         # On probabilities whose calibration was not fitted on the clip itself.
         calibration = replace(calibration, thresholds=_thresholds(thresholds, crossed, targ, oof.tags))

@@ -59,18 +59,19 @@ class Comparison:
 
     def __str__(self) -> str:
         wide = max(len("run"), *(len(row.name) for row in self.rows))
-        level = f"{100 * self.rows[0].score.level:g} %"
+        level = f"{100 * self.rows[0].score.confidence_level:g} %"
         lines = [f"{'run':<{wide}}  lwlrap  {level + ' interval':<14}  {'less than the best':<26}  minutes  parameters"]
         for row in self.rows:
             minutes = "-" if row.seconds is None else f"{row.seconds / 60:.1f}"
             less = "" if row.against_best is None else _less(row.against_best)
             lines.append(
-                f"{row.name:<{wide}}  {row.score.value:.4f}  {_ends(row.score):<14}  {less:<26}  {minutes:>7}  {row.parameters:>10,d}"
+                f"{row.name:<{wide}}  {row.score.value:.4f}  {_ends(row.score):<14}  {less:<26}  {minutes:>7}  "
+                f"{row.parameters:>10,d}"
             )
         return "\n".join([*lines, f"{self.clips} clips; * the difference's interval leaves out 0"])
 
 
-def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof", draws: int = 1000) -> Comparison:
+def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof", n_resamples: int = 1000) -> Comparison:
     """Score finished runs on the same clips, and compare each with the best by a paired bootstrap over clips.
 
     Parameters
@@ -81,7 +82,7 @@ def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof",
         Table of the clips' tags, as in `Predictions.score`.
     part
         "oof" (clips held out in training) or "test".
-    draws
+    n_resamples
         Resamples of the bootstrap; more make the intervals more precise.
 
     Raises
@@ -99,13 +100,13 @@ def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof",
     members = load_members(folders, "runs", part=_PARTS[part])
     parts = [member.predictions for member in members]
     aligned = align_out_of_fold(parts, truth, parts[0].tags)
-    scores = [score_interval(probs, aligned.targ, draws=draws) for probs in aligned.probs]
+    scores = [score_interval(probs, aligned.targ, n_resamples=n_resamples) for probs in aligned.probs]
     order = sorted(range(len(folders)), key=lambda k: -scores[k].value)
     best = aligned.probs[order[0]]
 
     def row(k: int) -> ComparedRun:
         is_best = k == order[0]
-        difference = None if is_best else score_difference(aligned.probs[k], best, aligned.targ, draws=draws)
+        difference = None if is_best else score_difference(aligned.probs[k], best, aligned.targ, n_resamples=n_resamples)
         n_parameters = recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags))
         return ComparedRun(members[k].name, scores[k], difference, _seconds(folders[k]), n_parameters)
 
@@ -117,7 +118,8 @@ def _ends(of: Interval | Difference) -> str:
 
 
 def _less(difference: Difference) -> str:
-    return f"{-difference.value:.4f}, {-difference.high + 0:.3f} to {-difference.low + 0:.3f}{' *' if difference.sure else ''}"
+    mark = " *" if difference.is_significant else ""
+    return f"{-difference.value:.4f}, {-difference.high + 0:.3f} to {-difference.low + 0:.3f}{mark}"
 
 
 def _seconds(run: Path) -> float | None:

@@ -164,7 +164,7 @@ class ModelConfig(_Section):
     prior
         Fraction of the training clips that have each tag, in [0, 1]; predicted for clips that cannot be read.
     calibration
-        `Calibration.to_plain`, with its thresholds; None if the model has none.
+        `Calibration.to_dict`, with its thresholds; None if the model has none.
     training
         Notes on the training, for people.
     versions
@@ -199,7 +199,7 @@ class ModelConfig(_Section):
 
     def load_calibration(self) -> Calibration | None:
         """Return the validated calibration; None if there is none."""
-        return None if self.calibration is None else Calibration.from_plain(self.calibration)
+        return None if self.calibration is None else Calibration.from_dict(self.calibration)
 
     @classmethod
     def from_values(cls, **values: Any) -> ModelConfig:

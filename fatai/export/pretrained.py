@@ -255,7 +255,7 @@ def save_model_folder(
         "clips": settings,
         "tags": tuple(tags),
         "prior": tuple(float(p) for p in prior),
-        "calibration": None if calibration is None else calibration.select(tags).to_plain(),
+        "calibration": None if calibration is None else calibration.select(tags).to_dict(),
         "training": dict(training or {}),
         "versions": _versions(),
     }

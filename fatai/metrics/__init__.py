@@ -1,1 +1,1 @@
-"""How good the predictions are: ranking and calibration."""
+"""Metrics of predictions: ranking, classification per tag, calibration, confidence intervals."""

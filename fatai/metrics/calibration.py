@@ -1,18 +1,18 @@
-"""Probabilities that mean what they say: each tag's logit stretched and shifted until it fits what was seen.
+"""Calibrate probabilities: scale and shift the logit of each tag so that probabilities match observed frequencies.
 
-Conventions: `probs` is (clips, tags), within [0, 1]; `targ` (clips, tags), 0 and 1. A calibration is fitted on predictions of clips that
-the model was not trained on, and maps each tag by a rising function of its own: the order of clips within a tag stays, that of tags
-within a clip, which lwlrap reads, may change for better or worse.
+Conventions: `probs` is (clips, tags), within [0, 1]; `targ` (clips, tags), 0 and 1. A calibration is fitted on
+predictions of clips that the model was not trained on, and maps each tag by a rising function of its own: the order of
+clips within a tag is preserved, that of tags within a clip, on which lwlrap depends, may change for better or worse.
 
-Ways to fit
------------
+Methods
+-------
 temperature
-    One number for each tag, by which its logit is divided; the least binary log loss.
+    Divide each tag's logit by one number, that of the lowest binary log loss.
 platt
-    Slope and shift of each tag's logit; the least binary log loss against Platt's softened targets, (n + 1) / (n + 2) and 1 / (n + 2),
-    without which a tag that separates perfectly would be sure of everything.
+    Slope and shift of each tag's logit, a logistic regression of scikit-learn against Platt's softened targets, (n + 1)
+    / (n + 2) and 1 / (n + 2), without which a perfectly separated tag would get probabilities of 0 and 1.
 
-A tag that no clip or every clip has tells nothing, and is left as it is.
+A tag of no clip or of every clip gives no information and is not changed.
 """
 
 from __future__ import annotations
@@ -27,39 +27,40 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, log_expit, logit
 
-from fatai.io.atomic import write_text
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
-from fatai.registry import did_you_mean
+from fatai.io.atomic import write_text
+from fatai.io.json import read_json_limited
 from fatai.metrics._validation import check_inputs
 from fatai.metrics.thresholds import Thresholds
-from fatai.io.json import read_json_limited
+from fatai.registry import did_you_mean
 
-__all__ = ["CALIBRATION", "Calibration", "cross_calibrated"]
+__all__ = ["CALIBRATION", "Calibration", "cross_calibrate"]
 
 CALIBRATION = "calibration.json"
 """Name of the file in a run folder."""
 
-_FLOOR = 1e-7  # probabilities are kept so far from 0 and 1 that their logit is finite
-_LEAST_SLOPE, _GREATEST_SLOPE = 1e-2, 1e2
+_FLOOR = 1e-7  # minimum distance of probabilities from 0 and 1, so that logits are finite
+_MIN_SLOPE, _MAX_SLOPE = 1e-2, 1e2
+_FLAT = 1e-6  # range of logits that are taken as equal
 _MAX_JSON_BYTES = 1 << 26
 _FORMAT = "fatai calibration 1"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """For each tag, sigmoid(slope * logit(p) + shift), of a probability that may be stretched first.
+    """Map the probability p of each tag to sigmoid(slope * logit(p) + shift); optionally, p is rescaled before.
 
     Parameters
     ----------
     tags
-        Name of each tag; no name twice.
+        Name of each tag, without duplicates.
     slope, shift
-        One number for each tag, slopes above 0. A temperature is 1 / slope.
+        One number per tag, slopes above 0. The temperature is 1 / slope.
     low, high
-        What is stretched to 0 and 1 before, for each tag, low below high; empty leaves probabilities as they are. Values outside become
-        0 and 1.
+        One number per tag, low below high: the range that is rescaled to [0, 1] first, with lower and higher values
+        clipped. Empty leaves probabilities as they are.
     thresholds
-        Above which calibrated probability a tag is said to be there; None if that was not asked.
+        Calibrated probability of each tag from which on it is predicted; None without thresholds.
 
     Raises
     ------
@@ -83,62 +84,79 @@ class Calibration:
     def __post_init__(self) -> None:
         if not self.tags or len(set(self.tags)) < len(self.tags):
             raise DataError(
-                f"a calibration has {len(self.tags)} tags, {len(set(self.tags))} of them different; expected each tag once"
+                f"a calibration has {len(self.tags)} tags, {len(set(self.tags))} of them different; "
+                "expected each tag once"
             )
         for field in ("slope", "shift", "low", "high"):
-            values = getattr(self, field)
-            if len(values) != len(self.tags) and not (field in ("low", "high") and not values):
-                raise DataError(
-                    f"{field} holds {len(values)} numbers; expected one for each of the {len(self.tags)} tags"
-                )
-            if not np.isfinite(values).all():
-                raise DataError(f"{field} holds a value that is not finite; expected numbers")
+            self._check_field(field)
         if min(self.slope) <= 0:
             raise DataError(
-                f"slope holds {min(self.slope)}; expected numbers above 0, so that the order within a tag stays"
+                f"slope is {min(self.slope)}; expected numbers above 0, which preserve the order within a tag"
             )
-        if len(self.low) != len(self.high) or any(low >= high for low, high in zip(self.low, self.high)):
-            raise DataError("low and high do not go together; expected both or neither, each low below its high")
+        if len(self.low) != len(self.high) or any(a >= b for a, b in zip(self.low, self.high, strict=True)):
+            raise DataError("low and high do not fit each other; expected both or neither, each low below its high")
         if self.thresholds is not None and self.thresholds.tags != self.tags:
-            raise DataError("the thresholds name other tags than the calibration; expected the same, in the same order")
+            raise DataError("the thresholds have other tags than the calibration; expected the same, in the same order")
+
+    def _check_field(self, field: str) -> None:
+        values = getattr(self, field)
+        if len(values) != len(self.tags) and not (field in ("low", "high") and not values):
+            raise DataError(f"{field} has {len(values)} numbers; expected one for each of the {len(self.tags)} tags")
+        if not np.isfinite(values).all():
+            raise DataError(f"{field} has a value that is not finite; expected numbers")
 
     @classmethod
     def fit(
-        cls, probs: Any, targ: Any, tags: Sequence[str] | None = None, *, how: str = "platt", stretch: bool = False,
+        cls, probs: Any, targ: Any, tags: Sequence[str] | None = None, *, method: str = "platt", stretch: bool = False,
     ) -> Calibration:
-        """Learn from predictions of clips that the model was not trained on.
+        """Fit a calibration to predictions of clips that the model was not trained on.
 
         Parameters
         ----------
         probs, targ
             Shape (clips, tags).
         tags
-            Names of the columns; their numbers if None.
-        how
-            "platt" or "temperature".
+            Names of the columns; their indices if None.
+        method
+            "platt" or "temperature"; the latter is safer for few clips.
         stretch
-            Whether each tag's range among these clips is stretched to [0, 1] first, as the gold plan does with mean ranks.
+            True rescales each tag's range among these clips to [0, 1] first, as the gold plan does with mean ranks.
 
         Raises
         ------
         OptionError
-            If there is no such `how`.
+            If there is no such method.
         ShapeError, DataError
-            If the tables do not fit each other, or `probs` leaves [0, 1].
+            If the tables do not fit each other, or `probs` exceeds [0, 1].
         """
-        if how not in _FITS:
-            raise OptionError(f"no way to calibrate is named {how!r}; {did_you_mean(how, list(_FITS))}")
-        both = check_inputs(probs, targ)
-        values = _probabilities(both.scores)
+        if method not in _METHODS:
+            raise OptionError(f"no calibration method named {method!r}; {did_you_mean(method, list(_METHODS))}")
+        checked = check_inputs(probs, targ)
+        values = _check_probabilities(checked.scores)
         names = tuple(str(i) for i in range(values.shape[1])) if tags is None else tuple(tags)
         low, high = _range(values) if stretch else ((), ())
-        logits = _logits(values, low, high)
-        pairs = [_FITS[how](z, y) if y.any() and not y.all() else (1.0, 0.0) for z, y in zip(logits.T, both.present.T)]
+        columns = zip(_logits(values, low, high).T, checked.present.T, strict=True)
+        pairs = [_METHODS[method](z, y) if y.any() and not y.all() else (1.0, 0.0) for z, y in columns]
         return cls(names, tuple(slope for slope, _ in pairs), tuple(shift for _, shift in pairs), low, high)
 
     def apply(self, probs: Any) -> np.ndarray:
-        """Calibrated probabilities, float64, of a table (clips, tags) whose columns are in the order of `tags`."""
-        values = _probabilities(np.asarray(probs, dtype=np.float64))
+        """Return calibrated probabilities.
+
+        Parameters
+        ----------
+        probs
+            Shape (clips, tags), within [0, 1], columns in the order of `tags`.
+
+        Returns
+        -------
+        Shape (clips, tags), float64, within [0, 1].
+
+        Raises
+        ------
+        ShapeError, DataError
+            If `probs` has another number of columns, or exceeds [0, 1].
+        """
+        values = _check_probabilities(np.asarray(probs, dtype=np.float64))
         if values.ndim != 2 or values.shape[1] != len(self.tags):
             raise ShapeError(
                 f"probs has shape {values.shape}; expected (clips, {len(self.tags)}), a column for each tag"
@@ -146,22 +164,23 @@ class Calibration:
         return expit(np.array(self.slope) * _logits(values, self.low, self.high) + np.array(self.shift))
 
     def select(self, tags: Sequence[str]) -> Calibration:
-        """The same for `tags` alone, in the order given; one that is not there is a `DataError`."""
-        lacking = [tag for tag in tags if tag not in self.tags]
-        if lacking:
-            raise DataError(
-                f"the calibration lacks the tag {lacking[0]!r} ({len(lacking)} such); {did_you_mean(lacking[0], self.tags)}"
-            )
+        """Return the calibration of some tags, in the given order; a missing tag raises a `DataError`."""
+        missing = [tag for tag in tags if tag not in self.tags]
+        if missing:
+            suggestion = did_you_mean(missing[0], self.tags)
+            raise DataError(f"the calibration has no tag {missing[0]!r} ({len(missing)} missing); {suggestion}")
         at = [self.tags.index(tag) for tag in tags]
 
-        def of(values: tuple[float, ...]) -> tuple[float, ...]:
+        def pick(values: tuple[float, ...]) -> tuple[float, ...]:
             return tuple(values[i] for i in at) if values else ()
 
-        chosen = None if self.thresholds is None else Thresholds(tuple(tags), of(self.thresholds.values))
-        return Calibration(tuple(tags), of(self.slope), of(self.shift), of(self.low), of(self.high), chosen)
+        thresholds = None if self.thresholds is None else Thresholds(tuple(tags), pick(self.thresholds.values))
+        return Calibration(
+            tuple(tags), pick(self.slope), pick(self.shift), pick(self.low), pick(self.high), thresholds
+        )
 
-    def to_plain(self) -> dict[str, Any]:
-        """Lists, numbers and text, as JSON holds them; a threshold that nothing reaches is None."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return lists, numbers and text for JSON; a threshold of infinity becomes None."""
         lists = {name: list(getattr(self, name)) for name in ("tags", "slope", "shift", "low", "high")}
         return {
             "format": _FORMAT,
@@ -170,22 +189,22 @@ class Calibration:
         }
 
     @classmethod
-    def from_plain(cls, held: Any) -> Calibration:
-        """What `to_plain` made, with every value checked; raises `DataError`."""
-        return cls(**_checked(held))
+    def from_dict(cls, data: Any) -> Calibration:
+        """Convert the result of `to_dict`; every value is checked, and an invalid one raises a `DataError`."""
+        return cls(**_parse(data))
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file, whole or not at all; a threshold that nothing reaches is null."""
-        write_text(path, json.dumps(self.to_plain(), allow_nan=False, indent=1) + "\n")
+        """Write a JSON file atomically; a threshold of infinity becomes null."""
+        write_text(path, json.dumps(self.to_dict(), allow_nan=False, indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read what `to_json` wrote; every value is checked, since the file may come from a stranger.
+        """Read a file of `to_json`; every value is checked, since the file may be untrusted.
 
         Raises
         ------
         CheckpointError
-            If the file is missing or is no calibration; the message says what is wrong.
+            If the file is missing or is not a calibration; the message has the reason.
         """
         file = Path(path)
         if not file.is_file():
@@ -193,111 +212,140 @@ class Calibration:
                 f"{path}: no such file; expected a calibration, as fatai-submit calibrate writes it into a run"
             )
         try:
-            return cls.from_plain(read_json_limited(file, _MAX_JSON_BYTES))
+            return cls.from_dict(read_json_limited(file, _MAX_JSON_BYTES))
         except (OSError, ValueError, OverflowError) as e:
-            raise CheckpointError(f"{path} is no calibration: {e}") from None
+            raise CheckpointError(f"{path} is not a calibration: {e}") from None
 
 
-def cross_calibrated(probs: Any, targ: Any, folds: Any, *, how: str = "platt", stretch: bool = False) -> np.ndarray:
-    """Calibrated probabilities of each clip, float64 (clips, tags), fitted on the folds that do not hold it.
+def cross_calibrate(probs: Any, targ: Any, folds: Any, *, method: str = "platt", stretch: bool = False) -> np.ndarray:
+    """Calibrate the clips of each fold by a calibration fitted on the other folds.
 
     Parameters
     ----------
+    probs, targ
+        Shape (clips, tags).
     folds
-        Number of each clip's fold, (clips,), two or more different ones. The other parameters are those of `Calibration.fit`.
+        Shape (clips,): fold of each clip, at least two different ones.
+    method, stretch
+        As in `Calibration.fit`, whose errors are raised.
+
+    Returns
+    -------
+    Shape (clips, tags), float64, within [0, 1].
     """
-    both, fold = check_inputs(probs, targ), np.asarray(folds)
-    numbers = np.unique(fold)
-    if fold.shape != (len(both.scores),) or len(numbers) < 2:
+    checked, fold_of_clip = check_inputs(probs, targ), np.asarray(folds)
+    numbers = np.unique(fold_of_clip)
+    if fold_of_clip.shape != (len(checked.scores),) or len(numbers) < 2:
         raise ShapeError(
-            f"folds has shape {fold.shape} and {len(numbers)} different values; expected a number for each of the "
-            f"{len(both.scores)} clips, and two folds or more"
+            f"folds has shape {fold_of_clip.shape} and {len(numbers)} different values; expected a number for each of "
+            f"the {len(checked.scores)} clips, and two folds or more"
         )
-    calibrated = np.empty(both.scores.shape)
+    calibrated = np.empty(checked.scores.shape)
     for number in numbers:
-        held = fold == number
-        fitted = Calibration.fit(both.scores[~held], both.present[~held], how=how, stretch=stretch)
-        calibrated[held] = fitted.apply(both.scores[held])
+        held_out = fold_of_clip == number
+        fitted = Calibration.fit(
+            checked.scores[~held_out], checked.present[~held_out], method=method, stretch=stretch
+        )
+        calibrated[held_out] = fitted.apply(checked.scores[held_out])
     return calibrated
 
 
-def _probabilities(values: np.ndarray) -> np.ndarray:
+def _check_probabilities(values: np.ndarray) -> np.ndarray:
+    """Return values of any shape as float64; raise unless all are within [0, 1]."""
     values = values.astype(np.float64)
     if not ((values >= 0) & (values <= 1)).all():
-        raise DataError("probs leaves [0, 1]; expected probabilities: take the sigmoid of logits first")
+        raise DataError("probs exceeds [0, 1]; expected probabilities: take the sigmoid of logits first")
     return values
 
 
 def _range(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Least and greatest value of each tag; of a tag that is always the same, 0 and 1."""
+    """Return the minimum and maximum of each tag of (clips, tags); 0 and 1 for a constant tag."""
     low, high = values.min(axis=0), values.max(axis=0)
     flat = low >= high
     return tuple(np.where(flat, 0.0, low).tolist()), tuple(np.where(flat, 1.0, high).tolist())
 
 
 def _logits(values: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """Rescale probabilities (clips, tags) if there is a range, and return their logits."""
     if low:
         values = (values - np.array(low)) / (np.array(high) - np.array(low))
     return logit(np.clip(values, _FLOOR, 1 - _FLOOR))
 
 
 def _fit_temperature(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope and shift (0) for logits and flags of one tag."""
+    """Return slope and shift (0) for logits and flags (clips,) of one tag."""
     from scipy.optimize import minimize_scalar
 
-    # In the slope the loss is convex, so in its logarithm it has one valley.
-    found = minimize_scalar(
+    # The loss is convex in the slope, so it has one minimum in its logarithm.
+    result = minimize_scalar(
         lambda log_slope: _log_loss(np.exp(log_slope) * z, y),
-        bounds=(np.log(_LEAST_SLOPE), np.log(_GREATEST_SLOPE)),
+        bounds=(np.log(_MIN_SLOPE), np.log(_MAX_SLOPE)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x)), 0.0
+    return float(np.exp(result.x)), 0.0
 
 
 def _fit_platt(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    from scipy.optimize import minimize
-
+    """Return slope and shift for logits and flags (clips,) of one tag."""
     n_present = int(y.sum())
-    softened = np.where(y, (n_present + 1) / (n_present + 2), 1 / (len(y) - n_present + 2))
+    soft = np.where(y, (n_present + 1) / (n_present + 2), 1 / (len(y) - n_present + 2))
+    slope = 1.0  # of equal logits, which only determine a shift
+    if np.ptp(z) > _FLAT:
+        slope, shift = _logistic_regression(z, soft)
+        if _MIN_SLOPE <= slope <= _MAX_SLOPE:
+            return slope, shift
+    # A slope below 0 would reverse the order of the clips. The loss is convex, so its minimum within the bounds lies at
+    # the nearer bound.
+    slope = float(np.clip(slope, _MIN_SLOPE, _MAX_SLOPE))
+    return slope, _fit_shift(slope * z, soft)
 
-    def loss(pair: np.ndarray) -> tuple[float, np.ndarray]:
-        scaled = pair[0] * z + pair[1]
-        over = expit(scaled) - softened
-        return _log_loss(scaled, softened), np.array([(over * z).mean(), over.mean()])
 
-    # A slope below 0 would turn the tag's order round.
-    found = minimize(
-        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(_LEAST_SLOPE, _GREATEST_SLOPE), (None, None)]
+def _logistic_regression(z: np.ndarray, soft: np.ndarray) -> tuple[float, float]:
+    """Return slope and shift of an unpenalized logistic regression of soft targets (clips,) on logits (clips,)."""
+    from sklearn.linear_model import LogisticRegression
+
+    # A soft target t is a positive example of weight t and a negative one of weight 1 - t.
+    fitted = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8).fit(
+        np.tile(z, 2)[:, None], np.repeat([1, 0], len(z)), sample_weight=np.concatenate([soft, 1 - soft])
     )
-    return float(found.x[0]), float(found.x[1])
+    return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
 
 
-_FITS = {"platt": _fit_platt, "temperature": _fit_temperature}
+def _fit_shift(z: np.ndarray, soft: np.ndarray) -> float:
+    """Return the shift of logits (clips,) at which their mean probability is that of soft targets (clips,)."""
+    from scipy.optimize import brentq
+
+    mean = logit(soft.mean())
+    return float(brentq(lambda shift: (expit(z + shift) - soft).mean(), mean - z.max() - 1, mean - z.min() + 1))
+
+
+_METHODS = {"platt": _fit_platt, "temperature": _fit_temperature}
 
 
 def _log_loss(z: np.ndarray, y: np.ndarray) -> float:
+    """Return the mean binary log loss of logits (clips,) against targets (clips,)."""
     return float(-(y * log_expit(z) + (1 - y) * log_expit(-z)).mean())
 
 
-def _checked(held: Any) -> dict[str, Any]:
-    """Arguments of a `Calibration` from what a JSON file held."""
-    if not isinstance(held, dict) or held.get("format") != _FORMAT:
+def _parse(data: Any) -> dict[str, Any]:
+    """Return the arguments of a `Calibration` from the content of a JSON file."""
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise DataError(f"expected an object with \"format\": \"{_FORMAT}\"")
     expected = {"format", "tags", "slope", "shift", "low", "high", "thresholds"}
-    if set(held) != expected:
-        raise DataError(f"its keys are {sorted(held)[:10]}; expected {sorted(expected)}")
-    if not isinstance(held["tags"], list) or not all(isinstance(tag, str) and tag for tag in held["tags"]):
-        raise DataError("tags is no list of names")
-    tags = tuple(held["tags"])
-    thresholds = held["thresholds"]
+    if set(data) != expected:
+        raise DataError(f"its keys are {sorted(data)[:10]}; expected {sorted(expected)}")
+    if not isinstance(data["tags"], list) or not all(isinstance(tag, str) and tag for tag in data["tags"]):
+        raise DataError("tags is not a list of names")
+    tags = tuple(data["tags"])
+    thresholds = data["thresholds"]
     return {
-        "tags": tags, **{key: _numbers(key, held[key]) for key in ("slope", "shift", "low", "high")},
+        "tags": tags, **{key: _parse_numbers(key, data[key]) for key in ("slope", "shift", "low", "high")},
         "thresholds": None if thresholds is None else Thresholds.from_list(tags, thresholds),
     }
 
 
-def _numbers(key: str, values: Any) -> tuple[float, ...]:
+def _parse_numbers(key: str, values: Any) -> tuple[float, ...]:
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
-        raise DataError(f"{key} is no list of numbers")
+        raise DataError(f"{key} is not a list of numbers")
     return tuple(float(v) for v in values)

@@ -1,8 +1,9 @@
-"""How far probabilities are from what happens: expected calibration error and the picture of it.
+"""Calibration curves and expected calibration error: predicted probabilities against the observed frequencies.
 
-Conventions: `probs` is (clips, tags), within [0, 1]; `targ` (clips, tags) of 0 and 1. Every (clip, tag) pair counts alike; pairs fall into
-bins by their probability. Most pairs of a clip with few of many tags are near 0 and rightly so, which makes the error of all of them
-small: compare it between models on the same clips and tags, not with numbers from elsewhere.
+Conventions: `probs` is (clips, tags), within [0, 1]; `targ` (clips, tags) of 0 and 1. Every (clip, tag) pair has the
+same weight; pairs are binned by their probability, as in `sklearn.calibration.calibration_curve`. Most pairs of a clip
+with few of many tags are near 0, and rightly so, which makes the error of all of them small: compare it between models
+on the same clips and tags, not with numbers from elsewhere.
 """
 
 from __future__ import annotations
@@ -18,78 +19,96 @@ from fatai.metrics._validation import check_inputs
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Reliability", "expected_calibration_error", "plot_reliability", "reliability"]
+__all__ = ["CalibrationCurve", "calibration_curve", "expected_calibration_error", "plot_calibration_curve"]
 
-# Of Okabe and Ito, which all kinds of colour vision tell apart; marks and lines differ too.
+# Colors of Okabe and Ito, distinct for all kinds of color vision; markers and lines differ too.
 _STYLES = (("#D55E00", "o", "--"), ("#0072B2", "s", "-"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 
 
-class Reliability(NamedTuple):
-    """One entry for each bin that is not empty: mean probability, share of pairs whose tag is present, number of pairs."""
+class CalibrationCurve(NamedTuple):
+    """Predicted and observed frequency in each bin that is not empty.
 
-    prob: np.ndarray
-    share: np.ndarray
-    pairs: np.ndarray
+    Attributes
+    ----------
+    prob_pred
+        Shape (bins,): mean probability, in [0, 1].
+    prob_true
+        Shape (bins,): fraction of pairs whose tag is present, in [0, 1].
+    counts
+        Shape (bins,): number of pairs.
+    """
+
+    prob_pred: np.ndarray
+    prob_true: np.ndarray
+    counts: np.ndarray
 
     @property
     def error(self) -> float:
-        """Mean distance of probability and share, each bin counted by its pairs; NaN without any."""
-        return (
-            float(np.average(np.abs(self.prob - self.share), weights=self.pairs)) if len(self.pairs) else float("nan")
-        )
+        """Mean distance of predicted and observed frequency, a scalar, weighted by the counts; NaN without pairs."""
+        if not len(self.counts):
+            return float("nan")
+        return float(np.average(np.abs(self.prob_pred - self.prob_true), weights=self.counts))
 
 
-def reliability(probs: Any, targ: Any, *, bins: int = 15, by: str = "width") -> Reliability:
-    """What happens at each level of probability.
+def calibration_curve(probs: Any, targ: Any, *, n_bins: int = 15, strategy: str = "uniform") -> CalibrationCurve:
+    """Compute the observed frequency of tags at each level of probability, over all (clip, tag) pairs.
 
     Parameters
     ----------
     probs, targ
         Shape (clips, tags).
-    bins
-        How many.
-    by
-        "width": bins of equal width, the upper end belongs to a bin; "count": bins with equally many pairs, up to one.
+    n_bins
+        Number of bins.
+    strategy
+        "uniform": bins of equal width, which include their upper end; "quantile": bins with equally many pairs, up to
+        ties.
 
     Raises
     ------
     OptionError
-        If there is no bin or no such `by`.
+        If `n_bins` is less than 1, or `strategy` unknown.
     ShapeError, DataError
-        If the tables do not fit each other, or `probs` leaves [0, 1].
+        If the tables do not fit each other, or `probs` exceeds [0, 1].
 
     Examples
     --------
-    >>> reliability([[0.2, 0.9], [0.4, 0.9]], [[0, 1], [1, 1]], bins=2).share.tolist()
+    >>> calibration_curve([[0.2, 0.9], [0.4, 0.9]], [[0, 1], [1, 1]], n_bins=2).prob_true.tolist()
     [0.5, 1.0]
     """
-    if bins < 1 or by not in ("width", "count"):
-        raise OptionError(f"bins is {bins} and by {by!r}; expected a bin or more, by 'width' or 'count'")
-    both = check_inputs(probs, targ)
-    values, present = both.scores.ravel().astype(np.float64), both.present.ravel()
+    from sklearn import calibration
+
+    if n_bins < 1 or strategy not in ("uniform", "quantile"):
+        raise OptionError(
+            f"n_bins is {n_bins} and strategy {strategy!r}; expected at least one bin, and 'uniform' or 'quantile'"
+        )
+    checked = check_inputs(probs, targ)
+    values, present = checked.scores.ravel().astype(np.float64), checked.present.ravel()
     if not ((values >= 0) & (values <= 1)).all():
-        raise DataError("probs leaves [0, 1]; expected probabilities: take the sigmoid of logits first")
-    if by == "width":
-        at = np.clip(np.ceil(values * bins).astype(int) - 1, 0, bins - 1)
-    else:
-        at = np.empty(len(values), dtype=int)
-        at[np.argsort(values, kind="stable")] = np.arange(len(values)) * bins // max(1, len(values))
-    count, prob, share = (np.bincount(at, weights=w, minlength=bins) for w in (np.ones(len(values)), values, present))
-    full = count > 0
-    return Reliability(prob[full] / count[full], share[full] / count[full], count[full].astype(int))
+        raise DataError("probs exceeds [0, 1]; expected probabilities: take the sigmoid of logits first")
+    if not len(values):
+        return CalibrationCurve(np.empty(0), np.empty(0), np.empty(0, dtype=int))
+    prob_true, prob_pred = calibration.calibration_curve(present, values, n_bins=n_bins, strategy=strategy)
+    # scikit-learn does not return the counts: those of the same bins.
+    edges = np.linspace(0, 1, n_bins + 1)
+    if strategy == "quantile":
+        edges = np.percentile(values, edges * 100)
+    counts = np.bincount(np.searchsorted(edges[1:-1], values))
+    return CalibrationCurve(prob_pred, prob_true, counts[counts > 0])
 
 
 def expected_calibration_error(
-    probs: Any, targ: Any, *, bins: int = 15, by: str = "width", average: str = "micro"
+    probs: Any, targ: Any, *, n_bins: int = 15, strategy: str = "uniform", average: str = "micro"
 ) -> float:
-    """Mean distance of what is said and what happens, within [0, 1]; 0 is perfect.
+    """Compute the mean distance of predicted and observed frequency, within [0, 1]; 0 is perfect.
 
     Parameters
     ----------
+    probs, targ
+        Shape (clips, tags).
+    n_bins, strategy
+        As in `calibration_curve`, whose errors are raised.
     average
-        "micro": one set of bins for all (clip, tag) pairs; "macro": the mean over tags of each tag's own error.
-
-    The other parameters and errors are those of `reliability`.
+        "micro": one set of bins for all (clip, tag) pairs; "macro": the mean over tags of the error of each.
 
     Examples
     --------
@@ -101,45 +120,48 @@ def expected_calibration_error(
     if average not in ("micro", "macro"):
         raise OptionError(f"average is {average!r}; expected 'micro' or 'macro'")
     if average == "micro":
-        return reliability(probs, targ, bins=bins, by=by).error
-    both = check_inputs(probs, targ)
-    columns = range(both.scores.shape[1])
+        return calibration_curve(probs, targ, n_bins=n_bins, strategy=strategy).error
+    scores, present, _ = check_inputs(probs, targ)
     return float(
-        np.mean([reliability(both.scores[:, [k]], both.present[:, [k]], bins=bins, by=by).error for k in columns])
+        np.mean(
+            [
+                calibration_curve(scores[:, [k]], present[:, [k]], n_bins=n_bins, strategy=strategy).error
+                for k in range(scores.shape[1])
+            ]
+        )
     )
 
 
-def plot_reliability(curves: Mapping[str, Reliability], ax: Axes | None = None) -> Axes:
-    """Draw what happens over what was said, a line for each of up to four curves; the diagonal is perfect.
+def plot_calibration_curve(curves: Mapping[str, CalibrationCurve], ax: Axes | None = None) -> Axes:
+    """Plot observed against predicted frequency for up to four curves; a perfect one is the diagonal.
 
     Parameters
     ----------
     curves
-        Name of each curve, for the legend, to what `reliability` returned.
+        Name of each curve, for the legend, to the result of `calibration_curve`.
     ax
-        Where to draw; a new figure if None.
+        Axes to draw into; a new figure if None.
+
+    Raises
+    ------
+    OptionError
+        If there are no curves, or more than four.
     """
     if not 0 < len(curves) <= len(_STYLES):
-        raise OptionError(f"there are {len(curves)} curves; expected 1 to {len(_STYLES)}, which can be told apart")
+        raise OptionError(f"there are {len(curves)} curves; expected 1 to {len(_STYLES)}, which have distinct styles")
     if ax is None:
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots(figsize=(5, 5), layout="constrained")
     ax.plot([0, 1], [0, 1], color="#999999", linewidth=1, label="perfect")
-    for (name, curve), (colour, marker, line) in zip(curves.items(), _STYLES):
-        ax.plot(
-            curve.prob,
-            curve.share,
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            label=f"{name}: error {curve.error:.4f}",
-        )
+    for (name, curve), (color, marker, line) in zip(curves.items(), _STYLES, strict=False):
+        label = f"{name}: error {curve.error:.4f}"
+        ax.plot(curve.prob_pred, curve.prob_true, color=color, marker=marker, linestyle=line, label=label)
     ax.set(
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),
-        xlabel="probability said",
-        ylabel="share of clips with the tag",
+        xlabel="predicted probability",
+        ylabel="fraction of clips with the tag",
         aspect="equal",
     )
     ax.legend()

@@ -1,8 +1,9 @@
-"""From probabilities to tags: how high each tag's probability must be.
+"""Decide tags from probabilities: a threshold for each tag.
 
-Conventions: `probs` is (clips, tags), `targ` (clips, tags) of 0 and 1. A tag is there where its probability is at least its threshold; a
-threshold of infinity is reached by nothing. Only values that occur are tried, as in scikit-learn's `precision_recall_curve`: between two
-of them nothing changes. Thresholds are fitted on predictions of clips that the model was not trained on.
+Conventions: `probs` is (clips, tags), `targ` (clips, tags) of 0 and 1. A tag is predicted if its probability is at
+least its threshold; a threshold of infinity predicts it never. Candidates are the thresholds of scikit-learn's
+`precision_recall_curve`: the values that occur. Fit thresholds on predictions of clips that the model was not trained
+on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,10 +20,24 @@ from fatai.metrics._validation import check_inputs
 
 __all__ = ["Thresholds", "f1_thresholds", "precision_thresholds"]
 
+_ROUNDING = 1e-12  # precision and recall are fractions of counts: closer values differ by rounding only
+
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The least probability at which each tag is there.
+    """The lowest probability at which each tag is predicted.
+
+    Parameters
+    ----------
+    tags
+        Name of each tag, without duplicates.
+    values
+        Threshold of each tag, within [0, 1], or infinity.
+
+    Raises
+    ------
+    DataError
+        If the numbers do not fit the tags, or are out of range.
 
     Examples
     --------
@@ -36,16 +51,30 @@ class Thresholds:
     def __post_init__(self) -> None:
         if len(self.values) != len(self.tags) or len(set(self.tags)) < len(self.tags):
             raise DataError(
-                f"there are {len(self.values)} thresholds for {len(self.tags)} tags; expected one for each tag, no tag twice"
+                f"there are {len(self.values)} thresholds for {len(self.tags)} tags; expected one for each tag, "
+                "without duplicate tags"
             )
         if not all(0 <= value <= 1 or value == math.inf for value in self.values):
-            raise DataError(
-                f"thresholds hold {next(v for v in self.values if not 0 <= v <= 1 and v != math.inf)}; expected numbers "
-                "within [0, 1], or infinity for never"
-            )
+            invalid = next(v for v in self.values if not 0 <= v <= 1 and v != math.inf)
+            raise DataError(f"a threshold is {invalid}; expected numbers within [0, 1], or infinity for never")
 
     def apply(self, probs: Any) -> np.ndarray:
-        """Bool, shape (clips, tags): which tags are there, of probabilities whose columns are in the order of `tags`."""
+        """Return the predicted tags, bool.
+
+        Parameters
+        ----------
+        probs
+            Shape (clips, tags), columns in the order of `tags`.
+
+        Returns
+        -------
+        Shape (clips, tags).
+
+        Raises
+        ------
+        ShapeError
+            If `probs` has another number of columns.
+        """
         values = np.asarray(probs, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.tags):
             raise ShapeError(
@@ -54,22 +83,37 @@ class Thresholds:
         return values >= np.array(self.values)
 
     def to_list(self) -> list[float | None]:
-        """For JSON, which has no infinity: None stands for it."""
+        """Return the thresholds for JSON, which has no infinity: None stands for it."""
         return [None if value == math.inf else value for value in self.values]
 
     @classmethod
     def from_list(cls, tags: Sequence[str], values: Any) -> Thresholds:
-        """What `to_list` made, checked."""
+        """Convert and check the result of `to_list`; a `DataError` if it is something else."""
         numbers = isinstance(values, list) and all(
             v is None or isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
         )
         if not numbers:
-            raise DataError("thresholds is no list of numbers and nulls")
+            raise DataError("thresholds is not a list of numbers and nulls")
         return cls(tuple(tags), tuple(math.inf if v is None else float(v) for v in values))
 
 
+class _Curve(NamedTuple):
+    """Precision and recall of one tag at each threshold, all of shape (n,); thresholds rise."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    thresholds: np.ndarray
+
+
 def f1_thresholds(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> Thresholds:
-    """For each tag the threshold with the highest F1, of equal ones the highest; infinity for a tag that no clip has.
+    """Find the threshold of each tag with the highest F1, of equal ones the highest; infinity for a tag of no clip.
+
+    Parameters
+    ----------
+    probs, targ
+        Shape (clips, tags), as in `fatai.metrics.ranking.lwlrap`.
+    tags
+        Names of the columns; their indices if None.
 
     Examples
     --------
@@ -78,51 +122,57 @@ def f1_thresholds(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> T
     """
 
     def best(curve: _Curve) -> float:
-        # 2 / (1 / precision + 1 / recall), without the divisions by 0.
-        f1 = 2 * curve.hits / (curve.said + curve.present)
-        return float(curve.values[int(np.argmax(f1))]) if curve.present else math.inf
+        total = curve.precision + curve.recall
+        f1 = 2 * curve.precision * curve.recall / np.where(total > 0, total, 1)
+        return float(curve.thresholds[f1 >= f1.max() - _ROUNDING][-1])
 
     return _for_each_tag(probs, targ, tags, best)
 
 
 def precision_thresholds(probs: Any, targ: Any, precision: float, tags: Sequence[str] | None = None) -> Thresholds:
-    """For each tag the smallest threshold at which the precision is at least `precision`; infinity where none reaches it.
+    """Find the lowest threshold of each tag with at least the given precision; infinity if none has it.
+
+    Parameters
+    ----------
+    probs, targ
+        Shape (clips, tags), as in `fatai.metrics.ranking.lwlrap`.
+    precision
+        Above 0, at most 1; a higher one gives fewer false alarms and finds fewer clips.
+    tags
+        Names of the columns; their indices if None.
+
+    Raises
+    ------
+    OptionError
+        If `precision` is out of range.
 
     Examples
     --------
-    >>> precision_thresholds([[0.9], [0.6], [0.5], [0.1]], [[1], [0], [1], [0]], 0.6).values   # precision 1, 1/2, 2/3, 1/2
-    (0.5,)
+    >>> precision_thresholds([[0.9], [0.6], [0.5], [0.1]], [[1], [0], [1], [0]], 0.6).values   # precision 1, 1/2, 2/3,
+    1/2 (0.5,)
     """
     if not 0 < precision <= 1:
-        raise OptionError(f"precision is {precision}; expected a share above 0 and at most 1, such as 0.9")
+        raise OptionError(f"precision is {precision}; expected a fraction above 0 and at most 1, such as 0.9")
 
-    def least(curve: _Curve) -> float:
-        enough = np.flatnonzero(curve.hits >= precision * curve.said)
-        return float(curve.values[enough[-1]]) if len(enough) else math.inf
+    def lowest(curve: _Curve) -> float:
+        sufficient = curve.thresholds[curve.precision >= precision - _ROUNDING]
+        return float(sufficient[0]) if len(sufficient) else math.inf
 
-    return _for_each_tag(probs, targ, tags, least)
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """Of one tag: the values that occur, highest first; clips at or above each, those of them that have it, all that have it."""
-
-    values: np.ndarray
-    said: np.ndarray
-    hits: np.ndarray
-    present: int
+    return _for_each_tag(probs, targ, tags, lowest)
 
 
 def _for_each_tag(probs: Any, targ: Any, tags: Sequence[str] | None, choose: Callable[[_Curve], float]) -> Thresholds:
-    both = check_inputs(probs, targ)
-    scores = both.scores.astype(np.float64)
+    """Choose a threshold from the curve of each tag of (clips, tags); infinity for a tag of no clip."""
+    checked = check_inputs(probs, targ)
+    scores = checked.scores.astype(np.float64)
     names = tuple(str(i) for i in range(scores.shape[1])) if tags is None else tuple(tags)
-    return Thresholds(
-        names, tuple(choose(_curve(p, y)) if len(p) else math.inf for p, y in zip(scores.T, both.present.T))
-    )
+    columns = zip(scores.T, checked.present.T, strict=True)
+    return Thresholds(names, tuple(choose(_curve(p, y)) if y.any() else math.inf for p, y in columns))
 
 
 def _curve(probs: np.ndarray, present: np.ndarray) -> _Curve:
-    values, at = np.unique(-probs, return_inverse=True)
-    said, hits = (np.bincount(at, weights=w, minlength=len(values)).cumsum() for w in (np.ones(len(probs)), present))
-    return _Curve(-values, said, hits, int(present.sum()))
+    """Return the curve of one tag with probabilities and flags of shape (clips,)."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, thresholds = precision_recall_curve(present, probs)
+    return _Curve(precision[:-1], recall[:-1], thresholds)  # without the point (1, 0), which has no threshold

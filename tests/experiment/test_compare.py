@@ -37,10 +37,10 @@ def test_the_best_comes_first_and_the_others_are_told_from_it(runs, sample):
     compared = compare_runs(folders, sample / "train_curated.csv", draws=200)
     assert [row.name for row in compared.rows] == [str(folders[k]) for k in (1, 0, 2)] and compared.clips == 120
     plain, sage = (Predictions.from_csv(folders[k] / "oof.csv").probs for k in (0, 1))
-    assert compared.rows[0].score == score_interval(sage, targ, draws=200) and compared.rows[0].against_best is None
+    assert compared.rows[0].score == score_interval(sage, targ, n_resamples=200) and compared.rows[0].against_best is None
     assert (
-        compared.rows[1].against_best == score_difference(plain, sage, targ, draws=200)
-        and compared.rows[1].against_best.sure
+        compared.rows[1].against_best == score_difference(plain, sage, targ, n_resamples=200)
+        and compared.rows[1].against_best.is_significant
     )
     assert compared.rows[0].parameters == count_parameters(create_model("m1", 10, 1, width=0.125))
     assert compared.rows[0].seconds > 0 and compared.rows[2].seconds is None

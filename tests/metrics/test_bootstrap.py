@@ -35,12 +35,12 @@ def case(rng):
 def test_a_score_by_name_equals_scikit_learn_s_of_rows_drawn_again(case, name):
     first, second, targ = case
     score = NAMED[name]
-    fast, slow = score_interval(first, targ, name, draws=40), score_interval(first, targ, score, draws=40)
+    fast, slow = score_interval(first, targ, name, n_resamples=40), score_interval(first, targ, score, n_resamples=40)
     assert fast.value == pytest.approx(score(first, targ))
     np.testing.assert_allclose([fast.low, fast.high], [slow.low, slow.high], atol=1e-9)
     fast, slow = (
-        score_difference(first, second, targ, name, draws=40),
-        score_difference(first, second, targ, score, draws=40),
+        score_difference(first, second, targ, name, n_resamples=40),
+        score_difference(first, second, targ, score, n_resamples=40),
     )
     assert fast.value == pytest.approx(score(first, targ) - score(second, targ))
     np.testing.assert_allclose([fast.low, fast.high], [slow.low, slow.high], atol=1e-9)
@@ -56,7 +56,7 @@ def test_the_interval_is_scipy_s(case):
         return score(rows) - lwlrap(second[rows], targ[rows])
 
     options = {"n_resamples": 2000, "method": "percentile", "vectorized": False, "rng": 1}
-    found, apart = score_interval(first, targ, draws=2000), score_difference(first, second, targ, draws=2000)
+    found, apart = score_interval(first, targ, n_resamples=2000), score_difference(first, second, targ, n_resamples=2000)
     for ours, statistic in [(found, score), (apart, difference)]:
         theirs = scipy_bootstrap([np.arange(len(targ))], statistic, **options).confidence_interval
         width = theirs.high - theirs.low
@@ -68,7 +68,7 @@ def test_clips_of_one_tag_found_or_not_follow_the_binomial():
     n, p = 10_000, 0.3
     probs = np.tile([0.2, 0.8], (n, 1))
     probs[: int(p * n)] = [0.8, 0.2]
-    found = score_interval(probs, np.tile([1, 0], (n, 1)), draws=4000)
+    found = score_interval(probs, np.tile([1, 0], (n, 1)), n_resamples=4000)
     half = norm.ppf(0.975) * math.sqrt(p * (1 - p) / n) / 2
     assert found.value == pytest.approx(0.65)
     np.testing.assert_allclose([found.low, found.high], [0.65 - half, 0.65 + half], atol=0.1 * half)
@@ -81,7 +81,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(rng):
         ranks = rng.integers(1, 5, n)  # of the only tag among four
         probs = np.tile([4.0, 3.0, 2.0, 1.0], (n, 1))
         targ = np.eye(4)[ranks - 1]
-        found = score_interval(probs, targ, draws=500, level=0.9, seed=trial)
+        found = score_interval(probs, targ, n_resamples=500, confidence_level=0.9, seed=trial)
         held += found.low <= (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4 <= found.high
     assert 0.85 < held / trials < 0.95
 
@@ -97,17 +97,17 @@ def test_paired_intervals_are_narrower_than_the_scores_let_expect(case):
 def test_better_worse_and_the_same(case):
     first, second, targ = case
     better, worse = score_difference(first, second, targ), score_difference(second, first, targ)
-    assert better.sure and better.low > 0 and worse.sure
+    assert better.is_significant and better.low > 0 and worse.is_significant
     np.testing.assert_allclose(
         [-worse.value, -worse.high, -worse.low], [better.value, better.low, better.high], atol=0.003
     )
     same = score_difference(first, first * 2, targ)
-    assert (same.value, same.low, same.high, same.sure) == (0, 0, 0, False)
+    assert (same.value, same.low, same.high, same.is_significant) == (0, 0, 0, False)
 
 
 def test_a_wider_level_is_a_wider_interval(case):
     first, _, targ = case
-    wide, narrow = score_interval(first, targ, level=0.99), score_interval(first, targ, level=0.5)
+    wide, narrow = score_interval(first, targ, confidence_level=0.99), score_interval(first, targ, confidence_level=0.5)
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
@@ -122,10 +122,10 @@ def test_a_seed_repeats(case):
 
 def test_any_function_may_be_the_score(case):
     first, second, targ = case
-    share = score_interval(first, targ, lambda p, t: float((p.argmax(1) == t.argmax(1)).mean()), draws=50)
+    share = score_interval(first, targ, lambda p, t: float((p.argmax(1) == t.argmax(1)).mean()), n_resamples=50)
     assert 0 < share.low < share.value < share.high < 1
     for name, score in {"map": mean_ap, "auc": roc_auc, "d_prime": d_prime}.items():
-        by_name, by_function = (score_difference(first, second, targ, s, draws=5) for s in (name, score))
+        by_name, by_function = (score_difference(first, second, targ, s, n_resamples=5) for s in (name, score))
         assert by_name.value == pytest.approx(by_function.value)
 
 
@@ -151,14 +151,14 @@ def test_said_in_words(made, words):
 
 
 def test_sure_means_that_zero_is_left_out():
-    assert Difference(0.1, 0.01, 0.2, 0.95).sure and Difference(-0.1, -0.2, -0.01, 0.95).sure
-    assert not Difference(0.1, 0.0, 0.2, 0.95).sure and not Difference(-0.1, -0.2, 0.0, 0.95).sure
+    assert Difference(0.1, 0.01, 0.2, 0.95).is_significant and Difference(-0.1, -0.2, -0.01, 0.95).is_significant
+    assert not Difference(0.1, 0.0, 0.2, 0.95).is_significant and not Difference(-0.1, -0.2, 0.0, 0.95).is_significant
 
 
 @pytest.mark.parametrize(("options", "says"), [
     ({"score": "mapp"}, "no score named 'mapp'; did you mean map"),
-    ({"draws": 0}, "draws is 0"),
-    ({"level": 95}, "level 95; expected .* between 0 and 1, such as 0.95"),
+    ({"n_resamples": 0}, "n_resamples is 0"),
+    ({"confidence_level": 95}, "confidence_level 95; expected .* between 0 and 1, such as 0.95"),
 ])
 def test_options_that_do_not_fit_are_named(case, options, says):
     with pytest.raises(OptionError, match=says):

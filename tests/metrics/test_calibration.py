@@ -12,9 +12,9 @@ from sklearn.calibration import _sigmoid_calibration
 from sklearn.metrics import f1_score, log_loss, precision_recall_curve
 
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
-from fatai.metrics.calibration import Calibration, cross_calibrated
+from fatai.metrics.calibration import Calibration, cross_calibrate
 from fatai.metrics.ranking import lwlrap
-from fatai.metrics.calibration_curve import expected_calibration_error, plot_reliability, reliability
+from fatai.metrics.calibration_curve import expected_calibration_error, calibration_curve, plot_calibration_curve
 from fatai.metrics.thresholds import Thresholds, f1_thresholds, precision_thresholds
 
 
@@ -51,7 +51,7 @@ def test_platt_is_that_of_scikit_learn(overconfident):
 
 def test_temperature_has_the_least_log_loss_of_all_temperatures(overconfident):
     probs, targ, _ = overconfident
-    fitted = Calibration.fit(probs, targ, how="temperature")
+    fitted = Calibration.fit(probs, targ, method="temperature")
     z = logit(np.clip(probs, 1e-7, 1 - 1e-7))
     for tag in range(4):
         slopes = fitted.slope[tag] * np.array([1, 0.98, 1.02, 0.5, 2])
@@ -61,37 +61,37 @@ def test_temperature_has_the_least_log_loss_of_all_temperatures(overconfident):
 
 def test_a_temperature_worked_by_hand():
     # Of four clips at 0.9 three have the tag: the loss is least where the answer is 3/4, so logit 2 ln 3 becomes ln 3.
-    fitted = Calibration.fit([[0.9], [0.9], [0.9], [0.9]], [[1], [1], [1], [0]], how="temperature")
+    fitted = Calibration.fit([[0.9], [0.9], [0.9], [0.9]], [[1], [1], [1], [0]], method="temperature")
     assert fitted.slope[0] == pytest.approx(0.5, abs=1e-5) and fitted.apply([[0.9]])[0, 0] == pytest.approx(
         0.75, abs=1e-5
     )
 
 
-@pytest.mark.parametrize("how", ["platt", "temperature"])
+@pytest.mark.parametrize("method", ["platt", "temperature"])
 @pytest.mark.parametrize("average", ["micro", "macro"])
-def test_calibration_lowers_the_error_on_held_out_folds(overconfident, how, average):
+def test_calibration_lowers_the_error_on_held_out_folds(overconfident, method, average):
     probs, targ, _ = overconfident
-    crossed = cross_calibrated(probs, targ, np.arange(len(probs)) % 5, how=how)
+    crossed = cross_calibrate(probs, targ, np.arange(len(probs)) % 5, method=method)
     before, after = (expected_calibration_error(p, targ, average=average) for p in (probs, crossed))
-    assert after < before / 2 and (how == "temperature" or after < 0.03)
+    assert after < before / 2 and (method == "temperature" or after < 0.03)
 
 
 def test_a_fold_is_calibrated_by_the_others_alone(overconfident):
     probs, targ, _ = overconfident
     folds = np.arange(len(probs)) % 3
-    crossed = cross_calibrated(probs, targ, folds)
+    crossed = cross_calibrate(probs, targ, folds)
     by_hand = Calibration.fit(probs[folds != 1], targ[folds != 1]).apply(probs[folds == 1])
     np.testing.assert_array_equal(crossed[folds == 1], by_hand)
     changed = targ.copy()
     changed[folds == 1] = ~changed[folds == 1]
-    np.testing.assert_array_equal(cross_calibrated(probs, changed, folds)[folds == 1], by_hand)
+    np.testing.assert_array_equal(cross_calibrate(probs, changed, folds)[folds == 1], by_hand)
 
 
 @settings(deadline=None, max_examples=30)
 @given(hnp.arrays(np.float64, (12, 3), elements=st.floats(0, 1)), hnp.arrays(bool, (12, 3)), st.booleans())
 def test_the_order_within_a_tag_stays_and_probabilities_stay_within_0_and_1(probs, targ, stretch):
-    for how in ("platt", "temperature"):
-        fitted = Calibration.fit(probs, targ, how=how, stretch=stretch)
+    for method in ("platt", "temperature"):
+        fitted = Calibration.fit(probs, targ, method=method, stretch=stretch)
         answer = fitted.apply(probs)
         assert ((answer >= 0) & (answer <= 1)).all()
         for tag in range(3):
@@ -106,17 +106,17 @@ def test_the_order_within_a_clip_may_change():
 
 
 @pytest.mark.parametrize("targ", [np.zeros((4, 1)), np.ones((4, 1))])
-@pytest.mark.parametrize("how", ["platt", "temperature"])
-def test_a_tag_that_tells_nothing_is_left_as_it_is(targ, how):
+@pytest.mark.parametrize("method", ["platt", "temperature"])
+def test_a_tag_that_tells_nothing_is_left_as_it_is(targ, method):
     probs = np.array([[0.1], [0.2], [0.7], [0.9]])
-    np.testing.assert_allclose(Calibration.fit(probs, targ, how=how).apply(probs), probs, rtol=1e-12)
+    np.testing.assert_allclose(Calibration.fit(probs, targ, method=method).apply(probs), probs, rtol=1e-12)
 
 
 def test_stretching_uses_the_range_that_was_fitted():
     fitted = Calibration(("Bark",), slope=(1.0,), shift=(0.0,), low=(0.2,), high=(0.6,))
     np.testing.assert_allclose(fitted.apply([[0.3], [0.4], [0.1], [0.9]]), [[0.25], [0.5], [1e-7], [1 - 1e-7]])
     learnt = Calibration.fit(
-        [[0.2, 0.5], [0.6, 0.5], [0.4, 0.5]], [[0, 1], [1, 0], [1, 0]], how="temperature", stretch=True
+        [[0.2, 0.5], [0.6, 0.5], [0.4, 0.5]], [[0, 1], [1, 0], [1, 0]], method="temperature", stretch=True
     )
     assert (learnt.low, learnt.high) == ((0.2, 0.0), (0.6, 1.0)), "a tag that is always the same cannot be stretched"
 
@@ -135,7 +135,7 @@ def test_to_and_from_json(tmp_path):
     assert json.loads((tmp_path / "calibration.json").read_text())["thresholds"] == [0.25, None]
     assert held.select(["Tick-tock"]) == Calibration(
         ("Tick-tock",), (1 / 3,), (-1.25,), (0.1,), (0.7,), Thresholds(("Tick-tock",), (math.inf,)))
-    with pytest.raises(DataError, match="lacks the tag 'Meow'"):
+    with pytest.raises(DataError, match="has no tag 'Meow'"):
         held.select(["Meow"])
 
 
@@ -153,32 +153,32 @@ GOOD = {
 @pytest.mark.parametrize(("change", "says"), [
     ({"format": "other"}, "expected an object with"),
     ({"more": 1}, "its keys are"),
-    ({"tags": "Bark"}, "tags is no list of names"),
+    ({"tags": "Bark"}, "tags is not a list of names"),
     ({"tags": ["Bark", "Bark"]}, "each tag once"),
     ({"tags": []}, "has 0 tags"),
-    ({"slope": [0]}, "slope holds 0.0; expected numbers above 0"),
-    ({"slope": [1, 2]}, "slope holds 2 numbers"),
+    ({"slope": [0]}, "slope is 0.0; expected numbers above 0"),
+    ({"slope": [1, 2]}, "slope has 2 numbers"),
     ({"slope": [10**400]}, "too large"),
     ({"thresholds": [10**400]}, "too large"),
-    ({"slope": [True]}, "slope is no list of numbers"),
-    ({"shift": [math.nan]}, "shift holds a value that is not finite"),
-    ({"shift": ["__import__('os')"]}, "shift is no list of numbers"),
-    ({"low": [0.5]}, "low and high do not go together"),
+    ({"slope": [True]}, "slope is not a list of numbers"),
+    ({"shift": [math.nan]}, "shift has a value that is not finite"),
+    ({"shift": ["__import__('os')"]}, "shift is not a list of numbers"),
+    ({"low": [0.5]}, "low and high do not fit each other"),
     ({"low": [0.5], "high": [0.5]}, "each low below its high"),
-    ({"thresholds": [2]}, "thresholds hold 2.0; expected numbers within"),
+    ({"thresholds": [2]}, "a threshold is 2.0; expected numbers within"),
     ({"thresholds": [0.5, 0.5]}, "2 thresholds for 1 tags"),
-    ({"thresholds": "0.5"}, "thresholds is no list"),
+    ({"thresholds": "0.5"}, "thresholds is not a list"),
 ])
 def test_a_file_that_is_no_calibration_is_refused(tmp_path, change, says):
     (tmp_path / "c.json").write_text(json.dumps({**GOOD, **change}))
-    with pytest.raises(CheckpointError, match=f"c.json is no calibration: .*{says}"):
+    with pytest.raises(CheckpointError, match=f"c.json is not a calibration: .*{says}"):
         Calibration.from_json(tmp_path / "c.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", '{"format"', "\x80\x04}"])
 def test_a_file_that_is_no_object_is_refused(tmp_path, text):
     (tmp_path / "c.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError, match="c.json is no calibration"):
+    with pytest.raises(CheckpointError, match="c.json is not a calibration"):
         Calibration.from_json(tmp_path / "c.json")
     (tmp_path / "good.json").write_text(json.dumps(GOOD))
     assert Calibration.from_json(tmp_path / "good.json").apply([[0.3]])[0, 0] == pytest.approx(0.3)
@@ -188,13 +188,13 @@ def test_a_file_that_is_no_object_is_refused(tmp_path, text):
 
 def test_what_does_not_fit_is_named():
     with pytest.raises(OptionError, match="'plat'; did you mean platt"):
-        Calibration.fit([[0.5]], [[1]], how="plat")
-    with pytest.raises(DataError, match=r"probs leaves \[0, 1\]"):
+        Calibration.fit([[0.5]], [[1]], method="plat")
+    with pytest.raises(DataError, match=r"probs exceeds \[0, 1\]"):
         Calibration.fit([[1.5]], [[1]])
     with pytest.raises(ShapeError, match=r"shape \(1, 2\); expected \(clips, 1\)"):
         Calibration(("Bark",), (1.0,), (0.0,)).apply([[0.5, 0.5]])
     with pytest.raises(ShapeError, match="two folds or more"):
-        cross_calibrated([[0.5], [0.4]], [[1], [0]], [0, 0])
+        cross_calibrate([[0.5], [0.4]], [[1], [0]], [0, 0])
 
 
 # Expected calibration error.
@@ -203,10 +203,10 @@ def test_what_does_not_fit_is_named():
 def test_the_error_worked_by_hand():
     # Bins of width 1/2: 0.1, 0.3, 0.5 (share 1/3, mean 0.3) and 0.9 (share 1): (3 * 1/30 + 1 * 0.1) / 4.
     probs, targ = [[0.1], [0.3], [0.5], [0.9]], [[0], [0], [1], [1]]
-    assert expected_calibration_error(probs, targ, bins=2) == pytest.approx(0.05)
+    assert expected_calibration_error(probs, targ, n_bins=2) == pytest.approx(0.05)
     # Two and two: |0.2 - 0| and |0.7 - 1|.
-    curve = reliability(probs, targ, bins=2, by="count")
-    assert (curve.prob.tolist(), curve.share.tolist(), curve.pairs.tolist()) == (
+    curve = calibration_curve(probs, targ, n_bins=2, strategy="quantile")
+    assert (curve.prob_pred.tolist(), curve.prob_true.tolist(), curve.counts.tolist()) == (
         pytest.approx([0.2, 0.7]),
         [0, 1],
         [2, 2],
@@ -226,17 +226,17 @@ def test_certain_and_right_is_no_error_and_certain_and_wrong_the_greatest():
     assert expected_calibration_error(targ, targ) == 0 and expected_calibration_error(1 - targ, targ) == 1
 
 
-@pytest.mark.parametrize("options", [{"bins": 0}, {"by": "size"}, {"average": "weighted"}])
+@pytest.mark.parametrize("options", [{"n_bins": 0}, {"strategy": "size"}, {"average": "weighted"}])
 def test_options_of_the_error_are_checked(options):
     with pytest.raises(OptionError, match="expected"):
         expected_calibration_error([[0.5]], [[1]], **options)
-    with pytest.raises(DataError, match=r"leaves \[0, 1\]"):
+    with pytest.raises(DataError, match=r"exceeds \[0, 1\]"):
         expected_calibration_error([[-0.5]], [[1]])
 
 
 def test_the_plot_tells_its_curves_apart_without_colour():
-    curve = reliability([[0.2], [0.9]], [[0], [1]])
-    ax = plot_reliability({"before": curve, "after": curve})
+    curve = calibration_curve([[0.2], [0.9]], [[0], [1]])
+    ax = plot_calibration_curve({"before": curve, "after": curve})
     diagonal, *lines = ax.get_lines()
     assert diagonal.get_xdata() == pytest.approx([0, 1]) and lines[0].get_xdata() == pytest.approx([0.2, 0.9])
     assert len({line.get_marker() for line in lines}) == len({line.get_linestyle() for line in lines}) == 2
@@ -246,7 +246,7 @@ def test_the_plot_tells_its_curves_apart_without_colour():
         "after: error 0.1500",
     ]
     with pytest.raises(OptionError, match="5 curves; expected 1 to 4"):
-        plot_reliability({str(i): curve for i in range(5)})
+        plot_calibration_curve({str(i): curve for i in range(5)})
 
 
 # Thresholds.

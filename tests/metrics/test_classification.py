@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.metrics._validation import check_inputs
 from fatai.metrics.ranking import lwlrap_per_class
-from fatai.metrics.classification import Sorted, d_prime, mean_ap, roc_auc, tag_scores
+from fatai.metrics.classification import SortedScores, d_prime, mean_ap, roc_auc, tag_scores
 
 AVERAGES = ["macro", "micro"]
 
@@ -62,7 +62,7 @@ def test_weights_of_clips_equal_those_of_scikit_learn(rng, average):
         rng.integers(0, 2, (200, 6)),
         rng.integers(0, 4, 200).astype(float),
     )
-    in_order = Sorted(check_inputs(probs, targ), average)
+    in_order = SortedScores(check_inputs(probs, targ), average)
     options = {"average": average, "sample_weight": weights}
     assert in_order.average_precision(weights).mean() == pytest.approx(
         average_precision_score(targ, probs, **options), abs=1e-12
@@ -72,8 +72,8 @@ def test_weights_of_clips_equal_those_of_scikit_learn(rng, average):
 
 def test_a_weight_is_a_number_of_copies(rng):
     probs, targ, weights = rng.integers(0, 9, (50, 4)), rng.integers(0, 2, (50, 4)), rng.integers(0, 4, 50)
-    copies = Sorted(check_inputs(probs.repeat(weights, axis=0), targ.repeat(weights, axis=0)))
-    in_order = Sorted(check_inputs(probs, targ))
+    copies = SortedScores(check_inputs(probs.repeat(weights, axis=0), targ.repeat(weights, axis=0)))
+    in_order = SortedScores(check_inputs(probs, targ))
     np.testing.assert_allclose(
         in_order.average_precision(weights.astype(float)), copies.average_precision(), atol=1e-12
     )

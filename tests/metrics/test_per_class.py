@@ -60,18 +60,18 @@ def test_a_perfect_order_costs_nothing_and_a_single_tag_takes_all_of_its_clip():
 def test_confusions_are_counted_clip_by_clip(given_):
     probs, targ = given_
     table = confusions(probs, targ)
-    found = {(r.tag, r.above): (r.clips, r.of, r.together) for r in table.itertuples()}
+    found = {(r.tag, r.above): (r.clips, r.total, r.both) for r in table.itertuples()}
     for a, b in itertools.permutations(range(probs.shape[1]), 2):
         clips = sum(t[a] and not t[b] and p[b] >= p[a] for p, t in zip(probs, targ))
-        of, together = sum(t[a] and not t[b] for t in targ), sum(t[a] and t[b] for t in targ)
-        assert found.pop((a, b), (0, of, together)) == (clips, of, together)
+        total, both = sum(t[a] and not t[b] for t in targ), sum(t[a] and t[b] for t in targ)
+        assert found.pop((a, b), (0, total, both)) == (clips, total, both)
     assert not found
-    assert table["clips"].is_monotonic_decreasing and ((table["share"] * table["of"]).round(9) == table["clips"]).all()
+    assert table["clips"].is_monotonic_decreasing and ((table["fraction"] * table["total"]).round(9) == table["clips"]).all()
 
 
 def test_confusions_of_a_perfect_order_are_an_empty_table():
     table = confusions([[0.9, 0.1]], [[1, 0]], ["a", "b"])
-    assert len(table) == 0 and list(table.columns) == ["tag", "above", "clips", "of", "share", "together"]
+    assert len(table) == 0 and list(table.columns) == ["tag", "above", "clips", "total", "fraction", "both"]
 
 
 def test_intervals_belong_to_each_tags_lwlrap(rng):
@@ -89,7 +89,7 @@ def test_an_interval_is_that_of_all_draws_that_there_are():
     probs = [[4, 1, 2, 3], [3, 1, 4, 2], [2, 1, 3, 4], [1, 2, 3, 4]]
     targ = [[1, 0, 0, 0]] * 4
     means = np.mean(list(itertools.product([1, 1 / 2, 1 / 3, 1 / 4], repeat=4)), axis=1)
-    row = tag_intervals(probs, targ, draws=200_000).iloc[0]
+    row = tag_intervals(probs, targ, n_resamples=200_000).iloc[0]
     assert row["lwlrap"] == pytest.approx(25 / 48)
     # Ends fall between values of a coarse distribution: at most one value beside.
     near = np.unique(means.round(9))
@@ -111,4 +111,4 @@ def test_what_does_not_fit_is_said():
         with pytest.raises(DataError, match="NaN"):
             score([[np.nan]], [[1]])
     with pytest.raises(OptionError, match="draws is 0"):
-        tag_intervals([[1.0]], [[1]], draws=0)
+        tag_intervals([[1.0]], [[1]], n_resamples=0)

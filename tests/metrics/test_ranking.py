@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import label_ranking_average_precision_score
 
 from fatai.errors import DataError, ShapeError
-from fatai.metrics.ranking import lwlrap, lwlrap_per_class
+from fatai.metrics.ranking import _precision_reference, lwlrap, lwlrap_per_class, precision_hits
 
 
 def sklearn_lwlrap(scores, targ):
@@ -92,6 +92,20 @@ def test_equals_the_official_loop_where_nothing_is_tied(rng):
     np.testing.assert_allclose(ours.weights, weights, atol=1e-12)
 
 
+@settings(deadline=None)
+@given(tied_cases())
+def test_precisions_equal_their_definition_clip_by_clip(case):
+    hits = precision_hits(*case)
+    assert np.array_equal(hits.precision, _precision_reference(*case))
+    assert np.array_equal(np.argwhere(case[1]), np.stack([hits.clips, hits.tags], axis=1))
+
+
+def test_precisions_equal_their_definition_with_many_clips(rng):
+    scores, targ = random_case(rng, clips=500, tags=80)
+    assert np.array_equal(precision_hits(scores, targ).precision, _precision_reference(scores, targ))
+    assert np.array_equal(_precision_reference(np.zeros((2, 3)), np.zeros((2, 3))), np.zeros(0))
+
+
 @pytest.mark.parametrize("tags", [255, 256, 300])
 def test_more_tags_than_a_byte_counts(rng, tags):
     scores, targ = random_case(rng, clips=4, tags=tags)
@@ -167,9 +181,9 @@ def test_without_any_tag_there_is_no_score():
     (np.zeros((2, 3)), np.zeros((3, 2)), ShapeError, r"\(2, 3\) and targ \(3, 2\); expected both as \(clips, tags\)"),
     (np.zeros(3), np.zeros(3), ShapeError, r"shape \(3,\)"),
     ([[0.5, 0.1], [0.2, math.nan]], [[1, 0], [0, 1]], DataError, "NaN at clip 1, tag 1"),
-    ([[0.5, 0.1]], [[1, 0.3]], DataError, "targ holds 0.3 at clip 0, tag 1; expected 0 or 1"),
-    ([[0.5, 0.1]], [[-1, 1]], DataError, "targ holds -1 at clip 0, tag 0"),
-    ([[0.5, 0.1]], [[math.nan, 1]], DataError, "targ holds nan at clip 0, tag 0"),
+    ([[0.5, 0.1]], [[1, 0.3]], DataError, "targ has 0.3 at clip 0, tag 1; expected 0 or 1"),
+    ([[0.5, 0.1]], [[-1, 1]], DataError, "targ has -1 at clip 0, tag 0"),
+    ([[0.5, 0.1]], [[math.nan, 1]], DataError, "targ has nan at clip 0, tag 0"),
     ([["a", "b"]], [[0, 1]], DataError, "expected numbers"),
 ])
 def test_what_cannot_be_ranked_is_named(probs, targ, error, says):

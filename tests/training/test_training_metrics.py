@@ -125,7 +125,7 @@ def test_before_the_first_batch_there_is_no_value():
 
 def test_targets_that_are_neither_0_nor_1_are_named(case):
     logits, targ = case
-    with pytest.raises(DataError, match="targ holds 0.5"):
+    with pytest.raises(DataError, match="targ has 0.5"):
         validated(logits, targ * 0.5, [LwLRAP()], 8)
 
 

@@ -94,7 +94,7 @@ def _confusion_figure(table: pd.DataFrame) -> Markup:
     """Draw the fraction of clips of each pair of the tags with the most confusions."""
     counts = table.groupby("tag")["clips"].sum().add(table.groupby("above")["clips"].sum(), fill_value=0)
     tags = sorted(sorted(counts.index, key=str), key=lambda tag: -counts[tag])[:_N_DRAWN_TAGS]
-    pairs = table.pivot(index="tag", columns="above", values="share")
+    pairs = table.pivot(index="tag", columns="above", values="fraction")
     fractions = pairs.reindex(index=tags, columns=tags).fillna(0).to_numpy(copy=True)
     np.fill_diagonal(fractions, np.nan)
     side = 2 + 0.25 * len(tags)
