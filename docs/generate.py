@@ -1,4 +1,4 @@
-"""What the documentation does not say twice: tables of the registries, a page for each recipe, notebooks, results. A hook of MkDocs.
+"""A hook of MkDocs that generates tables of the registries and pages of recipes, notebooks, results and reference.
 
 A line `<!-- table: models -->` of a page becomes that table when the site is built. `python docs/generate.py` writes
 the table of recipes into README.md.
@@ -16,15 +16,20 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README_TABLE = re.compile(r"(<!-- recipes -->\n).*?(<!-- /recipes -->)", re.S)
 _MARK = re.compile(r"<!-- table: ([\w ]+) -->")
-_ROOMS = {
-    "sound": "Sound",
-    "score": "Scores",
-    "data": "Data",
+_PACKAGES = {
+    "audio": "Audio",
+    "metrics": "Metrics",
+    "losses": "Losses",
     "models": "Models",
-    "augment": "Random changes",
-    "train": "Training",
-    "infer": "Prediction",
-    "recipes": "Recipes and runs",
+    "data": "Data",
+    "augment": "Augmentation",
+    "noisy_labels": "Noisy labels",
+    "callbacks": "Callbacks",
+    "training": "Training",
+    "inference": "Inference",
+    "export": "Export",
+    "ensemble": "Ensembles",
+    "experiment": "Recipes and runs",
     "report": "Reports",
 }
 _NOT_MEASURED = "not measured yet"
@@ -35,18 +40,18 @@ _LONG = {
 
 
 def registry_table(name: str) -> str:
-    """Every name of a registry, what it is, and where it comes from."""
+    """Return the table of a registry: names, descriptions and sources."""
     from fatai import registry
 
-    of = getattr(registry, name)
+    entries = getattr(registry, name)
     return _table(
-        ["name", "what it is", "source"],
-        [_row([f"`{n}`", _cell(of.describe(n)), _cell(of.source(n))]) for n in of.names()],
+        ["name", "description", "source"],
+        [_row([f"`{n}`", _cell(entries.describe(n)), _cell(entries.source(n))]) for n in entries.names()],
     )
 
 
 def models() -> str:
-    """Networks with their sizes."""
+    """Return the table of the networks with their sizes."""
     from fatai.models.summary import model_table
 
     rows = [
@@ -55,17 +60,17 @@ def models() -> str:
                 f"`{m.name}`",
                 f"{m.parameters:,}",
                 f"{m.n_mels or m.min_mels} x {m.min_frames}",
-                _cell(m.about),
+                _cell(m.description),
                 _cell(m.source),
             ]
         )
         for m in model_table()
     ]
-    return _table(["name", "parameters", "smallest input", "what it is", "source"], rows)
+    return _table(["name", "parameters", "minimum input", "description", "source"], rows)
 
 
 def front_ends() -> str:
-    """Front ends with the values that matter most."""
+    """Return the table of the front ends with their main values."""
     from fatai.audio.front_ends import front_end
     from fatai.registry import FRONT_ENDS
 
@@ -82,7 +87,7 @@ def front_ends() -> str:
 
 
 def recipes() -> str:
-    """Recipes with what was published and what was measured."""
+    """Return the table of the recipes with published and measured scores."""
     from fatai.experiment.recipe import load_recipe, recipe_names
 
     rows = []
@@ -95,26 +100,26 @@ def recipes() -> str:
 
 
 def ensembles() -> str:
-    """Lists of runs that are trained and blended as one."""
+    """Return the table of the ensembles of recipes."""
     from fatai.experiment.ensemble_recipe import ensemble_names, load_ensemble
 
     rows = []
     for name in ensemble_names():
-        listed = load_ensemble(name)
-        n = len(listed.members) + len(listed.stackers)
-        rows.append(_row([f"`{name}`", str(n), listed.how, _cell(listed.source), _cell(listed.reference_score)]))
-    return _table(["name", "models", "how", "source", "published"], rows)
+        ensemble = load_ensemble(name)
+        n = len(ensemble.members) + len(ensemble.stackers)
+        rows.append(_row([f"`{name}`", str(n), ensemble.how, _cell(ensemble.source), _cell(ensemble.reference_score)]))
+    return _table(["name", "models", "method", "source", "published"], rows)
 
 
 def commands() -> str:
-    """Every command in a line."""
+    """Return the table of the commands."""
     from typer.main import get_command
 
     from fatai.cli import app
 
-    listed = get_command(app).commands.items()
+    known = get_command(app).commands.items()
     return _table(
-        ["command", "what it does"], [_row([f"`{name}`", _cell((c.help or "").split("\n\n")[0])]) for name, c in listed]
+        ["command", "description"], [_row([f"`{name}`", _cell((c.help or "").split("\n\n")[0])]) for name, c in known]
     )
 
 
@@ -125,8 +130,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ensembles": ensembles,
     "commands": commands,
     **{
-        words: (lambda name=name: registry_table(name))
-        for words, name in {
+        title: (lambda name=name: registry_table(name))
+        for title, name in {
             "losses": "LOSSES",
             "channels": "CHANNELS",
             "mixers": "MIXERS",
@@ -141,7 +146,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def measured(name: str) -> str:
-    """What benchmarks/results holds of a recipe, in a few words; empty if it was not measured."""
+    """Return the result of a recipe in benchmarks/results in a few words; empty if it was not measured."""
     if name == "esc10":
         found = re.search(r"^(accuracy .*?); lwlrap", _result("esc10"), re.M)
         return f"ESC-10, five folds: {found[1]}" if found else ""
@@ -152,38 +157,35 @@ def measured(name: str) -> str:
 
 
 def results_of(name: str) -> Iterator[str]:
-    """Rows of the table of systems, the first of its page, that are about a recipe, with the table's head."""
+    """Yield the table of systems, the first of its page, with only the rows of a recipe, if there are any."""
     table = _rows(_result("systems"))
-    own = [cells for cells in table if cells[0].split(",")[0] == name and len(cells) == len(table[0])]
-    if own:
-        yield _table(table[0], [_row(cells) for cells in own])
+    rows = [cells for cells in table if cells[0].split(",")[0] == name and len(cells) == len(table[0])]
+    if rows:
+        yield _table(table[0], [_row(cells) for cells in rows])
 
 
 def recipe_page(name: str) -> str:
-    """A recipe: what its head says, what was published, what was measured, how to run it, the file."""
+    """Return the page of a recipe: description, published and measured scores, commands, the file."""
     from fatai.experiment.build import recipe_parameters
     from fatai.experiment.recipe import load_recipe, recipe_text
 
     recipe, text = load_recipe(name), recipe_text(name)
-    listen, front_end = recipe.tta.views, recipe.front_end.get("name", "ninth")
+    views, front_end = recipe.tta.views, recipe.front_end.get("name", "ninth")
     head = " ".join(line.lstrip("# ") for line in text.split("\n\n")[0].splitlines() if line.startswith("#"))
     stages = [
         _row([s.name, str(s.epochs), str(s.bs), f"{s.lr:g}", s.schedule, s.optimizer, s.loss]) for s in recipe.stages
     ]
-    hears = f"front end `{front_end}`, crops of {recipe.clips.crop_s:g} s; at the end `{listen}` views"
-    own = list(results_of(name))
-    told = [
-        "Scaled by the rule of `small`, on the data and in the way that [the results](../results.md) tell:",
-        "",
-        *own,
-    ]
+    inputs = f"front end `{front_end}`, crops of {recipe.clips.crop_s:g} s; `{views}` views at prediction"
+    results = list(results_of(name))
+    note = "Scaled by the rule of `small`; [the results](../results.md) describe data and method:"
+    measurements = [note, "", *results]
     return "\n".join([
         f"# {name}", "", head, "",
         f"- **Source:** {recipe.source}", f"- **Published:** {recipe.reference_score}",
         f"- **Network:** `{recipe.model.arch}`, {recipe_parameters(recipe, 80):,} parameters for 80 tags",
-        f"- **Hears:** {hears}", f"- **Folds:** {recipe.folds.n}, `{recipe.folds.how}`", "",
-        _table(["stage", "epochs", "batch", "rate", "schedule", "optimiser", "loss"], stages), "",
-        "## Measured here", "", *(told if own else [f"{measured(name) or _NOT_MEASURED.capitalize()}."]), "",
+        f"- **Input:** {inputs}", f"- **Folds:** {recipe.folds.n}, `{recipe.folds.splitter}`", "",
+        _table(["stage", "epochs", "batch", "learning rate", "schedule", "optimizer", "loss"], stages), "",
+        "## Measured here", "", *(measurements if results else [f"{measured(name) or _NOT_MEASURED.capitalize()}."]), "",
         "## Run it", "", "```sh",
         f"$ fatai-submit run DATA --recipe {name} --dry-run          # stages, time and memory, without training",
         f"$ fatai-submit run DATA --recipe {name} --out runs/{name}",
@@ -193,49 +195,50 @@ def recipe_page(name: str) -> str:
 
 
 def results_page() -> str:
-    """All that benchmarks/results holds."""
+    """Return the page of all results in benchmarks/results."""
     files = sorted(RESULTS.glob("*.md"))
     parts = [re.sub(r"^# ", "## ", f.read_text(encoding="utf-8"), flags=re.M) for f in files]
     head = [
         "# Measured results",
-        "Each number was measured by the script that its section names; ratios within one run.",
+        "Each number was measured by the script named in its section; ratios within one run.",
     ]
-    for name, what in _LONG.items():
+    for name, title in _LONG.items():
         if not _result(name):
-            head.append(f"{what} (`python -m benchmarks.{name}`): {_NOT_MEASURED}.")
+            head.append(f"{title} (`python -m benchmarks.{name}`): {_NOT_MEASURED}.")
     return "\n\n".join([*head, *parts])
 
 
 def notebook_page(path: Path) -> str:
-    """A notebook as a page, without outputs."""
+    """Return a notebook as a page, without outputs."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     text = "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in sources)
-    note = f"*This is the notebook `nbs/{path.name}`; run it to see its pictures and hear its sounds.*"
+    note = f"*This is the notebook `nbs/{path.name}`; run it for its pictures and sounds.*"
     return f"{text.replace('.ipynb)', '.md)')}\n\n{note}\n"
 
 
-def reference_page(room: str) -> str:
-    """Public names of a room's modules, from their docstrings."""
-    files = sorted((ROOT / "fatai" / room).glob("*.py"))
-    modules = [f"fatai.{room}.{f.stem}" for f in files if not f.stem.startswith("_")]
-    return "\n\n".join([f"# {_ROOMS[room]}", *(f"## {module}\n\n::: {module}" for module in modules)]) + "\n"
+def reference_page(package: str) -> str:
+    """Return the reference of a package's modules, from their docstrings."""
+    files = sorted((ROOT / "fatai" / package).rglob("*.py"))
+    names = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files if not f.stem.startswith("_")]
+    modules = sorted(names, key=lambda name: (name.count("."), name))
+    return "\n\n".join([f"# {_PACKAGES[package]}", *(f"## {module}\n\n::: {module}" for module in modules)]) + "\n"
 
 
 def readme_recipes() -> str:
-    """The table of README.md: recipes whose results were measured, with links into the repository."""
+    """Return the table of recipes in README.md, with links into the repository."""
     table = re.sub(r"\]\((\w+)\.md\)", r"](fatai/recipes/\1.toml)", recipes())
     return table.replace(f"{_NOT_MEASURED} |", "- |")
 
 
 def pages() -> dict[str, str]:
-    """Every generated page by its place in the site."""
+    """Return every generated page by its path in the site."""
     from fatai.experiment.recipe import recipe_names
 
     return {
         **{f"recipes/{name}.md": recipe_page(name) for name in recipe_names()},
         **{f"notebooks/{path.stem}.md": notebook_page(path) for path in sorted((ROOT / "nbs").glob("*.ipynb"))},
-        **{f"reference/{room}.md": reference_page(room) for room in _ROOMS},
+        **{f"reference/{package}.md": reference_page(package) for package in _PACKAGES},
         "results.md": results_page(),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "]("),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
@@ -243,15 +246,15 @@ def pages() -> dict[str, str]:
 
 
 def on_config(config: Any) -> Any:
-    """Add the generated pages to the navigation, where it names their folder."""
+    """Add the generated pages to the navigation, at the entries of their folders."""
     generated = list(pages())
     for section in (entry for entry in config.nav if isinstance(entry, dict)):
         for title, entries in section.items():
             if isinstance(entries, list):
                 section[title] = [
-                    place
+                    page
                     for entry in entries
-                    for place in (
+                    for page in (
                         [g for g in generated if g.startswith(entry)]
                         if isinstance(entry, str) and entry.endswith("/")
                         else [entry]
@@ -264,13 +267,13 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages."""
     from mkdocs.structure.files import File
 
-    for place, text in pages().items():
-        files.append(File.generated(config, place, content=text))
+    for path, text in pages().items():
+        files.append(File.generated(config, path, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Put the tables into a page."""
+    """Insert the tables into a page."""
     return _MARK.sub(lambda found: TABLES[found[1]](), markdown)
 
 
@@ -280,7 +283,7 @@ def _result(name: str) -> str:
 
 
 def _rows(text: str) -> list[list[str]]:
-    """Cells of the lines of tables, without their rules."""
+    """Return the cells of the rows of tables."""
     lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 

@@ -224,8 +224,11 @@ def _read_state(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a state of this version of fatai; delete it to start the fit again")
-    if not isinstance(state.get("notes"), dict) or not all(
-        isinstance(state.get(name), int) for name in ("done", "epochs", "batches")
+    counts = [state.get(name) for name in ("done", "epochs", "batches")]
+    if (
+        not isinstance(state.get("notes"), dict)
+        or not all(isinstance(n, int) for n in counts)
+        or not 1 <= state["done"] <= state["epochs"]
     ):
         raise CheckpointError(f"{path} is a damaged state of a fit; delete it to start the fit again")
     return state

@@ -165,11 +165,11 @@ class AuxLoss(nn.Module):
     @property
     def reduction(self) -> str:
         """The reduction of the inner loss; missing where that has none, which fastai checks for."""
-        return self.loss.reduction
+        return getattr(self.loss, "reduction")  # noqa: B009 - any callable may have it
 
     @reduction.setter
     def reduction(self, value: str) -> None:
-        self.loss.reduction = value
+        setattr(self.loss, "reduction", value)  # noqa: B010 - any callable may have it
 
     def forward(self, logits: Tensor | Sequence[Tensor], targ: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the weighted sum over the outputs, each of shape (batch, tags), or the loss of a single output."""

@@ -1,4 +1,4 @@
-"""Networks that map spectrograms to logits, by name.
+"""Networks that map spectrograms to logits, by name; one file for each family.
 
 Importing this package fills the registry `MODELS`; it needs torch alone, and builders import what else they need.
 """
@@ -7,13 +7,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from fatai.models import (  # they fill MODELS
-    backbones, convblock, mobilenetv3, multilevel, panns, panns_mobilenet, panns_resnet, resnet_cbam, skip_attention,
+from fatai.models import (
+    backbones,
+    convblock,
+    mobilenetv3,
+    multilevel,
+    panns,
+    panns_mobilenet,
+    panns_resnet,
+    resnet_cbam,
+    skip_attention,
 )
 from fatai.models.base import BuiltAs, SpectrogramModel, count_parameters
 from fatai.registry import MODELS
 
 __all__ = ["MODELS", "SpectrogramModel", "count_parameters", "create_model"]
+
+# Their import registers the models.
+_FAMILIES = (
+    backbones,
+    convblock,
+    mobilenetv3,
+    multilevel,
+    panns,
+    panns_mobilenet,
+    panns_resnet,
+    resnet_cbam,
+    skip_attention,
+)
 
 
 def create_model(name: str, n_tags: int, in_channels: int = 1, **options: Any) -> SpectrogramModel:
@@ -26,13 +47,20 @@ def create_model(name: str, n_tags: int, in_channels: int = 1, **options: Any) -
     n_tags
         Number of logits.
     in_channels
-        Channels of the spectrograms, as the front end makes them.
+        Channels of the spectrograms, see `fatai.audio.channels`.
     options
-        What the model's builder takes, such as `width`; an unknown one is an `OptionError` that lists the known.
+        Options of the model, such as `width`.
 
     Returns
     -------
-    A model that maps (batch, channels, mels, frames) to logits (batch, n_tags).
+    A model that maps spectrograms (batch, channels, mels, frames) to logits (batch, n_tags).
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such model; the nearest name is suggested.
+    OptionError
+        If the model does not have an option, or a value is out of range.
 
     Examples
     --------

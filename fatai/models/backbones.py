@@ -1,7 +1,8 @@
 """ResNets from scratch with fastai's head, and any network of timm.
 
-The public kernel "CNN 2D Basic Solution Powered by fast.ai" trained `resnet18`, without pretraining, on three equal channels. The bodies
-are torchvision's and fastai's, cut and headed by fastai's own functions; fastai and timm are imported when a model is built.
+The public kernel "CNN 2D Basic Solution Powered by fast.ai" trained `resnet18`, without pretraining, on three equal
+channels. The bodies are torchvision's and fastai's, cut and headed by fastai's own functions; fastai and timm are
+imported when a model is built.
 """
 
 from __future__ import annotations
@@ -37,9 +38,16 @@ SOURCE = "kernel 'CNN 2D Basic Solution Powered by fast.ai'; fastai (Apache-2.0)
 
 
 def resnet_body(arch: str, in_channels: int, width: float = 1.0) -> tuple[nn.Sequential, int]:
-    """A torchvision ResNet of `RESNETS` from scratch without its pooling and last layer, and the channels of its maps.
+    """Return a torchvision ResNet without weights, pooling and last layer, and the number of channels of its maps.
 
-    `width` scales the four stages; the stem keeps its 64 channels.
+    Parameters
+    ----------
+    arch
+        One of `RESNETS`.
+    in_channels
+        Channels of the input (batch, in_channels, mels, frames).
+    width
+        Scales the four stages; the stem keeps its 64 channels.
     """
     import torchvision.models.resnet as torchvision_resnet
     from fastai.vision.learner import create_body
@@ -61,31 +69,34 @@ def resnet_body(arch: str, in_channels: int, width: float = 1.0) -> tuple[nn.Seq
 
 
 def xresnet_body(arch: str, in_channels: int, width: float = 1.0) -> tuple[nn.Sequential, int]:
-    """A fastai XResNet of `XRESNETS` without its pooling and last layer, and the channels of its maps; `width` as in `resnet_body`."""
+    """Return a fastai XResNet of `XRESNETS` and the number of channels of its maps, as `resnet_body` does."""
     from fastai.vision.learner import create_body
     from fastai.vision.models import xresnet
 
     if not width > 0:
         raise OptionError(f"width={width!r}; expected a factor above 0, such as 0.5")
     net = getattr(xresnet, arch)(pretrained=False, c_in=in_channels, widen=width)
-    # Its input channels are right already: create_body leaves the first layer alone where it is told of three.
+    # Its input channels are right already: create_body does not change the first layer for three.
     return create_body(net, n_in=3, pretrained=False, cut=-4), net[-1].in_features
 
 
 class FastaiNet(SpectrogramModel):
-    """A body with fastai's head: maximum and average over places, batch norm, dropout, 512 units, batch norm, dropout, logits.
+    """A body with fastai's head: maximum and average over positions, then two layers with batch norm and dropout.
 
     Parameters
     ----------
     body
-        Maps (batch, in_channels, mels, frames) to maps of `n_features` channels.
+        Maps spectrograms (batch, in_channels, mels, frames) to maps of `n_features` channels.
+    n_features
+        Channels of the last maps.
     split
-        Number of the body's first children that make the first of three layer groups; the rest is the second, the head the third.
+        Number of children of the body that form the first of three layer groups; the rest is the second, the head the
+        third.
     dropout
         Before the last layer of the head; half of it before the 512 units.
     """
 
-    # One place of the last map.
+    # One position of the last map.
     min_mels = min_frames = 32
 
     def __init__(
@@ -101,13 +112,15 @@ class FastaiNet(SpectrogramModel):
         self.split = split
 
     def features(self, spec: Tensor) -> Tensor:
+        """Return features (batch, features) of spectrograms (batch, channels, mels, frames)."""
         return self.pool(self.body(spec))
 
     def classify(self, features: Tensor) -> Tensor:
+        """Return logits (batch, tags) of features (batch, features)."""
         return self.head(features)
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Parameters of the body's first stages, of the others, and of the head: fastai's three groups."""
+        """Return the parameters of the body's first stages, of the others, and of the head: fastai's three groups."""
         return [list(part.parameters()) for part in (self.body[:self.split], self.body[self.split:], self.head)]
 
 
@@ -118,7 +131,8 @@ def _register(arch: str) -> None:
         body, n_features = make_body(arch, in_channels, width)
         return FastaiNet(n_tags, in_channels, body=body, n_features=n_features, split=split, dropout=dropout)
 
-    build.__doc__ = f"{'fastai' if arch in XRESNETS else 'torchvision'}'s {arch} from scratch, with fastai's head."
+    library = "fastai" if arch in XRESNETS else "torchvision"
+    build.__doc__ = f"Build {arch} of {library} without pretrained weights, with fastai's head."
     build.__qualname__ = build.__name__ = arch
     MODELS.register(arch, source=SOURCE)(build)
 
@@ -128,18 +142,25 @@ for _arch in (*RESNETS, *XRESNETS):
 
 
 class TimmNet(SpectrogramModel):
-    """A network of timm with its own pooling; dropout and one linear layer make the logits.
+    """A network of timm with its own pooling, dropout and one linear layer.
 
-    Networks that are tied to one size of image (most transformers) see the spectrogram resized to it, bilinearly.
+    For networks that require one size of image (most transformers) the spectrogram is resized to it, bilinearly.
 
     Parameters
     ----------
     arch
-        Name of the network, as timm lists it, with or without a tag of its weights.
+        Name of the network in timm, with or without a tag of its weights.
     pretrained
-        Whether timm fetches its weights; the competition forbade them.
+        True to download the weights of timm; the competition forbade them.
     dropout
         Before the last layer.
+
+    Raises
+    ------
+    OptionError
+        For fewer than 1 or more than 4 input channels.
+    UnknownNameError
+        If timm has no such network; the nearest name is suggested.
     """
 
     def __init__(self, n_tags: int, in_channels: int = 1, *, arch: str, pretrained: bool = False, dropout: float = 0.0):
@@ -153,23 +174,23 @@ class TimmNet(SpectrogramModel):
         self.body = timm.create_model(arch, pretrained=pretrained, num_classes=0, in_chans=in_channels)
         cfg = self.body.default_cfg
         self.fixed_size: tuple[int, int] | None = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else None
-        self.min_mels, self.min_frames, n_features = self._probed(cfg["input_size"][1:])
+        self.min_mels, self.min_frames, n_features = self._find_min_size(cfg["input_size"][1:])
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_features, n_tags))
 
-    def _probed(self, native: tuple[int, int]) -> tuple[int, int, int]:
-        """Smallest input, mels and frames, that the body can use, and its features: found by trying."""
+    def _find_min_size(self, native: tuple[int, int]) -> tuple[int, int, int]:
+        """Find by trial the smallest mels and frames that the body accepts; return them and the number of features."""
         if self.fixed_size:
-            return 1, 1, self._tried(self.fixed_size)
-        # Most halve five times; with twice as many frames, batch norm sees two places even of a single clip.
+            return 1, 1, self._count_features(self.fixed_size)
+        # Most networks halve five times; with twice as many frames, batch norm has two positions even of a single clip.
         for mels, frames in ((32, 64), (64, 64), (128, 128)):
             try:
-                return mels, frames, self._tried((mels, frames))
+                return mels, frames, self._count_features((mels, frames))
             except (RuntimeError, ValueError, AssertionError):
                 continue
-        return *native, self._tried(native)
+        return *native, self._count_features(native)
 
-    def _tried(self, size: tuple[int, int]) -> int:
-        """Number of features that the body makes of an image of `size`."""
+    def _count_features(self, size: tuple[int, int]) -> int:
+        """Return the number of features of the body for an image of `size`."""
         training, like = self.body.training, next(self.body.parameters())
         with torch.no_grad():
             features = self.body.eval()(like.new_zeros(1, self.in_channels, *size))
@@ -177,11 +198,13 @@ class TimmNet(SpectrogramModel):
         return features.shape[-1]
 
     def features(self, spec: Tensor) -> Tensor:
+        """Return features (batch, features) of spectrograms (batch, channels, mels, frames)."""
         if self.fixed_size and tuple(spec.shape[2:]) != self.fixed_size:
             spec = F.interpolate(spec, self.fixed_size, mode="bilinear", align_corners=False)
         return self.body(spec)
 
     def classify(self, features: Tensor) -> Tensor:
+        """Return logits (batch, tags) of features (batch, features)."""
         return self.head(features)
 
 
@@ -191,5 +214,5 @@ class TimmNet(SpectrogramModel):
 def timm_model(
     name: str, n_tags: int, in_channels: int = 1, *, pretrained: bool = False, dropout: float = 0.0
 ) -> TimmNet:
-    """Any network of timm as `timm:NAME`, from scratch unless `pretrained`."""
+    """Build any network of timm as `timm:NAME`, without its weights unless `pretrained`."""
     return TimmNet(n_tags, in_channels, arch=name.removeprefix("timm:"), pretrained=pretrained, dropout=dropout)

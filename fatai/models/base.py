@@ -1,7 +1,7 @@
-"""The base class of all models, and what `create_model` notes about a model that it built.
+"""The base class of all models, and the record of how `create_model` built one.
 
-Conventions: a *spec* is (batch, channels, mels, frames); *features* are (batch, features), one row per clip; *logits* are
-(batch, tags), before the sigmoid. This module needs torch alone.
+Conventions: a *spec* is (batch, channels, mels, frames); *features* are (batch, features), one row per clip; *logits*
+are (batch, tags), before the sigmoid. This module needs torch alone.
 """
 
 from __future__ import annotations
@@ -19,110 +19,136 @@ __all__ = ["BuiltAs", "SpectrogramModel", "count_parameters", "in_float32"]
 
 
 class BuiltAs(NamedTuple):
-    """The name and the options that `create_model` built a network with."""
+    """Name and options that `create_model` built a model with.
+
+    Attributes
+    ----------
+    arch
+        Name in the registry `MODELS`.
+    options
+        Options of the builder.
+    """
 
     arch: str
     options: dict[str, Any]
 
 
 class SpectrogramModel(nn.Module):
-    """What every fatai model is: spectrograms in, logits out, with an embedding between.
+    """Base class of all models: spectrograms (batch, channels, mels, frames) to logits (batch, tags).
 
-    A subclass sets `min_mels` and `min_frames` and writes `features` (maps to one row per clip) and `classify` (rows to
-    logits). Inputs that are shorter or narrower than the smallest are padded with copies of their last frame or
-    highest bin, which needs no knowledge of what silence is in the units of the spectrogram.
+    A subclass sets `min_mels` and `min_frames` and implements `features` (spectrograms to one row per clip) and
+    `classify` (rows to logits). Smaller inputs are padded with copies of their last frame or highest bin, which works
+    whatever value silence has in the spectrogram.
 
     Parameters
     ----------
     n_tags
-        Number of logits.
+        Number of logits, at least 1.
     in_channels
-        Channels of the spectrogram.
+        Channels of the spectrogram, at least 1.
 
     Attributes
     ----------
-    min_mels, min_frames : the smallest input that is used as it is.
-    n_mels : number of mel bins that the model is tied to, None when any number will do.
-    head_names : submodules that belong to the head; what is left is the body.
-    built_as : what `create_model` was asked for; None of a network that was built otherwise.
+    min_mels, min_frames
+        The smallest input that is used without padding.
+    n_mels
+        Number of mel bins that the model requires, None if it works with any number.
+    head_names
+        Submodules that belong to the head; the others are the body.
+    aux_weights
+        Weights of the losses of several outputs in training, main output first; None for models with one output.
+    built_as
+        Name and options that `create_model` was called with; None for a model that was built otherwise.
+
+    Raises
+    ------
+    OptionError
+        If `n_tags` or `in_channels` is not an integer of at least 1.
     """
 
     min_mels: int = 1
     min_frames: int = 1
     n_mels: int | None = None
     head_names: tuple[str, ...] = ("head",)
+    aux_weights: tuple[float, ...] | None = None
     built_as: BuiltAs | None = None
 
     def __init__(self, n_tags: int, in_channels: int):
         super().__init__()
         for name, value in (("n_tags", n_tags), ("in_channels", in_channels)):
             if not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name}={value!r} is not a number of at least 1")
+                raise OptionError(f"{name}={value!r}; expected an integer of at least 1")
         self.n_tags, self.in_channels = n_tags, in_channels
 
     def forward(self, spec: Tensor) -> Tensor:
-        """Logits (batch, tags) of spectrograms (batch, channels, mels, frames); in float32 within autocast too."""
-        return in_float32(self.classify, self.features(self.prepared(spec)))
+        """Return logits (batch, tags) of spectrograms (batch, channels, mels, frames); float32 within autocast too."""
+        return in_float32(self.classify, self.features(self.prepare_input(spec)))
 
     def embed(self, spec: Tensor) -> Tensor:
-        """Features (batch, features) of spectrograms (batch, channels, mels, frames): what the head sees."""
-        return self.features(self.prepared(spec))
+        """Return features (batch, features), the input of the head, of spectrograms (batch, channels, mels, frames)."""
+        return self.features(self.prepare_input(spec))
 
     def features(self, spec: Tensor) -> Tensor:
-        """One row per clip from spectrograms of sufficient size."""
+        """Return features (batch, features) of spectrograms (batch, channels, mels, frames) of sufficient size."""
         raise NotImplementedError
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits from features."""
+        """Return logits (batch, tags) of features (batch, features)."""
         raise NotImplementedError
 
-    def prepared(self, spec: Tensor) -> Tensor:
-        """`spec`, checked, and padded to the smallest size that the model can use.
+    def prepare_input(self, spec: Tensor) -> Tensor:
+        """Check spectrograms (batch, channels, mels, frames), and pad them to the smallest size that the model can use.
 
         Raises
         ------
         ShapeError
-            If it is no spectrogram, or has other channels or (where the model is tied to them) other mel bins.
+            If the shape is not that of spectrograms, the number of channels differs from `in_channels`, there are more
+            mel bins than `n_mels`, or one clip is given in training to a model whose head has a batch norm.
         """
         shape = tuple(spec.shape)
         if spec.ndim != 4 or 0 in shape:
             raise ShapeError(
-                f"the model got an input of shape {shape}; expected (batch, channels, mels, frames), none of them 0"
+                f"the input of the model has shape {shape}; expected (batch, channels, mels, frames), none of them 0"
             )
         if shape[1] != self.in_channels:
             raise ShapeError(
-                f"the model got {shape[1]} channels in an input of shape {shape}; it was built with in_channels={self.in_channels}: "
-                "build it for the channels that your front end makes"
+                f"the input of the model has {shape[1]} channels, shape {shape}; it was built with "
+                f"in_channels={self.in_channels}: build it for the channels of your front end"
             )
         if self.n_mels is not None and shape[2] > self.n_mels:
             raise ShapeError(
-                f"the model got {shape[2]} mel bins in an input of shape {shape}; it was built with n_mels={self.n_mels}"
+                f"the input of the model has {shape[2]} mel bins, shape {shape}; it was built with n_mels={self.n_mels}"
             )
         if self.training and shape[0] == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.modules()):
             raise ShapeError(
-                f"the model got one clip, shape {shape}; batch norm of its head needs at least 2 in training: raise bs"
+                f"the input of the model is one clip, shape {shape}; the batch norm of its head needs at least 2 in "
+                "training: raise bs"
             )
-        more_mels, more_frames = max(self.min_mels - shape[2], 0), max(self.min_frames - shape[3], 0)
+        return self._pad(spec)
+
+    def _pad(self, spec: Tensor) -> Tensor:
+        mels, frames = spec.shape[2:]
+        more_mels, more_frames = max(self.min_mels - mels, 0), max(self.min_frames - frames, 0)
         if more_mels or more_frames:
             return F.pad(spec, (0, more_frames, 0, more_mels), mode="replicate")
         return spec
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Parameters of the body, then of the head: for learning rates that differ, as a fastai splitter returns them."""
+        """Return the parameters of the body and of the head, as a fastai splitter, for different learning rates."""
         head = {id(p) for name in self.head_names for p in self.get_submodule(name).parameters()}
         return [[p for p in self.parameters() if id(p) not in head], [p for p in self.parameters() if id(p) in head]]
 
 
 def count_parameters(modules: nn.Module | Sequence[nn.Module], *, trainable: bool = False) -> int:
-    """Number of parameters in a module, or in several; only those that train if `trainable`."""
+    """Return the number of parameters of a module, or of several; only those with a gradient if `trainable`."""
     several = [modules] if isinstance(modules, nn.Module) else modules
     return sum(p.numel() for m in several for p in m.parameters() if p.requires_grad or not trainable)
 
 
 def in_float32(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """What `head` makes of `features`, in float32 within autocast too.
+    """Call the head of a model with features of any shape, in float32 within autocast too.
 
-    The head costs nothing, and bfloat16 logits have so few digits that tags would tie.
+    A head takes hardly any time, and bfloat16 logits have so few digits that tags would tie.
     """
     device = features.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):

@@ -1,4 +1,4 @@
-"""The 9th place's networks: blocks whose second convolution also sees the block's input.
+"""The 9th place's networks: blocks whose second convolution also takes the input of the block.
 
 `m0` to `m4` are the five that its technical report compares; `m3` is the one that its kernel trained (0.872 in
 cross-validation; M0 0.855, M1 0.868, M2 0.867, M4 0.865).
@@ -28,9 +28,9 @@ class ConvBlock(nn.Module):
     Parameters
     ----------
     concat
-        Whether the second convolution sees the block's input beside the first one's output ([input, first], in this order).
+        True to pass the input of the block and the output of the first convolution, in this order, to the second one.
     pool
-        Whether the maps are halved at the end.
+        True to halve the maps at the end.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, concat: bool = True, pool: bool = True):
@@ -42,32 +42,40 @@ class ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place: neither batch norm nor ReLU needs what lies between them to go back.
+        """Return maps (batch, out_channels, mels, frames), halved if `pool`."""
+        # In place: the backward pass needs neither of the values between batch norm and ReLU.
         first = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        seen = torch.cat([match_layout(x, first), first], 1) if self.concat else first
-        second = F.relu(self.bn2(self.conv2(seen)), inplace=True)
+        both = torch.cat([match_layout(x, first), first], 1) if self.concat else first
+        second = F.relu(self.bn2(self.conv2(both)), inplace=True)
         return F.avg_pool2d(second, 2) if self.pool else second
 
 
 class ConvBlockNet(SpectrogramModel):
-    """Convolution blocks, pooled maps of some of them beside each other, and a two-layer head.
+    """Convolution blocks, concatenated pooled maps of some of them, and a two-layer head.
 
     Parameters
     ----------
     channels
-        Output channels of each block; `width` scales them and `hidden`.
+        Output channels of each block.
     pooled
         Blocks, counted from 0, whose output is pooled globally into the features.
     hidden
         Units of the head.
+    width
+        Scales `channels` and `hidden`; below 1 for a smaller, faster model.
     concat
         See `ConvBlock`.
     last_pool
-        Whether the last block halves its maps too.
+        True if the last block halves its maps too.
     pool
         "avg_max" (both, see `ConcatPool`) or "max".
     dropout_samples
-        Masks of multi-sample dropout before the last layer; 0 is no dropout, as published.
+        Masks of multi-sample dropout before the last layer; 0 for no dropout, as published.
+
+    Raises
+    ------
+    OptionError
+        If `pool` is unknown.
     """
 
     def __init__(
@@ -102,6 +110,7 @@ class ConvBlockNet(SpectrogramModel):
         init_kaiming(self)
 
     def features(self, spec: Tensor) -> Tensor:
+        """Return features (batch, features) of spectrograms (batch, channels, mels, frames)."""
         rows, x = [], spec
         for k, block in enumerate(self.blocks):
             x = block(x)
@@ -110,12 +119,13 @@ class ConvBlockNet(SpectrogramModel):
         return torch.cat(rows, dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
+        """Return logits (batch, tags) of features (batch, features)."""
         return self.head(features)
 
 
 @MODELS.register("m0", source=SOURCE)
 def m0(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples: int = 0) -> ConvBlockNet:
-    """Four plain double-convolution blocks, 64 to 512, global maximum: the 9th place's M0."""
+    """Build four plain double-convolution blocks, 64 to 512, global maximum: the 9th place's M0."""
     return ConvBlockNet(
         n_tags,
         in_channels,
@@ -132,7 +142,7 @@ def m0(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples
 
 @MODELS.register("m1", source=SOURCE)
 def m1(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples: int = 0) -> ConvBlockNet:
-    """Four input-concatenating blocks, 64 to 512, last one pooled: the 9th place's M1."""
+    """Build four input-concatenating blocks, 64 to 512, last one pooled: the 9th place's M1."""
     return ConvBlockNet(
         n_tags, in_channels, channels=(64, 128, 256, 512), pooled=(3,), hidden=128, width=width, last_pool=True,
         dropout_samples=dropout_samples,
@@ -141,7 +151,7 @@ def m1(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples
 
 @MODELS.register("m2", source=SOURCE)
 def m2(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples: int = 0) -> ConvBlockNet:
-    """Four input-concatenating blocks, 64 to 512, pyramid of the last three: the 9th place's M2."""
+    """Build four input-concatenating blocks, 64 to 512, pyramid of the last three: the 9th place's M2."""
     return ConvBlockNet(
         n_tags,
         in_channels,
@@ -155,7 +165,7 @@ def m2(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples
 
 @MODELS.register("m3", source=SOURCE)
 def m3(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples: int = 0) -> ConvBlockNet:
-    """Five input-concatenating blocks, 64 to 1024, pyramid of the last four: the 9th place's M3, the one its kernel trained."""
+    """Build five input-concatenating blocks, 64 to 1024, pyramid of the last four: M3, the 9th place's best."""
     return ConvBlockNet(
         n_tags, in_channels, channels=(64, 128, 256, 512, 1024), pooled=(1, 2, 3, 4), hidden=256, width=width,
         dropout_samples=dropout_samples,
@@ -164,7 +174,7 @@ def m3(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples
 
 @MODELS.register("m4", source=SOURCE)
 def m4(n_tags: int, in_channels: int = 1, *, width: float = 1.0, dropout_samples: int = 0) -> ConvBlockNet:
-    """Five input-concatenating blocks, 64 to 1024, last one pooled: the 9th place's M4."""
+    """Build five input-concatenating blocks, 64 to 1024, last one pooled: the 9th place's M4."""
     return ConvBlockNet(
         n_tags,
         in_channels,

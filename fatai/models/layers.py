@@ -32,12 +32,12 @@ __all__ = [
 
 
 class ConcatPool(nn.Module):
-    """Average and maximum over mels and frames, beside each other: maps (batch, c, mels, frames) to (batch, 2 c).
+    """Concatenate average and maximum over mels and frames: maps (batch, c, mels, frames) to (batch, 2 c).
 
     Parameters
     ----------
     order
-        "avg_max" as the 9th place does, or "max_avg" as fastai does.
+        "avg_max" as the 9th place, or "max_avg" as fastai; it matters for weights that were trained with one of them.
     """
 
     def __init__(self, order: str = "avg_max"):
@@ -47,30 +47,33 @@ class ConcatPool(nn.Module):
         self.order = order
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, 2 c)."""
         pooled = [x.mean(dim=(2, 3)), x.amax(dim=(2, 3))]
         return torch.cat(pooled if self.order == "avg_max" else pooled[::-1], dim=1)
 
     def extra_repr(self) -> str:
+        """Return the options shown in the representation."""
         return f"order={self.order!r}"
 
 
 class CBAM(nn.Module):
-    """Convolutional block attention: maps (batch, c, mels, frames) weighted by channel, then by place.
+    """Convolutional block attention: maps (batch, c, mels, frames) weighted by channel, then by position.
 
-    The channel gate is a two-layer perceptron on the average and on the maximum over places, summed; the spatial gate a
-    convolution over average and maximum across channels; a sigmoid ends both.
+    The channel gate is the sum of a two-layer perceptron on the average and on the maximum over positions; the spatial
+    gate is a convolution over the average and the maximum across channels. Both end in a sigmoid.
 
     Parameters
     ----------
     channels
         Channels of the maps.
     form
-        "plain", the 1st place's: no biases, ReLU, [average, maximum]. "normed", the 36th's: biases, ReLU6, [maximum, average], and a
-        batch norm (momentum 0.01, weight 0 at first) in the spatial gate, which therefore starts as one half everywhere.
+        "plain", the 1st place's: no biases, ReLU, [average, maximum]. "normed", the 36th's: biases, ReLU6, [maximum,
+        average], and a batch norm (momentum 0.01, initial weight 0) in the spatial gate, which is therefore one half
+        everywhere at first.
     reduction
-        Channels over hidden units of the perceptron.
+        Channels divided by hidden units of the perceptron.
     kernel_size
-        Of the spatial gate's convolution; odd.
+        Kernel size of the spatial gate's convolution; odd.
 
     Notes
     -----
@@ -83,7 +86,7 @@ class CBAM(nn.Module):
             raise OptionError(f"form={form!r}; expected 'plain' (1st place) or 'normed' (36th)")
         if kernel_size % 2 != 1:
             raise OptionError(
-                f"kernel_size={kernel_size}; expected an odd number, such as 7: the gate must be as large as the maps"
+                f"kernel_size={kernel_size}; expected an odd number, such as 7, for a gate as large as the maps"
             )
         self.normed = form == "normed"
         hidden = max(channels // reduction, 1)
@@ -98,6 +101,7 @@ class CBAM(nn.Module):
             self.spatial_gate.append(norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the weighted maps (batch, c, mels, frames)."""
         by_channel = self.channel_gate(x.mean(dim=(2, 3))) + self.channel_gate(x.amax(dim=(2, 3)))
         x = x * by_channel.sigmoid()[:, :, None, None]
         pooled = [x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)]
@@ -105,9 +109,9 @@ class CBAM(nn.Module):
 
 
 class GRUPool(nn.Module):
-    """Final states of a bidirectional GRU over frames: maps (batch, c, mels, frames) or (batch, c, frames) to (batch, 2 hidden).
+    """Final states of a bidirectional GRU: (batch, c, mels, frames) or (batch, c, frames) to (batch, 2 hidden).
 
-    Mels are averaged first, and channels layer-normed: the 3rd place's aggregation.
+    The average over mels is taken first, and channels are layer-normed: the 3rd place's aggregation.
     """
 
     def __init__(self, channels: int, hidden: int = 128):
@@ -116,6 +120,7 @@ class GRUPool(nn.Module):
         self.gru = nn.GRU(channels, hidden, batch_first=True, bidirectional=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, 2 hidden)."""
         frames = (x.mean(dim=2) if x.ndim == 4 else x).transpose(1, 2)
         _, last = self.gru(self.norm(frames))
         return last.transpose(0, 1).flatten(1)
@@ -124,19 +129,20 @@ class GRUPool(nn.Module):
 class AttentionPool(nn.Module):
     """Weighted mean over time of gated frames: (batch, features, frames) to (batch, features).
 
-    Context gating multiplies each feature by a sigmoid of a linear map of all features of its frame. The weights are a softmax over
-    time of a linear map of the frames before gating, one number a frame.
+    Context gating multiplies each feature by a sigmoid of a linear map of all features of its frame. The weights are a
+    softmax over time of a linear map of the frames before gating, one number a frame.
 
     Parameters
     ----------
     features
         Features of a frame.
     gated
-        Whether frames are gated.
+        True for context gating.
 
     Notes
     -----
-    Source: A. Miech et al., "Learnable pooling with Context Gating for video classification", arXiv:1706.06905; own code.
+    Source: A. Miech et al., "Learnable pooling with Context Gating for video classification", arXiv:1706.06905; own
+    code.
     """
 
     def __init__(self, features: int, *, gated: bool = True):
@@ -145,6 +151,7 @@ class AttentionPool(nn.Module):
         self.attention = nn.Linear(features, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, features)."""
         frames = x.transpose(1, 2)
         weights = self.attention(frames).softmax(dim=1)
         gated = frames if self.gate is None else frames * self.gate(frames).sigmoid()
@@ -154,12 +161,12 @@ class AttentionPool(nn.Module):
 class TagAttentionPool(nn.Module):
     """Attention over time for each tag, straight to logits: (batch, features, frames) to (batch, tags).
 
-    The probability of a tag is the mean of its probabilities in the frames, weighted by a softmax over time of a linear map of the frames,
-    cut to [-10, 10]. Returned is its logit, computed without leaving the logarithm.
+    The probability of a tag is the mean of its probabilities in the frames, weighted by a softmax over time of a linear
+    map of the frames, clamped to [-10, 10]. Its logit is returned, computed from logarithms throughout.
 
     Notes
     -----
-    Source: the attention block of PANNs, arXiv:1912.10211, without its batch norm, which it never used; own code.
+    Source: the attention block of PANNs, arXiv:1912.10211, without its batch norm, which is unused there; own code.
     """
 
     def __init__(self, features: int, n_tags: int):
@@ -168,6 +175,7 @@ class TagAttentionPool(nn.Module):
         self.cla = nn.Conv1d(features, n_tags, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits (batch, tags)."""
         log_weights = self.att(x).clamp(-10, 10).log_softmax(dim=2)
         logits = self.cla(x)
         present, absent = ((log_weights + F.logsigmoid(sign * logits)).logsumexp(dim=2) for sign in (1, -1))
@@ -175,7 +183,7 @@ class TagAttentionPool(nn.Module):
 
 
 class MultiSampleDropout(nn.Module):
-    """A linear layer whose logits are averaged over several dropout masks in training; at prediction a plain linear layer.
+    """A linear layer whose outputs are averaged over several dropout masks in training; plain in evaluation.
 
     Parameters
     ----------
@@ -184,7 +192,7 @@ class MultiSampleDropout(nn.Module):
     samples
         Number of masks; the 9th place tried 16.
     p
-        Share of features that each mask drops.
+        Probability that a mask drops a feature.
 
     Notes
     -----
@@ -199,20 +207,22 @@ class MultiSampleDropout(nn.Module):
         self.linear = nn.Linear(in_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, out_features) of (batch, in_features)."""
         if not self.training:
             return self.linear(x)
-        # The mean over masks commutes with the linear map: one matrix product does for all masks.
+        # The mean over masks commutes with the linear map: one matrix product is enough for all masks.
         masks = F.dropout(torch.ones(self.samples, *x.shape, dtype=x.dtype, device=x.device), self.p)
         return self.linear(x * masks.mean(0))
 
     def extra_repr(self) -> str:
+        """Return the options shown in the representation."""
         return f"samples={self.samples}, p={self.p}"
 
 
 def bn_head(features: int, hidden: int, n_tags: int, *, dropout_samples: int = 0) -> nn.Sequential:
-    """Head of the 9th place: batch norm, linear, PReLU with one slope, batch norm, linear.
+    """Return the head of the 9th place: batch norm, linear, PReLU with one slope, batch norm, linear.
 
-    With `dropout_samples` the last layer is a `MultiSampleDropout` (p 0.1) of that many masks.
+    With `dropout_samples` above 0 the last layer is a `MultiSampleDropout` (p 0.1) with that many masks.
     """
     last = MultiSampleDropout(hidden, n_tags, samples=dropout_samples) if dropout_samples else nn.Linear(hidden, n_tags)
     return nn.Sequential(
@@ -221,9 +231,10 @@ def bn_head(features: int, hidden: int, n_tags: int, *, dropout_samples: int = 0
 
 
 def prior_linear(features: int, n_tags: int) -> nn.Linear:
-    """Linear layer that starts from the belief that one tag in `n_tags` is present: weights N(0, 0.01), biases -ln(n_tags - 1).
+    """Return a linear layer whose initial probability of each tag is 1 / `n_tags`.
 
-    The 36th place's, after focal loss (arXiv:1708.02002).
+    Weights are drawn from N(0, 0.01), biases are -ln(n_tags - 1): the 36th place's, after focal loss
+    (arXiv:1708.02002).
     """
     linear = nn.Linear(features, n_tags)
     nn.init.normal_(linear.weight, std=0.01)
@@ -232,10 +243,11 @@ def prior_linear(features: int, n_tags: int) -> nn.Linear:
 
 
 def match_layout(maps: Tensor, other: Tensor) -> Tensor:
-    """`maps` in the precision and memory layout of `other`, so that both can be joined without another pass over either.
+    """Return `maps` in the precision and memory layout of `other`, so that `torch.cat` makes no further copy.
 
-    Within autocast a network's input is still float32, and of one channel, where both layouts are the same bytes: beside such maps
-    `torch.cat` would make a float32 map in the first layout, which the next convolution copies twice.
+    Both have shape (batch, channels, mels, frames). Within autocast a network's input is still float32, and of one
+    channel, for which both layouts are the same bytes: with such maps `torch.cat` would make a float32 map in the
+    contiguous layout, which the next convolution copies twice.
     """
     maps = maps.to(other.dtype)
     if other.is_contiguous() or not other.is_contiguous(memory_format=torch.channels_last):
@@ -246,7 +258,12 @@ def match_layout(maps: Tensor, other: Tensor) -> Tensor:
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """`channels` times `width`, to the nearest multiple of 8 and never below 8; unchanged at width 1.
+    """Return `channels` times `width`, rounded to a multiple of 8 and at least 8; unchanged at width 1.
+
+    Raises
+    ------
+    OptionError
+        If `width` is not above 0.
 
     Examples
     --------
@@ -259,7 +276,7 @@ def scale_channels(channels: int, width: float) -> int:
 
 
 def init_kaiming(module: nn.Module, *, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
-    """Kaiming-normal weights and zero biases for every 2-D convolution inside `module`."""
+    """Initialize every 2-D convolution inside `module` with Kaiming-normal weights and zero biases."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode=mode, nonlinearity="relu")

@@ -1,7 +1,8 @@
-"""The 3rd place's networks: features pooled from several levels of a residual stack, over spectrograms or over their frames.
+"""The 3rd place's networks: features pooled from several levels of residual blocks, in two dimensions or over time.
 
-Its 2-D network saw two channels, a log-mel spectrogram and a ramp over its bins (`CHANNELS`' "coord" makes them); its 1-D one convolves over
-time alone and takes the bins for channels. "Deep supervision" is its author's word for the pooled levels: there are no auxiliary losses.
+The input of its 2-D network has two channels, a log-mel spectrogram and a ramp over its bins ("coord" of `CHANNELS`);
+the 1-D network convolves over time alone, with the bins as channels. Its author calls the pooled levels "deep
+supervision": there are no auxiliary losses.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SOURCE = (
 )
 
 GRU_UNITS = 128
-# Convolution, batch norm and maximum pooling over so many dimensions.
+# Convolution, batch norm and max pooling by number of dimensions.
 LAYERS: dict[int, tuple[Any, Any, Any]] = {
     1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d),
     2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
@@ -31,14 +32,14 @@ LAYERS: dict[int, tuple[Any, Any, Any]] = {
 
 
 class ResidualUnit(nn.Module):
-    """Convolutions of width 1, 3 and 1, each with batch norm, around an identity; one PReLU slope per channel. Shapes stay.
+    """Convolutions of width 1, 3 and 1, each with batch norm, beside an identity; one PReLU slope per channel.
 
     Parameters
     ----------
     depth
         Channels of the maps.
     ndim
-        1 for maps (batch, depth, frames), 2 for (batch, depth, mels, frames).
+        1 for maps (batch, depth, frames), 2 for (batch, depth, mels, frames); the output has the same shape.
     """
 
     def __init__(self, depth: int, ndim: int):
@@ -52,18 +53,20 @@ class ResidualUnit(nn.Module):
         self.activation = nn.PReLU(depth)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return maps of the same shape."""
         return self.activation(self.inner(x) + x)
 
 
 class GlobalMax(nn.Module):
-    """Maximum over everything but batch and channels: (batch, c, ...) to (batch, c)."""
+    """Maximum over all dimensions but batch and channels: (batch, c, ...) to (batch, c)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, c)."""
         return x.flatten(2).amax(dim=2)
 
 
 def level_block(in_channels: int, depth: int, ndim: int) -> nn.Sequential:
-    """Batch norm, convolution, halving by maximum, batch norm, PReLU, residual unit."""
+    """Return batch norm, convolution, max pooling by 2, batch norm, PReLU and a residual unit."""
     conv, norm, pool = LAYERS[ndim]
     return nn.Sequential(
         norm(in_channels),
@@ -76,7 +79,7 @@ def level_block(in_channels: int, depth: int, ndim: int) -> nn.Sequential:
 
 
 def level_head(features: int, n_tags: int, dropout: float) -> nn.Sequential:
-    """Batch norm, a linear layer of the same width, batch norm, PReLU, dropout, linear."""
+    """Return batch norm, a linear layer of the same width, batch norm, PReLU, dropout and a linear layer."""
     return nn.Sequential(
         nn.BatchNorm1d(features),
         nn.Linear(features, features),
@@ -88,14 +91,14 @@ def level_head(features: int, n_tags: int, dropout: float) -> nn.Sequential:
 
 
 class MultiLevelNet(SpectrogramModel):
-    """Blocks of growing depth; the pooled maps of all from one on are the features.
+    """Blocks of increasing depth; the pooled maps of all blocks from `first_pooled` on are the features.
 
     Parameters
     ----------
     ndim
         2 to convolve over mels and frames; 1 over frames, with mels and channels together as input channels.
     n_blocks
-        Number of halvings.
+        Number of blocks, each of which halves the maps.
     base_depth, growth
         Block k, counted from 0, has int(growth^k base_depth) channels; `width` scales `base_depth`.
     first_pooled
@@ -105,7 +108,14 @@ class MultiLevelNet(SpectrogramModel):
     dropout
         Before the last layer; published: 0 in the basic recipe, 0.5 with augmentation, 0.7 with noisy clips.
     n_mels
-        For `ndim` 1: bins that the model is tied to; spectrograms with fewer are padded.
+        For `ndim` 1: mel bins that the model requires; spectrograms with fewer are padded.
+    width
+        Scales `base_depth`.
+
+    Raises
+    ------
+    OptionError
+        If `first_pooled` is not the number of a block, or `aggregation` is unknown.
     """
 
     def __init__(
@@ -126,7 +136,7 @@ class MultiLevelNet(SpectrogramModel):
         super().__init__(n_tags, in_channels)
         if not 0 <= first_pooled < n_blocks:
             raise OptionError(
-                f"first_pooled={first_pooled}; expected a block from 0 to {n_blocks - 1}, of n_blocks={n_blocks}"
+                f"first_pooled={first_pooled}; expected a block from 0 to {n_blocks - 1}, since n_blocks={n_blocks}"
             )
         if aggregation not in ("max", "gru"):
             raise OptionError(f"aggregation={aggregation!r}; expected 'max' or 'gru'")
@@ -137,16 +147,16 @@ class MultiLevelNet(SpectrogramModel):
         if ndim == 1:
             self.n_mels = self.min_mels = n_mels
         ins = [in_channels * (n_mels if ndim == 1 else 1), *depths]
-        self.blocks = nn.ModuleList(level_block(i, depth, ndim) for i, depth in zip(ins, depths))
+        self.blocks = nn.ModuleList(level_block(i, depth, ndim) for i, depth in zip(ins[:-1], depths, strict=True))
         pooled = depths[first_pooled:]
-        if aggregation == "gru":
-            self.pools = nn.ModuleList(GRUPool(depth, GRU_UNITS) for depth in pooled)
-        else:
-            self.pools = nn.ModuleList(GlobalMax() for _ in pooled)
+        self.pools = nn.ModuleList(
+            GRUPool(depth, GRU_UNITS) if aggregation == "gru" else GlobalMax() for depth in pooled
+        )
         n_features = 2 * GRU_UNITS * len(pooled) if aggregation == "gru" else sum(pooled)
         self.head = level_head(n_features, n_tags, dropout)
 
     def features(self, spec: Tensor) -> Tensor:
+        """Return features (batch, features) of spectrograms (batch, channels, mels, frames)."""
         x = spec if self.ndim == 2 else spec.flatten(1, 2)
         rows = []
         for k, block in enumerate(self.blocks):
@@ -156,6 +166,7 @@ class MultiLevelNet(SpectrogramModel):
         return torch.cat(rows, dim=1)
 
     def classify(self, features: Tensor) -> Tensor:
+        """Return logits (batch, tags) of features (batch, features)."""
         return self.head(features)
 
 
@@ -167,7 +178,16 @@ class BackboneNet(SpectrogramModel):
     backbone
         "resnet18" or "resnet34".
     in_channels
-        3, or 1 that is repeated to 3.
+        3, or 1, which is repeated to 3.
+    dropout
+        Before the last layer.
+    width
+        Scales the stages of the ResNet.
+
+    Raises
+    ------
+    OptionError
+        For another backbone or number of channels.
     """
 
     min_mels = min_frames = 32
@@ -178,7 +198,7 @@ class BackboneNet(SpectrogramModel):
         super().__init__(n_tags, in_channels)
         if backbone not in ("resnet18", "resnet34"):
             raise OptionError(
-                f"backbone={backbone!r}; expected 'resnet18', 'resnet34', or None for the blocks of its own"
+                f"backbone={backbone!r}; expected 'resnet18', 'resnet34', or None for residual blocks"
             )
         if in_channels not in (1, 3):
             raise OptionError(
@@ -189,9 +209,11 @@ class BackboneNet(SpectrogramModel):
         self.head = level_head(n_features, n_tags, dropout)
 
     def features(self, spec: Tensor) -> Tensor:
+        """Return features (batch, features) of spectrograms (batch, channels, mels, frames)."""
         return self.body(spec.expand(-1, 3, -1, -1))
 
     def classify(self, features: Tensor) -> Tensor:
+        """Return logits (batch, tags) of features (batch, features)."""
         return self.head(features)
 
 
@@ -209,7 +231,7 @@ def cnn2d_multilevel(
     width: float = 1.0,
     backbone: str | None = None,
 ) -> MultiLevelNet | BackboneNet:
-    """Residual 2-D blocks with pooled levels: the 3rd place's; with `backbone` a ResNet in their stead."""
+    """Build residual 2-D blocks with pooled levels, the 3rd place's; with `backbone` a ResNet instead of the blocks."""
     if backbone is not None:
         return BackboneNet(n_tags, in_channels, backbone=backbone, dropout=dropout, width=width)
     return MultiLevelNet(
@@ -232,7 +254,7 @@ def cnn1d_multilevel(
     dropout: float = 0.5,
     width: float = 1.0,
 ) -> MultiLevelNet:
-    """Residual 1-D blocks over time with pooled levels: the 3rd place's."""
+    """Build residual 1-D blocks over time with pooled levels: the 3rd place's."""
     return MultiLevelNet(
         n_tags,
         in_channels,

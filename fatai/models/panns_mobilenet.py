@@ -1,4 +1,4 @@
-"""The MobileNets of PANNs: `mobilenetv1`, `mobilenetv2`. They halve maps by averages, never by strides."""
+"""The MobileNets of PANNs: `mobilenetv1`, `mobilenetv2`; maps are halved by average pooling, never by strides."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch.nn as nn
 from torch import Tensor
 
-from fatai.models.panns import SOURCE, PannsModel
 from fatai.models.layers import scale_channels
+from fatai.models.panns import SOURCE, PannsModel
 from fatai.registry import MODELS
 
 __all__ = ["InvertedResidual", "MobileNetV1", "MobileNetV2"]
@@ -23,7 +23,7 @@ def conv_bn(
     groups: int = 1,
     activation: type[nn.Module] | None = nn.ReLU,
 ) -> list[nn.Module]:
-    """A convolution, averages over squares of `pool` by `pool` (none at 0, a layer without effect at 1), batch norm, activation."""
+    """Return convolution, average pooling by `pool` (at 0 no layer, at 1 an identity), batch norm and activation."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
     ]
@@ -33,7 +33,7 @@ def conv_bn(
 
 
 class InvertedResidual(nn.Module):
-    """Widen by `expand`, convolve each channel, narrow without activation; added to the input where shapes allow."""
+    """Expand the channels `expand` times, convolve each, project; add the input where shapes are equal."""
 
     def __init__(self, in_channels: int, out_channels: int, *, pool: int, expand: int):
         super().__init__()
@@ -46,6 +46,7 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return maps (batch, out_channels, frames, mels), smaller by `pool`."""
         return x + self.conv(x) if self.add_input else self.conv(x)
 
 
@@ -63,23 +64,25 @@ def _rename(state: dict[str, Any], old: str, new: str) -> None:
 
 
 class _MobileNet(PannsModel):
-    """A sequence of blocks, `body`. Its state has the published name `features`, which is a method of every fatai model."""
+    """A sequence of blocks, `body`, whose name in the state is the published `features`, a method of every model."""
 
     first_conv: ClassVar[str] = "features.0.0.weight"
     embedding: ClassVar[int] = 1024
     body: nn.Sequential
 
     def add_body(self, width: float) -> int:
+        """Add the blocks, and the hooks that rename them in the state."""
         self.body, channels = self.make_body(width)
         self.register_state_dict_post_hook(_to_published)
         self.register_load_state_dict_pre_hook(_from_published)
         return channels
 
     def make_body(self, width: float) -> tuple[nn.Sequential, int]:
-        """The blocks, and how many channels their maps have."""
+        """Return the blocks and the number of channels of their maps."""
         raise NotImplementedError
 
     def maps(self, x: Tensor) -> Tensor:
+        """Return maps (batch, channels, frames, mels)."""
         return self.body(x)
 
 
@@ -91,6 +94,7 @@ class MobileNetV1(_MobileNet):
     blocks = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
     def make_body(self, width: float) -> tuple[nn.Sequential, int]:
+        """Return the blocks and the number of channels of their maps."""
         n_in = scale_channels(32, width)
         body = [nn.Sequential(*conv_bn(self.in_channels, n_in, 3, pool=2))]
         for channels, pool in self.blocks:
@@ -104,11 +108,13 @@ class MobileNetV1(_MobileNet):
 class MobileNetV2(_MobileNet):
     """Seventeen inverted residuals, 16 to 320; 0.383 mean average precision on AudioSet."""
 
-    # Widening, output channels, number and first pooling of each group; the sixth halves nothing, unlike that for images.
+    # Expansion, output channels, number and first pooling of each group; the sixth does not pool, unlike that for
+    # images.
     groups = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 2), (6, 160, 3, 1), (6, 320, 1, 1))
     row_dropout = 0.0
 
     def make_body(self, width: float) -> tuple[nn.Sequential, int]:
+        """Return the blocks and the number of channels of their maps."""
         n_in, last = scale_channels(32, width), scale_channels(1280, width)
         body: list[nn.Module] = [nn.Sequential(*conv_bn(self.in_channels, n_in, 3, pool=2, activation=nn.ReLU6))]
         for expand, channels, n, pool in self.groups:

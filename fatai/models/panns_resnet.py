@@ -1,4 +1,4 @@
-"""The residual networks of PANNs: `resnet22`, `resnet38`, `resnet54`. They halve maps by averages, never by strides."""
+"""The residual networks of PANNs: `resnet22`, `resnet38`, `resnet54`, which halve maps by average pooling."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fatai.models.panns import SOURCE, PannsBlock, PannsModel
 from fatai.models.layers import scale_channels
+from fatai.models.panns import SOURCE, PannsBlock, PannsModel
 from fatai.registry import MODELS
 
 __all__ = ["ResNet22", "ResNet38", "ResNet54", "ResidualBlock"]
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions beside a shortcut, both seeing the input halved by averaging if `halve`; dropout of 0.1 before the last convolution.
+    """Convolutions beside a shortcut; dropout of 0.1 before the last convolution.
 
-    The last batch norm starts at weight 0, so a new block passes its (projected) input on.
+    The last batch norm starts with weight 0, so that a new block returns its (projected) input.
 
     Parameters
     ----------
     channels
         Output channels of each convolution.
     kernels
-        Their sizes: (3, 3), or (1, 3, 1) for a bottleneck.
+        Their kernel sizes: (3, 3), or (1, 3, 1) for a bottleneck.
+    halve
+        True to halve the maps by average pooling first.
     """
 
     def __init__(self, in_channels: int, channels: Sequence[int], kernels: Sequence[int], *, halve: bool = False):
         super().__init__()
         self.halve, self.n_convs = halve, len(kernels)
-        for k, (n_in, n_out, kernel) in enumerate(zip([in_channels, *channels], channels, kernels), 1):
+        sizes = zip([in_channels, *channels[:-1]], channels, kernels, strict=True)
+        for k, (n_in, n_out, kernel) in enumerate(sizes, 1):
             self.add_module(f"conv{k}", nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, bias=False))
             self.add_module(f"bn{k}", last := nn.BatchNorm2d(n_out))
         nn.init.zeros_(last.weight)
@@ -42,6 +45,7 @@ class ResidualBlock(nn.Module):
             self.downsample = nn.Sequential(*[nn.AvgPool2d(2)] * halve, *projection)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return maps (batch, channels[-1], frames, mels), halved if `halve`."""
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.halve:
             x = F.avg_pool2d(x, 2)
@@ -58,6 +62,7 @@ class _ResNet(PannsModel):
     bottleneck: ClassVar[bool] = False
 
     def add_body(self, width: float) -> int:
+        """Add the blocks."""
         n_in, last = scale_channels(64, width), scale_channels(2048, width)
         self.conv_block1 = PannsBlock(self.in_channels, n_in)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -74,6 +79,7 @@ class _ResNet(PannsModel):
         return last
 
     def maps(self, x: Tensor) -> Tensor:
+        """Return maps (batch, channels, frames, mels)."""
         x = F.avg_pool2d(self.resnet(self.conv_block1(x)), 2)
         return self.conv_block_after1(F.dropout(x, 0.2, self.training))
 

@@ -1,6 +1,6 @@
 """The 36th place's residual network with attention inside its blocks.
 
-Its published code calls a convolution that it doesn't define; like everyone else it is read as a plain 3x3 convolution.
+Its published code calls a convolution that it does not define; here it is a plain 3x3 convolution.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ SOURCE = "36th place of Freesound Audio Tagging 2019, github.com/adam9500370/Kag
 
 
 class AttentionBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut, ReLU6; CBAM before the sum. Maps shrink by `stride`.
+    """Two 3x3 convolutions with batch norm beside a shortcut, ReLU6; CBAM before the sum. Maps shrink by `stride`.
 
     Parameters
     ----------
     attention
-        Whether the CBAM is there. Without it the second batch norm starts with weight 0, which makes the block the shortcut at first.
+        True for the CBAM. Without it the second batch norm starts with weight 0, so that the block is the shortcut at
+        first.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, attention: bool):
@@ -39,24 +40,25 @@ class AttentionBlock(nn.Module):
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return maps (batch, out_channels, mels, frames), smaller by the stride."""
         first = F.relu6(self.bn1(self.conv1(x)))
         return F.relu6(self.attention(self.bn2(self.conv2(first))) + self.shortcut(x))
 
 
 class AttentionResNet(SpectrogramModel):
-    """A three-convolution stem, four stages of two blocks, average over places, dropout, a linear layer that starts from the prior.
+    """A three-convolution stem, four stages of two blocks, average over positions, dropout, and a `prior_linear` layer.
 
     Parameters
     ----------
     attention
-        Whether each block holds a CBAM.
+        True for a CBAM in each block.
     dropout
         Before the last layer.
     width
         Scales all channels.
     """
 
-    # Five halvings; one more in time, since batch norm in training needs two places of a single clip.
+    # Five halvings; one more in time, since batch norm in training needs two positions of a single clip.
     min_mels, min_frames = 32, 64
 
     def __init__(
@@ -75,6 +77,9 @@ class AttentionResNet(SpectrogramModel):
             ]
         self.body = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1), *blocks)
         self.head = nn.Sequential(nn.Dropout(dropout), prior_linear(stages[-1], n_tags))
+        self._init_weights(attention)
+
+    def _init_weights(self, attention: bool) -> None:
         init_kaiming(self.body, mode="fan_out")
         for m in self.body.modules():
             if isinstance(m, AttentionBlock) and not attention:
@@ -84,9 +89,11 @@ class AttentionResNet(SpectrogramModel):
                 nn.init.zeros_(m.bias)
 
     def features(self, spec: Tensor) -> Tensor:
+        """Return features (batch, features) of spectrograms (batch, channels, mels, frames)."""
         return self.body(spec).mean(dim=(2, 3))
 
     def classify(self, features: Tensor) -> Tensor:
+        """Return logits (batch, tags) of features (batch, features)."""
         return self.head(features)
 
 
@@ -94,5 +101,5 @@ class AttentionResNet(SpectrogramModel):
 def resnet18_cbam(
     n_tags: int, in_channels: int = 1, *, attention: bool = True, dropout: float = 0.5, width: float = 1.0
 ) -> AttentionResNet:
-    """ResNet-18 with a deep stem, ReLU6 and CBAM in every block: the 36th place's."""
+    """Build ResNet-18 with a deep stem, ReLU6 and CBAM in every block: the 36th place's."""
     return AttentionResNet(n_tags, in_channels, attention=attention, dropout=dropout, width=width)

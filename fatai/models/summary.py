@@ -1,4 +1,4 @@
-"""The models at a glance: how large each is, what it needs, where it comes from."""
+"""A table of all models: size, smallest input, source."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ class ModelRow:
 
     Attributes
     ----------
-    name : what `create_model` takes.
-    parameters : their number, for the tags and channels that were asked for.
-    in_channels : channels of the spectrogram that this number is for.
-    min_mels, min_frames : smallest input that is used as it is; smaller ones are padded.
-    n_mels : mel bins that the model is tied to, None when any number will do.
-    about : the model in a sentence.
-    source : where the idea comes from.
+    name
+        Name for `create_model`.
+    parameters
+        Number of parameters, for the given tags and channels.
+    in_channels
+        Channels of the spectrogram that this number is for.
+    min_mels, min_frames
+        Smallest input that is used without padding.
+    n_mels
+        Mel bins that the model requires, None if it works with any number.
+    description
+        The model in a sentence.
+    source
+        Paper, repository and licence.
     """
 
     name: str
@@ -40,19 +47,19 @@ class ModelRow:
     min_mels: int
     min_frames: int
     n_mels: int | None
-    about: str
+    description: str
     source: str
 
 
 def model_table(n_tags: int = 80, in_channels: int | None = None) -> list[ModelRow]:
-    """Every registered model with its default options, in the order of their names; no weights are made.
+    """Return a row for each registered model with its default options, sorted by name, without allocating weights.
 
     Parameters
     ----------
     n_tags
         Number of logits.
     in_channels
-        Channels of the spectrogram; None takes for each model those that it was published with.
+        Channels of the spectrogram; None for those that each model was published with.
 
     Examples
     --------
@@ -66,6 +73,6 @@ def model_table(n_tags: int = 80, in_channels: int | None = None) -> list[ModelR
             model = create_model(name, n_tags, channels)
         rows.append(ModelRow(
             name, count_parameters(model), channels, model.min_mels, model.min_frames, model.n_mels,
-            about=MODELS.describe(name), source=MODELS.source(name),
+            description=MODELS.describe(name), source=MODELS.source(name),
         ))
     return rows

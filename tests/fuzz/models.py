@@ -1,4 +1,4 @@
-"""Model folders, runs, weights, caches and journals that somebody prepared: what they would do if anything in them were believed."""
+"""Malicious model folders, runs, weights, caches and logs, each harmful to a program that trusts them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Change = Callable[[Path], Any]
 
 
 class _Code:
-    """Unpickled, makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, sentinel: Path):
         self.sentinel = sentinel
@@ -31,7 +31,7 @@ class _Code:
 
 
 def pickles(sentinel: Path) -> dict[str, bytes]:
-    """Files of weights that would run code, or unpack to any size."""
+    """Weights files that run code when unpickled, or unpack to a huge size."""
     code = _Code(sentinel)
 
     def saved(thing: Any, **options: Any) -> bytes:
@@ -43,8 +43,8 @@ def pickles(sentinel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}))
         archive.writestr("archive/data/0", bytes(1 << 28))
-    way_out = io.BytesIO()
-    with zipfile.ZipFile(way_out, "w") as archive:
+    traversal = io.BytesIO()
+    with zipfile.ZipFile(traversal, "w") as archive:
         archive.writestr("../../../pwned", b"x")
     return {
         "code in a pickle": pickle.dumps(code),
@@ -52,8 +52,8 @@ def pickles(sentinel: Path) -> dict[str, bytes]:
         "code in an old torch.save": saved({"model": code}, _use_new_zipfile_serialization=False),
         "code as a key": saved({code: 1}),
         "a packed archive": bomb.getvalue(),
-        "a way out of an archive": way_out.getvalue(),
-        "half of an archive": saved({"a": torch.zeros(9)})[:300],
+        "a path traversal in an archive": traversal.getvalue(),
+        "a truncated archive": saved({"a": torch.zeros(9)})[:300],
         "a whole network": saved(torch.nn.Linear(2, 2)),
         "words": b"hello",
         "nothing": b"",
@@ -62,8 +62,8 @@ def pickles(sentinel: Path) -> dict[str, bytes]:
     }
 
 
-def lying_weights(whole: bytes) -> dict[str, bytes]:
-    """Files that begin as safetensors and are not what they say; `whole` is a good one."""
+def invalid_weights(whole: bytes) -> dict[str, bytes]:
+    """Invalid safetensors files; `whole` is a valid one."""
     size, = struct.unpack("<Q", whole[:8])
     header = json.loads(whole[8:8 + size])
     data = whole[8 + size:]
@@ -76,7 +76,7 @@ def lying_weights(whole: bytes) -> dict[str, bytes]:
     def with_first(**values: Any) -> bytes:
         return packed({**header, first: {**header[first], **values}})
 
-    def noted(text: str) -> bytes:
+    def with_metadata(text: str) -> bytes:
         return packed({**header, "__metadata__": {"fatai": text}})
 
     deep = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
@@ -88,23 +88,23 @@ def lying_weights(whole: bytes) -> dict[str, bytes]:
         "cut": whole[: len(whole) // 2],
         "cut in its header": whole[:20],
         "a deep header": packed(deep),
-        "words for a header": packed(b"{hello"),
+        "text for a header": packed(b"{hello"),
         "huge shapes": with_first(shape=[2**40, 2**40]),
         "shapes below zero": with_first(shape=[-1, 4]),
         "an unknown type": with_first(dtype="OBJECT"),
-        "places behind the end": with_first(data_offsets=[0, 2**50]),
-        "places turned round": with_first(data_offsets=[100, 0]),
-        "places shared": packed(
+        "offsets behind the end": with_first(data_offsets=[0, 2**50]),
+        "offsets in reverse": with_first(data_offsets=[100, 0]),
+        "overlapping offsets": packed(
             {k: {**v, "data_offsets": [0, 4]} if k != "__metadata__" else v for k, v in header.items()}
         ),
-        "a name that leads out": packed({("../../../pwned" if k == first else k): v for k, v in header.items()}),
+        "a path traversal in a name": packed({("../../../pwned" if k == first else k): v for k, v in header.items()}),
         "no tensors": packed({"__metadata__": header.get("__metadata__", {})}, b""),
         "not finite": packed(header, b"\xff" * len(data)),
         "other numbers": packed(header, bytes(len(data))),
         "something behind it": whole + b"x" * 999,
-        "a list for notes": noted("[" * 100_000),
-        "absurd notes": noted(json.dumps({"tags": ["t"] * 200_000, "in_channels": 10**9, "prior": []})),
-        "notes that are no numbers": noted('{"tags": ["a"], "in_channels": NaN, "prior": [Infinity]}'),
+        "a list for metadata": with_metadata("[" * 100_000),
+        "absurd metadata": with_metadata(json.dumps({"tags": ["t"] * 200_000, "in_channels": 10**9, "prior": []})),
+        "metadata without numbers": with_metadata('{"tags": ["a"], "in_channels": NaN, "prior": [Infinity]}'),
     }
 
 
@@ -116,36 +116,36 @@ def _write(name: str, content: bytes) -> Change:
     return change
 
 
-def _places(name: str) -> Iterator[tuple[str, Change]]:
-    """A file that is none."""
-    def instead(make: Change) -> Change:
+def _not_regular(name: str) -> Iterator[tuple[str, Change]]:
+    """Replace a file with something that is no regular file."""
+    def replaced_by(make: Change) -> Change:
         def change(folder: Path) -> None:
             (folder / name).unlink()
             make(folder / name)
 
         return change
 
-    yield f"{name} is missing", instead(lambda path: None)
-    yield f"{name} is a folder", instead(lambda path: path.mkdir())
-    yield f"{name} is a link to a device", instead(lambda path: path.symlink_to("/dev/zero"))
-    yield f"{name} is a link to nowhere", instead(lambda path: path.symlink_to("nowhere"))
-    yield f"{name} is a link to itself", instead(lambda path: path.symlink_to(path.name))
-    yield f"{name} is a pipe", instead(lambda path: os.mkfifo(path))
+    yield f"{name} is missing", replaced_by(lambda path: None)
+    yield f"{name} is a folder", replaced_by(lambda path: path.mkdir())
+    yield f"{name} is a link to a device", replaced_by(lambda path: path.symlink_to("/dev/zero"))
+    yield f"{name} is a link to nowhere", replaced_by(lambda path: path.symlink_to("nowhere"))
+    yield f"{name} is a link to itself", replaced_by(lambda path: path.symlink_to(path.name))
+    yield f"{name} is a pipe", replaced_by(lambda path: os.mkfifo(path))
     yield f"{name} is empty", _write(name, b"")
 
 
 def model_folders(good: Path, sentinel: Path) -> Iterator[tuple[str, Change]]:
-    """Changes of a copy of a model folder."""
+    """Yield changes of a copy of a model folder."""
     for name in ("model.safetensors", "config.json", "reference.wav"):
-        yield from _places(name)
+        yield from _not_regular(name)
     whole = (good / "model.safetensors").read_bytes()
-    for what, content in {**lying_weights(whole), **pickles(sentinel)}.items():
-        yield f"weights: {what}", _write("model.safetensors", content)
+    for title, content in {**invalid_weights(whole), **pickles(sentinel)}.items():
+        yield f"weights: {title}", _write("model.safetensors", content)
     config = json.loads((good / "config.json").read_text())
     changes: dict[str, Any] = {
         "an unknown key": {"path": "/etc/passwd"},
         "an unknown network": {"network": {"arch": "os.system"}},
-        "a network from afar": {"network": {"arch": "timm:hf-hub:evil/model"}},
+        "a network from the hub": {"network": {"arch": "timm:hf-hub:evil/model"}},
         "a network from a folder": {"network": {"arch": "timm:local-dir:/tmp"}},
         "its own weights": {"network": {"arch": "timm:resnet18", "options": {"pretrained": True}}},
         "a wide network": {"network": {"arch": "m1", "options": {"width": 1e300}}},
@@ -170,14 +170,14 @@ def model_folders(good: Path, sentinel: Path) -> Iterator[tuple[str, Change]]:
         "a training of no kind": {"training": "x"},
         "deep training": {"training": json.loads("[" * 400 + "]" * 400)},
     }
-    for what, change in changes.items():
-        yield f"config: {what}", _write("config.json", json.dumps({**config, **change}).encode())
+    for title, change in changes.items():
+        yield f"config: {title}", _write("config.json", json.dumps({**config, **change}).encode())
     texts = {"deep": b"[" * 200_000, "NaN": b'{"format": NaN}', "a long number": b'{"format": ' + b"9" * 100_000 + b"}",
              "zero bytes": bytes(999),
              "utf-16": json.dumps(config).encode("utf-16"), "too large": b" " * (1 << 24) + b"{}",
              "doubled keys": b'{"format": "fatai model 1", ' * 2}
-    for what, content in texts.items():
-        yield f"config: {what}", _write("config.json", content)
+    for title, content in texts.items():
+        yield f"config: {title}", _write("config.json", content)
     touch = f"import os\nos.system(\"touch '{sentinel}'\")\n".encode()
     for name in (
         "evil.py",
@@ -192,30 +192,30 @@ def model_folders(good: Path, sentinel: Path) -> Iterator[tuple[str, Change]]:
 
 
 def runs(good: Path, sentinel: Path) -> Iterator[tuple[str, str, Change]]:
-    """Changes of a copy of a run folder, each with the command that looks at it: predict, calibrated, resume, compare or ensemble."""
+    """Yield changes of a copy of a run folder, each with its command: predict, calibrate, resume, score or ensemble."""
     weights = "fold_0/model.safetensors"
     for name, command in (
         (weights, "predict"),
         ("recipe.toml", "predict"),
         ("manifest.json", "resume"),
         ("folds.csv", "ensemble"),
-        ("oof.csv", "compare"),
+        ("oof.csv", "score"),
         ("fold_0/fold.json", "resume"),
         ("fold_0/oof.csv", "resume"),
     ):
-        for what, change in _places(name):
-            yield what, command, change
+        for title, change in _not_regular(name):
+            yield title, command, change
     whole = (good / weights).read_bytes()
-    for what, content in {**lying_weights(whole), **pickles(sentinel)}.items():
-        yield f"weights: {what}", "predict", _write(weights, content)
-    # A fold that is not done yet goes on from a state.
-    for what, content in {**lying_weights(whole), **pickles(sentinel), **_states()}.items():
-        def begun(folder: Path, content: bytes = content) -> None:
+    for title, content in {**invalid_weights(whole), **pickles(sentinel)}.items():
+        yield f"weights: {title}", "predict", _write(weights, content)
+    # An unfinished fold resumes from a state.
+    for title, content in {**invalid_weights(whole), **pickles(sentinel), **_states()}.items():
+        def unfinished(folder: Path, content: bytes = content) -> None:
             shutil.rmtree(folder / "fold_0")
             (folder / "fold_0").mkdir()
             (folder / "fold_0/state_0.pt").write_bytes(content)
 
-        yield f"a state: {what}", "resume", begun
+        yield f"a state: {title}", "resume", unfinished
     plain = [
         b"", b"[]", b"{}", b"null", b"[" * 200_000, b'{"a": NaN}', b"\xff\xfe", b'{"data": {"digest": 3}, "lwlrap": 7}',
         b'{"seconds": "x"}',
@@ -223,9 +223,9 @@ def runs(good: Path, sentinel: Path) -> Iterator[tuple[str, str, Change]]:
     ]
     for k, content in enumerate(plain):
         yield f"manifest {k}", "resume", _write("manifest.json", content)
-        yield f"manifest {k}", "compare", _write("manifest.json", content)
+        yield f"manifest {k}", "score", _write("manifest.json", content)
         yield f"fold.json {k}", "resume", _write("fold_0/fold.json", content)
-        yield f"calibration {k}", "calibrated", _write("calibration.json", content)
+        yield f"calibration {k}", "calibrate", _write("calibration.json", content)
 
 
 def _states() -> dict[str, bytes]:
@@ -248,7 +248,7 @@ def _states() -> dict[str, bytes]:
 
 
 def caches() -> Iterator[tuple[str, Change]]:
-    """Changes of the folder that a cache keeps the clips of one setting in."""
+    """Yield changes of the cache folder of one setting."""
     def clips(change: Change) -> Change:
         def each(folder: Path) -> None:
             for clip in [path for path in folder.glob("*/*") if path.is_file()]:
@@ -259,11 +259,11 @@ def caches() -> Iterator[tuple[str, Change]]:
 
     def instead(name: str, make: Change) -> Change:
         def change(folder: Path) -> None:
-            place = (
+            target = (
                 next(iter(sorted(path for path in folder.iterdir() if path.is_dir()))) if name == "*" else folder / name
             )
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-            make(place)
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            make(target)
 
         return change
 
@@ -275,18 +275,18 @@ def caches() -> Iterator[tuple[str, Change]]:
         "empty": b"", "a byte": b"x", "odd": b"x" * 4097, "no numbers": b"\xff" * 65536, "infinite": b"\0\x7c" * 32768,
         "zeros": bytes(65536),
     }
-    for what, content in contents.items():
-        yield f"clips: {what}", clips(lambda path, content=content: path.write_bytes(content))
+    for title, content in contents.items():
+        yield f"clips: {title}", clips(lambda path, content=content: path.write_bytes(content))
     yield "clips: huge", clips(sparse)
-    places: dict[str, Change] = {
+    replacements: dict[str, Change] = {
         "a folder": lambda path: path.mkdir(),
         "a link to a device": lambda path: path.symlink_to("/dev/zero"),
         "a link to itself": lambda path: path.symlink_to(path),
         "a link to nowhere": lambda path: path.symlink_to("/nowhere/at/all"),
     }
-    for what, make in places.items():
-        yield f"clips: {what}", clips(make)
+    for title, make in replacements.items():
+        yield f"clips: {title}", clips(make)
         for name in ("settings.json", "build.lock"):
-            yield f"{name} is {what}", instead(name, make)
+            yield f"{name} is {title}", instead(name, make)
     yield "a file for a folder of clips", instead("*", lambda path: path.write_bytes(b"x"))
     yield "half-written files", lambda folder: [(folder / name).write_bytes(b"x") for name in (".a", ".b~")]

@@ -9,7 +9,7 @@ import torch
 from fatai.errors import OptionError, ShapeError, UnknownNameError
 from fatai.models import MODELS, count_parameters, create_model
 from fatai.models.convblock import ConvBlock
-from fatai.models.layers import ConcatPool, MultiSampleDropout, laid_out_like, scaled
+from fatai.models.layers import ConcatPool, MultiSampleDropout, match_layout, scale_channels
 
 # Parameters at 80 tags and so many input channels, of the systems as published (their fact sheets), not of this code.
 PUBLISHED = [
@@ -255,16 +255,16 @@ def test_multi_sample_dropout_is_the_mean_over_masks_and_linear_in_eval():
 
 
 def test_widths_are_whole_octets():
-    assert [scaled(c, 0.3) for c in (64, 128, 50)] == [16, 40, 16] and scaled(50, 1) == 50
+    assert [scale_channels(c, 0.3) for c in (64, 128, 50)] == [16, 40, 16] and scale_channels(50, 1) == 50
     with pytest.raises(OptionError, match="width=0"):
-        scaled(64, 0)
+        scale_channels(64, 0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_joined_with_low_precision_maps_takes_their_layout(channels):
     spec = torch.randn(2, channels, 4, 6)
     other = torch.randn(2, 5, 4, 6).bfloat16().to(memory_format=torch.channels_last)
-    laid = laid_out_like(spec, other)
+    laid = match_layout(spec, other)
     joined = torch.cat([laid, other], 1)
     assert torch.equal(laid, spec.bfloat16()) and joined.is_contiguous(memory_format=torch.channels_last)
-    assert laid_out_like(spec, torch.randn(2, 5, 4, 6)) is spec
+    assert match_layout(spec, torch.randn(2, 5, 4, 6)) is spec

@@ -323,7 +323,7 @@ def test_a_clip_does_not_see_its_neighbours_in_the_batch(head):
 
 def test_other_numbers_of_mels_are_refused_with_the_remedy():
     for mels in (40, 128):
-        with pytest.raises(ShapeError, match=rf"{mels} mel bins.*n_mels=64.*build it with n_mels"):
+        with pytest.raises(ShapeError, match=rf"{mels} mel bins.*n_mels=64.*build it with the n_mels"):
             small("cnn14")(torch.randn(1, 1, mels, 64))
     with torch.no_grad():
         assert small("cnn14", n_mels=128)(torch.randn(1, 1, 128, 64)).shape == (1, 4)

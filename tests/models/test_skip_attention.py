@@ -119,7 +119,7 @@ def test_auxiliary_weights_are_one_for_each_output():
 
 
 def test_learner_trains_it_on_all_outputs_and_predicts_with_the_main_one(small_dls):
-    from fatai.training.learner import fat_learner
+    from fatai.inference.learner import fat_learner
 
     learn = fat_learner(small_dls, arch="aux_skip_attention", width=0.125)
     assert learn.loss_func.weights == (1.0, 0.4, 0.2, 0.1)

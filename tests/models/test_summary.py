@@ -31,7 +31,7 @@ def test_parameters_are_those_published_for_eighty_tags(table, name, in_channels
 
 
 def test_rows_say_what_a_model_is_and_where_it_comes_from(table):
-    assert all(row.about.endswith(".") and row.source for row in table.values())
+    assert all(row.description.endswith(".") and row.source for row in table.values())
 
 
 def test_smallest_inputs(table):
@@ -53,5 +53,5 @@ def test_the_smallest_input_is_not_padded_and_below_it_is(table):
         row, model = table[name], create_model(name, 4, width=0.125)
         spec = torch.zeros(1, 1, row.min_mels, row.min_frames)
         model.eval()
-        assert model.prepared(spec) is spec
-        assert model.prepared(spec[:, :, 1:, 1:]).shape == spec.shape
+        assert model.prepare_input(spec) is spec
+        assert model.prepare_input(spec[:, :, 1:, 1:]).shape == spec.shape
