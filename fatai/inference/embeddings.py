@@ -1,7 +1,7 @@
-"""Clips to what a network's head sees of them: one row of features for each, the mean over its views.
+"""Embeddings: features of clips from a network without its head, the mean over the views of each clip.
 
-On disk an array `NAME.npy`, float32 (clips, features), which is never pickled, and beside it `NAME.csv` with the column `fname`, row by
-row.
+On disk an array `NAME.npy`, float32 (clips, features), which is never pickled, and beside it `NAME.csv` with the column
+`fname`, row by row.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from fatai.io.atomic import write_file, write_text
-from fatai.data.transforms import WaveToSpec
 from fatai.data.config import ClipConfig
+from fatai.data.transforms import WaveToSpec
 from fatai.errors import DataError, OptionError, ShapeError
-from fatai.io.csv import Duplicates, read_csv, format_names
 from fatai.inference.predictor import Predictor
 from fatai.inference.tta import build_views, names_and_paths
+from fatai.io.atomic import write_file, write_text
+from fatai.io.csv import Duplicates, format_names, read_csv
 from fatai.models.base import SpectrogramModel
 from fatai.models.multi_task import TwoHeadModel
 
@@ -39,7 +39,14 @@ class Embeddings:
     fnames
         Name of each clip; no name twice.
     values
-        Shape (clips, features), float32; a row of NaN for a clip that could not be read.
+        Shape (clips, features), float32; a row of NaN for a clip that cannot be read.
+
+    Raises
+    ------
+    ShapeError
+        If there is not one row per name.
+    DataError
+        If a name appears twice.
     """
 
     fnames: tuple[str, ...]
@@ -52,64 +59,66 @@ class Embeddings:
             raise ShapeError(
                 f"values has shape {self.values.shape}; expected ({len(self.fnames)}, features), a row for each fname"
             )
-        if len(set(self.fnames)) < len(self.fnames):
-            raise DataError(
-                f"fnames holds {format_names(pd.Series(self.fnames)[pd.Series(self.fnames).duplicated()].tolist())} more than once"
-            )
+        names = pd.Series(self.fnames)
+        if names.duplicated().any():
+            raise DataError(f"fnames has {format_names(names[names.duplicated()].tolist())} more than once")
 
     def __len__(self) -> int:
         return len(self.fnames)
 
     @property
     def readable(self) -> np.ndarray:
-        """Which clips could be read, bool (clips,)."""
+        """Return True for clips that could be read, bool (clips,)."""
         return ~np.isnan(self.values).any(axis=1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npy file and the names beside it as .csv, each whole or not at all."""
-        file = _npy(path)
-        with write_file(file) as beside:
-            np.save(beside, self.values, allow_pickle=False)
-        write_text(
-            file.with_suffix(".csv"),
-            pd.DataFrame({"fname": list(self.fnames)}).to_csv(index=False, lineterminator="\n"),
-        )
+        """Write an .npy file and the names beside it as .csv; each is complete or not there.
+
+        Raises
+        ------
+        OptionError
+            If `path` does not end in .npy.
+        """
+        file = _check_npy(path)
+        with write_file(file) as temporary:
+            np.save(temporary, self.values, allow_pickle=False)
+        names = pd.DataFrame({"fname": list(self.fnames)})
+        write_text(file.with_suffix(".csv"), names.to_csv(index=False, lineterminator="\n"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Embeddings:
-        """Read what `save` wrote; whoever it comes from, nothing in it is executed.
+        """Load what `save` wrote; nothing in the files is executed.
 
         Raises
         ------
         DataError
-            If a file is missing or is none of the kind, or names and rows don't go together.
+            If a file is missing or of another kind, or names and rows do not match.
         """
-        file = _npy(path)
-        table = read_csv(file.with_suffix(".csv"))
-        if table.columns != ("fname",):
-            raise DataError(f"{file.with_suffix('.csv')}: its columns are {format_names(table.columns)}; expected fname alone")
-        names, seen = [], Duplicates()
-        for row in table.rows:
-            if fault := seen.error(row):
-                raise DataError(f"{file.with_suffix('.csv')}: {fault}")
-            names.append(row.cells[0])
+        file = _check_npy(path)
+        names = _read_names(file.with_suffix(".csv"))
         try:
-            # Mapped first: a header that declares more than the file holds is found out before memory is taken.
+            # Mapped first: a header that declares more than the file has is detected before memory is allocated.
             values = np.load(file, mmap_mode="r", allow_pickle=False)
         except (EOFError, OSError, ValueError, OverflowError) as e:
+            raise DataError(f"{file} cannot be read as an array: {e}; expected what fatai-submit embed writes") from None
+        is_float32 = isinstance(values, np.ndarray) and values.dtype == np.float32
+        if not is_float32 or values.ndim != 2 or len(values) != len(names):
             raise DataError(
-                f"{file} cannot be read as an array: {e}; expected what fatai-submit embed writes"
-            ) from None
-        if (
-            not isinstance(values, np.ndarray)
-            or values.dtype != np.float32
-            or values.ndim != 2
-            or len(values) != len(names)
-        ):
-            raise DataError(
-                f"{file} is no float32 array of {len(names)} rows, one for each name in {file.with_suffix('.csv').name}"
+                f"{file} is not a float32 array of {len(names)} rows, one for each name in {file.with_suffix('.csv').name}"
             )
-        return cls(tuple(names), np.array(values))
+        return cls(names, np.array(values))
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    table = read_csv(path)
+    if table.columns != ("fname",):
+        raise DataError(f"{path}: the columns are {format_names(table.columns)}; expected fname alone")
+    names, seen = [], Duplicates()
+    for row in table.rows:
+        if error := seen.error(row):
+            raise DataError(f"{path}: {error}")
+        names.append(row.cells[0])
+    return tuple(names)
 
 
 class _Encoder(nn.Module):
@@ -171,7 +180,8 @@ def embed_clips(
 
     Returns
     -------
-    `Embeddings` with float32 values (clips, features). A clip that cannot be read has a row of NaN; one warning lists such clips.
+    `Embeddings` with float32 values (clips, features). A clip that cannot be read has a row of NaN; one warning lists
+    such clips.
 
     Raises
     ------
@@ -181,11 +191,11 @@ def embed_clips(
     names, paths = names_and_paths(items)
     encoder, to_spec = _Encoder(model), WaveToSpec(settings)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    predictor = Predictor(
-        encoder, settings, build_views(views, n, **options), encoder.count_features(to_spec, settings.crop_samples, device),
-        to_spec=to_spec, activation=_identity, precision=precision, bs=bs, num_workers=num_workers, seed=seed,
-    )
-    output = predictor.predict(paths, desc="embedding")
+    n_features = encoder.count_features(to_spec, settings.crop_samples, device)
+    output = Predictor(
+        encoder, settings, build_views(views, n, **options), n_features, to_spec=to_spec, activation=_identity,
+        precision=precision, bs=bs, num_workers=num_workers, seed=seed,
+    ).predict(paths, desc="embedding")
     if output.errors:
         listed = "\n".join(f"  {error}" for error in output.errors.values())
         warnings.warn(
@@ -194,7 +204,7 @@ def embed_clips(
     return Embeddings(tuple(names), output.probs)
 
 
-def _npy(path: str | os.PathLike[str]) -> Path:
+def _check_npy(path: str | os.PathLike[str]) -> Path:
     if Path(path).suffix != ".npy":
-        raise OptionError(f"{path} does not end in .npy; give it that suffix: the names go beside it as .csv")
+        raise OptionError(f"the path is {path}; expected a name that ends in .npy: the clip names go beside it as .csv")
     return Path(path)

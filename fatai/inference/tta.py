@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from fatai.errors import AudioError, DataError
 from fatai.inference.predictions import Predictions
@@ -55,9 +54,8 @@ def learner_predictor(learn: TagLearner, views: Views, **options: Any) -> Predic
     options
         Of `Predictor`: `bs`, `num_workers`, `seed`, `average`, `group`.
     """
-    activation = getattr(learn.loss_func, "activation", torch.sigmoid)
     return Predictor(
-        learn.model, learn.settings, views, len(learn.tags), to_spec=learn.dls.to_spec, activation=activation,
+        learn.model, learn.settings, views, len(learn.tags), to_spec=learn.dls.to_spec, activation=learn.activation,
         precision=learner_precision(learn), device=learn.dls.device, **options,
     )
 

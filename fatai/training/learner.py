@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.foundation import L
-from torch import nn
+from torch import Tensor, nn
 
 from fatai.audio.front_ends import FrontEnd
 from fatai.data.blocks import FATDataLoaders
@@ -81,6 +82,11 @@ class TagLearner(Learner):
     def settings(self) -> ClipConfig:
         """How clips are read and turned into spectrograms."""
         return self.dls.clip_config
+
+    @property
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        """Map of the loss from logits to probabilities, both (batch, tags); the sigmoid if it has none of its own."""
+        return getattr(self.loss_func, "activation", torch.sigmoid)
 
     def create_opt(self) -> None:
         """Create the optimizer as fastai does, without weight decay for the parameters of `no_weight_decay`."""

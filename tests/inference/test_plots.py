@@ -1,4 +1,4 @@
-"""What learners draw: tags with intervals, largest losses, where they look, first filters; with players where sound is shown."""
+"""Plots of a learner: tags with intervals, largest losses, Grad-CAM, first filters; with audio players."""
 
 import re
 
@@ -14,9 +14,9 @@ from fatai.data.show import format_tags
 from fatai.errors import DataError, OptionError
 from fatai.inference import plots
 from fatai.inference.grad_cam import filter_mosaic, first_filters, grad_cam
+from fatai.inference.learner import fat_learner
 from fatai.inference.predictions import Predictions
 from fatai.metrics.ranking import lwlrap, lwlrap_per_class
-from fatai.inference.learner import fat_learner
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,14 @@ def learn(small_dls):
 
 
 @pytest.fixture(autouse=True)
-def no_figures_left():
+def close_figures():
     yield
     plt.close("all")
 
 
 @pytest.fixture
 def played(monkeypatch):
-    """What a notebook would be given to play."""
+    """Collect the objects that a notebook would display."""
     shown = []
     monkeypatch.setattr(plots, "in_notebook", lambda: True)
     monkeypatch.setattr(IPython.display, "display", shown.append)
@@ -42,18 +42,18 @@ def played(monkeypatch):
 
 @pytest.fixture
 def preds(learn, rng):
-    """Predictions of the held-out clips by chance, in another order."""
-    held = learn.dls.files(1)
-    return Predictions(tuple(held["fname"][::-1]), learn.tags, rng.random((len(held), len(learn.tags))))
+    """Random predictions of the validation clips, in another order."""
+    clips = learn.dls.files(1)
+    return Predictions(tuple(clips["fname"][::-1]), learn.tags, rng.random((len(clips), len(learn.tags))))
 
 
-def test_plot_lwlrap_draws_every_tag_where_it_scores(learn, preds):
+def test_plot_lwlrap_draws_every_tag_at_its_score(learn, preds):
     axis = learn.plot_lwlrap(preds)
-    held = learn.dls.files(1)
-    targ, probs = multi_hot(held["labels"], learn.tags), preds.select(held["fname"]).probs
-    scores = dict(zip(learn.tags, lwlrap_per_class(probs, targ).scores))
+    clips = learn.dls.files(1)
+    targ, probs = multi_hot(clips["labels"], learn.tags), preds.select(clips["fname"]).probs
+    scores = dict(zip(learn.tags, lwlrap_per_class(probs, targ).scores, strict=True))
     names = [re.fullmatch(r"(.*) \((\d+)\)", label.get_text()).groups() for label in axis.get_yticklabels()]
-    assert {name: int(n) for name, n in names} == {tag: int(n) for tag, n in zip(learn.tags, targ.sum(0)) if n}
+    assert {name: int(n) for name, n in names} == {tag: int(n) for tag, n in zip(learn.tags, targ.sum(0), strict=True) if n}
     points = next(line for line in axis.lines if line.get_marker() == "o")
     np.testing.assert_allclose(points.get_xdata(), [scores[name] for name, _ in names])
     assert list(points.get_xdata()) == sorted(points.get_xdata()) and list(points.get_ydata()) == sorted(
@@ -62,22 +62,22 @@ def test_plot_lwlrap_draws_every_tag_where_it_scores(learn, preds):
     assert axis.get_legend().get_texts()[0].get_text() == f"all tags: {lwlrap(probs, targ):.3f}"
     ends = [path.vertices[:, 0] for path in axis.collections[0].get_paths()]
     assert all(low <= score <= high for (low, high), score in zip(ends, points.get_xdata(), strict=True))
-    assert len(learn.plot_lwlrap(preds, most=2).get_yticks()) == 2
+    assert len(learn.plot_lwlrap(preds, max_tags=2).get_yticks()) == 2
 
 
-def test_plot_lwlrap_predicts_where_it_is_given_nothing(learn, monkeypatch):
-    asked = []
+def test_plot_lwlrap_without_predictions_computes_them(learn, monkeypatch):
+    calls = []
     predicted = learn.tta(n=1)
-    monkeypatch.setattr(type(learn), "tta", lambda self, **options: asked.append(options) or predicted)
-    assert learn.plot_lwlrap(n=1) is not None and asked == [{"n": 1}]
+    monkeypatch.setattr(type(learn), "tta", lambda self, **options: calls.append(options) or predicted)
+    assert learn.plot_lwlrap(n=1) is not None and calls == [{"n": 1}]
 
 
 def test_top_losses_are_those_of_the_loss(learn, played):
     with learn.no_bar():
         _, _, losses = learn.get_preds(with_loss=True)
         axes = learn.plot_top_losses(3)
-    told = [float(axis.get_title().rsplit("loss ", 1)[1]) for axis in axes]
-    np.testing.assert_allclose(told, losses.topk(3).values, atol=0.005)
+    drawn = [float(axis.get_title().rsplit("loss ", 1)[1]) for axis in axes]
+    np.testing.assert_allclose(drawn, losses.topk(3).values, atol=0.005)
     rows = learn.dls.files(1)["labels"][losses.topk(3).indices.tolist()]
     for axis, labels in zip(axes, rows, strict=True):
         assert set(axis.get_title().split("\npredicted: ")[0].split("\n")) == set(labels)
@@ -89,28 +89,28 @@ def test_top_losses_are_those_of_the_loss(learn, played):
     assert float(smallest[0].get_title().rsplit("loss ", 1)[1]) == pytest.approx(float(losses.min()), abs=0.005)
 
 
-def test_fastais_own_interpretation_draws_too(learn):
+def test_fastai_interpretation_draws_too(learn):
     with learn.no_bar():
         ClassificationInterpretation.from_learner(learn).plot_top_losses(2)
     assert len([axis for axis in plt.gcf().axes if "loss " in axis.get_title()]) == 2
 
 
-def test_show_cam_lays_heat_over_what_was_heard(learn, played):
+def test_show_cam_draws_the_heatmap_over_the_spectrogram(learn, played):
     training = learn.model.training
     axes = learn.show_cam(2, tag="Rain")
     assert axes.shape == (2, 2) and learn.model.training == training
-    held = learn.dls.files(1)
-    for i, (above, below) in enumerate(axes.T):
-        wave = learn.settings.fit(learn.settings.read(held["path"][i]))
+    clips = learn.dls.files(1)
+    for i, (top, bottom) in enumerate(axes.T):
+        wave = learn.settings.fit(learn.settings.read(clips["path"][i]))
         spec = learn.dls.to_spec.spec(wave[None])
-        np.testing.assert_allclose(above.images[0].get_array(), spec[0, 0], atol=1e-5)
+        np.testing.assert_allclose(top.images[0].get_array(), spec[0, 0], atol=1e-5)
         heat = grad_cam(learn.model, spec, learn.tags.index("Rain"))[0]
-        np.testing.assert_allclose(below.images[1].get_alpha(), 0.8 * heat, atol=1e-5)
-        assert below.images[0].get_extent() == below.images[1].get_extent()
+        np.testing.assert_allclose(bottom.images[1].get_alpha(), 0.8 * heat, atol=1e-5)
+        assert bottom.images[0].get_extent() == bottom.images[1].get_extent()
         with torch.no_grad():
             prob = learn.model.eval()(spec).sigmoid()[0, learn.tags.index("Rain")]
-        assert below.get_title().startswith(f"Rain {prob:.2f}") and above.get_title() == ", ".join(held["labels"][i])
-        assert above.get_xlabel() == "seconds" and above.get_ylabel() == "Hz"
+        assert bottom.get_title().startswith(f"Rain {prob:.2f}") and top.get_title() == ", ".join(clips["labels"][i])
+        assert top.get_xlabel() == "seconds" and top.get_ylabel() == "Hz"
     assert played[0].data.count("<audio") == 2
 
 
@@ -122,12 +122,12 @@ def test_show_cam_takes_paths_and_the_likeliest_tag(learn, sample):
     assert axes[1, 0].get_title().split("\n")[0] == f"{likeliest.tag} {likeliest.prob:.2f}"
 
 
-@pytest.mark.parametrize("options, error, words", [
+@pytest.mark.parametrize("options, error, message", [
     ({"tag": "rain"}, OptionError, "there is no tag 'rain'; did you mean Rain?"),
     ({"items": []}, DataError, "there is no clip to show"),
 ])
-def test_what_cannot_be_looked_into_is_said(learn, options, error, words):
-    with pytest.raises(error, match=re.escape(words)):
+def test_show_cam_errors(learn, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
         learn.show_cam(**options)
 
 
@@ -145,6 +145,6 @@ def test_a_mosaic_starts_at_the_top_left():
     assert mosaic[:, 0].tolist() == [1, -0.5, 0, 1, -0.5] and mosaic[:2, 4].abs().sum() == 0 and mosaic[3, 14] == 1
 
 
-def test_many_predicted_tags_are_cut_short():
+def test_many_predicted_tags_are_truncated():
     assert format_tags(["a", "b"]) == "a\nb" and format_tags([]) == "no tag"
     assert format_tags(list("abcdef")) == "a\nb\nc\nd\nand 2 more"

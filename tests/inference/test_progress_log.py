@@ -10,7 +10,7 @@ from fatai.inference.events.segments import SoundEvent
 
 
 class FakeTagger:
-    """Return an event whose end is the length of the name; stop at `until` files, fail for names that begin with "bad"."""
+    """Return an event whose end is the length of the name; stop at `until` files, fail for names like "bad"."""
 
     def __init__(self, until=10**9):
         self.paths, self.until = [], until
