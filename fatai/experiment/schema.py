@@ -1,6 +1,7 @@
 """Sections of a recipe as typed, validated settings; every name is looked up in its registry.
 
-The field names are the keys of the TOML file. Keys of earlier versions are listed in `OLD_KEYS` and refused with their new name.
+The field names are the keys of the TOML file. Keys of earlier versions are listed in `OLD_KEYS` and refused with their
+new name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fatai.audio.waveform import PAD_MODES
+from fatai.augment.wave import WaveAugmentation
 from fatai.data.cache import CACHE_KINDS
 from fatai.data.datasets.fat2019 import CORRUPTED_FILES_ACTIONS
 from fatai.data.folds import SPLITTERS
@@ -56,6 +58,18 @@ OLD_KEYS = {
     "stages.changes_off": "no_aug_epochs",
     "stages.noisy": "noisy_labels",
     "stages.noisy_labels.name": "method",
+    "stages.noisy_labels.keep": "keep_threshold",
+    "stages.noisy_labels.add": "add_threshold",
+    "stages.noisy_labels.least": "min_prob",
+    "stages.noisy_labels.shares": "source_weights",
+    "stages.mixup.share": "lam",
+    "stages.mixup.replaces": "overwrite",
+    "stages.mixup.reach": "steepness",
+    "stages.augment.rounds": "n_masks",
+    "stages.augment.tries": "n_tries",
+    "stages.augment.colour": "color",
+    "stages.augment.share": "fraction",
+    "stages.augment.least_s": "min_s",
     "stages.noisy_weight": "noisy_sample_weight",
     "stages.noisy_share": "noisy_fold_split",
     "stages.fresh": "reinit",
@@ -68,7 +82,7 @@ OLD_KEYS = {
 }
 """Keys of earlier versions and their new names, by the path of the (new) section that they stood in."""
 
-OLD_VALUES = {
+OLD_VALUES: dict[str, dict[str, Any]] = {
     "clips.trim_db": {"none": False},
     "clips.pad_mode": {"zeros_both": "constant_center", "zeros_right": "constant_right"},
     "clips.channels": {"one": "mono", "same3": "repeat3", "ramp": "coord", "image3": "imagenet"},
@@ -76,20 +90,36 @@ OLD_VALUES = {
         "stratified_argmax": "stratified", "plain": "kfold", "grouped": "group", "given": "predefined",
     },
     "stages.checkpoint": {"best_of_all": "best_overall"},
-    "stages.noisy_labels.method": {"kept": "previous"},
+    "stages.noisy_labels.method": {
+        "kept": "previous", "ninth": "ninth_place_low_loss", "first": "first_place_corrections",
+        "fourth": "fourth_place_second_head", "fourth_pseudo": "fourth_place_pseudo_labels",
+        "third": "third_place_pseudo_labels", "gold": "gold_plan_confidence", "36th": "kaggle_fat_soft_labels",
+    },
+    "stages.mixup.name": {
+        "mixup_first": "mixup_first_place", "mixup_fourth": "mixup_fourth_place", "mixer_first": "mixer_first_place",
+        "mixup_or_third": "mixup_or_third_place",
+    },
+    "stages.augment.name": {
+        "flip": "time_reverse", "lighting": "brightness_contrast", "speed": "speed_perturb", "loop_fill": "repeat_pad",
+        "to_longest": "trim_to_longest", "content_shrink": "random_time_crop", "third_effects": "third_place_effects",
+        "spec_augment_first": "spec_augment_first_place", "spec_augment_fourth": "spec_augment_fourth_place",
+    },
+    "stages.augment.color": {"either": "random"},
+    "stages.augment.width": {"share": "fraction", "centre": "center"},
+    "stages.item_tfms.name": {"speed": "speed_perturb"},
 }
 """Values of earlier versions and what replaces them, by the path of their (new) key."""
 
 
 def refuse_old_keys(plain: Any, where: str) -> None:
-    """Raise `RecipeError` if nested tables use keys or values of an earlier version; the message names `where` and the new ones."""
+    """Raise `RecipeError` with the new names if nested tables use keys or values of an earlier version."""
     found = list(_old_keys(plain, "", ""))
     if found:
         raise RecipeError(f"{where} is written for an earlier version of fatai: {', '.join(found)}")
 
 
 def _old_keys(plain: Any, path: str, section: str) -> Iterator[str]:
-    """Yield "old path is now new key" for nested tables; `section` is the path without list indices and in new names."""
+    """Yield a phrase per old key; `section` is the path without list indices and in new names."""
     if isinstance(plain, (list, tuple)):
         for k, value in enumerate(plain):
             yield from _old_keys(value, f"{path}{k}.", section)
@@ -105,7 +135,7 @@ def _old_keys(plain: Any, path: str, section: str) -> Iterator[str]:
 
 
 def _among(known: Collection[str] | Registry, allow: Callable[[str], bool] = lambda value: False) -> AfterValidator:
-    """Return a validator that refuses names which are neither known nor accepted by `allow`, and suggests the nearest."""
+    """Return a validator that refuses names neither known nor accepted by `allow`, and suggests the nearest."""
 
     def check(value: str) -> str:
         if not allow(value) and value not in known:
@@ -128,7 +158,8 @@ def build_named(registry: Registry, table: dict[str, Any], key: str = "name") ->
     >>> build_named(VIEWS, {"name": "even", "n": 2}).n
     2
     """
-    return registry.build(table[key], **{k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != key})
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != key}
+    return registry.build(table[key], **options)
 
 
 def _checked(registry: Registry, table: dict[str, Any], key: str = "name") -> dict[str, Any]:
@@ -166,7 +197,8 @@ class Clips(Section):
     channels
         Input channels of the network, a name of `CHANNELS`; None is the front end's own.
     corrupted_files
-        Treatment of the competition's six corrupted files, as `corrupted` of `fatai.data.datasets.fat2019.load_dataset`.
+        Treatment of the competition's six corrupted files, as `corrupted` of
+        `fatai.data.datasets.fat2019.load_dataset`.
     cache
         What is cached on disk: "none", "wave" or "features".
     """
@@ -202,8 +234,9 @@ class Folds(Section):
 
     @model_validator(mode="after")
     def _run_folds_exist(self) -> Folds:
-        if self.run_folds is not None and (not self.run_folds or not all(0 <= fold < self.n for fold in self.run_folds)):
-            raise ValueError(f"run_folds is {list(self.run_folds)}; expected one or more of the folds 0 to {self.n - 1}")
+        chosen = self.run_folds
+        if chosen is not None and (not chosen or not all(0 <= fold < self.n for fold in chosen)):
+            raise ValueError(f"run_folds is {list(chosen)}; expected one or more of the folds 0 to {self.n - 1}")
         return self
 
     @model_validator(mode="after")
@@ -253,11 +286,11 @@ class Stage(Section):
     Attributes
     ----------
     lr, lr_min
-        Learning rate of the last layer group and, if given, of the first; between them it grows by equal factors. Networks have the
-        groups body and head, those with fastai's head three.
+        Learning rate of the last layer group and, if given, of the first; between them it grows by equal factors.
+        Networks have the groups body and head, those with fastai's head three.
     optimizer, momentum, sqr_mom
-        "adam" couples weight decay to the gradient, "adamw" does not; "amsgrad" is torch's and needs `no_weight_decay = "none"` or
-        `wd = 0`; `momentum` is that of "sgd", `sqr_mom` the second beta of "adam" and "adamw".
+        "adam" couples weight decay to the gradient, "adamw" does not; "amsgrad" is torch's and needs `no_weight_decay =
+        "none"` or `wd = 0`; `momentum` is that of "sgd", `sqr_mom` the second beta of "adam" and "adamw".
     no_weight_decay
         Parameters without weight decay, a name of `fatai.training.learner.NO_WEIGHT_DECAY`.
     clip_grad_value, clip_grad_norm
@@ -265,10 +298,11 @@ class Stage(Section):
     grad_accum
         Batches whose gradients are accumulated before an optimizer step.
     early_stopping_patience, min_lr_stop
-        End the stage when lwlrap has not improved for that many epochs, or when the learning rate has fallen to that value.
+        End the stage when lwlrap has not improved for that many epochs, or when the learning rate has fallen to that
+        value.
     checkpoint
-        Weights that the stage ends with: "best" (epoch of the best lwlrap), "last", or "best_overall": the best epoch of this stage and
-        the ones before it, back to the last stage with checkpoint "best" or `reinit`.
+        Weights that the stage ends with: "best" (epoch of the best lwlrap), "last", or "best_overall": the best epoch
+        of this stage and the ones before it, back to the last stage with checkpoint "best" or `reinit`.
     mixup, augment
         The `name` of a mixer with its options; a list of augmentations by `name` with their options, applied in order.
     item_tfms
@@ -276,21 +310,22 @@ class Stage(Section):
     no_aug_epochs
         Number of last epochs without mixing and augmentation.
     sampling
-        "balanced" draws all tags equally often, as `fatai.data.samplers.Balanced`; "mixture" draws from the sources (curated, noisy,
-        corrected) with the weights in `sampling_options`, or with those of the noisy-label method.
+        "balanced" draws all tags equally often, as `fatai.data.samplers.Balanced`; "mixture" draws from the sources
+        (curated, noisy, corrected) with the weights in `sampling_options`, or with those of the noisy-label method.
     noisy_labels
-        The `method` (a name of `NOISY`) and its options: the noisy clips that it selects are added to the curated ones in this stage.
-        Its input is the mean prediction of the previous stages' models over the folds that were not trained on the clip. "previous"
-        reuses the last selection.
+        The `method` (a name of `NOISY`) and its options: the noisy clips that it selects are added to the curated ones
+        in this stage. Its input is the mean prediction of the previous stages' models over the folds that were not
+        trained on the clip. "previous" reuses the last selection.
     noisy_sample_weight
         Factor of the method's sample weights.
     noisy_fold_split
-        Which selected clips a fold gets: "all", "own" (its part) or "others" (all but its part), as in `fatai.data.folds.noisy_shares`.
+        Which selected clips a fold gets: "all", "own" (its part) or "others" (all but its part), as in
+        `fatai.data.folds.noisy_shares`.
     reinit
         Start from newly initialized weights instead of those of the stage before.
     linear_probe
-        Fit logistic regressions (`C`, `max_iter`) on the frozen features instead of training, as the last layer of a PANNs network. Of
-        the other settings only `bs` is used.
+        Fit logistic regressions (`C`, `max_iter`) on the frozen features instead of training, as the last layer of a
+        PANNs network. Of the other settings only `bs` is used.
     """
 
     name: str = "fit"
@@ -369,7 +404,7 @@ class Stage(Section):
     @classmethod
     def _known_item_tfms(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         for table in value:
-            if not hasattr(build_named(AUGMENTATIONS, _checked(AUGMENTATIONS, table)), "change_item"):
+            if not isinstance(build_named(AUGMENTATIONS, _checked(AUGMENTATIONS, table)), WaveAugmentation):
                 raise ValueError(f"{table['name']} does not transform single waveforms; put it in augment")
         return value
 
