@@ -1,7 +1,7 @@
 """`AudioBlock`, `SpectrogramBlock` and `FATDataLoaders.from_*`: from tables of files to batches of spectrograms.
 
-An item is one clip: loaded, trimmed, and cropped or padded to `crop_s` seconds (at random in training, the middle otherwise). A batch of
-items becomes spectrograms on the learner's device.
+An item is one clip: loaded, trimmed, and cropped or padded to `crop_s` seconds (at random in training, the middle
+otherwise). A batch of items becomes spectrograms on the learner's device.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _read_table(
 def _usable_clips(
     table: pd.DataFrame, config: ClipConfig, check_files: bool, kind: str, folder: str | Path | None
 ) -> tuple[pd.DataFrame, tuple[str, ...], ClipCache | None]:
-    """Return the rows of clips that can be read, the names of the other files, and the cache if `kind` is not "none"."""
+    """Return the rows of readable clips, the names of the other files, and the cache unless `kind` is "none"."""
     unreadable: tuple[str, ...] = ()
     if check_files:
         table, unreadable = _keep_readable(table, *check_readable([Path(p) for p in table["path"]]))
@@ -129,7 +129,9 @@ def _usable_clips(
     return table, unreadable + damaged, cache
 
 
-def _split(table: pd.DataFrame, valid_col: int | str | None, valid_pct: float, seed: int | None) -> tuple[Callable, int]:
+def _split(
+    table: pd.DataFrame, valid_col: int | str | None, valid_pct: float, seed: int | None
+) -> tuple[Callable, int]:
     """Return fastai's splitter and the number of training clips."""
     if valid_col is not None:
         return ColSplitter("is_valid", on=True), len(table) - int(table["is_valid"].sum())
@@ -206,8 +208,8 @@ class FATDataLoaders(DataLoaders):
         valid_pct, seed
             Fraction of rows to hold out at random, and the seed; `valid_pct` is ignored if `valid_col` is given.
         fn_col, label_col
-            Names or positions of the columns with the file name and the tags: text with one or several tags, separated by commas or
-            semicolons, or a list of tags.
+            Names or positions of the columns with the file name and the tags: text with one or several tags, separated
+            by commas or semicolons, or a list of tags.
         path_col
             Column with the full path of each file.
         suff
@@ -229,12 +231,14 @@ class FATDataLoaders(DataLoaders):
         bs
             Batch size; reduced to the number of training clips if there are fewer.
         num_workers
-            None loads in the main process on a CPU, where the network needs the cores, and in fastai's default number on a GPU.
+            None loads in the main process on a CPU, where the network needs the cores, and in fastai's default number
+            on a GPU.
         check_files
-            Open every file first, to leave out those that cannot be read. Turn it off for tables that were checked before.
+            Open every file first, to leave out those that cannot be read. Turn it off for tables that were checked
+            before.
         cache, cache_dir
-            "wave" stores the trimmed clips as 16-bit samples in a folder, "features" the output of the front end; `fatai.data.cache`
-            describes how its crops differ. "none" decodes the files in every epoch.
+            "wave" stores the trimmed clips as 16-bit samples in a folder, "features" the output of the front end;
+            `fatai.data.cache` describes how its crops differ. "none" decodes the files in every epoch.
 
         Raises
         ------
@@ -256,7 +260,7 @@ class FATDataLoaders(DataLoaders):
             blocks=(SpectrogramBlock(clip_config, clip_cache), MultiCategoryBlock(vocab=list(tags))), splitter=splitter,
             get_x=ColReader("path"), get_y=ColReader("labels"), item_tfms=item_tfms, batch_tfms=batch_tfms,
         )
-        # fastai drops the last, smaller batch: with fewer clips than one batch it would train on nothing, without a warning.
+        # fastai drops the last, smaller batch: with fewer clips than a batch it would train on nothing.
         bs = min(bs, max(1, n_train))
         plain = block.dataloaders(table, path=Path(path), bs=bs, **_worker_options(num_workers), **kwargs)
         dls = cls(*plain.loaders, path=plain.path, device=plain.device)
@@ -300,7 +304,8 @@ class FATDataLoaders(DataLoaders):
         path
             The folder.
         valid
-            With it, the files of `path/valid/<tag>/` are held out, and those of all other folders `path/*/<tag>/` are trained on.
+            With it, the files of `path/valid/<tag>/` are held out, and those of all other folders `path/*/<tag>/` are
+            trained on.
         kwargs
             As in `from_df`.
 
@@ -356,7 +361,7 @@ class FATDataLoaders(DataLoaders):
         return cls.from_df(table, data.path, vocab=data.tags, **columns, **kwargs)
 
     def prior(self) -> np.ndarray:
-        """Return the fraction of training clips with each tag, shape (tags,): the prediction for a clip without any sound."""
+        """Return the fraction of training clips with each tag, shape (tags,): the prediction for an empty clip."""
         return multi_hot(self.files(0)["labels"], self.tags).mean(0)
 
     def files(self, ds_idx: int = 1) -> pd.DataFrame:

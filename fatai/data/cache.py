@@ -1,16 +1,18 @@
 """Cache of decoded clips on disk: 16-bit waves, or features behind the front end, that are read where they are cropped.
 
-A cache is a folder. It holds one folder for each digest of the configuration (kind, sample rate, trimming, front end, ...), and in that one
-file for each clip, named by the digests of its path and of the file's identity: size, modification times, inode. A sound file that was
-changed has another name, so a cached clip is never stale; the others are not computed again. Only the names are kept in memory.
+A cache is a folder. It holds one folder for each digest of the configuration (kind, sample rate, trimming, front end,
+...), and in that one file for each clip, named by the digests of its path and of the file's identity: size,
+modification times, inode. A sound file that was changed has another name, so a cached clip is never stale; the others
+are not computed again. Only the names are kept in memory.
 
-A clip's file holds plain numbers, little-endian: "wave" int16 (samples,); "features" float16 (frames, rows), so that a crop of frames is
-contiguous in the file.
+A clip's file holds plain numbers, little-endian: "wave" int16 (samples,); "features" float16 (frames, rows), so that a
+crop of frames is contiguous in the file.
 
-A crop of cached features differs from features computed on the crop: frames near its ends are computed from samples beyond them, where the
-other way pads; `top_db` and the normalization of a clip use the whole clip; PCEN has adapted since the clip's start; a crop starts at a
-whole frame; values are rounded to 11 bits; augmentations of the wave have no effect. A clip no longer than a crop is padded first, so only
-the rounding differs. "wave" differs only for files of more than 16 bits, or beyond full scale, where it clips.
+A crop of cached features differs from features computed on the crop: frames near its ends are computed from samples
+beyond them, where the other way pads; `top_db` and the normalization of a clip use the whole clip; PCEN has adapted
+since the clip's start; a crop starts at a whole frame; values are rounded to 11 bits; augmentations of the wave have no
+effect. A clip no longer than a crop is padded first, so only the rounding differs. "wave" differs only for files of
+more than 16 bits, or beyond full scale, where it clips.
 """
 
 from __future__ import annotations
@@ -122,10 +124,10 @@ class ClipCache:
         folder: str | Path | None = None,
         threads: int | None = None,
     ) -> ClipCache:
-        """Open the cache of `files`, and first write the clips that are missing or whose files changed, with a progress bar.
+        """Open the cache of `files`, after writing the clips that are missing or changed, with a progress bar.
 
-        Several processes may call it at once: one builds, the others wait for it. A build that was killed is continued. Sound files
-        that cannot be read raise no error here, see `errors`.
+        Several processes may call it at once: one builds, the others wait for it. A build that was killed is continued.
+        Sound files that cannot be read raise no error here, see `errors`.
 
         Parameters
         ----------
@@ -134,8 +136,8 @@ class ClipCache:
         config
             Loading of clips, and for "features" the front end.
         kind
-            "features" saves the time of decoding and of the front end, "wave" only that of decoding, but allows augmentations of the
-            wave and a trainable PCEN.
+            "features" saves the time of decoding and of the front end, "wave" only that of decoding, but allows
+            augmentations of the wave and a trainable PCEN.
         folder
             Parent folder of caches; None takes `default_cache_folder()`.
         threads

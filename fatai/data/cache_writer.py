@@ -1,4 +1,4 @@
-"""Format and writer of the clip cache: computed in threads, by one process at a time, each clip's file whole or absent."""
+"""Format and writer of the clip cache: in threads, by one process at a time, each clip's file whole or absent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DTYPES = {"wave": np.dtype("<i2"), "features": np.dtype("<f2")}
 _SUFFIXES = {"wave": ".i16", "features": ".f16"}
 _FORMAT = 1  # raise it when the same configuration leads to other bytes
 _LOCK = "build.lock"
-_CHUNK = 256  # clips submitted to the threads together, so that a long list of files doesn't make a long list of futures
+_CHUNK = 256  # clips submitted to the threads together, so that there are never many futures
 
 
 class WrittenCache(NamedTuple):
@@ -81,7 +81,9 @@ def _cache_key(config: ClipConfig, kind: str) -> dict[str, Any]:
     if kind == "features":
         front_end = asdict(config.front_end)
         if config.front_end.log == "pcen" and config.front_end.pcen_trainable:
-            raise OptionError("features of a trainable PCEN change in training and cannot be cached; choose cache='wave'")
+            raise OptionError(
+                "pcen_trainable is set, but features that change in training cannot be cached; choose cache='wave'"
+            )
         del front_end["channels"]  # computed from the crop, each time
         key |= {"front_end": front_end, "crop_samples": config.crop_samples, "pad_mode": config.pad_mode}
     return key
@@ -120,7 +122,7 @@ def write_cache(paths: Sequence[str], config: ClipConfig, kind: str, root: Path,
 
 
 def _clip_names(paths: Sequence[str], kind: str) -> tuple[list[str], dict[int, str]]:
-    """Return the name of each clip's file, "" where the sound file is missing, and an error message for each of those."""
+    """Return the name of each clip's file, "" where the sound file is missing, and error messages of those."""
     names, errors = [], {}
     for i, path in enumerate(paths):
         try:
@@ -170,7 +172,7 @@ def _build_lock(folder: Path) -> Iterator[bool]:
             print(f"waiting for another process that builds the cache {folder}", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
-            # Some network file systems have no locks. Clips are whole or absent all the same; some may be computed twice.
+            # Some network file systems have no locks. Clips are whole or absent all the same; some are computed twice.
             yield False
             return
         yield True
@@ -220,7 +222,10 @@ def _write_missing(
 
 
 def _map_in_threads(write: Callable[[int], str], todo: Sequence[int], threads: int | None) -> Iterator[str]:
-    """Yield the results of `write`, in order. Decoding, resampling and torch release the GIL, and threads end with a killed process."""
+    """Yield the results of `write`, in order.
+
+    Decoding, resampling and torch release the GIL, and threads end with a killed process.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     before = torch.get_num_threads()
     # One thread per clip: faster than many threads on one short clip, and the same bytes on any number of cores.

@@ -28,7 +28,8 @@ class ClipConfig:
     channels
         A name of `CHANNELS`; None takes that of the front end.
     crop_s
-        Length of a training crop and of a view, in seconds, from 0.05 to 600. Longer crops contain more of an event but take more memory.
+        Length of a training crop and of a view, in seconds, from 0.05 to 600. Longer crops contain more of an event but
+        take more memory.
     trim_db
         Leading and trailing silence this many dB below the peak is removed; None keeps it.
     pad_mode

@@ -1,14 +1,15 @@
 """Cross-validation splits of multi-label clips, and checks for leakage between folds.
 
-Conventions: `targ` is multi-hot, shape (clips, tags); a label counts where it is above 0. *Folds* are an int array, shape (clips,): the
-number, from 0, of the fold that holds the clip out. The same seed gives the same folds.
+Conventions: `targ` is multi-hot, shape (clips, tags); a label counts where it is above 0. *Folds* are an int array,
+shape (clips,): the number, from 0, of the fold that holds the clip out. The same seed gives the same folds.
 
 Splitters
 ---------
 stratified
     scikit-learn's StratifiedKFold on the first tag of each clip, as in the 9th place's system.
 multilabel
-    Iterative stratification of all tags (Sechidis, Tsoumakas, Vlahavas 2011), as in the 3rd place's system and the gold plan.
+    Iterative stratification of all tags (Sechidis, Tsoumakas, Vlahavas 2011), as in the 3rd place's system and the gold
+    plan.
 kfold
     scikit-learn's KFold, shuffled, as in the systems of the 1st and the 4th place.
 sliced
@@ -68,8 +69,8 @@ def make_folds(
     targ
         Multi-hot targets, shape (clips, tags).
     splitter
-        A key of `SPLITTERS`, described in the module's docstring. Choose "multilabel" if most clips have several tags, and "group" if
-        several clips come from one recording or site.
+        A key of `SPLITTERS`, described in the module's docstring. Choose "multilabel" if most clips have several tags,
+        and "group" if several clips come from one recording or site.
     n
         Number of folds, at least 2; ignored by "predefined", where the column determines it.
     seed
@@ -86,7 +87,8 @@ def make_folds(
     Raises
     ------
     OptionError
-        If `splitter` is unknown, `n` is below 2 or above the number of clips, or `groups` are missing or fewer than folds.
+        If `splitter` is unknown, `n` is below 2 or above the number of clips, or `groups` are missing or fewer than
+        folds.
     ShapeError
         If `targ` is not two-dimensional, or `groups` has another length.
     DataError
@@ -115,7 +117,7 @@ def _check_arguments(targ: np.ndarray, splitter: str, n: int, groups: Sequence[A
     if groups is not None and len(groups) != len(targ):
         raise ShapeError(f"there are {len(groups)} groups for {len(targ)} clips; expected one for each clip")
     if splitter in _USES_GROUPS and groups is None:
-        raise OptionError(f"splitter {splitter!r} needs groups; expected one value per clip, such as a column of the table")
+        raise OptionError(f"splitter {splitter!r} needs groups; expected one value per clip, such as a table's column")
     if splitter != "predefined" and not 2 <= n <= len(targ):
         raise OptionError(f"n is {n}; expected 2 to {len(targ)} folds, since there are {len(targ)} clips")
 
@@ -179,7 +181,7 @@ def _group(positive: np.ndarray, n: int, seed: int, groups: Sequence[Any]) -> np
         folds = _from_splits(splits, len(positive))
     if len(np.unique(folds)) == n:
         return folds
-    # Stratification may leave a fold empty, which could not be scored; GroupKFold balances sizes alone and fills every fold.
+    # Stratification may leave a fold empty, which could not be scored; GroupKFold balances sizes and fills every fold.
     return _from_splits(GroupKFold(n).split(positive, groups=codes), len(positive))
 
 
@@ -220,8 +222,8 @@ def _warn_rare(positive: np.ndarray, n: int, tags: Sequence[str] | None) -> None
     rare = [f"{_name(int(k), tags)} ({count[k]})" for k in np.flatnonzero((count > 0) & (count < n))]
     if rare:
         warnings.warn(
-            f"tags with fewer clips than the {n} folds: {', '.join(rare)}; some folds hold none of them out, so scores of "
-            "these tags are unreliable",
+            f"tags with fewer clips than the {n} folds: {', '.join(rare)}; some folds hold none of them out, so scores "
+            "of these tags are unreliable",
             stacklevel=3,
         )
 
@@ -317,8 +319,8 @@ def noisy_fold_masks(n_clips: int, *, split: str = "all", n: int = 5, seed: int 
     n_clips
         Number of noisy clips.
     split
-        "all": every fold trains on all clips (9th, 36th, 1st place). "own": a shuffled KFold splits the clips, and fold k trains on
-        the k-th part only (3rd place). "others": fold k trains on all parts but the k-th (4th place).
+        "all": every fold trains on all clips (9th, 36th, 1st place). "own": a shuffled KFold splits the clips, and fold
+        k trains on the k-th part only (3rd place). "others": fold k trains on all parts but the k-th (4th place).
     n
         Number of folds.
     seed
@@ -380,7 +382,8 @@ def find_leaks(
     fnames
         Name of each clip.
     hashes
-        Digest of each clip's decoded sound (`fatai.data.audit.audio_file.audio_digest`), None where it could not be read.
+        Digest of each clip's decoded sound (`fatai.data.audit.audio_file.audio_digest`), None where it could not be
+        read.
     groups
         Group of each clip; None or "" where it is unknown.
 
@@ -435,6 +438,7 @@ def warn_about_leaks(leaks: Sequence[Leak]) -> None:
             parts.append(f"{len(of_kind)} {kind}{'s' * (len(of_kind) > 1)} ({some}{more})")
     if parts:
         warnings.warn(
-            f"in training and validation of one split: {'; '.join(parts)}; the scores are too high, split by group instead",
+            f"in training and validation of one split: {'; '.join(parts)}; the scores are too high, split by group "
+            "instead",
             stacklevel=2,
         )

@@ -1,7 +1,8 @@
-"""Vocabularies, multi-hot targets, corrections.
+"""Tables of labels, vocabularies, multi-hot targets and corrections.
 
-A *cell* of labels holds tags, separated by commas or semicolons. A table of labels is a DataFrame with the columns `fname` and `labels`
-(a list of tags in each row, in the order of the cell, none twice); more columns of the CSV come along as text.
+A *cell* of labels holds tags, separated by commas or semicolons. A table of labels is a DataFrame with the columns
+`fname` and `labels` (a list of tags in each row, in the order of the cell, without duplicates); other columns of the
+CSV are kept as text.
 """
 
 from __future__ import annotations
@@ -35,17 +36,23 @@ __all__ = [
 ]
 
 REMOVE = "remove"
+"""Label of clips to remove in a table of corrections."""
 
 
 def parse_labels(cell: Any, delim: str | None = None) -> list[str]:
-    """Tags of one cell, without the spaces around them, none twice.
+    """Split a cell into tags, stripped and without duplicates.
 
     Parameters
     ----------
     cell
         Text, or a sequence of tags; None, NaN and empty text have no tags.
     delim
-        What stands between two tags; None means a comma or a semicolon.
+        Separator; None accepts commas and semicolons.
+
+    Raises
+    ------
+    LabelError
+        If the cell is a number or another type.
 
     Examples
     --------
@@ -59,7 +66,7 @@ def parse_labels(cell: Any, delim: str | None = None) -> list[str]:
     elif cell is None or (isinstance(cell, float) and np.isnan(cell)) or cell is pd.NA:
         parts = []
     elif isinstance(cell, (list, tuple, set, frozenset, np.ndarray)):
-        # A set has no order of its own, and one that differs from run to run would make runs differ.
+        # The order of a set differs between runs.
         parts = [str(part) for part in (sorted(cell) if isinstance(cell, (set, frozenset)) else cell)]
     else:
         raise LabelError(
@@ -69,19 +76,41 @@ def parse_labels(cell: Any, delim: str | None = None) -> list[str]:
 
 
 def join_labels(labels: Sequence[str]) -> str:
-    """The cell of some tags, the reverse of `parse_labels`; a tag with a comma, a semicolon or outer spaces is a `LabelError`."""
+    """Join tags to a cell, the inverse of `parse_labels`.
+
+    Raises
+    ------
+    LabelError
+        If a tag is empty or has a comma, a semicolon, or spaces around it.
+
+    Examples
+    --------
+    >>> join_labels(["Bark", "Meow"])
+    'Bark,Meow'
+    """
     for label in labels:
         if parse_labels(label) != [label]:
             raise LabelError(
-                f"the tag {label!r} cannot be written into a cell of labels: take out commas, semicolons and spaces around it"
+                f"the tag {label!r} cannot be written to a cell: remove commas, semicolons and spaces around it"
             )
     return ",".join(labels)
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A CSV with a header, every cell as the text in it ("NA" too); without one of `columns` it is a `DataError`.
+    """Read a CSV with a header, every cell as text (also "NA").
 
-    So is a row with more or fewer cells than the header, which most often is a cell of several labels without quotes.
+    Parameters
+    ----------
+    path
+        The CSV, in UTF-8.
+    columns
+        Names of columns that must exist.
+
+    Raises
+    ------
+    DataError
+        If the file or a column is missing, a column occurs twice, or a row has more or fewer cells than the header:
+        most often a cell of several labels without quotes.
     """
     path, wanted = Path(path), ", ".join(columns)
     if not path.is_file():
@@ -95,32 +124,40 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     if not rows:
         raise DataError(f"{path} is empty; expected a header with {wanted}")
     header = [column.strip() for column in rows[0]]
-    for column in columns:
-        if column not in header:
-            raise DataError(
-                f"{path} has no column {column!r}; {did_you_mean(column, header)} - rename it, or name the columns to from_csv"
-            )
-    twice = next((column for column, n in Counter(header).items() if n > 1), None)
-    if twice is not None:
-        raise DataError(f"{path} has the column {twice!r} twice; expected every column once")
+    _check_header(header, columns, path)
     for k, row in enumerate(rows[1:]):
         if len(row) != len(header):
             raise DataError(
-                f'{path}, {_row(k)} has {len(row)} cells, but the header {len(header)}; put "quotes" around a cell with commas'
+                f"{path}, {_row(k)} has {len(row)} cells, but the header {len(header)}; "
+                'put "quotes" around a cell with commas'
             )
     return pd.DataFrame(rows[1:], columns=header, dtype=str)
+
+
+def _check_header(header: Sequence[str], columns: Sequence[str], path: Path) -> None:
+    for column in columns:
+        if column not in header:
+            raise DataError(
+                f"{path} has no column {column!r}; {did_you_mean(column, header)} - rename it, or pass the names to "
+                "from_csv"
+            )
+    repeated = next((column for column, n in Counter(header).items() if n > 1), None)
+    if repeated is not None:
+        raise DataError(f"{path} has the column {repeated!r} twice; expected every column once")
 
 
 def read_labels(
     path: str | Path, *, tags: Sequence[str] | None = None, fn_col: str = "fname", label_col: str = "labels",
     label_delim: str | None = None,
 ) -> pd.DataFrame:
-    """A table of file names and tags.
+    """Read a CSV of file names and tags.
 
     Parameters
     ----------
+    path
+        The CSV, with a header.
     tags
-        The known tags; None takes every label as it is.
+        The vocabulary; None accepts all labels.
     fn_col, label_col
         Names of the columns with the file name and the labels.
     label_delim
@@ -128,14 +165,14 @@ def read_labels(
 
     Returns
     -------
-    A table with `fname`, `labels` (lists; empty where the cell is) and the other columns of the CSV, rows in its order.
+    Columns `fname`, `labels` (lists; empty where the cell is) and the other columns of the CSV, rows in its order.
 
     Raises
     ------
     DataError
-        No such file, no such column, an empty or a repeated file name.
+        If the file or a column is missing, or a file name is empty or repeated.
     LabelError
-        A label that is not in `tags`, with its row and the nearest known tag.
+        If a label is not in `tags`; the message has its row and the nearest tag.
     """
     table = read_table(path, [fn_col, label_col]).rename(columns={fn_col: "fname", label_col: "labels"})
     table["fname"] = [name.strip() for name in table["fname"]]
@@ -150,7 +187,7 @@ def read_labels(
 
 
 def _row(k: int) -> str:
-    """How row `k` (counted from 0) is called in messages: as a reader counts, with the header as line 1 of the file."""
+    """Format row `k` (from 0) for messages: counted from 1, with the header as line 1 of the file."""
     return f"row {k + 1} (line {k + 2})"
 
 
@@ -158,18 +195,33 @@ def _check_names(names: pd.Series, path: Path) -> None:
     seen: dict[str, int] = {}
     for k, name in enumerate(names):
         if not name:
-            raise DataError(f"{path}, {_row(k)} has no file name: fill it in or take the row out")
+            raise DataError(f"{path}, {_row(k)} has no file name: fill it in or remove the row")
         if name in seen:
             raise DataError(
-                f"{path} names {name} twice, in {_row(seen[name])} and {_row(k)}: join them, or take one out"
+                f"{path} names {name} twice, in {_row(seen[name])} and {_row(k)}: merge them, or remove one"
             )
         seen[name] = k
 
 
 def check_labels(table: pd.DataFrame, tags: Sequence[str], source: str | Path = "the table") -> None:
-    """Raise a `LabelError` at the first label of `table` that is not in `tags`; `source` is what the message calls the table."""
+    """Check that all labels of a table are in the vocabulary.
+
+    Parameters
+    ----------
+    table
+        Columns `fname` and `labels` (lists of tags).
+    tags
+        The vocabulary.
+    source
+        Name of the table in the message.
+
+    Raises
+    ------
+    LabelError
+        At the first label that is not in `tags`, with its row and the nearest tag.
+    """
     known = set(tags)
-    for k, (fname, labels) in enumerate(zip(table["fname"], table["labels"])):
+    for k, (fname, labels) in enumerate(zip(table["fname"], table["labels"], strict=True)):
         for label in labels:
             if label not in known:
                 raise LabelError(
@@ -178,7 +230,12 @@ def check_labels(table: pd.DataFrame, tags: Sequence[str], source: str | Path = 
 
 
 def unique_tags(labels: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """Every tag that occurs, sorted as plain text, as the competition's columns are.
+    """Return all tags of some clips, sorted as plain text, as the competition's columns are.
+
+    Parameters
+    ----------
+    labels
+        The tags of each clip.
 
     Examples
     --------
@@ -189,14 +246,14 @@ def unique_tags(labels: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 
 def multi_hot(labels: Iterable[Sequence[str]], tags: Sequence[str]) -> np.ndarray:
-    """Targets of clips: 1 where a clip has the tag, 0 elsewhere.
+    """Encode labels as targets: 1 where a clip has the tag, 0 elsewhere.
 
     Parameters
     ----------
     labels
         The tags of each clip, in any order.
     tags
-        The vocabulary, which is the order of the columns.
+        The vocabulary, in the order of the columns.
 
     Returns
     -------
@@ -205,7 +262,7 @@ def multi_hot(labels: Iterable[Sequence[str]], tags: Sequence[str]) -> np.ndarra
     Raises
     ------
     LabelError
-        A label that is not in `tags`.
+        If a label is not in `tags`.
 
     Examples
     --------
@@ -214,7 +271,7 @@ def multi_hot(labels: Iterable[Sequence[str]], tags: Sequence[str]) -> np.ndarra
            [0., 0.]], dtype=float32)
     """
     column = {tag: k for k, tag in enumerate(tags)}
-    rows = [labels_of_clip for labels_of_clip in labels]
+    rows = list(labels)
     targ = np.zeros((len(rows), len(tags)), dtype=np.float32)
     for k, row in enumerate(rows):
         for label in row:
@@ -225,19 +282,26 @@ def multi_hot(labels: Iterable[Sequence[str]], tags: Sequence[str]) -> np.ndarra
 
 
 def read_corrections(path: str | Path, *, tags: Sequence[str] | None = None) -> pd.DataFrame:
-    """A table of hand corrections: `fname`, and `labels` that hold either the right tags or the word "remove".
+    """Read a table of corrected labels: `fname`, and `labels` that hold either the right tags or the word "remove".
+
+    Parameters
+    ----------
+    path
+        The CSV.
+    tags
+        The vocabulary; None accepts all labels.
 
     Returns
     -------
-    A table with `fname` and `labels`; the labels of a clip to be removed are None.
+    Columns `fname` and `labels`; the labels of a clip to remove are None.
 
     Raises
     ------
     DataError, LabelError
-        As `read_labels`; also a row without labels, since it is not clear what that asks for.
+        As `read_labels`; also for a row without labels, which is ambiguous, or with "remove" among tags.
     """
     table = read_labels(path)
-    for k, (fname, labels) in enumerate(zip(table["fname"], table["labels"])):
+    for k, (fname, labels) in enumerate(zip(table["fname"], table["labels"], strict=True)):
         if not labels:
             raise LabelError(
                 f"{path}, {_row(k)}, {fname}: no labels; expected the right tags, or {REMOVE!r} to leave the clip out"
@@ -254,25 +318,46 @@ def read_corrections(path: str | Path, *, tags: Sequence[str] | None = None) -> 
 
 
 def apply_corrections(table: pd.DataFrame, corrections: pd.DataFrame) -> pd.DataFrame:
-    """A copy of `table` with the labels of `corrections` in place of its own, and without the clips to be removed.
+    """Replace labels by corrected ones, and drop the clips to remove.
 
-    Corrections of clips that `table` doesn't have are ignored here, because one file may correct several tables;
-    `read_layout` warns about those that fit nowhere. Rows keep their order and are numbered anew.
+    Parameters
+    ----------
+    table
+        Columns `fname` and `labels`; not modified.
+    corrections
+        As `read_corrections` returns it. Corrections of clips that `table` doesn't have are ignored, because one file
+        may correct several tables; `load_dataset` warns about those that fit no table.
+
+    Returns
+    -------
+    A copy of `table`; the remaining rows keep their order and get a new index.
     """
-    right = dict(zip(corrections["fname"], corrections["labels"]))
-    labels = [right.get(fname, given) for fname, given in zip(table["fname"], table["labels"])]
+    corrected_labels = dict(zip(corrections["fname"], corrections["labels"], strict=True))
+    labels = [
+        corrected_labels.get(fname, given) for fname, given in zip(table["fname"], table["labels"], strict=True)
+    ]
     corrected = table.copy()
     corrected["labels"] = pd.Series(labels, index=table.index, dtype=object)
     return corrected[[row is not None for row in labels]].reset_index(drop=True)
 
 
 def warn_unused_corrections(corrections: pd.DataFrame, known: Iterable[str], source: str | Path) -> None:
-    """Warn about corrections of clips that no table has: most likely they were made for another data set."""
+    """Warn about corrections of unknown clips, which were probably made for another data set.
+
+    Parameters
+    ----------
+    corrections
+        As `read_corrections` returns it.
+    known
+        Names of all clips.
+    source
+        Path of the corrections, for the message.
+    """
     names = set(known)
     unused = [fname for fname in corrections["fname"] if fname not in names]
     if unused:
         some = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
         warnings.warn(
-            f"{len(unused)} of {len(corrections)} corrections in {source} fit no clip and do nothing: {some}",
+            f"{len(unused)} of {len(corrections)} corrections in {source} match no clip and have no effect: {some}",
             stacklevel=4,
         )

@@ -1,9 +1,9 @@
 """Samplers of training clips: batches of similar length, balanced tags, mixtures of sources, shards of processes.
 
-All are torch samplers: `len()` is the number of draws or batches in an epoch, and every iteration draws a new epoch from `generator`, or
-without one from torch's global random state. `LengthGroupedBatchSampler` yields batches (lists of positions) for
-`DataLoader(batch_sampler=...)`, the others positions for `DataLoader(sampler=...)`; `SampledDL` uses either in fastai, and `ShardedSampler`
-splits either over processes.
+All are torch samplers: `len()` is the number of draws or batches in an epoch, and every iteration draws a new epoch
+from `generator`, or without one from torch's global random state. `LengthGroupedBatchSampler` yields batches (lists of
+positions) for `DataLoader(batch_sampler=...)`, the others positions for `DataLoader(sampler=...)`; `SampledDL` uses
+either in fastai, and `ShardedSampler` splits either over processes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIXTURE_WEIGHTS: dict[str, dict[str, float]] = {
     "corrections_002": {"noisy": 0.33, "curated": 0.67},
     "corrections_003": {"noisy": 0.33, "curated": 0.67},
 }
-"""Weights of the sources in the experiments of the 1st place of Freesound Audio Tagging 2019 (argus-freesound); an epoch is 32,768 draws."""
+"""Weights of the sources in the experiments of the 1st place (argus-freesound); an epoch is 32,768 draws."""
 
 
 def _seeded(generator: Generator | None) -> Generator:
@@ -51,9 +51,9 @@ def _seeded(generator: Generator | None) -> Generator:
 class LengthGroupedBatchSampler(Sampler[list[int]]):
     """Batches of clips of similar length, to reduce padding; each clip occurs once per epoch.
 
-    Clips are shuffled and split into pools of `pool` batches; each pool is sorted by length and cut into batches, and the batches are
-    shuffled. All have `bs` clips, except for a smaller one at the end. A pool adds at most bs x (its longest - its shortest) of padding,
-    since the length ranges of its sorted batches don't overlap.
+    Clips are shuffled and split into pools of `pool` batches; each pool is sorted by length and cut into batches, and
+    the batches are shuffled. All have `bs` clips, except for a smaller one at the end. A pool adds at most bs x (its
+    longest - its shortest) of padding, since the length ranges of its sorted batches don't overlap.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         order = torch.randperm(len(self.lengths), generator=generator)
         pools = order.split(self.bs * self.pool) if self.pool is not None else (order,)
         batches = [b for p in pools for b in p[self.lengths[p].argsort()].split(self.bs)]
-        # Only the very last batch may be smaller: loaders that count to bs would otherwise cut the order at the wrong positions.
+        # Only the very last batch may be smaller: loaders that count to bs would otherwise cut at the wrong positions.
         full = [b for b in batches if len(b) == self.bs]
         rest = [b for b in batches if len(b) < self.bs]
         yield from (full[i].tolist() for i in torch.randperm(len(full), generator=generator).tolist())
@@ -132,10 +132,11 @@ def padding_fraction(lengths: Sequence[float] | np.ndarray, batches: Sequence[Se
 class BalancedSampler(Sampler[int]):
     """Draws that balance tags, so that rare tags occur as often as frequent ones, up to a maximum number of repeats.
 
-    With `max_repeats`, the tags take turns in a new random order each round, and the clips of each tag in a random order of their own that
-    restarts when it is used up, as in PANNs. A clip is drawn at most `max_repeats` times per epoch, also if it has several tags; a tag
-    without a clip left is skipped. With `max_repeats=None` the draws are independent, by torch's WeightedRandomSampler: a uniform tag, then
-    a uniform clip of it. Clips without a tag are not drawn.
+    With `max_repeats`, the tags take turns in a new random order each round, and the clips of each tag in a random
+    order of their own that restarts when it is used up, as in PANNs. A clip is drawn at most `max_repeats` times per
+    epoch, also if it has several tags; a tag without a clip left is skipped. With `max_repeats=None` the draws are
+    independent, by torch's WeightedRandomSampler: a uniform tag, then a uniform clip of it. Clips without a tag are not
+    drawn.
 
     Parameters
     ----------
@@ -144,7 +145,8 @@ class BalancedSampler(Sampler[int]):
     n
         Draws in an epoch; None takes the number of clips that have a tag.
     max_repeats
-        At least 1, where every clip with a tag is drawn exactly once. Lower it if rare clips are overfitted; None sets no maximum.
+        At least 1, where every clip with a tag is drawn exactly once. Lower it if rare clips are overfitted; None sets
+        no maximum.
     generator
         Source of the draws; None uses torch's global random state.
 
@@ -173,11 +175,11 @@ class BalancedSampler(Sampler[int]):
     def _check_draws(self, n: int | None, n_tagged: int) -> None:
         if self.max_repeats is None:
             if self.n < 0 or (self.n and not n_tagged):
-                raise OptionError(f"n={n} draws of {n_tagged} clips with tags; expected at least one such clip and no negative n")
+                raise OptionError(f"n={n} draws of {n_tagged} clips with tags; expected n >= 0 and at least one clip")
         elif self.max_repeats < 1 or not 0 <= self.n <= n_tagged * self.max_repeats:
             raise OptionError(
-                f"n={n}, max_repeats={self.max_repeats}; expected at least 1 repeat, and at most {n_tagged} clips with tags x "
-                f"max_repeats = {n_tagged * max(0, self.max_repeats)} draws"
+                f"n={n}, max_repeats={self.max_repeats}; expected at least 1 repeat, and at most {n_tagged} clips with "
+                f"tags x max_repeats = {n_tagged * max(0, self.max_repeats)} draws"
             )
 
     def __len__(self) -> int:
@@ -238,20 +240,26 @@ class MixtureSampler(Sampler[int]):
     """
 
     def __init__(
-        self, sources: Sequence[str], weights: Mapping[str, float], *, n: int = 32768, generator: Generator | None = None
+        self,
+        sources: Sequence[str],
+        weights: Mapping[str, float],
+        *,
+        n: int = 32768,
+        generator: Generator | None = None,
     ):
         clips_of: dict[str, list[int]] = {}
         for i, source in enumerate(sources):
             clips_of.setdefault(source, []).append(i)
         if any(not weight >= 0 for weight in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
             raise OptionError(
-                f"weights {dict(weights)} add up to {sum(weights.values()):g}; expected numbers of at least 0 that add up to 1"
+                f"weights {dict(weights)} add up to {sum(weights.values()):g}; expected numbers of at least 0 that "
+                "add up to 1"
             )
         absent = [name for name, weight in weights.items() if weight > 0 and name not in clips_of]
         if absent:
             raise OptionError(
-                f"no clip is of the source {absent[0]!r}, which has a weight of {weights[absent[0]]:g}; there are clips of "
-                f"{', '.join(sorted(clips_of))}"
+                f"no clip is of the source {absent[0]!r}, which has a weight of {weights[absent[0]]:g}; there are "
+                f"clips of {', '.join(sorted(clips_of))}"
             )
         self.clips = [torch.tensor(clips_of.get(name, []), dtype=torch.int64) for name in weights]
         self.weights, self.n, self.generator = torch.tensor(list(weights.values()), dtype=torch.float64), n, generator
@@ -333,9 +341,9 @@ class SampledDL(TfmdDL):
         self.sampler = sampler
         sampler_bs, bs = self._sampler_bs, kwargs.get("bs")
         if sampler_bs is not None and sampler_bs != bs:
-            raise OptionError(f"the sampler yields batches of {sampler_bs}, the loader of {bs}; expected the same bs in both")
+            raise OptionError(f"the sampler yields batches of {sampler_bs}, the loader of {bs}; expected the same bs")
         n = len(dataset) if sampler_bs is not None else len(sampler)  # type: ignore[arg-type]
-        if sampler_bs is None and n > (bs or 1) > 1 and n % bs == 1:
+        if sampler_bs is None and bs is not None and n > bs > 1 and n % bs == 1:
             n -= 1
         super().__init__(dataset, **{**kwargs, "shuffle": False, "drop_last": False, "n": n})
 

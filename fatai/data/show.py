@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-# plum's dispatcher, keyed by bare name: these two extend fastai's own functions and nothing else may be dispatched under their names.
+# plum's dispatcher, keyed by bare name: these two extend fastai's own functions, so no other may have their names.
 from fastai.imports import dispatch
 from fastai.torch_core import subplots
 from torch import Tensor
@@ -16,12 +16,12 @@ __all__ = ["show_batch", "show_results"]
 
 
 def format_tags(target: Any, max_tags: int = 4) -> str:
-    """Join the tags of a decoded target, each on a line of its own, at most `max_tags` of them.
+    r"""Join the tags of a decoded target, each on a line of its own, at most `max_tags` of them.
 
     Examples
     --------
     >>> format_tags(["Bark", "Meow", "Purr"], max_tags=2)
-    'Bark\\nMeow\\nand 1 more'
+    'Bark\nMeow\nand 1 more'
     """
     tags = [str(t) for t in target] if isinstance(target, (list, tuple)) or hasattr(target, "items") else [str(target)]
     more = [f"and {len(tags) - max_tags} more"] if len(tags) > max_tags else []
@@ -60,7 +60,7 @@ def _play(x: TensorSpec, titles: list[str]) -> None:
 
 @dispatch
 def show_batch(x: TensorSpec, y, samples, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, **kwargs):
-    """Show spectrograms (channels, mels, frames) with their tags, in Hz over seconds, and in a notebook an audio player for each."""
+    """Show spectrograms (channels, mels, frames) with their tags, and in a notebook an audio player for each."""
     rows = list(samples)[:max_n]
     titles = [format_tags(row[1]) for row in rows]
     return _show(x, [row[0] for row in rows], titles, ctxs, {"nrows": nrows, "ncols": ncols, "figsize": figsize})
@@ -68,7 +68,7 @@ def show_batch(x: TensorSpec, y, samples, ctxs=None, max_n=8, nrows=None, ncols=
 
 @dispatch
 def show_results(x: TensorSpec, y, samples, outs, ctxs=None, max_n=8, nrows=None, ncols=None, figsize=None, **kwargs):
-    """Show spectrograms as `show_batch` does, with the true tags and below them the predicted ones in the titles."""
+    """Show spectrograms (channels, mels, frames) as `show_batch`, titled with the true and the predicted tags."""
     rows = list(samples)[:max_n]
     titles = [
         f"{format_tags(row[1])}\npredicted: {format_tags(out[0])}" for row, out in zip(rows, outs, strict=False)

@@ -47,8 +47,8 @@ def data_stats(
 
     Returns
     -------
-    `.mean` and `.std` over all values, `.bin_mean` and `.bin_std` of each row, shape (rows,); `.settings("global")` returns the options
-    for a front end.
+    `.mean` and `.std` over all values, `.bin_mean` and `.bin_std` of each row, shape (rows,); `.settings("global")`
+    returns the options for a front end.
 
     Raises
     ------

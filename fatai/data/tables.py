@@ -1,11 +1,11 @@
 """Tables of clips: standard columns, CSV tables of sound files, and a check that files can be read.
 
-A *standard table* has the columns fname, path, labels (a list of tags) and is_valid, whatever the user's table calls them; the optional
-columns weight (sample weight), noisy (whether the labels are noisy) and source are kept.
+A *standard table* has the columns fname, path, labels (a list of tags) and is_valid, whatever the user's table calls
+them; the optional columns weight (sample weight), noisy (whether the labels are noisy) and source are kept.
 
-A *sound table* is a CSV of sound files and their tags, beside the files or above them. The column of files may be called fname, file,
-filename, path or sound, that of tags labels, label, tags, tag, category or class. A file is looked up by its path from the folder of
-the CSV, then by its name in all folders below.
+A *sound table* is a CSV of sound files and their tags, beside the files or above them. The column of files may be
+called fname, file, filename, path or sound, that of tags labels, label, tags, tag, category or class. A file is looked
+up by its path from the folder of the CSV, then by its name in all folders below.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def _column(df: pd.DataFrame, column: int | str, argument: str) -> pd.Series:
         return df.iloc[:, column]
     if column not in df.columns:
         raise DataError(
-            f"{argument} is {column!r}, but there is no such column; {did_you_mean(column, [str(c) for c in df.columns])}"
+            f"{argument} is {column!r}, but there is no such column; "
+            f"{did_you_mean(column, [str(c) for c in df.columns])}"
         )
     return df[column]
 
@@ -126,7 +127,9 @@ def _numbers(column: pd.Series) -> list[float]:
     try:
         return [float(v) for v in column]
     except (TypeError, ValueError) as e:
-        raise DataError(f"the column {column.name!r} is not numeric ({e}); expected sample weights, such as 1 or 0.5") from None
+        raise DataError(
+            f"the column {column.name!r} is not numeric ({e}); expected sample weights, such as 1 or 0.5"
+        ) from None
 
 
 def _booleans(column: pd.Series, argument: str) -> list[bool]:
@@ -173,12 +176,14 @@ def read_sound_table(path: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    Columns `fname`, `labels` (lists of tags), `path`, `exists` (whether the file was found), and the other columns of the CSV.
+    Columns `fname`, `labels` (lists of tags), `path`, `exists` (whether the file was found), and the other columns of
+    the CSV.
 
     Raises
     ------
     DataError
-        If a column of files or tags or all rows are missing, or a name leads out of the folder or fits several files below it.
+        If a column of files or tags or all rows are missing, or a name leads out of the folder or fits several files
+        below it.
     """
     csv = Path(path)
     header = list(read_table(csv, []).columns)
@@ -187,7 +192,8 @@ def read_sound_table(path: str | Path) -> pd.DataFrame:
         if name not in standard:
             content = "file names" if name == "fname" else "tags"
             raise DataError(
-                f"{csv} has no column of {content}: it has {', '.join(header)}; call one {name} (or {', '.join(synonyms)})"
+                f"{csv} has no column of {content}: it has {', '.join(header)}; call one {name} (or "
+                f"{', '.join(synonyms)})"
             )
     table = read_labels(csv, fn_col=header[standard.index("fname")], label_col=header[standard.index("labels")])
     if not len(table):

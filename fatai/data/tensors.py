@@ -1,7 +1,8 @@
 """`TensorWave` and `TensorSpec`: tensors with metadata that can be shown and played.
 
-Conventions: a wave is (samples,) or (batch, samples); a spectrogram (channels, mels, frames) or with a batch in front. Metadata (`sr`,
-`front_end`, the wave of a spectrogram) is one value for a whole batch; fastai's collation and operations keep it.
+Conventions: a wave is (samples,) or (batch, samples); a spectrogram (channels, mels, frames) or with a batch in front.
+Metadata (`sr`, `front_end`, the wave of a spectrogram) is one value for a whole batch; fastai's collation and
+operations keep it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def audio_players(waves: list[tuple[np.ndarray, int, str]]) -> Any:
     from IPython.display import HTML
 
     cells = [
-        f'<div style="margin:4px"><div style="font:12px sans-serif">{escape(title)}</div>{_player(wave, sr)._repr_html_()}</div>'
+        f'<div style="margin:4px"><div style="font:12px sans-serif">{escape(title)}</div>'
+        f"{_player(wave, sr)._repr_html_()}</div>"
         for wave, sr, title in waves
     ]
     return HTML(f'<div style="display:flex;flex-wrap:wrap">{"".join(cells)}</div>')
@@ -107,7 +109,7 @@ class TensorWave(TensorBase):
 
 
 class TensorFrames(TensorBase):
-    """Cached features without channels, shape (rows, frames) or (batch, rows, frames); `WaveToSpec` converts them to a `TensorSpec`."""
+    """Cached features without channels, shape (rows, frames) or (batch, rows, frames)."""
 
 
 class TensorSpec(TensorImageBase):
@@ -152,7 +154,7 @@ class TensorSpec(TensorImageBase):
         return axis
 
     def hear(self) -> Any:
-        """Create an audio player of the spectrogram's wave, for a notebook; raise `AttributeError` if the wave is unknown."""
+        """Create an audio player of the wave, for a notebook; raise `AttributeError` if the wave is unknown."""
         if self.wave is None:
             raise AttributeError("this spectrogram does not carry its wave: take it from a batch of the data loaders")
         return TensorWave(torch.as_tensor(self.wave)).hear()

@@ -1,7 +1,7 @@
 """Transforms from files to batches: load a clip, crop it, convert batches to spectrograms.
 
-Conventions: a wave is float32 in [-1, 1], shape (samples,), with a batch in front (batch, samples); `ClipConfig` holds the sample rate, crop
-length and padding. Item transforms run on the CPU, `WaveToSpec` on the batch's device.
+Conventions: a wave is float32 in [-1, 1], shape (samples,), with a batch in front (batch, samples); `ClipConfig` holds
+the sample rate, crop length and padding. Item transforms run on the CPU, `WaveToSpec` on the batch's device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def _read_crop(clip: CachedClip, start: int, size: int, config: ClipConfig) -> T
 
 
 class LoadClip(Transform):
-    """Load a path, or an array of samples at the configuration's rate, as a trimmed `TensorWave`; open a cached path as a `CachedClip`.
+    """Load a path, or an array of samples at the rate of `config`, as a trimmed `TensorWave`.
+
+    A path in the cache is opened as a `CachedClip`, without decoding.
 
     Parameters
     ----------
@@ -52,10 +54,12 @@ class LoadClip(Transform):
         """Load or open a file."""
         return self._load(path)
 
-    def encodes(self, path: Path):  # type: ignore[no-redef]  # noqa: F811, D102 - fastai dispatches on the annotation
+    def encodes(self, path: Path):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
+        """Load or open a file."""
         return self._load(str(path))
 
-    def encodes(self, samples: np.ndarray):  # type: ignore[no-redef]  # noqa: F811, D102
+    def encodes(self, samples: np.ndarray):  # type: ignore[no-redef]  # noqa: F811
+        """Trim an array of samples, shape (samples,)."""
         wave = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
         return TensorWave(self.config.trim(wave), sr=self.config.sr)
 
@@ -85,7 +89,8 @@ class RandomCrop(Transform):
         start = self.start(padded.shape[-1] - size)
         return padded[..., start:start + size]
 
-    def encodes(self, clip: CachedClip):  # type: ignore[no-redef]  # noqa: F811, D102 - fastai dispatches on the annotation
+    def encodes(self, clip: CachedClip):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
+        """Crop a cached clip to (crop_samples,) or (rows, crop_frames)."""
         size = min(len(clip), self.config.crop_samples if clip.is_wave else self.config.crop_frames)
         return _read_crop(clip, self.start(len(clip) - size), size, self.config)
 
@@ -121,7 +126,7 @@ class WholeClip(Transform):
 
 
 class WaveToSpec(Transform):
-    """Convert a batch of waves (batch, samples), or of cached features (batch, mels, frames), to a `TensorSpec` on the batch's device.
+    """Convert waves (batch, samples), or cached features (batch, mels, frames), to a `TensorSpec` on their device.
 
     Parameters
     ----------
@@ -160,6 +165,7 @@ class WaveToSpec(Transform):
         """Convert waves to spectrograms (batch, channels, mels, frames) that carry their waves."""
         return TensorSpec(self.spec(wave.as_subclass(Tensor)), front_end=self.config.front_end, wave=wave)
 
-    def encodes(self, frames: TensorFrames):  # type: ignore[no-redef]  # noqa: F811, D102 - fastai dispatches on the annotation
+    def encodes(self, frames: TensorFrames):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
+        """Convert cached features to spectrograms (batch, channels, mels, frames)."""
         spec = self._apply(self.module[1], frames.as_subclass(Tensor))
         return TensorSpec(spec, front_end=self.config.front_end)

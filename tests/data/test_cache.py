@@ -1,4 +1,4 @@
-"""Clips on disk: the same numbers as read from the file, never stale, whole after a kill, one cache from two processes."""
+"""The clip cache: equal to the decoded files, never stale, whole after a kill, one cache from two processes."""
 
 import os
 import pickle
@@ -15,16 +15,16 @@ import soundfile as sf
 import torch
 from fastai.torch_core import set_seed
 
+from fatai.audio.front_ends import front_end
+from fatai.audio.io import load_audio
+from fatai.audio.waveform import trim_silence
 from fatai.data import cache_writer
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.transforms import RandomCrop
-from fatai.data.cache import ClipCache, CachedClip, default_cache_folder
+from fatai.data.cache import CachedClip, ClipCache, default_cache_folder
 from fatai.data.config import ClipConfig
 from fatai.data.tensors import TensorSpec, TensorWave
+from fatai.data.transforms import RandomCrop
 from fatai.errors import AudioError, CacheError, OptionError
-from fatai.audio.io import load_audio
-from fatai.audio.front_ends import front_end
-from fatai.audio.waveform import trim_silence
 
 SR = 44100
 
@@ -234,7 +234,7 @@ def test_loaders_with_a_wave_cache_give_the_batches_of_the_files(files, tmp_path
         set_seed(3)  # before the loaders: they draw their shuffle's seed when they are made
         dls = load(files, **options)
         batches.append((dls.train.one_batch(), dls.valid.one_batch()))
-    for (plain, targ), (cached, same) in zip(*batches):
+    for (plain, targ), (cached, same) in zip(*batches, strict=True):
         assert isinstance(cached, TensorSpec) and isinstance(cached.wave, TensorWave) and cached.wave.sr == SR
         assert torch.equal(targ, same)
         torch.testing.assert_close(cached.wave, plain.wave, rtol=0, atol=0.6 / 32768)
@@ -244,8 +244,9 @@ def test_loaders_with_a_feature_cache_give_crops_of_the_clips_features(files, tm
     dls = load(files, cache="features", cache_dir=tmp_path / "c", channels="deltas")
     spec, _ = dls.valid.one_batch()
     size = dls.clip_config.crop_frames
-    assert isinstance(spec, TensorSpec) and spec.shape == (2, 3, 64, size) and spec.front_end == dls.clip_config.front_end
-    for row, path in zip(spec.as_subclass(torch.Tensor), files[3:]):
+    assert isinstance(spec, TensorSpec) and spec.shape == (2, 3, 64, size)
+    assert spec.front_end == dls.clip_config.front_end
+    for row, path in zip(spec.as_subclass(torch.Tensor), files[3:], strict=True):
         whole = whole_crop(front_end("ninth").build(), dls.clip_config, path)
         start = (whole.shape[-1] - size) // 2
         torch.testing.assert_close(row[0], whole[:, start:start + size], rtol=2 ** -11, atol=1e-6)
@@ -321,7 +322,7 @@ def test_two_processes_at_once_leave_one_good_cache(many, tmp_path):
 
 
 def killed(tmp_path, many, shares):
-    """Builds that are killed when so great a share of the clips is there; returns how many of them were not done yet."""
+    """Kill builds when these fractions of the clips are written; return how many were incomplete."""
     fresh = tmp_path / "fresh"
     start(fresh, many).communicate(timeout=120)
     good, partial = tree(fresh), 0

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from fatai.audio.front_ends import front_end
+from fatai.audio.io import load_audio
+from fatai.audio.waveform import trim_silence
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.stats import data_stats
 from fatai.errors import DataError, OptionError
-from fatai.audio.io import load_audio
-from fatai.audio.front_ends import front_end
-from fatai.audio.waveform import trim_silence
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,8 @@ def few(sample, tmp_path_factory):
     table = load_dataset(sample).curated.head(6)
     for path in table["path"]:
         shutil.copy(path, data / "train_curated")
-    rows = [f'{fname},"{",".join(labels)}"' for fname, labels in zip(table["fname"], table["labels"])]
+    cells = zip(table["fname"], table["labels"], strict=True)
+    rows = [f'{fname},"{",".join(labels)}"' for fname, labels in cells]
     (data / "train_curated.csv").write_text("\n".join(["fname,labels", *rows]) + "\n")
     return data
 

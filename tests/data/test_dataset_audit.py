@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from fatai.data.datasets.fat2019 import fat_sample
-from fatai.data.audit.audio_file import check_audio_file, audio_digest
+from fatai.data.audit.audio_file import audio_digest, check_audio_file
 from fatai.data.audit.dataset import check_dataset
 from fatai.data.audit.report import FINDING_KINDS
+from fatai.data.datasets.fat2019 import fat_sample
 from fatai.errors import DataError
 
 SR = 44100
@@ -210,7 +210,8 @@ def test_a_long_list_is_shortened_in_the_text_only(data):
     for k in range(6):
         put(data / "train_curated" / f"x{k}.wav", noise(50 + k))
     report = check_dataset(data)
-    assert "... and 4 more" in report.to_text(max_per_kind=2) and len(json.loads(report.to_json())["findings"]["extra"]) == 6
+    assert "... and 4 more" in report.to_text(max_per_kind=2)
+    assert len(json.loads(report.to_json())["findings"]["extra"]) == 6
 
 
 def test_what_is_no_data_set_is_refused(tmp_path):

@@ -15,15 +15,15 @@ import pytest
 import soundfile as sf
 
 from fatai.data.datasets import download as download_module
+from fatai.data.datasets.archives import unpack
 from fatai.data.datasets.download import DATASETS, DatasetSource, download
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.datasets.fetch import fetch
-from fatai.data.datasets.archives import unpack
 from fatai.errors import DataError, OptionError
 
 
 class Server:
-    """Serves `files` by name; `breaks` says after how many bytes a name's next answers are cut off, `ranges` whether it can go on."""
+    """Serves `files` by name; `breaks` cuts a name's next response after that many bytes, `ranges` allows to resume."""
 
     def __init__(self):
         self.files, self.breaks, self.ranges, self.asked, self.errors = {}, {}, True, [], []
@@ -182,7 +182,7 @@ def test_links_and_too_many_bytes_are_refused(tmp_path):
 
 
 def split(data, cuts):
-    """A zip archive as `zip -s` splits it: a mark in front, each entry's place counted from the part that it starts in."""
+    """Split a zip archive as `zip -s`: a signature in front, each entry's offset counted from its part."""
     whole = bytearray(b"PK\x07\x08" + data)
     starts = [0, *cuts]
 
@@ -202,7 +202,7 @@ def split(data, cuts):
     k = part_of(directory + 4)
     whole[end + 4:end + 8] = struct.pack("<HH", len(starts) - 1, k)
     whole[end + 16:end + 20] = struct.pack("<I", directory + 4 - starts[k])
-    return [bytes(whole[a:b]) for a, b in zip(starts, [*cuts, len(whole)])]
+    return [bytes(whole[a:b]) for a, b in zip(starts, [*cuts, len(whole)], strict=True)]
 
 
 @pytest.mark.parametrize("last", [15003, -300])  # the last cut: among the files, and inside the directory behind them
@@ -212,7 +212,7 @@ def test_the_parts_of_a_split_archive_are_read_as_one(tmp_path, last):
     whole = zipped(files)
     parts = split(whole, [5000, 11000, last % len(whole)])
     paths = [tmp_path / name for name in ("a.z01", "a.z02", "a.z03", "a.zip")]
-    for path, part in zip(paths, parts):
+    for path, part in zip(paths, parts, strict=True):
         path.write_bytes(part)
     assert unpack(paths, into(tmp_path / "out"), max_bytes=10**6) == 20
     assert {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*.wav")} == files
@@ -234,7 +234,8 @@ def fsd(server, monkeypatch):
     """A small FSDKaggle2019 on the server, its noisy part split, with checksums."""
     top = "FSDKaggle2019"
     meta = {
-        "train_curated_post_competition.csv": "fname,labels,freesound_id,license\na.wav,Bark,1,x\nb.wav,\"Bark,Meow\",2,x\n",
+        "train_curated_post_competition.csv": "fname,labels,freesound_id,license\na.wav,Bark,1,x\n"
+        "b.wav,\"Bark,Meow\",2,x\n",
         "train_noisy_post_competition.csv": "fname,labels\nn.wav,Purr\n",
         "test_post_competition.csv": "fname,labels,usage\nt2.wav,Meow,Private\nt1.wav,Purr,Public\n",
         "vocabulary.csv": "0,Bark\n1,Meow\n2,Purr\n",

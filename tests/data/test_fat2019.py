@@ -178,7 +178,7 @@ def test_faulty_tables_are_refused_with_what_is_wrong(data, name, text, error, m
 def test_corrections_reach_both_parts_and_unused_ones_are_told(data, tmp_path):
     csv = tmp_path / "corrections.csv"
     csv.write_text("fname,labels\nb.wav,remove\nn.wav,Purr\nelse.wav,remove\n")
-    with pytest.warns(UserWarning, match=r"1 of 3 corrections .* fit no clip and do nothing: else\.wav"):
+    with pytest.warns(UserWarning, match=r"1 of 3 corrections .* match no clip and have no effect: else\.wav"):
         got = load_dataset(data, corrections=csv)
     assert got.curated["fname"].tolist() == ["a.wav", "c.wav"]
     assert got.noisy["labels"].tolist() == [["Purr"], ["Meow"]]
@@ -219,7 +219,7 @@ def test_the_corrupted_six_may_join_the_noisy_pool_as_at_the_36th_place(with_cor
 
 def test_three_of_the_corrupted_six_may_be_relabelled_as_the_1st_place_did(with_corrupted):
     got = load_dataset(with_corrupted, corrupted_files="relabel").curated
-    assert dict(zip(got["fname"], got["labels"])) == {
+    assert dict(zip(got["fname"], got["labels"], strict=True)) == {
         "a.wav": ["Bark"], "f76181c4.wav": ["Bass_drum"], "c7db12aa.wav": ["Marimba_and_xylophone"],
         "7752cc8a.wav": ["Dishes_and_pots_and_pans", "Chink_and_clink"],
     }

@@ -5,11 +5,20 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from fatai.data.blocks import FATDataLoaders
-from fatai.data.samplers import MIXTURE_WEIGHTS, BalancedSampler, LengthGroupedBatchSampler, MixtureSampler, SampledDL, ShardedSampler, padding_fraction
+from fatai.data.samplers import (
+    MIXTURE_WEIGHTS,
+    BalancedSampler,
+    LengthGroupedBatchSampler,
+    MixtureSampler,
+    SampledDL,
+    ShardedSampler,
+    padding_fraction,
+)
 from fatai.errors import OptionError, ShapeError
 
 
@@ -116,7 +125,8 @@ def test_without_a_cap_tags_are_drawn_alike_and_clips_of_a_tag_alike():
 
 @pytest.mark.parametrize("name", list(MIXTURE_WEIGHTS))
 def test_published_shares_add_up(name):
-    assert sum(MIXTURE_WEIGHTS[name].values()) == pytest.approx(1) and set(MIXTURE_WEIGHTS[name]) <= {"noisy", "corrected", "curated"}
+    weights = MIXTURE_WEIGHTS[name]
+    assert sum(weights.values()) == pytest.approx(1) and set(weights) <= {"noisy", "corrected", "curated"}
 
 
 def test_shards_share_an_epoch():
@@ -125,7 +135,7 @@ def test_shards_share_an_epoch():
 
     whole = list(LengthGroupedBatchSampler(range(50), 4, generator=seeded(3)))
     assert len(whole) == 13 and len(shard(0)) == len(shard(1)) == 7
-    assert [b for pair in zip(shard(0), shard(1)) for b in pair] == [*whole, whole[0]]
+    assert [b for pair in zip(shard(0), shard(1), strict=True) for b in pair] == [*whole, whole[0]]
     tiny = [list(ShardedSampler(MixtureSampler(["a"], {"a": 1}, n=1, generator=seeded(0)), r, 3)) for r in range(3)]
     assert tiny == [[0], [0], [0]]
 
@@ -149,7 +159,7 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
         expected = [targ[b] for b in LengthGroupedBatchSampler(lengths, 16, generator=seeded(0))]
         batches = [y for _, y in loader]
         assert len(loader) == len(batches) == -(-n // 16)
-        for got, wanted in zip(batches, expected):
+        for got, wanted in zip(batches, expected, strict=True):
             np.testing.assert_array_equal(np.asarray(got), wanted)
     short = dls.train.new(cls=SampledDL, sampler=BalancedSampler(targ, n=40))
     assert sum(len(y) for _, y in short) == 40 and len(short.new()) == 3
@@ -169,7 +179,11 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
         ),
         (lambda: MixtureSampler(["a"], {"a": 0.5}), OptionError, "add up to 0.5"),
         (lambda: MixtureSampler(["a"], {"a": 0.5, "b": 0.5}), OptionError, "no clip is of the source 'b'"),
-        (lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1, generator=seeded(0)), 2, 2), OptionError, "rank=2, world_size=2"),
+        (
+            lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1, generator=seeded(0)), 2, 2),
+            OptionError,
+            "rank=2, world_size=2",
+        ),
         (lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1), 0, 2), OptionError, "has no generator, so each"),
     ],
 )

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from fatai.data.audit.dataset import check_dataset
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.tables import read_sound_table, standardize_columns
-from fatai.data.audit.dataset import check_dataset
 from fatai.errors import DataError
-from fatai.inference.predictions import Predictions
 from fatai.inference.ground_truth import read_truth
+from fatai.inference.predictions import Predictions
 
 
 @pytest.fixture
@@ -59,7 +59,8 @@ def test_a_missing_sound_is_set_aside_with_a_warning(mine):
 def test_corrections_are_applied(mine):
     (mine / "corrections.csv").write_text("fname,labels\na.wav,rain\nc.wav,remove\n")
     data = load_dataset(mine / "labels.csv", mine / "corrections.csv")
-    assert dict(zip(data.curated["fname"], data.curated["labels"])) == {"a.wav": ["rain"], "audio/b.wav": ["rain"]}
+    labels = dict(zip(data.curated["fname"], data.curated["labels"], strict=True))
+    assert labels == {"a.wav": ["rain"], "audio/b.wav": ["rain"]}
 
 
 @pytest.mark.parametrize("table, told", [

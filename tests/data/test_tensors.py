@@ -4,9 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from fatai.audio.front_ends import front_end
 from fatai.data import show  # noqa: F401 - extends fastai's show_batch
 from fatai.data.tensors import TensorSpec, TensorWave, audio_players
-from fatai.audio.front_ends import front_end
 
 
 def test_a_spectrogram_has_hz_upwards_and_seconds_to_the_right():

@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fatai.data.samplers import MIXTURE_WEIGHTS, MixtureSampler
 from fatai.errors import DataError, OptionError, ShapeError, UnknownNameError
+from fatai.noisy_labels.methods import attach_predictions, second_head, select_noisy_labels
 from fatai.registry import LOSSES, NOISY
-from fatai.noisy_labels.methods import select_noisy_labels, attach_predictions, second_head
 
 TAGS = ["Bark", "Meow", "Purr"]
 METHODS = sorted(
@@ -162,7 +163,7 @@ def test_the_loss_of_two_heads_is_that_of_each_clips_own_head(rng):
     both, weight = (torch.tensor(np.concatenate(pair)) for pair in zip(curated, noisy))
     own = torch.cat([logits[:2, :3], logits[2:, 3:]])
     expected = torch.nn.functional.binary_cross_entropy_with_logits(own, torch.tensor(targ).double())
-    torch.testing.assert_close(LOSSES.build("bce")(logits, both, w=weight), expected)
+    torch.testing.assert_close(LOSSES.build("bce")(logits, both, sample_weight=weight), expected)
 
 
 def test_fourth_pseudo_labels_are_squared_shares():
@@ -215,7 +216,7 @@ def test_every_result_can_be_trained_on_and_accounts_for_every_clip(name, rng):
         set(chosen.fnames) == set(chosen.clips["fname"][chosen.clips["kept"]]) and chosen.clips["reason"].str.len().all()
     )
     loss = LOSSES.build("bce")(
-        torch.zeros(len(chosen), len(chosen.tags)), torch.tensor(chosen.targ), w=torch.tensor(chosen.weight)
+        torch.zeros(len(chosen), len(chosen.tags)), torch.tensor(chosen.targ), sample_weight=torch.tensor(chosen.weight)
     )
     assert len(chosen) == 0 or torch.isfinite(loss)
     pd.testing.assert_frame_equal(table, before[0])

@@ -1,7 +1,8 @@
 """Check of every file of a data set: unreadable and unusual files, duplicates, and mismatches with the tables.
 
-`check_dataset(path)` decodes all sound files once, in parallel, and changes nothing. Its report is available as text and JSON. The thresholds
-are constants of this module and of `fatai.data.audit.audio_file`; each finding includes the measured value.
+`check_dataset(path)` decodes all sound files once, in parallel, and changes nothing. Its report is available as text
+and JSON. The thresholds are constants of this module and of `fatai.data.audit.audio_file`; each finding includes the
+measured value.
 """
 
 from __future__ import annotations
@@ -101,12 +102,13 @@ def check_dataset(
     Parameters
     ----------
     path
-        A folder in the competition's layout, whose noisy and test parts are optional; or a CSV of sound files, as `fatai.data.tables`
-        describes it.
+        A folder in the competition's layout, whose noisy and test parts are optional; or a CSV of sound files, as
+        `fatai.data.tables` describes it.
     front_end
         Front end for the estimates of cache size and epoch time.
     folds, n_folds, seed
-        Splitter, number and seed of folds of the curated part, as in `make_folds`; a column `fold` of its table takes precedence.
+        Splitter, number and seed of folds of the curated part, as in `make_folds`; a column `fold` of its table takes
+        precedence.
     threads
         Files that are decoded in parallel; None takes one thread per core.
 

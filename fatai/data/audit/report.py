@@ -58,8 +58,9 @@ class Finding:
 class CostEstimate:
     """Disk space of caches and time of an epoch without the network.
 
-    Sizes are exact: every clip as 16-bit samples, or as 16-bit floats behind the front end. Times are those of this machine at the time
-    of the check: reading at the speed of the check (all threads), and the front end at the speed of a short benchmark on crops.
+    Sizes are exact: every clip as 16-bit samples, or as 16-bit floats behind the front end. Times are those of this
+    machine at the time of the check: reading at the speed of the check (all threads), and the front end at the speed of
+    a short benchmark on crops.
 
     Attributes
     ----------
@@ -100,10 +101,12 @@ class CostEstimate:
         """Format the estimates with their formulas."""
         return [
             f"cache of waves:    {self.wave_bytes / 1e6:9.1f} MB (samples of all clips x 2 bytes)",
-            f"cache of features: {self.features_bytes / 1e6:9.1f} MB (frames of all clips x bands x 2 bytes, front end {self.front_end})",
+            f"cache of features: {self.features_bytes / 1e6:9.1f} MB (frames of all clips x bands x 2 bytes, front end "
+            f"{self.front_end})",
             f"an epoch without the network: {self.reading_s + self.front_end_s:.1f} s = reading {self.reading_s:.1f} s "
-            f"({self.training_hours:.2f} h of training clips / {self.read_speed:.0f} times real time, as in this check) "
-            f"+ front end {self.front_end_s:.1f} s ({self.training_clips} crops of {self.crop_s:g} s x {self.front_end_ms:.1f} ms)",
+            f"({self.training_hours:.2f} h of training clips / {self.read_speed:.0f} times real time, as here) "
+            f"+ front end {self.front_end_s:.1f} s ({self.training_clips} crops of {self.crop_s:g} s x "
+            f"{self.front_end_ms:.1f} ms)",
             "with the network: add (clips / batch size) x its seconds per step",
         ]
 
@@ -120,8 +123,8 @@ class CostEstimate:
             "crop_s": self.crop_s,
             "epoch_reading_s": round(self.reading_s, 2),
             "epoch_front_end_s": round(self.front_end_s, 2),
-            "formula": "epoch_s = training_hours * 3600 / read_times_real_time + training_clips * front_end_ms_per_crop / 1000 "
-            "+ steps * seconds_per_step_of_the_network",
+            "formula": "epoch_s = training_hours * 3600 / read_times_real_time + "
+            "training_clips * front_end_ms_per_crop / 1000 + steps * seconds_per_step_of_the_network",
         }
 
 
@@ -138,7 +141,8 @@ class DatasetReport:
     findings
         All problems, sorted by kind, part and name.
     tags, folds
-        The vocabulary, and a table of how many curated clips of each tag each fold would hold out; None without curated labels.
+        The vocabulary, and a table of how many curated clips of each tag each fold would hold out; None without curated
+        labels.
     durations
         A row per part, a column per bin of `DURATION_EDGES_S`: numbers of files.
     costs

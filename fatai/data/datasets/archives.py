@@ -1,4 +1,4 @@
-"""Extraction of zip archives, also split ones, to given paths: no path outside the folder, no links, no more bytes than expected."""
+"""Extraction of zip archives, also split ones, without paths outside the folder, links, or more bytes than expected."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> N
 
 
 def _correct_offsets(archive: zipfile.ZipFile, source: _ConcatFile) -> None:
-    """Correct the offsets of a split archive, which count from an entry's part; zipfile assumes the directory's part."""
+    """Correct the offsets of a split archive: they count from an entry's part, zipfile assumes the directory's part."""
     n_parts = len(source.starts) - 1
     if n_parts == 1:
         return
@@ -132,7 +132,7 @@ def _correct_offsets(archive: zipfile.ZipFile, source: _ConcatFile) -> None:
     for info in archive.infolist():
         if info.volume >= n_parts:
             raise DataError(
-                f"{info.filename} is in part {info.volume + 1} of the archive, but there are {n_parts} parts; get all parts"
+                f"{info.filename} is in part {info.volume + 1} of the archive, not in the {n_parts} here; get all parts"
             )
         info.header_offset += source.starts[info.volume] - base
         if hasattr(info, "_end_offset"):  # start of the next file in newer Pythons, no longer valid

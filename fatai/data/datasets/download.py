@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from fatai.io.atomic import write_text
+from fatai.data.datasets.archives import unpack
 from fatai.data.datasets.fetch import fetch
 from fatai.data.labels import join_labels, read_labels, read_table, unique_tags
-from fatai.data.datasets.archives import unpack
 from fatai.errors import DataError, OptionError
+from fatai.io.atomic import write_text
 from fatai.registry import did_you_mean
 
 __all__ = ["DATASETS", "DatasetSource", "download"]
@@ -58,7 +58,8 @@ DATASETS: dict[str, DatasetSource] = {
         },
         listing="https://zenodo.org/api/records/3612637",
         max_bytes=60 * 10**9,
-        description="the data of Freesound Audio Tagging 2019 with the labels of the test part; CC BY 4.0, each clip its own licence",
+        description="the data of Freesound Audio Tagging 2019 with the labels of the test part; CC BY 4.0, each "
+        "clip has its own license",
     ),
     "esc50": DatasetSource(
         archives={"all": ("https://github.com/karoldvl/ESC-50/archive/master.zip",)},
@@ -86,8 +87,8 @@ def download(name: str, dest: str | Path, *, noisy: bool = True, keep_archives: 
 
     Returns
     -------
-    `dest`, with train_curated.csv, train_curated/, test/, sample_submission.csv, the noisy part, and the labels of the test part in
-    truth/test.csv, which no model should read.
+    `dest`, with train_curated.csv, train_curated/, test/, sample_submission.csv, the noisy part, and the labels of the
+    test part in truth/test.csv, which no model should read.
 
     Raises
     ------
@@ -129,7 +130,9 @@ def _checksums(source: DatasetSource, folder: Path) -> dict[str, str]:
         return {str(file["key"]): str(file["checksum"]) for file in listing["files"]}
     except (DataError, ValueError, KeyError, TypeError) as e:
         (folder / "listing.json").unlink(missing_ok=True)
-        warnings.warn(f"the checksums at {source.listing} cannot be read ({e}); only lengths are verified", stacklevel=3)
+        warnings.warn(
+            f"the checksums at {source.listing} cannot be read ({e}); only lengths are verified", stacklevel=3
+        )
         return {}
 
 

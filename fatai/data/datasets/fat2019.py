@@ -6,9 +6,9 @@ A data set in this layout is a folder with
     train_noisy.csv, train_noisy/         clips with labels inferred from metadata; optional
     sample_submission.csv, test/          `fname` and one column per tag; clips to predict; optional
 
-The CSVs have the columns `fname` and `labels`. The vocabulary is the sample submission's columns in its order; without that
-file, the sorted labels. No sound file is opened here, and no other file of the folder is read. A CSV of sound files, as `fatai.data.tables`
-describes it, may take the place of the folder; it is the curated part then.
+The CSVs have the columns `fname` and `labels`. The vocabulary is the sample submission's columns in its order; without
+that file, the sorted labels. No sound file is opened here, and no other file of the folder is read. A CSV of sound
+files, as `fatai.data.tables` describes it, may take the place of the folder; it is the curated part then.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class FATDataset:
     noisy
         The same with `part` "noisy", or None without a noisy part.
     test
-        Columns `fname` and `path`, rows in the order of the sample submission; empty without a test part. Rows without a file are kept,
-        since a submission needs them.
+        Columns `fname` and `path`, rows in the order of the sample submission; empty without a test part. Rows without
+        a file are kept, since a submission needs them.
     tags
         The vocabulary: the order of all columns of targets and predictions.
     sample
@@ -95,13 +95,15 @@ class FATDataset:
     def __str__(self) -> str:
         noisy = "no noisy part" if self.noisy is None else f"{len(self.noisy)} noisy"
         lost = f", {len(self.missing)} files missing" if len(self.missing) else ""
-        return f"{self.path}: {len(self.curated)} curated, {noisy}, {len(self.test)} test clips, {len(self.tags)} tags{lost}"
+        counts = f"{len(self.curated)} curated, {noisy}, {len(self.test)} test clips, {len(self.tags)} tags{lost}"
+        return f"{self.path}: {counts}"
 
 
 def fat_sample() -> Path:
     """Return the folder of the bundled sample: real clips of 10 classes in the competition's layout.
 
-    It has 120 curated, 72 noisy and 60 test clips from CC0 recordings of ESC-10; see its `README.md` and `attribution.csv`.
+    It has 120 curated, 72 noisy and 60 test clips from CC0 recordings of ESC-10; see its `README.md` and
+    `attribution.csv`.
 
     Raises
     ------
@@ -130,8 +132,8 @@ def load_dataset(
     corrections
         A CSV of corrected labels (`fname`, and `labels` or "remove"), applied to the curated and the noisy part.
     corrupted_files
-        What to do with the competition's six corrupted curated files, if they are present: "keep" them; "drop" them; move them to the
-        "noisy" part; or "relabel" three of them as the 1st place did and drop the others.
+        What to do with the competition's six corrupted curated files, if they are present: "keep" them; "drop" them;
+        move them to the "noisy" part; or "relabel" three of them as the 1st place did and drop the others.
 
     Raises
     ------
@@ -187,7 +189,8 @@ def _no_curated_message(root: Path) -> str:
     content = f"its tables are {', '.join(tables)}" if tables else "it contains no CSV"
     return (
         f"{root} has no train_curated.csv ({content}); expected one with the columns fname and labels; "
-        "for a table with another name or in another place, pass its path instead of the folder: such as my_sounds/labels.csv"
+        "for a table with another name or in another place, pass its path instead of the folder: such as "
+        "my_sounds/labels.csv"
     )
 
 
@@ -198,7 +201,8 @@ def _load_sound_table(csv: Path) -> FATDataset:
     no_test = pd.DataFrame({"fname": pd.Series(dtype=str), "path": pd.Series(dtype=str)})
     if not table["exists"].any():
         raise DataError(
-            f"none of the {len(table)} sound files in {csv}, such as {table['fname'].iloc[0]}, is in {csv.parent} or below"
+            f"none of the {len(table)} sound files in {csv}, such as {table['fname'].iloc[0]}, is in {csv.parent} or "
+            "below"
         )
     return FATDataset(csv, _existing_rows(table), None, no_test, unique_tags(table["labels"]), None, missing)
 
@@ -301,7 +305,7 @@ def _read_sample(path: Path) -> pd.DataFrame:
 
 
 def _test_table(root: Path, submission: pd.DataFrame | None) -> pd.DataFrame:
-    """List the test clips: rows of the sample submission, or without one the sound files of `test/`, broken links included."""
+    """List the test clips: rows of the sample submission, or else the sound files of `test/`, with broken links."""
     folder = root / "test"
     names: list[str] = []
     if not folder.is_dir():
@@ -336,7 +340,8 @@ def _warn_missing(missing: pd.DataFrame, root: Path) -> None:
         names = ", ".join(rows["fname"][:5]) + (", ..." if len(rows) > 5 else "")
         parts.append(f"{len(rows)} {part} ({names})")
     warnings.warn(
-        f"{root}: rows without a sound file: {'; '.join(parts)}; training rows are left out, test rows are predicted all the same",
+        f"{root}: rows without a sound file: {'; '.join(parts)}; training rows are left out, test rows are predicted "
+        "all the same",
         stacklevel=4,
     )
 
