@@ -1,13 +1,14 @@
 """Base classes of the augmentations: random draws, a batch in its domains, and the callbacks that run them in training.
 
-An augmentation has a `domain` to act in, draws all its random numbers first (`draw`: small tensors with a row for each clip, from torch's
-global generator or from one of its own) and then applies a pure function (`apply`). Each is a fastai callback, so `cbs=Gain()` is enough;
-when a fit begins it adds the one `AugmentBatch` of the learner, which runs all of them on every training batch.
+An augmentation has a `domain` to act in, draws all its random numbers first (`draw`: small tensors with a row for each
+clip, from torch's global generator or from one of its own) and then applies a pure function (`apply`). Each is a fastai
+callback, so `cbs=Gain()` is enough; when a fit begins it adds the one `AugmentBatch` of the learner, which runs all of
+them on every training batch.
 
-The domains of a batch, in the order in which they are run: "wave" (the samples), "power" (the linear spectrogram), "log" (the input of the
-network, whatever its scale), "bn0" (behind the input norm of a PANNs network, inside the model). In each domain come the augmentations
-with `before_mixing`, then the mixers, then the other augmentations. The spectrogram is rendered once, after the last change of a wave or
-a linear spectrogram.
+The domains of a batch, in the order in which they are run: "wave" (the samples), "power" (the linear spectrogram),
+"log" (the input of the network, whatever its scale), "bn0" (behind the input norm of a PANNs network, inside the
+model). In each domain come the augmentations with `before_mixing`, then the mixers, then the other augmentations. The
+spectrogram is rendered once, after the last change of a wave or a linear spectrogram.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from fatai.audio.channels import Coord, Deltas
 from fatai.audio.front_ends import FrontEnd, Spectrogram
-from fatai.data.transforms import WaveToSpec
 from fatai.data.tensors import TensorSpec, TensorWave
+from fatai.data.transforms import WaveToSpec
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import did_you_mean
 
@@ -120,7 +121,8 @@ def check_spec_batch(spec: Tensor) -> Tensor:
     """Return `spec`; raise `ShapeError` if its shape is not (batch, channels, mels, frames)."""
     if spec.ndim != 4:
         raise ShapeError(
-            f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames): one clip is spec[None]"
+            f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, channels, mels, frames): one clip is "
+            "spec[None]"
         )
     return spec
 
@@ -192,8 +194,8 @@ def finish_power(module: Spectrogram, power: Tensor) -> Tensor:
 class BatchInput:
     """The input of a network for one batch, in every domain.
 
-    `at(domain)` computes a domain when it is first needed and keeps it; `replace(domain, values)` returns a new value without the domains
-    that no longer fit.
+    `at(domain)` computes a domain when it is first needed and keeps it; `replace(domain, values)` returns a new value
+    without the domains that no longer fit.
 
     Attributes
     ----------
@@ -229,7 +231,16 @@ class BatchInput:
 
     @classmethod
     def from_tensor(cls, x: Tensor, to_spec: WaveToSpec | None = None) -> BatchInput:
-        """Wrap what a data loader gives the network: a `TensorWave`, or a spectrogram that may carry its wave and front end."""
+        """Wrap the network's input.
+
+        Parameters
+        ----------
+        x
+            A `TensorWave` (batch, samples), or spectrograms (batch, channels, mels, frames), as `TensorSpec` with their
+            waves and front end.
+        to_spec
+            The transform that made the spectrograms.
+        """
         if isinstance(x, TensorWave):
             return cls(wave=to_plain_tensor(x), sr=x.sr, takes_wave=True)
         if not isinstance(x, TensorSpec):
@@ -242,7 +253,9 @@ class BatchInput:
     def rate(self) -> int:
         """Rate of the waves in Hz; an `OptionError` where it is not known."""
         if self.sr is None:
-            raise OptionError("the sample rate of this batch is unknown; expected TensorWave, or TensorSpec with its front end")
+            raise OptionError(
+                "the sample rate of this batch is unknown; expected TensorWave, or TensorSpec with its front end"
+            )
         return int(self.sr)
 
     def at(self, domain: str) -> Tensor:
@@ -266,9 +279,10 @@ class BatchInput:
         return self.spec
 
     def replace(self, domain: str, values: Tensor) -> BatchInput:
-        """Return the batch with other values in a domain, shaped as `at` returns them.
+        """Return the batch with other values in a domain, of the shapes that `at` returns.
 
-        A sound that no longer belongs to its spectrogram is dropped: the wave stays only if it is the domain that is replaced.
+        A sound that no longer belongs to its spectrogram is dropped: the wave stays only if it is the domain that is
+        replaced.
         """
         if self.takes_wave or domain == "wave":
             return dataclasses.replace(self, wave=values, power=None, spec=None)
@@ -277,19 +291,19 @@ class BatchInput:
         return dataclasses.replace(self, wave=None, power=None, spec=values)
 
     def to_tensor(self, like: Tensor) -> Tensor:
-        """Return the input of the network with the type and attributes of `like`, the tensor that it came from."""
+        """Return the network's input, (batch, ...), with the type and attributes of `like`, which it came from."""
         if not isinstance(like, TensorSpec):
             return restore_type(self.at("log"), like)
         wave = None if self.wave is None else restore_type(self.wave, like.wave)
         return restore_type(self.at("log"), like, wave=wave)
 
     def derived_channels(self, x: Tensor) -> Deltas | Coord | None:
-        """Return the module that derives further channels from the first of `x`, (batch, channels, mels, frames), if there is one."""
+        """Return the module that derives the further channels of `x`, (batch, channels, mels, frames), if any."""
         channels = self.to_spec.module[1] if self.to_spec is not None else None
         return channels if isinstance(channels, (Deltas, Coord)) and x.shape[1] == channels.n_channels else None
 
     def map_channels(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply a function to spectrograms (batch, channels, mels, frames); derived channels are derived again from the result."""
+        """Apply a function to spectrograms (batch, channels, mels, frames), and derive derived channels again."""
         channels = self.derived_channels(x)
         if channels is None:
             return function(x)
@@ -305,8 +319,8 @@ class BatchInput:
     def _source_wave(self) -> Tensor:
         if self.wave is None:
             raise OptionError(
-                "the spectrograms of this batch don't carry their waves: read waves instead of stored features, or take "
-                "domain='log'"
+                "the spectrograms of this batch don't carry their waves: read waves instead of stored features, or "
+                "take domain='log'"
             )
         self._transform()
         return self.wave
@@ -314,7 +328,8 @@ class BatchInput:
     def _transform(self) -> WaveToSpec:
         if self.to_spec is None:
             raise OptionError(
-                "these data loaders have no front end that could render the spectrograms again: take FATDataLoaders, or domain='log'"
+                "these data loaders have no front end that could render the spectrograms again: take FATDataLoaders, "
+                "or domain='log'"
             )
         return self.to_spec
 
@@ -333,7 +348,8 @@ class BatchInput:
 class AugmentBatch(FastaiCallback):
     """Run all augmentations of a learner on each training batch, in their order, and render the spectrogram once.
 
-    The first `BatchAugmentation` of a fit adds it to the learner; validation and prediction never see an augmented batch.
+    The first `BatchAugmentation` of a fit adds it to the learner; validation and prediction never see an augmented
+    batch.
     """
 
     # Behind SampleWeights (-8), before fastai's cast to plain tensors (9).
@@ -381,8 +397,8 @@ class Augmentation(FastaiCallback):
 class BatchAugmentation(Augmentation):
     """A random change of training batches that can be switched off.
 
-    A subclass writes `augment_values`. `active` may be set to False at any time, for instance for the last epochs; `augmentation_callbacks`
-    finds all augmentations of a learner. Nothing happens in validation or prediction.
+    A subclass writes `augment_values`. `active` may be set to False at any time, for instance for the last epochs;
+    `augmentation_callbacks` finds all augmentations of a learner. Nothing happens in validation or prediction.
 
     Parameters
     ----------
@@ -408,7 +424,8 @@ class BatchAugmentation(Augmentation):
         Parameters
         ----------
         x
-            `batch.at(self.domain)`: waves (batch, samples), linear spectrograms (batch, rows, frames), or (batch, channels, mels, frames).
+            `batch.at(self.domain)`: waves (batch, samples), linear spectrograms (batch, rows, frames), or (batch,
+            channels, mels, frames).
         batch
             The whole input of the network, with its rate and its front end.
 
@@ -419,7 +436,7 @@ class BatchAugmentation(Augmentation):
         raise NotImplementedError
 
     def augment_input(self, batch: BatchInput) -> BatchInput:
-        """Return the input of the network with this augmentation applied in its domain; `batch` itself when nothing changed."""
+        """Return the batch with this augmentation applied in its domain; `batch` itself when nothing changed."""
         x = self._values(batch)
         augmented = self.augment_values(x, batch)
         return batch if augmented is x else batch.replace(self.domain, augmented)
@@ -463,8 +480,9 @@ class BatchAugmentation(Augmentation):
         self._hook = None
 
     def _augment_output(self, module: torch.nn.Module, inputs: Any, out: Tensor) -> Tensor | None:
-        """Forward hook: the output of the norm is (batch, mels, frames, channels) or (batch, mels, channels, frames)."""
-        # Two checks: after an interruption `training` of the learner is still True, and a frozen norm is in eval mode while the rest trains.
+        """Forward hook; `out` is (batch, mels, frames, channels) or (batch, mels, channels, frames)."""
+        # Two checks: after an interruption `training` of the learner is still True, and a frozen norm is in eval mode
+        # while the rest trains.
         if not (self.active and self.learn.training and self.learn.model.training):
             return None
         channels = self.learn.xb[0].shape[1]
@@ -476,7 +494,7 @@ class BatchAugmentation(Augmentation):
         return augmented.transpose(1, 2) if frames_last else augmented.permute(0, 2, 3, 1)
 
     def augment_hidden(self, spec: Tensor) -> Tensor:
-        """Return the augmented values of a tensor (batch, channels, mels, frames) inside the model, which needs its gradient."""
+        """Return the augmented values of a hidden tensor (batch, channels, mels, frames), with its gradient."""
         return self.augment_values(spec, BatchInput(spec=spec))
 
 
@@ -488,8 +506,8 @@ class SpecAugmentation(BatchAugmentation):
     p
         Probability for each clip; 0 switches the augmentation off, 1 changes every clip.
     domain
-        "log": the input of the network. "power": the linear spectrogram, before logarithm and normalization. "bn0": behind the input norm
-        of a PANNs network.
+        "log": the input of the network. "power": the linear spectrogram, before logarithm and normalization. "bn0":
+        behind the input norm of a PANNs network.
     before_mixing
         True changes the clips before they are mixed, False the mixtures.
     generator
@@ -512,7 +530,7 @@ class SpecAugmentation(BatchAugmentation):
         self.p = check_probability(p)
 
     def draw(self, n: int, mels: int, frames: int, generator: torch.Generator | None = None) -> Any:
-        """Draw all random numbers for `n` clips of `mels` bins and `frames` frames: a named tuple of tensors with `n` rows, on the CPU."""
+        """Draw all random numbers for `n` clips: a named tuple of tensors with `n` rows, on the CPU."""
         raise NotImplementedError
 
     def apply(self, spec: Tensor, drawn: Any) -> Tensor:
@@ -546,7 +564,7 @@ class SpecAugmentation(BatchAugmentation):
         return spec.index_copy(0, on_device, self.apply(spec[on_device], take_rows(drawn, rows)))
 
     def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
-        """Return the augmented spectrograms: (batch, rows, frames) in the domain "power", else (batch, channels, mels, frames)."""
+        """Return the spectrograms: (batch, rows, frames) in "power", else (batch, channels, mels, frames)."""
         if self.domain == "power":
             return self.augment(x[:, None])[:, 0]
         return batch.map_channels(x, self.augment)
@@ -557,12 +575,12 @@ class SpecAugmentation(BatchAugmentation):
 
 
 def augmentation_callbacks(learn: Any) -> list[Augmentation]:
-    """Return every callback of a learner that changes clips at random: augmentations of batches and of items, and mixers."""
+    """Return the callbacks of a learner that change clips at random: augmentations of batches and items, mixers."""
     return [cb for cb in learn.cbs if isinstance(cb, Augmentation) and cb.is_random]
 
 
 def set_augmentation(learn: Any, on: bool) -> None:
-    """Switch all augmentations of a learner on or off; those of items follow from the next epoch on, the others at once."""
+    """Switch all augmentations of a learner on or off; those of items follow from the next epoch on."""
     for augmentation in augmentation_callbacks(learn):
         augmentation.active = on
 
@@ -595,5 +613,5 @@ class TrainOnlyCallback(FastaiCallback):
         self.detach()
 
     def before_validate(self) -> None:
-        """Detach: an error in training skips the two events above, and validation must not find what training attached."""
+        """Detach, since an error in training skips the two events above."""
         self.detach()

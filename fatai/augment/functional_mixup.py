@@ -1,9 +1,10 @@
 """Mixtures of two clips and of their labels, as pure functions.
 
-Conventions: clips come in rows, those of the batch in `x`, their partners in `other`; time is the last dimension. By its `domain` a row
-holds samples ("wave", shape (batch, samples)), the linear spectrogram ("power", (batch, rows, frames)) or the input of the network ("log",
-(batch, channels, mels, frames)). `lam` is the weight of the clip in `x`, its partner gets 1 - lam; numbers for each pair have shape
-(batch,). Shape, dtype and device of results are those of `x`.
+Conventions: clips come in rows, those of the batch in `x`, their partners in `other`; time is the last dimension. By
+its `domain` a row holds samples ("wave", shape (batch, samples)), the linear spectrogram ("power", (batch, rows,
+frames)) or the input of the network ("log", (batch, channels, mels, frames)). `lam` is the weight of the clip in `x`,
+its partner gets 1 - lam; numbers for each pair have shape (batch,). Shape, dtype and device of results are those of
+`x`.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def mix_labels(targ: Tensor, other: Tensor, lam: Tensor, rule: str = "linear") -
 
 
 class Content(NamedTuple):
-    """The sound of each clip between its padding: first frame or sample, the one behind the last, and the value of silence; (batch,)."""
+    """The sound of each clip without its padding: [start, stop) and the value of silence, each (batch,)."""
 
     start: Tensor
     stop: Tensor
@@ -102,8 +103,8 @@ class Content(NamedTuple):
 def content(x: Tensor, domain: str) -> Content:
     """Find the sound of each clip between the silence that pads it at either end.
 
-    Silence is exactly 0 in waves and linear spectrograms, and the clip's smallest value in others. A clip that is nothing but silence
-    counts as all content.
+    Silence is exactly 0 in waves and linear spectrograms, and the clip's smallest value in others. A clip that is
+    nothing but silence counts as all content.
 
     Parameters
     ----------
@@ -129,7 +130,8 @@ def mix_or(
     x, other
         Clips and partners. Their length is that of their `content`.
     lam
-        Weight of the longer clip, about one half; the shorter gets the rest. Clips of the same length get one half each.
+        Weight of the longer clip, about one half; the shorter gets the rest. Clips of the same length get one half
+        each.
     position
         Where the shorter clip begins, from 0 (with the longer) to 1 (it ends with the longer).
     domain
@@ -172,7 +174,7 @@ def _select(condition: Tensor, one: Content, other: Content) -> Content:
 
 
 def _move(x: Tensor, sound: Content, begin: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the sound of each clip to `begin`, (batch,), silence around it; return where the sound then is, and the moved clips."""
+    """Move the sound of each clip to `begin`, (batch,); return a mask of the sound there, and the moved clips."""
     at = torch.arange(x.shape[-1], device=x.device) - begin[:, None]
     inside = (at >= 0) & (at < sound.length[:, None])
     source = torch.where(inside, at + sound.start[:, None], 0)
@@ -189,7 +191,8 @@ def concat_sigmoid(x: Tensor, other: Tensor, steepness: Tensor) -> Tensor:
     x, other
         Clips and partners, shape (batch, ..., time).
     steepness
-        Shape (batch,). The clip's weight rises in time as a sigmoid from -steepness to steepness: the larger, the shorter the cross-fade.
+        Shape (batch,). The clip's weight rises in time as a sigmoid from -steepness to steepness: the larger, the
+        shorter the cross-fade.
 
     Returns
     -------
@@ -212,8 +215,8 @@ def level_db(x: Tensor, domain: str, *, window: int = 4096) -> Tensor:
     Parameters
     ----------
     x
-        Waves (batch, samples): the largest root mean square of windows of `window` samples, half of it apart; or linear spectrograms
-        (batch, rows, frames): the frame with the largest sum.
+        Waves (batch, samples): the largest root mean square of windows of `window` samples, half of it apart; or linear
+        spectrograms (batch, rows, frames): the frame with the largest sum.
     domain
         "wave" or "power".
     window
@@ -241,11 +244,12 @@ def level_db(x: Tensor, domain: str, *, window: int = 4096) -> Tensor:
 def between_class(
     x: Tensor, other: Tensor, lam: Tensor, level: Tensor, other_level: Tensor, *, domain: str = "wave"
 ) -> Tensor:
-    """Mix between classes: the clip contributes the fraction `lam` of the perceived loudness, whatever the levels of the two.
+    """Mix between classes: the clip makes up the fraction `lam` of the perceived loudness, whatever the levels.
 
-    The clip's amplitude is weighted by t = 1 / (1 + 10 ** ((level - other_level) / 20) (1 - lam) / lam), its partner's by 1 - t. Waves are
-    then divided by sqrt(t ** 2 + (1 - t) ** 2), the norm of the weights, which keeps the energy of unlike sounds; linear spectrograms take
-    the squares of the normalized weights, the energy that such sounds have together; the log domain has no such law, and takes t and 1 - t.
+    The clip's amplitude is weighted by t = 1 / (1 + 10 ** ((level - other_level) / 20) (1 - lam) / lam), its partner's
+    by 1 - t. Waves are then divided by sqrt(t ** 2 + (1 - t) ** 2), the norm of the weights, which keeps the energy of
+    unlike sounds; linear spectrograms take the squares of the normalized weights, the energy that such sounds have
+    together; the log domain has no such law, and takes t and 1 - t.
 
     Parameters
     ----------

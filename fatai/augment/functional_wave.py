@@ -1,7 +1,7 @@
 """Waveform effects as pure functions: noise, shift, pitch, tempo, speed, reverb, overdrive, order of parts.
 
-Conventions: a wave is a float32 tensor (samples,), full scale [-1, 1], at a rate `sr` in Hz; nothing here is random. The result is a new
-wave on the same device, of the same length unless a function says otherwise, and may leave [-1, 1].
+Conventions: a wave is a float32 tensor (samples,), full scale [-1, 1], at a rate `sr` in Hz; nothing here is random.
+The result is a new wave on the same device, of the same length unless a function says otherwise, and may leave [-1, 1].
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ENGINES = ("librosa", "audiomentations")
-"""Implementations of pitch shift and time stretch: librosa's phase vocoder, or audiomentations, which needs its extra."""
+"""Implementations of pitch shift and time stretch: librosa's phase vocoder, or audiomentations (an extra)."""
 
 
 def _with_numpy(wave: Tensor, effect: Callable[[np.ndarray], Any]) -> Tensor:
@@ -55,7 +55,7 @@ def _audiomentations() -> Any:
 
 
 def _build_effect(kind: str, **parameters: Any) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Build an effect of audiomentations with fixed parameters, without its own draws, which come from other generators."""
+    """Build an effect of audiomentations with fixed parameters; its own draws would come from other generators."""
     effect = getattr(_audiomentations(), kind)(p=1.0)
     effect.parameters = {"should_apply": True, **parameters}
     return cast(Callable[[np.ndarray, int], np.ndarray], effect.apply)
@@ -151,7 +151,7 @@ def change_speed(wave: Tensor, sr: int, factor: float) -> Tensor:
 
 
 def overdrive(wave: Tensor, gain_db: float, *, color: float = 20.0) -> Tensor:
-    """Apply SoX's overdrive: gain, soft cubic clipping, a filter that removes the constant part, and half of the dry sound.
+    """Apply SoX's overdrive: gain, soft cubic clipping, removal of the constant part, and half of the dry sound.
 
     Parameters
     ----------
@@ -175,7 +175,8 @@ def overdrive(wave: Tensor, gain_db: float, *, color: float = 20.0) -> Tensor:
     return _with_numpy(wave, distort)
 
 
-# Freeverb (public domain), with SoX's scales: delays of the parallel comb filters and of the all-pass filters, in samples at 44.1 kHz.
+# Freeverb (public domain), with SoX's scales: delays of the parallel comb filters and of the all-pass filters, in
+# samples at 44.1 kHz.
 _COMB_DELAYS = (1116, 1188, 1277, 1356, 1422, 1491, 1557, 1617)
 _ALLPASS_DELAYS = (225, 341, 441, 556)
 _WET = 0.015
@@ -193,7 +194,7 @@ def _comb(dry: np.ndarray, delay: int, feedback: float, damping: float) -> np.nd
 
 
 def _allpass(sound: np.ndarray, delay: int) -> np.ndarray:  # pragma: no cover - compiled
-    """Smear a sound in time with Freeverb's all-pass filter, which leaves its spectrum nearly as it was; float64 (samples,)."""
+    """Smear a sound in time with Freeverb's all-pass filter; float64 (samples,) to the same."""
     line, out, at = np.zeros(delay), np.empty_like(sound), 0
     for i in range(len(sound)):
         out[i] = line[at] - sound[i]
@@ -204,7 +205,7 @@ def _allpass(sound: np.ndarray, delay: int) -> np.ndarray:  # pragma: no cover -
 
 @lru_cache
 def _freeverb_filters() -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
-    """Compile the two recursions; numba is imported here because its import takes time that only a reverb should cost."""
+    """Compile the two recursions; numba is imported here, since its import is slow and only a reverb needs it."""
     import numba
 
     return numba.njit(cache=True)(_comb), numba.njit(cache=True)(_allpass)
@@ -237,7 +238,8 @@ def reverb(
     OptionError
         If one of the three is not within [0, 100].
 
-    Source: Freeverb (public domain), with the scales of SoX's effect `reverb`; a mono wave has no use for its stereo depth. Own code.
+    Source: Freeverb (public domain), with the scales of SoX's effect `reverb`; a mono wave has no use for its stereo
+    depth. Own code.
     """
     for name, value in (("reverberance", reverberance), ("room_size", room_size), ("damping", damping)):
         if not 0 <= value <= 100:

@@ -1,7 +1,8 @@
-"""Augmentation of whole clips as they are read for training, before they are cropped, in the loader's workers if there are any.
+"""Augmentation of whole clips as they are read for training, before they are cropped.
 
-This is the place for slow augmentations, such as a shift of pitch, and for those that change a clip's length. They are in the loader's item
-transforms while it trains and at no other time, so validation and predictions, also on training clips, are not augmented.
+They run in the loader's workers if there are any. This is the place for slow augmentations, such as a shift of pitch,
+and for those that change a clip's length. They are in the loader's item transforms while it trains and at no other
+time, so validation and predictions, also on training clips, are not augmented.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class ItemAugmentations(TrainOnlyCallback, Augmentation):
     Parameters
     ----------
     augmentations
-        Run in this order. Their `before_mixing` has no meaning here; their draws come from torch's global generator in each worker.
+        Run in this order. Their `before_mixing` has no meaning here; their draws come from torch's global generator in
+        each worker.
     """
 
     def __init__(self, *augmentations: WaveAugmentation):

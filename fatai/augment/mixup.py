@@ -1,7 +1,8 @@
 """Mixup: mixing clips and their labels in training, linear, OR, one after the other, and between class.
 
-Each mixer is a fastai callback (`cbs=MixUpOr()`, or `mixup=` of `fat_learner`) with `draw` and `mix`, a pure function of
-`fatai.augment.functional_mixup`; `fatai.augment.mixup_base` has the rest. Linear mixing is `LinearMixUp`; fastai's `MixUp` keeps its name.
+Each mixer is a fastai callback (`cbs=MixUpOr()`, or `mixup=` of `fat_learner`) with `draw` and `mix`, a pure function
+of `fatai.augment.functional_mixup`; `fatai.augment.mixup_base` has the rest. Linear mixing is `LinearMixUp`; fastai's
+`MixUp` keeps its name.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class LinearMixUp(Mixer):
     lam
         A number a draws the clip's weight from Beta(a, a), a pair from U(low, high).
     per
-        "batch": one weight, and one draw of `p`, for the whole batch. "clip": for each its own. "pair": neighbors are mixed into one,
-        which halves the batch (PANNs); an odd clip at the end stays, and `p` must be 1.
+        "batch": one weight, and one draw of `p`, for the whole batch. "clip": for each its own. "pair": neighbors are
+        mixed into one, which halves the batch (PANNs); an odd clip at the end stays, and `p` must be 1.
     larger
         True gives the clip the larger of the two weights: max(lam, 1 - lam).
     p, domain, labels, partner, generator
@@ -75,7 +76,8 @@ class LinearMixUp(Mixer):
             raise OptionError(f"per is {per!r}; {did_you_mean(per, ('batch', 'clip', 'pair'))}")
         if per == "pair" and (self.p != 1 or self.partner != "batch"):
             raise OptionError(
-                f"per='pair' mixes neighbors: expected p=1 and partner='batch', not p={self.p} and partner={self.partner!r}"
+                f"per='pair' mixes neighbors: expected p=1 and partner='batch', not p={self.p} and "
+                f"partner={self.partner!r}"
             )
         self.lam, self.per, self.larger = lam, per, larger
 
@@ -150,8 +152,8 @@ class MixUpOr(Mixer):
     Parameters
     ----------
     lam
-        Lowest and highest weight of the longer clip, uniform; the shorter gets the rest. Clips of the same length get one half each.
-        Length is that of the sound, without the silence that pads a clip to the length of the batch.
+        Lowest and highest weight of the longer clip, uniform; the shorter gets the rest. Clips of the same length get
+        one half each. Length is that of the sound, without the silence that pads a clip to the length of the batch.
     overwrite
         True repeats a slip of the published code: where the shorter clip is, the longer one is left out.
     p, domain, labels, partner, generator
@@ -241,8 +243,8 @@ class BetweenClass(Mixer):
     lam
         As in `LinearMixUp`.
     p, domain, labels, partner, generator
-        As in `Mixer`. In the "log" domain levels are those of the waves that the batch carries; without them all clips count as equally
-        loud.
+        As in `Mixer`. In the "log" domain levels are those of the waves that the batch carries; without them all clips
+        count as equally loud.
     """
 
     @delegates(Mixer.__init__)
@@ -256,7 +258,7 @@ class BetweenClass(Mixer):
         return _LamDraws(draw_lam(n, self.lam, generator))
 
     def levels(self, x: Tensor, batch: BatchInput | None = None) -> Tensor:
-        """Return the level of each clip in dB, shape (batch,): of `x`, or in the "log" domain of the waves in `batch`."""
+        """Return the level of each clip in dB, (batch,): of `x`, or in the "log" domain of the waves in `batch`."""
         if self.domain in ("wave", "power"):
             return level_db(x, self.domain)
         if batch is None or batch.takes_wave or batch.wave is None:
@@ -271,7 +273,7 @@ class BetweenClass(Mixer):
 class _ChoiceDraws(NamedTuple):
     """Index of the mixer of each pair, int64 (pairs,), and the draws of every mixer."""
 
-    index: Tensor
+    choice: Tensor
     drawn: Any
 
 
@@ -281,7 +283,8 @@ class OneOfMixers(Mixer):
     Parameters
     ----------
     mixers
-        Names of `MIXERS`, or mixers of this one's domain; their draws, mixtures and label rules are used, their other options are not.
+        Names of `MIXERS`, or mixers of this one's domain; their draws, mixtures and label rules are used, their other
+        options are not.
     weights
         Relative probability of each mixer; None draws all alike.
     p, domain, partner, generator
@@ -342,14 +345,14 @@ class OneOfMixers(Mixer):
 
     def _parts(self, drawn: _ChoiceDraws) -> list[tuple[Mixer, Tensor, Any]]:
         """Return each mixer that was drawn, with the rows of its pairs and their draws."""
-        rows = [(drawn.index == i).nonzero().flatten() for i in range(len(self.mixers))]
+        rows = [(drawn.choice == i).nonzero().flatten() for i in range(len(self.mixers))]
         return [(m, r, take_rows(d, r)) for m, r, d in zip(self.mixers, rows, drawn.drawn, strict=True) if len(r)]
 
 
 @MIXERS.register("mixer_first_place", source="FAT2019 1st place (argus-freesound, MIT); own code")
 @delegates(Mixer.__init__, but=["labels"])
 def mixer_first_place(**kwargs: Any) -> OneOfMixers:
-    """Build the 1st place's mixer: p 0.8 for each clip, SigmoidConcat (60 %) or mixup with up to one half of another clip (40 %)."""
+    """Build the 1st place's mixer: p 0.8, SigmoidConcat (60 %) or mixup with up to one half of another clip (40 %)."""
     options = {"p": 0.8, **kwargs}
     return OneOfMixers(["sigmoid_concat", "mixup_first_place"], weights=[0.6, 0.4], **options)
 

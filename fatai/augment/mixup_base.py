@@ -1,9 +1,10 @@
 """Base class of the mixers: pairs of clips, and mixing of labels and sample weights.
 
-A mixer is a fastai callback that pairs the clips of a training batch with partners, draws all numbers with a row for each pair, and applies
-a pure function of `fatai.augment.functional_mixup`. Labels are mixed too, and so are the sample weights and the flags of noisy clips that
-the loss was given (`TagLoss.sample_weight`, `TagLoss.noisy`), by the weights of the two clips. Validation never sees a mixture. A clip that is drawn as its
-own partner stays as it is, so a batch of one is safe.
+A mixer is a fastai callback that pairs the clips of a training batch with partners, draws all numbers with a row for
+each pair, and applies a pure function of `fatai.augment.functional_mixup`. Labels are mixed too, and so are the sample
+weights and the flags of noisy clips that the loss was given (`TagLoss.sample_weight`, `TagLoss.noisy`), by the weights
+of the two clips. Validation never sees a mixture. A clip that is drawn as its own partner stays as it is, so a batch of
+one is safe.
 """
 
 from __future__ import annotations
@@ -82,12 +83,13 @@ class Mixer(BatchAugmentation):
     p
         Probability for each clip to be mixed.
     domain
-        "wave", "power" (the linear spectrogram), "log" (the input of the network), "bn0" (behind the input norm of a PANNs network).
+        "wave", "power" (the linear spectrogram), "log" (the input of the network), "bn0" (behind the input norm of a
+        PANNs network).
     labels
         "linear" (weighted by lam) or "or" (the tags of either clip).
     partner
-        "batch": a random permutation of the batch. "dataset": clips drawn from the whole training set, with replacement, and loaded for
-        it.
+        "batch": a random permutation of the batch. "dataset": clips drawn from the whole training set, with
+        replacement, and loaded for it.
     generator
         Of the draws; None is torch's global one.
 
@@ -110,7 +112,8 @@ class Mixer(BatchAugmentation):
             raise OptionError(f"partner is {partner!r}; {did_you_mean(partner, PARTNERS)}")
         if partner == "dataset" and domain == "bn0":
             raise OptionError(
-                "partner='dataset' needs clips from outside of the batch, which don't pass the network: take partner='batch'"
+                "partner='dataset' needs clips from outside of the batch, which don't pass the network: take "
+                "partner='batch'"
             )
         self.p, self.labels, self.partner = check_probability(p), labels, partner
         self._partners: Iterator[Any] | None = None
@@ -150,7 +153,7 @@ class Mixer(BatchAugmentation):
         return mix_labels(targ, other, lam, self.labels)
 
     def levels(self, x: Tensor, batch: BatchInput | None = None) -> Tensor:
-        """Return the level of each clip of `x`, (batch, ...), in dB, shape (batch,); 0 unless the mixer needs levels."""
+        """Return the level of each clip of `x`, (batch, ...), in dB, (batch,); 0 unless the mixer needs levels."""
         return torch.zeros(len(x), device=x.device)
 
     def augment(
@@ -207,7 +210,7 @@ class Mixer(BatchAugmentation):
     # In the batch
 
     def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
-        """Return the mixtures of a batch, and replace the learner's labels and sample weights by theirs."""
+        """Return the mixtures, (pairs, ...), and replace the learner's labels and sample weights by theirs."""
         if not len(self.learn.yb):
             raise OptionError(f"{type(self).__name__} mixes labels with sounds, but these batches have no labels")
         targ, rest = self.learn.yb[0], self.learn.yb[1:]
@@ -236,7 +239,7 @@ class Mixer(BatchAugmentation):
         return mix_linear(numbers[rows], other[others].to(numbers), done.lam)
 
     def _mix_weights(self, of_partners: Sequence[Tensor], n: int, done: Mixed) -> None:
-        """Mix the weights and noisy flags that the loss was given for this batch; those of partners from the data set are in their batch."""
+        """Mix the weights and noisy flags that the loss was given; `of_partners` has those of another batch."""
         loss = weighted_loss(self.learn.loss_func)
         if loss is not None:
             others = [*of_partners[:2], None, None]
@@ -244,7 +247,7 @@ class Mixer(BatchAugmentation):
             loss.set_batch(weight, self._mix_given(loss.noisy, others[1], n, done))
 
     def _mix_given(self, numbers: Tensor | None, other: Tensor | None, n: int, done: Mixed) -> Tensor | None:
-        """Mix numbers (batch,) or (batch, tags) with those of the partners, None for partners from the batch; others stay as they are."""
+        """Mix numbers (batch,) or (batch, tags) with the partners' (None: from the batch); others stay as they are."""
         if numbers is None or numbers.ndim == 0 or len(numbers) != n:
             return numbers
         numbers = to_plain_tensor(numbers)
@@ -263,7 +266,7 @@ class Mixer(BatchAugmentation):
         return _PartnerBatch(inputs, targets[0][:n], tuple(r[:n] for r in targets[1:]))
 
     def _load_partners(self) -> Iterator[Any]:
-        """Iterate over batches of as many clips as an epoch needs, drawn with replacement, loaded as the training clips are."""
+        """Load as many clips as an epoch needs, drawn with replacement, as the training clips are loaded."""
         loader = self.learn.dls.train
         drawn = torch.randint(
             len(loader.dataset), (max(1, len(loader)) * loader.bs,), generator=self.generator

@@ -56,13 +56,14 @@ class RepeatPad(WaveAugmentation):
 
 
 @AUGMENTATIONS.register(
-    "trim_to_longest", source="FAT2019 3rd place repository (Apache-2.0): batches padded to their longest clip; own code"
+    "trim_to_longest",
+    source="FAT2019 3rd place repository (Apache-2.0): batches padded to their longest clip; own code",
 )
 class TrimToLongest(BatchAugmentation):
-    """Cut off the zeros that all clips of a batch end with, so that the network is trained on no more silence than needed.
+    """Cut off the zeros that all clips of a batch end with, so that the network trains on no needless silence.
 
-    The 3rd place padded each batch to its longest clip; with `crop_s = 15` and `pad_mode = "constant_right"` the result is the same. It is
-    no random change, and stays on where those are switched off.
+    The 3rd place padded each batch to its longest clip; with `crop_s = 15` and `pad_mode = "constant_right"` the result
+    is the same. It is no random change, and stays on where those are switched off.
 
     Parameters
     ----------

@@ -36,15 +36,15 @@ def augmented(dls: DataLoaders, augs: Any, n: int = 4) -> tuple[tuple[Any, ...],
     dls
         Loaders of the training clips; validation and the loaders themselves stay as they are.
     augs
-        One augmentation or several, as they are given to a learner as callbacks. Those behind bn0 act on the network's input instead. With
-        augmentations of whole clips, both results are random crops, which are not the same.
+        One augmentation or several, as they are given to a learner as callbacks. Those behind bn0 act on the network's
+        input instead. With augmentations of whole clips, both results are random crops, which are not the same.
     n
         Number of clips.
 
     Returns
     -------
-    Two batches (x, targ): x of shape (n, channels, mels, frames) or (n, samples), targ (n, tags). Mixing of pairs gives fewer augmented
-    clips than `n`.
+    Two batches (x, targ): x of shape (n, channels, mels, frames) or (n, samples), targ (n, tags). Mixing of pairs gives
+    fewer augmented clips than `n`.
 
     Raises
     ------
@@ -160,8 +160,9 @@ def show_each(dls: DataLoaders, augs: Mapping[str, Any], n: int = 4, *, seed: in
     dls, n
         As in `augmented`.
     augs
-        Name of each row to its augmentations, as they are given to a learner as callbacks; at least one. An augmentation alone in its row
-        changes every clip, and its probability is written beside it; several together act as in training.
+        Name of each row to its augmentations, as they are given to a learner as callbacks; at least one. An
+        augmentation alone in its row changes every clip, and its probability is written beside it; several together act
+        as in training.
     seed
         Of the crops and draws, the same for every row; torch's own generator is left as it was.
 

@@ -1,9 +1,9 @@
 """Augmentation of spectrograms other than masks: crops, time warp, time reversal, brightness and contrast.
 
-Conventions: spectrograms are (batch, channels, mels, frames); all channels of a clip are changed alike, each clip on its own, on the
-spectrograms' device. Each augmentation is a fastai callback (`cbs=TimeReverse()`) whose `draw` returns all random numbers as a named tuple
-with a row for each clip, and whose `apply` is a pure function: nothing changes in place; dtype, device and shape stay. `augment(spec)` does
-both.
+Conventions: spectrograms are (batch, channels, mels, frames); all channels of a clip are changed alike, each clip on
+its own, on the spectrograms' device. Each augmentation is a fastai callback (`cbs=TimeReverse()`) whose `draw` returns
+all random numbers as a named tuple with a row for each clip, and whose `apply` is a pure function: nothing changes in
+place; dtype, device and shape stay. `augment(spec)` does both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Boxes(NamedTuple):
-    """A rectangle of each clip: lowest bin, first frame, height in bins, width in frames; each int64, shape (clips,)."""
+    """A rectangle of each clip: lowest bin, first frame, height in bins, width in frames; each int64, (clips,)."""
 
     top: Tensor
     left: Tensor
@@ -54,7 +54,7 @@ class Boxes(NamedTuple):
 def _source_positions(
     start: Tensor, length: Tensor, size: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Stretch [start, start + length) to `size` positions: the neighbors below and above, and the fraction between, each (clips, size)."""
+    """Stretch [start, start + length) to `size` positions: neighbors below and above, fraction; each (clips, size)."""
     start, length = start.to(device)[:, None], length.to(device)[:, None]
     at = ((torch.arange(size, device=device, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp(min=0)
     at = torch.minimum(at, (length - 1).double())
@@ -107,8 +107,8 @@ class RandomResizedCrop(SpecAugmentation):
     scale
         Lowest and highest area of the rectangle as a fraction of the whole, uniform; smaller areas distort more.
     ratio
-        Lowest and highest width/height ratio as a factor of the whole's, log-uniform. The 1st place's 1.7 to 2.3 of 128 x 256 pictures is
-        0.85 to 1.15; its 1.6 to 2.4 is 0.8 to 1.2.
+        Lowest and highest width/height ratio as a factor of the whole's, log-uniform. The 1st place's 1.7 to 2.3 of 128
+        x 256 pictures is 0.85 to 1.15; its 1.6 to 2.4 is 0.8 to 1.2.
     n_tries
         Rectangles drawn until one fits; after that the whole spectrogram is taken.
     p, domain, before_mixing, generator
@@ -306,7 +306,7 @@ class _LightingDraws(NamedTuple):
 
 
 def brightness_contrast(pixels: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
-    """Change brightness and contrast as fastai does: logit of the pixels, plus brightness, times contrast, then the sigmoid.
+    """Change brightness and contrast as fastai does: logit of the pixels, plus brightness, times contrast, sigmoid.
 
     Parameters
     ----------
@@ -338,12 +338,14 @@ class BrightnessContrast(SpecAugmentation):
     Parameters
     ----------
     max_lighting
-        m, from 0 to below 1: brightness is logit(U(0.5 (1 - m), 0.5 (1 + m))), contrast log-uniform from 1 - m to 1 / (1 - m).
+        m, from 0 to below 1: brightness is logit(U(0.5 (1 - m), 0.5 (1 + m))), contrast log-uniform from 1 - m to 1 /
+        (1 - m).
     p_lighting
         Probability of either.
     scale
-        How values become pixels: "imagenet" (three channels standardized as ImageNet's), "range" (each clip and channel from its smallest
-        to its largest value); None takes "imagenet" if the batch's front end makes pictures, else "range".
+        How values become pixels: "imagenet" (three channels standardized as ImageNet's), "range" (each clip and channel
+        from its smallest to its largest value); None takes "imagenet" if the batch's front end makes pictures, else
+        "range".
     p, domain, before_mixing, generator
         As in `SpecAugmentation`.
 
@@ -372,7 +374,7 @@ class BrightnessContrast(SpecAugmentation):
         return _LightingDraws(torch.where(is_brighter, brightness, 0.0), torch.where(is_stronger, contrast, 1.0))
 
     def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
-        """Return the augmented spectrograms, shaped like `x`, at the scale that suits the batch's front end."""
+        """Return the augmented spectrograms, of the shape of `x`, at the scale that suits the batch's front end."""
         is_image = batch.front_end is not None and batch.front_end.normalize == "image" and x.shape[1] == 3
         scaled = copy.copy(self)
         scaled.scale = self.scale or ("imagenet" if is_image else "range")

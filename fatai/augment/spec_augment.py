@@ -1,7 +1,7 @@
 """SpecAugment: masks over mel bins and frames, with every width rule and fill of the systems that fatai re-creates.
 
-Conventions: spectrograms are (batch, channels, mels, frames); all channels of a clip are masked alike. `draw` returns the bands of each
-clip, `mask_spec` is the pure function that covers them.
+Conventions: spectrograms are (batch, channels, mels, frames); all channels of a clip are masked alike. `draw` returns
+the bands of each clip, `mask_spec` is the pure function that covers them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fatai.registry import AUGMENTATIONS, did_you_mean
 __all__ = ["FILLS", "MaskSettings", "SpecAugment", "WIDTHS", "mask_spec"]
 
 FILLS = ("zero", "mean", "min")
-"""Values of masked parts: 0 (after normalization the data set's mean, in linear power silence), or the clip's own mean or minimum."""
+"""Values of masked parts: 0 (the data set's mean after normalization, silence in power), the clip's mean or minimum."""
 
 WIDTHS = ("fraction", "integer", "double", "center")
 """Rules for the width of a mask; see `MaskSettings`."""
@@ -37,12 +37,13 @@ class MaskSettings:
     n_masks
         Lowest and highest number of masks of each kind, uniform.
     freq, time
-        Largest width of a mask over mel bins and over frames: a float is a fraction of the axis, an integer a count; None draws no such
-        masks. For the rule "center" a pair (smallest, largest) of half-widths.
+        Largest width of a mask over mel bins and over frames: a float is a fraction of the axis, an integer a count;
+        None draws no such masks. For the rule "center" a pair (smallest, largest) of half-widths.
     width
-        "fraction": int(U(0, limit)). "integer": uniform from 0 to limit - 1. "double": f uniform from 0 to limit - 1, the mask then starts
-        in [0, size - f) and ends uniformly in [start, start + f), so it is short; once f is 0 the clip gets no more masks of that kind.
-        "center": from center - half to center + half, cut at the edges, the center uniform. A mask never covers a whole axis.
+        "fraction": int(U(0, limit)). "integer": uniform from 0 to limit - 1. "double": f uniform from 0 to limit - 1,
+        the mask then starts in [0, size - f) and ends uniformly in [start, start + f), so it is short; once f is 0 the
+        clip gets no more masks of that kind. "center": from center - half to center + half, cut at the edges, the
+        center uniform. A mask never covers a whole axis.
     fill
         A name of `FILLS`; mean and minimum are taken of each clip and channel before any mask.
 
@@ -80,7 +81,8 @@ class MaskSettings:
             check_range(limit, name, low=0)
         elif isinstance(limit, (tuple, list)) or limit < 0 or (isinstance(limit, float) and limit > 1):
             raise OptionError(
-                f"{name} is {limit!r}; expected a fraction of the axis between 0.0 and 1.0, or a whole number of bins or frames"
+                f"{name} is {limit!r}; expected a fraction of the axis between 0.0 and 1.0, or a whole number of bins "
+                "or frames"
             )
 
 
@@ -106,7 +108,7 @@ class Masks(NamedTuple):
 def _draw_bands(
     settings: MaskSettings, limit: Any, size: int, n_masks: Tensor, generator: torch.Generator | None
 ) -> Bands:
-    """Draw the masks of one axis of `size` positions, (clips, masks); of a clip only the first `n_masks`, (clips,), are not empty."""
+    """Draw the masks of one axis, (clips, masks); of each clip only the first `n_masks`, (clips,), are not empty."""
     shape = (len(n_masks), settings.n_masks[1])
     if limit is None:
         nothing = torch.zeros(shape, dtype=torch.long)
@@ -134,7 +136,8 @@ def _draw_from_start(
     start = draw_integers(shape, 0, size - width - int(settings.width == "double"), generator)
     if settings.width == "double":
         # A width of 0 ends the drawing of this kind of mask: the masks after it are empty, too.
-        return Bands(start, start + draw_integers(shape, 0, (width - 1).clamp(min=0), generator) * (width > 0).cumprod(1))
+        inner = draw_integers(shape, 0, (width - 1).clamp(min=0), generator)
+        return Bands(start, start + inner * (width > 0).cumprod(1))
     return Bands(start, start + width)
 
 
@@ -179,8 +182,9 @@ def mask_spec(spec: Tensor, masks: Masks, fill: str = "zero") -> Tensor:
     "spec_augment", source="Park et al., arXiv:1904.08779; as the FAT2019 9th place kernel draws it"
 )
 class SpecAugment(SpecAugmentation):
-    """Mask bands of mel bins and of frames; the defaults are the 9th place's: two of each, up to 15 % and 30 % wide, filled with 0.
+    """Mask bands of mel bins and of frames.
 
+    The defaults are the 9th place's: two of each, up to 15 % and 30 % wide, filled with 0.
     `AUGMENTATIONS` names the settings of other systems: `AUGMENTATIONS.build("spec_augment_panns")`.
 
     Parameters
@@ -227,14 +231,14 @@ class SpecAugment(SpecAugmentation):
 @AUGMENTATIONS.register("spec_augment_first_place", source="FAT2019 1st place (argus-freesound, MIT); own code")
 @delegates(SpecAugment.__init__)
 def spec_augment_first_place(**kwargs: Any) -> SpecAugment:
-    """Build SpecAugment of the 1st place: p 0.5, one or two masks of each kind, up to 15 % and 20 % wide, filled with the minimum."""
+    """Build SpecAugment of the 1st place: p 0.5, one or two of each, up to 15 % and 20 %, filled with the minimum."""
     return SpecAugment(**{"p": 0.5, "n_masks": (1, 2), "freq": 0.15, "time": 0.20, "fill": "min", **kwargs})
 
 
 @AUGMENTATIONS.register("spec_augment_kaggle_fat", source="FAT2019 36th place repository; own code")
 @delegates(SpecAugment.__init__)
 def spec_augment_kaggle_fat(**kwargs: Any) -> SpecAugment:
-    """Build SpecAugment of the 36th place: two and two "double" masks, up to 20 % wide, filled with the clip's mean, after mixup."""
+    """Build SpecAugment of the 36th place: two of each, "double", up to 20 %, filled with the mean, after mixup."""
     return SpecAugment(
         **{"freq": 0.2, "time": 0.2, "width": "double", "fill": "mean", "before_mixing": False, **kwargs}
     )
@@ -243,14 +247,14 @@ def spec_augment_kaggle_fat(**kwargs: Any) -> SpecAugment:
 @AUGMENTATIONS.register("spec_augment_panns", source="PANNs, arXiv:1912.10211 (MIT); own code")
 @delegates(SpecAugment.__init__)
 def spec_augment_panns(**kwargs: Any) -> SpecAugment:
-    """Build SpecAugment of PANNs: two masks of 0 to 63 frames and two of up to an eighth of the bins, 0 behind bn0, before mixup."""
+    """Build SpecAugment of PANNs: two masks of 0 to 63 frames, two of up to an eighth of the bins, behind bn0."""
     return SpecAugment(**{"freq": 0.125, "time": 64, "width": "integer", "domain": "bn0", **kwargs})
 
 
 @AUGMENTATIONS.register("spec_augment_fourth_place", source="FAT2019 4th place repository (MIT); own code")
 @delegates(SpecAugment.__init__)
 def spec_augment_fourth_place(**kwargs: Any) -> SpecAugment:
-    """Build the frequency mask of the 4th place: p 0.5, one, 8 to 31 bins on either side of its center, 0 in linear power, after mixup."""
+    """Build the 4th place's frequency mask: p 0.5, 8 to 31 bins to either side, 0 in linear power, after mixup."""
     masks = {"p": 0.5, "n_masks": 1, "freq": (8, 31), "time": None, "width": "center"}
     return SpecAugment(**{**masks, "domain": "power", "before_mixing": False, **kwargs})
 

@@ -1,10 +1,10 @@
 """Augmentation of waves: level, noise, shift, pitch, tempo, speed, reverb, distortion, order of parts, length.
 
-Each augmentation is a fastai callback (`cbs=Gain()`) that changes the waves of a training batch, from which the spectrograms are then
-rendered again. Its `draw` returns all random numbers with a row for each clip, its `apply` is a pure function of
-`fatai.augment.functional_wave`. In a batch waves keep their length: what became longer is cut, what became shorter is padded with zeros
-behind. `fatai.augment.item.ItemAugmentations(PitchShift(), ...)` runs them on whole clips instead, as they are read and before they are
-cropped.
+Each augmentation is a fastai callback (`cbs=Gain()`) that changes the waves of a training batch, from which the
+spectrograms are then rendered again. Its `draw` returns all random numbers with a row for each clip, its `apply` is a
+pure function of `fatai.augment.functional_wave`. In a batch waves keep their length: what became longer is cut, what
+became shorter is padded with zeros behind. `fatai.augment.item.ItemAugmentations(PitchShift(), ...)` runs them on whole
+clips instead, as they are read and before they are cropped.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class WaveAugmentation(BatchAugmentation):
         self.p = check_probability(p)
 
     def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> Any:
-        """Draw all random numbers for `n` clips of `samples` samples: a named tuple of tensors with `n` rows, on the CPU."""
+        """Draw all random numbers for `n` clips: a named tuple of tensors with `n` rows, on the CPU."""
         raise NotImplementedError
 
     def apply(self, wave: Tensor, drawn: Any, sr: int) -> Tensor:
@@ -315,8 +315,8 @@ class SpeedPerturb(_UniformAugmentation):
     Parameters
     ----------
     factor
-        Lowest and highest factor of the speed, within [0.1, 10]; above 1 is faster and higher. The 4th place's is (0.8, 1.25), with
-        `log_uniform`.
+        Lowest and highest factor of the speed, within [0.1, 10]; above 1 is faster and higher. The 4th place's is (0.8,
+        1.25), with `log_uniform`.
     log_uniform
         True draws uniformly in the logarithm of the factor, False in the factor.
     p, before_mixing, generator
@@ -494,7 +494,8 @@ class CropLengths(BatchAugmentation):
             or sum(weights) <= 0
         ):
             raise OptionError(
-                f"seconds is {tuple(seconds)} with weights {tuple(weights)}; expected lengths above 0 and a weight for each"
+                f"seconds is {tuple(seconds)} with weights {tuple(weights)}; expected lengths above 0 and a weight "
+                "for each"
             )
         self.seconds = tuple(seconds)
         self.cumulative = torch.tensor(weights, dtype=torch.float64).cumsum(0) / sum(weights)
@@ -565,6 +566,6 @@ class WaveChain(WaveAugmentation):
 @AUGMENTATIONS.register("third_place_effects", source="FAT2019 3rd place repository (Apache-2.0); own code")
 @delegates(WaveAugmentation.__init__)
 def third_place_effects(*, engine: str = "librosa", **kwargs: Any) -> WaveChain:
-    """Build the 3rd place's chain: reverb, pitch +-300 cents, overdrive 2 to 9 dB, speed 0.9 to 1.1, in 3 of 4 mixtures."""
+    """Build the 3rd place's chain: reverb, pitch +-300 cents, overdrive 2 to 9 dB, speed 0.9 to 1.1; p 0.75."""
     chain = Reverb(), PitchShift(semitones=(-3.0, 3.0), engine=engine), Overdrive(), SpeedPerturb()
     return WaveChain(*chain, **{"p": 0.75, "before_mixing": False, **kwargs})

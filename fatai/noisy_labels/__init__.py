@@ -1,1 +1,1 @@
-"""Noisy labels: select, relabel and weight clips, find label issues, and plan the stages of training with noisy clips."""
+"""Noisy labels: select, relabel and weight clips, find label issues, plan the stages of training with them."""

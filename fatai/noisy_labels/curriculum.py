@@ -22,15 +22,17 @@ def noisy_curriculum(
     cardinality: float | None = None,
     pseudo_labels: bool = True,
 ) -> Iterator[LabelSelection]:
-    """Iterate as the 3rd place: train with the best 1,000 clips, then the best 2,000 by the new models, and so on; then pseudo-labels.
+    """Iterate over the selections of the 3rd place's curriculum.
+
+    Train with the best 1,000 clips, then the best 2,000 by the new models, and so on; then with pseudo-labels.
 
     Parameters
     ----------
     fit_and_predict
-        Trains with the selected clips (None at first: curated ones only) and returns the noisy clips with predictions of the new models.
-        From the second time on each clip must be predicted by folds that left it out (`LabelSelection.per_fold(split="own")`,
-        `out_of_fold_mean`, `attach_predictions(..., out_of_fold=True)`): otherwise the clips of one step would look best in the next
-        because they were trained on.
+        Trains with the selected clips (None at first: curated ones only) and returns the noisy clips with predictions
+        of the new models. From the second time on each clip must be predicted by folds that left it out
+        (`LabelSelection.per_fold(split="own")`, `out_of_fold_mean`, `attach_predictions(..., out_of_fold=True)`):
+        otherwise the clips of one step would look best in the next because they were trained on.
     ks
         Numbers of clips that the steps keep.
     cardinality
@@ -67,15 +69,17 @@ def noisy_curriculum(
 def _checked_names(
     data: NoisyLabelData, selection: LabelSelection | None, names: frozenset[str] | None
 ) -> frozenset[str]:
-    """Return the names of the predicted clips; raise `DataError` if they are not those before, or training clips are among them."""
+    """Return the names of the predicted clips; raise `DataError` if others were predicted before, or on leakage."""
     if selection is not None and not data.out_of_fold:
         raise DataError(
-            f"the models were trained on {len(selection)} of the clips that they predict; predict each by the folds that left it "
-            "out (LabelSelection.per_fold, out_of_fold_mean), and pass attach_predictions(..., out_of_fold=True)"
+            f"the models were trained on {len(selection)} of the clips that they predict; predict each by the folds "
+            "that left it out (LabelSelection.per_fold, out_of_fold_mean), and pass "
+            "attach_predictions(..., out_of_fold=True)"
         )
     if names is not None and names != frozenset(data.fnames):
         raise DataError(
-            f"{len(data)} clips are predicted, not the {len(names)} of the step before; expected all noisy clips each time"
+            f"{len(data)} clips are predicted, not the {len(names)} of the step before; expected all noisy clips each "
+            "time"
         )
     return frozenset(data.fnames)
 
@@ -109,8 +113,8 @@ class CurriculumStage:
     def __post_init__(self) -> None:
         if not 0 <= self.noisy_weight < np.inf or self.epochs < 1:
             raise OptionError(
-                f"stage {self.name} has noisy_weight {self.noisy_weight} and {self.epochs} epochs; expected a weight of at "
-                "least 0 and at least 1 epoch"
+                f"stage {self.name} has noisy_weight {self.noisy_weight} and {self.epochs} epochs; expected a weight "
+                "of at least 0 and at least 1 epoch"
             )
 
 
@@ -150,8 +154,8 @@ def suggest_loss(
 ) -> LossSuggestion:
     """Suggest to keep a loss, or to fall back to one that tolerates wrong labels: to "gce", and from that to "sce".
 
-    The gold plan changes the loss when lwlrap becomes unstable; here that is when it stays more than `drop` below its best for `patience`
-    epochs.
+    The gold plan changes the loss when lwlrap becomes unstable; here that is when it stays more than `drop` below its
+    best for `patience` epochs.
 
     Parameters
     ----------
@@ -183,7 +187,8 @@ def suggest_loss(
         return LossSuggestion(loss, f"lwlrap is not more than {drop} below its best for {patience} epochs")
     if loss == "sce":
         return LossSuggestion(
-            loss, "lwlrap dropped, but there is no further loss to fall back to: weigh noisy clips less, or select fewer"
+            loss, "lwlrap dropped, but there is no further loss to fall back to: weigh noisy clips less, or select "
+            "fewer"
         )
     return LossSuggestion(
         "sce" if loss == "gce" else "gce",

@@ -38,14 +38,14 @@ def write_labels(selection: LabelSelection, path: str | os.PathLike[str], *, wei
     labels = selection.labels
     if len(set(selection.fnames)) < len(selection):
         raise DataError(
-            f"{selection.method} gives clips as noisy and as corrected ones, which a table of labels cannot express: train on "
-            "the selection directly"
+            f"{selection.method} gives clips as noisy and as corrected ones, which a table of labels cannot express: "
+            "train on the selection directly"
         )
     has_weights = weights and not (selection.weight == 1).all()
     if has_weights and selection.weight.ndim > 1:
         raise OptionError(
-            f"{selection.method} weights each tag of a clip, which a table of labels cannot express: leave out the weights of "
-            "tags, or pass weights=False"
+            f"{selection.method} weights each tag of a clip, which a table of labels cannot express: leave out the "
+            "weights of tags, or pass weights=False"
         )
     rows: Iterable[Sequence[str]] = zip(selection.fnames, map(join_labels, labels), strict=True)
     if has_weights:
@@ -55,10 +55,10 @@ def write_labels(selection: LabelSelection, path: str | os.PathLike[str], *, wei
 
 
 def write_corrections(selection: LabelSelection, path: str | os.PathLike[str]) -> None:
-    """Write the differences to the given table as corrections that `fatai.data.labels.read_corrections` reads, atomically.
+    """Write the differences to the given table as corrections, atomically.
 
-    Clips whose labels were changed are listed with their new labels, clips that were not kept with the word "remove"; other clips are not
-    listed. Weights are not written.
+    `fatai.data.labels.read_corrections` reads them. Clips whose labels were changed are listed with their new labels,
+    clips that were not kept with the word "remove"; other clips are not listed. Weights are not written.
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ def write_corrections(selection: LabelSelection, path: str | os.PathLike[str]) -
     labels = dict(zip(selection.fnames, selection.labels, strict=True))
     if len(labels) < len(selection):
         raise DataError(
-            f"{selection.method} gives clips as noisy and as corrected ones, which corrections cannot express: train on the "
-            "selection directly"
+            f"{selection.method} gives clips as noisy and as corrected ones, which corrections cannot express: train "
+            "on the selection directly"
         )
     differing = selection.clips[~selection.clips["kept"] | selection.clips["changed"]]
     rows = ((name, join_labels(labels.get(name, [REMOVE]))) for name in differing["fname"])

@@ -2,12 +2,13 @@
 
 A pair of a clip and a tag is scored by log-odds, log(p / (1 - p)):
 
-- a given tag looks *wrong* the more, the likelier another tag is that isn't given in the same clip: the difference of their log-odds;
+- a given tag looks *wrong* the more, the likelier another tag is that isn't given in the same clip: the difference of
+  their log-odds;
 - a tag that isn't given looks *missing* the more, the likelier it is than not: its own log-odds.
 
-A mislabelled clip mostly shows both. The difference does not change when all logits of a clip are shifted, so that wrong tags are also
-found with models that were trained to rank. On digits with a tenth of the labels swapped, it found swapped ones as often as the log loss of
-the clip, and more often than the difference of the probabilities.
+A mislabelled clip mostly shows both. The difference does not change when all logits of a clip are shifted, so that
+wrong tags are also found with models that were trained to rank. On digits with a tenth of the labels swapped, it found
+swapped ones as often as the log loss of the clip, and more often than the difference of the probabilities.
 """
 
 from __future__ import annotations
@@ -47,16 +48,17 @@ def find_label_issues(
     per_clip
         True names each clip once, with its most suspect pair.
     min_score
-        Pairs that score no more than this are left out; 0 leaves those that are likelier wrong than right by the predictions, -inf all.
+        Pairs that score no more than this are left out; 0 leaves those that are likelier wrong than right by the
+        predictions, -inf all.
     trained_on, out_of_fold
-        As in `fatai.noisy_labels.selection.attach_predictions`: names of the clips that the models were trained on, none of `fnames` among
-        them unless each row comes only from models that left its clip out.
+        As in `fatai.noisy_labels.selection.attach_predictions`: names of the clips that the models were trained on,
+        none of `fnames` among them unless each row comes only from models that left its clip out.
 
     Returns
     -------
-    Columns `rank` (among pairs of that tag and kind, from 1), `tag`, `kind` ("wrong" or "missing"), `fname`, `labels` (as given, one text),
-    `prob` of the tag, `instead` (for a wrong tag the likeliest one that isn't given; else empty) and `score`. Equal scores are ordered by
-    name, then tag.
+    Columns `rank` (among pairs of that tag and kind, from 1), `tag`, `kind` ("wrong" or "missing"), `fname`, `labels`
+    (as given, one text), `prob` of the tag, `instead` (for a wrong tag the likeliest one that isn't given; else empty)
+    and `score`. Equal scores are ordered by name, then tag.
 
     Raises
     ------

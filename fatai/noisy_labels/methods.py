@@ -1,8 +1,8 @@
 """Methods that select, relabel and weight noisy clips: one for each system, by name in `NOISY`.
 
-`select_noisy_labels(table, tags, "ninth_place_low_loss", probs=..., fnames=...)` applies a method to a table and returns the clips to train
-on, with their targets and weights; `fatai.noisy_labels.io` writes them to files. A method uses nothing but its arguments: labels, and
-probabilities from models that were not trained on the clips.
+`select_noisy_labels(table, tags, "ninth_place_low_loss", probs=..., fnames=...)` applies a method to a table and
+returns the clips to train on, with their targets and weights; `fatai.noisy_labels.io` writes them to files. A method
+uses nothing but its arguments: labels, and probabilities from models that were not trained on the clips.
 
 Methods
 -------
@@ -92,8 +92,8 @@ def as_given() -> Method:
 def ninth_place_low_loss(*, n: int = 5000, per_tag: int = 50) -> Method:
     """Select the clips of one label with the lowest mean binary log loss, at most `per_tag` of each tag.
 
-    For the fit stage, not the refits. First the best `n` are taken, then tags are capped, as published, so that fewer than `n` may stay.
-    Equal losses are ordered by name.
+    For the fit stage, not the refits. First the best `n` are taken, then tags are capped, as published, so that fewer
+    than `n` may stay. Equal losses are ordered by name.
 
     Parameters
     ----------
@@ -119,7 +119,9 @@ def ninth_place_low_loss(*, n: int = 5000, per_tag: int = 50) -> Method:
     return select
 
 
-@NOISY.register("gold_plan_confidence", source="notebook 'Gold-only plan' for FAT2019, a plan that was not run; own code")
+@NOISY.register(
+    "gold_plan_confidence", source="notebook 'Gold-only plan' for FAT2019, a plan that was not run; own code"
+)
 def gold_plan_confidence(
     *,
     keep_threshold: float = 0.8,
@@ -136,10 +138,11 @@ def gold_plan_confidence(
     add_threshold
         A tag that isn't given is added if its probability is at least this; None adds none.
     min_prob
-        The weight of a clip is the largest probability among its tags, at least `min_prob`. Clips without a tag are dropped.
+        The weight of a clip is the largest probability among its tags, at least `min_prob`. Clips without a tag are
+        dropped.
     class_weight
-        One factor for each tag (`fatai.losses.losses.class_weights`), which makes the weights (clips, tags). Not together with the loss
-        "bce_class", which weights tags already.
+        One factor for each tag (`fatai.losses.losses.class_weights`), which makes the weights (clips, tags). Not
+        together with the loss "bce_class", which weights tags already.
     """
     added = 1 if add_threshold is None else add_threshold
     for name, value in (("keep_threshold", keep_threshold), ("add_threshold", added), ("min_prob", min_prob)):
@@ -169,7 +172,8 @@ def gold_plan_confidence(
 def kaggle_fat_soft_labels(*, positive: float = 0.8) -> Method:
     """Select every clip, with soft targets: `positive` for given tags, the rest spread evenly over the others.
 
-    The 36th place's noisy pool also holds the competition's six corrupted curated files: `load_dataset(corrupted_files="noisy")`.
+    The 36th place's noisy pool also holds the competition's six corrupted curated files:
+    `load_dataset(corrupted_files="noisy")`.
 
     Parameters
     ----------
@@ -203,10 +207,11 @@ def first_place_corrections(
     Parameters
     ----------
     corrections
-        A table of `read_corrections`, whose labels are None where a clip is removed. Those of other clips are ignored with a warning.
+        A table of `read_corrections`, whose labels are None where a clip is removed. Those of other clips are ignored
+        with a warning.
     source_weights
-        Probability of drawing from each source: a name of `MIXTURE_WEIGHTS` or a mapping. None means "auxiliary_016" without corrected
-        clips and "corr_noisy_004" with some.
+        Probability of drawing from each source: a name of `MIXTURE_WEIGHTS` or a mapping. None means "auxiliary_016"
+        without corrected clips and "corr_noisy_004" with some.
     removals
         True drops removed clips from the noisy rows; the 1st place's first model with corrected clips kept them.
     """
@@ -244,19 +249,23 @@ def _append_corrected(
 
 
 @NOISY.register(
-    "fourth_place_second_head", source="FAT2019 4th place repository (MIT): multitask learning with a noisy head; own code"
+    "fourth_place_second_head",
+    source="FAT2019 4th place repository (MIT): multitask learning with a noisy head; own code",
 )
 def fourth_place_second_head() -> Method:
-    """Select every clip with its labels as targets of a second head: columns for both heads, those of the first with weight 0.
+    """Select every clip, with its labels as targets of a second head.
 
-    Curated clips get theirs by `second_head(targ, noisy=False)`; predictions are the first half of the logits.
+    There are columns for both heads; those of the first have weight 0.     Curated clips get theirs by
+    `second_head(targ, noisy=False)`; predictions are the first half of the logits.
     """
 
     def select(data: NoisyLabelData) -> LabelSelection:
         targ, weight = second_head(data.given, noisy=True)
         heads = (*data.tags, *(f"{tag} (noisy)" for tag in data.tags))
-        options = {"targ": targ, "weight": weight, "tags": heads, "changed": False}
-        return make_selection("fourth_place_second_head", data, _all_clips(data), "as given", **options)
+        keep = _all_clips(data)
+        return make_selection(
+            "fourth_place_second_head", data, keep, "as given", targ=targ, weight=weight, tags=heads, changed=False
+        )
 
     return select
 
@@ -274,8 +283,8 @@ def fourth_place_pseudo_labels(*, power: float = 2.0, weight: float = 20.0) -> M
     power
         Above 0: 1 keeps the probabilities' ratios, 2 is the published one.
     weight
-        Sample weight of every clip. The default is what the 4th place gave the mean squared error of these targets; with a cross-entropy
-        take about 1.
+        Sample weight of every clip. The default is what the 4th place gave the mean squared error of these targets;
+        with a cross-entropy take about 1.
     """
     if not 0 < power < np.inf:
         raise OptionError(
@@ -286,8 +295,10 @@ def fourth_place_pseudo_labels(*, power: float = 2.0, weight: float = 20.0) -> M
         sharp = data.probs_for("fourth_place_pseudo_labels") ** power
         total = sharp.sum(1, keepdims=True)
         targ = np.divide(sharp, total, out=np.zeros_like(sharp), where=total > 0)
-        options = {"targ": targ, "weight": weight, "changed": True}
-        return make_selection("fourth_place_pseudo_labels", data, _all_clips(data), "pseudo-labelled", **options)
+        keep = _all_clips(data)
+        return make_selection(
+            "fourth_place_pseudo_labels", data, keep, "pseudo-labelled", targ=targ, weight=weight, changed=True
+        )
 
     return select
 
@@ -305,8 +316,8 @@ def second_head(targ: Any, *, noisy: bool) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     targ, weight
-        float32, both (clips, 2 tags). The weight is 2 in the clip's half, so that a mean over all columns is the mean over the columns of
-        its head, and 0 in the other.
+        float32, both (clips, 2 tags). The weight is 2 in the clip's half, so that a mean over all columns is the mean
+        over the columns of its head, and 0 in the other.
 
     Raises
     ------
@@ -346,7 +357,8 @@ def _resolve_weights(given: str | Mapping[str, float] | None, *, has_corrected: 
         given = MIXTURE_WEIGHTS[given]
     if given.get("corrected") and not has_corrected:
         raise DataError(
-            f"source_weights {dict(given)} draw corrected clips, but no clip is corrected: give corrections, or other weights"
+            f"source_weights {dict(given)} draw corrected clips, but no clip is corrected: give corrections, or other "
+            "weights"
         )
     return dict(given)
 

@@ -1,17 +1,20 @@
 """Pseudo-labels: the 3rd place's five modes to relabel noisy clips, and its last step.
 
-A mode is named with its parameter behind an underscore: `scoring_1000` keeps the 1000 clips whose labels agree best with the predictions;
-`fullmatch_1.2`, `relabelall_1.2`, `relabelall-replacenan_1.2` and `relabelall-merge_1.2` turn probabilities into labels by the one
-threshold that leaves 1.2 tags a clip on average. Without a parameter, the threshold leaves as many tags a clip as are given. The last step
-keeps the best clips as given and gives pseudo-labels to the rest.
+A mode is named with its parameter behind an underscore: `scoring_1000` keeps the 1000 clips whose labels agree best
+with the predictions; `fullmatch_1.2`, `relabelall_1.2`, `relabelall-replacenan_1.2` and `relabelall-merge_1.2` turn
+probabilities into labels by the one threshold that leaves 1.2 tags a clip on average. Without a parameter, the
+threshold leaves as many tags a clip as are given. The last step keeps the best clips as given and gives pseudo-labels
+to the rest.
 
 Where the published tool leaves a choice to chance
 --------------------------------------------------
-- Most good clips agree with the predictions perfectly, so that the best K are selected among equals by an unstable sort. Here clips of
-  equal agreement are ordered by their mean binary log loss, then by name.
-- Two thresholds may come equally close to the wanted number of tags, one above and one below it; the lower threshold is taken.
+- Most good clips agree with the predictions perfectly, so that the best K are selected among equals by an unstable
+  sort. Here clips of equal agreement are ordered by their mean binary log loss, then by name.
+- Two thresholds may come equally close to the wanted number of tags, one above and one below it; the lower threshold is
+  taken.
 - Its tables are sorted by name before labels are written by position; rows are matched by name here.
-- Despite its name, replacenan fills nothing in: like relabelall it replaces labels and drops clips that are left without any.
+- Despite its name, replacenan fills nothing in: like relabelall it replaces labels and drops clips that are left
+  without any.
 """
 
 from __future__ import annotations
@@ -116,15 +119,16 @@ def mean_log_loss(probs: np.ndarray, given: np.ndarray) -> np.ndarray:
 
 
 def sort_clips(data: NoisyLabelData, *keys: np.ndarray) -> np.ndarray:
-    """Return the positions of the clips, (clips,), in rising order of the first of `keys`, each (clips,); ties by the next, at last by name."""
+    """Return the positions of the clips, (clips,), sorted by `keys`, each (clips,), in this order, at last by name."""
     return np.lexsort((np.array(data.fnames, dtype=str), *reversed(keys)))
 
 
 @NOISY.register("scoring", source=_SOURCE)
 def scoring(*, k: int = 1000) -> Method:
-    """Select the `k` clips whose given labels rank highest in the predictions (`label_ranking_agreement`), labels as given.
+    """Select the `k` clips whose given labels rank highest in the predictions, labels as given.
 
-    Equal clips are ordered by mean log loss, then by name. A clip without labels agrees perfectly, as published.
+    The rank is that of `label_ranking_agreement`.     Equal clips are ordered by mean log loss, then by name. A clip
+    without labels agrees perfectly, as published.
 
     Parameters
     ----------
@@ -163,7 +167,7 @@ def fullmatch(*, cardinality: float | None = None) -> Method:
 
 @NOISY.register("relabelall", source=_SOURCE)
 def relabelall(*, cardinality: float | None = None) -> Method:
-    """Replace the given labels by the predicted ones; clips without any are dropped. `cardinality` as in `fullmatch`."""
+    """Replace given by predicted labels; clips without any are dropped. `cardinality` is as in `fullmatch`."""
     return _replace_labels("relabelall", cardinality)
 
 
@@ -191,9 +195,10 @@ def relabelall_merge(*, cardinality: float | None = None) -> Method:
     source="FAT2019 3rd place: after 5,000 clips with their own labels the rest is pseudo-labelled; own code",
 )
 def third_place_pseudo_labels(*, k: int = 5000, cardinality: float | None = None) -> Method:
-    """Keep the best `k` clips with their given labels, and pseudo-label the others; those without any label are dropped.
+    """Keep the best `k` clips with their given labels, and pseudo-label the others.
 
-    The threshold is found over all clips. It is the last step of `fatai.noisy_labels.curriculum.noisy_curriculum`.
+    Clips without any predicted label are dropped.     The threshold is found over all clips. It is the last step of
+    `fatai.noisy_labels.curriculum.noisy_curriculum`.
 
     Parameters
     ----------
@@ -228,8 +233,9 @@ def with_parameter(name: str) -> Method:
     try:
         value = int(text) if is_count else float(text)
     except ValueError:
-        example = "a whole number of clips, such as scoring_1000" if is_count else f"a mean number of tags a clip, such as {mode}_1.2"
-        raise OptionError(f"the mode {name!r} ends in {text!r}; expected {example}") from None
+        kind = "a whole number of clips" if is_count else "a mean number of tags a clip"
+        example = "scoring_1000" if is_count else f"{mode}_1.2"
+        raise OptionError(f"the mode {name!r} ends in {text!r}; expected {kind}, such as {example}") from None
     return NOISY.build(mode, **{"k" if is_count else "cardinality": value})
 
 
@@ -275,5 +281,6 @@ def _predict_labels(data: NoisyLabelData, cardinality: float | None, name: str) 
 def _check_cardinality(cardinality: float | None) -> None:
     if cardinality is not None and not 0 < cardinality < np.inf:
         raise OptionError(
-            f"cardinality is {cardinality}; expected the wanted mean number of tags a clip, above 0 (curated clips: 1.158)"
+            f"cardinality is {cardinality}; expected the wanted mean number of tags a clip, above 0 (curated clips: "
+            "1.158)"
         )

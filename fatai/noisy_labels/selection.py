@@ -1,13 +1,13 @@
 """Noisy clips with out-of-fold predictions, and the subset that a method selects.
 
-Conventions: `given` and `probs` are (clips, tags), rows identified by `fnames`, columns by `tags`. Rows of tables and of probabilities are
-matched by name, never by position: a file of predictions in another order than the labels gives the same result. A method of `NOISY` maps
-a `NoisyLabelData` to a `LabelSelection`; nothing is changed in place, nothing is random, and ties are broken by name, so the order of rows
-has no influence.
+Conventions: `given` and `probs` are (clips, tags), rows identified by `fnames`, columns by `tags`. Rows of tables and
+of probabilities are matched by name, never by position: a file of predictions in another order than the labels gives
+the same result. A method of `NOISY` maps a `NoisyLabelData` to a `LabelSelection`; nothing is changed in place, nothing
+is random, and ties are broken by name, so the order of rows has no influence.
 
-A model that was trained on a clip has learned its label, right or wrong, so its predictions say nothing about the label.
-`attach_predictions` refuses such predictions if it is given the names of the training clips; `out_of_fold_mean` averages those of several
-models without them.
+A model that was trained on a clip has learned its label, right or wrong, so its predictions say nothing about the
+label. `attach_predictions` refuses such predictions if it is given the names of the training clips; `out_of_fold_mean`
+averages those of several models without them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class NoisyLabelData:
     probs
         float64, shape (clips, tags), within [0, 1]; None without predictions.
     out_of_fold
-        True if the caller has declared that no row comes from a model that was trained on its clip, although models were trained on some
-        of the clips.
+        True if the caller has declared that no row comes from a model that was trained on its clip, although models
+        were trained on some of the clips.
     """
 
     fnames: tuple[str, ...]
@@ -56,7 +56,8 @@ class NoisyLabelData:
         """Return the probabilities, (clips, tags), that `method` needs; an `OptionError` if there are none."""
         if self.probs is None:
             raise OptionError(
-                f"{method} needs probabilities of the clips; give probs and fnames, of models that were not trained on them"
+                f"{method} needs probabilities of the clips; give probs and fnames, of models that were not trained "
+                "on them"
             )
         return self.probs
 
@@ -76,12 +77,14 @@ class LabelSelection:
     targ
         float32, shape (selected, tags), read-only: 0 and 1, or soft targets within [0, 1].
     weight
-        float32, read-only, shape (selected,), or (selected, tags) where a method weights tags: the sample weights of a loss.
+        float32, read-only, shape (selected,), or (selected, tags) where a method weights tags: the sample weights of a
+        loss.
     source
-        "noisy" or "corrected" for each row, as for `fatai.data.samplers.MixtureSampler`. Only the former are noisy to a loss.
+        "noisy" or "corrected" for each row, as for `fatai.data.samplers.MixtureSampler`. Only the former are noisy to a
+        loss.
     clips
-        The outcome for every clip: `fname`, `kept`, `changed` (True if its labels are not those given), `score` (by which the method
-        ranked; NaN where it didn't) and `reason`.
+        The outcome for every clip: `fname`, `kept`, `changed` (True if its labels are not those given), `score` (by
+        which the method ranked; NaN where it didn't) and `reason`.
     source_weights
         Probability of drawing from each source, "curated" among them, if the method sets it.
     """
@@ -117,14 +120,16 @@ class LabelSelection:
         """The tags of each row, in the order of `tags`; an `OptionError` for soft targets."""
         if self.is_soft:
             raise OptionError(
-                f"{self.method} gives soft targets, which lists of labels cannot express: train on targ, or choose another method"
+                f"{self.method} gives soft targets, which lists of labels cannot express: train on targ, or choose "
+                "another method"
             )
         return [[self.tags[k] for k in np.flatnonzero(row)] for row in self.targ]
 
     @property
     def table(self) -> pd.DataFrame:
-        """The rows as a table of labels: `fname`, `labels` (lists), `source`, `noisy`, and `weight` unless tags are weighted.
+        """The rows as a table of labels.
 
+        Columns `fname`, `labels` (lists), `source`, `noisy`, and `weight` unless tags are weighted.
         `fatai.callbacks.sample_weights.SampleWeights` reads weights and flags from loaders made of it.
         """
         columns: dict[str, Any] = {
@@ -142,11 +147,11 @@ class LabelSelection:
 
     @property
     def targets_by_fname(self) -> dict[str, np.ndarray]:
-        """Clip to its row of `targ`, (tags,), for targets that lists of labels cannot express; of a clip with two rows the corrected one."""
+        """Clip to its row of `targ`, (tags,), for soft targets; of a clip with two rows the corrected one."""
         return dict(zip(self.fnames, self.targ, strict=True))
 
     def scale_weights(self, factor: float) -> LabelSelection:
-        """Return the selection with every weight multiplied by `factor`, at least 0: lower it in stages that trust noisy clips less."""
+        """Return the selection with every weight multiplied by `factor`, at least 0."""
         if not 0 <= factor < np.inf:
             raise OptionError(f"factor is {factor}; expected a number of at least 0")
         return replace(self, weight=_read_only(self.weight * factor))
@@ -157,8 +162,9 @@ class LabelSelection:
         Parameters
         ----------
         split
-            "all" (every fold gets all), "own" (3rd place: the k-th part) or "others" (4th place: all but the k-th part), as in
-            `fatai.data.folds.noisy_fold_masks`. The clips are split sorted by name; rows of one clip stay together.
+            "all" (every fold gets all), "own" (3rd place: the k-th part) or "others" (4th place: all but the k-th
+            part), as in `fatai.data.folds.noisy_fold_masks`. The clips are split sorted by name; rows of one clip stay
+            together.
         n
             Number of folds.
         seed
@@ -210,7 +216,8 @@ def attach_predictions(
     fnames
         The clip of each row of `probs`, in any order; clips that are not in `table` are left out.
     trained_on
-        Names of the clips that the models behind `probs` were trained on. None of the table's may be among them, unless `out_of_fold`.
+        Names of the clips that the models behind `probs` were trained on. None of the table's may be among them, unless
+        `out_of_fold`.
     out_of_fold
         True if every row comes only from models that were not trained on its clip, as rows of `out_of_fold_mean` do.
 
@@ -261,13 +268,13 @@ def _given_labels(names: tuple[str, ...], cells: pd.Series, tags: tuple[str, ...
 
 
 def check_no_leakage(fnames: Iterable[str], trained_on: Iterable[str], *, out_of_fold: bool) -> None:
-    """Raise `DataError` if predicted clips are among the training clips, unless the rows are declared to be out of fold."""
+    """Raise `DataError` if predicted clips are among the training clips, unless rows are declared out of fold."""
     training_clips = set(trained_on)
     leaked = [] if out_of_fold else [name for name in fnames if name in training_clips]
     if leaked:
         raise DataError(
-            f"the models were trained on {_name_some(leaked)}, so their predictions cannot reveal wrong labels: predict each clip by "
-            "the folds that left it out (out_of_fold_mean) and pass out_of_fold=True"
+            f"the models were trained on {_name_some(leaked)}, so their predictions cannot reveal wrong labels: "
+            "predict each clip by the folds that left it out (out_of_fold_mean) and pass out_of_fold=True"
         )
 
 
@@ -302,8 +309,8 @@ def out_of_fold_mean(probs: Any, fnames: Sequence[str], trained_on: Sequence[Col
     probs = np.asarray(probs, dtype=np.float64)
     if probs.ndim != 3 or probs.shape[:2] != (len(trained_on), len(fnames)):
         raise ShapeError(
-            f"probs has shape {probs.shape}; expected (models, clips, tags) with {len(trained_on)} models and {len(fnames)} "
-            "clips, one for each entry of trained_on and of fnames"
+            f"probs has shape {probs.shape}; expected (models, clips, tags) with {len(trained_on)} models and "
+            f"{len(fnames)} clips, one for each entry of trained_on and of fnames"
         )
     unseen = np.array([[name not in names for name in fnames] for names in map(set, trained_on)], dtype=bool)
     unseen = unseen.reshape(probs.shape[:2])
@@ -311,8 +318,8 @@ def out_of_fold_mean(probs: Any, fnames: Sequence[str], trained_on: Sequence[Col
     if not n_models.all():
         seen_by_all = [name for name, n in zip(fnames, n_models, strict=True) if not n]
         raise DataError(
-            f"every model was trained on {_name_some(seen_by_all)}; split such clips over the folds (split='own' or 'others'), so "
-            "that some models leave them out"
+            f"every model was trained on {_name_some(seen_by_all)}; split such clips over the folds (split='own' or "
+            "'others'), so that some models leave them out"
         )
     return np.where(unseen[..., None], probs, 0).sum(0) / n_models[:, None]
 
@@ -386,15 +393,16 @@ def check_probs(probs: Any, fnames: Sequence[str], tags: Sequence[str]) -> np.nd
     probs = np.asarray(probs.detach().cpu() if hasattr(probs, "detach") else probs, dtype=np.float64)
     if probs.shape != (len(fnames), len(tags)):
         raise ShapeError(
-            f"probs has shape {probs.shape}; expected {(len(fnames), len(tags))}: a row for each fname, a column for each tag"
+            f"probs has shape {probs.shape}; expected {(len(fnames), len(tags))}: a row for each fname, a column for "
+            "each tag"
         )
     _check_unique(fnames, "fnames")
     invalid = ~((probs >= 0) & (probs <= 1))  # written so that NaN is invalid too
     if invalid.any():
         clip, tag = np.argwhere(invalid)[0]
         raise DataError(
-            f"probs holds {probs[clip, tag]} for {fnames[clip]}, tag {tags[tag]}; expected numbers within [0, 1]: take the "
-            "sigmoid of logits first, and leave out clips that no fold predicted"
+            f"probs holds {probs[clip, tag]} for {fnames[clip]}, tag {tags[tag]}; expected numbers within [0, 1]: "
+            "take the sigmoid of logits first, and leave out clips that no fold predicted"
         )
     return probs
 
@@ -406,7 +414,8 @@ def _match_rows(names: tuple[str, ...], tags: tuple[str, ...], probs: Any, fname
     missing = [name for name in names if name not in row]
     if missing:
         raise DataError(
-            f"there are no probabilities of {_name_some(missing)}; predict every clip of the table, or leave these out of it"
+            f"there are no probabilities of {_name_some(missing)}; predict every clip of the table, or leave these "
+            "out of it"
         )
     return probs[[row[name] for name in names]]
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fatai.augment.base import (
@@ -23,17 +24,17 @@ from fatai.augment.base import (
     draw_uniform,
     set_augmentation,
 )
-from fatai.augment.spec_augment import SpecAugment
-from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.item import ItemAugmentations
-from fatai.augment.spec import TimeReverse
-from fatai.augment.wave import ChunkShuffle, Gain, SpeedPerturb
+from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.show import augmented, show_augs
+from fatai.augment.spec import TimeReverse
+from fatai.augment.spec_augment import SpecAugment
+from fatai.augment.wave import ChunkShuffle, Gain, SpeedPerturb
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import DataError, OptionError
-from fatai.registry import AUGMENTATIONS, FRONT_ENDS, LOSSES, MIXERS
 from fatai.inference.learner import fat_learner
+from fatai.registry import AUGMENTATIONS, FRONT_ENDS, LOSSES, MIXERS
 
 
 def loaders(sample, **options):
@@ -134,7 +135,8 @@ def test_power_changes_follow_wave_changes(dls):
     log = seen(
         dls, Gain(gain_db=(-20.0, -20.0), p=1.0), AUGMENTATIONS.build("spec_augment_fourth_place", p=1.0, freq=(30, 31))
     )
-    # Only the first batches are of the same crops: the draws of the changes move on the generator that crops the second.
+    # Only the first batches are of the same crops: the draws of the changes move on the generator that crops the
+    # second.
     spec, before = log.train[0], seen(dls).train[0]
     floor, floor_before = (x.amin((2, 3), keepdim=True) for x in (spec, before))
     assert (spec == floor).all(3).any(2).all()
@@ -156,7 +158,8 @@ def test_lighting_knows_pictures(sample):
     dls = loaders(sample, front_end=FRONT_ENDS.build("ninth", normalize="image").settings, channels="imagenet")
     got, before = seen(dls, AUGMENTATIONS.build("brightness_contrast", p_lighting=1.0)).train[0], seen(dls).train[0]
     pixels, plain_pixels = (x[:, 0] * 0.229 + 0.485 for x in (got, before))
-    # Black and white stay, and all three channels show the same picture: the light is on the pixels, not on each channel's range.
+    # Black and white stay, and all three channels show the same picture: the light is on the pixels, not on each
+    # channel's range.
     assert pixels.min() > -1e-5 and pixels.max() < 1 + 1e-5 and not torch.allclose(pixels, plain_pixels, atol=1e-3)
     torch.testing.assert_close(got[:, 2] * 0.225 + 0.406, pixels, atol=1e-5, rtol=0)
 

@@ -6,22 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fatai.augment.spec_augment import Bands
+from fatai.audio.channels import ImageNet
+from fatai.augment.base import SpecAugmentation
 from fatai.augment.spec import (
     Boxes,
-    RandomTimeCrop,
-    TimeReverse,
     BrightnessContrast,
     RandomResizedCrop,
+    RandomTimeCrop,
+    TimeReverse,
     TimeWarp,
     brightness_contrast,
     resized_crop,
     time_warp,
 )
+from fatai.augment.spec_augment import Bands
 from fatai.errors import OptionError, ShapeError
-from fatai.augment.base import SpecAugmentation
 from fatai.registry import AUGMENTATIONS
-from fatai.audio.channels import ImageNet
 
 ON_SPEC = [name for name in AUGMENTATIONS.names() if isinstance(AUGMENTATIONS.build(name), SpecAugmentation)]
 

@@ -6,7 +6,8 @@ import librosa
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.signal import lfilter
 
 from fatai.augment import functional_wave
@@ -23,8 +24,8 @@ from fatai.augment.wave import (
     Shift,
     SpeedPerturb,
     TimeStretch,
-    WaveChain,
     WaveAugmentation,
+    WaveChain,
 )
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import AUGMENTATIONS
@@ -227,7 +228,8 @@ def test_more_reverberance_rings_longer_and_a_smaller_room_answers_sooner():
 def test_echoes_have_the_closed_forms_impulse_responses():
     click = np.zeros(60)
     click[0] = 1.0
-    # z^-7 / (1 - 0.8 z^-7 0.7 / (1 - 0.3 z^-1)), and (-1 + 1.5 z^-5) / (1 - 0.5 z^-5), as fractions of polynomials for scipy.
+    # z^-7 / (1 - 0.8 z^-7 0.7 / (1 - 0.3 z^-1)), and (-1 + 1.5 z^-5) / (1 - 0.5 z^-5), as fractions of polynomials for
+    # scipy.
     top, bottom = np.zeros(9), np.zeros(8)
     top[7], top[8] = 1.0, -0.3
     bottom[0], bottom[1], bottom[7] = 1.0, -0.3, -0.8 * 0.7

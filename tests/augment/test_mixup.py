@@ -3,18 +3,16 @@
 import math
 import warnings
 
-import numpy as np
 import fastai.callback.all  # noqa: F401 - lr_find and no_bar are patched into the learner
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fatai.augment.spec_augment import SpecAugment
-from fatai.augment.mixup_base import Mixer
-from fatai.augment.mixup import BetweenClass, LinearMixUp, OneOfMixers, MixUpOr, SigmoidConcat
 from fatai.augment.functional_mixup import (
     between_class,
     concat_sigmoid,
@@ -24,6 +22,9 @@ from fatai.augment.functional_mixup import (
     mix_linear,
     mix_or,
 )
+from fatai.augment.mixup import BetweenClass, LinearMixUp, MixUpOr, OneOfMixers, SigmoidConcat
+from fatai.augment.mixup_base import Mixer
+from fatai.augment.spec_augment import SpecAugment
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import OptionError, ShapeError
@@ -69,7 +70,8 @@ def test_clips_of_the_same_length_are_averaged():
     assert torch.equal(mix_or(x, other, torch.tensor([0.6]), torch.tensor([0.3]), overwrite=True)[0], mixed)
 
 
-# A clip of two samples in a batch of six, in a clip of four: 0.6 of the longer, 0.4 of the shorter, whose own place is among 0, 1 and 2.
+# A clip of two samples in a batch of six, in a clip of four: 0.6 of the longer, 0.4 of the shorter, whose own place is
+# among 0, 1 and 2.
 LONG, SHORT = torch.tensor([[0.0, 10.0, 10.0, 10.0, 10.0, 0.0]]), torch.tensor([[0.0, 0.0, 5.0, 5.0, 0.0, 0.0]])
 
 
@@ -158,7 +160,8 @@ def test_shape_dtype_labels_and_input(name, domain):
 
 @pytest.mark.parametrize("name", ANYWHERE)
 def test_mixed_values_stay_between_those_of_the_two_clips(name):
-    # Of log spectrograms every mixture is a weighted mean; of waves between-class mixing is not, since it keeps the energy.
+    # Of log spectrograms every mixture is a weighted mean; of waves between-class mixing is not, since it keeps the
+    # energy.
     x, targ = batch_of("log")
     done = built(name, p=1.0).augment(x, targ, generator=generator(4))
     assert done.x.amax() <= x.amax() + 1e-5 and done.x.amin() >= x.amin() - 1e-5
@@ -288,7 +291,7 @@ def test_neighbours_are_mixed_into_half_a_batch():
 
 def test_the_first_places_mixer_takes_three_of_five_one_after_the_other():
     drawn = MIXERS.build("mixer_first_place").draw(20000, generator())
-    assert float((drawn.index == 0).double().mean()) == pytest.approx(0.6, abs=0.02)
+    assert float((drawn.choice == 0).double().mean()) == pytest.approx(0.6, abs=0.02)
 
 
 def test_one_of_several_is_each_where_it_was_drawn():
@@ -298,11 +301,11 @@ def test_one_of_several_is_each_where_it_was_drawn():
     g = generator(3)
     pairs = mixer.draw_pairs(40, g)
     drawn = mixer.draw(40, g)
-    rows = (drawn.index == 0) & pairs.mixed
+    rows = (drawn.choice == 0) & pairs.mixed
     expected = concat_sigmoid(x, x[pairs.partners], drawn.drawn[0].steepness)
     assert rows.sum() > 5 and torch.equal(done.x[rows], expected[rows])
     assert torch.equal(done.targ[rows], torch.maximum(targ, targ[pairs.partners])[rows])
-    rows = (drawn.index == 1) & pairs.mixed
+    rows = (drawn.choice == 1) & pairs.mixed
     assert torch.equal(done.x[rows], mix_linear(x, x[pairs.partners], drawn.drawn[1].lam)[rows])
 
 
@@ -473,9 +476,9 @@ def test_partners_come_from_the_whole_training_set(dls):
 
     fit(dls, Spy(partner="dataset", per="clip"))
     learn, log = fit(dls)
-    own = torch.cat([x for x, _, _ in log.train])
+    clips = torch.cat([x for x, _, _ in log.train])
     partners = torch.cat(seen)
-    assert partners.shape == own.shape
+    assert partners.shape == clips.shape
     # Of 24 clips drawn with replacement some come twice, and none is the clip's own crop.
     assert not any(torch.equal(a, b) for a, b in zip(partners, clips, strict=True))
 

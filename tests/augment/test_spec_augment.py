@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fatai.augment.spec_augment import FILLS, Bands, Masks, MaskSettings, SpecAugment, mask_spec
 from fatai.errors import OptionError

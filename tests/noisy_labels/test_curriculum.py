@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from fatai.errors import DataError, OptionError
-from fatai.noisy_labels.selection import attach_predictions
 from fatai.noisy_labels.curriculum import gold_plan_stages, noisy_curriculum, suggest_loss
+from fatai.noisy_labels.selection import attach_predictions
 
 TAGS = ["Bark", "Meow"]
 TABLE = pd.DataFrame({"fname": [f"{i}.wav" for i in range(6)], "labels": ["Bark"] * 3 + ["Meow"] * 3})

@@ -3,17 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import label_ranking_average_precision_score, log_loss
 
 from fatai.errors import OptionError, UnknownNameError
-from fatai.registry import NOISY
+from fatai.noisy_labels.pseudo_labels import cardinality_threshold, label_ranking_agreement, mean_log_loss
 from fatai.noisy_labels.selection import attach_predictions
-from fatai.noisy_labels.pseudo_labels import label_ranking_agreement, cardinality_threshold, mean_log_loss
+from fatai.registry import NOISY
 
 TAGS = ["Bark", "Meow", "Purr"]
-# Not in the order of the names, and the probabilities in yet another one: what 5 modes got wrong when labels went by position.
+# Not in the order of the names, and the probabilities in yet another one: what 5 modes got wrong when labels went by
+# position.
 TABLE = pd.DataFrame({"fname": ["d.wav", "b.wav", "c.wav", "a.wav"], "labels": ["Bark", "Meow", "Bark,Purr", "Purr"]})
 PREDICTED = {"a.wav": [0.1, 0.2, 0.3], "b.wav": [0.6, 0.3, 0.1], "c.wav": [0.7, 0.2, 0.8], "d.wav": [0.9, 0.1, 0.2]}
 JUDGED = attach_predictions(TABLE, TAGS, list(PREDICTED.values()), list(PREDICTED))
@@ -71,7 +73,8 @@ def test_third_keeps_the_best_as_given_and_pseudo_labels_the_rest():
 
 
 def test_without_a_parameter_the_threshold_leaves_as_many_tags_as_are_given():
-    # 5 given labels over 4 clips; 0.3 is there twice, so 4 or 6 lie above, equally far from 5: the lower threshold, 6, is taken.
+    # 5 given labels over 4 clips; 0.3 is there twice, so 4 or 6 lie above, equally far from 5: the lower threshold, 6,
+    # is taken.
     assert kept("relabelall")["a.wav"] == ["Purr"] and kept("relabelall")["b.wav"] == ["Bark", "Meow"]
     assert kept("relabelall") == kept("relabelall", cardinality=1.25) == kept("relabelall_1.25")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from sklearn.model_selection import KFold
 
-from fatai.errors import DataError, LabelError, OptionError, ShapeError
-from fatai.registry import NOISY
-from fatai.noisy_labels.selection import attach_predictions, out_of_fold_mean
 from fatai.callbacks.sample_weights import SampleWeights
+from fatai.errors import DataError, LabelError, OptionError, ShapeError
+from fatai.noisy_labels.selection import attach_predictions, out_of_fold_mean
+from fatai.registry import NOISY
 
 TAGS = ["Bark", "Meow"]
 TABLE = pd.DataFrame({"fname": ["b.wav", "a.wav"], "labels": ["Meow", ["Bark", "Meow"]]})
