@@ -177,7 +177,7 @@ def main() -> None:
         "What limits it: the networks were trained on ten tags from a hundred trimmed clips, without background alone.",
         "Background resembles the padding around short clips of dogs and sneezes, so they predict these tags where it",
         "is quiet; such an event merges with the placed one and then begins too early. A `silence_db` above the",
-        "background's peaks (some 12 dB above its mean square) corrects that; most missed tags are missed alone. Precision",
+        "background's peaks (some 12 dB above its mean square) corrects that; most missed tags are missed alone.",
         "counts every event in a clip that is not the clip's own tag.",
         "",
     ]

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Make the sample that is bundled with fatai: short real clips, two training parts and a test part, at most 4 MB.
 
-    python examples/make_sample.py --audio ESC10/audio --csv ESC10/esc10.csv --out fatai/data/sample
+    python examples/make_sample.py --audio ESC10/audio --csv ESC10/esc10.csv --out fatai/data/datasets/sample
 
-Takes the CC0 recordings of ESC-10 only. The test part comes from the published fold 5 and the training parts from
-folds 1 to 4; clips of one recording share a fold there, so no recording is on both sides. The same arguments and the same
-libsndfile give the same bytes. It takes ten seconds on one core.
+Uses only the CC0 recordings of ESC-10. The test part comes from the published fold 5 and the training parts from folds
+1 to 4; all clips of a recording are in one fold, so no recording is in both. The same arguments and the same libsndfile
+give the same bytes. It takes ten seconds on one core.
 """
 
 from __future__ import annotations
@@ -26,26 +26,30 @@ from scipy.signal import butter, sosfilt
 SR = 44100
 BLOCK = SR // 20
 TEST_FOLD = "5"
-# libsndfile's scale: 0 is Vorbis quality 10, 1 is quality 0. At 0.7 (about 60 kbit/s) the whole sample stays well below its 4 MB.
+# libsndfile's scale: 0 is Vorbis quality 10, 1 is quality 0. At 0.7 (about 60 kbit/s) the whole sample stays well below
+# its 4 MB.
 COMPRESSION = 0.7
 README = """# The bundled sample
 
-{n_curated} curated, {n_noisy} noisy and {n_test} test clips of 10 kinds of sound, in the layout of Freesound Audio Tagging 2019:
-44.1 kHz, mono, Ogg Vorbis, {minutes:.1f} minutes in all. `fatai.data.datasets.fat2019.fat_sample()` returns this folder.
+{n_curated} curated, {n_noisy} noisy and {n_test} test clips of 10 kinds of sound, in the layout of Freesound Audio
+Tagging 2019: 44.1 kHz, mono, Ogg Vorbis, {minutes:.1f} minutes in all. `fatai.data.datasets.fat2019.fat_sample()`
+returns this folder.
 
-Every clip is a stretch of one or two of the {n_recordings} CC0 recordings of ESC-10 (K. J. Piczak, "ESC: Dataset for Environmental
-Sound Classification", ACM Multimedia 2015, doi 10.1145/2733373.2806390), around a loud moment. CC0 waives all rights; the authors
-are named all the same: `attribution.csv` lists each recording with its title, author, licence, address, and the files made from it.
+Every clip is cut from one or two of the {n_recordings} CC0 recordings of ESC-10 (K. J. Piczak, "ESC: Dataset for
+Environmental Sound Classification", ACM Multimedia 2015, doi 10.1145/2733373.2806390), around a loud moment. CC0
+waives all rights; `attribution.csv` still lists each recording with its title, author, license, address, and the
+files made from it.
 
-| place | what it is |
+| path | content |
 |---|---|
-| `train_curated/`, `train_curated.csv` | right labels; about one clip in six carries two tags |
-| `train_noisy/`, `train_noisy.csv` | worse recordings; about four labels in ten are wrong, one too many or one too few |
-| `test/`, `sample_submission.csv` | clips from other recordings than the two training parts (the published fold 5) |
-| `truth/` | the true labels of the test and the noisy part: for scoring only, nothing in fatai's loaders looks here |
+| `train_curated/`, `train_curated.csv` | correct labels; about one clip in six has two tags |
+| `train_noisy/`, `train_noisy.csv` | worse recordings; in four of ten a label is wrong, missing or added |
+| `test/`, `sample_submission.csv` | clips of other recordings than the two training parts (the published fold 5) |
+| `truth/` | the true labels of the test and the noisy part, for scoring only: no loader of fatai reads them |
 
-Several curated clips may come from one recording, and curated and noisy clips share recordings: a score over random folds of the
-curated part is optimistic. Group the folds by recording (`attribution.csv`) or trust the test part.
+Several curated clips may be cut from the same recording, and curated and noisy clips share recordings: a score over
+random folds of the curated part is optimistic. Group the folds by recording (`attribution.csv`) or use the test
+part.
 
 The script `examples/make_sample.py` of the project made this folder.
 """
@@ -53,7 +57,7 @@ The script `examples/make_sample.py` of the project made this folder.
 
 @dataclass
 class Clip:
-    """One file to be written: its sound, its true tags and the recordings (rows of the ESC-10 table) in it."""
+    """A file to be written: its sound, its true tags and the recordings (rows of the ESC-10 table) in it."""
 
     wave: np.ndarray
     labels: list[str]
@@ -64,7 +68,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Moment:
-    """A loud moment of a source clip: where its sample `peak` is, and the part [first, last) in which there is sound."""
+    """A loud moment of a source clip: its sample `peak`, and the part [first, last) that is not silent."""
 
     row: dict[str, str]
     wave: np.ndarray
@@ -74,26 +78,26 @@ class Moment:
 
 
 def block_power(wave: np.ndarray) -> np.ndarray:
-    """Energy of each 50 ms."""
+    """Return the energy of each 50 ms of a wave, shape (blocks,)."""
     return np.add.reduceat(wave.astype(np.float64) ** 2, np.arange(0, len(wave), BLOCK))
 
 
 def moments_of(row: dict[str, str], wave: np.ndarray) -> list[Moment]:
-    """The loud moments of a clip, loudest first, at least 0.8 s apart and within 20 dB of the loudest."""
+    """Return the loud moments of a clip, loudest first, at least 0.8 s apart and within 20 dB of the loudest."""
     power = block_power(wave)
-    loudest, left = power.max(), power.copy()
-    heard = np.flatnonzero(power > loudest * 1e-5)
-    first, last = int(heard[0]) * BLOCK, min(len(wave), (int(heard[-1]) + 1) * BLOCK)
+    loudest, remaining = power.max(), power.copy()
+    audible = np.flatnonzero(power > loudest * 1e-5)
+    first, last = int(audible[0]) * BLOCK, min(len(wave), (int(audible[-1]) + 1) * BLOCK)
     found = []
-    while left.max() > loudest * 1e-2:
-        at = int(left.argmax())
-        left[max(0, at - 16):at + 17] = 0
-        found.append(Moment(row, wave, at * BLOCK, first, last))
+    while remaining.max() > loudest * 1e-2:
+        block = int(remaining.argmax())
+        remaining[max(0, block - 16):block + 17] = 0
+        found.append(Moment(row, wave, block * BLOCK, first, last))
     return found
 
 
 def cut(moment: Moment, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """A stretch of about `seconds` with the loud moment somewhere inside, from the part of the clip that is not silent."""
+    """Return about `seconds` of the part of the clip that is not silent, with the loud moment inside."""
     n = int(min(seconds * SR, max(moment.last - moment.first, 0.5 * SR), len(moment.wave)))
     low = max(0, moment.first, moment.peak + BLOCK - n)
     high = min(moment.peak, moment.last - n)
@@ -106,7 +110,7 @@ def cut(moment: Moment, seconds: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def in_turn(moments: Sequence[Moment], rng: np.random.Generator) -> Iterator[Moment]:
-    """All moments over and over: first one of every recording, then a second one of each that has more, and so on."""
+    """Cycle over all moments: first one of every recording, then a second one of each that has more, and so on."""
     of_recording: dict[str, list[Moment]] = {}
     for k in rng.permutation(len(moments)):
         of_recording.setdefault(moments[k].row["freesound_id"], []).append(moments[k])
@@ -115,12 +119,12 @@ def in_turn(moments: Sequence[Moment], rng: np.random.Generator) -> Iterator[Mom
 
 
 def length_s(rng: np.random.Generator, low: float, high: float) -> float:
-    """Short lengths are the likelier ones."""
+    """Draw a length; short lengths are more probable."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def mixed(waves: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Two sounds one after the other, or the second laid over the first up to 6 dB softer."""
+    """Return two sounds in sequence, or the second mixed with the first, up to 6 dB softer."""
     if rng.random() < 0.5:
         gap = np.zeros(int(rng.uniform(0, 0.3) * SR), np.float32)
         return np.concatenate([waves[0], gap, waves[1]])
@@ -132,7 +136,7 @@ def mixed(waves: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
 
 
 def make_part(turns: dict[str, Iterator[Moment]], singles: int, pairs: int, rng: np.random.Generator) -> list[Clip]:
-    """`singles` clips of each tag, and `pairs` mixtures in which every tag takes part equally often."""
+    """Return `singles` clips of each tag, and `pairs` mixtures in which every tag occurs equally often."""
     tags, clips = sorted(turns), []
     for tag in tags:
         for k in range(singles):
@@ -142,7 +146,7 @@ def make_part(turns: dict[str, Iterator[Moment]], singles: int, pairs: int, rng:
             clips.append(Clip(cut(moment, seconds, rng), [tag], [moment.row]))
     while pairs > 0:
         order = [tags[k] for k in rng.permutation(len(tags))]
-        for a, b in list(zip(order[::2], order[1::2]))[:pairs]:
+        for a, b in list(zip(order[::2], order[1::2], strict=False))[:pairs]:
             moments = [next(turns[a]), next(turns[b])]
             waves = [cut(m, length_s(rng, 0.5, 1.4), rng) for m in moments]
             clips.append(Clip(mixed(waves, rng), [a, b], [m.row for m in moments]))
@@ -151,7 +155,7 @@ def make_part(turns: dict[str, Iterator[Moment]], singles: int, pairs: int, rng:
 
 
 def worsened(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A worse recording: quiet around the event, a band limit, brown noise 3 to 20 dB below the sound."""
+    """Return a worse recording: quiet around the event, a band limit, brown noise 3 to 20 dB below the sound."""
     total = max(len(wave), int(SR * rng.uniform(0.8, 1.8)))
     at = int(rng.integers(0, total - len(wave) + 1))
     wave = np.pad(wave, (at, total - len(wave) - at))
@@ -162,7 +166,7 @@ def worsened(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def mislabel(clips: list[Clip], tags: Sequence[str], rng: np.random.Generator) -> None:
-    """Spoil the given labels of about four in ten: a wrong one in place of the first, one too many, or one too few."""
+    """Corrupt the labels of about four clips in ten: a wrong one instead of the first, one too many, or one too few."""
     for clip in clips:
         clip.given, draw = list(clip.labels), rng.random()
         wrong = [t for t in tags if t not in clip.labels]
@@ -175,7 +179,7 @@ def mislabel(clips: list[Clip], tags: Sequence[str], rng: np.random.Generator) -
 
 
 def ogg_checksum(page: bytes) -> int:
-    """The CRC of an Ogg page (polynomial 0x04c11db7, most significant bit first, start 0; RFC 3533)."""
+    """Return the CRC of an Ogg page (polynomial 0x04c11db7, most significant bit first, start 0; RFC 3533)."""
     crc = 0
     for byte in page:
         crc = ((crc << 8) & 0xFFFFFFFF) ^ CRC_TABLE[(crc >> 24) ^ byte]
@@ -193,7 +197,10 @@ CRC_TABLE = [_crc_entry(byte) for byte in range(256)]
 
 
 def with_fixed_serial(data: bytes, serial: int) -> bytes:
-    """The same Ogg stream under another serial number: libsndfile draws a random one, so equal sounds would differ in bytes."""
+    """Return the same Ogg stream with another serial number.
+
+    libsndfile draws a random one, so that equal sounds would differ in bytes.
+    """
     pages, at = [], 0
     while at < len(data):
         n_segments = data[at + 26]
@@ -208,13 +215,14 @@ def with_fixed_serial(data: bytes, serial: int) -> bytes:
 
 
 def write_clip(path: Path, clip: Clip, rng: np.random.Generator) -> None:
-    """Write the sound at a level of its own, 1 to 12 dB below full scale."""
+    """Write the sound at a random level, 1 to 12 dB below full scale."""
     wave = clip.wave / max(float(np.abs(clip.wave).max()), 1e-4) * 10 ** (rng.uniform(-12, -1) / 20)
     sf.write(path, wave, SR, format="OGG", subtype="VORBIS", compression_level=COMPRESSION)
     path.write_bytes(with_fixed_serial(path.read_bytes(), serial=int(Path(clip.fname).stem, 16)))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a CSV file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, lineterminator="\n")
@@ -223,7 +231,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 
 
 def attribution(parts: dict[str, list[Clip]]) -> list[tuple[str, ...]]:
-    """One row per recording: what it is, whose it is, and what was made from it."""
+    """Return one row per recording: title, author, license and the files made from it."""
     rows: dict[str, dict[str, str]] = {}
     sources: dict[str, set[str]] = {}
     files: dict[str, set[str]] = {}
@@ -252,7 +260,7 @@ def attribution(parts: dict[str, list[Clip]]) -> list[tuple[str, ...]]:
 
 
 def read_sources(audio: Path, table: Path) -> tuple[list[Moment], list[Moment]]:
-    """The loud moments of all CC0 clips: those for training and those for the test."""
+    """Return the loud moments of all CC0 clips: those for training and those for the test."""
     train: list[Moment] = []
     test: list[Moment] = []
     with table.open(newline="", encoding="utf-8") as f:
@@ -267,12 +275,13 @@ def read_sources(audio: Path, table: Path) -> tuple[list[Moment], list[Moment]]:
 
 
 def turns_of(moments: Sequence[Moment], rng: np.random.Generator) -> dict[str, Iterator[Moment]]:
+    """Return an endless sequence of moments for each tag."""
     tags = sorted({m.row["label"] for m in moments})
     return {tag: in_turn([m for m in moments if m.row["label"] == tag], rng) for tag in tags}
 
 
 def main(audio: Path, table: Path, out: Path, seed: int = 2019) -> dict[str, list[Clip]]:
-    """Write the sample below `out`, in place of what was there; returns what was made, part by part."""
+    """Write the sample to `out`, replacing an earlier one; return the clips by part."""
     rng = np.random.default_rng(seed)
     train, test = read_sources(audio, table)
     turns = turns_of(train, rng)
@@ -286,7 +295,7 @@ def main(audio: Path, table: Path, out: Path, seed: int = 2019) -> dict[str, lis
         clip.wave = worsened(clip.wave, rng)
     mislabel(parts["train_noisy"], tags, rng)
     names = rng.choice(2**32, size=sum(map(len, parts.values())), replace=False)
-    for name, clip in zip(names, itertools.chain(*parts.values())):
+    for name, clip in zip(names, itertools.chain(*parts.values()), strict=True):
         clip.fname = f"{name:08x}.ogg"
     for part, clips in parts.items():
         shutil.rmtree(out / part, ignore_errors=True)

@@ -1,8 +1,10 @@
-"""A step of the 3rd place's ladder by hand: python examples/system_third_place_noisy.py DATA OUT.csv
+"""Learn to select noisy clips by a model's predictions: python examples/system_third_place_noisy.py DATA OUT.csv.
 
-One learns: curated clips teach a model that judges the noisy ones; those whose labels it ranks highest join the curated ones, and a new
-model begins. Without arguments it takes the bundled sounds, a sixteenth of the width and the best 20 noisy clips: 14 s on two busy cores.
-As published: width 1, 150 epochs, 6 blocks, the best 1,000 to 5,000; `--recipe third_place_noisy` climbs the whole ladder with five folds.
+A step of the curriculum of the 3rd place of Freesound Audio Tagging 2019: a model of the curated clips predicts the
+noisy ones; those whose labels it ranks highest join the curated clips, and a new model is trained. Without arguments it
+uses the bundled sounds, a sixteenth of the width and the best 20 noisy clips: 14 s on two busy cores. As published:
+width 1, 150 epochs, 6 blocks, the best 1,000 to 5,000; `--recipe third_place_noisy` runs the whole curriculum with five
+folds.
 """
 
 import sys
@@ -12,49 +14,37 @@ import pandas as pd
 
 from fatai.all import (
     FATDataLoaders,
-    select_noisy_labels,
     fat_learner,
     fat_sample,
-    quiet_unless_terminal,
     load_dataset,
+    quiet_unless_terminal,
     schedule_callback,
+    select_noisy_labels,
 )
 
-SOUND = {
-    "front_end": "third_2d",
-    "crop_s": 4,
-    "trim_db": None,
-    "pad_mode": "constant_right",
-    "bs": 16,
-    "valid_col": "is_valid",
-}
+SOUND = {"front_end": "third_2d", "crop_s": 4, "trim_db": None, "pad_mode": "constant_right", "bs": 16}
+COLUMNS = {"fn_col": "fname", "path_col": "path", "label_col": "labels", "valid_col": "is_valid"}
+NETWORK = {"width": 1 / 16, "loss_func": "lsep", "mixup": "mixup_or"}
 
 
-def main(data: Path, out: Path, width: float = 1 / 16, epochs: int = 1, best: int = 20) -> None:
-    read = load_dataset(data)
-    table, chosen = (
-        read.curated[["fname", "path", "labels"]].assign(is_valid=[i % 5 == 0 for i in range(len(read.curated))]),
-        None,
-    )
+def main(data: Path, out: Path, epochs: int = 1, n_best: int = 20) -> None:
+    """Train on curated clips, then with the best noisy clips, and write a submission."""
+    dataset = load_dataset(data)
+    table = dataset.curated.assign(is_valid=[i % 5 == 0 for i in range(len(dataset.curated))])
     for step in ("curated", "with the best noisy clips"):
-        dls = FATDataLoaders.from_df(
-            table, fn_col="fname", path_col="path", label_col="labels", vocab=read.tags, **SOUND
-        )
-        learn = quiet_unless_terminal(
-            fat_learner(dls, "cnn2d_multilevel", width=width, loss_func="lsep", mixup="mixup_or")
-        )
+        dls = FATDataLoaders.from_df(table, vocab=dataset.tags, **COLUMNS, **SOUND)
+        learn = quiet_unless_terminal(fat_learner(dls, "cnn2d_multilevel", **NETWORK))
         learn.fit(epochs, 5e-3, cbs=schedule_callback("linear_one_cycle", epochs, 5e-3))
-        print(f"{step}: {len(table)} clips, held-out lwlrap {learn.tta(how='whole').oof_score:.3f}")
-        if chosen is None:
-            judged = learn.tta(items=read.noisy, how="whole")
-            chosen = select_noisy_labels(
-                read.noisy, read.tags, "scoring", k=best, probs=judged.probs, fnames=judged.fnames
-            )
-            noisy = read.noisy[read.noisy["fname"].isin(chosen.fnames)][["fname", "path", "labels"]]
-            table = pd.concat([table, noisy.assign(is_valid=False)], ignore_index=True)
-    learn.tta(items=read.test, how="whole").to_submission(out, sample=read.sample)
+        print(f"{step}: {len(table)} clips, validation lwlrap {learn.tta(views='whole').oof_score:.3f}")
+        if step == "curated":
+            noisy, preds = dataset.noisy, learn.tta(items=dataset.noisy, views="whole")
+            scores = {"probs": preds.probs, "fnames": preds.fnames}
+            best = select_noisy_labels(noisy, dataset.tags, "scoring", k=n_best, **scores)
+            noisy = noisy[noisy["fname"].isin(best.fnames)].assign(is_valid=False)
+            table = pd.concat([table, noisy], ignore_index=True)
+    learn.tta(items=dataset.test, views="whole").to_submission(out, sample=dataset.sample)
 
 
 if __name__ == "__main__":
-    given = [Path(a) for a in sys.argv[1:]]
-    main(given[0] if given else fat_sample(), given[1] if len(given) > 1 else Path("submission.csv"))
+    paths = [Path(arg) for arg in sys.argv[1:]]
+    main(paths[0] if paths else fat_sample(), paths[1] if len(paths) > 1 else Path("submission.csv"))

@@ -1,6 +1,6 @@
-"""Train on folders of sounds, one folder a tag, and tag a file: python examples/tag_my_sounds.py FOLDER FILE
+"""Learn to train on folders of sounds, one folder per tag: python examples/tag_my_sounds.py FOLDER FILE.
 
-Without arguments it sorts some bundled sounds into folders first.
+Then the tags of FILE are predicted. Without arguments some bundled sounds are sorted into folders first.
 """
 
 import shutil
@@ -15,8 +15,8 @@ from fatai.all import FATDataLoaders, fat_learner, fat_sample, quiet_unless_term
 EPOCHS = 10
 
 
-def sorted_sample(into: Path) -> tuple[Path, Path]:
-    """The bundled clips with a single tag as one folder a tag, and a clip that is in none of them."""
+def sort_sample(into: Path) -> tuple[Path, Path]:
+    """Copy the bundled clips with a single tag to one folder per tag; return the folder and another clip."""
     sample = fat_sample()
     table = pd.read_csv(sample / "train_curated.csv")
     for fname, tag in table[~table["labels"].str.contains(",")].itertuples(index=False):
@@ -26,6 +26,7 @@ def sorted_sample(into: Path) -> tuple[Path, Path]:
 
 
 def main(folder: Path, file: Path) -> None:
+    """Train on a folder and print the tags of a file."""
     dls = FATDataLoaders.from_folder(folder, crop_s=1, bs=16, seed=0)
     learn = quiet_unless_terminal(fat_learner(dls, arch="m1", width=0.25))
     learn.fit_one_cycle(EPOCHS, 3e-3)
@@ -38,4 +39,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]), Path(sys.argv[2]))
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            main(*sorted_sample(Path(scratch)))
+            main(*sort_sample(Path(scratch)))

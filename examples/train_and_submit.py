@@ -1,6 +1,7 @@
-"""Train one model, tag the test clips, write a submission: python examples/train_and_submit.py DATA OUT.csv
+"""Learn to train a model and write a submission: python examples/train_and_submit.py DATA OUT.csv.
 
-Without arguments it takes the bundled sounds. The same as `fatai-submit run`, by hand and with a single held-out part instead of folds.
+Without arguments it uses the bundled sounds. The same as `fatai-submit run`, with a single validation set instead of
+folds.
 """
 
 import sys
@@ -12,6 +13,7 @@ EPOCHS = 10
 
 
 def main(data: Path, out: Path) -> None:
+    """Train, predict the test clips, write a submission and check it."""
     dls = FATDataLoaders.from_path(data, front_end="ninth", crop_s=1, bs=16, seed=0)
     learn = quiet_unless_terminal(fat_learner(dls, arch="m1", width=0.25))
     learn.fit_one_cycle(EPOCHS, 3e-3)
@@ -22,5 +24,5 @@ def main(data: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    given = [Path(a) for a in sys.argv[1:]]
-    main(given[0] if given else fat_sample(), given[1] if len(given) > 1 else Path("submission.csv"))
+    paths = [Path(arg) for arg in sys.argv[1:]]
+    main(paths[0] if paths else fat_sample(), paths[1] if len(paths) > 1 else Path("submission.csv"))

@@ -29,7 +29,8 @@ def test_each_published_system_has_an_example_of_15_lines_at_most():
     for system in systems:
         tree = ast.parse((ROOT / "examples" / f"system_{system}.py").read_text(encoding="utf-8"))
         main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
-        assert main.end_lineno - main.body[0].lineno + 1 <= 15, system
+        assert ast.get_docstring(main)
+        assert main.end_lineno - main.body[1].lineno + 1 <= 15, system  # body[0] is the docstring
 
 
 @pytest.mark.slow

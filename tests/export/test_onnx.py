@@ -175,7 +175,7 @@ def test_another_suffix_is_refused(tmp_path):
 
 def test_a_fold_becomes_a_model_folder(tiny_run, tmp_path, main_with, sample):
     ended = main_with("export", tiny_run.out, tmp_path / "model", "--fold", 1)
-    assert ended.returncode == 0 and "load_pretrained reads it" in ended.stdout
+    assert ended.returncode == 0 and "load it with load_pretrained" in ended.stdout
     loaded, fold = load_pretrained(tmp_path / "model"), trained_model(tiny_run.out, 1)
     assert loaded.training["fold"] == 1 and loaded.training["recipe"]["model"]["arch"] == "m1"
     items = sorted((sample / "test").iterdir())[:2]
