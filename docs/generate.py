@@ -179,19 +179,40 @@ def recipe_page(name: str) -> str:
     results = list(results_of(name))
     note = "Scaled by the rule of `small`; [the results](../results.md) describe data and method:"
     measurements = [note, "", *results]
-    return "\n".join([
-        f"# {name}", "", head, "",
-        f"- **Source:** {recipe.source}", f"- **Published:** {recipe.reference_score}",
-        f"- **Network:** `{recipe.model.arch}`, {recipe_parameters(recipe, 80):,} parameters for 80 tags",
-        f"- **Input:** {inputs}", f"- **Folds:** {recipe.folds.n}, `{recipe.folds.splitter}`", "",
-        _table(["stage", "epochs", "batch", "learning rate", "schedule", "optimizer", "loss"], stages), "",
-        "## Measured here", "", *(measurements if results else [f"{measured(name) or _NOT_MEASURED.capitalize()}."]), "",
-        "## Run it", "", "```sh",
-        f"$ fatai-submit run DATA --recipe {name} --dry-run          # stages, time and memory, without training",
-        f"$ fatai-submit run DATA --recipe {name} --out runs/{name}",
-        f"$ fatai-submit run DATA --recipe {name} --scale small --out runs/{name}_small", "```", "",
-        "## The file", "", "```toml", text.rstrip(), "```", "",
-    ])
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            head,
+            "",
+            f"- **Source:** {recipe.source}",
+            f"- **Published:** {recipe.reference_score}",
+            f"- **Network:** `{recipe.model.arch}`, {recipe_parameters(recipe, 80):,} parameters for 80 tags",
+            f"- **Input:** {inputs}",
+            f"- **Folds:** {recipe.folds.n}, `{recipe.folds.splitter}`",
+            "",
+            _table(["stage", "epochs", "batch", "learning rate", "schedule", "optimizer", "loss"], stages),
+            "",
+            "## Measured here",
+            "",
+            *(measurements if results else [f"{measured(name) or _NOT_MEASURED.capitalize()}."]),
+            "",
+            "## Run it",
+            "",
+            "```sh",
+            f"$ fatai-submit run DATA --recipe {name} --dry-run          # stages, time and memory, without training",
+            f"$ fatai-submit run DATA --recipe {name} --out runs/{name}",
+            f"$ fatai-submit run DATA --recipe {name} --scale small --out runs/{name}_small",
+            "```",
+            "",
+            "## The file",
+            "",
+            "```toml",
+            text.rstrip(),
+            "```",
+            "",
+        ]
+    )
 
 
 def results_page() -> str:

@@ -1,4 +1,4 @@
-"""Make everything, try everything, print the counts; the exit code is 1 if a promise was broken."""
+"""Run all fuzz tests and print the counts; the exit code is 1 if there is a fault."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fuzz.trial import Report, files_through_commands, sounds_through_commands
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1, help="try every so many-th file of each kind")
+    parser.add_argument("--every", type=int, default=1, help="use every N-th file of each kind")
     every, report, started = parser.parse_args().every, Report(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         run = sounds_through_commands(Path(folder), report, every=every)

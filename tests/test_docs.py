@@ -15,12 +15,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-# As shown, but in seconds: what a page's training is replaced by.
-SMALL = {"--epochs": "1", "--arch": "m1", "--width": "0.125", "--crop-s": "0.5", "--views": "2"}
+# Options that shorten the training of a page to seconds.
+SMALL = {"--epochs": "1", "--arch": "m1", "--width": "0.125", "--crop-s": "0.5", "--n-views": "2"}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """Language and text of each block of code; `console` runs, `sh` is only shown."""
+    """Language and text of each block of code; `console` blocks are run, `sh` blocks are not."""
     return re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
 
 
@@ -49,8 +49,8 @@ def generate():
 
 
 @pytest.fixture
-def a_readers_folder(tmp_path, monkeypatch, sample, tiny_run):
-    """What a reader has: data, own sounds with a table, a long recording, and a run."""
+def reader_folder(tmp_path, monkeypatch, sample, tiny_run):
+    """The files of a reader: data, sounds with a table, a long recording, and a run."""
     import soundfile as sf
 
     monkeypatch.chdir(tmp_path)
@@ -72,16 +72,16 @@ def a_readers_folder(tmp_path, monkeypatch, sample, tiny_run):
 
 
 @pytest.fixture
-def registries_as_they_were():
-    """Names that a page registers are forgotten again."""
+def restored_registries():
+    """Remove the names that a page registers."""
     from fatai.registry import FRONT_ENDS, LOSSES, MODELS
 
-    kept = []
+    entries_before = []
     for registry in (FRONT_ENDS, LOSSES, MODELS):
         registry.names()
-        kept.append((registry, dict(registry._entries)))
+        entries_before.append((registry, dict(registry._entries)))
     yield
-    for registry, entries in kept:
+    for registry, entries in entries_before:
         registry._entries = entries
 
 
@@ -93,11 +93,11 @@ def shortened(words: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING)
-def test_blocks_of_a_page_run(page, a_readers_folder, registries_as_they_were, main_with):
+def test_blocks_of_a_page_run(page, reader_folder, restored_registries, main_with):
     text = (ROOT / page).read_text(encoding="utf-8")
     if "--out runs/mine" in text or '"runs/mine")' in text and page == "CONTRIBUTING.md":
         shutil.rmtree("runs/mine")
-    names = {"__name__": "__main__", **a_readers_folder}
+    names = {"__name__": "__main__", **reader_folder}
     for language, block in blocks(page):
         if language == "python":
             shorter = re.sub(r"\b(fit(?:_one_cycle)?\()\d+", r"\g<1>1", block)
@@ -107,14 +107,16 @@ def test_blocks_of_a_page_run(page, a_readers_folder, registries_as_they_were, m
         elif language == "console":
             for line in block.splitlines():
                 words = shlex.split(line.removeprefix("$ "), comments=True)
-                assert words[0] == "fatai-submit", f"{page}: {line}: only fatai-submit runs here; show others as sh"
+                assert words[0] == "fatai-submit", (
+                    f"{page}: {line}: only fatai-submit is run; use sh for other commands"
+                )
                 ended = main_with(*shortened(words[1:]))
                 assert ended.returncode == 0, f"{page}: {line}\n{ended.stderr}"
         plt.close("all")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page, ("sh", "console"))])
-def test_commands_and_options_that_are_shown_exist(page):
+def test_commands_and_options_of_a_page_exist(page):
     from typer.main import get_command
 
     from fatai.cli import app
@@ -140,9 +142,9 @@ def test_each_way_to_add_something_takes_less_than_20_lines():
     assert all(len([line for line in text.splitlines() if line.strip()]) < 20 for text in shown)
 
 
-def test_the_readmes_table_of_recipes_is_that_of_the_recipes(generate):
+def test_the_table_of_recipes_in_the_readme_is_current(generate):
     shown = generate.README_TABLE.search((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert shown[0] == f"{shown[1]}{generate.readme_recipes()}\n{shown[2]}", "python docs/generate.py writes it anew"
+    assert shown[0] == f"{shown[1]}{generate.readme_recipes()}\n{shown[2]}", "python docs/generate.py updates it"
 
 
 def test_tables_name_everything_in_the_registries(generate):
@@ -167,7 +169,7 @@ def test_tables_name_everything_in_the_registries(generate):
         assert all(registry.source(name).replace("|", "\\|") in table for name in registry.names())
 
 
-def test_measured_results_are_read_where_they_are(generate, tmp_path, monkeypatch):
+def test_measured_results_are_read_from_the_results_folder(generate, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "RESULTS", tmp_path)
     assert generate.measured("ninth") == "" and "Not measured yet." in generate.recipe_page("ninth")
     assert "(`python -m benchmarks.esc10`): not measured yet." in generate.results_page()
@@ -190,16 +192,16 @@ def test_measured_results_are_read_where_they_are(generate, tmp_path, monkeypatc
     )
 
 
-def test_links_and_pictures_of_the_readme_are_there_and_small():
+def test_links_of_the_readme_exist_and_pictures_are_small():
     for page in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), f"{page} leads to {target}"
+            assert (ROOT / target).exists(), f"{page} links to {target}"
     for picture in (ROOT / "docs").rglob("*.png"):
         assert picture.stat().st_size <= 150_000, picture
 
 
 @pytest.mark.slow
-def test_the_site_is_built_strictly_and_asks_nobody(tmp_path):
+def test_the_site_builds_strictly_and_fetches_nothing_from_elsewhere(tmp_path):
     pytest.importorskip("mkdocs")
     made = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
@@ -215,15 +217,15 @@ def test_the_site_is_built_strictly_and_asks_nobody(tmp_path):
         "start.html",
         "recipes/ninth.html",
         "notebooks/00_start.html",
-        "reference/train.html",
+        "reference/inference.html",
     } <= pages.keys()
     assert (site / "llms.txt").is_file()
-    assert "cnn2d_multilevel" in pages["models.html"] and "fat_learner" in pages["reference/train.html"]
+    assert "cnn2d_multilevel" in pages["models.html"] and "fat_learner" in pages["reference/inference.html"]
     for name, html in pages.items():
         fetched = re.findall(r"<(?:script|img|iframe|audio|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^\"'> ]+", html)
         fetched += re.findall(
             r"<link[^>]*rel=[\"']?(?:stylesheet|preconnect|preload|icon)[^>]*href=[\"']?(?:https?:)?//[^\"'> ]+", html
         )
-        assert fetched == [], f"{name} asks for {fetched[0]}"
+        assert fetched == [], f"{name} fetches {fetched[0]}"
     for style in site.rglob("*.css"):
         assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style

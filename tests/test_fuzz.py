@@ -1,10 +1,6 @@
-"""Damaged sounds and hostile files through the commands: every file has its answer, nothing hangs, nothing strays.
-
-The tests take samples of them; `make fuzz` takes all.
-"""
+"""Fuzz tests of the commands on a sample of damaged sounds and malicious files; `make fuzz` runs all."""
 
 import pytest
-
 from fuzz.sounds import damaged_sounds
 from fuzz.trial import Report, files_through_commands, sounds_through_commands
 
@@ -15,7 +11,7 @@ def test_there_are_a_thousand_damaged_sounds_of_every_kind(sample):
 
 
 @pytest.mark.parametrize("every", [120, pytest.param(1, marks=pytest.mark.slow)])
-def test_every_damaged_sound_has_its_answer(tmp_path, every):
+def test_every_damaged_sound_has_a_result(tmp_path, every):
     report = Report()
     sounds_through_commands(tmp_path, report, every=every)
     assert not report.faults, str(report)
@@ -23,9 +19,9 @@ def test_every_damaged_sound_has_its_answer(tmp_path, every):
 
 
 @pytest.mark.slow
-def test_hostile_tables_recipes_models_runs_and_caches_end_with_a_sentence(tmp_path):
+def test_malicious_tables_recipes_models_runs_and_caches_end_with_a_sentence(tmp_path):
     report = Report()
     run = sounds_through_commands(tmp_path, Report(), every=200)
     files_through_commands(tmp_path, run, report, every=8)
     assert not report.faults, str(report)
-    assert sum(report.tried.values()) >= 100 and len(report.tried) == 7, "of every kind some"
+    assert sum(report.tried.values()) >= 100 and len(report.tried) == 7, "some of every kind"

@@ -1,5 +1,5 @@
-"""Damaged sounds and hostile files through the commands; `make fuzz` makes them, feeds them to the commands and prints the counts.
+"""Fuzz tests of the commands with damaged sounds and malicious files; `make fuzz` runs all and prints the counts.
 
-`sounds` damages real clips, `texts` and `models` make tables, settings and model folders of people who do not mean
-well, `watched` runs commands in a process whose every step outside of its folder is seen, `trial` puts them together.
+`sounds` damages real clips, `texts` and `models` make malicious tables, recipes and model folders, `sandbox` runs
+commands in a process that records every access outside of its folder, `trial` combines them.
 """

@@ -1,4 +1,4 @@
-"""Damaged sounds, made of real clips: what a broken disk, a cut download, an odd recorder or a stranger leaves in a folder of sounds."""
+"""Damaged sounds made of real clips: truncated, corrupted, mislabelled, badly named, or no sounds at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-__all__ = ["Damaged", "damaged_sounds", "put"]
+__all__ = ["Damaged", "damaged_sounds", "create"]
 
 # Format, subtype, rate, name, and how many bytes from the start count as header.
 _CONTAINERS = [
@@ -30,7 +30,7 @@ _TEN_HOURS_S = 36_000
 
 
 class Damaged(NamedTuple):
-    """A file to be: what was done to it, its name in bytes, and its content or what makes it at a path."""
+    """A damaged file: kind of damage, name in bytes, and content or a function that creates it at a path."""
 
     kind: str
     name: bytes
@@ -38,7 +38,7 @@ class Damaged(NamedTuple):
 
 
 def damaged_sounds(clips: list[Path], seed: int = 2019) -> Iterator[Damaged]:
-    """Every damage, each name once; the same for the same clips and seed, but for the numbers that encoders give to Ogg streams."""
+    """Yield every damaged file, each name once; deterministic except for the serial numbers of Ogg streams."""
     draw = random.Random(seed)
     for number, (format_, subtype, sr, suffix, header) in enumerate(_CONTAINERS):
         whole = encoded(_samples(clips[number % len(clips)], sr), sr, format_, subtype)
@@ -65,7 +65,7 @@ def damaged_sounds(clips: list[Path], seed: int = 2019) -> Iterator[Damaged]:
     yield from _odd_values(samples)
     yield from _odd_names(encoded(samples, 44100, "WAV", "PCM_16"))
     yield from _not_sound()
-    yield from _odd_places()
+    yield from _not_files()
 
 
 def encoded(samples: np.ndarray, sr: int, format_: str, subtype: str) -> bytes:
@@ -242,7 +242,7 @@ def _not_sound() -> Iterator[Damaged]:
             yield Damaged("not sound", f"{name}.{suffix}".encode(), content)
 
 
-def _odd_places() -> Iterator[Damaged]:
+def _not_files() -> Iterator[Damaged]:
     def bound(path: str) -> None:
         with socket.socket(socket.AF_UNIX) as s:
             here = os.getcwd()
@@ -262,8 +262,8 @@ def _odd_places() -> Iterator[Damaged]:
     yield Damaged("no file", b"socket.wav", bound)
 
 
-def put(damaged: Damaged, folder: Path) -> None:
-    """Make the file in a folder."""
+def create(damaged: Damaged, folder: Path) -> None:
+    """Create the file in a folder."""
     path = os.path.join(os.fsencode(folder), damaged.name)
     if callable(damaged.content):
         damaged.content(os.fsdecode(path))

@@ -1,4 +1,4 @@
-"""Tables and recipes of people who do not mean well: bytes by what is wrong with them."""
+"""Malicious or malformed tables and recipes, by their fault."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["recipes", "tables"]
 
 
 def tables(header: str, row: str, *, labels: bool) -> dict[str, bytes]:
-    """Tables that begin as `header` and `row` say; with `labels` the second cell holds tags."""
+    """Return tables that begin with `header` and `row`; with `labels` the second cell holds tags."""
     good = f"{header}\n{row}\n"
     name, _, rest = row.partition(",")
     made = {
@@ -33,7 +33,7 @@ def tables(header: str, row: str, *, labels: bool) -> dict[str, bytes]:
         "tabs": good.replace(",", "\t"),
         "a formula": f"{header}\n=cmd|'/c calc'!A1,{rest}\n",
         "ragged rows": f"{header}\n{row},x,y\n{name}\n",
-        "a way out": f"{header}\n../../../../etc/passwd,{rest}\n",
+        "a path traversal": f"{header}\n../../../../etc/passwd,{rest}\n",
         "an absolute name": f"{header}\n/etc/passwd,{rest}\n",
         "a drive": f"{header}\nC:\\x.wav,{rest}\n",
         "a long name": f"{header}\n{'n' * 5000}.wav,{rest}\n",
@@ -75,7 +75,7 @@ def tables(header: str, row: str, *, labels: bool) -> dict[str, bytes]:
         )
         for k, value in enumerate(odd):
             made[f"the number {k}"] = f"{header}\n{head},{value}\n"
-    content = {what: text.encode("utf-8") for what, text in made.items()}
+    content = {fault: text.encode("utf-8") for fault, text in made.items()}
     return content | {
         "utf-16": good.encode("utf-16"),
         "utf-32": good.encode("utf-32"),
@@ -100,13 +100,13 @@ _PARTS = {
 
 
 def recipes() -> dict[str, bytes]:
-    """Recipes and lists of recipes, most of which are none."""
+    """Return recipes and ensembles of recipes, most of them invalid."""
 
     def with_(section: str, line: str) -> str:
-        """A good recipe with one line more, in place of a line for the same key."""
+        """Return a valid recipe with one more line, which replaces a line with the same key."""
         key = line.split("=")[0].strip()
         parts = {**_PARTS, "front_end": "[front_end]\n", "tta": "[tta]\n"}
-        kept = "".join(kept + "\n" for kept in parts[section].splitlines() if kept.split("=")[0].strip() != key)
+        kept = "".join(other + "\n" for other in parts[section].splitlines() if other.split("=")[0].strip() != key)
         return "".join((kept + line + "\n") if name == section else part for name, part in parts.items())
 
     deep = 20_000
@@ -126,16 +126,18 @@ def recipes() -> dict[str, bytes]:
         "a list of nothing": "members = []",
         "five thousand members": "name = 'x'\n"
         + "".join(f'[[members]]\nname = "m{k}"\nrecipe = "quick"\n' for k in range(5000)),
-        "a way out in a member": "name = 'x'\n[[members]]\nname = '../../out'\nrecipe = 'quick'\n",
+        "a path traversal in a member": "name = 'x'\n[[members]]\nname = '../../out'\nrecipe = 'quick'\n",
         "a device as a member": "name = 'x'\n[[members]]\nname = 'm'\nrecipe = '/dev/zero.toml'\n",
         "itself as a member": "name = 'x'\n[[members]]\nname = 'm'\nrecipe = 'hostile.toml'\n",
-        "changes of the wrong kind": "name = 'x'\n[[members]]\nname = 'm'\nrecipe = 'quick'\nchanges = { stages = 3, front_end = 4 }\n",
+        "changes of the wrong kind": (
+            "name = 'x'\n[[members]]\nname = 'm'\nrecipe = 'quick'\nchanges = { stages = 3, front_end = 4 }\n"
+        ),
         "members that are none": "members = 7\nname = 'x'\n",
         "a table for a text": "[name]\nx = 1\n",
         "stages that are none": 'name = "x"\nstages = 3\n',
-        "like nothing": 'name = "x"\n[[stages]]\nlike = "nobody"\n',
-        "like a table": 'name = "x"\n[[stages]]\nlike = { a = 1 }\n',
-        "a stage named by a list": 'name = "x"\n[[stages]]\nname = ["a"]\n[[stages]]\nlike = "a"\n',
+        "extends nothing": 'name = "x"\n[[stages]]\nextends = "nobody"\n',
+        "extends a table": 'name = "x"\n[[stages]]\nextends = { a = 1 }\n',
+        "a stage named by a list": 'name = "x"\n[[stages]]\nname = ["a"]\n[[stages]]\nextends = "a"\n',
     }
     lines = {
         "": [
@@ -235,7 +237,7 @@ def recipes() -> dict[str, bytes]:
     }
     for section, each in lines.items():
         made |= {f"{section or 'top'}: {line}": with_(section, line) for line in each}
-    content = {what: text.encode("utf-8", "surrogatepass") for what, text in made.items()}
+    content = {fault: text.encode("utf-8", "surrogatepass") for fault, text in made.items()}
     return content | {
         "utf-16": _STAGE.encode("utf-16"),
         "latin-1": b'name = "caf\xe9"',

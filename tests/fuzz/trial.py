@@ -1,4 +1,4 @@
-"""Damaged sounds and hostile files through the commands, and whether these keep their promise: an answer for each file."""
+"""Feed damaged sounds and malicious files to the commands and check the results for each file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fatai.experiment.run import run_recipe
 from fatai.experiment.run_folder import trained_model
 
 from .models import caches, model_folders, pickles, runs
-from .sounds import Damaged, damaged_sounds, put
+from .sandbox import Outcome, commands_in_child
+from .sounds import Damaged, create, damaged_sounds
 from .texts import recipes, tables
-from .watched import Outcome, commands_in_child
 
 __all__ = ["Report", "files_through_commands", "sounds_through_commands"]
 
@@ -50,7 +50,7 @@ _GOOD = 24
 
 @dataclass
 class Report:
-    """What was tried, by kind, and what went wrong."""
+    """Number of files tried, by kind, and the faults found."""
 
     tried: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -59,12 +59,12 @@ class Report:
     def count(self, kind: str, n: int = 1) -> None:
         self.tried[kind] = self.tried.get(kind, 0) + n
 
-    def check(self, outcome: Outcome, promise: Callable[[Outcome], str] = lambda outcome: "") -> None:
-        """Note an outcome's fault, or what of its promise it did not keep."""
+    def check(self, outcome: Outcome, expectation: Callable[[Outcome], str] = lambda outcome: "") -> None:
+        """Record the fault of an outcome, or the expectation that it fails."""
         try:
-            fault = outcome.fault or promise(outcome)
+            fault = outcome.fault or expectation(outcome)
         except (OSError, ValueError, LookupError) as e:
-            fault = f"its answer cannot be read: {e!r}; exit {outcome.code}: {outcome.err.strip()[-300:]}"
+            fault = f"its output cannot be read: {e!r}; exit {outcome.code}: {outcome.err.strip()[-300:]}"
         if fault:
             self.faults.append(f"fatai-submit {' '.join(outcome.args)[:300]!a}: {fault[:1500]}")
         self.slowest = max(self.slowest, (outcome.slowest_s, outcome.slowest))
@@ -72,15 +72,16 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{n:6d}  {kind}" for kind, n in self.tried.items()]
         lines.append(
-            f"{sum(self.tried.values()):6d}  in all; the slowest file took {self.slowest[0]:.1f} s: {self.slowest[1][-60:]}"
+            f"{sum(self.tried.values()):6d}  in all; "
+            f"the slowest file took {self.slowest[0]:.1f} s: {self.slowest[1][-60:]}"
         )
         return "\n".join([*lines, f"{len(self.faults)} faults", *self.faults])
 
 
 def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Path:
-    """Feed every `every`-th damaged sound of each kind to `scan`, `run`, `predict` and `tag`; returns the run that was made of them."""
+    """Feed every `every`-th damaged sound of each kind to `scan`, `run`, `predict` and `tag`; return the run."""
     sample = fat_sample()
-    damaged = _some(list(damaged_sounds(sorted((sample / "test").iterdir())[:8])), every)
+    damaged = _select(list(damaged_sounds(sorted((sample / "test").iterdir())[:8])), every)
     data, run = work / "data", work / "runs" / "tiny"
     rows, training = _data_of(data, sample, damaged)
     (work / "tiny.toml").write_text(RECIPE)
@@ -92,12 +93,12 @@ def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Pa
     short = [path for path in sounds if "ten_hours" not in path]
     for d in damaged:
         report.count(f"sounds: {d.kind}")
-    promises: list[tuple[list[str], Callable[[Outcome], str]]] = [
+    expectations: list[tuple[list[str], Callable[[Outcome], str]]] = [
         (["scan", str(data), "--json"], lambda o: _scanned(o, rows, training)),
         (["scan", str(data), "--max-findings", "100000"], lambda o: ""),
         (
             ["run", str(data), "--recipe", str(work / "tiny.toml"), "--out", str(run), "--num-workers", "0"],
-            lambda o: _answered(run, rows),
+            lambda o: _predicted(run, rows),
         ),
         (
             ["predict", str(run), str(data / "test"), "--out", str(work / "p.csv")],
@@ -112,21 +113,21 @@ def sounds_through_commands(work: Path, report: Report, *, every: int = 1) -> Pa
         (["tag", str(run), *short, "--out", str(work / "labels"), "--format", "audacity"], lambda o: ""),
         (["tag", str(run), *short], lambda o: ""),
     ]
-    outcomes = commands_in_child([args for args, _ in promises], work)
-    for (_, promise), outcome in zip(promises, outcomes, strict=True):
-        report.check(outcome, promise)
+    outcomes = commands_in_child([args for args, _ in expectations], work)
+    for (_, expectation), outcome in zip(expectations, outcomes, strict=True):
+        report.check(outcome, expectation)
     return run
 
 
-def _some(damaged: list[Damaged], every: int) -> list[Damaged]:
-    """Every `every`-th of each kind, and of what is no file, all."""
+def _select(damaged: list[Damaged], every: int) -> list[Damaged]:
+    """Select every `every`-th of each kind, and all that are no regular files."""
     seen: dict[str, int] = {}
-    kept = []
+    selected = []
     for d in damaged:
         number = seen[d.kind] = seen.get(d.kind, -1) + 1
         if number % every == 0 or d.kind == "no file":
-            kept.append(d)
-    return kept
+            selected.append(d)
+    return selected
 
 
 def _is_sound(entry: os.DirEntry) -> bool:
@@ -134,7 +135,7 @@ def _is_sound(entry: os.DirEntry) -> bool:
 
 
 def _data_of(data: Path, sample: Path, damaged: Sequence[Damaged]) -> tuple[list[str], list[str]]:
-    """A data set whose test clips, and some training clips, are damaged: names of the test rows and of the damaged training rows."""
+    """Make a data set with damaged test and training clips; return the names of the test and damaged training rows."""
     shutil.rmtree(data, ignore_errors=True)
     for part in ("train_curated", "test"):
         (data / part).mkdir(parents=True)
@@ -147,9 +148,9 @@ def _data_of(data: Path, sample: Path, damaged: Sequence[Damaged]) -> tuple[list
     listed = [d for d in damaged if _is_text(d.name)]
     training = listed[::7]
     for d in training:
-        put(d, data / "train_curated")
+        create(d, data / "train_curated")
     for d in damaged:
-        put(d, data / "test")
+        create(d, data / "test")
     rows = [d.name.decode() for d in listed]
     labels = [*good, *([d.name.decode(), good[k % len(good)][1]] for k, d in enumerate(training))]
     _write(data / "train_curated.csv", [["fname", "labels"], *labels])
@@ -158,7 +159,7 @@ def _data_of(data: Path, sample: Path, damaged: Sequence[Damaged]) -> tuple[list
 
 
 def _is_text(name: bytes) -> bool:
-    """Whether a table can hold the name: tables are UTF-8, and names in them are without outer spaces."""
+    """Return whether a table can hold the name: UTF-8 without outer spaces."""
     try:
         return name.decode("utf-8") == name.decode("utf-8").strip()
     except UnicodeDecodeError:
@@ -175,21 +176,21 @@ def _scanned(outcome: Outcome, rows: list[str], training: list[str]) -> str:
     missing = [f for f in report["findings"]["missing"] if f["part"] == "test"]
     found = report["files"]["test"] + len(missing)
     if found != len(rows):
-        return f"it speaks of {found} of {len(rows)} test rows"
+        return f"it lists {found} of {len(rows)} test rows"
     lost = (
         report["files"]["curated"] + len([f for f in report["findings"]["missing"] if f["part"] == "curated"]) - _GOOD
     )
-    return "" if lost == len(training) else f"it speaks of {lost} of {len(training)} damaged training rows"
+    return "" if lost == len(training) else f"it lists {lost} of {len(training)} damaged training rows"
 
 
-def _answered(run: Path, rows: list[str]) -> str:
+def _predicted(run: Path, rows: list[str]) -> str:
     for name in ("test.csv", "submission.csv"):
         with open(run / name, newline="", encoding="utf-8") as f:
             table = list(csv.reader(f))[1:]
         if [row[0] for row in table] != rows:
             return f"{name} has {len(table)} rows; expected the {len(rows)} of the sample, in its order"
         if not all(math.isfinite(float(cell)) and 0 <= float(cell) <= 1 for row in table for cell in row[1:]):
-            return f"{name} holds what is no probability"
+            return f"{name} has a value that is no probability"
     return ""
 
 
@@ -205,26 +206,26 @@ def _printed(outcome: Outcome, expected: int) -> str:
 
 
 def _tagged(outcome: Outcome, work: Path, sounds: list[str]) -> str:
-    """Each file has its events in the journal, or a sentence in the warning."""
+    """Check that each file has its events in the log, or a sentence in the warning."""
     with open(work / "events.csv.journal", encoding="ascii") as f:
         entries = [json.loads(line) for line in f][1:]
     if sorted(entry["file"] for entry in entries) != sorted(sounds):
-        return f"its journal speaks of {len(entries)} of {len(sounds)} sounds"
-    told = sum(
+        return f"its log lists {len(entries)} of {len(sounds)} sounds"
+    n_reported = sum(
         entry.get("fault", "\0").splitlines()[0].encode("utf-8", "backslashreplace").decode() in outcome.err
         for entry in entries
     )
     faults = sum("fault" in entry for entry in entries)
-    return "" if told == faults else f"it tells {told} of {faults} faults"
+    return "" if n_reported == faults else f"it reports {n_reported} of {faults} faults"
 
 
 def files_through_commands(work: Path, run: Path, report: Report, *, every: int = 1) -> None:
-    """Feed every `every`-th hostile table, recipe, model folder, run, file of weights and cache to the commands that read such files.
+    """Feed every `every`-th malicious table, recipe, model folder, run, weights file and cache to the commands.
 
     Parameters
     ----------
     run
-        Of `sounds_through_commands`, in `work`.
+        The run that `sounds_through_commands` returned, in `work`.
     """
     outside = work / "outside"
     outside.mkdir()
@@ -243,8 +244,8 @@ def files_through_commands(work: Path, run: Path, report: Report, *, every: int 
 
 
 def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Callable[[], Any], list[str]]]:
-    """Kind, what makes the files, and the command that is to read them."""
-    sample, numbers = _little(fat_sample(), allowed / "little"), itertools.count()
+    """Yield kind, function that creates the files, and the command that reads them."""
+    sample, numbers = _small_sample(fat_sample(), allowed / "small"), itertools.count()
     good_run, model, sound = (
         allowed / "good_run",
         allowed / "good_model",
@@ -252,24 +253,24 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
     )
     shutil.copytree(run, good_run)
     trained_model(good_run).save(model)
-    for what, args in _tables(allowed, sample, good_run):
-        yield "tables", what, args
-    for what, content in recipes().items():
+    for make, args in _tables(allowed, sample, good_run):
+        yield "tables", make, args
+    for content in recipes().values():
         path = allowed / f"recipe_{next(numbers)}" / "hostile.toml"
-        yield "recipes", _writing(path, content), ["run", str(sample), "--recipe", str(path), "--dry-run"]
-    for what, change in model_folders(model, sentinel):
+        yield "recipes", _writer(path, content), ["run", str(sample), "--recipe", str(path), "--dry-run"]
+    for _, change in model_folders(model, sentinel):
         folder = allowed / f"model_{next(numbers)}"
         yield (
             "model folders",
-            _changing(model, folder, change),
+            _changed_copy(model, folder, change),
             ["predict", str(folder), sound, "--out", f"{folder}.csv"],
         )
     labels = str(sample / "train_curated.csv")
-    for what, command, change in runs(good_run, sentinel):
+    for _, command, change in runs(good_run, sentinel):
         folder = allowed / f"run_{next(numbers)}"
         args = {
             "predict": ["predict", str(folder), sound, "--out", f"{folder}.csv"],
-            "calibrated": ["predict", str(folder), sound, "--calibrate", "--out", f"{folder}.csv"],
+            "calibrate": ["predict", str(folder), sound, "--calibrate", "--out", f"{folder}.csv"],
             "resume": [
                 "run",
                 str(run.parents[1] / "data"),
@@ -279,24 +280,24 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
                 str(folder),
                 "--resume",
             ],
-            "compare": ["score", str(folder), str(good_run), "--truth", labels],
+            "score": ["score", str(folder), str(good_run), "--truth", labels],
             "ensemble": ["ensemble", str(folder), str(good_run), "--truth", labels, "--out", f"{folder}.csv"],
         }[command]
-        yield "runs", _changing(good_run, folder, change), args
-    for what, content in pickles(sentinel).items():
+        yield "runs", _changed_copy(good_run, folder, change), args
+    for content in pickles(sentinel).values():
         path = allowed / f"weights_{next(numbers)}.pth"
         yield (
             "weights",
-            _writing(path, content),
+            _writer(path, content),
             ["run", str(sample), "--recipe", "panns_logreg", "--weights", str(path), "--out", f"{path}.run"],
         )
     for k, (kind, (_, change)) in enumerate(itertools.product(("wave", "features"), list(caches()))):
-        # A setting of its own, so that the others' clips are elsewhere.
+        # A different setting each, so that each has its own cache folder.
         path = allowed / f"cached_{k}.toml"
         path.write_text(RECIPE.replace("crop_s = 0.5", f'crop_s = 0.5\ntrim_db = {50 + k / 100}\ncache = "{kind}"'))
         yield (
             "caches",
-            _filling(allowed, sample, path, change),
+            _damaged_cache(allowed, sample, path, change),
             ["run", str(sample), "--recipe", str(path), "--out", f"{path}.run"],
         )
     journals = (
@@ -311,12 +312,12 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
         path = allowed / f"events_{next(numbers)}.csv"
         yield (
             "journals",
-            _writing(Path(f"{path}.journal"), content),
+            _writer(Path(f"{path}.journal"), content),
             ["tag", str(good_run), sound, "--out", str(path)],
         )
 
 
-def _little(sample: Path, folder: Path) -> Path:
+def _small_sample(sample: Path, folder: Path) -> Path:
     """A tenth of the bundled sample."""
     for table, part in (("train_curated.csv", "train_curated"), ("sample_submission.csv", "test")):
         header, *rows = (sample / table).read_text().splitlines()
@@ -336,33 +337,34 @@ def _tables(allowed: Path, sample: Path, good_run: Path) -> Iterator[tuple[Calla
 
     dry = ["--recipe", str(good_run / "recipe.toml"), "--dry-run"]
 
-    def place() -> Path:
+    def new_path() -> Path:
         return allowed / f"table_{next(numbers)}" / "hostile.csv"
 
     for content in tables("fname,labels", label_row, labels=True).values():
-        path = place()
-        yield _laying_out(path.parent, sample, "train_curated.csv", content), ["scan", str(path.parent), "--json"]
-        path = place()
-        yield _laying_out(path.parent, sample, "train_curated.csv", content), ["run", str(path.parent), *dry]
+        path = new_path()
+        yield _copy_sample_with(path.parent, sample, "train_curated.csv", content), ["scan", str(path.parent), "--json"]
+        path = new_path()
+        yield _copy_sample_with(path.parent, sample, "train_curated.csv", content), ["run", str(path.parent), *dry]
         corrected = ["run", str(sample), *dry, "--corrections"]
         for args in (["score", str(good_run / "oof.csv"), "--truth"], corrected):
-            path = place()
-            yield _writing(path, content), [*args, str(path)]
+            path = new_path()
+            yield _writer(path, content), [*args, str(path)]
     for content in tables(header, row, labels=False).values():
-        path = place()
-        yield _laying_out(path.parent, sample, "sample_submission.csv", content), ["scan", str(path.parent), "--json"]
-        path = place()
-        yield _writing(path, content), ["check", str(path), "--sample", str(submission)]
-        path = place()
-        yield _writing(path, content), ["check", str(submission), "--sample", str(path)]
+        path = new_path()
+        make = _copy_sample_with(path.parent, sample, "sample_submission.csv", content)
+        yield make, ["scan", str(path.parent), "--json"]
+        path = new_path()
+        yield _writer(path, content), ["check", str(path), "--sample", str(submission)]
+        path = new_path()
+        yield _writer(path, content), ["check", str(submission), "--sample", str(path)]
     for content in tables(scored[0], scored[1], labels=False).values():
-        path = place()
-        yield _writing(path, content), ["score", str(path), "--truth", labels]
-        path = place()
-        yield _writing(path, content), ["ensemble", str(path), str(good_run / "test.csv"), "--out", f"{path}.out"]
+        path = new_path()
+        yield _writer(path, content), ["score", str(path), "--truth", labels]
+        path = new_path()
+        yield _writer(path, content), ["ensemble", str(path), str(good_run / "test.csv"), "--out", f"{path}.out"]
 
 
-def _writing(path: Path, content: bytes) -> Callable[[], Any]:
+def _writer(path: Path, content: bytes) -> Callable[[], Any]:
     def make() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -370,8 +372,8 @@ def _writing(path: Path, content: bytes) -> Callable[[], Any]:
     return make
 
 
-def _laying_out(folder: Path, sample: Path, name: str, content: bytes) -> Callable[[], Any]:
-    """The sample with another table in place of one of its own."""
+def _copy_sample_with(folder: Path, sample: Path, name: str, content: bytes) -> Callable[[], Any]:
+    """Copy the sample with one of its tables replaced."""
     def make() -> None:
         folder.mkdir()
         for entry in sample.iterdir():
@@ -382,8 +384,8 @@ def _laying_out(folder: Path, sample: Path, name: str, content: bytes) -> Callab
     return make
 
 
-def _filling(allowed: Path, sample: Path, recipe: Path, change: Callable[[Path], Any]) -> Callable[[], Any]:
-    """Fill the cache of a recipe as a run does, where the command will look for it, and change it."""
+def _damaged_cache(allowed: Path, sample: Path, recipe: Path, change: Callable[[Path], Any]) -> Callable[[], Any]:
+    """Fill the cache of a recipe where the command will find it, and damage it."""
     def make() -> None:
         caches = allowed / "fatai" / "clips"
         caches.mkdir(parents=True, exist_ok=True)
@@ -398,7 +400,7 @@ def _filling(allowed: Path, sample: Path, recipe: Path, change: Callable[[Path],
     return make
 
 
-def _changing(good: Path, folder: Path, change: Callable[[Path], Any]) -> Callable[[], Any]:
+def _changed_copy(good: Path, folder: Path, change: Callable[[Path], Any]) -> Callable[[], Any]:
     def make() -> None:
         shutil.copytree(good, folder)
         change(folder)

@@ -1,4 +1,4 @@
-"""The report in Chromium: players have sound, nothing is asked for, light and dark, and a phone's width is enough."""
+"""The report in Chromium: players, no requests, light and dark, phone width."""
 
 import pytest
 from helpers.browser import players, started, watched
@@ -21,7 +21,7 @@ def address(tiny_run, sample, tmp_path_factory):
     return run_report(tiny_run.out, sample, tmp_path_factory.mktemp("report") / "report.html").as_uri()
 
 
-def ground(page):
+def background(page):
     return page.evaluate("() => getComputedStyle(document.body).backgroundColor")
 
 
@@ -35,8 +35,8 @@ def test_every_player_has_a_sound_and_every_picture_a_size(browser, address):
         assert len(sizes) > 25 and min(sizes) > 250
         loaded = page.evaluate("""() => Promise.all(
             [...document.querySelectorAll('svg image')].map(i => new Promise(done => {
-            const held = new Image(); held.onload = () => done(held.naturalWidth); held.onerror = () => done(0);
-            held.src = i.getAttribute('href'); })))""")
+            const loaded = new Image(); loaded.onload = () => done(loaded.naturalWidth);
+            loaded.onerror = () => done(0); loaded.src = i.getAttribute('href'); })))""")
         assert min(loaded) > 1
 
 
@@ -53,17 +53,17 @@ def test_one_sound_plays_at_a_time(browser, address):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_follows_the_system_and_can_be_turned(browser, address, scheme):
+def test_it_follows_the_system_and_can_be_switched(browser, address, scheme):
     light, dark = "rgb(255, 255, 255)", "rgb(20, 23, 27)"
     with watched(browser, address, color_scheme=scheme) as page:
         first, other = (light, dark) if scheme == "light" else (dark, light)
-        assert ground(page) == first
+        assert background(page) == first
         page.click("#theme")
-        assert ground(page) == other
+        assert background(page) == other
         ink = page.evaluate("() => getComputedStyle(document.querySelector('svg.figure text')).fill")
         assert ink == page.evaluate("() => getComputedStyle(document.body).color")
         page.click("#theme")
-        assert ground(page) == first
+        assert background(page) == first
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(browser, address):

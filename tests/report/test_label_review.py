@@ -1,4 +1,4 @@
-"""Suspects to a page and to corrections.csv, which the next run applies."""
+"""Label issues of a run, as a page, as corrections.csv, and in the next run."""
 
 import base64
 import hashlib
@@ -18,8 +18,8 @@ from fatai.report.decisions import Decisions
 from fatai.report.label_review import clip_media, load_review, review_page, write_review
 
 
-def test_suspects_come_tag_by_tag_the_most_suspect_first(doubtful):
-    run, ((first, a), (second, b), (third, c)) = doubtful
+def test_issues_are_ordered_by_tag_and_doubt(issue_run):
+    run, ((first, a), (second, b), (third, c)) = issue_run
     review = load_review(run)
     # Log-odds: 6.8 of the first's tag against Rain, 1.4 of Rooster in the second, 0.6 of the third's tag against Rain.
     assert [clip.fname for clip in review.clips] == [first, second, third]
@@ -34,30 +34,30 @@ def test_suspects_come_tag_by_tag_the_most_suspect_first(doubtful):
     assert review.given == {first: (a,), second: (b,), third: (c,)}
 
 
-def test_scores_are_the_likeliest_and_those_given(doubtful):
-    run, ((first, a), *_) = doubtful
+def test_scores_are_those_of_the_likeliest_and_the_given_tags(issue_run):
+    run, ((first, a), *_) = issue_run
     clip = next(c for c in load_review(run).clips if c.fname == first)
     assert clip.scores[0] == ("Rain", 0.95) and dict(clip.scores)[a] == 0.02 and len(clip.scores) == 6
 
 
-def test_n_keeps_the_most_suspect_clips(doubtful):
-    run, ((first, _), *_) = doubtful
+def test_n_keeps_the_most_doubtful_clips(issue_run):
+    run, ((first, _), *_) = issue_run
     assert [clip.fname for clip in load_review(run, n=1).clips] == [first]
 
 
-def test_where_the_data_are_is_taken_from_the_manifest_or_said(doubtful, sample):
-    run, _ = doubtful
+def test_the_path_of_the_data_is_that_of_the_manifest_or_an_error(issue_run, sample):
+    run, _ = issue_run
     assert len(load_review(run).clips) == 3
     manifest = json.loads((run / "manifest.json").read_text())
-    for lacking in ({"run_options": {"data": "gone"}}, {"made_with": {}}, {"made_with": "words"}):
+    for lacking in ({"run_options": {"data": "gone"}}, {"run_options": {}}, {"run_options": "words"}):
         (run / "manifest.json").write_text(json.dumps({**manifest, **lacking, "data": {"folder": "gone"}}))
         with pytest.raises(DataError, match="names no data that exist.*gone.*--data"):
             load_review(run)
     assert len(load_review(run, sample).clips) == 3
 
 
-def test_nothing_suspect_and_nothing_in_common_are_said(doubtful, sample):
-    run, _ = doubtful
+def test_no_issue_and_no_common_clip_are_errors(issue_run, sample):
+    run, _ = issue_run
     table = pd.read_csv(run / "oof.csv")
     labels = load_dataset(sample).curated.set_index("fname")["labels"]
     for k, fname in enumerate(table["fname"]):
@@ -70,16 +70,16 @@ def test_nothing_suspect_and_nothing_in_common_are_said(doubtful, sample):
         load_review(run)
 
 
-def test_media_of_a_clip_are_cut_and_a_broken_file_says_why(doubtful, tmp_path):
-    run, _ = doubtful
+def test_media_of_a_clip_are_cut_and_a_broken_file_gives_its_error(issue_run, tmp_path):
+    run, _ = issue_run
     clip = load_review(run).clips[0]
     media = clip_media(clip, 0.25)
     assert media["seconds"] == 0.25 < media["total_seconds"]
     assert media["sound"].startswith("data:audio/") and media["picture"].startswith("data:image/png")
     (tmp_path / "broken.ogg").write_bytes(b"words")
     broken = type(clip)("broken.ogg", tmp_path / "broken.ogg", (), ())
-    told = clip_media(broken, 1)
-    assert list(told) == ["error"] and told["error"].startswith("broken.ogg: this is text")
+    media = clip_media(broken, 1)
+    assert list(media) == ["error"] and media["error"].startswith("broken.ogg: this is text")
 
 
 class Page(HTMLParser):
@@ -102,8 +102,8 @@ class Page(HTMLParser):
             self.parts[self.inside] = self.parts.get(self.inside, "") + data
 
 
-def test_the_page_holds_all_it_needs_and_lets_nothing_else_in(doubtful, tmp_path):
-    run, _ = doubtful
+def test_the_page_is_self_contained_and_forbids_everything_else(issue_run, tmp_path):
+    run, _ = issue_run
     write_review(run, tmp_path / "review.html")
     html = (tmp_path / "review.html").read_text()
     page = Page(html)
@@ -117,8 +117,8 @@ def test_the_page_holds_all_it_needs_and_lets_nothing_else_in(doubtful, tmp_path
     assert [clip["seconds"] > 0 for clip in data["clips"]] == [True] * 3 and data["decided"] == {}
 
 
-def test_names_that_are_markup_stay_words(doubtful, tmp_path):
-    run, _ = doubtful
+def test_names_with_markup_are_escaped(issue_run, tmp_path):
+    run, _ = issue_run
     review = load_review(run)
     evil = "</script><script>alert(1)</script>"
     html = review_page(type(review)(evil, (evil,), (), ()), {"title": evil, "decided": {evil: None}})
@@ -126,7 +126,7 @@ def test_names_that_are_markup_stay_words(doubtful, tmp_path):
     assert json.loads(Page(html).parts["scriptapplication/json"])["title"] == evil
 
 
-def test_decisions_become_corrections_that_the_reader_takes(tmp_path):
+def test_decisions_become_corrections_that_loaders_read(tmp_path):
     given = {"a.wav": ("Bark",), "b.wav": ("Bark",), "c,1.wav": ("Meow",)}
     decisions = Decisions(tmp_path / "corrections.csv", ("Bark", "Meow"), given)
     assert decisions.read() == {}
@@ -136,14 +136,14 @@ def test_decisions_become_corrections_that_the_reader_takes(tmp_path):
     assert (tmp_path / "corrections.csv").read_text() == 'fname,labels\na.wav,"Meow,Bark"\n"c,1.wav",remove\n'
     assert (tmp_path / "corrections.confirmed.csv").read_text() == "fname\nb.wav\n"
     assert read_corrections(tmp_path / "corrections.csv")["fname"].tolist() == ["a.wav", "c,1.wav"]
-    # Another mind, and none at all.
+    # Changed and undone decisions.
     assert decisions.decide("a.wav", ["Bark"]) == 3 and decisions.undo("c,1.wav") == 2
     assert decisions.read() == {"a.wav": ["Bark"], "b.wav": ["Bark"]}
     assert (tmp_path / "corrections.csv").read_text() == "fname,labels\n"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["corrections.csv", "corrections.confirmed.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corrections.confirmed.csv", "corrections.csv"]
 
 
-def test_what_somebody_else_writes_meanwhile_stays(tmp_path):
+def test_changes_of_the_file_by_others_are_kept(tmp_path):
     decisions = Decisions(tmp_path / "corrections.csv", ("Bark", "Meow"), {"a.wav": ("Bark",)})
     (tmp_path / "corrections.csv").write_text("fname,labels\nother.wav,Meow\n")
     assert decisions.decide("a.wav", ["Meow"]) == 1
@@ -161,7 +161,7 @@ def test_what_somebody_else_writes_meanwhile_stays(tmp_path):
         ("a.wav", ["=1+1"], "unknown tag"),
     ],
 )
-def test_decisions_that_make_no_sense_are_refused_and_write_nothing(tmp_path, fname, labels, words):
+def test_invalid_decisions_are_errors_and_write_nothing(tmp_path, fname, labels, words):
     with pytest.raises(LabelError, match=re.escape(words)):
         Decisions(tmp_path / "corrections.csv", ("Bark", "Meow"), {"a.wav": ("Bark",)}).decide(fname, labels)
     assert list(tmp_path.iterdir()) == []
@@ -172,10 +172,10 @@ def test_a_clip_without_tags_can_be_right(tmp_path):
     assert decisions.decide("a.wav", []) == 1 and decisions.read() == {"a.wav": []}
 
 
-def test_a_run_applies_the_corrections_of_a_review(doubtful, sample, tmp_path, tiny_recipe):
+def test_a_run_applies_the_corrections_of_a_review(issue_run, sample, tmp_path, tiny_recipe):
     from fatai.experiment.run import run_recipe
 
-    run, ((first, _), (second, b), (third, _)) = doubtful
+    run, ((first, _), (second, b), (third, _)) = issue_run
     review = load_review(run)
     decisions = Decisions(run / "corrections.csv", review.tags, review.given)
     decisions.decide(first, ["Rain"])
@@ -198,8 +198,8 @@ def test_a_run_applies_the_corrections_of_a_review(doubtful, sample, tmp_path, t
     assert np.isfinite(truth.probs).all()
 
 
-def test_the_command_writes_the_page_and_goes_on_with_corrections(doubtful, main_with, tmp_path):
-    run, ((first, _), *_) = doubtful
+def test_the_command_writes_the_page_and_continues_with_corrections(issue_run, main_with, tmp_path):
+    run, ((first, _), *_) = issue_run
     (run / "corrections.csv").write_text(f"fname,labels\n{first},Rain\nelsewhere.wav,remove\n")
     ended = main_with("review", run, "--max-seconds", "0.2", "-n", "2")
     assert ended.returncode == 0 and "review.html: 2 clips, " in ended.stdout

@@ -1,4 +1,4 @@
-"""Sounds and pictures inside a page: they are what was given, in bounds, escaped, and the same every time."""
+"""Embedded sounds and pictures: correct, bounded in size, escaped and reproducible."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from fatai.report.media import audio_player, audio_uri, figure_svg, image_uri, n
 NINTH = front_end("ninth")
 
 
-def held(uri, kind):
+def content_of(uri, kind):
     """The bytes of a data URI of one kind."""
     start = f"data:{kind};base64,"
     assert uri.startswith(start)
@@ -29,7 +29,7 @@ def held(uri, kind):
 
 
 def image_of(uri):
-    return Image.open(io.BytesIO(held(uri, "image/png")))
+    return Image.open(io.BytesIO(content_of(uri, "image/png")))
 
 
 def attributes(markup, name):
@@ -54,32 +54,34 @@ def tone(sr, hz, seconds):
 def test_a_sound_keeps_its_length_level_and_pitch(sr, mp3, monkeypatch):
     if not mp3:
         monkeypatch.setattr(sf, "available_formats", lambda: {"WAV": "WAV"})
-    heard, rate = sf.read(io.BytesIO(held(audio_uri(tone(sr, 440, 1.0), sr), "audio/mpeg" if mp3 else "audio/wav")))
-    assert len(heard) / rate == pytest.approx(1.0, abs=0.1)
-    middle = heard[len(heard) // 4:3 * len(heard) // 4]
+    decoded, rate = sf.read(
+        io.BytesIO(content_of(audio_uri(tone(sr, 440, 1.0), sr), "audio/mpeg" if mp3 else "audio/wav"))
+    )
+    assert len(decoded) / rate == pytest.approx(1.0, abs=0.1)
+    middle = decoded[len(decoded) // 4:3 * len(decoded) // 4]
     assert np.abs(middle).max() == pytest.approx(0.5, abs=0.03)
     strongest = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax() * rate / len(middle)
     assert strongest == pytest.approx(440, abs=4)
 
 
 @pytest.mark.parametrize("mp3", [True, False])
-def test_sound_is_bounded_whatever_it_is(mp3, rng, monkeypatch):
+def test_the_size_of_a_sound_is_bounded(mp3, rng, monkeypatch):
     if not mp3:
         monkeypatch.setattr(sf, "available_formats", lambda: {"WAV": "WAV"})
     uri = audio_uri(rng.uniform(-1, 1, 44100 * 12), 44100)
-    assert len(held(uri, "audio/mpeg" if mp3 else "audio/wav")) <= media.MAX_SECONDS * (13_000 if mp3 else 32_100)
-    heard, rate = sf.read(io.BytesIO(held(uri, "audio/mpeg" if mp3 else "audio/wav")))
-    assert len(heard) / rate == pytest.approx(10, abs=0.15)
+    assert len(content_of(uri, "audio/mpeg" if mp3 else "audio/wav")) <= media.MAX_SECONDS * (13_000 if mp3 else 32_100)
+    decoded, rate = sf.read(io.BytesIO(content_of(uri, "audio/mpeg" if mp3 else "audio/wav")))
+    assert len(decoded) / rate == pytest.approx(10, abs=0.15)
 
 
-def test_silence_one_sample_and_what_is_no_number_have_a_sound():
+def test_silence_one_sample_nan_and_infinity_can_be_encoded():
     for wave in (torch.zeros(4000), np.ones(1), np.array([np.nan, np.inf, -3.0] * 500)):
-        heard, _ = sf.read(io.BytesIO(held(audio_uri(wave, 16000), "audio/mpeg")))
-        assert len(heard) and np.isfinite(heard).all()
+        decoded, _ = sf.read(io.BytesIO(content_of(audio_uri(wave, 16000), "audio/mpeg")))
+        assert len(decoded) and np.isfinite(decoded).all()
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 100)])
-def test_what_is_no_wave_is_refused(shape):
+def test_another_shape_is_an_error(shape):
     with pytest.raises(ShapeError, match=re.escape(f"shape {shape}; expected (samples,)")):
         audio_uri(np.zeros(shape), 16000)
 
@@ -104,7 +106,7 @@ def test_averaging_leaves_the_mean_of_even_cuts():
     np.testing.assert_allclose(media._downsample(table, (1, 6)), table.mean(0, keepdims=True))
 
 
-def test_a_spectrogram_says_hz_and_seconds_where_they_are():
+def test_a_spectrogram_has_hz_and_seconds_at_their_places():
     frames = 129  # of 690 samples at 44.1 kHz: 2.018 s
     drawn = spectrogram_svg(np.zeros((64, frames)), NINTH, label='<script>"')
     words = dict(zip(re.findall(r">([^<>]+)</text>", drawn), attributes(drawn, "text"), strict=True))
@@ -115,11 +117,11 @@ def test_a_spectrogram_says_hz_and_seconds_where_they_are():
     assert attributes(drawn, "svg")[0]["aria-label"] == '<script>"' and "<script" not in drawn
 
 
-def test_heat_lies_over_a_grey_spectrogram():
+def test_heat_is_drawn_over_a_gray_spectrogram():
     drawn = spectrogram_svg(np.random.rand(64, 20), NINTH, heat=np.eye(64, 20))
     below, above = (image_of(image["href"]) for image in attributes(drawn, "image"))
-    grey = np.asarray(below.convert("RGB"))
-    assert (grey == grey[..., :1]).all()
+    gray = np.asarray(below.convert("RGB"))
+    assert (gray == gray[..., :1]).all()
     opacity = np.asarray(above.convert("RGBA"))[::-1, :, 3]
     assert above.size == (20, 64) and opacity[0, 0] == 204 and opacity[1, 0] == 0
 
@@ -132,9 +134,9 @@ def test_any_front_end_has_readable_ticks(name):
     assert len(heights) >= 3 and min(-np.diff(heights)) > 11, "words are 11 high"
 
 
-def test_a_player_has_its_sound_in_itself():
+def test_a_player_embeds_its_sound():
     (one,) = attributes(audio_player(tone(16000, 300, 0.5), 16000, 'a"><script>'), "audio")
-    assert sf.info(io.BytesIO(held(one["src"], "audio/mpeg"))).duration == pytest.approx(0.5, abs=0.1)
+    assert sf.info(io.BytesIO(content_of(one["src"], "audio/mpeg"))).duration == pytest.approx(0.5, abs=0.1)
     assert one["aria-label"] == 'a"><script>' and "controls" in one
 
 
@@ -145,7 +147,7 @@ def drawn_figure(title):
         return figure_svg(figure, title)
 
 
-def test_a_figure_is_in_the_pages_colours_asks_for_nothing_and_repeats():
+def test_a_figure_has_the_color_of_the_page_is_self_contained_and_reproducible():
     before = dict(matplotlib.rcParams)
     drawn = drawn_figure("$\\frac <script>&")
     assert drawn == drawn_figure("$\\frac <script>&")
@@ -158,10 +160,10 @@ def test_a_figure_is_in_the_pages_colours_asks_for_nothing_and_repeats():
     )
     assert "currentColor" in drawn and media._INK not in drawn and "#000000" not in drawn
     names = re.findall(r' id="([^"]*)"', drawn)
-    assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', drawn)) <= set(names), "what is referred to is there"
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', drawn)) <= set(names), "every reference has a target"
 
 
-def test_words_in_any_script_can_be_drawn():
+def test_text_in_any_script_can_be_drawn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "雨" in drawn_figure("雨 \x0b")
