@@ -1,9 +1,9 @@
-"""What every test shares: a quiet, headless, seeded machine, the bundled sample, and one small finished run."""
+"""Fixtures of all tests: seeds, no display, the bundled sample, and one small finished run."""
 
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Small work on a shared machine: threads that wait for each other cost more than they bring. Before torch is imported; commands inherit it.
+# For small tensors several threads are slower than one. Set before torch is imported, and inherited by commands.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
@@ -37,7 +37,7 @@ def sample():
 
 @pytest.fixture(scope="session")
 def small_dls(sample):
-    """Loaders of the sample's curated part, a quarter held out."""
+    """Loaders of the sample's curated part with a validation part of a quarter."""
     from fatai.data.blocks import FATDataLoaders
 
     return FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0)
@@ -45,7 +45,7 @@ def small_dls(sample):
 
 @pytest.fixture
 def own_dls(sample):
-    """The same loaders for one test alone: a recipe's stage changes how they make batches."""
+    """The same loaders for a single test, which may change them, as a stage of a recipe does."""
     from fatai.data.blocks import FATDataLoaders
 
     return FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0, check_files=False)
@@ -72,32 +72,31 @@ def tiny_run(sample, tiny_recipe, tmp_path_factory):
 @pytest.fixture(scope="session")
 def chromium():
     """A running Chromium without a screen; installed if the machine has none."""
-    from helpers.browser import started
+    from helpers.browser import launch_chromium
 
-    with started() as browser:
+    with launch_chromium() as browser:
         yield browser
 
 
 @pytest.fixture
-def doubtful(sample, tmp_path):
-    """A run that doubts three of its clips, and these clips."""
-    from helpers.review_run import doubtful_run
+def issue_run(sample, tmp_path):
+    """A run with label issues in three of its clips, and these clips."""
+    from helpers.review_run import write_issue_run
 
-    return doubtful_run(sample, tmp_path / "run")
+    return write_issue_run(sample, tmp_path / "run")
 
 
 @pytest.fixture
 def main_with(monkeypatch, capsys):
-    """The command's entry point in this process, for tests that would otherwise import torch once each."""
-
+    """Run the command in this process, which saves importing torch for each test; return its CompletedProcess."""
     from fatai.cli import main
 
-    def ended(*args):
+    def run_main(*args):
         monkeypatch.setattr(sys, "argv", ["fatai-submit", *map(str, args)])
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as caught, warnings.catch_warnings():
             main()
-        told = capsys.readouterr()
-        return subprocess.CompletedProcess(args, caught.value.code, told.out, told.err)
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(args, caught.value.code, output.out, output.err)
 
-    return ended
+    return run_main

@@ -1,4 +1,4 @@
-"""Chromium for tests: found or installed, without a screen, and with an eye on what a page asks for and complains of."""
+"""Chromium for tests: found or installed, headless, recording the requests and errors of a page."""
 
 import os
 import shutil
@@ -16,34 +16,34 @@ FLAGS = (
 
 
 def chromium_path():
-    """Where Chromium is: FATAI_CHROMIUM, the system's, else installed by apt-get or playwright; None is the one of playwright.
+    """Return the path of Chromium: FATAI_CHROMIUM, the system's, else installed by apt-get or playwright.
 
-    A machine that can have none fails these tests; FATAI_NO_BROWSER=1 skips them on purpose.
+    None means the one of playwright. Without any Chromium the tests fail; FATAI_NO_BROWSER=1 skips them on purpose.
     """
     if os.environ.get("FATAI_NO_BROWSER"):
-        pytest.skip("FATAI_NO_BROWSER is set: pages are not tried in a browser")
+        pytest.skip("FATAI_NO_BROWSER is set: pages are not tested in a browser")
     found = os.environ.get("FATAI_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found:
         return found
-    told = []
+    errors = []
     if shutil.which("apt-get"):
         root = [] if os.geteuid() == 0 else ["sudo", "-n"]
         for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
-            told.append(_ran([*root, *command]))
+            errors.append(_run([*root, *command]))
         if shutil.which("chromium"):
             return shutil.which("chromium")
-    told.append(_ran([sys.executable, "-m", "playwright", "install", "chromium"]))
-    if told[-1]:
+    errors.append(_run([sys.executable, "-m", "playwright", "install", "chromium"]))
+    if errors[-1]:
         pytest.fail(
-            "there is no Chromium and none can be installed; install it, name it in FATAI_CHROMIUM, or set FATAI_NO_BROWSER=1 "
-            "to leave these tests out:\n" + "\n".join(told),
+            "no Chromium was found, and none can be installed; install it, set FATAI_CHROMIUM to its path, or set "
+            "FATAI_NO_BROWSER=1 to skip these tests:\n" + "\n".join(errors),
             pytrace=False,
         )
     return None
 
 
-def _ran(command):
-    """What a command said if it failed, else nothing."""
+def _run(command):
+    """Run a command; return its error message, or "" if it succeeded."""
     try:
         done = subprocess.run(
             command,
@@ -58,12 +58,12 @@ def _ran(command):
 
 
 @contextmanager
-def started():
-    """A running Chromium."""
+def launch_chromium():
+    """Start Chromium."""
     from playwright.sync_api import expect, sync_playwright
 
     path = chromium_path()
-    expect.set_options(timeout=60_000)  # a busy machine takes its time
+    expect.set_options(timeout=60_000)  # a busy machine is slow
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield browser
@@ -71,9 +71,12 @@ def started():
 
 
 @contextmanager
-def watched(browser, address, *, expected="", **options):
-    """A page at an address; at the end nothing may have been asked for elsewhere and nothing complained of, but for what is expected."""
-    outside, complaints = [], []
+def open_page(browser, address, *, expected="", **options):
+    """Open a page; at the end it must have made no request to another server and logged no error or warning.
+
+    Messages that contain `expected` are allowed.
+    """
+    outside, messages = [], []
     context = browser.new_context(**options)
     page = context.new_page()
     page.on(
@@ -82,30 +85,30 @@ def watched(browser, address, *, expected="", **options):
             None if r.url.startswith((address, "data:", f"blob:{address}", "blob:null")) else outside.append(r.url)
         ),
     )
-    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.on("console", lambda m: messages.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: messages.append(str(e)))
     page.goto(address)
     yield page
     context.close()
-    unexpected = [complaint for complaint in complaints if not expected or expected not in complaint]
+    unexpected = [message for message in messages if not expected or expected not in message]
     if outside or unexpected:
-        raise AssertionError(f"the page asked for {outside} and complained of {unexpected}")
+        raise AssertionError(f"the page requested {outside} and logged {unexpected}")
 
 
 @contextmanager
 def serving(*args):
-    """`fatai-submit ARGS --port 0` in a process of its own; yields it and its address."""
+    """Run `fatai-submit ARGS --port 0` in a process; yield the process and its address."""
     command = [sys.executable, "-m", "fatai.cli", *map(str, args), "--port", "0"]
-    own = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
-        heard = []
+        output = []
         for line in process.stdout:
-            heard.append(line)
+            output.append(line)
             if "http://" in line:
                 break
         else:
-            raise AssertionError(f"the server ended: {''.join(heard)}")
+            raise AssertionError(f"the server ended: {''.join(output)}")
         yield process, "http://" + line.split("http://")[1].split("/")[0] + "/"
     finally:
         process.terminate()
@@ -114,7 +117,7 @@ def serving(*args):
 
 
 def players(page):
-    """Seconds of every player on a page, once all know theirs."""
+    """Return the duration in seconds of every audio player on a page, once all are loaded."""
     page.wait_for_timeout(200)
     return page.evaluate("""() => Promise.all([...document.querySelectorAll('audio')].map(a => new Promise((done, failed) => {
         if (a.readyState) done(a.duration);

@@ -4,10 +4,10 @@ import io
 import sys
 from pathlib import Path
 
-from helpers.browser import serving, started
 from PIL import Image
 
 from fatai.data.datasets.fat2019 import fat_sample
+from helpers.browser import serving, launch_chromium
 
 MAX_BYTES = 150_000
 
@@ -28,7 +28,7 @@ def main(run, folder):
         "": {"viewport": {"width": 860, "height": 780}},
         "_phone": {"viewport": {"width": 390, "height": 780}, "color_scheme": "dark"},
     }
-    with started() as browser:
+    with launch_chromium() as browser:
         for look, options in looks.items():
             with serving("serve", run) as (_, address):
                 page = browser.new_page(**options)

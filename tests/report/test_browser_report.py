@@ -1,7 +1,7 @@
 """The report in Chromium: players, no requests, light and dark, phone width."""
 
 import pytest
-from helpers.browser import players, started, watched
+from helpers.browser import launch_chromium, open_page, players
 
 from fatai.report.html import run_report
 
@@ -12,7 +12,7 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touc
 
 @pytest.fixture(scope="module")
 def browser():
-    with started() as running:
+    with launch_chromium() as running:
         yield running
 
 
@@ -26,7 +26,7 @@ def background(page):
 
 
 def test_every_player_has_a_sound_and_every_picture_a_size(browser, address):
-    with watched(browser, address) as page:
+    with open_page(browser, address) as page:
         seconds = players(page)
         assert len(seconds) == 12 and min(seconds) > 0.4
         sizes = page.evaluate(
@@ -41,7 +41,7 @@ def test_every_player_has_a_sound_and_every_picture_a_size(browser, address):
 
 
 def test_one_sound_plays_at_a_time(browser, address):
-    with watched(browser, address) as page:
+    with open_page(browser, address) as page:
         playing = page.evaluate("""async () => {
             const [one, two] = document.querySelectorAll('audio');
             one.loop = two.loop = true;
@@ -55,7 +55,7 @@ def test_one_sound_plays_at_a_time(browser, address):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_follows_the_system_and_can_be_switched(browser, address, scheme):
     light, dark = "rgb(255, 255, 255)", "rgb(20, 23, 27)"
-    with watched(browser, address, color_scheme=scheme) as page:
+    with open_page(browser, address, color_scheme=scheme) as page:
         first, other = (light, dark) if scheme == "light" else (dark, light)
         assert background(page) == first
         page.click("#theme")
@@ -67,7 +67,7 @@ def test_it_follows_the_system_and_can_be_switched(browser, address, scheme):
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(browser, address):
-    with watched(browser, address, **PHONE) as page:
+    with open_page(browser, address, **PHONE) as page:
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
         ends = page.evaluate("""() => [...document.querySelectorAll('.card, audio, .wide, section > svg')]
             .map(e => e.getBoundingClientRect().right)""")

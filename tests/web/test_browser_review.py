@@ -1,7 +1,7 @@
 """The label review in Chromium by keyboard, mouse and touch, to corrections that a run applies."""
 
 import pytest
-from helpers.browser import players, serving, watched
+from helpers.browser import open_page, players, serving
 
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_corrections
@@ -11,8 +11,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def page_file(doubtful):
-    run, _ = doubtful
+def page_file(issue_run):
+    run, _ = issue_run
     write_review(run, run / "review.html")
     return (run / "review.html").as_uri()
 
@@ -39,12 +39,12 @@ def to_clip(page, fname):
 
 
 def test_corrections_by_keyboard_are_in_the_csv_and_a_run_applies_them(
-    chromium, doubtful, page_file, sample, tmp_path
+    chromium, issue_run, page_file, sample, tmp_path
 ):
     from playwright.sync_api import expect
 
-    run, ((first, a), (second, b), (third, c)) = doubtful
-    with watched(chromium, page_file) as page:
+    run, ((first, a), (second, b), (third, c)) = issue_run
+    with open_page(chromium, page_file) as page:
         expect(page.locator("audio")).to_have_count(1)
         assert players(page)[0] > 0
         to_clip(page, first)
@@ -69,11 +69,11 @@ def test_corrections_by_keyboard_are_in_the_csv_and_a_run_applies_them(
     assert labels[first] == ["Rain"] and labels[second] == [b] and third not in labels.index
 
 
-def test_tags_are_chosen_by_number_and_a_decision_can_be_withdrawn(chromium, doubtful, page_file, tmp_path):
+def test_tags_are_chosen_by_number_and_a_decision_can_be_withdrawn(chromium, issue_run, page_file, tmp_path):
     from playwright.sync_api import expect
 
-    run, ((first, a), (second, b), _) = doubtful
-    with watched(chromium, page_file) as page:
+    run, ((first, a), (second, b), _) = issue_run
+    with open_page(chromium, page_file) as page:
         to_clip(page, second)
         page.keyboard.press("r")
         chips = page.locator("#choice .chip")
@@ -108,7 +108,7 @@ def to_clip_back(page, fname):
 def test_space_plays_and_pauses(chromium, page_file):
     from playwright.sync_api import expect
 
-    with watched(chromium, page_file) as page:
+    with open_page(chromium, page_file) as page:
         expect(page.locator("audio")).to_have_count(1)
         players(page)
         page.keyboard.press(" ")
@@ -118,12 +118,12 @@ def test_space_plays_and_pauses(chromium, page_file):
         assert page.evaluate("() => document.querySelectorAll('audio').length <= 1")
 
 
-def test_the_page_is_usable_by_touch_on_a_phone(chromium, doubtful, page_file, tmp_path):
+def test_the_page_is_usable_by_touch_on_a_phone(chromium, issue_run, page_file, tmp_path):
     from playwright.sync_api import expect
 
-    run, ((first, a), *_) = doubtful
+    run, ((first, a), *_) = issue_run
     options = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"}
-    with watched(chromium, page_file, **options) as page:
+    with open_page(chromium, page_file, **options) as page:
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
         fname = shown(page)
         page.tap("#remove")
@@ -133,14 +133,14 @@ def test_the_page_is_usable_by_touch_on_a_phone(chromium, doubtful, page_file, t
             assert page.locator(f"#{button}").bounding_box()["height"] >= 36
 
 
-def test_the_server_saves_every_decision_and_a_new_one_continues(chromium, doubtful):
+def test_the_server_saves_every_decision_and_a_new_one_continues(chromium, issue_run):
     from playwright.sync_api import expect
 
-    run, ((first, a), (second, b), (third, c)) = doubtful
+    run, ((first, a), (second, b), (third, c)) = issue_run
     path = run / "corrections.csv"
     path.write_text("fname,labels\nelsewhere.wav,remove\n")
     with serving("review", run, "--serve") as (_, address):
-        with watched(chromium, address) as page:
+        with open_page(chromium, address) as page:
             expect(page.locator("audio")).to_have_count(1)
             assert players(page)[0] > 0
             to_clip(page, first)
@@ -152,17 +152,17 @@ def test_the_server_saves_every_decision_and_a_new_one_continues(chromium, doubt
             page.keyboard.press("k")
             expect(page.locator("#progress")).to_contain_text("2 of 3")
             assert downloaded(page, run / "again.csv") == {"elsewhere.wav": None, first: ["Rain"]}
-    with serving("review", run, "--serve") as (_, address), watched(chromium, address) as page:
+    with serving("review", run, "--serve") as (_, address), open_page(chromium, address) as page:
         expect(page.locator("#progress")).to_have_text("2 of 3 clips decided, 1 of them corrected")
         assert shown(page) == third, "it starts with the first undecided clip"
     assert len(load_review(run).clips) == 3
 
 
-def test_the_page_of_another_server_does_not_save(chromium, doubtful):
+def test_the_page_of_another_server_does_not_save(chromium, issue_run):
     from playwright.sync_api import expect
 
-    run, _ = doubtful
-    with serving("review", run, "--serve") as (_, address), watched(chromium, address, expected="403") as page:
+    run, _ = issue_run
+    with serving("review", run, "--serve") as (_, address), open_page(chromium, address, expected="403") as page:
         expect(page.locator("audio")).to_have_count(1)
         page.route(
             "**/decide", lambda route: route.continue_(headers={**route.request.headers, "x-fatai-token": "old"})

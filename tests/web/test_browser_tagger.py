@@ -5,7 +5,7 @@ import csv
 import io
 
 import pytest
-from helpers.browser import players, serving, watched
+from helpers.browser import open_page, players, serving
 
 from fatai.experiment.run_folder import Tagger
 from fatai.inference.events.formats import write_events
@@ -58,7 +58,7 @@ def test_a_dropped_wav_shows_its_tags_over_time_and_plays(chromium, server, soun
 
     content, seconds = wav(sounds[0])
     best = {tag: max(step.probs[k] for step in tagger.frame_probs(content)) for k, tag in enumerate(tagger.tags)}
-    with watched(chromium, server, **options) as page:
+    with open_page(chromium, server, **options) as page:
         drop(page, "dropped.wav", content)
         expect(page.locator("h2")).to_have_text("dropped.wav")
         expect(page.locator(".lanes .tag")).to_have_count(10)
@@ -89,7 +89,7 @@ def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(
 ):
     from playwright.sync_api import expect
 
-    with watched(chromium, server) as page:
+    with open_page(chromium, server) as page:
         page.set_input_files("#files", [str(path) for path in sounds])
         expect(page.locator(".lanes")).to_have_count(3)
         # The threshold is a slider; the events follow it.
@@ -115,7 +115,7 @@ def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(
 def test_a_recording_is_tagged(chromium, server):
     from playwright.sync_api import expect
 
-    with watched(chromium, server, permissions=["microphone"]) as page:
+    with open_page(chromium, server, permissions=["microphone"]) as page:
         page.click("#record")
         expect(page.locator("#record")).to_contain_text("stop")
         page.wait_for_timeout(1200)
@@ -129,7 +129,7 @@ def test_refused_files_are_shown_with_the_reason(chromium, server, tmp_path):
 
     (tmp_path / "<b>words.wav").write_text("no sound")
     (tmp_path / "big.wav").write_bytes(bytes(33_000_000))
-    with watched(chromium, server, expected="415") as page:
+    with open_page(chromium, server, expected="415") as page:
         page.set_input_files("#files", [str(tmp_path / "<b>words.wav"), str(tmp_path / "big.wav")])
         expect(page.locator(".error")).to_have_count(2)
         names, messages = page.locator("h2").all_inner_texts(), page.locator(".error").all_inner_texts()

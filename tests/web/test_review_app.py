@@ -12,8 +12,8 @@ from fatai.web.security import SecurityMiddleware
 
 
 @pytest.fixture
-def client(doubtful):
-    run, _ = doubtful
+def client(issue_run):
+    run, _ = issue_run
     return TestClient(SecurityMiddleware(review_app(load_review(run), run / "corrections.csv")), "http://127.0.0.1:8000")
 
 
@@ -26,8 +26,8 @@ def decide(client, token, decision):
     return client.post("/decide", json=decision, headers={"x-fatai-token": token})
 
 
-def test_a_decision_is_written_at_once_and_survives_a_reload(client, token, doubtful):
-    run, ((first, a), (second, _), _) = doubtful
+def test_a_decision_is_written_at_once_and_survives_a_reload(client, token, issue_run):
+    run, ((first, a), (second, _), _) = issue_run
     assert decide(client, token, {"file": first, "labels": ["Rain"]}).json() == {"file": first, "decided": 1}
     assert decide(client, token, {"file": second, "labels": None}).json() == {"file": second, "decided": 2}
     table = read_corrections(run / "corrections.csv").set_index("fname")["labels"]
@@ -49,8 +49,8 @@ def test_a_decision_is_written_at_once_and_survives_a_reload(client, token, doub
     ({"file": 5}, 422, "a decision is"), ([], 422, "a decision is"), ("x", 422, "a decision is"),
     ({"file": "{first}", "labels": ["x" * 70_000]}, 413, "65,536"),
 ])
-def test_invalid_decisions_are_refused(client, token, doubtful, decision, status, words):
-    run, ((first, _), *_) = doubtful
+def test_invalid_decisions_are_refused(client, token, issue_run, decision, status, words):
+    run, ((first, _), *_) = issue_run
     if isinstance(decision, dict) and decision["file"] == "{first}":
         decision = {**decision, "file": first}
     response = decide(client, token, decision)
@@ -65,8 +65,8 @@ def test_bodies_that_are_not_json_are_refused(client, token, body):
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-fatai-token": "guess"}, {"x-fatai-token": "\xe9"}])
-def test_a_decision_needs_the_token_of_the_page(client, doubtful, headers):
-    run, ((first, _), *_) = doubtful
+def test_a_decision_needs_the_token_of_the_page(client, issue_run, headers):
+    run, ((first, _), *_) = issue_run
     headers = {name: value.encode("latin-1") for name, value in headers.items()}
     response = client.post("/decide", json={"file": first, "labels": None}, headers=headers)
     assert (
@@ -74,8 +74,8 @@ def test_a_decision_needs_the_token_of_the_page(client, doubtful, headers):
     )
 
 
-def test_other_pages_and_hosts_are_refused_even_with_the_token(client, token, doubtful):
-    run, ((first, _), *_) = doubtful
+def test_other_pages_and_hosts_are_refused_even_with_the_token(client, token, issue_run):
+    run, ((first, _), *_) = issue_run
     for headers, status in (
         ({"origin": "http://evil.com"}, 403),
         ({"host": "evil.com"}, 400),
@@ -103,8 +103,8 @@ def test_the_served_page_names_only_files_of_the_server(client):
     assert "://" not in shown and "Every decision is saved at once" in shown
 
 
-def test_a_full_disk_is_reported(client, token, doubtful, monkeypatch):
-    run, ((first, _), *_) = doubtful
+def test_a_full_disk_is_reported(client, token, issue_run, monkeypatch):
+    run, ((first, _), *_) = issue_run
 
     def full(*args):
         raise OSError(28, "No space left on device")
