@@ -1,4 +1,4 @@
-"""Where in training a change happens: batches, items, the switch; and what show_augs draws."""
+"""Base classes: draws, augmentation of batches and items in training, the switch; and show_augs."""
 
 import copy
 import pickle
@@ -50,7 +50,7 @@ def dls(sample):
 
 
 class Log(Callback):
-    """What the network is given, after all changes."""
+    """Records the network's input after augmentation."""
 
     order = 8
 
@@ -91,7 +91,7 @@ def test_whole_numbers_include_both_ends(low, span, seed):
     assert set(drawn.tolist()) == set(range(low, low + span + 1))
 
 
-def test_uniform_and_chance():
+def test_uniform_and_bernoulli_draws():
     drawn = draw_uniform((1000, 3), -2, 5)
     assert drawn.shape == (1000, 3) and drawn.min() >= -2 and drawn.max() < 5
     assert not draw_bernoulli(100, 0.0).any() and draw_bernoulli(100, 1.0).all()
@@ -101,41 +101,43 @@ def test_uniform_and_chance():
 
 
 # What PANNs mask lies inside their network, and batches cut to their longest clip are tested beside loops.
-@pytest.mark.parametrize("name", [n for n in AUGMENTATIONS.names() if n not in ("spec_augment_panns", "trim_to_longest")])
+@pytest.mark.parametrize(
+    "name", [n for n in AUGMENTATIONS.names() if n not in ("spec_augment_panns", "trim_to_longest")]
+)
 def test_every_augmentation_changes_training_and_leaves_validation(dls, sample, name):
     if name == "repeat_pad":
         dls = loaders(sample, crop_s=3)  # only there is silence to fill
     options = {"crop_lengths": {"seconds": (0.2,), "weights": None}, "chunk_shuffle": {"chunk_s": 0.1, "p": 1.0}}.get(
         name, {"p": 1.0}
     )
-    change = AUGMENTATIONS.build(name, **options)
-    log, plain = seen(dls, change), seen(dls)
+    augmentation = AUGMENTATIONS.build(name, **options)
+    log, plain = seen(dls, augmentation), seen(dls)
     assert all(torch.equal(a, b) for a, b in zip(log.valid, plain.valid, strict=True))
     assert not torch.equal(log.train[0], plain.train[0])
 
 
-def test_waves_and_pictures_belong_together(dls):
+def test_spectrograms_belong_to_their_waves(dls):
     log = seen(dls, Gain(p=1.0), MixUpOr(p=1.0), ChunkShuffle(p=1.0, chunk_s=0.1, before_mixing=False))
-    for spec, wave in zip(log.train, log.waves):
+    for spec, wave in zip(log.train, log.waves, strict=False):  # the last waves are those of validation
         torch.testing.assert_close(spec, dls.to_spec.spec(wave.as_subclass(Tensor)))
         assert wave.sr == 44100
 
 
-def test_changes_below_the_logarithm_make_one_spectrogram(dls, monkeypatch):
+def test_the_spectrogram_is_rendered_once(dls, monkeypatch):
     calls = []
     to_spec = dls.to_spec
     real = to_spec.module.forward
     monkeypatch.setattr(to_spec.module, "forward", lambda wave: calls.append(1) or real(wave))
     seen(dls, Gain(p=1.0), MixUpOr(p=1.0), SpeedPerturb(p=1.0, before_mixing=False))
-    # Two training batches, each once by the loader and once after all changes; one of validation.
+    # Two training batches, each once by the loader and once after all augmentations; one of validation.
     assert len(calls) == 2 * 2 + 1
 
 
-def test_power_changes_follow_wave_changes(dls):
+def test_power_augmentations_follow_wave_augmentations(dls):
     log = seen(
         dls, Gain(gain_db=(-20.0, -20.0), p=1.0), AUGMENTATIONS.build("spec_augment_fourth_place", p=1.0, freq=(30, 31))
     )
-    # Only the first batches are of the same crops: the draws of the changes move on the generator that crops the
+    # Only the first batches are of the same crops: the draws of the augmentations move on the generator that crops the
     # second.
     spec, before = log.train[0], seen(dls).train[0]
     floor, floor_before = (x.amin((2, 3), keepdim=True) for x in (spec, before))
@@ -146,7 +148,7 @@ def test_power_changes_follow_wave_changes(dls):
     torch.testing.assert_close(spec[both], before[both] - 20 / 21.6, atol=1e-3, rtol=0)
 
 
-def test_derivatives_are_made_anew_from_the_masked_spectrogram(sample):
+def test_derivatives_are_computed_from_the_masked_spectrogram(sample):
     dls = loaders(sample, channels="deltas")
     log = seen(dls, SpecAugment(time=None, freq=0.9))
     spec = log.train[0]
@@ -154,7 +156,7 @@ def test_derivatives_are_made_anew_from_the_masked_spectrogram(sample):
     assert hidden.any() and (spec[:, 1:].transpose(1, 2)[hidden] == 0).all()
 
 
-def test_lighting_knows_pictures(sample):
+def test_brightness_contrast_changes_the_pixels_of_image_front_ends(sample):
     dls = loaders(sample, front_end=FRONT_ENDS.build("ninth", normalize="image").settings, channels="imagenet")
     got, before = seen(dls, AUGMENTATIONS.build("brightness_contrast", p_lighting=1.0)).train[0], seen(dls).train[0]
     pixels, plain_pixels = (x[:, 0] * 0.229 + 0.485 for x in (got, before))
@@ -191,19 +193,19 @@ class StopEarly(Callback):
         raise CancelFitException
 
 
-def test_the_switch_reaches_all_changes(dls):
-    changes = SpecAugment(), MixUpOr(), LinearMixUp(), ItemAugmentations(SpeedPerturb(p=1.0))
-    learn = learner(dls, *changes, Log())
-    assert set(augmentation_callbacks(learn)) == set(changes)
+def test_set_augmentation_switches_all_augmentations(dls):
+    augmentations = SpecAugment(), MixUpOr(), LinearMixUp(), ItemAugmentations(SpeedPerturb(p=1.0))
+    learn = learner(dls, *augmentations, Log())
+    assert set(augmentation_callbacks(learn)) == set(augmentations)
     set_augmentation(learn, False)
     fit(learn)
     plain = seen(dls)
     assert all(torch.equal(a, b) for a, b in zip(learn.log.train, plain.train, strict=True))
     set_augmentation(learn, True)
-    assert all(c.active for c in changes)
+    assert all(c.active for c in augmentations)
 
 
-def test_a_domain_that_is_none_is_named():
+def test_an_unknown_domain_raises():
     with pytest.raises(OptionError, match="domain is 'bn1'; did you mean bn0?"):
         BatchAugmentation("bn1", 0)
 
@@ -211,22 +213,22 @@ def test_a_domain_that_is_none_is_named():
 def test_every_entry_is_a_callback_and_survives_copies_and_pickles():
     for registry in (AUGMENTATIONS, MIXERS):
         for name in registry.names():
-            change = registry.build(name)
-            for twin in (copy.deepcopy(change), pickle.loads(pickle.dumps(change))):
-                assert isinstance(twin, Callback) and twin.order == change.order
+            augmentation = registry.build(name)
+            for twin in (copy.deepcopy(augmentation), pickle.loads(pickle.dumps(augmentation))):
+                assert isinstance(twin, Callback) and twin.order == augmentation.order
 
 
 # Items
 
 
-def test_items_are_changed_in_training_only(dls):
+def test_items_are_augmented_in_training_only(dls):
     learn = learner(dls, ItemAugmentations(Gain(gain_db=(-120.0, -120.0), p=1.0)), Log())
     fit(learn)
     assert all(w.abs().max() < 2e-6 for w in learn.log.waves[:2]) and learn.log.waves[2].abs().max() > 1e-3
     assert not any(type(f).__name__ == "_AugmentItem" for f in dls.train.after_item.fs)
 
 
-def test_changes_of_items_come_before_the_crop(dls):
+def test_items_are_augmented_before_the_crop(dls):
     class Length(Gain):
         lengths: list = []
 
@@ -238,7 +240,7 @@ def test_changes_of_items_come_before_the_crop(dls):
     assert len(Length.lengths) == 24 and max(Length.lengths) > 2 * 0.3 * 44100
 
 
-def test_an_error_in_training_leaves_no_change_behind(dls):
+def test_an_error_in_training_detaches_item_augmentations(dls):
     class Fail(Callback):
         def after_batch(self):
             raise ArithmeticError("stop")
@@ -252,7 +254,7 @@ def test_an_error_in_training_leaves_no_change_behind(dls):
 
 
 @pytest.mark.slow
-def test_items_are_changed_in_workers_too(sample):
+def test_items_are_augmented_in_workers_too(sample):
     dls = loaders(sample, num_workers=2)
     learn = learner(dls, ItemAugmentations(Gain(gain_db=(-120.0, -120.0), p=1.0)), Log())
     fit(learn)
@@ -271,18 +273,18 @@ def test_a_fat_learner_takes_them_as_callbacks(dls):
 # To look at
 
 
-def test_show_augs_draws_before_and_after_with_shares(dls):
+def test_show_augs_draws_before_and_after_with_label_weights(dls):
     axes = show_augs(dls, [SpecAugment(), LinearMixUp(per="pair", lam=(0.25, 0.25))], n=4)
     assert axes.shape == (2, 4)
     (_, targ), _ = augmented(dls, [], n=4)
     mixed = {
         dls.vocab[k]: round(0.25 * float(a) + 0.75 * float(b), 2)
-        for k, (a, b) in enumerate(zip(targ[0], targ[1]))
+        for k, (a, b) in enumerate(zip(targ[0], targ[1], strict=True))
         if a or b
     }
     assert axes[0, 0].get_title() == "\n".join(dls.vocab[k] for k in range(10) if targ[0][k])
     assert axes[1, 0].get_title() == "\n".join(
-        tag if share == 1 else f"{share:.2f} {tag}" for tag, share in mixed.items()
+        tag if weight == 1 else f"{weight:.2f} {tag}" for tag, weight in mixed.items()
     )
     # Two pairs fill half of the row below.
     assert axes[1, 1].images and not axes[1, 2].images
@@ -290,12 +292,12 @@ def test_show_augs_draws_before_and_after_with_shares(dls):
     plt.close("all")
 
 
-def test_show_augs_of_a_learner_leaves_it_as_it_was(dls):
-    change, items = AUGMENTATIONS.build("spec_augment_panns", time=20), ItemAugmentations(SpeedPerturb(p=1.0))
-    learn = learner(dls, change, MixUpOr(), items)
+def test_show_augs_of_a_learner_leaves_the_learner_unchanged(dls):
+    augmentation, items = AUGMENTATIONS.build("spec_augment_panns", time=20), ItemAugmentations(SpeedPerturb(p=1.0))
+    learn = learner(dls, augmentation, MixUpOr(), items)
     assert learn.show_augs(n=2).shape == (2, 2)
     assert (
-        change.learn is learn
+        augmentation.learn is learn
         and items.learn is learn
         and not any(type(f).__name__ == "_AugmentItem" for f in dls.train.after_item.fs)
     )
@@ -309,11 +311,11 @@ def test_augmented_keeps_the_clips_it_started_from(dls):
     assert torch.equal(flipped.as_subclass(Tensor), x.as_subclass(Tensor).flip(-1))
 
 
-def test_too_few_clips_are_named(dls):
+def test_too_few_clips_raise(dls):
     with pytest.raises(DataError, match="there are 24 training clips to show; expected at least n=99"):
         show_augs(dls, TimeReverse(), n=99)
 
 
-def test_a_change_that_defines_nothing_says_so():
+def test_an_augmentation_without_draw_raises():
     with pytest.raises(NotImplementedError):
         SpecAugmentation().augment(torch.zeros(1, 1, 2, 2))

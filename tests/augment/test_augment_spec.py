@@ -1,4 +1,4 @@
-"""Crops, warps, flips and light on spectrograms; and what all changes of spectrograms have in common."""
+"""Crops, time warp, time reversal, brightness and contrast of spectrograms, and properties of all of them."""
 
 import math
 
@@ -30,7 +30,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# What all have in common
+# All augmentations of spectrograms
 
 
 @pytest.mark.parametrize("name", ON_SPEC)
@@ -45,22 +45,22 @@ def test_shape_and_dtype_stay_and_the_input_too(name, dtype):
 
 @pytest.mark.parametrize("name", ON_SPEC)
 def test_a_seed_repeats_and_another_differs(name):
-    spec, change = torch.randn(8, 1, 64, 100), AUGMENTATIONS.build(name, p=0.5)
-    first, again, other = (change.augment(spec, generator(seed)) for seed in (1, 1, 2))
+    spec, augmentation = torch.randn(8, 1, 64, 100), AUGMENTATIONS.build(name, p=0.5)
+    first, again, other = (augmentation.augment(spec, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("name", ON_SPEC)
 def test_without_a_generator_the_global_one_decides(name):
-    spec, change = torch.randn(8, 1, 64, 100), AUGMENTATIONS.build(name)
+    spec, augmentation = torch.randn(8, 1, 64, 100), AUGMENTATIONS.build(name)
     torch.manual_seed(3)
-    first = change.augment(spec)
+    first = augmentation.augment(spec)
     torch.manual_seed(3)
-    assert torch.equal(change.augment(spec), first)
+    assert torch.equal(augmentation.augment(spec), first)
 
 
 @pytest.mark.parametrize("name", ON_SPEC)
-def test_with_p_0_the_very_tensor_comes_back_and_a_share_p_is_changed(name):
+def test_p_0_returns_the_same_tensor_and_p_changes_that_fraction(name):
     spec = torch.randn(400, 1, 64, 100)
     assert AUGMENTATIONS.build(name, p=0.0).augment(spec) is spec
     changed = (AUGMENTATIONS.build(name, p=0.3).augment(spec, generator()) != spec).flatten(1).any(1)
@@ -83,7 +83,7 @@ def test_a_batch_of_one_and_tiny_spectrograms_pass(name, shape):
     assert AUGMENTATIONS.build(name, p=1.0).augment(torch.randn(shape)).shape == shape
 
 
-def test_a_single_clip_without_its_batch_is_named():
+def test_a_clip_without_batch_dimension_raises():
     with pytest.raises(
         ShapeError, match=r"\(64, 100\); expected \(batch, channels, mels, frames\): one clip is spec\[None\]"
     ):
@@ -91,13 +91,13 @@ def test_a_single_clip_without_its_batch_is_named():
 
 
 @pytest.mark.parametrize("name", ON_SPEC)
-def test_an_unknown_option_is_named(name):
+def test_an_unknown_option_raises(name):
     with pytest.raises(OptionError, match="has no option 'befor_mixing'; did you mean before_mixing?"):
         AUGMENTATIONS.build(name, befor_mixing=True)
 
 
 @pytest.mark.parametrize("name", ON_SPEC)
-def test_sources_are_told(name):
+def test_every_augmentation_has_source_and_description(name):
     assert AUGMENTATIONS.source(name) and AUGMENTATIONS.describe(name).endswith(".")
 
 
@@ -123,7 +123,7 @@ def test_the_whole_as_box_changes_nothing():
     assert torch.equal(resized_crop(spec, box(0, 0, 9, 13)), spec)
 
 
-def test_every_clip_has_its_own_box():
+def test_boxes_differ_from_clip_to_clip():
     spec = torch.randn(2, 1, 8, 8)
     both = resized_crop(spec, Boxes(*torch.tensor([[0, 2], [1, 3], [4, 5], [6, 2]])))
     assert torch.equal(both[:1], resized_crop(spec[:1], box(0, 1, 4, 6)))
@@ -162,54 +162,55 @@ def test_a_warp_keeps_its_ends_and_moves_the_frame():
     torch.testing.assert_close(got[6:], 4 + torch.arange(5) * 6 / 4)
 
 
-def test_warps_reach_a_share_of_the_frames():
+def test_time_warp_moves_frames_up_to_its_rate():
     warp = TimeWarp(rate=0.1).draw(5000, 64, 101, generator())
     shift = (warp.target - warp.source).abs()
     assert 9 < float(shift.max()) <= 10 and float(warp.target.min()) > 0 and float(warp.target.max()) < 100
 
 
-# TimeReverse, content
+# Time reversal, time crop
 
 
-def test_flip_runs_time_backwards():
+def test_time_reverse_reverses_frames():
     spec = torch.randn(2, 1, 3, 4)
     got = TimeReverse(p=1).augment(spec)
     assert torch.equal(got[..., 0], spec[..., 3]) and torch.equal(got.flip(-1), spec)
 
 
-def test_content_shrink_worked_by_hand():
+def test_random_time_crop_by_hand():
     spec = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]).view(1, 1, 2, 4)
     kept = Bands(torch.tensor([[1]]), torch.tensor([[3]]))
     assert RandomTimeCrop().apply(spec, kept)[0, 0].tolist() == [[1, 2, 3, 1], [1, 6, 7, 1]]
     assert RandomTimeCrop(fill="zero").apply(spec, kept)[0, 0].tolist() == [[0, 2, 3, 0], [0, 6, 7, 0]]
 
 
-def test_content_shrink_keeps_a_quarter_to_all():
+def test_random_time_crop_keeps_a_quarter_to_all():
     kept = RandomTimeCrop().draw(5000, 128, 400, generator())
     length = (kept.stop - kept.start).double()
     assert float(length.min()) < 103 and float(length.min()) >= 100 and float(length.max()) > 397
     assert float(length.mean()) == pytest.approx(0.625 * 400, rel=0.02)
 
 
-# Light
+# Brightness and contrast
 
 
-def test_light_worked_by_hand():
+def test_brightness_contrast_by_hand():
     # logit(0.8) = ln 4; (ln 4 + ln 2) * 2 = ln 64, whose sigmoid is 64 / 65.
-    got = brightness_contrast(torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64), torch.tensor([math.log(2)]), torch.tensor([2.0]))
+    pixels = torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64)
+    got = brightness_contrast(pixels, torch.tensor([math.log(2)]), torch.tensor([2.0]))
     assert got.item() == pytest.approx(64 / 65, rel=1e-6)
 
 
-def test_lighting_draws_the_kernels_ranges():
+def test_brightness_contrast_draws_the_ranges_of_the_fastai_kernel():
     drawn = BrightnessContrast(max_lighting=0.1).draw(20000, 1, 1, generator())
-    change, contrast = drawn.brightness.sigmoid(), drawn.contrast
-    assert 0.45 <= float(change.min()) < 0.451 and 0.549 < float(change.max()) <= 0.55
+    augmentation, contrast = drawn.brightness.sigmoid(), drawn.contrast
+    assert 0.45 <= float(augmentation.min()) < 0.451 and 0.549 < float(augmentation.max()) <= 0.55
     assert 0.9 <= float(contrast.min()) < 0.901 and 1.11 < float(contrast.max()) <= 1 / 0.9
     assert float((drawn.brightness == 0).double().mean()) == pytest.approx(0.25, abs=0.02)
     assert float((contrast == 1).double().mean()) == pytest.approx(0.25, abs=0.02)
 
 
-def test_lighting_of_pictures_works_on_their_pixels():
+def test_brightness_contrast_of_images_changes_their_pixels():
     levels = torch.randint(0, 256, (3, 8, 8)).float()
     picture = ImageNet()(levels)
     lighting = BrightnessContrast(scale="imagenet")
@@ -220,7 +221,7 @@ def test_lighting_of_pictures_works_on_their_pixels():
     torch.testing.assert_close(got, expected.expand_as(got), atol=1e-5, rtol=0)
 
 
-def test_lighting_of_other_spectrograms_keeps_their_range():
+def test_brightness_contrast_of_other_spectrograms_keeps_their_range():
     spec = torch.randn(4, 1, 8, 8) * 20 - 30
     got = BrightnessContrast(p_lighting=1).augment(spec)
     assert (got.amin((1, 2, 3)) >= spec.amin((1, 2, 3)) - 1e-3).all() and (
@@ -239,6 +240,6 @@ def test_lighting_of_other_spectrograms_keeps_their_range():
     (lambda: BrightnessContrast(scale="grey"), "scale is 'grey'"),
     (lambda: BrightnessContrast(p_lighting=2), "p_lighting is 2"),
 ])
-def test_wrong_options_are_named(build, message):
+def test_wrong_options_raise(build, message):
     with pytest.raises(OptionError, match=message):
         build()

@@ -1,4 +1,4 @@
-"""Changes of waves: what each does, worked by hand or against librosa, and what all have in common."""
+"""Augmentation of waves: each by hand or against librosa, and properties of all of them."""
 
 import math
 
@@ -31,7 +31,7 @@ from fatai.errors import OptionError, ShapeError
 from fatai.registry import AUGMENTATIONS
 
 SR = 8000
-# Loops fill silence, which the waves here don't have.
+# Repeated padding needs silence, which the waves here don't have.
 ON_WAVE = [
     name
     for name in AUGMENTATIONS.names()
@@ -57,7 +57,7 @@ def wave():
     return torch.stack([tone(200 * (i + 1), 1.2) for i in range(4)]) + 0.01 * torch.randn(4, 9600)
 
 
-# What all have in common
+# All augmentations of waves
 
 
 @pytest.mark.parametrize("name", ON_WAVE)
@@ -70,13 +70,13 @@ def test_shape_and_dtype_stay_and_the_input_too(name, wave):
 
 @pytest.mark.parametrize("name", ON_WAVE)
 def test_a_seed_repeats_and_another_differs(name, wave):
-    change = AUGMENTATIONS.build(name, p=1.0)
-    first, again, other = (change.augment(wave, SR, generator(seed)) for seed in (1, 1, 2))
+    augmentation = AUGMENTATIONS.build(name, p=1.0)
+    first, again, other = (augmentation.augment(wave, SR, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("name", ON_WAVE)
-def test_other_generators_are_left_alone(name, wave):
+def test_numpys_generator_is_not_used(name, wave):
     np.random.seed(1)
     state = np.random.get_state()[1].copy()
     AUGMENTATIONS.build(name, p=1.0).augment(wave, SR)
@@ -84,7 +84,7 @@ def test_other_generators_are_left_alone(name, wave):
 
 
 @pytest.mark.parametrize("name", ON_WAVE)
-def test_with_p_0_the_very_tensor_comes_back(name, wave):
+def test_p_0_returns_the_same_tensor(name, wave):
     assert AUGMENTATIONS.build(name, p=0.0).augment(wave, SR) is wave
 
 
@@ -108,12 +108,12 @@ def test_silence_and_short_clips_pass(name, samples):
 
 
 @pytest.mark.parametrize("name", ON_WAVE)
-def test_unknown_options_are_named(name):
+def test_unknown_options_raise(name):
     with pytest.raises(OptionError, match="has no option 'probability'"):
         AUGMENTATIONS.build(name, probability=0.5)
 
 
-def test_a_single_wave_is_named():
+def test_a_wave_without_batch_dimension_raises():
     with pytest.raises(ShapeError, match=r"\(100,\); expected \(batch, samples\): one clip is wave\[None\]"):
         Gain().augment(torch.zeros(100), SR)
 
@@ -144,7 +144,7 @@ def test_white_noise_is_flat_and_pink_noise_falls_by_3_db_an_octave():
         assert np.polyfit(range(8), octaves, 1)[0] == pytest.approx(slope, abs=0.15)
 
 
-def test_a_shift_leaves_silence_or_wraps():
+def test_a_shift_leaves_silence_or_rolls_over():
     wave = torch.arange(1.0, 6.0)
     assert functional_wave.shift(wave, 2).tolist() == [0, 0, 1, 2, 3] and functional_wave.shift(wave, -2).tolist() == [
         3,
@@ -178,7 +178,7 @@ def test_a_stretch_changes_length_and_leaves_pitch(engine, rate):
     assert len(got) == round(SR / rate) and loudest_hz(got) == pytest.approx(440, rel=0.01)
 
 
-def test_pitch_is_librosas_own():
+def test_pitch_shift_equals_librosa():
     wave = tone(300) + 0.1 * torch.randn(SR, generator=generator())
     expected = librosa.effects.pitch_shift(wave.numpy(), sr=SR, n_steps=1.5)
     np.testing.assert_array_equal(functional_wave.shift_pitch(wave, SR, 1.5).numpy(), expected)
@@ -190,7 +190,7 @@ def test_speed_changes_length_and_pitch_together(factor):
     assert len(got) == math.ceil(SR / factor) and loudest_hz(got) == pytest.approx(440 * factor, rel=0.01)
 
 
-def test_speed_drawn_evenly_is_uniform_in_its_logarithm():
+def test_log_uniform_speed_is_uniform_in_its_logarithm():
     drawn = SpeedPerturb(factor=(0.8, 1.25), log_uniform=True).draw(20000, 1, SR, generator()).value
     assert float(drawn.log().mean()) == pytest.approx(0, abs=0.01)
     assert 0.8 <= float(drawn.min()) < 0.801 and 1.249 < float(drawn.max()) <= 1.25
@@ -213,10 +213,10 @@ def test_reverb_is_dry_until_its_first_echo_and_then_rings_ever_less():
     assert got[1116].item() == pytest.approx(0.015, rel=1e-5)
     energy = got[1116:].square().view(-1)[:3 * 43000].chunk(6)
     levels = [float(part.sum()) for part in energy]
-    assert all(a > b for a, b in zip(levels, levels[1:]))
+    assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
 
 
-def test_more_reverberance_rings_longer_and_a_smaller_room_answers_sooner():
+def test_reverberance_lengthens_and_a_smaller_room_shortens_the_first_delay():
     click = torch.zeros(2 * 44100)
     click[0] = 1.0
     late = [float(functional_wave.reverb(click, 44100, reverberance=r)[44100:].square().sum()) for r in (0, 49, 99)]
@@ -225,7 +225,7 @@ def test_more_reverberance_rings_longer_and_a_smaller_room_answers_sooner():
     assert int(small[1:].nonzero()[0]) + 1 == round(0.1 * 1116)
 
 
-def test_echoes_have_the_closed_forms_impulse_responses():
+def test_comb_and_allpass_have_the_closed_forms_impulse_responses():
     click = np.zeros(60)
     click[0] = 1.0
     # z^-7 / (1 - 0.8 z^-7 0.7 / (1 - 0.3 z^-1)), and (-1 + 1.5 z^-5) / (1 - 0.5 z^-5), as fractions of polynomials for
@@ -241,13 +241,13 @@ def test_echoes_have_the_closed_forms_impulse_responses():
 
 def test_chunks_are_near_half_a_second_and_all_come_back():
     wave = torch.arange(2.6 * SR)[None]
-    change = ChunkShuffle(p=1)
-    drawn = change.draw(1, wave.shape[1], SR, generator())
+    augmentation = ChunkShuffle(p=1)
+    drawn = augmentation.draw(1, wave.shape[1], SR, generator())
     assert drawn.value.shape == (1, 5) and sorted(drawn.value[0].tolist()) == list(range(5))
-    got = change.augment(wave, SR, generator(1))
+    got = augmentation.augment(wave, SR, generator(1))
     assert torch.equal(got.sort(1).values, wave) and int((got.diff() != 1).sum()) <= 4
     short = torch.randn(1, SR // 2)
-    assert torch.equal(change.augment(short, SR), short)
+    assert torch.equal(augmentation.augment(short, SR), short)
 
 
 def test_cutout_silences_a_quarter():
@@ -256,14 +256,15 @@ def test_cutout_silences_a_quarter():
 
 
 def test_crop_lengths_are_drawn_for_the_whole_batch():
-    change, wave = CropLengths(seconds=(0.5, 1.0, 1.2), weights=(0.2, 0.6, 0.2)), torch.arange(9600.0).expand(3, -1)
-    sizes = [change.augment(wave, SR, generator(seed)).shape[1] for seed in range(300)]
+    augmentation = CropLengths(seconds=(0.5, 1.0, 1.2), weights=(0.2, 0.6, 0.2))
+    wave = torch.arange(9600.0).expand(3, -1)
+    sizes = [augmentation.augment(wave, SR, generator(seed)).shape[1] for seed in range(300)]
     assert {s: sizes.count(s) for s in set(sizes)}.keys() == {4000, 8000, 9600} and 0.5 < sizes.count(8000) / 300 < 0.7
-    got = next(c for c in (change.augment(wave, SR, generator(s)) for s in range(50)) if c.shape[1] == 4000)
+    got = next(c for c in (augmentation.augment(wave, SR, generator(s)) for s in range(50)) if c.shape[1] == 4000)
     assert (got.diff(dim=1) == 1).all() and len(got[:, 0].unique()) > 1
 
 
-def test_a_chain_is_its_changes_one_after_the_other():
+def test_a_chain_runs_its_augmentations_in_order():
     wave = tone()[None]
     chain = WaveChain(Gain(), Cutout(), p=1.0)
     g = generator(2)
@@ -274,7 +275,7 @@ def test_a_chain_is_its_changes_one_after_the_other():
     assert torch.equal(chain.augment(wave, SR, generator(2))[0], expected)
 
 
-def test_the_third_places_chain():
+def test_third_place_effects_are_as_published():
     chain = AUGMENTATIONS.build("third_place_effects")
     assert [type(c) for c in chain.augmentations] == [Reverb, PitchShift, Overdrive, SpeedPerturb]
     assert chain.p == 0.75 and chain.order > Gain().order
@@ -298,7 +299,7 @@ def test_the_third_places_chain():
     (lambda: functional_wave.reverb(torch.zeros(9), SR, damping=-1), "damping is -1"),
     (lambda: BatchInput(spec=torch.zeros(1)).rate, "the sample rate of this batch is unknown"),
 ])
-def test_wrong_options_are_named(build, message):
+def test_wrong_options_raise(build, message):
     with pytest.raises(OptionError, match=message):
         build()
 

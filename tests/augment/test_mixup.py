@@ -1,4 +1,4 @@
-"""Mixers: mixtures worked by hand, labels, weights, and what happens to training batches."""
+"""Mixers: mixtures worked by hand, labels, weights, and mixing of training batches."""
 
 import math
 import warnings
@@ -39,7 +39,7 @@ def generator(seed=0):
 
 
 def batch_of(domain, n=8, seed=0):
-    """Values as the domain holds them, and labels that are all different."""
+    """Values of a domain, and random labels."""
     x = torch.randn(n, *SHAPES[domain][1:], generator=generator(seed))
     return x.square() if domain == "power" else x, torch.rand(n, 5, generator=generator(seed + 1)).round()
 
@@ -65,27 +65,27 @@ def test_or_labels_are_the_sum_up_to_one():
 
 def test_clips_of_the_same_length_are_averaged():
     x, other = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, -2.0, 1.0]])
-    mixed, share = mix_or(x, other, torch.tensor([0.6]), torch.tensor([0.3]))
-    assert mixed.tolist() == [[2.0, 0.0, 2.0]] and share.tolist() == [0.5]
+    mixed, lam = mix_or(x, other, torch.tensor([0.6]), torch.tensor([0.3]))
+    assert mixed.tolist() == [[2.0, 0.0, 2.0]] and lam.tolist() == [0.5]
     assert torch.equal(mix_or(x, other, torch.tensor([0.6]), torch.tensor([0.3]), overwrite=True)[0], mixed)
 
 
-# A clip of two samples in a batch of six, in a clip of four: 0.6 of the longer, 0.4 of the shorter, whose own place is
+# A clip of two samples in a batch of six, in a clip of four: 0.6 of the longer, 0.4 of the shorter, whose position is
 # among 0, 1 and 2.
 LONG, SHORT = torch.tensor([[0.0, 10.0, 10.0, 10.0, 10.0, 0.0]]), torch.tensor([[0.0, 0.0, 5.0, 5.0, 0.0, 0.0]])
 
 
-@pytest.mark.parametrize(("place", "mixed"), [
+@pytest.mark.parametrize(("position", "mixed"), [
     (0.0, [0, 8, 8, 6, 6, 0]), (0.34, [0, 6, 8, 8, 6, 0]), (0.99, [0, 6, 6, 8, 8, 0]),
 ])
-def test_the_shorter_clip_lies_anywhere_in_the_longer(place, mixed):
-    for x, other, own_share in ((LONG, SHORT, 0.6), (SHORT, LONG, 0.4)):
-        got, share = mix_or(x, other, torch.tensor([0.6]), torch.tensor([place]))
+def test_the_shorter_clip_lies_anywhere_in_the_longer(position, mixed):
+    for x, other, expected_lam in ((LONG, SHORT, 0.6), (SHORT, LONG, 0.4)):
+        got, lam = mix_or(x, other, torch.tensor([0.6]), torch.tensor([position]))
         torch.testing.assert_close(got, torch.tensor([mixed]).float())
-        assert share.item() == pytest.approx(own_share)
+        assert lam.item() == pytest.approx(expected_lam)
 
 
-def test_the_published_slip_silences_the_longer_clip():
+def test_overwrite_leaves_out_the_longer_clip():
     got = mix_or(LONG, SHORT, torch.tensor([0.6]), torch.tensor([0.34]), overwrite=True)[0]
     torch.testing.assert_close(got, torch.tensor([[0.0, 6, 2, 2, 6, 0]]))
 
@@ -94,11 +94,11 @@ def test_or_mixing_on_log_spectrograms_finds_the_silence_at_the_clips_floor():
     # Floors of -80 and -60: a silent frame contributes its floor, as the shorter clip's padding did.
     x = torch.tensor([[[[-10.0, -20.0, -30.0, -80.0]]]])
     other = torch.tensor([[[[-60.0, -40.0, -60.0, -60.0]]]])
-    got, share = mix_or(x, other, torch.tensor([0.5]), torch.tensor([0.99]), domain="log")
-    assert got.flatten().tolist() == [-35, -40, -35, -70] and share.item() == 0.5
+    got, lam = mix_or(x, other, torch.tensor([0.5]), torch.tensor([0.99]), domain="log")
+    assert got.flatten().tolist() == [-35, -40, -35, -70] and lam.item() == 0.5
 
 
-def test_content_is_what_lies_between_the_silence():
+def test_content_lies_between_the_silence():
     found = content(torch.tensor([[0.0, 1.0, 0.0, 2.0, 0.0], [0.0] * 5, [1.0] * 5]), "wave")
     assert found.start.tolist() == [1, 0, 0] and found.stop.tolist() == [4, 5, 5]
 
@@ -111,8 +111,8 @@ def test_sigmoid_concat_hands_over_in_the_middle():
             torch.testing.assert_close(got[row, 0, :, frame], torch.full((3,), 1 / (1 + math.exp(-at))))
 
 
-def test_between_class_hears_the_drawn_share():
-    # Ten times the amplitude, so the louder one's weight is 1 / 11 at equal shares, and both sound alike.
+def test_between_class_mixes_loudness_by_lam():
+    # Ten times the amplitude, so the louder one's weight is 1 / 11 at lam 1/2, and both sound alike.
     x, other = torch.full((1, 4096), 1.0), torch.full((1, 4096), 0.1)
     levels = level_db(x, "wave"), level_db(other, "wave")
     assert (levels[0] - levels[1]).item() == pytest.approx(20)
@@ -123,11 +123,11 @@ def test_between_class_hears_the_drawn_share():
     torch.testing.assert_close(power[0, 0, 0].item(), (1 / 121 + 100 / 121 * 0.1) / norm ** 2, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_between_class_at_its_ends_is_one_of_the_clips(share):
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_between_class_at_its_ends_is_one_of_the_clips(lam):
     x, other = torch.randn(1, 50), torch.randn(1, 50)
-    got = between_class(x, other, torch.tensor([share]), torch.tensor([3.0]), torch.tensor([-9.0]))
-    torch.testing.assert_close(got, x if share else other)
+    got = between_class(x, other, torch.tensor([lam]), torch.tensor([3.0]), torch.tensor([-9.0]))
+    torch.testing.assert_close(got, x if lam else other)
 
 
 def test_levels_are_the_loudest_windows():
@@ -138,7 +138,7 @@ def test_levels_are_the_loudest_windows():
     assert level_db(torch.tensor([[[1.0, 0.0], [9.0, 2.0]]]), "power").item() == pytest.approx(10)
 
 
-# What all mixers have in common
+# All mixers
 
 
 @pytest.mark.parametrize("domain", ["wave", "power", "log"])
@@ -187,7 +187,7 @@ def test_the_global_generator_decides_where_none_is_given(name):
 
 
 @pytest.mark.parametrize("name", MIXERS.names())
-def test_a_batch_of_one_is_left_alone(name):
+def test_a_batch_of_one_is_unchanged(name):
     x, targ = batch_of("log", 1)
     done = MIXERS.build(name, partner="batch").augment(x, targ)
     assert torch.equal(done.x, x) and torch.equal(done.targ, targ) and done.lam.tolist() == [1.0]
@@ -208,14 +208,16 @@ def test_clips_that_are_not_drawn_stay_with_their_labels(name):
     assert built(name, p=0.0).augment(x, targ).x is x
 
 
-@pytest.mark.parametrize("name", ["mixup", "mixup_kaggle_fat", "mixup_first_place", "mixup_fourth_place", "between_class"])
+@pytest.mark.parametrize(
+    "name", ["mixup", "mixup_kaggle_fat", "mixup_first_place", "mixup_fourth_place", "between_class"]
+)
 @given(seed=st.integers(0, 10000))
 @settings(max_examples=20, deadline=None)
-def test_linear_labels_are_the_shares_of_both(name, seed):
+def test_linear_labels_are_weighted_by_lam(name, seed):
     x, targ = batch_of("log")
     done = built(name, p=1.0).augment(x, targ, generator=generator(seed))
-    share = done.lam[:, None].float()
-    torch.testing.assert_close(done.targ, share * targ[done.pairs.rows] + (1 - share) * targ[done.pairs.partners])
+    lam = done.lam[:, None].float()
+    torch.testing.assert_close(done.targ, lam * targ[done.pairs.rows] + (1 - lam) * targ[done.pairs.partners])
 
 
 @pytest.mark.parametrize("name", ["mixup_or", "mixup_or_third_place", "sigmoid_concat"])
@@ -246,50 +248,50 @@ def test_other_precisions_pass(name, dtype):
 # Draws
 
 
-def shares(mixer, n=20000):
+def draw_lam(mixer, n=20000):
     return mixer.draw(n, generator()).lam
 
 
 def test_beta_has_its_moments():
-    drawn = shares(LinearMixUp(per="clip", lam=0.4))
+    drawn = draw_lam(LinearMixUp(per="clip", lam=0.4))
     # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)).
     assert float(drawn.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(drawn.var()) == pytest.approx(1 / (4 * 1.8), abs=0.003)
 
 
-def test_the_larger_share_is_the_own_clips():
-    assert float(shares(LinearMixUp(per="clip", larger=True)).min()) >= 0.5
+def test_larger_gives_lam_of_at_least_one_half():
+    assert float(draw_lam(LinearMixUp(per="clip", larger=True)).min()) >= 0.5
 
 
-def test_one_share_for_a_whole_batch_and_one_coin():
-    assert len(shares(LinearMixUp()).unique()) == 1
+def test_per_batch_draws_one_lam_and_one_decision():
+    assert len(draw_lam(LinearMixUp()).unique()) == 1
     for seed in range(6):
         mixed = LinearMixUp(p=0.5).draw_pairs(50, generator(seed))
         moved = mixed.rows != mixed.partners
         assert torch.equal(mixed.mixed, moved) or not mixed.mixed.any()
 
 
-def test_uniform_shares():
-    drawn = shares(MIXERS.build("mixup_first_place"))
+def test_uniform_lam():
+    drawn = draw_lam(MIXERS.build("mixup_first_place"))
     assert 0.5 <= float(drawn.min()) < 0.51 and 0.99 < float(drawn.max()) <= 1
-    drawn = shares(MixUpOr())
+    drawn = draw_lam(MixUpOr())
     assert 0.4 <= float(drawn.min()) < 0.401 and 0.599 < float(drawn.max()) <= 0.6
 
 
-def test_reaches_are_the_whole_numbers_from_3_to_12():
+def test_steepness_is_a_whole_number_from_3_to_12():
     assert set(SigmoidConcat().draw(2000, generator()).steepness.tolist()) == set(range(3, 13))
 
 
-def test_neighbours_are_mixed_into_half_a_batch():
+def test_pairs_of_neighbors_halve_the_batch():
     x, targ = batch_of("log", 5)
     done = LinearMixUp(per="pair", lam=1.0).augment(x, targ)
     assert done.x.shape[0] == done.targ.shape[0] == 3
-    share = done.lam[:, None, None, None].float()
-    torch.testing.assert_close(done.x[:2], share[:2] * x[[0, 2]] + (1 - share[:2]) * x[[1, 3]])
+    lam = done.lam[:, None, None, None].float()
+    torch.testing.assert_close(done.x[:2], lam[:2] * x[[0, 2]] + (1 - lam[:2]) * x[[1, 3]])
     assert torch.equal(done.x[2], x[4]) and torch.equal(done.targ[2], targ[4])
 
 
-def test_the_first_places_mixer_takes_three_of_five_one_after_the_other():
+def test_the_first_place_mixer_concatenates_three_of_five():
     drawn = MIXERS.build("mixer_first_place").draw(20000, generator())
     assert float((drawn.choice == 0).double().mean()) == pytest.approx(0.6, abs=0.02)
 
@@ -335,13 +337,13 @@ def test_one_of_several_is_each_where_it_was_drawn():
         (lambda: MIXERS.build("mixup_or", overwrites=True), "has no option 'overwrites'; did you mean overwrite?"),
     ],
 )
-def test_wrong_options_are_named(build, message):
+def test_wrong_options_raise(build, message):
     with pytest.raises(OptionError, match=message):
         build()
 
 
 @pytest.mark.parametrize("targ", [torch.zeros(8).long(), torch.zeros(8, 3).long(), torch.zeros(7, 3)])
-def test_labels_that_cannot_be_mixed_are_named(targ):
+def test_labels_that_cannot_be_mixed_raise(targ):
     with pytest.raises(ShapeError, match=r"mixing needs multi-hot floats of shape \(8, tags\)"):
         LinearMixUp().augment(torch.zeros(8, 1, 2, 2), targ)
 
@@ -350,7 +352,7 @@ def test_labels_that_cannot_be_mixed_are_named(targ):
 
 
 class Log(Callback):
-    """What the network and the loss were given, after all changes, in training and in validation."""
+    """Records inputs and labels after augmentation, in training and in validation."""
 
     order = 8
 
@@ -419,7 +421,7 @@ def test_every_mixer_trains_and_validation_stays_plain(dls, name):
         torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(log.valid, plain_log.valid, strict=True)
     )
     if name != "mixup_panns":  # inside the model
-        assert any(not torch.equal(a[1], b[1]) for a, b in zip(log.train, plain_log.train))
+        assert any(not torch.equal(a[1], b[1]) for a, b in zip(log.train, plain_log.train, strict=True))
     assert np.isfinite(learn.recorder.values[-1]).all()
 
 
@@ -479,7 +481,7 @@ def test_partners_come_from_the_whole_training_set(dls):
     clips = torch.cat([x for x, _, _ in log.train])
     partners = torch.cat(seen)
     assert partners.shape == clips.shape
-    # Of 24 clips drawn with replacement some come twice, and none is the clip's own crop.
+    # Of 24 clips drawn with replacement some come twice, and none is the crop of the clip itself.
     assert not any(torch.equal(a, b) for a, b in zip(partners, clips, strict=True))
 
 
@@ -489,8 +491,8 @@ def test_partners_from_the_set_repeat_with_the_seed(dls):
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first.train, again.train, strict=True))
 
 
-class Weigh(Callback):
-    """Gives the loss weights and noisy marks, as who takes a batch apart does."""
+class GiveWeights(Callback):
+    """Gives the loss sample weights and noisy flags, as SampleWeights does."""
 
     order = -8
 
@@ -504,7 +506,7 @@ class Weigh(Callback):
         self.loss_func.set_batch()
 
 
-class Peek(Callback):
+class ReadWeights(Callback):
     order = 8
 
     def before_batch(self):
@@ -513,7 +515,7 @@ class Peek(Callback):
 
 
 class Reversed(LinearMixUp):
-    """Everyone with the clip at the mirrored place, a quarter of the own."""
+    """Mixes each clip with the one at the mirrored position, with lam 1/4."""
 
     def draw_pairs(self, n, generator=None):
         return (
@@ -527,17 +529,17 @@ class Reversed(LinearMixUp):
         return drawn._replace(lam=torch.full_like(drawn.lam, 0.25))
 
 
-def test_weights_and_noisy_marks_are_mixed_by_the_shares(dls):
-    peek = Peek()
-    fit(dls, Weigh(), Reversed(), peek, loss="split")
+def test_sample_weights_and_noisy_flags_are_mixed_by_lam(dls):
+    peek = ReadWeights()
+    fit(dls, GiveWeights(), Reversed(), peek, loss="split")
     w = torch.arange(1.0, 13)
     torch.testing.assert_close(peek.w, 0.25 * w + 0.75 * w.flip(0))
     torch.testing.assert_close(peek.noisy, torch.tensor([0.25, 0.75] * 6))
 
 
 def test_halving_a_batch_halves_its_weights(dls):
-    peek = Peek()
-    fit(dls, Weigh(), LinearMixUp(per="pair", lam=(0.5, 0.5)), peek, loss="split")
+    peek = ReadWeights()
+    fit(dls, GiveWeights(), LinearMixUp(per="pair", lam=(0.5, 0.5)), peek, loss="split")
     torch.testing.assert_close(peek.w, torch.arange(1.5, 12, 2))
 
 
@@ -591,7 +593,7 @@ def test_lr_find_and_bfloat16_pass(dls):
     assert found.valley > 0
 
 
-def test_mixing_behind_bn0_sees_what_the_norm_made(dls):
+def test_mixing_behind_bn0_acts_on_the_output_of_the_norm(dls):
     seen = []
 
     class Spy(LinearMixUp):
@@ -606,7 +608,7 @@ def test_mixing_behind_bn0_sees_what_the_norm_made(dls):
     assert not any(module._forward_hooks for module in learn.model.modules())
 
 
-def test_what_a_mixer_cannot_reach_is_named(dls):
+def test_missing_waves_and_bn0_raise(dls):
     class Drop(Callback):
         order = -9
 
@@ -622,7 +624,7 @@ def test_what_a_mixer_cannot_reach_is_named(dls):
         learn.fit(1)
 
 
-def test_channels_that_stem_from_the_first_are_made_anew(sample):
+def test_derived_channels_are_derived_from_the_mixture(sample):
     _, log = fit(loaders(sample, 16, 12, channels="coord"), MixUpOr(domain="log", p=1.0))
     torch.testing.assert_close(log.train[0][0][0, 1, :, 0], torch.linspace(-1, 1, 64))
 

@@ -1,4 +1,4 @@
-"""Loops in place of silence, and batches no longer than their longest clip."""
+"""Repeated padding, and batches no longer than their longest clip."""
 
 import numpy as np
 import pytest
@@ -13,19 +13,19 @@ from fatai.inference.learner import fat_learner
 def filled(*parts, size=100, left=0):
     """Waves of ones, two, three, ... with zeros around."""
     rows = torch.zeros(len(parts), size)
-    for row, n in zip(rows, parts):
+    for row, n in zip(rows, parts, strict=True):
         row[left:left + n] = torch.arange(1.0, n + 1)
     return rows
 
 
-def test_a_loop_continues_the_sound_on_both_sides_as_tiling_does():
+def test_repeat_pad_equals_tiling_on_both_sides():
     wave = filled(7, size=40, left=10)
     looped = RepeatPad(p=1).augment(wave, 10)
     assert torch.equal(looped[0], torch.from_numpy(np.tile(np.arange(1, 8), 10)[14 - 10 + 7:][:40].astype(np.float32)))
     assert torch.equal(looped[0, 10:17], wave[0, 10:17]), "the sound stays where it is"
 
 
-def test_loops_are_as_frequent_as_asked_and_leave_full_clips_and_silence_alone():
+def test_repeat_pad_follows_p_and_leaves_full_clips_and_silence_unchanged():
     wave = filled(*[30] * 2000)
     changed = (RepeatPad(p=0.1).augment(wave, 10) != wave).any(1).float().mean()
     assert 0.08 < changed < 0.12
@@ -70,6 +70,6 @@ def test_training_batches_get_shorter_and_validation_stays(small_dls, tmp_path):
     )
 
 
-def test_what_cannot_be_is_refused():
+def test_a_negative_margin_raises():
     with pytest.raises(OptionError, match="margin -1"):
         TrimToLongest(margin=-1)

@@ -31,7 +31,7 @@ def band(start, stop):
 NONE = band(0, 0)
 
 
-def test_ninth_draws_two_of_each_up_to_9_bins_and_76_frames():
+def test_ninth_place_draws_two_of_each_up_to_9_bins_and_76_frames():
     masks = drawn()
     assert masks.freq.start.shape == masks.time.start.shape == (20000, 2)
     # int(U(0, 0.15) * 64) and int(U(0, 0.30) * 256): the widest are int(9.6 - 0) and int(76.8 - 0).
@@ -41,7 +41,7 @@ def test_ninth_draws_two_of_each_up_to_9_bins_and_76_frames():
     assert int(masks.time.start.min()) == 0 and int(masks.time.stop.max()) == 256
 
 
-def test_the_share_rule_gives_the_last_width_only_the_rest_of_its_range():
+def test_the_fraction_rule_gives_the_last_width_the_rest_of_its_range():
     # U(0, 9.6) reaches 9 in 0.6 of 9.6 draws, each smaller width in 1 of 9.6.
     counts = widths(drawn(n=100000).freq).flatten().bincount().double()
     torch.testing.assert_close(counts / counts.sum(), torch.tensor([1.0] * 9 + [0.6]).double() / 9.6, atol=2e-3, rtol=0)
@@ -66,14 +66,14 @@ def test_kaggle_fat_masks_are_doubly_random_and_stop_at_a_width_of_none():
     assert float(widths(masks.freq)[:, 1].double().mean()) == pytest.approx(sum(range(24)) / 2 / 25 * 24 / 25, rel=0.02)
 
 
-def test_fourth_masks_once_around_a_centre():
+def test_fourth_place_masks_once_around_a_center():
     masks = drawn(mels=128, name="spec_augment_fourth_place")
     assert masks.freq.start.shape == (20000, 1) and widths(masks.time).sum() == 0
     inner = (masks.freq.start > 0) & (masks.freq.stop < 128)
     assert set(widths(masks.freq)[inner].tolist()) == {2 * half for half in range(8, 32)}
 
 
-def test_first_draws_one_or_two_rounds():
+def test_first_place_draws_one_or_two_masks_of_each_kind():
     masks = drawn(name="spec_augment_first_place", mels=128)
     none = (widths(masks.freq)[:, 1] == 0) & (widths(masks.time)[:, 1] == 0)
     # Half of the clips have one round; of the others few draw two empty second masks: 1 / 19.2 * 1 / 51.2 of them.
@@ -111,13 +111,13 @@ def test_mean_and_minimum_are_those_of_each_clip_and_channel_before_any_mask():
     assert mask_spec(spec, Masks(both, none), "mean")[:, :, 0, 0].tolist() == [[1.5, 5.5], [9.5, 13.5]]
 
 
-def test_a_share_of_no_width_leaves_the_clip_alone():
+def test_masks_of_no_width_leave_the_clip_unchanged():
     spec = torch.randn(3, 1, 8, 9)
     assert torch.equal(mask_spec(spec, Masks(*[Bands(torch.zeros(3, 2).long(), torch.zeros(3, 2).long())] * 2)), spec)
     assert torch.equal(SpecAugment(freq=0.0, time=None).augment(spec), spec)
 
 
-def test_what_is_not_masked_stays_and_what_is_masked_is_the_same_in_all_channels():
+def test_unmasked_values_stay_and_masks_are_the_same_in_all_channels():
     spec = torch.rand(16, 3, 64, 100) + 1
     got = SpecAugment().augment(spec)
     hidden = got == 0
@@ -143,7 +143,7 @@ def test_dtype_stays_half(fill):
     ({"domain": "wave"}, "SpecAugment changes spectrograms"),
     ({"domain": "logs"}, "domain is 'logs'; did you mean log?"),
 ])
-def test_wrong_options_are_named(options, message):
+def test_wrong_options_raise(options, message):
     with pytest.raises(OptionError, match=message):
         SpecAugment(**options)
 

@@ -18,16 +18,16 @@ class Models:
     def __init__(self, out_of_fold=True, lose=False):
         self.out_of_fold, self.lose, self.trained = out_of_fold, lose, []
 
-    def __call__(self, chosen):
-        self.trained.append(None if chosen is None else dict(zip(chosen.fnames, chosen.labels)))
-        table = TABLE.head(5) if self.lose and chosen is not None else TABLE
+    def __call__(self, selection):
+        self.trained.append(None if selection is None else dict(zip(selection.fnames, selection.labels, strict=True)))
+        table = TABLE.head(5) if self.lose and selection is not None else TABLE
         bark = np.array([0.9, 0.8, 0.3, 0.7, 0.2, 0.1])  # 2 and 3 are mislabelled
         return attach_predictions(
             table,
             TAGS,
             np.stack([bark, 1 - bark], 1),
             TABLE["fname"],
-            out_of_fold=self.out_of_fold and chosen is not None,
+            out_of_fold=self.out_of_fold and selection is not None,
         )
 
 
@@ -44,7 +44,7 @@ def test_each_step_is_chosen_by_models_of_the_step_before():
         set(step.fnames) for step in steps[:3]
     ]
     # The last step turns the two mislabelled clips round.
-    assert dict(zip(steps[3].fnames, steps[3].labels)) == {
+    assert dict(zip(steps[3].fnames, steps[3].labels, strict=True)) == {
         **dict.fromkeys(["0.wav", "1.wav", "3.wav"], ["Bark"]), **dict.fromkeys(["2.wav", "4.wav", "5.wav"], ["Meow"])}
 
 
@@ -56,17 +56,18 @@ def test_the_published_steps_are_the_default_and_one_may_stop():
 
 
 def test_without_pseudo_labels():
-    assert [step.method for step in noisy_curriculum(Models(), ks=(1, 2), pseudo_labels=False)] == ["scoring_1", "scoring_2"]
+    steps = noisy_curriculum(Models(), ks=(1, 2), pseudo_labels=False)
+    assert [step.method for step in steps] == ["scoring_1", "scoring_2"]
 
 
-def test_models_that_trained_on_the_clips_are_refused():
+def test_predictions_of_training_clips_raise():
     steps = noisy_curriculum(Models(out_of_fold=False), ks=(1, 2))
     next(steps)
-    with pytest.raises(DataError, match="the models were trained on 1 of the clips that they predict; .* out_of_fold=True"):
+    with pytest.raises(DataError, match="were trained on 1 of the clips that they predict; .* out_of_fold=True"):
         next(steps)
 
 
-def test_all_clips_are_judged_each_time():
+def test_every_step_needs_predictions_of_all_clips():
     steps = noisy_curriculum(Models(lose=True), ks=(1, 2))
     next(steps)
     with pytest.raises(DataError, match="5 clips are predicted, not the 6 of the step before"):
@@ -74,12 +75,12 @@ def test_all_clips_are_judged_each_time():
 
 
 @pytest.mark.parametrize("ks", [(), (2, 1), (1, 1)])
-def test_steps_that_do_not_grow_are_refused(ks):
+def test_steps_that_do_not_grow_raise(ks):
     with pytest.raises(OptionError, match="expected numbers of clips that grow"):
         next(noisy_curriculum(Models(), ks=ks))
 
 
-def test_gold_stages_are_the_plans():
+def test_gold_plan_stages_are_as_planned():
     a, b = gold_plan_stages(unfreeze=True)
     assert (a.noisy_weight, a.unfreeze, b.noisy_weight, b.unfreeze) == (0.5, False, 1.0, True)
     assert 3 <= a.epochs <= 5 <= b.epochs <= 10
@@ -98,11 +99,11 @@ def test_gold_stages_are_the_plans():
     ([0.2, 0.3, 0.4], "bce", "bce"),
     ([], "bce", "bce"),
 ])
-def test_advice_follows_lwlrap(scores, loss, expected):
+def test_suggest_loss_follows_lwlrap(scores, loss, expected):
     assert suggest_loss(scores, loss).loss == expected
 
 
-def test_advice_says_why_and_checks_its_options():
+def test_suggest_loss_gives_a_reason_and_checks_its_options():
     assert (
         "0.7200" in suggest_loss([0.72, 0.5, 0.5]).reason
         and "weigh noisy clips less" in suggest_loss([0.72, 0.5, 0.5], "sce").reason

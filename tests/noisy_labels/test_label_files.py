@@ -49,12 +49,13 @@ def test_weights_are_a_column_where_they_differ_from_1(tmp_path):
 
 
 def test_nothing_kept_is_a_table_without_rows(tmp_path):
-    write_labels(select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS, keep_threshold=1.0, add_threshold=None), tmp_path / "none.csv")
+    options = {"keep_threshold": 1.0, "add_threshold": None}
+    write_labels(select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS, **options), tmp_path / "none.csv")
     assert len(read_labels(tmp_path / "none.csv")) == 0
 
 
 @pytest.mark.parametrize("write", [write_labels, write_corrections])
-def test_soft_targets_and_double_rows_are_refused(write, tmp_path):
+def test_soft_targets_and_double_rows_raise(write, tmp_path):
     with pytest.raises(OptionError, match="kaggle_fat_soft_labels gives soft targets"):
         write(select_noisy_labels(TABLE, TAGS, "kaggle_fat_soft_labels"), tmp_path / "soft.csv")
     fixes = pd.DataFrame({"fname": ["b.wav"], "labels": [["Purr"]]})
@@ -63,7 +64,7 @@ def test_soft_targets_and_double_rows_are_refused(write, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_of_tags_are_refused_or_left_out(tmp_path):
+def test_weights_of_tags_raise_or_are_left_out(tmp_path):
     gold = select_noisy_labels(TABLE, TAGS, "gold_plan_confidence", **PROBS, class_weight=[1, 2, 3])
     with pytest.raises(OptionError, match="weights each tag of a clip, .* weights=False"):
         write_labels(gold, tmp_path / "gold.csv")

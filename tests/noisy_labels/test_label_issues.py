@@ -72,13 +72,13 @@ def test_order_of_clips_changes_nothing_and_ranks_count_within_tag_and_kind(prob
         assert group["rank"].tolist() == list(range(1, len(group) + 1)) and group["score"].is_monotonic_decreasing
 
 
-def test_models_do_not_judge_what_they_trained_on():
+def test_predictions_of_training_clips_raise():
     with pytest.raises(DataError, match="the models were trained on b.wav"):
         find_label_issues(P, T, TAGS, NAMES, trained_on=["b.wav"])
     assert len(find_label_issues(P, T, TAGS, NAMES, trained_on=NAMES, out_of_fold=True)) == 4
 
 
-@pytest.mark.parametrize(("probs", "targ", "names", "error", "says"), [
+@pytest.mark.parametrize(("probs", "targ", "names", "error", "message"), [
     (P, T, NAMES[:3], ShapeError, r"probs has shape \(4, 3\); expected \(3, 3\)"),
     (P, T[:3], NAMES, ShapeError, r"probs has shape \(4, 3\) and targ \(3, 3\)"),
     (P, T, ["a.wav"] * 4, DataError, "names a.wav more than once"),
@@ -86,21 +86,21 @@ def test_models_do_not_judge_what_they_trained_on():
     ([[np.nan] * 3, *P[1:]], T, NAMES, DataError, "nan for a.wav, tag Bark.*leave out clips that no fold predicted"),
     (P, np.array(T) / 2, NAMES, DataError, "targ has 0.5"),
 ])
-def test_tables_that_do_not_fit_are_refused(probs, targ, names, error, says):
-    with pytest.raises(error, match=says):
+def test_tables_that_do_not_fit_raise(probs, targ, names, error, message):
+    with pytest.raises(error, match=message):
         find_label_issues(probs, targ, TAGS, names)
 
 
-def mislabelled_digits(share, rng):
+def mislabelled_digits(fraction, rng):
     """Noisy images of digits, each with one label, and which labels were swapped."""
     images, digit = load_digits(return_X_y=True)
     images, digit = images[:1000] / 16 + rng.normal(0, 0.3, (1000, 64)), digit[:1000]
-    swapped = rng.random(len(digit)) < share
+    swapped = rng.random(len(digit)) < fraction
     return images, digit, np.where(swapped, (digit + rng.integers(1, 10, len(digit))) % 10, digit), swapped
 
 
 def enrichment(found, names, swapped, first):
-    wrong = dict(zip(names, swapped))
+    wrong = dict(zip(names, swapped, strict=True))
     return np.mean([wrong[name] for name in found["fname"][:first]]) / swapped.mean()
 
 

@@ -1,4 +1,4 @@
-"""The 3rd place's modes by hand, their oracles in scikit-learn, and the places where the published tool leaves things to chance."""
+"""The 3rd place's modes by hand and against scikit-learn, and the ties that the published tool leaves to chance."""
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,13 @@ TAGS = ["Bark", "Meow", "Purr"]
 # position.
 TABLE = pd.DataFrame({"fname": ["d.wav", "b.wav", "c.wav", "a.wav"], "labels": ["Bark", "Meow", "Bark,Purr", "Purr"]})
 PREDICTED = {"a.wav": [0.1, 0.2, 0.3], "b.wav": [0.6, 0.3, 0.1], "c.wav": [0.7, 0.2, 0.8], "d.wav": [0.9, 0.1, 0.2]}
-JUDGED = attach_predictions(TABLE, TAGS, list(PREDICTED.values()), list(PREDICTED))
+DATA = attach_predictions(TABLE, TAGS, list(PREDICTED.values()), list(PREDICTED))
 
 
-def kept(name, judged=JUDGED, **options):
+def kept(name, data=DATA, **options):
     """Clip to labels."""
-    chosen = NOISY.build(name, **options)(judged)
-    return dict(zip(chosen.fnames, chosen.labels))
+    selection = NOISY.build(name, **options)(data)
+    return dict(zip(selection.fnames, selection.labels, strict=True))
 
 
 # A mean of one tag a clip is reached between 0.3 and 0.6: Bark for d and b, Bark and Purr for c, nothing for a.
@@ -54,16 +54,20 @@ def test_each_mode_on_a_table_worked_out_by_hand(name, expected):
     assert kept(name) == expected
 
 
-def test_the_kept_clips_stay_in_the_order_of_the_table_and_tell_why():
-    chosen = NOISY.build("relabelall_1.0")(JUDGED)
-    assert chosen.fnames == ("d.wav", "b.wav", "c.wav")
-    assert chosen.clips["reason"].tolist() == ["as given", "relabelled", "as given", "without a predicted label"]
-    assert chosen.clips["changed"].tolist() == [False, True, False, False]
-    assert str(chosen).startswith("relabelall: 3 of 4 clips kept (2 as given, ")
+def test_kept_clips_stay_in_the_order_of_the_table_with_reasons():
+    selection = NOISY.build("relabelall_1.0")(DATA)
+    assert selection.fnames == ("d.wav", "b.wav", "c.wav")
+    assert selection.clips["reason"].tolist() == ["as given", "relabelled", "as given", "without a predicted label"]
+    assert selection.clips["changed"].tolist() == [False, True, False, False]
+    assert str(selection).startswith("relabelall: 3 of 4 clips kept (2 as given, ")
 
 
-def test_third_keeps_the_best_as_given_and_pseudo_labels_the_rest():
-    assert kept("third_place_pseudo_labels", k=1, cardinality=1.0) == {"d.wav": ["Bark"], "b.wav": ["Bark"], "c.wav": ["Bark", "Purr"]}
+def test_third_place_keeps_the_best_as_given_and_pseudo_labels_the_rest():
+    assert kept("third_place_pseudo_labels", k=1, cardinality=1.0) == {
+        "d.wav": ["Bark"],
+        "b.wav": ["Bark"],
+        "c.wav": ["Bark", "Purr"],
+    }
     assert kept("third_place_pseudo_labels", k=3, cardinality=1.0) == {
         "d.wav": ["Bark"],
         "b.wav": ["Bark"],
@@ -79,12 +83,12 @@ def test_without_a_parameter_the_threshold_leaves_as_many_tags_as_are_given():
     assert kept("relabelall") == kept("relabelall", cardinality=1.25) == kept("relabelall_1.25")
 
 
-def test_clips_equal_in_everything_go_by_name_whatever_their_order():
+def test_equal_clips_are_ordered_by_name():
     names = ["c.wav", "a.wav", "b.wav"]
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
         table = pd.DataFrame({"fname": [names[i] for i in order], "labels": "Bark"})
-        judged = attach_predictions(table, TAGS, [[0.9, 0.1, 0.1]] * 3, names)
-        assert set(kept("scoring_2", judged)) == {"a.wav", "b.wav"}
+        data = attach_predictions(table, TAGS, [[0.9, 0.1, 0.1]] * 3, names)
+        assert set(kept("scoring_2", data)) == {"a.wav", "b.wav"}
 
 
 def test_a_tie_with_the_label_counts_against_it():
@@ -123,8 +127,8 @@ def test_of_two_thresholds_equally_close_the_lower_is_taken():
 
 
 def test_a_tag_at_the_threshold_is_not_above_it():
-    judged = attach_predictions(TABLE.head(1), TAGS, [[0.5, 0.0, 0.2]], ["d.wav"])
-    assert kept("relabelall_2", judged) == {"d.wav": ["Bark", "Purr"]} and kept("relabelall_3", judged) == {
+    data = attach_predictions(TABLE.head(1), TAGS, [[0.5, 0.0, 0.2]], ["d.wav"])
+    assert kept("relabelall_2", data) == {"d.wav": ["Bark", "Purr"]} and kept("relabelall_3", data) == {
         "d.wav": ["Bark", "Purr"]
     }
 
@@ -137,12 +141,12 @@ def test_more_clips_than_there_are_are_all_kept_with_a_warning():
 @pytest.mark.parametrize("name", ["fullmatch_1.0", "relabelall", "relabelall-merge_1"])
 def test_an_empty_table_gives_an_empty_choice(name):
     with np.errstate(all="raise"):
-        chosen = NOISY.build(name)(attach_predictions(TABLE.head(0), TAGS, np.zeros((0, 3)), []))
-    assert len(chosen) == 0 and chosen.targ.shape == (0, 3)
-    assert list(chosen.table.columns) == ["fname", "labels", "source", "noisy", "weight"]
+        selection = NOISY.build(name)(attach_predictions(TABLE.head(0), TAGS, np.zeros((0, 3)), []))
+    assert len(selection) == 0 and selection.targ.shape == (0, 3)
+    assert list(selection.table.columns) == ["fname", "labels", "source", "noisy", "weight"]
 
 
-@pytest.mark.parametrize(("name", "options", "says"), [
+@pytest.mark.parametrize(("name", "options", "message"), [
     ("scoring_1k", {}, "'scoring_1k' ends in '1k'; expected a whole number of clips, such as scoring_1000"),
     ("scoring_0", {}, "k is 0; expected the number of clips to keep"),
     ("scoring_1.5", {}, "ends in '1.5'; expected a whole number"),
@@ -151,16 +155,16 @@ def test_an_empty_table_gives_an_empty_choice(name):
     ("relabelall_nan", {}, "cardinality is nan"),
     ("scoring", {"top": 3}, "'scoring' has no option 'top'"),
 ])
-def test_parameters_that_make_no_sense_are_named(name, options, says):
-    with pytest.raises(OptionError, match=says):
+def test_invalid_parameters_raise(name, options, message):
+    with pytest.raises(OptionError, match=message):
         NOISY.build(name, **options)
 
 
-def test_more_tags_a_clip_than_there_are_tags_is_refused():
+def test_more_tags_a_clip_than_there_are_tags_raises():
     with pytest.raises(OptionError, match="relabelall is to leave 4.0 tags a clip; expected at most 3"):
         kept("relabelall_4")
 
 
-def test_a_misspelt_mode_gets_a_suggestion():
+def test_an_unknown_mode_gets_a_suggestion():
     with pytest.raises(UnknownNameError, match="did you mean relabelall"):
         NOISY.build("relabelal")
