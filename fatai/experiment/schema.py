@@ -210,6 +210,14 @@ class Clips(Section):
     corrupted_files: Annotated[str, _among(CORRUPTED_FILES_ACTIONS)] = "keep"
     cache: Annotated[str, _among(("none", *CACHE_KINDS))] = "none"
 
+    @field_validator("trim_db", mode="before")
+    @classmethod
+    def _number_or_false(cls, value: Any) -> Any:
+        if value is True:
+            raise ValueError("expected a number of dB, or false to keep silence")
+        # An integer 0 would count as false.
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
 
 class Folds(Section):
     """How the curated clips are split into folds.
@@ -217,7 +225,7 @@ class Folds(Section):
     Attributes
     ----------
     splitter
-        A name of `fatai.data.folds.FOLD_MAKERS`.
+        A name of `fatai.data.folds.SPLITTERS`.
     n, seed
         Number of folds and seed of the split.
     run_folds
@@ -320,7 +328,7 @@ class Stage(Section):
         Factor of the method's sample weights.
     noisy_fold_split
         Which selected clips a fold gets: "all", "own" (its part) or "others" (all but its part), as in
-        `fatai.data.folds.noisy_shares`.
+        `fatai.data.folds.noisy_fold_masks`.
     reinit
         Start from newly initialized weights instead of those of the stage before.
     linear_probe

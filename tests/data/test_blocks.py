@@ -29,13 +29,13 @@ def tones(tmp_path):
         sf.write(
             tmp_path / tag / f"{k}.wav", 0.5 * np.sin(np.arange(SR) * (0.02 if k < 3 else 0.5)), SR, subtype="PCM_16"
         )
-        rows.append({"name": f"{tag}/{k}", "what": tag, "held": k in (2, 5)})
+        rows.append({"name": f"{tag}/{k}", "tag": tag, "is_held_out": k in (2, 5)})
     return tmp_path, pd.DataFrame(rows)
 
 
 def load(root, df, **options):
     return FATDataLoaders.from_df(
-        df, root, fn_col="name", label_col="what", suff=".wav", crop_s=0.5, bs=2, num_workers=0, **options
+        df, root, fn_col="name", label_col="tag", suff=".wav", crop_s=0.5, bs=2, num_workers=0, **options
     )
 
 
@@ -50,42 +50,42 @@ def test_vocabulary_is_the_sample_submissions_columns_in_its_order(sample, small
     assert list(small_dls.tags) == list(small_dls.vocab) == columns
 
 
-def test_valid_col_says_what_is_held_out(tones):
-    dls = load(*tones, valid_col="held")
+def test_valid_col_selects_the_validation_clips(tones):
+    dls = load(*tones, valid_col="is_held_out")
     assert list(dls.files(1)["fname"]) == ["low/2", "high/5"] and len(dls.files(0)) == 4
 
 
-def test_a_valid_col_of_words_is_understood(tones):
+def test_a_valid_col_of_words_is_parsed(tones):
     root, df = tones
-    dls = load(root, df.assign(held=["no", "no", "yes", "no", "no", "yes"]), valid_col="held")
+    dls = load(root, df.assign(is_held_out=["no", "no", "yes", "no", "no", "yes"]), valid_col="is_held_out")
     assert len(dls.files(1)) == 2
     with pytest.raises(DataError, match="'maybe'; expected true or false"):
-        load(root, df.assign(held="maybe"), valid_col="held")
+        load(root, df.assign(is_held_out="maybe"), valid_col="is_held_out")
 
 
 def test_training_crops_vary_and_validation_crops_do_not(small_dls):
     def pair(ds):
         return [ds[0][0] for _ in range(2)]
 
-    settings = ClipConfig(crop_s=0.5)
+    config = ClipConfig(crop_s=0.5)
     wave = TensorWave(torch.arange(SR * 2.0))
     torch.manual_seed(0)
-    first, second = RandomCrop(settings)(wave, split_idx=0), RandomCrop(settings)(wave, split_idx=0)
+    first, second = RandomCrop(config)(wave, split_idx=0), RandomCrop(config)(wave, split_idx=0)
     assert first.shape == (SR // 2,) and first[0] != second[0]
-    centre = CenterCrop(settings)(wave, split_idx=1)
-    assert centre[0] == (2 * SR - SR // 2) // 2 and torch.equal(centre, CenterCrop(settings)(wave, split_idx=1))
+    center = CenterCrop(config)(wave, split_idx=1)
+    assert center[0] == (2 * SR - SR // 2) // 2 and torch.equal(center, CenterCrop(config)(wave, split_idx=1))
     a, b = pair(small_dls.valid_ds)
     assert torch.equal(a, b)
 
 
 def test_random_crops_reach_both_ends():
-    settings = ClipConfig(crop_s=0.1)
-    wave = TensorWave(torch.arange(settings.crop_samples + 2.0))
-    starts = {int(RandomCrop(settings)(wave, split_idx=0)[0]) for _ in range(200)}
+    config = ClipConfig(crop_s=0.1)
+    wave = TensorWave(torch.arange(config.crop_samples + 2.0))
+    starts = {int(RandomCrop(config)(wave, split_idx=0)[0]) for _ in range(200)}
     assert starts == {0, 1, 2}
 
 
-def test_a_short_clip_is_filled_to_the_crop():
+def test_a_short_clip_is_padded_to_the_crop():
     cropped = CenterCrop(ClipConfig(crop_s=0.5))(TensorWave(torch.ones(100)), split_idx=1)
     assert cropped.shape == (SR // 2,) and float(cropped.sum()) == 100 and cropped[SR // 4] == 1
 
@@ -96,11 +96,11 @@ def test_the_spectrogram_of_a_batch_is_that_of_the_front_end(small_dls):
     torch.testing.assert_close(spec.as_subclass(torch.Tensor)[:, 0], expected)
 
 
-def test_three_doors_lead_to_the_same_clips(tones):
+def test_from_csv_from_folder_and_from_df_load_the_same_clips(tones):
     root, df = tones
     df.assign(name=df["name"] + ".wav").to_csv(root / "table.csv", index=False)
     by_csv = FATDataLoaders.from_csv(
-        root, "table.csv", fn_col="name", label_col="what", crop_s=0.5, bs=2, valid_pct=0, num_workers=0
+        root, "table.csv", fn_col="name", label_col="tag", crop_s=0.5, bs=2, valid_pct=0, num_workers=0
     )
     by_folder = FATDataLoaders.from_folder(root, crop_s=0.5, bs=2, valid_pct=0, num_workers=0)
     by_df = load(root, df, valid_pct=0)
@@ -110,7 +110,7 @@ def test_three_doors_lead_to_the_same_clips(tones):
     assert by_csv.tags == by_folder.tags == by_df.tags == ("high", "low")
 
 
-def test_from_folder_can_hold_one_folder_out(tones):
+def test_from_folder_can_hold_out_one_folder(tones):
     root, _ = tones
     for part in ("train", "test"):
         for tag in ("low", "high"):
@@ -120,7 +120,7 @@ def test_from_folder_can_hold_one_folder_out(tones):
     assert len(dls.files(0)) == len(dls.files(1)) == 2 and dls.tags == ("high", "low")
 
 
-def test_noisy_clips_join_training_only(sample):
+def test_noisy_clips_are_in_training_only(sample):
     dls = FATDataLoaders.from_path(sample, noisy=True, crop_s=1, seed=0, num_workers=0)
     assert len(dls.files(0)) == 96 + 72 and not dls.files(1)["path"].str.contains("train_noisy").any()
 
@@ -143,7 +143,7 @@ def test_no_readable_file_at_all_is_an_error(tones):
 
 def test_an_unknown_tag_names_the_row_and_the_nearest(tones):
     root, df = tones
-    df.loc[3, "what"] = "hihg"
+    df.loc[3, "tag"] = "hihg"
     with pytest.raises(LabelError, match="high/3.*'hihg'; did you mean high"):
         load(root, df, vocab=["high", "low"])
 
@@ -156,18 +156,18 @@ def test_a_missing_column_is_named(tones):
 
 def test_fewer_clips_than_a_batch_still_train_on_all_of_them(tones):
     dls = FATDataLoaders.from_df(
-        tones[1], tones[0], fn_col="name", label_col="what", suff=".wav", crop_s=0.5, valid_pct=0, bs=64, num_workers=0,
+        tones[1], tones[0], fn_col="name", label_col="tag", suff=".wav", crop_s=0.5, valid_pct=0, bs=64, num_workers=0,
     )
     assert len(dls.train) == 1 and dls.one_batch()[1].shape[0] == 6
 
 
-def test_the_prior_is_the_share_of_training_clips_with_each_tag(tones):
-    assert load(*tones, valid_col="held").prior().tolist() == [0.5, 0.5]
+def test_the_prior_is_the_fraction_of_training_clips_with_each_tag(tones):
+    assert load(*tones, valid_col="is_held_out").prior().tolist() == [0.5, 0.5]
     root, df = tones
-    assert load(root, df.assign(held=df["what"] == "low"), valid_col="held").prior().tolist() == [1.0, 0.0]
+    assert load(root, df.assign(is_held_out=df["tag"] == "low"), valid_col="is_held_out").prior().tolist() == [1.0, 0.0]
 
 
-def test_workers_give_what_the_main_process_gives(sample):
+def test_workers_load_the_same_batch_as_the_main_process(sample):
     def batch(workers):
         dls = FATDataLoaders.from_path(sample, crop_s=1, bs=8, seed=0, num_workers=workers)
         return next(iter(dls.valid))[0]
@@ -180,18 +180,18 @@ def test_arrays_pass_through_as_waves():
     assert isinstance(wave, TensorWave) and wave.dtype == torch.float32 and wave.sr == SR
 
 
-def test_an_audio_block_stops_at_the_wave():
+def test_an_audio_block_has_no_spectrogram_transform():
     block = AudioBlock(ClipConfig(crop_s=0.5))
     assert not any("Spec" in type(t).__name__ for t in block.batch_tfms)
 
 
 @pytest.mark.parametrize("bad", [{"crop_s": 0}, {"crop_s": float("nan")}, {"channels": "tow"}])
-def test_impossible_settings_are_refused(bad):
+def test_invalid_clip_configs_raise(bad):
     with pytest.raises(OptionError, match="crop_s is|channels is 'tow'"):
         ClipConfig(**bad)
 
 
-def test_corrections_reach_every_door(sample, tmp_path):
+def test_corrections_apply_in_from_folder_and_from_df(sample, tmp_path):
     for tag, name in (("Bark", "a"), ("Bark", "b"), ("Rain", "c")):
         (tmp_path / "sounds" / tag).mkdir(parents=True, exist_ok=True)
         shutil.copy(sorted((sample / "test").iterdir())[0], tmp_path / "sounds" / tag / f"{name}.ogg")

@@ -47,29 +47,29 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def settings():
+def config():
     return ClipConfig(crop_s=0.4)
 
 
 def tree(folder):
-    """Every file below a folder with its bytes."""
+    """Map every file below a folder to its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def made(monkeypatch):
-    """A list that every clip which is computed from now on is added to."""
-    seen, real = [], cache_writer.compute_values
+def record_computed(monkeypatch):
+    """Return a list that is extended by the name of every clip that is computed."""
+    computed, real = [], cache_writer.compute_values
 
-    def spy(settings, module, path):
-        seen.append(os.path.basename(path))
-        return real(settings, module, path)
+    def spy(config, module, path):
+        computed.append(os.path.basename(path))
+        return real(config, module, path)
 
     monkeypatch.setattr(cache_writer, "compute_values", spy)
-    return seen
+    return computed
 
 
-def test_a_cached_wave_is_the_trimmed_file_to_the_last_bit(files, settings, tmp_path):
-    cache = ClipCache.open_or_build(files, settings, kind="wave", folder=tmp_path / "c")
+def test_a_cached_wave_is_the_trimmed_file_to_the_last_bit(files, config, tmp_path):
+    cache = ClipCache.open_or_build(files, config, kind="wave", folder=tmp_path / "c")
     for i in (0, 1, 2):
         wave = trim_silence(load_audio(files[i], SR), 60)
         assert cache.length(i) == len(wave) and torch.equal(cache.crop(i), wave)
@@ -80,31 +80,31 @@ def test_a_cached_wave_is_the_trimmed_file_to_the_last_bit(files, settings, tmp_
         assert cache.length(i) == len(wave) and (cache.crop(i) - wave).abs().max() <= 0.5 / 32768 + 1e-9
 
 
-def test_cached_features_are_the_whole_clips_to_the_precision_of_16_bits(files, settings, tmp_path):
-    cache = ClipCache.open_or_build(files, settings, kind="features", folder=tmp_path / "c")
+def test_cached_features_are_the_whole_clips_to_the_precision_of_16_bits(files, config, tmp_path):
+    cache = ClipCache.open_or_build(files, config, kind="features", folder=tmp_path / "c")
     module = front_end("ninth").build()
     for i, path in enumerate(files):
-        # A clip shorter than a crop is filled first, as it would be without a cache.
-        whole = module(settings.fit(trim_silence(load_audio(path, SR), 60))[None])[0]
+        # A clip shorter than a crop is padded first, as it would be without a cache.
+        whole = module(config.fit(trim_silence(load_audio(path, SR), 60))[None])[0]
         assert cache.length(i) == whole.shape[-1]
         torch.testing.assert_close(cache.crop(i), whole, rtol=2 ** -11, atol=1e-6)
     torch.testing.assert_close(
-        cache.crop(2, 5, 7), whole_crop(module, settings, files[2])[:, 5:12], rtol=2**-11, atol=1e-6
+        cache.crop(2, 5, 7), whole_crop(module, config, files[2])[:, 5:12], rtol=2**-11, atol=1e-6
     )
 
 
-def whole_crop(module, settings, path):
+def whole_crop(module, config, path):
     return module(trim_silence(load_audio(path, SR), 60)[None])[0]
 
 
-def test_full_scale_is_clipped_not_wrapped(tmp_path, settings):
+def test_full_scale_is_clipped_not_wrapped(tmp_path, config):
     sf.write(tmp_path / "a.wav", np.array([1.5, -1.5, 1.0, 0.5] * 1000, np.float32), SR, subtype="FLOAT")
-    cache = ClipCache.open_or_build([tmp_path / "a.wav"], settings, kind="wave", folder=tmp_path / "c")
+    cache = ClipCache.open_or_build([tmp_path / "a.wav"], config, kind="wave", folder=tmp_path / "c")
     assert cache.crop(0, 0, 4).tolist() == [32767 / 32768, -1.0, 32767 / 32768, 0.5]
 
 
-def test_a_crop_maps_the_file_and_stays_inside_the_clip(files, settings, tmp_path):
-    cache = ClipCache.open_or_build(files, settings, kind="wave", folder=tmp_path / "c")
+def test_a_crop_maps_the_file_and_stays_inside_the_clip(files, config, tmp_path):
+    cache = ClipCache.open_or_build(files, config, kind="wave", folder=tmp_path / "c")
     assert isinstance(cache.clip(files[1]).values, np.memmap)
     for start, size in ((-1, 5), (0, len(cache.clip(1)) + 1), (5, -2)):
         with pytest.raises(OptionError, match=f"the crop is from {start} to"):
@@ -112,26 +112,26 @@ def test_a_crop_maps_the_file_and_stays_inside_the_clip(files, settings, tmp_pat
     assert cache.nbytes == sum(p.stat().st_size for p in (tmp_path / "c").rglob("*.i16"))
 
 
-def test_a_second_opening_computes_nothing(files, settings, tmp_path, monkeypatch):
-    first = ClipCache.open_or_build(files, settings, folder=tmp_path / "c")
-    seen = made(monkeypatch)
-    again = ClipCache.open_or_build(files, settings, folder=tmp_path / "c")
-    assert seen == [] and again.folder == first.folder and again.lengths.tolist() == first.lengths.tolist()
-    fewer = ClipCache.open_or_build(files[::-2], settings, folder=tmp_path / "c")
-    assert seen == [] and fewer.lengths.tolist() == first.lengths[::-2].tolist()
+def test_a_second_opening_computes_nothing(files, config, tmp_path, monkeypatch):
+    first = ClipCache.open_or_build(files, config, folder=tmp_path / "c")
+    computed = record_computed(monkeypatch)
+    again = ClipCache.open_or_build(files, config, folder=tmp_path / "c")
+    assert computed == [] and again.folder == first.folder and again.lengths.tolist() == first.lengths.tolist()
+    fewer = ClipCache.open_or_build(files[::-2], config, folder=tmp_path / "c")
+    assert computed == [] and fewer.lengths.tolist() == first.lengths[::-2].tolist()
 
 
-def test_only_a_changed_file_is_computed_again_and_its_old_clip_is_gone(files, settings, tmp_path, monkeypatch):
-    old = ClipCache.open_or_build(files, settings, kind="wave", folder=tmp_path / "c")
+def test_only_a_changed_file_is_computed_again_and_its_old_clip_is_gone(files, config, tmp_path, monkeypatch):
+    old = ClipCache.open_or_build(files, config, kind="wave", folder=tmp_path / "c")
     before = old.crop(1)
-    seen = made(monkeypatch)
-    # The worst case: as long as before, and its time of change put back.
+    computed = record_computed(monkeypatch)
+    # The worst case: same size, and modification time restored.
     stat = os.stat(files[1])
     clip(files[1], 99)
     os.utime(files[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert os.stat(files[1]).st_size == stat.st_size
-    new = ClipCache.open_or_build(files, settings, kind="wave", folder=tmp_path / "c")
-    assert seen == ["1.wav"] and not torch.equal(new.crop(1), before)
+    new = ClipCache.open_or_build(files, config, kind="wave", folder=tmp_path / "c")
+    assert computed == ["1.wav"] and not torch.equal(new.crop(1), before)
     assert len(list((tmp_path / "c").rglob("*.i16"))) == len(files)
     with pytest.raises(CacheError, match="1.wav: its cached wave .* open it again"):
         old.crop(1)
@@ -141,10 +141,10 @@ def test_only_a_changed_file_is_computed_again_and_its_old_clip_is_gone(files, s
     {"trim_db": None}, {"trim_db": 40.0}, {"crop_s": 0.5}, {"pad_mode": "wrap_right"},
     {"front_end": front_end("ninth", n_mels=32)}, {"front_end": front_end("ninth", top_db=60.0)},
 ])
-def test_other_settings_have_another_folder(files, tmp_path, change):
-    settings = ClipConfig(**{"crop_s": 0.4, **change})
+def test_other_configs_have_another_folder(files, tmp_path, change):
+    config = ClipConfig(**{"crop_s": 0.4, **change})
     one = ClipCache.open_or_build(files[:1], ClipConfig(crop_s=0.4), folder=tmp_path / "c")
-    other = ClipCache.open_or_build(files[:1], settings, folder=tmp_path / "c")
+    other = ClipCache.open_or_build(files[:1], config, folder=tmp_path / "c")
     assert one.folder != other.folder and one.folder.parent == other.folder.parent == tmp_path / "c"
 
 
@@ -159,29 +159,29 @@ def test_waves_are_shared_by_all_front_ends_of_a_rate_and_channels_are_not_cache
     assert len(folders) == 1
 
 
-def test_a_file_that_lost_bytes_is_made_anew(files, settings, tmp_path, monkeypatch):
-    fresh = ClipCache.open_or_build(files, settings, folder=tmp_path / "c")
+def test_a_file_that_lost_bytes_is_written_again(files, config, tmp_path, monkeypatch):
+    fresh = ClipCache.open_or_build(files, config, folder=tmp_path / "c")
     good = tree(fresh.folder)
     names = sorted(fresh.folder.rglob("*.f16"))
     names[0].write_bytes(names[0].read_bytes()[:-3])
     names[1].write_bytes(b"")
     (names[2].parent / ".half.part.f16").write_bytes(b"abc")
-    seen = made(monkeypatch)
-    ClipCache.open_or_build(files, settings, folder=tmp_path / "c")
-    assert len(seen) == 2 and tree(fresh.folder) == good
+    computed = record_computed(monkeypatch)
+    ClipCache.open_or_build(files, config, folder=tmp_path / "c")
+    assert len(computed) == 2 and tree(fresh.folder) == good
 
 
-def test_unreadable_and_absent_files_are_faults_of_their_own(files, settings, tmp_path):
+def test_unreadable_and_missing_files_are_listed_as_errors(files, config, tmp_path):
     (tmp_path / "in" / "1.wav").write_bytes(b"RIFF")
     os.unlink(files[2])
-    cache = ClipCache.open_or_build(files, settings, kind="wave", folder=tmp_path / "c")
+    cache = ClipCache.open_or_build(files, config, kind="wave", folder=tmp_path / "c")
     assert set(cache.errors) == {1, 2} and "cut short" in cache.errors[1] and "cannot be found" in cache.errors[2]
     assert cache.lengths[[1, 2]].tolist() == [0, 0] and cache.crop(3).numel() > 0
     with pytest.raises(AudioError, match="cannot be found"):
         cache.length(2)
 
 
-def test_what_cannot_be_cached_is_said(files, tmp_path):
+def test_what_cannot_be_cached_raises_with_advice(files, tmp_path):
     with pytest.raises(OptionError, match="there is no cache of kind 'feature'; did you mean features"):
         ClipCache.open_or_build(files, ClipConfig(), kind="feature", folder=tmp_path)
     with pytest.raises(OptionError, match="choose cache='wave'"):
@@ -197,25 +197,25 @@ def test_what_cannot_be_cached_is_said(files, tmp_path):
         ClipCache.open_or_build(files, ClipConfig(), folder=tmp_path / "file")
 
 
-def test_the_number_of_threads_does_not_change_a_byte(files, settings, tmp_path):
+def test_the_number_of_threads_does_not_change_a_byte(files, config, tmp_path):
     before = torch.get_num_threads()
     for threads in (1, 4):
-        ClipCache.open_or_build(files, settings, folder=tmp_path / str(threads), threads=threads)
+        ClipCache.open_or_build(files, config, folder=tmp_path / str(threads), threads=threads)
     assert tree(tmp_path / "1") == tree(tmp_path / "4") and torch.get_num_threads() == before
 
 
-def test_the_default_folder_is_the_systems(monkeypatch, tmp_path):
+def test_the_default_folder_is_in_the_cache_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_folder() == tmp_path / "fatai" / "clips"
 
 
-def test_a_cache_travels_to_workers(files, settings, tmp_path):
-    cache = ClipCache.open_or_build(files, settings, folder=tmp_path / "c")
+def test_a_cache_can_be_pickled_for_workers(files, config, tmp_path):
+    cache = ClipCache.open_or_build(files, config, folder=tmp_path / "c")
     copy = pickle.loads(pickle.dumps(cache))
     assert torch.equal(copy.crop(2, 3, 4), cache.crop(2, 3, 4)) and files[0] in copy and "other.wav" not in copy
 
 
-def test_stored_clips_of_arrays_work_alike():
+def test_cached_clips_of_arrays_are_scaled_alike():
     assert CachedClip(np.arange(4, dtype="<i2") * 8192).crop(1, 2).tolist() == [0.25, 0.5]
     assert CachedClip(np.arange(6, dtype="<f2").reshape(3, 2)).crop(1).tolist() == [[2.0, 4.0], [3.0, 5.0]]
 
@@ -224,8 +224,8 @@ def test_stored_clips_of_arrays_work_alike():
 
 
 def load(files, **options):
-    df = pd.DataFrame({"name": files, "what": ["a", "b", "a", "b", "a"], "held": [False] * 3 + [True] * 2})
-    return FATDataLoaders.from_df(df, path_col="name", valid_col="held", crop_s=0.4, bs=3, num_workers=0, **options)
+    df = pd.DataFrame({"name": files, "tag": ["a", "b", "a", "b", "a"], "valid": [False] * 3 + [True] * 2})
+    return FATDataLoaders.from_df(df, path_col="name", valid_col="valid", crop_s=0.4, bs=3, num_workers=0, **options)
 
 
 def test_loaders_with_a_wave_cache_give_the_batches_of_the_files(files, tmp_path):
@@ -265,7 +265,7 @@ def test_a_clip_no_longer_than_a_crop_is_the_same_with_and_without_features(file
     )
 
 
-def test_new_files_are_read_as_ever(files, tmp_path):
+def test_files_outside_the_cache_are_decoded(files, tmp_path):
     dls = load(files[:5], cache="features", cache_dir=tmp_path / "c")
     other = clip(tmp_path / "other.wav", 50, 1.0)
     spec = dls.test_dl([other]).one_batch()[0]
@@ -273,7 +273,7 @@ def test_new_files_are_read_as_ever(files, tmp_path):
     torch.testing.assert_close(spec, expected)
 
 
-def test_a_file_that_breaks_off_late_is_left_out(files, tmp_path):
+def test_a_file_damaged_in_the_middle_is_left_out(files, tmp_path):
     flac = tmp_path / "in" / "5.flac"
     sf.write(flac, np.random.default_rng(1).uniform(-0.5, 0.5, SR), SR, subtype="PCM_16")
     data = bytearray(flac.read_bytes())
@@ -321,20 +321,20 @@ def test_two_processes_at_once_leave_one_good_cache(many, tmp_path):
     assert tree(tmp_path / "both") == tree(tmp_path / "one") and len(list((tmp_path / "both").rglob("*.f16"))) == 200
 
 
-def killed(tmp_path, many, shares):
+def killed(tmp_path, many, fractions):
     """Kill builds when these fractions of the clips are written; return how many were incomplete."""
     fresh = tmp_path / "fresh"
     start(fresh, many).communicate(timeout=120)
     good, partial = tree(fresh), 0
     assert len(good) == len(many) + 2  # the clips, the settings, the lock
-    for k, share in enumerate(shares):
+    for k, fraction in enumerate(fractions):
         process = start(tmp_path / f"k{k}", many)
-        while process.poll() is None and len(list((tmp_path / f"k{k}").rglob("*.f16"))) < share * len(many):
+        while process.poll() is None and len(list((tmp_path / f"k{k}").rglob("*.f16"))) < fraction * len(many):
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        there = len(list((tmp_path / f"k{k}").rglob("*.f16")))
-        partial += 0 < there < len(many)
+        n_written = len(list((tmp_path / f"k{k}").rglob("*.f16")))
+        partial += 0 < n_written < len(many)
         cache = ClipCache.open_or_build(many, ClipConfig(crop_s=0.4), folder=tmp_path / f"k{k}")
         assert tree(tmp_path / f"k{k}") == good and not cache.errors
         shutil.rmtree(tmp_path / f"k{k}")

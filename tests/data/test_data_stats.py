@@ -39,7 +39,7 @@ def test_statistics_are_those_of_all_frames_at_once(few):
     np.testing.assert_allclose(stats.bin_std, frames.std(1), rtol=1e-5)
 
 
-def test_broken_clips_are_passed_over_and_paths_will_do(few, tmp_path):
+def test_broken_clips_are_skipped_and_paths_are_accepted(few, tmp_path):
     good = sorted((few / "train_curated").iterdir())[0]
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     assert data_stats([good, tmp_path / "broken.wav"]).frames == data_stats([good]).frames > 0

@@ -1,4 +1,4 @@
-"""The scan of a data set: every odd file is found and named, and nothing else."""
+"""The check of a data set: every problem is found and named, and nothing else."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def data(tmp_path):
     return tmp_path
 
 
-def seen(report):
+def found_in(report):
     return [(f.kind, f.part, f.fname) for f in report.findings]
 
 
@@ -76,22 +76,22 @@ def make_empty(path):
         ("channels", lambda p: put(p, np.stack([noise(3), noise(4)], 1)), "2 channels"),
     ],
 )
-def test_each_odd_file_is_found_and_said_what_it_is(data, kind, spoil, detail):
+def test_each_problem_of_a_file_is_found_and_described(data, kind, spoil, detail):
     spoil(data / "train_curated" / "c3.wav")
     report = check_dataset(data)
-    assert seen(report) == [(kind, "curated", "c3.wav")]
+    assert found_in(report) == [(kind, "curated", "c3.wav")]
     assert re.search(detail, report.findings[0].detail)
     assert f"{FINDING_KINDS[kind]} (1)" in report.to_text()
 
 
-def test_five_odd_files_at_once_are_each_named(data):
+def test_five_problems_at_once_are_each_named(data):
     curated = data / "train_curated"
     make_empty(curated / "c0.wav")
     put(curated / "c1.wav", np.zeros(SR, np.float32))
     (curated / "c2.wav").write_bytes((curated / "c2.wav").read_bytes()[:30])
     put(curated / "c3.wav", np.stack([noise(3), noise(3) / 2], 1))
     put(curated / "c4.wav", noise(4), sr=SR // 2)
-    assert seen(check_dataset(data)) == [(kind, "curated", f"c{k}.wav") for kind, k in
+    assert found_in(check_dataset(data)) == [(kind, "curated", f"c{k}.wav") for kind, k in
                                 (("unreadable", 2), ("empty", 0), ("silent", 1), ("rate", 4), ("channels", 3))]
 
 
@@ -104,7 +104,7 @@ def test_a_loud_peak_alone_is_not_clipped(data):
 
 def test_clipping_is_counted_by_hand_across_the_border_of_blocks(tmp_path, monkeypatch):
     wave = np.zeros(40, np.float32)
-    wave[5:8] = 1.0     # one sample of three has both neighbours before it at full scale
+    wave[5:8] = 1.0     # one sample of three has both samples before it at full scale
     wave[14:24] = -1.0  # eight, over the border at 16
     wave[30:32] = 1.0   # none
     put(tmp_path / "a.wav", wave, subtype="FLOAT")
@@ -126,7 +126,7 @@ def test_a_digest_is_the_same_in_any_lossless_format_and_block_size(tmp_path, mo
     assert audio_digest(tmp_path / "none.wav") is None
 
 
-def test_the_same_sound_in_training_and_test_is_called_a_leak(data):
+def test_the_same_sound_in_training_and_test_is_reported_as_a_leak(data):
     shutil.copy(data / "train_curated" / "c0.wav", data / "test" / "t1.wav")
     shutil.copy(data / "train_curated" / "c1.wav", data / "train_curated" / "c2.wav")
     found = check_dataset(data).of_kind("duplicate")
@@ -147,11 +147,11 @@ def test_label_typos_come_with_the_nearest_tag(data):
         "fname,labels\nc0.wav,Brak\nc1.wav,\nc2.wav,Purr\nc3.wav,Purr\nc4.wav,Bark\nc5.wav,Bark\n"
     )
     report = check_dataset(data)
-    assert seen(report) == [("label", "curated", "c0.wav"), ("no_label", "curated", "c1.wav")]
+    assert found_in(report) == [("label", "curated", "c0.wav"), ("no_label", "curated", "c1.wav")]
     assert report.findings[0].detail == "unknown tag 'Brak'; did you mean Bark?"
 
 
-def test_without_a_vocabulary_a_rare_label_near_a_frequent_one_is_suspected(tmp_path):
+def test_without_a_vocabulary_a_rare_label_similar_to_a_frequent_one_is_reported(tmp_path):
     for k in range(22):
         put(tmp_path / "train_curated" / f"{k}.wav", noise(k, 0.05))
     labels = ["Walk_and_footsteps"] * 20 + ["Walk_and_footstep", "Sneeze"]
@@ -159,7 +159,7 @@ def test_without_a_vocabulary_a_rare_label_near_a_frequent_one_is_suspected(tmp_
         "fname,labels\n" + "".join(f"{k}.wav,{label}\n" for k, label in enumerate(labels))
     )
     report = check_dataset(tmp_path)
-    assert seen(report) == [("label", "curated", "20.wav")]
+    assert found_in(report) == [("label", "curated", "20.wav")]
     assert "'Walk_and_footstep' occurs 1 times, 'Walk_and_footsteps' 20 times" in report.findings[0].detail
 
 
@@ -168,7 +168,7 @@ def test_missing_and_extra_files_and_shared_names_are_listed(data):
     put(data / "test" / "more.wav", noise(99))
     (data / "train_noisy.csv").write_text("fname,labels\nc1.wav,Bark\n")
     put(data / "train_noisy" / "c1.wav", noise(98))
-    assert seen(check_dataset(data)) == [
+    assert found_in(check_dataset(data)) == [
         ("name", "noisy", "c1.wav"),
         ("missing", "curated", "c0.wav"),
         ("extra", "test", "more.wav"),
@@ -183,7 +183,7 @@ def test_absent_folders_and_tables_are_one_finding_each(data):
     assert found == ["test: 2 rows, but no folder test/", "noisy: 1 files in train_noisy/, but no table of them"]
 
 
-def test_json_and_tables_agree_with_what_was_made(data):
+def test_json_and_tables_agree_with_the_files(data):
     put(data / "train_curated" / "c0.wav", noise(0, 3.0))
     report = check_dataset(data, n_folds=2)
     found = json.loads(report.to_json())
@@ -193,12 +193,12 @@ def test_json_and_tables_agree_with_what_was_made(data):
     assert all(row["0"] + row["1"] == 3 for row in found["tags_per_fold"].values())
     samples = 7 * 13230 + 132300
     assert found["estimates"]["cache_wave_bytes"] == 2 * samples
-    # The front end "ninth" has hop 690 and 64 bands; a centred frame starts at every hop.
+    # The front end "ninth" has hop 690 and 64 bands; a centered frame starts at every hop.
     assert found["estimates"]["cache_features_bytes"] == 2 * 64 * (7 * (1 + 13230 // 690) + 1 + 132300 // 690)
     assert found["estimates"]["training_clips"] == 6 and found["estimates"]["front_end_ms_per_crop"] > 0
 
 
-def test_given_folds_and_tags_absent_from_them_are_shown(data):
+def test_predefined_folds_and_tags_absent_from_them_are_shown(data):
     folds = [0, 0, 0, 1, 1, 1]
     rows = "".join(f"c{k}.wav,{'Bark' if k < 3 else 'Purr'},{folds[k]}\n" for k in range(6))
     (data / "train_curated.csv").write_text("fname,labels,fold\n" + rows)
@@ -214,13 +214,13 @@ def test_a_long_list_is_shortened_in_the_text_only(data):
     assert len(json.loads(report.to_json())["findings"]["extra"]) == 6
 
 
-def test_what_is_no_data_set_is_refused(tmp_path):
+def test_a_folder_without_tables_raises(tmp_path):
     with pytest.raises(DataError, match="no train_curated.csv, train_noisy.csv or sample_submission.csv"):
         check_dataset(tmp_path)
     with pytest.raises(DataError, match="there is no folder"):
         check_dataset(tmp_path / "none")
 
 
-def test_the_bundled_sample_is_in_order():
+def test_the_bundled_sample_has_no_findings():
     report = check_dataset(fat_sample())
     assert report.findings == () and len(report.files) == 252

@@ -1,4 +1,4 @@
-"""Data sets from a server on this machine: resumed, checked, unpacked safely, laid out."""
+"""Downloads from a local server: resumed, verified, unpacked safely, converted to the layout."""
 
 import csv
 import hashlib
@@ -26,14 +26,14 @@ class Server:
     """Serves `files` by name; `breaks` cuts a name's next response after that many bytes, `ranges` allows to resume."""
 
     def __init__(self):
-        self.files, self.breaks, self.ranges, self.asked, self.errors = {}, {}, True, [], []
+        self.files, self.breaks, self.ranges, self.requests, self.errors = {}, {}, True, [], []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 name = self.path.rpartition("/")[2]
                 wanted = self.headers.get("Range")
-                server.asked.append((name, wanted))
+                server.requests.append((name, wanted))
                 if server.errors:
                     self.send_error(server.errors.pop(0))
                     return
@@ -79,21 +79,21 @@ def server(monkeypatch):
 DATA = bytes(range(256)) * 40_000
 
 
-def test_a_file_that_broke_off_is_continued_not_begun_again(server, tmp_path):
+def test_an_interrupted_file_is_resumed(server, tmp_path):
     server.files["a.bin"], server.breaks["a.bin"] = DATA, 3_000_000
     assert (
         fetch(server.url + "a.bin", tmp_path / "a.bin", checksum=f"md5:{hashlib.md5(DATA).hexdigest()}").read_bytes()
         == DATA
     )
-    assert server.asked == [("a.bin", None), ("a.bin", "bytes=3000000-")]
+    assert server.requests == [("a.bin", None), ("a.bin", "bytes=3000000-")]
     fetch(server.url + "a.bin", tmp_path / "a.bin")
-    assert len(server.asked) == 2 and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+    assert len(server.requests) == 2 and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_what_an_earlier_call_left_is_used(server, tmp_path):
+def test_partial_files_of_an_earlier_call_are_used(server, tmp_path):
     server.files["a.bin"] = DATA
     (tmp_path / "a.bin.part").write_bytes(DATA[:1000])
-    assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA and server.asked == [
+    assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA and server.requests == [
         ("a.bin", "bytes=1000-")
     ]
     (tmp_path / "b.bin.part").write_bytes(DATA)
@@ -101,23 +101,23 @@ def test_what_an_earlier_call_left_is_used(server, tmp_path):
     assert fetch(server.url + "b.bin", tmp_path / "b.bin").read_bytes() == DATA
 
 
-def test_a_server_that_cannot_go_on_sends_all_again(server, tmp_path):
+def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
     server.files["a.bin"], server.breaks["a.bin"], server.ranges = DATA, 5000, False
     assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA
 
 
-def test_a_longer_part_than_the_file_is_thrown_away(server, tmp_path):
+def test_a_partial_file_longer_than_the_file_is_discarded(server, tmp_path):
     server.files["a.bin"] = DATA
     (tmp_path / "a.bin.part").write_bytes(DATA + b"more")
     assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA
 
 
-def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server, tmp_path):
+def test_a_busy_server_is_retried_and_a_missing_file_is_not(server, tmp_path):
     server.files["a.bin"], server.errors = b"x", [503, 429]
     assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == b"x"
     with pytest.raises(DataError, match="returned 404"):
         fetch(server.url + "none.bin", tmp_path / "none.bin")
-    assert len(server.asked) == 4
+    assert len(server.requests) == 4
     server.errors = [500] * 9
     with pytest.raises(DataError, match="in 3 tries .500 .*0 bytes are kept"):
         fetch(server.url + "a.bin", tmp_path / "other.bin", tries=3)
@@ -154,7 +154,7 @@ def into(folder):
 
 
 @pytest.mark.parametrize("name", ["../out.wav", "a/../../out.wav", "/tmp/out.wav", "C:/out.wav", "..\\out.wav"])
-def test_no_name_leads_out_of_the_folder(tmp_path, name):
+def test_names_outside_the_folder_raise(tmp_path, name):
     (tmp_path / "a.zip").write_bytes(zipped({"good.wav": b"1", name: b"2"}))
     with pytest.raises(DataError, match="outside its folder"):
         unpack([tmp_path / "a.zip"], into(tmp_path / "in"), max_bytes=100)
@@ -168,13 +168,13 @@ def test_links_and_too_many_bytes_are_refused(tmp_path):
     (tmp_path / "bomb.zip").write_bytes(zipped({"a": bytes(1000)}))
     with pytest.raises(DataError, match="unpack to 1,000 bytes; expected at most 999"):
         unpack([tmp_path / "bomb.zip"], into(tmp_path / "in"), max_bytes=999)
-    # A directory that lies about the size: zipfile stops there, and the checksum no longer fits.
-    lying = bytearray(zipped({"a": bytes(1000)}))
-    at = lying.rfind(b"PK\x01\x02")
-    lying[at + 24:at + 28] = struct.pack("<I", 10)
-    (tmp_path / "lying.zip").write_bytes(lying)
+    # A directory with a wrong size: zipfile stops there, and the checksum no longer matches.
+    wrong_size = bytearray(zipped({"a": bytes(1000)}))
+    at = wrong_size.rfind(b"PK\x01\x02")
+    wrong_size[at + 24:at + 28] = struct.pack("<I", 10)
+    (tmp_path / "wrong_size.zip").write_bytes(wrong_size)
     with pytest.raises(DataError, match="damaged"):
-        unpack([tmp_path / "lying.zip"], into(tmp_path / "in"), max_bytes=100)
+        unpack([tmp_path / "wrong_size.zip"], into(tmp_path / "in"), max_bytes=100)
     (tmp_path / "text.zip").write_text("<html>")
     with pytest.raises(DataError, match="damaged or no zip archive"):
         unpack([tmp_path / "text.zip"], into(tmp_path / "in"), max_bytes=100)
@@ -220,7 +220,7 @@ def test_the_parts_of_a_split_archive_are_read_as_one(tmp_path, last):
         unpack([paths[0], paths[3]], into(tmp_path / "less"), max_bytes=10**6)
 
 
-# Whole data sets
+# Data sets
 
 
 def wav(seed):
@@ -257,12 +257,12 @@ def fsd(server, monkeypatch):
     }
     server.files["listing"] = json.dumps(listing).encode()
 
-    def here(names):
+    def urls(names):
         return tuple(server.url + name for name in names)
 
-    archives = {"meta": here([f"{top}.meta.zip"]), "curated": here([f"{top}.audio_train_curated.zip"]),
-                "test": here([f"{top}.audio_test.zip"]),
-                "noisy": here([f"{top}.audio_train_noisy.z01", f"{top}.audio_train_noisy.zip"])}
+    archives = {"meta": urls([f"{top}.meta.zip"]), "curated": urls([f"{top}.audio_train_curated.zip"]),
+                "test": urls([f"{top}.audio_test.zip"]),
+                "noisy": urls([f"{top}.audio_train_noisy.z01", f"{top}.audio_train_noisy.zip"])}
     local = DatasetSource(archives, server.url + "listing", 10**6, "")
     monkeypatch.setitem(download_module.DATASETS, "fsdkaggle2019", local)
     return server
@@ -283,7 +283,7 @@ def test_fsdkaggle2019_arrives_in_the_layout(fsd, tmp_path):
 
 def test_the_noisy_part_can_be_left_out(fsd, tmp_path):
     download("fsdkaggle2019", tmp_path, noisy=False, keep_archives=True)
-    assert not (tmp_path / "train_noisy.csv").exists() and not any("noisy" in name for name, _ in fsd.asked)
+    assert not (tmp_path / "train_noisy.csv").exists() and not any("noisy" in name for name, _ in fsd.requests)
     assert (tmp_path / ".download" / "FSDKaggle2019.audio_test.zip").is_file()
 
 
@@ -300,7 +300,7 @@ def test_without_the_listing_there_is_a_warning(fsd, tmp_path):
     assert (tmp_path / "sample_submission.csv").read_text() == "fname,Bark,Meow,Purr\nt1.wav,0,0,0\nt2.wav,0,0,0\n"
 
 
-def test_an_interrupted_download_is_continued(fsd, tmp_path):
+def test_an_interrupted_download_is_resumed(fsd, tmp_path):
     name = "FSDKaggle2019.audio_train_curated.zip"
     whole = fsd.files.pop(name)
     with pytest.raises(DataError, match="returned 404"):
@@ -308,10 +308,10 @@ def test_an_interrupted_download_is_continued(fsd, tmp_path):
     fsd.files[name] = whole
     (tmp_path / ".download" / f"{name}.part").write_bytes(whole[:500])
     download("fsdkaggle2019", tmp_path)
-    assert (name, "bytes=500-") in fsd.asked and sum(n == "FSDKaggle2019.meta.zip" for n, _ in fsd.asked) == 1
+    assert (name, "bytes=500-") in fsd.requests and sum(n == "FSDKaggle2019.meta.zip" for n, _ in fsd.requests) == 1
 
 
-def test_esc50_holds_its_fifth_fold_out(server, tmp_path, monkeypatch):
+def test_the_fifth_fold_of_esc50_is_the_test_part(server, tmp_path, monkeypatch):
     rows = [("1-1-A-0.wav", 1, "dog"), ("4-2-A-1.wav", 4, "rain"), ("5-3-A-0.wav", 5, "dog")]
     table = "filename,fold,target,category,esc10,src_file,take\n" + "".join(
         f"{f},{fold},0,{c},True,1,A\n" for f, fold, c in rows
@@ -327,7 +327,7 @@ def test_esc50_holds_its_fifth_fold_out(server, tmp_path, monkeypatch):
     assert not (tmp_path / "README.md").exists()
 
 
-def test_the_table_names_the_published_places():
+def test_the_sources_are_the_published_addresses():
     fsd = DATASETS["fsdkaggle2019"].archives
     assert all(
         u.startswith("https://zenodo.org/records/3612637/files/FSDKaggle2019.") for urls in fsd.values() for u in urls
@@ -336,6 +336,6 @@ def test_the_table_names_the_published_places():
     assert DATASETS["esc50"].archives["all"] == ("https://github.com/karoldvl/ESC-50/archive/master.zip",)
 
 
-def test_an_unknown_data_set_is_refused(tmp_path):
+def test_an_unknown_data_set_raises(tmp_path):
     with pytest.raises(OptionError, match="'fsdkagle2019'; did you mean fsdkaggle2019"):
         download("fsdkagle2019", tmp_path)

@@ -1,4 +1,4 @@
-"""Splits: each the one of its source, none that a rare tag breaks; leaks between their sides are found."""
+"""Splits: equal to their references, robust to rare tags; leaks between folds are found."""
 
 import warnings
 
@@ -35,14 +35,14 @@ def targ(rng):
 
 
 def by_hand(splitter, targ, y):
-    return [set(oof_score) for _, oof_score in splitter.split(targ, y)]
+    return [set(test) for _, test in splitter.split(targ, y)]
 
 
 def as_sets(folds):
     return [set(np.flatnonzero(folds == k)) for k in range(folds.max() + 1)]
 
 
-def test_stratified_argmax_is_scikit_learns_on_the_lowest_tag(targ):
+def test_stratified_is_scikit_learns_on_the_first_tag(targ):
     expected = by_hand(StratifiedKFold(5, shuffle=True, random_state=2019), targ, targ.argmax(1))
     assert as_sets(make_folds(targ)) == expected
 
@@ -52,39 +52,39 @@ def test_multilabel_is_iterative_stratifications(targ):
     assert as_sets(make_folds(targ, splitter="multilabel", seed=42)) == expected
 
 
-def test_plain_is_scikit_learns_shuffled_kfold(targ):
+def test_kfold_is_scikit_learns_shuffled_kfold(targ):
     assert as_sets(make_folds(targ, splitter="kfold", n=4, seed=42)) == by_hand(
         KFold(4, shuffle=True, random_state=42), targ, None
     )
 
 
-def test_sliced_folds_are_stretches_of_one_permutation(targ):
+def test_sliced_folds_are_slices_of_one_permutation(targ):
     order = np.random.RandomState(1234).permutation(200)
     assert as_sets(make_folds(targ, splitter="sliced", seed=1234)) == [set(order[40 * k:40 * k + 40]) for k in range(5)]
 
 
-def test_given_folds_keep_the_order_of_their_numbers():
+def test_predefined_folds_keep_the_order_of_their_numbers():
     folds = make_folds(np.ones((4, 1)), splitter="predefined", groups=["10", "2", "1.0", "2"])
     assert folds.tolist() == [2, 1, 0, 1] and folds.dtype == np.int64
 
 
-def test_given_folds_may_be_words_or_an_array():
+def test_predefined_folds_may_be_words_or_an_array():
     groups = np.array(["west", "east", "west"])
     assert make_folds(np.ones((3, 1)), splitter="predefined", groups=groups).tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("cell", ["", None, float("nan")])
-def test_a_clip_without_a_given_fold_is_named(cell):
+def test_a_clip_without_a_predefined_fold_is_named(cell):
     with pytest.raises(DataError, match="clip 1 has no fold"):
         make_folds(np.ones((3, 1)), splitter="predefined", groups=["1", cell, "2"])
 
 
-def test_one_given_fold_alone_is_refused():
+def test_a_single_predefined_fold_raises():
     with pytest.raises(OptionError, match="only the value '1'"):
         make_folds(np.ones((2, 1)), splitter="predefined", groups=[1, 1])
 
 
-def test_no_group_is_on_two_sides_and_tags_stay_even(targ, rng):
+def test_no_group_is_in_two_folds_and_tags_are_spread_evenly(targ, rng):
     groups = rng.integers(60, size=200)
     folds = make_folds(targ, splitter="group", groups=groups)
     assert all(len(set(folds[groups == g])) == 1 for g in range(60) if (groups == g).any())
@@ -94,12 +94,12 @@ def test_no_group_is_on_two_sides_and_tags_stay_even(targ, rng):
     assert sizes.max() - sizes.min() <= 4
 
 
-def test_grouped_folds_are_all_filled_even_when_one_group_is_huge():
+def test_no_group_fold_is_empty_even_when_one_group_is_huge():
     folds = make_folds(np.ones((100, 1)), splitter="group", n=3, groups=["big"] * 98 + ["a", "b"])
     assert sorted(np.bincount(folds)) == [1, 1, 98]
 
 
-def test_fewer_groups_than_folds_are_refused():
+def test_fewer_groups_than_folds_raise():
     with pytest.raises(OptionError, match="2 groups for 3 folds"):
         make_folds(np.ones((6, 1)), splitter="group", n=3, groups=list("ababab"))
 
@@ -130,9 +130,9 @@ def test_folds_hold_every_clip_out_once_whatever_the_tags(splitter, data):
 def test_a_tag_with_fewer_clips_than_folds_warns_by_name_and_passes(splitter):
     targ = np.zeros((40, 3))
     targ[:38, 0], targ[38:, 1] = 1, 1
-    with pytest.warns(UserWarning, match=r"fewer clips than the 5 folds: Meow \(2\)") as told:
+    with pytest.warns(UserWarning, match=r"fewer clips than the 5 folds: Meow \(2\)") as caught:
         folds = make_folds(targ, splitter=splitter, tags=["Bark", "Meow", "Purr"])
-    assert sum("fewer clips" in str(w.message) for w in told) == 1 and set(folds) == {0, 1, 2, 3, 4}
+    assert sum("fewer clips" in str(w.message) for w in caught) == 1 and set(folds) == {0, 1, 2, 3, 4}
 
 
 def test_soft_labels_count_as_their_positives(targ):
@@ -148,7 +148,7 @@ def test_soft_labels_count_as_their_positives(targ):
     ({"splitter": "predefined"}, OptionError, "'predefined' needs groups"),
     ({"splitter": "group", "groups": [1, 2]}, ShapeError, "2 groups for 200 clips"),
 ])
-def test_what_cannot_be_split_is_refused_with_a_reason(targ, options, error, message):
+def test_invalid_arguments_raise_with_a_reason(targ, options, error, message):
     with pytest.raises(error, match=message):
         make_folds(targ, **options)
 
@@ -182,17 +182,17 @@ def test_full_folds_do_not_warn(targ):
 
 
 def test_noisy_clips_may_be_shared_or_split_as_the_3rd_and_the_4th_place_did():
-    own = noisy_fold_masks(10, split="own", n=5, seed=42)
-    assert own.sum(0).tolist() == [1] * 10 and own.sum(1).tolist() == [2] * 5
-    for k, (_, oof_score) in enumerate(KFold(5, shuffle=True, random_state=42).split(np.zeros(10))):
-        assert set(np.flatnonzero(own[k])) == set(oof_score)
-    np.testing.assert_array_equal(noisy_fold_masks(10, split="others", n=5, seed=42), ~own)
+    parts = noisy_fold_masks(10, split="own", n=5, seed=42)
+    assert parts.sum(0).tolist() == [1] * 10 and parts.sum(1).tolist() == [2] * 5
+    for k, (_, test) in enumerate(KFold(5, shuffle=True, random_state=42).split(np.zeros(10))):
+        assert set(np.flatnonzero(parts[k])) == set(test)
+    np.testing.assert_array_equal(noisy_fold_masks(10, split="others", n=5, seed=42), ~parts)
     assert noisy_fold_masks(10, split="all", n=3).all()
     with pytest.raises(OptionError, match="all, own or others"):
         noisy_fold_masks(10, split="some")
 
 
-def test_the_same_file_sound_and_group_on_both_sides_are_found():
+def test_files_sounds_and_groups_in_two_folds_are_found():
     leaks = find_leaks(
         [0, 1, 1, -1],
         ["a.wav", "b.wav", "c.wav", "a.wav"],
@@ -207,23 +207,23 @@ def test_the_same_file_sound_and_group_on_both_sides_are_found():
     assert leaks[0].kind == "sound" and leaks[0].files == ("a.wav", "b.wav")
 
 
-def test_doubles_within_one_fold_or_among_noisy_clips_are_no_leak():
+def test_duplicates_within_one_fold_or_among_noisy_clips_are_no_leak():
     assert (
         find_leaks([0, 0, -1, -1], ["a", "b", "c", "d"], hashes=["x", "x", "y", "y"], groups=[None, None, 1, 1]) == []
     )
 
 
-def test_leaks_are_told_in_one_warning_with_names():
+def test_leaks_are_listed_in_one_warning_with_names():
     leaks = find_leaks([0, 1, 0, 1], ["a", "b", "c", "c"], hashes=["x", "x", "y", "z"])
-    with pytest.warns(UserWarning, match=r"1 file \(c\); 1 sound \(a = b\).*split by group instead") as told:
+    with pytest.warns(UserWarning, match=r"1 file \(c\); 1 sound \(a = b\).*split by group instead") as caught:
         warn_about_leaks(leaks)
-    assert len(told) == 1
+    assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_about_leaks([])
 
 
-def test_grouped_folds_leave_no_group_leak(targ, rng):
+def test_group_folds_have_no_group_leak(targ, rng):
     groups = [f"site {g}" for g in rng.integers(30, size=200)]
     names = [f"{k}.wav" for k in range(200)]
     assert find_leaks(make_folds(targ, splitter="group", groups=groups), names, groups=groups) == []

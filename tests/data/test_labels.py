@@ -64,12 +64,12 @@ def test_a_number_is_no_cell_of_labels():
 
 
 @given(st.lists(NAMES, unique=True, max_size=5))
-def test_joining_and_parsing_are_each_others_reverse(labels):
+def test_joining_and_parsing_are_inverse(labels):
     assert parse_labels(join_labels(labels)) == labels
 
 
 @pytest.mark.parametrize("tag", ["a,b", "a;b", " a", ""])
-def test_a_tag_that_would_not_come_back_is_not_joined(tag):
+def test_a_tag_that_would_not_be_parsed_back_is_not_joined(tag):
     with pytest.raises(LabelError, match="cannot be written"):
         join_labels(["Bark", tag])
 
@@ -114,7 +114,7 @@ def test_an_unknown_label_names_table_row_file_and_nearest_tag(tmp_path):
         read_labels(csv, tags=TAGS)
 
 
-def test_a_label_near_to_nothing_lists_what_is_known():
+def test_a_label_similar_to_none_raises_with_the_known_tags():
     table = pd.DataFrame({"fname": ["a.wav"], "labels": [["Xylophone"]]})
     with pytest.raises(LabelError, match="known: Bark, Meow, Purr"):
         check_labels(table, TAGS)
@@ -140,7 +140,7 @@ def test_a_label_near_to_nothing_lists_what_is_known():
         ('fname,labels\na.wav,"Bark\n', "no comma-separated table"),
     ],
 )
-def test_a_faulty_table_says_what_is_wrong_with_it(tmp_path, text, message):
+def test_an_invalid_table_raises_with_the_problem(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_labels(write(tmp_path / "t.csv", text))
 
@@ -150,7 +150,7 @@ def test_no_table_at_all(tmp_path):
         read_labels(tmp_path / "t.csv")
 
 
-def test_a_table_in_another_encoding_is_an_error_that_says_utf8(tmp_path):
+def test_a_table_in_another_encoding_raises_an_error_about_utf8(tmp_path):
     csv = tmp_path / "t.csv"
     csv.write_bytes("fname,labels\né.wav,Bark\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
@@ -207,6 +207,6 @@ def test_everything_may_be_removed(tmp_path):
     ("a,", r"row 1 \(line 2\), a: no labels"), ('a,"remove,Bark"', "either tags or 'remove' alone"),
     ("a,Barc", "unknown tag 'Barc'; did you mean Bark"),
 ])
-def test_a_faulty_correction_names_its_row(tmp_path, row, message):
+def test_an_invalid_correction_raises_with_its_row(tmp_path, row, message):
     with pytest.raises(LabelError, match=message):
         read_corrections(write(tmp_path / "corrections.csv", f"fname,labels\n{row}\n"), tags=TAGS)

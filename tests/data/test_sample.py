@@ -53,7 +53,7 @@ def test_names_are_eight_hex_digits_and_none_occurs_twice(files):
     assert len({f.name for f in files}) == len(files) == 252
 
 
-def test_every_clip_holds_a_loud_moment(files):
+def test_every_clip_has_a_loud_part(files):
     for file in files:
         wave, _ = sf.read(file, dtype="float32")
         assert np.abs(wave).max() > 0.1
@@ -70,7 +70,7 @@ def test_every_recording_is_cc0_and_every_file_is_accounted_for(files):
     assert used == {f"{f.parent.name}/{f.name}" for f in files}
 
 
-def test_no_recording_is_on_both_sides_of_training_and_test():
+def test_no_recording_is_in_both_training_and_test():
     for r in rows("attribution.csv"):
         sides = {name.startswith("test/") for name in r["files"].split()}
         assert len(sides) == 1 and (r["esc10_fold"] == "5") == sides.pop()
@@ -108,7 +108,7 @@ def test_the_columns_of_the_submission_are_the_tags_in_plain_order():
     assert header[0] == "fname" and header[1:] == sorted(header[1:]) and len(header) == 11
 
 
-def test_the_loader_never_looks_at_the_truth(tmp_path):
+def test_the_loader_never_reads_the_truth(tmp_path):
     data = load_dataset(fat_sample())
     paths = [*data.curated["path"], *data.noisy["path"], *data.test["path"], str(data.sample)]
     assert not any("truth" in path for path in paths)
@@ -119,11 +119,11 @@ def test_the_loader_never_looks_at_the_truth(tmp_path):
         if re.search(r"""["'/]truth["'/]""", f.read_text())
     }
     assert users == {"data/datasets/download.py", "cli/train.py"}, (
-        "what writes it, and the demo, which scores by it at the end"
+        "only the download, which writes it, and the demo, which computes scores from it, may use the truth"
     )
 
 
-def test_the_folder_explains_itself(files):
+def test_the_folder_has_a_readme(files):
     text = (fat_sample() / "README.md").read_text()
     assert "120 curated, 72 noisy and 60 test clips" in text and "CC0" in text and "make_sample.py" in text
 
@@ -152,7 +152,7 @@ def test_a_window_contains_the_loud_moment(script, rng):
 
 @pytest.mark.slow
 def test_the_script_makes_the_same_sample_again(script, tmp_path):
-    """Needs the ESC-10 clips beside the project; what libsndfile of another version encodes may differ."""
+    """Needs the ESC-10 clips beside the project; another version of libsndfile may encode differently."""
     esc10 = Path(__file__).parents[3] / "shared" / "data" / "esc10"
     if not esc10.is_dir():
         pytest.skip("no ESC-10 at hand")

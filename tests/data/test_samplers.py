@@ -1,4 +1,4 @@
-"""Which clips make a batch: nothing is lost, padding and repeats are bounded, shares are kept."""
+"""Samplers: no clip is lost, padding and repeats are bounded, weights are kept."""
 
 from collections import Counter
 
@@ -67,12 +67,12 @@ def test_unshuffled_the_longest_come_first():
     assert list(LengthGroupedBatchSampler([3, 9, 5, 9, 1], 2, shuffle=False)) == [[1, 3], [2, 0], [4]]
 
 
-def test_balanced_draws_give_every_tag_its_turn():
+def test_balanced_draws_take_tags_in_turn():
     targ = np.zeros((110, 2))
     targ[:100, 0], targ[100:, 1] = 1, 1
-    drawn = list(BalancedSampler(targ, n=20, max_repeats=5))
+    draws = list(BalancedSampler(targ, n=20, max_repeats=5))
     # Two tags in turn: ten draws each, and no clip twice, since the rare tag has just ten.
-    assert sum(i >= 100 for i in drawn) == 10 and max(Counter(drawn).values()) == 1
+    assert sum(i >= 100 for i in draws) == 10 and max(Counter(draws).values()) == 1
 
 
 def test_repeats_are_capped_and_the_rest_comes_from_other_tags():
@@ -91,22 +91,22 @@ def test_repeats_are_capped_and_the_rest_comes_from_other_tags():
     st.integers(1, 4),
     st.floats(0, 1),
 )
-def test_balanced_draws_keep_their_promises(rows, max_repeats, share):
+def test_balanced_draws_are_tagged_and_capped(rows, max_repeats, fraction):
     targ = np.array(rows, dtype=float)
     tagged = set(np.flatnonzero(targ.any(1)).tolist())
-    n = int(share * len(tagged) * max_repeats)
-    drawn = list(BalancedSampler(targ, n=n, max_repeats=max_repeats))
-    assert len(drawn) == n and set(drawn) <= tagged and max(Counter(drawn).values(), default=0) <= max_repeats
+    n = int(fraction * len(tagged) * max_repeats)
+    draws = list(BalancedSampler(targ, n=n, max_repeats=max_repeats))
+    assert len(draws) == n and set(draws) <= tagged and max(Counter(draws).values(), default=0) <= max_repeats
 
 
-def test_shares_of_a_mixture_are_kept():
+def test_weights_of_a_mixture_are_kept():
     sources = ["noisy"] * 300 + ["corrected"] * 20 + ["curated"] * 80
     mixture = MixtureSampler(sources, MIXTURE_WEIGHTS["corr_noisy_003"], generator=seeded(0))
     assert len(mixture) == 32768
     count = Counter(sources[i] for i in mixture)
-    for source, share in (("noisy", 0.1), ("corrected", 0.2), ("curated", 0.7)):
+    for source, weight in (("noisy", 0.1), ("corrected", 0.2), ("curated", 0.7)):
         # Five standard deviations of a binomial count.
-        assert abs(count[source] - 32768 * share) < 5 * (32768 * share * (1 - share)) ** 0.5
+        assert abs(count[source] - 32768 * weight) < 5 * (32768 * weight * (1 - weight)) ** 0.5
     assert len(set(MixtureSampler(sources, {"corrected": 1.0}, n=1000))) == 20
 
 
@@ -124,12 +124,12 @@ def test_without_a_cap_tags_are_drawn_alike_and_clips_of_a_tag_alike():
 
 
 @pytest.mark.parametrize("name", list(MIXTURE_WEIGHTS))
-def test_published_shares_add_up(name):
+def test_published_weights_add_up(name):
     weights = MIXTURE_WEIGHTS[name]
     assert sum(weights.values()) == pytest.approx(1) and set(weights) <= {"noisy", "corrected", "curated"}
 
 
-def test_shards_share_an_epoch():
+def test_shards_split_an_epoch():
     def shard(rank):
         return list(ShardedSampler(LengthGroupedBatchSampler(range(50), 4, generator=seeded(3)), rank, 2))
 
@@ -140,14 +140,14 @@ def test_shards_share_an_epoch():
     assert tiny == [[0], [0], [0]]
 
 
-def test_torchs_loader_takes_them():
+def test_torchs_loader_accepts_the_samplers():
     data = torch.arange(10)
     batches = list(DataLoader(data, batch_sampler=LengthGroupedBatchSampler(range(10), 4)))  # type: ignore[arg-type]
     assert sorted(torch.cat(batches).tolist()) == list(range(10)) and [len(b) for b in batches] == [4, 4, 2]
     assert len(list(DataLoader(data, sampler=MixtureSampler(["a"] * 10, {"a": 1.0}, n=6), batch_size=3))) == 2  # type: ignore[arg-type]
 
 
-def test_fastais_loader_takes_them_with_and_without_workers(sample):
+def test_fastais_loader_accepts_the_samplers_with_and_without_workers(sample):
     dls = FATDataLoaders.from_path(sample, crop_s=0.2, bs=16, seed=0, num_workers=0)
     n = len(dls.train_ds)
     targ = np.stack([np.asarray(dls.train_ds[i][1]) for i in range(n)])
@@ -159,15 +159,15 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
         expected = [targ[b] for b in LengthGroupedBatchSampler(lengths, 16, generator=seeded(0))]
         batches = [y for _, y in loader]
         assert len(loader) == len(batches) == -(-n // 16)
-        for got, wanted in zip(batches, expected, strict=True):
-            np.testing.assert_array_equal(np.asarray(got), wanted)
+        for targets, reference in zip(batches, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(targets), reference)
     short = dls.train.new(cls=SampledDL, sampler=BalancedSampler(targ, n=40))
     assert sum(len(y) for _, y in short) == 40 and len(short.new()) == 3
     assert type(short.new(dls.valid_ds)).__name__ == "TfmdDL"
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (lambda: LengthGroupedBatchSampler([[1]], 2), ShapeError, "one number for each clip"),
         (lambda: LengthGroupedBatchSampler([1], 0), OptionError, "bs=0"),
@@ -187,12 +187,12 @@ def test_fastais_loader_takes_them_with_and_without_workers(sample):
         (lambda: ShardedSampler(LengthGroupedBatchSampler([1], 1), 0, 2), OptionError, "has no generator, so each"),
     ],
 )
-def test_impossible_wishes_are_refused(make, error, words):
-    with pytest.raises(error, match=words):
+def test_invalid_arguments_raise(make, error, message):
+    with pytest.raises(error, match=message):
         make()
 
 
-def test_a_sampler_of_other_batches_is_refused(small_dls):
+def test_a_batch_sampler_of_another_batch_size_raises(small_dls):
     with pytest.raises(OptionError, match="batches of 5, the loader of 16"):
         small_dls.train.new(cls=SampledDL, sampler=LengthGroupedBatchSampler([1] * len(small_dls.train_ds), 5))
 

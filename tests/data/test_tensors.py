@@ -1,4 +1,4 @@
-"""Tensors that show and play themselves."""
+"""Tensors that can be shown and played."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,12 +28,12 @@ def test_a_wave_shows_seconds_and_plays():
     plt.close("all")
 
 
-def test_players_escape_what_files_are_called():
+def test_players_escape_file_names():
     html = audio_players([(np.zeros(10), 8000, "<b>")]).data
     assert "&lt;b&gt;" in html and "<audio" in html
 
 
-def test_show_batch_draws_one_titled_picture_a_clip(small_dls):
+def test_show_batch_draws_one_titled_spectrogram_per_clip(small_dls):
     axes = small_dls.show_batch(max_n=3)
     figure = plt.gcf()
     titles = [a.get_title() for a in figure.axes if a.get_title()]
@@ -41,6 +41,6 @@ def test_show_batch_draws_one_titled_picture_a_clip(small_dls):
     plt.close("all")
 
 
-def test_a_batch_carries_the_sound_that_it_shows(small_dls):
+def test_a_batch_carries_its_waves_and_front_end(small_dls):
     spec, _ = small_dls.one_batch()
     assert spec.wave.shape == (16, 44100) and spec.front_end == small_dls.clip_config.front_end
