@@ -33,9 +33,11 @@ def recipe_network(recipe: Recipe, n_tags: int, in_channels: int, *, pretrained:
 
     Returns
     -------
-    A map from spectrograms (clips, in_channels, mels, frames) to logits (clips, n_tags), or (clips, 2 * n_tags) with two heads.
+    A map from spectrograms (clips, in_channels, mels, frames) to logits (clips, n_tags), or (clips, 2 * n_tags) with
+    two heads.
     """
-    return _network(recipe if pretrained else _without_weights(recipe), n_tags, in_channels, recipe.settings().front_end)
+    front_end = recipe.settings().front_end
+    return _network(recipe if pretrained else _without_weights(recipe), n_tags, in_channels, front_end)
 
 
 def recipe_parameters(recipe: Recipe, n_tags: int) -> int:
@@ -54,7 +56,8 @@ def _without_weights(recipe: Recipe) -> Recipe:
 
 def _network(recipe: Recipe, n_tags: int, in_channels: int, front_end: FrontEnd) -> nn.Module:
     config, two_heads = recipe.model, has_two_heads(recipe)
+    n_outputs = n_tags * (2 if two_heads else 1)
     model = named_model(
-        config.arch, n_tags * (2 if two_heads else 1), in_channels, front_end, width=config.width, options=config.options
+        config.arch, n_outputs, in_channels, front_end, width=config.width, options=config.options
     )
     return TwoHeadModel(model, n_tags) if two_heads else model

@@ -1,7 +1,8 @@
 """Predict any number of clips into a CSV: in chunks, in shards, resumable after a kill.
 
-Finished rows are kept in a journal beside the table: a text file with a first line that identifies run, clips and options, a line with the
-tags, and then a line of JSON for each clip, `[fname, prob, ...]`. An incomplete last line, left by a killed process, is removed.
+Finished rows are kept in a journal beside the table: a text file with a first line that identifies run, clips and
+options, a line with the tags, and then a line of JSON for each clip, `[fname, prob, ...]`. An incomplete last line,
+left by a killed process, is removed.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def parse_shard(text: str) -> Shard:
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise OptionError(
-            f"the shard is {text!r}; expected its number and the number of shards, such as 2/8: 1/8 is the first, 8/8 the last"
+            f"the shard is {text!r}; expected its number and the number of shards, such as 2/8 "
+            "(1/8 is the first, 8/8 the last)"
         )
     return Shard(int(found[1]), int(found[2]))
 
@@ -95,7 +97,8 @@ def predict_to_csv(
     chunk
         Clips whose predictions are held in memory; more use larger batches of work between two writes.
     keep_journal
-        Whether the journal stays, so that the same call finds nothing left to do; that of a shard is removed by `merge_shards`.
+        Whether the journal stays, so that the same call finds nothing left to do; that of a shard is removed by
+        `merge_shards`.
 
     Raises
     ------
@@ -151,7 +154,8 @@ def merge_shards(whole: str | Path) -> int:
     totals = sorted({shard.total for shard in found})
     if not found:
         raise DataError(
-            f"there are no shards of {whole}, such as {Shard(1, 2).file(whole).name}; make them with --shard 1/2 and so on"
+            f"there are no shards of {whole}, such as {Shard(1, 2).file(whole).name}; make them with "
+            "--shard 1/2 and so on"
         )
     if len(totals) > 1:
         raise DataError(f"there are shards of {whole} out of {totals}; remove those that don't belong together")

@@ -105,8 +105,9 @@ def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof",
     best = aligned.probs[order[0]]
 
     def row(k: int) -> ComparedRun:
-        is_best = k == order[0]
-        difference = None if is_best else score_difference(aligned.probs[k], best, aligned.targ, n_resamples=n_resamples)
+        difference = None
+        if k != order[0]:
+            difference = score_difference(aligned.probs[k], best, aligned.targ, n_resamples=n_resamples)
         n_parameters = recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags))
         return ComparedRun(members[k].name, scores[k], difference, _seconds(folders[k]), n_parameters)
 

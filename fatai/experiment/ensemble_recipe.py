@@ -1,7 +1,7 @@
 """Ensembles as lists of recipes: the runs to train, the overrides of each, and how they are combined.
 
-An ensemble is a TOML file with a `[[members]]` table for each run. Those that come with fatai are in `ensembles/` beside the recipes and
-are named `ensembles/<name>`; any other TOML file with `members` is an ensemble, too.
+An ensemble is a TOML file with a `[[members]]` table for each run. Those that come with fatai are in `ensembles/`
+beside the recipes and are named `ensembles/<name>`; any other TOML file with `members` is an ensemble, too.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class EnsembleMember(Section):
     last_stage
         Name of the last stage to train; None trains all.
     overrides
-        Tables and values that replace those of the recipe, such as `model = { arch = "m1" }`. Values under `stages` apply to every stage,
-        but `noisy_labels` only to stages that have noisy labels. Values of `options` are added to the recipe's.
+        Tables and values that replace those of the recipe, such as `model = { arch = "m1" }`. Values under `stages`
+        apply to every stage, but `noisy_labels` only to stages that have noisy labels. Values of `options` are added to
+        the recipe's.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -50,7 +51,8 @@ class EnsembleMember(Section):
         overrides = dict(self.overrides)
         for key in ("front_end", "stages", *_SECTIONS):
             if not isinstance(overrides.get(key, {}), dict):
-                raise RecipeError(f"member {self.name}: overrides.{key} is {str(overrides[key])[:40]!r}; expected a table")
+                value = str(overrides[key])[:40]
+                raise RecipeError(f"member {self.name}: overrides.{key} is {value!r}; expected a table")
         if "front_end" in overrides:
             recipe = recipe.with_front_end(**overrides.pop("front_end"))
         plain = recipe.model_dump()
@@ -106,7 +108,8 @@ class EnsembleRecipe(Section):
     members
         The runs.
     stackers
-        Combinations that are fitted on the members' out-of-fold predictions; the ensemble combines members and stackers.
+        Combinations that are fitted on the members' out-of-fold predictions; the ensemble combines members and
+        stackers.
     """
 
     name: str

@@ -94,8 +94,8 @@ def run_ensemble(
 ) -> EnsembleRunResult:
     """Train or reuse the run of every member, combine their test predictions, and score the combination out of fold.
 
-    `out` gets a run folder for each member that was trained, `test.csv`, `oof.csv` (nested), `blend.txt` with the scores and, where
-    there is a sample submission, `submission.csv`.
+    `out` gets a run folder for each member that was trained, `test.csv`, `oof.csv` (nested), `blend.txt` with the
+    scores and, where there is a sample submission, `submission.csv`.
 
     Parameters
     ----------
@@ -125,7 +125,9 @@ def run_ensemble(
     _check_folder(out, group, resume)
     loaded = load_dataset(data, corrections)
     if not len(loaded.test):
-        raise DataError(f"{data} has no test part, but an ensemble combines test predictions; train its recipes one by one")
+        raise DataError(
+            f"{data} has no test part, but an ensemble combines test predictions; train its recipes one by one"
+        )
     group.barrier()
     runs: list[Path] = []
     n_noisy = None if loaded.noisy is None else len(loaded.noisy)
@@ -195,7 +197,7 @@ def _combine(
 
 
 def _stacker_options(stacker: StackerConfig, scale: str) -> dict[str, Any]:
-    """Return the options of a stacker; in a smaller scale an "mlp" is narrower and has fewer draws, like the members."""
+    """Return the options of a stacker; in a smaller scale an "mlp" is narrower and has fewer draws."""
     config = SCALES[scale]
     if config is None or stacker.how != "mlp":
         return stacker.options

@@ -104,7 +104,7 @@ class RunEstimate:
 def estimate_run(
     data: FATDataset, recipe: Recipe, *, predict_test: bool = True, num_workers: int | None = None, steps: int = 3
 ) -> RunEstimate:
-    """Count the steps of a recipe on a data set, and measure a few steps of each kind of stage and the prediction of a few clips.
+    """Estimate a run of a recipe: count its steps, and measure a few of them and the prediction of a few clips.
 
     Only temporary files are written.
 
@@ -180,7 +180,8 @@ def max_clips(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> int:
 
     Examples
     --------
-    >>> max_clips(Stage(noisy_labels={"method": "ninth_place_low_loss", "n": 50}), 100, 400, 5), max_clips(Stage(), 100, 400, 5)
+    >>> noisy = Stage(noisy_labels={"method": "ninth_place_low_loss", "n": 50})
+    >>> max_clips(noisy, 100, 400, 5), max_clips(Stage(), 100, 400, 5)
     (150, 100)
     """
     if stage.noisy_labels is None:

@@ -1,7 +1,8 @@
 """Train one fold of a recipe: its rounds one after another, resumable, with the predictions stored beside the weights.
 
-A *round* is a run of consecutive stages that a fold fits on the same clips. A new round starts where noisy clips are selected (which needs
-the predictions of all folds), where noisy clips are no longer trained on, and where a stage starts from new weights.
+A *round* is a run of consecutive stages that a fold fits on the same clips. A new round starts where noisy clips are
+selected (which needs the predictions of all folds), where noisy clips are no longer trained on, and where a stage
+starts from new weights.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def train_fold(
     CheckpointError
         If the fold's folder holds a state of another run.
     """
-    context.group.barrier()  # other ranks may still write files of the fold before, which `_finished` must not see half done
+    # Without this, `_finished` could see files that another rank has only begun to write.
+    context.group.barrier()
     finished = _finished(context, fold, number)
     if finished is not None:
         return finished
@@ -142,7 +144,7 @@ def _start_line(
 def _fit_or_load_round(
     context: FoldContext, fold: int, learn: FatLearner, number: int, selection: LabelSelection | None
 ) -> None:
-    """Load the weights that a round ended with, or fit the round and write them; then remove its intermediate states."""
+    """Load the weights of a finished round, or fit it and write them; then remove its intermediate states."""
     rounds = context.recipe.rounds()
     is_last = number == len(rounds) - 1
     weights = learn.path / (WEIGHTS if is_last else _round_path(number))
@@ -269,7 +271,7 @@ def fold_learner(
             path_col="path",
             label_col="labels",
             valid_col="is_valid",
-            settings=recipe.settings(),
+            clip_config=recipe.settings(),
             bs=recipe.stages[0].bs,
             num_workers=context.num_workers,
             check_files=False,
@@ -310,7 +312,8 @@ def sample_weight_callbacks(
     two_heads = has_two_heads(context.recipe)
     if selection is None and not two_heads:
         return []
-    weights, targets = ({}, {}) if selection is None else (dict(selection.weights_by_fname), dict(selection.targets_by_fname))
+    weights = {} if selection is None else dict(selection.weights_by_fname)
+    targets = {} if selection is None else dict(selection.targets_by_fname)
     if two_heads:
         curated = learn.dls.files(0)
         curated = curated[~curated["fname"].isin(targets)]
@@ -340,7 +343,7 @@ def _fit_round(
 
 
 def _best_of_stages(recipe: Recipe, folder: Path, stage: int) -> BestOfStages | None:
-    """Return the checkpoint callback of a stage whose best weights are compared with those of other stages, else None."""
+    """Return the checkpoint callback of a stage that shares its best weights with other stages, else None."""
     tracked, checkpoint = recipe.tracks_best(stage), recipe.stages[stage].checkpoint
     if not tracked and checkpoint != "best_overall":
         return None
@@ -359,7 +362,7 @@ def _save(learn: FatLearner, path: Path) -> None:
 
 
 def _remove_states(learn: FatLearner, number: int, stage: int, is_last: bool) -> None:
-    """Remove the intermediate files of round `number`, which ended with `stage`: states, best weights and earlier rounds' weights.
+    """Remove states, best weights and weights of earlier rounds after round `number`, which ended with `stage`.
 
     The best weights of `stage` itself stay for the next round, unless the round is the last.
     """

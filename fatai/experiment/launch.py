@@ -19,7 +19,8 @@ from fatai.errors import FataiError, OptionError
 __all__ = ["WorkerDiedError"]
 
 _EXIT_PEER_LOST = 75
-_CONSEQUENCES = (_EXIT_PEER_LOST, -15)  # exit codes of processes that end because another one did, or that torchrun ends
+# Exit codes of processes that end because another one did, or that torchrun ends.
+_CONSEQUENCES = (_EXIT_PEER_LOST, -15)
 _PARENT_REPORTS = "FATAI_PARENT_REPORTS"  # set in processes whose parent prints the error message
 _CONNECTION_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|process group|Socket", re.IGNORECASE)
 
@@ -48,7 +49,7 @@ class WorkSplit:
 
 
 def split_work(group: ProcessGroup, n_folds: int, log: Callable[[str], None]) -> WorkSplit:
-    """Give each process folds of its own if there are at least as many as processes; otherwise all share the batches of every fold."""
+    """Give each process folds of its own if there are enough of them; otherwise all share the batches of every fold."""
     if group.world_size == 1:
         return WorkSplit(SINGLE_PROCESS, SINGLE_PROCESS, log)
     if n_folds >= group.world_size:
@@ -114,7 +115,7 @@ def _first_failure(failures: Mapping[int, Any]) -> tuple[int, int]:
 
 
 def start_shards(n: int, arguments: Sequence[str], desc: str) -> None:
-    """Start `n` independent processes of `fatai-submit`, each with its own `--shard` in place of `--nproc`, and wait until they end.
+    """Start `n` independent processes of `fatai-submit`, each with its own `--shard`, and wait until they end.
 
     Parameters
     ----------
@@ -153,7 +154,7 @@ def start_shards(n: int, arguments: Sequence[str], desc: str) -> None:
 
 
 def _threads_per_process(n: int) -> str:
-    """Return the number of threads for each of `n` processes on this machine; raises `OptionError` if `n` is less than 1."""
+    """Return the number of threads for each of `n` processes; raises `OptionError` if `n` is less than 1."""
     if n < 1:
         raise OptionError(f"the number of processes is {n}; expected at least 1")
     return str(max(1, (os.cpu_count() or 1) // n))
@@ -204,7 +205,8 @@ def in_process_group(n: int | None = None) -> Iterator[ProcessGroup]:
         if _PARENT_REPORTS not in os.environ:
             print(
                 f"fatai-submit: process {group.rank} of {group.world_size} lost the connection to another one, so the "
-                "run has stopped; finished epochs are kept: repeat the command with --resume", file=sys.stderr, flush=True,
+                "run has stopped; finished epochs are kept: repeat the command with --resume",
+                file=sys.stderr, flush=True,
             )
         # Without cleaning up: destroying a group with dead members may block forever.
         os._exit(_EXIT_PEER_LOST)

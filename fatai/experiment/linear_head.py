@@ -16,11 +16,11 @@ __all__ = ["solve_last_layer"]
 _LAST = "fc_audioset"
 
 
-def solve_last_layer(learn: FatLearner, *, C: float = 2.0, max_iter: int = 1000) -> None:
-    """Fit the last layer of a PANNs network on the features of the training clips, as the gold plan's author did with frozen weights.
+def solve_last_layer(learn: FatLearner, *, C: float = 2.0, max_iter: int = 1000) -> None:  # noqa: N803 - scikit-learn's name
+    """Fit the last layer of a PANNs network on the features of the training clips, with all other weights frozen.
 
-    Each clip has one view, its middle. The features are standardized for the fit, and the layer includes the standardization: its logits are
-    those of the regressions.
+    The gold plan's author did so. Each clip has one view, its middle. The features are standardized for the fit, and
+    the layer includes the standardization: its logits are those of the regressions.
 
     Parameters
     ----------
@@ -52,6 +52,6 @@ def solve_last_layer(learn: FatLearner, *, C: float = 2.0, max_iter: int = 1000)
 
 
 def folded_layer(probe: LinearProbe) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weight (tags, features) and bias (tags,) of the linear layer on raw features that equals a probe, in float64."""
+    """Return the float64 weight (tags, features) and bias (tags,) of the layer on raw features that equals a probe."""
     weight = probe.coef / probe.scale
     return weight, probe.intercept - weight @ probe.mean

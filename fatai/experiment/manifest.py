@@ -68,7 +68,7 @@ def write_manifest(
 def write_folds(
     out: Path, fnames: Sequence[str], folds: Sequence[int] | np.ndarray, labels: Sequence[Sequence[str]]
 ) -> None:
-    """Write folds.csv: each clip with the fold that holds it out and its labels, so that a run can be scored without its data.
+    """Write folds.csv: each clip with its fold and labels, so that a run can be scored without its data.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def noted_data(run: Path) -> Path | None:
-    """Return the path of the data that a run was trained on, if its manifest notes it and it still exists; else None."""
+    """Return the path of the data that a run was trained on, or None if it is not noted or no longer exists."""
     options = (read_manifest(run) or {}).get("run_options")
     data = options.get("data") if isinstance(options, dict) else None
     path = Path(data) if isinstance(data, str) else None

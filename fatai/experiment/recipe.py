@@ -1,7 +1,8 @@
 """Recipes: complete systems as typed, validated settings, loaded from TOML files.
 
-A recipe defines how clips are loaded, how folds are made, which model is trained in which stages, and the test-time augmentation. An unknown
-key or a value of the wrong type is a `RecipeError` that names the file, the key and what is allowed.
+A recipe defines how clips are loaded, how folds are made, which model is trained in which stages, and the test-time
+augmentation. An unknown key or a value of the wrong type is a `RecipeError` that names the file, the key and what is
+allowed.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class Recipe(Section):
     clips, folds, model, tta
         The sections.
     stages
-        Fits one after another; each starts from the weights that the one before ended with. In a file, `extends = "fit"` takes over the keys
-        of an earlier stage of that name that the stage does not set itself.
+        Fits one after another; each starts from the weights that the one before ended with. In a file, `extends =
+        "fit"` takes over the keys of an earlier stage of that name that the stage does not set itself.
     """
 
     name: str
@@ -102,7 +103,9 @@ class Recipe(Section):
         selected = False
         for stage in self.stages:
             if stage.noisy_labels is not None and not stage.selects_noisy and not selected:
-                raise ValueError(f"stage {stage.name!r} reuses the previous selection, but no stage before it selects noisy clips")
+                raise ValueError(
+                    f"stage {stage.name!r} reuses the previous selection, but no stage before it selects noisy clips"
+                )
             selected = selected or stage.noisy_labels is not None
         return self
 
@@ -116,12 +119,12 @@ class Recipe(Section):
         return False
 
     def predicts_noisy_after(self, number: int) -> bool:
-        """Return True if the models of round `number` predict the noisy clips, because the next round selects among them."""
+        """Return True if the models of round `number` predict the noisy clips for the selection of the next round."""
         rounds = self.rounds()
         return number + 1 < len(rounds) and self.stages[rounds[number + 1].start].selects_noisy
 
     def rounds(self) -> list[range]:
-        """Return the stage numbers of each round: consecutive stages on the same clips without new initial weights in between."""
+        """Return the stage numbers of each round: consecutive stages on the same clips, without `reinit` in between."""
         stages = self.stages
         begins = [
             i for i, stage in enumerate(stages)
@@ -145,7 +148,7 @@ class Recipe(Section):
         return ClipConfig(front_end, self.clips.channels, self.clips.crop_s, trim_db, self.clips.pad_mode)
 
     def with_front_end(self, **values: Any) -> Recipe:
-        """Return a copy whose front end has another `name`, or other values; a new name drops the values of the old one."""
+        """Return a copy whose front end has another `name` or other values; a new name drops the old values."""
         old = {} if values.get("name", self.front_end.get("name")) != self.front_end.get("name") else self.front_end
         plain = {**self.model_dump(), "front_end": {**old, **values}}
         return validated(plain, "the changed recipe")
@@ -200,7 +203,8 @@ class Recipe(Section):
 def _extended(stage: dict[str, Any], number: int, earlier: list[Any]) -> dict[str, Any]:
     """Return the keys of a stage on top of those of the earlier stage that it extends."""
     base = stage["extends"]
-    known = {other["name"]: other for other in earlier if isinstance(other, dict) and isinstance(other.get("name"), str)}
+    tables = [other for other in earlier if isinstance(other, dict)]
+    known = {other["name"]: other for other in tables if isinstance(other.get("name"), str)}
     if not isinstance(base, str) or base not in known:
         raise ValueError(f"stage {number} extends {base!r}; {did_you_mean(str(base), list(known))}")
     return {**known[base], **{key: value for key, value in stage.items() if key != "extends"}}
@@ -275,7 +279,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """Return the text of a recipe of fatai, or of a file whose path ends in .toml; raises `RecipeError` if there is none."""
+    """Return the text of a recipe of fatai, or of a path that ends in .toml; raises `RecipeError` if there is none."""
     if str(name).endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -299,8 +303,8 @@ def load_recipe(name: str | Path) -> Recipe:
     Raises
     ------
     RecipeError
-        If there is no such recipe, it is not valid TOML, or it has an unknown key, a key of an earlier version or a value of the wrong type;
-        the message names file, key and what is allowed.
+        If there is no such recipe, it is not valid TOML, or it has an unknown key, a key of an earlier version or a
+        value of the wrong type; the message names file, key and what is allowed.
     """
     return validated(parse_toml(recipe_text(str(name)), str(name)), str(name))
 

@@ -1,7 +1,7 @@
 """Reproduce a run from its folder, and compare the files with the original.
 
-On the same machine, with the same versions, data and numbers of threads, workers and processes, weights and predictions are the same bytes.
-Otherwise the comparison lists what was different, and the difference of the scores.
+On the same machine, with the same versions, data and numbers of threads, workers and processes, weights and predictions
+are the same bytes. Otherwise the comparison lists what was different, and the difference of the scores.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def reproduce_run(
     log: Callable[[str], None] = print,
     report: Report | None = None,
 ) -> ReproductionResult:
-    """Train a run again with its recipe, seed, folds and numbers of workers, threads and processes, and compare the files.
+    """Train a run again with the recipe and options that its folder notes, and compare the files.
 
     Parameters
     ----------
@@ -120,13 +120,15 @@ def reproduce_run(
     found = noted_data(run) if data is None else Path(data)
     if found is None:
         raise DataError(
-            f"the data of {run} are no longer at {options['data']!r}; give their path: fatai-submit reproduce {run} DATA"
+            f"the data of {run} are no longer at {options['data']!r}; give their path: "
+            f"fatai-submit reproduce {run} DATA"
         )
     reproduced = run.with_name(f"{run.name}-reproduced") if out is None else Path(out)
     threads = int(manifest["machine"].get("threads", torch.get_num_threads()))
     if options["nproc"] > 1:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        start_processes(options["nproc"], _arguments(run, found, reproduced, options, resume), f"the run in {reproduced}")
+        arguments = _arguments(run, found, reproduced, options, resume)
+        start_processes(options["nproc"], arguments, f"the run in {reproduced}")
     else:
         torch.set_num_threads(threads)
         run_recipe(

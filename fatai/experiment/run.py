@@ -1,4 +1,4 @@
-"""Run a recipe on a data set: train the folds, predict, and write a run folder with a checked submission and a manifest."""
+"""Run a recipe on a data set: train the folds, predict, and write a run folder with a checked submission."""
 
 from __future__ import annotations
 
@@ -83,10 +83,12 @@ def run_recipe(
 ) -> RunResult:
     """Train the folds of a recipe and write a run folder.
 
-    A killed run continues after its last finished epoch with `resume`; on the same machine it ends with the same bytes as an unbroken one.
+    A killed run continues after its last finished epoch with `resume`; on the same machine it ends with the same bytes
+    as an unbroken one.
 
-    Several processes started by torchrun, on one machine or on several that share `out`, work together: each trains folds of its own if
-    there are at least as many as processes, otherwise all share every batch. Rank 0 writes the files that belong to no fold.
+    Several processes started by torchrun, on one machine or on several that share `out`, work together: each trains
+    folds of its own if there are at least as many as processes, otherwise all share every batch. Rank 0 writes the
+    files that belong to no fold.
 
     Parameters
     ----------
@@ -103,8 +105,8 @@ def run_recipe(
     resume
         Continue the run in `out`, if there is one; it must have the same recipe and data.
     corrections
-        A CSV of label corrections (`fname`, and `labels` or "remove") for the curated and the noisy part. They are applied when `data` is a
-        path; for a loaded data set, which has them applied, the path is only noted.
+        A CSV of label corrections (`fname`, and `labels` or "remove") for the curated and the noisy part. They are
+        applied when `data` is a path; for a loaded data set, which has them applied, the path is only noted.
     num_workers
         Processes that load sound; None chooses by the machine.
     cache_dir
@@ -114,7 +116,8 @@ def run_recipe(
     log
         Function for lines of progress.
     report
-        Draws the report of the finished run, such as `fatai.report.html.run_report`; None draws none. An error in it becomes a warning.
+        Draws the report of the finished run, such as `fatai.report.html.run_report`; None draws none. An error in it
+        becomes a warning.
 
     Returns
     -------
@@ -252,7 +255,9 @@ def recipe_learner(
     num_workers: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> FatLearner:
-    """Return the learner of one fold of a recipe before its first stage, to inspect or to fit by hand; nothing is written.
+    """Return the learner of one fold of a recipe before its first stage, to inspect or to fit by hand.
+
+    Nothing is written.
 
     Parameters
     ----------
@@ -279,7 +284,7 @@ def recipe_learner(
 
 @delegates(recipe_learner)
 def preview_learner(data: str | Path | FATDataset, recipe: Recipe, fold: int = 0, **kwargs: Any) -> FatLearner:
-    """Return the learner of `recipe_learner` with the batches, loss, optimizer and augmentations of the first stage on curated clips."""
+    """Return a `recipe_learner` with the batches, loss and callbacks of the first stage, on curated clips."""
     learn = recipe_learner(data, recipe, fold, **kwargs)
     learn.add_cbs(prepare_stage(learn, curated_only(recipe.stages[0])))
     return learn
@@ -290,17 +295,21 @@ def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[
 
     Returns
     -------
-    The table of readable curated clips; the names of unreadable ones; the fold of each readable clip, int64, shape (clips,).
+    The table of readable curated clips; the names of unreadable ones; the fold of each readable clip, int64, shape
+    (clips,).
 
     Raises
     ------
     DataError
-        If there are fewer clips than folds, or the column of groups is absent, incomplete or has another number of folds.
+        If there are fewer clips than folds, or the column of groups is absent, incomplete or has another number of
+        folds.
     """
     table, unreadable = _readable_rows(data.curated)
     config = recipe.folds
     if len(table) < config.n:
-        raise DataError(f"{data.path} has {len(table)} readable curated clips; expected at least one for each of {config.n} folds")
+        raise DataError(
+            f"{data.path} has {len(table)} readable curated clips; expected at least one for each of {config.n} folds"
+        )
     groups = None if config.group_col is None else _groups(table, config.group_col, data.path)
     targ = multi_hot(table["labels"], data.tags)
     folds = make_folds(
@@ -325,12 +334,20 @@ def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
         )
     empty = table["fname"][table[column].isna()]
     if len(empty):
-        raise DataError(f"{file}: the column {column} is empty for {empty.iloc[0]} ({len(empty)} such clips); fill it in")
+        raise DataError(
+            f"{file}: the column {column} is empty for {empty.iloc[0]} ({len(empty)} such clips); fill it in"
+        )
     return list(table[column])
 
 
 def noisy_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
-    """Return the table of readable noisy clips and the names of unreadable ones; None and none if the recipe uses no noisy clips."""
+    """Return the table of readable noisy clips, None if the recipe uses none, and the names of unreadable ones.
+
+    Raises
+    ------
+    DataError
+        If the recipe uses noisy clips and there are none.
+    """
     if all(stage.noisy_labels is None for stage in recipe.stages):
         return None, ()
     if data.noisy is None:

@@ -1,4 +1,7 @@
-"""Load finished runs and predict with them; run folders may be untrusted, so nothing in them is executed or assumed to be valid."""
+"""Load finished runs and predict with them.
+
+Run folders may be untrusted: nothing in them is executed or assumed to be valid.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,8 @@ class TrainedFold:
     name
         Name of its folder, such as "fold_0".
     model
-        The network in evaluation mode, on its device: spectrograms (clips, channels, mels, frames) to logits (clips, tags).
+        The network in evaluation mode, on its device: spectrograms (clips, channels, mels, frames) to logits (clips,
+        tags).
     tags
         Names of its outputs.
     prior
@@ -130,8 +134,8 @@ def predict_with_run(
     items
         Paths, or a table with columns fname and path.
     views, n, average, options
-        Views and their average, as in `learn.tta`; None takes those of the run's recipe, or for a model folder 8 "even" views. With other
-        `views`, number and options of the recipe are not used.
+        Views and their average, as in `learn.tta`; None takes those of the run's recipe, or for a model folder 8 "even"
+        views. With other `views`, number and options of the recipe are not used.
     save_views
         A folder for the probabilities of every view: a file fold_K.npz per fold, or model.npz, for `load_views`.
     calibrated
@@ -146,7 +150,8 @@ def predict_with_run(
     Raises
     ------
     CheckpointError
-        If `run` is neither a run nor a model folder, its weights do not fit, or it has no calibration although `calibrated` is set.
+        If `run` is neither a run nor a model folder, its weights do not fit, or it has no calibration although
+        `calibrated` is set.
     """
     if is_model_folder(run):
         return load_model_folder(run, calibrated).tta(
@@ -179,7 +184,7 @@ class _FoldPredictor:
     num_workers: int
 
     def predict(self) -> list[Predictions]:
-        """Predict with all folds at once; each clip is loaded and turned into spectrograms once for consecutive folds with the same tags."""
+        """Predict with all folds at once: each clip is loaded once for consecutive folds with the same tags."""
         parts = []
         for folds in _grouped_by_tags(self.run.folds()):
             output = self._predict_fold(_joined(folds))
@@ -191,7 +196,7 @@ class _FoldPredictor:
         return parts
 
     def predict_and_save(self, folder: Path) -> list[Predictions]:
-        """Predict with one fold after the other and save the probabilities of every view, (views, tags), in a file per fold."""
+        """Predict with one fold after the other and save the probabilities (views, tags) of every view per fold."""
         return [
             with_priors(self.names, fold.tags, self._predict_fold(fold, folder / f"{fold.name}.npz"), fold.prior)
             for fold in self.run.folds()
@@ -208,7 +213,7 @@ class _FoldPredictor:
 
 
 class _ConcatModels(nn.Module):
-    """Run several networks on the same spectrograms (clips, channels, mels, frames); logits (clips, networks * tags)."""
+    """Several networks on the same spectrograms (clips, channels, mels, frames); logits (clips, networks * tags)."""
 
     def __init__(self, models: Iterable[nn.Module]):
         super().__init__()
@@ -235,7 +240,13 @@ def _grouped_by_tags(folds: Iterable[TrainedFold]) -> Iterator[list[TrainedFold]
 
 
 def load_model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
-    """Load a model folder with or without its calibration; raises `CheckpointError` if it has none although `calibrated` is set."""
+    """Load a model folder with or without its calibration.
+
+    Raises
+    ------
+    CheckpointError
+        If it has no calibration although `calibrated` is set.
+    """
     model = load_pretrained(folder)
     if calibrated and model.calibration is None:
         raise CheckpointError(
@@ -245,7 +256,14 @@ def load_model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
 
 
 def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
-    """Load one fold of a finished run with the run's calibration, if it has one; or the model of a model folder, which has no folds.
+    """Load one fold of a finished run with the run's calibration, if it has one, or a model folder.
+
+    Parameters
+    ----------
+    run
+        A run or model folder.
+    fold
+        Number of the fold, from 0; not used for a model folder.
 
     Raises
     ------
@@ -271,7 +289,7 @@ def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
 
 
 def thresholds_of_run(run: str | Path) -> Thresholds:
-    """Load the thresholds for calibrated probabilities of a run or model folder; raises `CheckpointError` if it has none."""
+    """Load the thresholds of a run or model folder; raises `CheckpointError` if it has none."""
     if is_model_folder(run):
         calibration = load_model_folder(run, True).calibration
     else:
@@ -302,8 +320,8 @@ class Tagger(SlidingWindowTagger):
     Raises
     ------
     CheckpointError
-        If `run` is neither a run nor a model folder, its weights do not fit, its folds have different tags, or it has no calibration although
-        `calibrated` is set.
+        If `run` is neither a run nor a model folder, its weights do not fit, its folds have different tags, or it has
+        no calibration although `calibrated` is set.
     """
 
     def __init__(self, run: str | Path, *, calibrated: bool = False, **options: Any):
@@ -326,7 +344,7 @@ class Tagger(SlidingWindowTagger):
 
 
 def _metadata(path: Path) -> tuple[list[str], int, np.ndarray]:
-    """Read and check the tags, input channels and prior (tags,) in the metadata of a weights file, which may be untrusted."""
+    """Read and check the tags, input channels and prior, shape (tags,), in the metadata of a weights file."""
     try:
         notes = parse_json(read_metadata(path)["fatai"])
         tags, in_channels, prior = (
@@ -336,7 +354,8 @@ def _metadata(path: Path) -> tuple[list[str], int, np.ndarray]:
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(
-            f"{path} has no valid tags, in_channels and prior in its metadata ({e}); expected weights of fatai-submit run"
+            f"{path} has no valid tags, in_channels and prior in its metadata ({e}); expected weights of "
+            "fatai-submit run"
         ) from None
     if not 0 < len(tags) <= 100_000 or not 0 < in_channels <= 64 or prior.shape != (len(tags),):
         raise CheckpointError(

@@ -12,10 +12,11 @@ views of a clip    as published     4 at most; tiles that don't overlap      2 a
 seconds of a crop  as published     as published                             4 at most
 =================  ===============  =======================================  ==========================
 
-The epochs of the stages keep their published ratios, with at least one epoch each; a recipe that trains on many noisy clips has fewer epochs,
-because each has more clips. Lengths in epochs (of a warm-up, of a cycle, without augmentation at the end) shrink with the epochs of their
-stage; learning rates with the square root of the batch size; numbers of noisy clips, published for 19,815 clips, with the number there are.
-Everything else stays: front end, losses, augmentations, weights.
+The epochs of the stages keep their published ratios, with at least one epoch each; a recipe that trains on many noisy
+clips has fewer epochs, because each has more clips. Lengths in epochs (of a warm-up, of a cycle, without augmentation
+at the end) shrink with the epochs of their stage; learning rates with the square root of the batch size; numbers of
+noisy clips, published for 19,815 clips, with the number there are. Everything else stays: front end, losses,
+augmentations, weights.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ SCALES: dict[str, Scale | None] = {
 """Scales by name; None leaves a recipe as it is."""
 
 
-def scale_recipe(recipe: Recipe, scale: str | Scale, n_noisy: int | None = None, n_curated: int | None = None) -> Recipe:
+def scale_recipe(
+    recipe: Recipe, scale: str | Scale, n_noisy: int | None = None, n_curated: int | None = None
+) -> Recipe:
     """Return a recipe in another size.
 
     Parameters
@@ -78,7 +81,8 @@ def scale_recipe(recipe: Recipe, scale: str | Scale, n_noisy: int | None = None,
     n_noisy
         Number of noisy clips; None leaves numbers of noisy clips as they are.
     n_curated
-        Number of curated clips, held-out ones included; None counts epochs instead of clips, as if all stages had the same number.
+        Number of curated clips, held-out ones included; None counts epochs instead of clips, as if all stages had the
+        same number.
 
     Raises
     ------
@@ -131,8 +135,10 @@ def _scale_tta(tta: dict[str, Any], config: Scale, crop_s: float) -> None:
         tta["n"] = min(config.n_views, tta["n"] or config.n_views)
 
 
-def _epochs(stages: list[dict[str, Any]], config: Scale, n_folds: int, n_noisy: int, n_curated: int | None) -> list[int]:
-    """Return the epochs of each stage: at least one, at most as before, together as many clips as in the passes over curated clips."""
+def _epochs(
+    stages: list[dict[str, Any]], config: Scale, n_folds: int, n_noisy: int, n_curated: int | None
+) -> list[int]:
+    """Return the epochs of each stage: 1 to those before, together as many clips as the passes over curated ones."""
     before = [stage["epochs"] for stage in stages]
     clips, pass_clips = [1] * len(stages), 1
     if n_curated is not None:
@@ -164,7 +170,9 @@ def _scale_stage(stage: dict[str, Any], epochs: int, config: Scale) -> None:
     stage["sampling_options"] = {k: v for k, v in stage["sampling_options"].items() if k != "n"}
 
 
-def _multiplied(options: dict[str, Any], names: tuple[str, ...], factor: float, *, min_value: int = 1) -> dict[str, Any]:
+def _multiplied(
+    options: dict[str, Any], names: tuple[str, ...], factor: float, *, min_value: int = 1
+) -> dict[str, Any]:
     """Multiply the named options; integers stay integers of at least `min_value`."""
     def scaled(value: Any) -> Any:
         return max(min_value, round(value * factor)) if isinstance(value, int) else value * factor

@@ -21,7 +21,8 @@ __all__ = ["SelfTrainingRounds"]
 class SelfTrainingRounds:
     """Train the folds of a run round by round.
 
-    Each selection is written to `noisy_<stage>.csv` in the run folder, with a row per noisy clip: fname, kept, changed, score, why.
+    Each selection is written to `noisy_<stage>.csv` in the run folder, with a row per noisy clip: fname, kept, changed,
+    score, why.
 
     Parameters
     ----------
@@ -37,7 +38,8 @@ class SelfTrainingRounds:
         self.context, self.run_folds, self.group = context, list(run_folds), group
         self.rounds = context.recipe.rounds()
         self.selection: LabelSelection | None = None  # the last one, for all folds
-        self.trained_on: dict[int, set[str]] = {fold: set() for fold in self.run_folds}  # noisy clips behind the weights
+        # Noisy clips that the weights of each fold were trained on.
+        self.trained_on: dict[int, set[str]] = {fold: set() for fold in self.run_folds}
         self.noisy_probs: list[np.ndarray] = []  # of each fold, (noisy clips, tags)
 
     def train_before_last(self, table: pd.DataFrame, folds: np.ndarray) -> None:
@@ -55,7 +57,13 @@ class SelfTrainingRounds:
             self.noisy_probs = [result.noisy.probs for result in results.values() if result.noisy is not None]
 
     def train_last(self, table: pd.DataFrame, folds: np.ndarray) -> dict[int, FoldResult]:
-        """Train the last round and return the result of each fold; parameters as in `train_before_last`, shape (clips,) for folds."""
+        """Train the last round and return the result of each fold.
+
+        Parameters
+        ----------
+        table, folds
+            As in `train_before_last`; `folds` has shape (clips,).
+        """
         return self._train_round(len(self.rounds) - 1, table, folds)
 
     def _train_round(self, number: int, table: pd.DataFrame, folds: np.ndarray) -> dict[int, FoldResult]:
@@ -83,7 +91,8 @@ class SelfTrainingRounds:
         folds = self.context.recipe.folds
         # Fewer clips than folds cannot be split among them.
         split = stage.noisy_fold_split if len(set(self.selection.fnames)) >= folds.n else "all"
-        parts = self.selection.scale_weights(stage.noisy_sample_weight).per_fold(split=split, n=folds.n, seed=folds.seed)
+        weighted = self.selection.scale_weights(stage.noisy_sample_weight)
+        parts = weighted.per_fold(split=split, n=folds.n, seed=folds.seed)
         for fold in self.run_folds:
             self.trained_on[fold] |= set(parts[fold].fnames)
         return {fold: parts[fold] for fold in self.run_folds}
@@ -110,8 +119,8 @@ class SelfTrainingRounds:
         scorable = ~noisy["fname"].isin(in_all).to_numpy()
         if scorable.any() and not scorable.all():
             self.context.log(
-                f"{int((~scorable).sum())} noisy clips are in every fold's training set, so no model can score them out "
-                "of fold; skipped"
+                f"{int((~scorable).sum())} noisy clips are in every fold's training set, so no model can score them "
+                "out of fold; skipped"
             )
             noisy, probs = noisy[scorable].reset_index(drop=True), probs[:, scorable]
         names = list(noisy["fname"])

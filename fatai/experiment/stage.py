@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from fastai.callback import schedule as _  # noqa: F401 - gives learners fit_one_cycle
+from fastai.callback import schedule  # noqa: F401 - gives learners fit_one_cycle
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -46,7 +46,7 @@ _OPTIMIZERS: dict[str, Callable[[Stage], Any]] = {
 
 
 def stage_augmentations(stage: Stage) -> list[tuple[str, Any]]:
-    """Build the batch augmentations of a stage, then its mixer; pairs of name and callback in the order in which they are applied."""
+    """Build the batch augmentations of a stage and its mixer as pairs of name and callback, in order."""
     augmentations = [(table["name"], build_named(AUGMENTATIONS, table)) for table in stage.augment]
     if stage.mixup is not None:
         augmentations.append((stage.mixup["name"], build_named(MIXERS, stage.mixup)))
@@ -54,7 +54,7 @@ def stage_augmentations(stage: Stage) -> list[tuple[str, Any]]:
 
 
 def curated_only(stage: Stage) -> Stage:
-    """Return the stage as it would train on curated clips alone, for previews and measurements before noisy clips are selected."""
+    """Return a stage as it would train on curated clips alone, for previews before noisy clips are selected."""
     sampling = {"sampling": "shuffle", "sampling_options": {}} if stage.sampling == "mixture" else {}
     return stage.model_copy(update={**sampling, "noisy_labels": None})
 
@@ -76,8 +76,8 @@ def prepare_stage(
     _set_batches(learn, stage, source_weights)
     learn.loss_func = named_loss(stage.loss, learn.model, **stage.loss_options)
     _set_tag_counts(learn)
-    learn.opt_func, learn.no_weight_decay, learn.wd = _OPTIMIZERS[stage.optimizer](stage), stage.no_weight_decay, stage.wd
-    learn.opt = None
+    learn.opt_func, learn.opt = _OPTIMIZERS[stage.optimizer](stage), None
+    learn.no_weight_decay, learn.wd = stage.no_weight_decay, stage.wd
     learn.splitter = trainable_params if stage.lr_min is None else _layer_groups
     return [*_augmentation_callbacks(stage), *_gradient_callbacks(learn, stage), *_stopping_callbacks(learn, stage)]
 
@@ -145,7 +145,8 @@ def fit_stage(
         options = stage.linear_probe
         solve_last_layer(learn, C=options.get("C", 2.0), max_iter=int(options.get("max_iter", 1000)))
         return learn
-    # Callbacks that write files belong to this fit only: among the learner's own they would overwrite them at every validate().
+    # Callbacks that write files belong to this fit only: among the learner's own they would overwrite them at every
+    # validate().
     cbs = [*cbs, *prepare_stage(learn, stage, source_weights=source_weights), TerminateOnNaN(), SplitBatchOnOOM()]
     cbs.append(EpochCSVLogger(learn.path / "history.csv", stage.name, append=number > 0))
     if (best is not None or stage.checkpoint != "last") and len(learn.dls.valid_ds):
@@ -168,7 +169,8 @@ def _fit(learn: FatLearner, stage: Stage, cbs: list[Callback]) -> None:
 def _layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     if not hasattr(model, "layer_groups"):
         raise OptionError(
-            f"lr_min is set, but {type(model).__name__} has no layer groups; leave lr_min out or add a method layer_groups"
+            f"lr_min is set, but {type(model).__name__} has no layer groups; leave lr_min out or "
+            "add a method layer_groups"
         )
     return model.layer_groups()  # type: ignore[operator]
 

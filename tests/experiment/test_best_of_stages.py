@@ -1,4 +1,4 @@
-"""The best weights of several stages, kept over fits, learners and processes."""
+"""The best weights of several stages, compared across fits, learners and processes."""
 
 import warnings
 
@@ -18,12 +18,12 @@ from fatai.models.checkpoint import read_metadata, save_weights
 
 
 class Scores(Callback):
-    """Takes the place of training: weights that tell the epoch, and scores that are given."""
+    """Replaces training: the weights equal the number of the epoch, and the scores are given."""
 
-    order = 51  # behind the recorder, before what keeps the best
+    order = 51  # after the recorder, before the checkpoint callback
 
-    def __init__(self, scores, mark):
-        self.scores, self.mark = scores, mark
+    def __init__(self, scores, offset):
+        self.scores, self.offset = scores, offset
 
     def before_batch(self):
         self.learn.xb = (self.xb[0][:2],)
@@ -31,7 +31,7 @@ class Scores(Callback):
 
     def after_epoch(self):
         with torch.no_grad():
-            next(self.learn.model.parameters()).fill_(self.mark + self.epoch)
+            next(self.learn.model.parameters()).fill_(self.offset + self.epoch)
         self.learn.recorder.values[-1][self.recorder.metric_names[1:].index("lwlrap")] = self.scores[self.epoch]
 
 
@@ -40,7 +40,7 @@ def fit(small_dls, tmp_path):
     learn = fat_learner(small_dls, "m1", width=0.05, path=tmp_path)
 
     def fit_it(k, scores, *, load, before=True, after=True):
-        """Fit stage k with these scores; returns what the weights tell afterwards."""
+        """Fit stage k with these scores; return the value of the weights afterwards."""
         best = BestOfStages(
             tmp_path / f"until_{k - 1}.safetensors" if before else None,
             tmp_path / f"until_{k}.safetensors" if after else None,
@@ -60,21 +60,21 @@ def first_weight(path):
     )
 
 
-def test_the_best_of_all_stages_is_put_back_and_the_last_weights_go_on(fit, tmp_path):
+def test_the_best_weights_of_all_stages_are_loaded_and_the_last_weights_continue(fit, tmp_path):
     assert fit(0, [0.3, 0.7, 0.5], load=False, before=False) == 2, "the last epoch's, though the second was best"
     assert read_metadata(tmp_path / "until_0.safetensors") == {"best": "0.7"}
-    assert fit(1, [0.6, 0.65], load=True) == 1, "nothing came up to the second epoch of the first stage"
+    assert fit(1, [0.6, 0.65], load=True) == 1, "no epoch was better than the second of the first stage"
     assert fit(2, [0.6, 0.8], load=True, after=False) == 21
     assert not (tmp_path / "until_2.safetensors").exists()
 
 
-def test_a_file_that_tells_no_score_is_refused(fit, small_dls, tmp_path):
+def test_a_file_without_a_score_is_refused(fit, small_dls, tmp_path):
     save_weights(tmp_path / "until_0.safetensors", torch.nn.Linear(1, 1), {})
     with pytest.raises(CheckpointError, match="does not say how good"):
         fit(1, [0.5], load=True)
 
 
-def test_which_stages_remember_their_best():
+def test_stages_whose_best_weights_are_tracked():
     ninth = load_recipe("ninth_full")
     assert [ninth.tracks_best(k) for k in range(4)] == [False, True, True, False]
     assert not any(load_recipe("fastai_kernel").tracks_best(k) for k in range(6))
@@ -82,7 +82,7 @@ def test_which_stages_remember_their_best():
 
 @pytest.fixture
 def recipe(tiny_recipe):
-    """A fit of which the last weights go on, and two refits that keep the best of all, in rounds of their own."""
+    """A fit that ends with its last weights, and two refits with the best weights overall, in a round of their own."""
     plain = tiny_recipe.override(epochs=2).model_dump()
     stage = {**plain["stages"][0], "augment": (), "bs": 32}
     stages = (
@@ -93,7 +93,7 @@ def recipe(tiny_recipe):
     return type(tiny_recipe).model_validate({**plain, "stages": stages})
 
 
-def test_a_broken_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, monkeypatch):
     def run(out, **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,7 +112,7 @@ def test_a_broken_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, 
     history = pd.read_csv(tmp_path / "whole" / "fold_0" / "history.csv")
     assert list(history["stage"]) == ["fit"] * 2 + ["refit 1"] * 2 + ["refit 2"] * 2
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     from fatai.experiment import stage as stage_module
@@ -120,17 +120,17 @@ def test_a_broken_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, 
     built, fits = stage_module.EpochCSVLogger, []
 
     class Breaking(built):
-        """Dies in the first fit of each process, one epoch later each time."""
+        """Raises in the first fit of each process, one epoch later each time."""
 
         def after_epoch(self):
             super().after_epoch()
             if len(fits) < 3:
                 fits.append(self.stage)
-                raise Killed(self.stage)
+                raise KilledError(self.stage)
 
     monkeypatch.setattr(stage_module, "EpochCSVLogger", Breaking)
     for _ in range(3):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run("broken", resume=True)
     run("broken", resume=True)
     for name in ("fold_0/model.safetensors", "oof.csv", "fold_0/history.csv"):

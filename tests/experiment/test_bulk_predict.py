@@ -16,7 +16,7 @@ def items(sample):
     return pd.DataFrame({"fname": [p.name for p in paths], "path": paths})
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -26,12 +26,12 @@ def test_a_list_is_predicted_in_chunks_and_continues_after_a_kill(tiny_run, item
 
     def killed_after_four(run, part, **options):
         if len(predicted) == 4:
-            raise Killed
+            raise KilledError
         predicted.extend(part["fname"])
         return predict_with_run(run, part, **options)
 
     monkeypatch.setattr(bulk_predict, "predict_with_run", killed_after_four)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         predict_to_csv(tiny_run.out, items, out, chunk=2)
     journal = tmp_path / "tags.csv.journal"
     with journal.open("a") as f:
@@ -80,7 +80,7 @@ def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apa
     tiny_run, items, tmp_path, main_with, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    for folder, path in zip(("a", "b"), items["path"]):
+    for folder, path in zip(("a", "b"), items["path"], strict=False):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same.ogg").write_bytes(path.read_bytes())
     (tmp_path / "list.txt").write_text(f"a/same.ogg\nb/same.ogg\n\n{items['path'][2]}\nnowhere.wav\n")

@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""Comparison of runs."""
 
 import json
 import shutil
@@ -17,36 +17,37 @@ from fatai.models import count_parameters, create_model
 
 @pytest.fixture(scope="module")
 def runs(tiny_run, sample, tmp_path_factory):
-    """A run, one that knows the truth of most clips, and one that was cut off before its manifest told the time."""
+    """A run, one with nearly the true labels as predictions, and one without the duration in its manifest."""
     folder = tmp_path_factory.mktemp("compared")
     oof = Predictions.from_csv(tiny_run.out / "oof.csv")
     labels = read_labels(sample / "train_curated.csv")
     targ = multi_hot(labels.set_index("fname")["labels"].loc[list(oof.fnames)], oof.tags)
-    for name, share in [("plain", 0.0), ("sage", 0.8), ("cut off", 0.0)]:
+    for name, weight in [("plain", 0.0), ("better", 0.8), ("cut off", 0.0)]:
         shutil.copytree(tiny_run.out, folder / name)
-        probs = np.clip((1 - share) * oof.probs + share * targ, 0, 1)
+        probs = np.clip((1 - weight) * oof.probs + weight * targ, 0, 1)
         Predictions(oof.fnames, oof.tags, probs).to_csv(folder / name / "oof.csv")
     manifest = json.loads((folder / "cut off" / "manifest.json").read_text())
     del manifest["seconds"]
     (folder / "cut off" / "manifest.json").write_text(json.dumps(manifest))
-    return [folder / name for name in ("plain", "sage", "cut off")], targ
+    return [folder / name for name in ("plain", "better", "cut off")], targ
 
 
-def test_the_best_comes_first_and_the_others_are_told_from_it(runs, sample):
+def test_the_best_run_comes_first_and_the_others_are_compared_with_it(runs, sample):
     folders, targ = runs
-    compared = compare_runs(folders, sample / "train_curated.csv", draws=200)
+    compared = compare_runs(folders, sample / "train_curated.csv", n_resamples=200)
     assert [row.name for row in compared.rows] == [str(folders[k]) for k in (1, 0, 2)] and compared.clips == 120
-    plain, sage = (Predictions.from_csv(folders[k] / "oof.csv").probs for k in (0, 1))
-    assert compared.rows[0].score == score_interval(sage, targ, n_resamples=200) and compared.rows[0].against_best is None
+    plain, better = (Predictions.from_csv(folders[k] / "oof.csv").probs for k in (0, 1))
+    assert compared.rows[0].score == score_interval(better, targ, n_resamples=200)
+    assert compared.rows[0].against_best is None
     assert (
-        compared.rows[1].against_best == score_difference(plain, sage, targ, n_resamples=200)
+        compared.rows[1].against_best == score_difference(plain, better, targ, n_resamples=200)
         and compared.rows[1].against_best.is_significant
     )
     assert compared.rows[0].parameters == count_parameters(create_model("m1", 10, 1, width=0.125))
     assert compared.rows[0].seconds > 0 and compared.rows[2].seconds is None
 
 
-def test_the_command_prints_a_row_a_run(runs, sample, main_with):
+def test_the_command_prints_a_row_per_run(runs, sample, main_with):
     folders, _ = runs
     ended = main_with("score", *folders, "--truth", sample / "train_curated.csv")
     assert ended.returncode == 0, ended.stderr
@@ -57,7 +58,7 @@ def test_the_command_prints_a_row_a_run(runs, sample, main_with):
     assert ended.returncode == 0 and "60 clips" in ended.stdout, ended.stderr
 
 
-def test_what_is_no_finished_run_is_named(runs, sample, tmp_path):
+def test_unfinished_runs_and_unknown_parts_are_refused(runs, sample, tmp_path):
     (tmp_path / "recipe.toml").write_text('name = "x"')
     with pytest.raises(CheckpointError, match="holds no oof.csv"):
         compare_runs([tmp_path], sample / "train_curated.csv")

@@ -1,4 +1,4 @@
-"""Ensembles as lists of recipes: what they train, what they take over, how they go on, what comes out."""
+"""Ensembles: members, overrides, reused and resumed runs, and the combined submission."""
 
 import warnings
 
@@ -15,7 +15,7 @@ from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import load_recipe
 from fatai.inference.predictions import Predictions, check_submission
 
-# Members, stackers and blend as published; parameters of members whose count is.
+# Numbers of members and stackers, method and parameters of members, as far as published.
 PUBLISHED = {
     "ensembles/ninth": (15, 0, "minmax_tag", {"m1": 6_380_753, "m2": 6_720_593, "m3": 26_129_489, "m4": 25_667_153}),
     "ensembles/kaggle_fat_36th": (2, 0, "mean", {"resnet18_cbam": 11_326_088, "mobilenetv3_large": 4_390_022}),
@@ -45,36 +45,36 @@ def test_all_published_ensembles_are_there():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_lists_have_the_published_members(name):
-    listed = load_ensemble(name)
+def test_ensembles_have_the_published_members(name):
+    recipe = load_ensemble(name)
     n_members, n_stackers, how, parameters = PUBLISHED[name]
-    assert (len(listed.members), len(listed.stackers), listed.how) == (n_members, n_stackers, how)
-    recipes = member_recipes(listed)
+    assert (len(recipe.members), len(recipe.stackers), recipe.how) == (n_members, n_stackers, how)
+    recipes = member_recipes(recipe)
     assert {key: recipe_parameters(recipes[key], 80) for key in parameters} == parameters
 
 
 def test_the_1st_places_experiments_and_stackers_are_as_published():
-    listed = load_ensemble("ensembles/first_place")
-    recipes = member_recipes(listed)
+    recipe = load_ensemble("ensembles/first_place")
+    recipes = member_recipes(recipe)
     shares = {name: r.stages[0].noisy_labels["source_weights"]["noisy"] for name, r in recipes.items()}
     # Noisy over noisy and curated, where corrected clips had a share too.
     expected = {"auxiliary_016": 0.2, "auxiliary_019": 0.2, "corr_noisy_003": 0.1 / 0.8, "corr_noisy_004": 0.07 / 0.67,
                 "corr_noisy_007": 0.01 / 0.58, "corrections_002": 0.33, "corrections_003": 0.33}
     assert shares == pytest.approx(expected, abs=5e-5)
     assert {r.stages[0].mixup["p"] for name, r in recipes.items() if name.startswith("corrections")} == {0.66}
-    assert [s.options for s in listed.stackers] == [
+    assert [s.options for s in recipe.stackers] == [
         {"reduction": reduction, "dropout": dropout, "lr": lr, "patience": patience, "factor": factor}
         for reduction, dropout, lr, patience, factor in [
             (16, 0.051, 4.6e-5, 5, 0.658), (2, 0.484, 3.9e-5, 9, 0.795), (1, 0.166, 2.6e-5, 7, 0.554)]]
 
 
-def test_changes_reach_their_places():
-    listed = EnsembleRecipe.model_validate({"name": "x", "members": [{
+def test_overrides_are_applied():
+    recipe = EnsembleRecipe.model_validate({"name": "x", "members": [{
         "name": "a", "recipe": "ninth_full", "last_stage": "fit",
         "overrides": {"seed": 7, "front_end": {"n_mels": 32}, "model": {"options": {"dropout_samples": 4}},
                     "stages": {"bs": 8, "noisy_labels": {"method": "ninth_place_low_loss", "n": 9}}},
     }]})
-    recipe = member_recipes(listed, overrides=Overrides(epochs=3))["a"]
+    recipe = member_recipes(recipe, overrides=Overrides(epochs=3))["a"]
     assert [s.name for s in recipe.stages] == ["judge", "fit"] and [s.noisy_labels for s in recipe.stages] == [
         None,
         {"method": "ninth_place_low_loss", "n": 9},
@@ -108,21 +108,21 @@ def test_changes_reach_their_places():
         ),
     ],
 )
-def test_what_is_wrong_with_a_list_is_told(tmp_path, text, words):
+def test_errors_of_an_ensemble_are_named(tmp_path, text, words):
     (tmp_path / "my.toml").write_text(text)
     assert is_ensemble(tmp_path / "my.toml") and not is_ensemble("ninth") and not is_ensemble(tmp_path / "none.toml")
     with pytest.raises(RecipeError, match=words):
         load_ensemble(tmp_path / "my.toml")
 
 
-def test_an_unknown_list_suggests_the_nearest():
+def test_an_unknown_ensemble_suggests_the_nearest():
     with pytest.raises(RecipeError, match="did you mean ensembles/ninth"):
         load_ensemble("ensembles/nineth")
 
 
 @pytest.fixture
 def pair(tmp_path, tiny_recipe):
-    """A list of two tiny runs and a stacker."""
+    """An ensemble of two tiny runs and a stacker."""
     (tmp_path / "tiny.toml").write_text(tiny_recipe.resolved())
     path = str(tmp_path / "tiny.toml")
     return EnsembleRecipe.model_validate({
@@ -138,50 +138,50 @@ def quietly(*args, **options):
         return run_ensemble(*args, num_workers=0, **{"log": lambda line: None, **options})
 
 
-def test_runs_are_taken_over_trained_and_blended_into_one_submission(pair, tiny_run, sample, tmp_path):
+def test_runs_are_reused_trained_and_combined_into_one_submission(pair, tiny_run, sample, tmp_path):
     lines = []
     result = quietly(sample, pair, tmp_path / "out", reuse=[tmp_path, tiny_run.out], log=lines.append)
-    assert result.runs == (tiny_run.out, tmp_path / "out" / "two") and any("taken from" in line for line in lines)
+    assert result.runs == (tiny_run.out, tmp_path / "out" / "two") and any("reused from" in line for line in lines)
     check_submission(tmp_path / "out" / "submission.csv", sample / "sample_submission.csv")
     truth = load_dataset(sample).curated[["fname", "labels"]]
     stacked = ensemble(result.runs, "logreg", truth=truth)
     expected = ensemble([*(Predictions.from_csv(run / "test.csv") for run in result.runs), stacked], "gmean")
     np.testing.assert_allclose(result.test.select(expected.fnames).probs, expected.probs, rtol=1e-6)
     assert result.ensembled.oof.score(truth) == pytest.approx(result.test.oof_score)
-    assert "blend, nested" in (tmp_path / "out" / "blend.txt").read_text()
+    assert "ensemble, nested" in (tmp_path / "out" / "blend.txt").read_text()
 
-    with pytest.raises(DataError, match="exists already and is not empty"):
+    with pytest.raises(DataError, match="exists and is not empty"):
         quietly(sample, pair, tmp_path / "out")
-    made = {p: p.read_bytes() for p in (tmp_path / "out").glob("*.csv")}
+    before = {p: p.read_bytes() for p in (tmp_path / "out").glob("*.csv")}
     (tmp_path / "out" / "submission.csv").unlink()
     weights = tmp_path / "out" / "two" / "fold_0" / "model.safetensors"
     trained = weights.stat().st_mtime_ns
     quietly(sample, pair, tmp_path / "out", reuse=[tiny_run.out], resume=True)
-    assert weights.stat().st_mtime_ns == trained, "what is done is not done again"
-    assert all(path.read_bytes() == content for path, content in made.items())
+    assert weights.stat().st_mtime_ns == trained, "finished runs are not trained again"
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_a_run_of_another_recipe_is_not_taken_over(pair, tiny_run, sample, tmp_path):
+def test_a_run_of_another_recipe_is_not_reused(pair, tiny_run, sample, tmp_path):
     only_two = pair.model_copy(update={"members": pair.members[1:], "stackers": ()})
     result = quietly(sample, only_two, tmp_path / "out", reuse=[tiny_run.out])
     assert result.runs == (tmp_path / "out" / "two",)
 
 
-def test_the_commands_take_lists(main_with, sample, tmp_path, monkeypatch):
+def test_the_commands_take_ensembles(main_with, sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = main_with("recipes", "show", "ensembles/third_place")
     assert shown.returncode == 0 and "[[members]]" in shown.stdout, shown.stderr
-    told = main_with(
+    ended = main_with(
         "run", sample, "--recipe", "ensembles/kaggle_fat_36th", "--scale", "tiny", "--dry-run", "--time-limit", "9h"
     )
-    assert told.returncode == 0 and told.stdout.count("parameters") == 2 and told.stdout.count("budget") == 1, (
-        told.stderr
+    assert ended.returncode == 0 and ended.stdout.count("parameters") == 2 and ended.stdout.count("budget") == 1, (
+        ended.stderr
     )
     assert not list(tmp_path.iterdir())
 
 
-def made_at_tiny(name, sample, out):
-    # One fold of each run does: what is blended is the same, in half the time.
+def runs_at_tiny(name, sample, out):
+    # One fold of each run is enough: the combination is the same, in half the time.
     result = quietly(sample, name, out, scale="tiny", overrides=Overrides(run_folds=(0,)))
     check_submission(out / "submission.csv", sample / "sample_submission.csv")
     n_members, n_stackers, _, _ = PUBLISHED[name]
@@ -195,5 +195,5 @@ def made_at_tiny(name, sample, out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_list_runs_from_csv_to_submission(name, sample, tmp_path):
-    made_at_tiny(name, sample, tmp_path / "out")
+def test_every_ensemble_runs_from_csv_to_submission(name, sample, tmp_path):
+    runs_at_tiny(name, sample, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What a run will take, told before it begins."""
+"""Estimates of a run before it starts."""
 
 import warnings
 
@@ -13,47 +13,48 @@ from fatai.models import count_parameters, create_model
 
 
 @pytest.fixture(scope="module")
-def told(sample):
+def estimate(sample):
     recipe = scale_recipe(load_recipe("ninth_full"), "tiny", n_noisy=72).override(epochs=3, bs=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return estimate_run(load_dataset(sample), recipe, num_workers=0, steps=1)
 
 
-def test_steps_and_clips_are_counted_by_hand(told):
+def test_steps_and_clips_are_counted_by_hand(estimate):
     # 120 curated clips in two folds; 5,000 of 19,815 noisy ones are 18 of 72.
-    assert [(s.name, s.epochs, s.clips, s.steps, s.bs) for s in told.stages] == [
+    assert [(s.name, s.epochs, s.clips, s.steps, s.bs) for s in estimate.stages] == [
         ("judge", 3, 60, 7, 8), ("fit", 3, 78, 9, 8), ("refit 1", 3, 60, 7, 8), ("refit 2", 3, 60, 7, 8)]
-    assert told.parameters == count_parameters(create_model("m3", 10, 1, width=1 / 16))
-    assert told.folds == 2 and told.device in ("cpu", "cuda:0")
+    assert estimate.parameters == count_parameters(create_model("m3", 10, 1, width=1 / 16))
+    assert estimate.folds == 2 and estimate.device in ("cpu", "cuda:0")
 
 
-def test_time_is_measured_and_memory_known(told):
-    judge, fit, refit, again = (stage.seconds for stage in told.stages)
+def test_time_and_memory_are_measured(estimate):
+    judge, fit, refit, again = (stage.seconds for stage in estimate.stages)
     assert 0 < judge < 60 and refit == again
-    # The same kind of step, measured once: 9 steps and 7, with a third of a step for each of 60 / 8 batches that are validated.
+    # The same kind of step, measured once: 9 steps and 7, with a third of a step for each of 60 / 8 batches that are
+    # validated.
     assert fit / judge == pytest.approx((9 + 2.5) / (7 + 2.5))
-    assert told.predict_s > 0 and told.memory > 2**26
-    assert told.seconds == pytest.approx(2 * (judge + fit + 2 * refit + told.predict_s))
+    assert estimate.predict_s > 0 and estimate.memory > 2**26
+    assert estimate.seconds == pytest.approx(2 * (judge + fit + 2 * refit + estimate.predict_s))
 
 
-def test_the_table_and_the_verdict_read_well():
-    told = RunEstimate(
+def test_the_table_and_the_sentence_about_the_budget():
+    estimate = RunEstimate(
         "x", 26_129_489, 5, (StageEstimate("fit", 65, 62, 3971, 64, 3000.0),), 240.0, 3 * 2**30, "cuda:0"
     )
-    assert str(told).splitlines() == [
+    assert str(estimate).splitlines() == [
         "x: 26,129,489 parameters, 5 folds, on cuda:0",
         "stage       epochs  steps  clips   bs   time of a fold",
         "fit             65     62   3971   64          0:50:00",
         "predicting                                    0:04:00",
         "all folds: at most 4:30:00, 3.0 GiB of memory",
     ]
-    assert fits_budget(told.seconds, 9 * 3600) == "fits the budget of 9:00:00: 50% of it"
-    assert fits_budget(told.seconds, 3 * 3600) == "does not fit the budget of 3:00:00: 150% of it"
+    assert fits_budget(estimate.seconds, 9 * 3600) == "fits the budget of 9:00:00: 50% of it"
+    assert fits_budget(estimate.seconds, 3 * 3600) == "does not fit the budget of 3:00:00: 150% of it"
 
 
 @pytest.mark.parametrize("text", ["", "9", "h", "9 h", "-1h", "0s", "1x"])
-def test_a_budget_that_is_none_is_refused(text):
+def test_an_invalid_time_limit_is_refused(text):
     with pytest.raises(OptionError, match="such as 9h, 90m or 1h30m"):
         seconds_of(text)
 

@@ -110,19 +110,22 @@ def test_another_number_of_processes_than_asked_for_is_refused():
     )
 
 
-def ran(recipe, out, seed, run_folds):
-    """The run of a recipe, told by its first process."""
+def run_it(recipe, out, seed, run_folds):
+    """Run a recipe; return its score, the names of its clips and the progress lines."""
     lines = []
     changed = load_recipe(recipe).override(seed=seed)
-    result = run_recipe(fat_sample(), changed, out, run_folds=run_folds, cache_dir=out.parent / "cache", log=lines.append, report=run_report)
+    result = run_recipe(
+        fat_sample(), changed, out, run_folds=run_folds, cache_dir=out.parent / "cache", log=lines.append,
+        report=run_report,
+    )
     return result.oof_score, result.oof.fnames, lines
 
 
 @pytest.mark.slow
-def test_two_processes_with_folds_of_their_own_make_the_bytes_of_one(tmp_path):
+def test_two_processes_with_folds_of_their_own_write_the_bytes_of_one(tmp_path):
     recipe = recipe_file(tmp_path, cache="wave")
-    one = ran(recipe, tmp_path / "one", 1, None)
-    two = in_processes(2, ran, recipe, tmp_path / "two", 1, None)
+    one = run_it(recipe, tmp_path / "one", 1, None)
+    two = in_processes(2, run_it, recipe, tmp_path / "two", 1, None)
     assert two[0][:2] == two[1][:2] == one[:2]
     for name in SAME:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
@@ -155,7 +158,7 @@ def of_rank(pid, rank):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
-def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_path):
+def test_a_killed_process_ends_the_run_with_a_message_and_the_run_resumes(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -181,23 +184,23 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_resume_goes_on(tmp_pa
         time.sleep(0.05)
     victim = next(pid for pid in children(process.pid) if of_rank(pid, 1))
     os.kill(victim, signal.SIGKILL)
-    _, told = process.communicate(timeout=100)
+    _, stderr = process.communicate(timeout=100)
     assert process.returncode == 2
-    last = told.strip().splitlines()[-1]
+    last = stderr.strip().splitlines()[-1]
     assert re.match(
         r"fatai-submit: process 1 of 2 was killed \(signal 9; .*repeat the command with --resume$", last
-    ), told
-    assert "Traceback" not in told and not (out / "oof.csv").exists()
+    ), stderr
+    assert "Traceback" not in stderr and not (out / "oof.csv").exists()
     for folder, more in ((out, ["--resume"]), (whole, [])):
         subprocess.run([*command, "--out", str(folder), *more], env=env, check=True, capture_output=True, timeout=300)
     assert len(history.read_text().splitlines()) == 31
     for name in ("oof.csv", "test.csv", "fold_0/model.safetensors"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes(), f"{name}: as if nobody had been killed"
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), f"{name}: as in an unbroken run"
     assert len(Predictions.from_csv(out / "test.csv")) == 60
 
 
 @pytest.mark.slow
-def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_made_by_the_same_command(
+def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_failed_shard_is_made_by_the_same_command(
     tiny_run, tmp_path
 ):
     env, out = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "two.csv"
@@ -205,13 +208,13 @@ def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_mad
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sounds))
 
     def predicted(*args):
-        told = ("predict", str(tiny_run.out), "--input-list", str(tmp_path / "list.txt"), *args)
+        arguments = ("predict", str(tiny_run.out), "--input-list", str(tmp_path / "list.txt"), *args)
         return subprocess.run(
-            [sys.executable, "-m", "fatai.cli", *told], env=env, capture_output=True, text=True, timeout=300
+            [sys.executable, "-m", "fatai.cli", *arguments], env=env, capture_output=True, text=True, timeout=300
         )
 
     assert predicted("--out", str(tmp_path / "one.csv")).returncode == 0
-    # Where the second part is to be written stands a folder, so that part fails and the first is kept.
+    # A folder at the path of the second shard: that shard fails, and the first is kept.
     part = tmp_path / "two.2-of-2.csv"
     part.mkdir()
     ended = predicted("--out", str(out), "--nproc", "2")
@@ -222,6 +225,6 @@ def test_a_list_predicted_by_two_processes_is_that_of_one_and_a_lost_part_is_mad
     assert ended.returncode == 0 and f"{out}: 7 clips" in ended.stdout, ended.stderr
     two, one = Predictions.from_csv(out), Predictions.from_csv(tmp_path / "one.csv")
     assert two.fnames == one.fnames and abs(two.probs - one.probs).max() < 1e-6, (
-        "other batches round otherwise, no more"
+        "different batches differ in rounding only"
     )
     assert sorted(f.name for f in tmp_path.iterdir()) == ["list.txt", "one.csv", "two.csv"]

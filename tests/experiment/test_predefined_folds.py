@@ -1,4 +1,4 @@
-"""Folds that a column of the labels tells, as the recipe esc10 has them."""
+"""Folds and groups from a column of the table, as in the recipe esc10."""
 
 import pandas as pd
 import pytest
@@ -12,7 +12,7 @@ from fatai.experiment.scaling import scale_recipe
 
 @pytest.fixture
 def with_columns(sample, tmp_path):
-    """The sample with a column of folds, 11 to 15 in turn, and one of sites, three clips each; its sounds are linked."""
+    """The sample with a column of folds, 11 to 15 in turn, and one of sites, three clips each; sounds are linked."""
     data = tmp_path / "data"
     data.mkdir()
     for name in ("train_curated", "test", "sample_submission.csv"):
@@ -28,25 +28,25 @@ def recipe_with(**folds) -> Recipe:
     return Recipe.model_validate({"name": "mine", "folds": folds})
 
 
-def test_a_column_tells_the_folds(with_columns):
+def test_a_column_defines_the_folds(with_columns):
     table, _, folds = folded_table(load_dataset(with_columns), recipe_with(splitter="predefined", group_col="fold"))
     assert list(folds) == [i % 5 for i in range(len(table))]
 
 
-def test_clips_of_a_site_stay_together(with_columns):
+def test_clips_of_a_group_stay_together(with_columns):
     table, _, folds = folded_table(load_dataset(with_columns), recipe_with(splitter="group", group_col="site", n=3))
     assert (pd.Series(folds).groupby(table["site"]).nunique() == 1).all() and set(folds) == {0, 1, 2}
 
 
-def test_what_a_column_lacks_is_told(with_columns):
+def test_incomplete_columns_are_refused(with_columns):
     data = load_dataset(with_columns)
     with pytest.raises(DataError, match=r"train_curated.csv has no column 'place'.*it has fname, labels"):
         folded_table(data, recipe_with(splitter="group", group_col="place"))
-    with pytest.raises(DataError, match="tells 5 folds, but the recipe mine says 4; give --folds 5"):
+    with pytest.raises(DataError, match="has 5 folds, but the recipe mine has folds.n = 4; give --folds 5"):
         folded_table(data, recipe_with(splitter="predefined", group_col="fold", n=4))
     data.curated.loc[data.curated.index[7], "fold"] = None
     with pytest.raises(
-        DataError, match=rf"the column fold says nothing of {data.curated['fname'].iloc[7]} \(1 such clips\)"
+        DataError, match=rf"the column fold is empty for {data.curated['fname'].iloc[7]} \(1 such clips\)"
     ):
         folded_table(data, recipe_with(splitter="predefined", group_col="fold"))
 
@@ -57,5 +57,5 @@ def test_esc10_runs_small_on_the_first_of_its_folds(with_columns, tmp_path):
     result = run_recipe(
         with_columns, recipe, tmp_path / "run", run_folds=[0], num_workers=0, cache_dir=tmp_path, log=lambda line: None
     )
-    held = pd.read_csv(with_columns / "train_curated.csv")
-    assert list(result.oof.fnames) == list(held["fname"][held["fold"] == 11]) and 0.2 < result.oof_score <= 1
+    table = pd.read_csv(with_columns / "train_curated.csv")
+    assert list(result.oof.fnames) == list(table["fname"][table["fold"] == 11]) and 0.2 < result.oof_score <= 1

@@ -4,7 +4,9 @@ import pytest
 
 from fatai.audio.front_ends import front_end as find_front_end
 from fatai.errors import RecipeError
+from fatai.experiment.ensemble_recipe import load_ensemble
 from fatai.experiment.recipe import Recipe, load_recipe, recipe_names, recipe_text
+from fatai.experiment.schema import OLD_KEYS, OLD_VALUES
 
 
 def write(tmp_path, text):
@@ -14,12 +16,12 @@ def write(tmp_path, text):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_reads_and_says_where_it_comes_from(name):
+def test_every_recipe_loads_and_names_its_source(name):
     recipe = load_recipe(name)
     assert recipe.name == name and recipe.source and recipe.reference_score
 
 
-def test_ninth_holds_the_published_constants():
+def test_ninth_has_the_published_constants():
     recipe = load_recipe("ninth")
     settings = recipe.settings()
     front_end, fit = settings.front_end, recipe.stages[0]
@@ -40,14 +42,15 @@ def test_ninth_holds_the_published_constants():
     assert front_end.frames(settings.crop_samples) == 256
     assert (recipe.model.arch, recipe.model.width, recipe.clips.corrupted_files) == ("m3", None, "drop")
     assert (recipe.folds.splitter, recipe.folds.n, recipe.folds.seed, recipe.seed) == ("stratified", 5, 2019, 2019)
-    assert (fit.epochs, fit.bs, fit.lr, fit.optimizer, fit.wd, fit.no_weight_decay) == (65, 64, 1e-3, "adam", 0.01, "bias")
+    assert (fit.epochs, fit.bs, fit.lr) == (65, 64, 1e-3)
+    assert (fit.optimizer, fit.wd, fit.no_weight_decay) == ("adam", 0.01, "bias")
     assert (fit.schedule, fit.loss, fit.loss_options) == ("warmup_cosine", "bce", {"reduction": "sum"})
     assert (fit.clip_grad_value, fit.checkpoint) == (1, "best")
     assert (recipe.tta.views, recipe.tta.n) == ("random", 25)
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_resolved_recipe_reads_back_as_itself(name, tmp_path):
+def test_a_resolved_recipe_loads_as_itself(name, tmp_path):
     recipe = load_recipe(name)
     again = load_recipe(write(tmp_path, recipe.resolved()))
     assert again.settings() == recipe.settings() and again.resolved() == recipe.resolved()
@@ -77,7 +80,7 @@ def test_keeping_silence_survives_the_round_trip(tmp_path):
     ('[clips]\n', ["name", "required"]),
     ('name = \n', ["not valid TOML"]),
 ])
-def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, text, words):
+def test_errors_name_the_file_the_key_and_what_is_allowed(tmp_path, text, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, text))
     assert all(w in str(caught.value) for w in words), str(caught.value)
@@ -99,14 +102,15 @@ def test_what_is_wrong_is_named_with_file_key_and_what_is_allowed(tmp_path, text
         ('sampling = "weighted"', ["stages.0.sampling", "'shuffle', 'balanced' or 'mixture'"]),
     ],
 )
-def test_a_stages_changes_are_built_once_to_be_checked(tmp_path, lines, words):
+def test_names_and_options_of_a_stage_are_checked(tmp_path, lines, words):
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, f'name = "x"\n[[stages]]\n{lines}\n'))
     assert all(w in str(caught.value) for w in words), str(caught.value)
 
 
-def test_a_stage_like_another_says_only_what_differs(tmp_path):
-    stages = '[[stages]]\nname = "fit"\nlr = 0.01\nbs = 7\n[[stages]]\nname = "again"\nextends = "fit"\nlr = 0.001\nreinit = true\n'
+def test_a_stage_extends_another(tmp_path):
+    stages = '[[stages]]\nname = "fit"\nlr = 0.01\nbs = 7\n'
+    stages += '[[stages]]\nname = "again"\nextends = "fit"\nlr = 0.001\nreinit = true\n'
     recipe = load_recipe(write(tmp_path, 'name = "x"\n' + stages))
     assert [(s.name, s.lr, s.bs, s.reinit) for s in recipe.stages] == [
         ("fit", 0.01, 7, False),
@@ -135,13 +139,13 @@ def test_an_unknown_recipe_suggests_the_nearest():
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a" * 300_000])
-def test_a_file_that_is_no_recipe_is_refused(tmp_path, content):
+def test_binary_and_oversized_files_are_refused(tmp_path, content):
     (tmp_path / "my.toml").write_bytes(content)
     with pytest.raises(RecipeError, match="cannot be read as text|bytes; a recipe has at most"):
         recipe_text(str(tmp_path / "my.toml"))
 
 
-def test_changes_go_to_the_right_places_and_are_checked():
+def test_overrides_are_applied_and_checked():
     recipe = load_recipe("ninth").override(n_folds=2, epochs=40, bs=16, width=0.5, crop_s=2, n_views=5, seed=1)
     assert (recipe.folds.n, recipe.model.width, recipe.clips.crop_s, recipe.tta.n, recipe.seed) == (2, 0.5, 2, 5, 1)
     assert all((s.epochs, s.bs, s.lr) == (40, 16, 1e-3) for s in recipe.stages)
@@ -165,13 +169,13 @@ def test_a_recipe_cannot_be_changed_by_accident():
         "stages = [" + "1," * 50_000 + "]",
     ],
 )
-def test_what_would_take_forever_is_refused_at_once(tmp_path, text):
+def test_texts_that_would_take_forever_are_refused_at_once(tmp_path, text):
     with pytest.raises(RecipeError, match="not valid TOML|there are 50000; at most 100"):
         load_recipe(write(tmp_path, f'name = "x"\n{text}\n'))
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         ("seed = 99999999999", "seed is 99999999999: .*less than or equal to"),
         ("[folds]\nseed = 99999999999", "folds.seed"),
@@ -182,6 +186,58 @@ def test_what_would_take_forever_is_refused_at_once(tmp_path, text):
         ("[[stages]]\nextends = { a = 1 }", "stage 0 extends"),
     ],
 )
-def test_values_that_no_machine_takes_are_refused(tmp_path, lines, told):
-    with pytest.raises(RecipeError, match=told):
+def test_values_out_of_bounds_are_refused(tmp_path, lines, message):
+    with pytest.raises(RecipeError, match=message):
         load_recipe(write(tmp_path, f'name = "x"\n{lines}\n'))
+
+
+def toml_of(path, value):
+    """Return a TOML text with one key, by its path as in `OLD_KEYS`."""
+    *sections, key = path.split(".")
+    line = f"{key} = {value}"
+    if len(sections) == 2:
+        line = f"{sections[1]} = [{{ {line} }}]"
+    section = sections[0] if sections else ""
+    header = {"": "", "stages": "[[stages]]\n", "members": "[[members]]\n"}.get(section, f"[{section}]\n")
+    return f"{header}{line}\n"
+
+
+@pytest.mark.parametrize("path", OLD_KEYS)
+def test_a_key_of_an_earlier_version_is_refused_with_the_new_one(tmp_path, path):
+    key, new = path.split(".")[-1], OLD_KEYS[path]
+    load = load_ensemble if path.startswith("members") else load_recipe
+    message = rf"my.toml is written for an earlier version of fatai: the key [\w.]*\b{key} is now {new}$"
+    with pytest.raises(RecipeError, match=message):
+        load(write(tmp_path, 'name = "x"\n' + toml_of(path, "1")))
+
+
+@pytest.mark.parametrize(("path", "old"), [(path, old) for path, values in OLD_VALUES.items() for old in values])
+def test_a_value_of_an_earlier_version_is_refused_with_the_new_one(tmp_path, path, old):
+    new = str(OLD_VALUES[path][old]).lower()
+    with pytest.raises(RecipeError, match=rf"my.toml is written for an earlier version.*= '{old}' is now {new}$"):
+        load_recipe(write(tmp_path, 'name = "x"\n' + toml_of(path, f'"{old}"')))
+
+
+def test_all_old_keys_of_a_recipe_are_named_at_once(tmp_path):
+    old = 'name = "x"\n[listen]\nhow = "even"\n[[stages]]\nnoisy = { name = "kept" }\n'
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, old))
+    assert str(caught.value).endswith(
+        "my.toml is written for an earlier version of fatai: the key listen is now tta, "
+        "the key listen.how is now views, "
+        "the key stages.0.noisy is now noisy_labels, the key stages.0.noisy.name is now method, "
+        "stages.0.noisy.name = 'kept' is now previous"
+    )
+
+
+def test_old_keys_in_the_overrides_of_a_member_are_refused(tmp_path):
+    member = '[[members]]\nname = "a"\nrecipe = "ninth"\noverrides.stages = { keep = "last" }\n'
+    with pytest.raises(RecipeError, match="member a is written for .*the key stages.0.keep is now checkpoint"):
+        load_ensemble(write(tmp_path, f'name = "x"\n{member}'))
+
+
+def test_keeping_silence_is_false_and_not_zero_decibels(tmp_path):
+    settings = load_recipe(write(tmp_path, 'name = "x"\n[clips]\ntrim_db = 0\n')).settings()
+    assert settings.trim_db == 0 and settings.trim_db is not None
+    with pytest.raises(RecipeError, match="clips.trim_db"):
+        load_recipe(write(tmp_path, 'name = "x"\n[clips]\ntrim_db = true\n'))

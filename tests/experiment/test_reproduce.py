@@ -115,8 +115,8 @@ def test_a_seed_fixes_the_draws_of_python_numpy_and_torch_also_in_workers(worker
 
 def test_a_seed_fixes_the_draws_of_audiomentations():
     pytest.importorskip("audiomentations")
-    change, wave = PitchShift(engine="audiomentations", p=1.0), torch.randn(1, 22050) / 10
-    one, again, other = ((set_seed(seed), change.change(wave, 22050))[1] for seed in (3, 3, 4))
+    pitch, wave = PitchShift(engine="audiomentations", p=1.0), torch.randn(1, 22050) / 10
+    one, again, other = ((set_seed(seed), pitch.augment(wave, 22050))[1] for seed in (3, 3, 4))
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 

@@ -122,7 +122,8 @@ def odd_data(sample, tmp_path):
 def test_broken_files_are_left_out_or_predicted_by_the_prior(odd_data, tiny_recipe, tmp_path):
     data, (curated, test) = odd_data
     with pytest.warns(UserWarning) as caught:
-        result = run_recipe(data, tiny_recipe.override(epochs=1), tmp_path / "run", num_workers=0, log=lambda line: None)
+        recipe = tiny_recipe.override(epochs=1)
+        result = run_recipe(data, recipe, tmp_path / "run", num_workers=0, log=lambda line: None)
     messages = [str(w.message) for w in caught]
     assert sum("training files cannot be read" in m and curated in m for m in messages) == 1
     assert any("training prior" in m and test in m for m in messages)
@@ -185,7 +186,7 @@ def test_a_stage_can_mix_mask_and_balance_and_a_run_can_cache(sample, tiny_recip
     )
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Simulates the end of the process."""
 
 
@@ -204,7 +205,9 @@ def two_stages(tiny_recipe):
 
 def test_a_killed_run_resumes_to_the_same_bytes(sample, two_stages, tmp_path, monkeypatch):
     def run(out, **options):
-        return run_recipe(sample, two_stages, tmp_path / out, run_folds=[1], num_workers=0, log=lambda line: None, **options)
+        return run_recipe(
+            sample, two_stages, tmp_path / out, run_folds=[1], num_workers=0, log=lambda line: None, **options
+        )
 
     kills = [("fit", 0), ("fit", 1), ("mixed", 0), ("mixed", 1), ("views", 0)]
     started = []
@@ -215,18 +218,18 @@ def test_a_killed_run_resumes_to_the_same_bytes(sample, two_stages, tmp_path, mo
             if self.iter == 1:
                 started.append((stage, self.epoch))
                 if kills and (stage, self.epoch) == kills[0]:
-                    raise Killed("here")
+                    raise KilledError("here")
 
     def no_views(*args, **kwargs):
         if kills and kills[0][0] == "views":
-            raise Killed
+            raise KilledError
         return views(*args, **kwargs)
 
     monkeypatch.setattr("fatai.experiment.stage.TerminateOnNaN", Kill)
     views = FatLearner.tta
     monkeypatch.setattr(FatLearner, "tta", no_views)
     while kills:
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run("broken", resume=True)
         del kills[0]
     resumed = run("broken", resume=True)

@@ -1,4 +1,4 @@
-"""A finished run predicts clips with the views of its recipe, or with others."""
+"""Prediction with finished runs: with the views of the recipe, or with others."""
 
 import shutil
 
@@ -21,26 +21,26 @@ def clips(sample):
 
 
 def by_hand(run, clips, views, average="probs"):
-    """The mean over folds of what each answers."""
+    """Return the mean over folds of the predictions of each."""
     run = FinishedRun.open(run)
-    answers = [
+    probs = [
         Predictor(
             f.model, run.recipe.settings(), views, len(f.tags), average=average, precision=run.recipe.precision,
             seed=run.recipe.seed,
         ).predict(clips).probs
         for f in run.folds()
     ]
-    assert len(answers) == 2
-    return np.mean(answers, axis=0)
+    assert len(probs) == 2
+    return np.mean(probs, axis=0)
 
 
-def test_a_run_listens_as_its_recipe_says(tiny_run, clips):
+def test_a_run_predicts_with_the_views_of_its_recipe(tiny_run, clips):
     np.testing.assert_allclose(
         predict_with_run(tiny_run.out, clips).probs, by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5
     )
 
 
-def test_weights_that_a_recipe_begins_with_are_not_needed_again(tiny_run, clips, tmp_path):
+def test_the_pretrained_weights_of_a_recipe_are_not_needed_again(tiny_run, clips, tmp_path):
     run = shutil.copytree(tiny_run.out, tmp_path / "run")
     text = (run / "recipe.toml").read_text()
     assert "[model.options]\n" in text
@@ -50,27 +50,27 @@ def test_weights_that_a_recipe_begins_with_are_not_needed_again(tiny_run, clips,
     np.testing.assert_array_equal(predict_with_run(run, clips).probs, predict_with_run(tiny_run.out, clips).probs)
 
 
-def test_folds_share_what_is_read_and_each_has_its_own_prior(tiny_run, clips, tmp_path, monkeypatch):
+def test_folds_share_loaded_clips_and_each_has_its_own_prior(tiny_run, clips, tmp_path, monkeypatch):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
-    seen = []
+    loaded = []
     read = ClipConfig.read
-    monkeypatch.setattr(ClipConfig, "read", lambda self, path: seen.append(path) or read(self, path))
+    monkeypatch.setattr(ClipConfig, "read", lambda self, path: loaded.append(path) or read(self, path))
     with pytest.warns(UserWarning, match="1 of 3 clips cannot be read"):
         got = predict_with_run(tiny_run.out, [clips[0], broken, clips[1]])
-    assert seen == [str(clips[0]), str(broken), str(clips[1])], "once, not once a fold"
+    assert loaded == [str(clips[0]), str(broken), str(clips[1])], "once, not once per fold"
     priors = [fold.prior for fold in FinishedRun.open(tiny_run.out).folds()]
-    assert not np.allclose(priors[0], priors[1]), "the folds trained on other clips"
+    assert not np.allclose(priors[0], priors[1]), "the folds were trained on different clips"
     np.testing.assert_allclose(got.probs[1], np.mean(priors, axis=0), atol=1e-7)
     assert got.unreadable == ("broken.wav",)
 
 
 @pytest.mark.parametrize(
-    ("how", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})]
+    ("views", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})]
 )
-def test_another_kind_of_view_can_be_asked_for(tiny_run, clips, how, options):
-    got = predict_with_run(tiny_run.out, clips, views=how, **options)
-    np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views(how, **options)), atol=1e-5)
+def test_another_kind_of_views_can_be_chosen(tiny_run, clips, views, options):
+    got = predict_with_run(tiny_run.out, clips, views=views, **options)
+    np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views(views, **options)), atol=1e-5)
     assert got.fnames == tuple(c.name for c in clips)
 
 
@@ -79,21 +79,21 @@ def test_another_number_of_the_runs_views_and_the_mean_of_logits(tiny_run, clips
     np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views("even", 5), "logits"), atol=1e-5)
 
 
-def test_the_views_of_every_fold_are_kept(tiny_run, clips, tmp_path):
+def test_the_views_of_every_fold_are_saved(tiny_run, clips, tmp_path):
     got = predict_with_run(tiny_run.out, clips, n=3, save_views=tmp_path / "views")
-    kept = [load_views(tmp_path / "views" / f"fold_{k}.npz") for k in (0, 1)]
-    rows = [np.stack([views.probs[views.clip == i].mean(0) for i in range(4)]) for views in kept]
+    saved = [load_views(tmp_path / "views" / f"fold_{k}.npz") for k in (0, 1)]
+    rows = [np.stack([views.probs[views.clip == i].mean(0) for i in range(4)]) for views in saved]
     np.testing.assert_allclose(np.mean(rows, axis=0), got.probs, atol=1e-6)
 
 
-def test_what_is_no_run_or_no_view_is_refused(tiny_run, clips, tmp_path):
-    with pytest.raises(CheckpointError, match="no finished run; expected recipe.toml and fold_0/model.safetensors"):
+def test_other_folders_and_invalid_views_are_refused(tiny_run, clips, tmp_path):
+    with pytest.raises(CheckpointError, match="is not a finished run; expected recipe.toml and fold_0/model"):
         predict_with_run(tmp_path, clips)
     with pytest.raises(OptionError, match="'tiles' has no option 'n'"):
         predict_with_run(tiny_run.out, clips, views="tiles", n=3)
 
 
-def test_a_recipe_may_listen_with_any_kind_of_view_and_its_options():
+def test_a_recipe_may_have_any_kind_of_views_and_its_options():
     plain = load_recipe("quick").model_dump()
     tta = {"views": "padded", "options": {"frames": [8, 64]}, "average": "logits"}
     recipe = Recipe.model_validate({**plain, "tta": tta})
@@ -102,18 +102,18 @@ def test_a_recipe_may_listen_with_any_kind_of_view_and_its_options():
 
 @pytest.mark.parametrize(("tta", "message"), [
     ('views = "tiles"\nn = 8', "tta.*'tiles' has no option 'n'"),
-    ('views = "whole"\nn = 2', "a clip has one whole"),
+    ('views = "whole"\nn = 2', "'whole' has one view per clip"),
     ('average = "median"', "tta.average"),
     ('views = "tilse"', "did you mean tiles"),
     ("[tta.options]\nstep = 3", "no option 'step'"),
 ])
 def test_a_recipe_whose_views_cannot_be_built_is_refused(tmp_path, tta, message):
     (tmp_path / "r.toml").write_text(f'name = "r"\n[tta]\n{tta}\n')
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         load_recipe(tmp_path / "r.toml")
 
 
-def test_a_runs_calibration_is_applied_where_it_is_asked_for(tiny_run, clips, tmp_path):
+def test_the_calibration_of_a_run_is_applied_if_asked_for(tiny_run, clips, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run.out, run)
     plain = predict_with_run(run, clips)
@@ -122,8 +122,8 @@ def test_a_runs_calibration_is_applied_where_it_is_asked_for(tiny_run, clips, tm
     ):
         predict_with_run(run, clips, calibrated=True)
     tags = plain.tags[::-1]
-    held = Calibration(tags, slope=tuple(0.5 + i for i in range(len(tags))), shift=(0.25,) * len(tags))
-    held.to_json(run / "calibration.json")
+    calibration = Calibration(tags, slope=tuple(0.5 + i for i in range(len(tags))), shift=(0.25,) * len(tags))
+    calibration.to_json(run / "calibration.json")
     assert predict_with_run(run, clips) == plain
-    expected = held.apply(plain.probs[:, ::-1])[:, ::-1]
+    expected = calibration.apply(plain.probs[:, ::-1])[:, ::-1]
     np.testing.assert_allclose(predict_with_run(run, clips, calibrated=True).probs, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Recipes in other sizes: one rule for all, and all of them from CSV to submission."""
+"""Scaled recipes: one rule for all, and all of them run from CSV to submission."""
 
 import json
 import warnings
@@ -15,21 +15,21 @@ QUICKEST = ("ninth", "kaggle_fat_36th")
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_full_is_the_recipe_itself_and_the_others_keep_the_rule(name):
+def test_full_is_the_recipe_itself_and_the_others_follow_the_rule(name):
     recipe = load_recipe(name)
     assert scale_recipe(recipe, "full") is recipe
     for size, width, views in [("small", 1 / 4, 4), ("tiny", 1 / 16, 2)]:
         smaller = scale_recipe(recipe, size)
         assert smaller.model.width == (recipe.model.width or 1) * width
-        given = recipe.folds.splitter == "predefined"
-        assert (smaller.folds.n, smaller.folds.run_folds) == (5, (0, 1)) if given else smaller.folds.n == 2
+        predefined = recipe.folds.splitter == "predefined"
+        assert (smaller.folds.n, smaller.folds.run_folds) == (5, (0, 1)) if predefined else smaller.folds.n == 2
         assert all(
             stage.bs <= 16 and 1 <= stage.epochs <= before.epochs
-            for stage, before in zip(smaller.stages, recipe.stages)
+            for stage, before in zip(smaller.stages, recipe.stages, strict=True)
         )
         assert smaller.tta.n is None or smaller.tta.n <= views
         total = sum(stage.epochs for stage in smaller.stages)
-        # Shares are rounded for each stage, and none has less than one epoch.
+        # Epochs are rounded for each stage, and none has less than one.
         assert (
             total == len(recipe.stages)
             if size == "tiny"
@@ -39,7 +39,7 @@ def test_full_is_the_recipe_itself_and_the_others_keep_the_rule(name):
         assert [s.augment for s in smaller.stages] == [s.augment for s in recipe.stages]
 
 
-def test_epochs_are_shared_out_and_lengths_shrink_with_them():
+def test_epochs_are_divided_among_stages_and_lengths_shrink_with_them():
     ninth = scale_recipe(load_recipe("ninth_full"), "small", n_noisy=1982)
     assert [stage.epochs for stage in ninth.stages] == [10, 10, 10, 10]
     assert ninth.stages[1].noisy_labels == {"method": "ninth_place_low_loss", "n": 500, "per_tag": 50}, (
@@ -63,8 +63,9 @@ def test_epochs_are_shared_out_and_lengths_shrink_with_them():
         scale_recipe(load_recipe("ninth"), "smal")
 
 
-def test_recipes_see_as_many_clips_whatever_their_stages_are():
-    # 320 curated clips in two folds: 160 to train on, 40 times. Of 640 noisy ones the 36th place takes all, the 9th 161 of 5,000.
+def test_recipes_train_on_as_many_clips_whatever_their_stages_are():
+    # 320 curated clips in two folds: 160 to train on, 40 times. Of 640 noisy ones the 36th place takes all, the 9th 161
+    # of 5,000.
     sizes = {"n_noisy": 640, "n_curated": 320}
     assert [s.epochs for s in scale_recipe(load_recipe("ninth"), "small", **sizes).stages] == [40]
     assert [s.epochs for s in scale_recipe(load_recipe("kaggle_fat_36th"), "small", **sizes).stages] == [8], (
@@ -102,7 +103,7 @@ def test_every_recipe_runs_from_csv_to_submission(name, sample, tmp_path):
     runs_to_a_submission(name, sample, tmp_path / "run")
 
 
-def test_the_command_takes_a_size(main_with, sample, tmp_path):
+def test_the_command_takes_a_scale(main_with, sample, tmp_path):
     ended = main_with(
         "run", sample, "--no-predict", "--recipe", "ninth", "--scale", "tiny", "--fold", 0, "--out", tmp_path / "run"
     )

@@ -22,7 +22,7 @@ from fatai.noisy_labels.methods import select_noisy_labels
 
 @pytest.fixture
 def staged(tiny_recipe):
-    """A function that makes the tiny recipe with stages of one epoch that differ in what is given."""
+    """A function that makes the tiny recipe with stages of one epoch that differ in the given keys."""
 
     def make(*changes, **more):
         plain = tiny_recipe.override(epochs=1).model_dump()
@@ -45,26 +45,26 @@ def run(sample, tmp_path):
 
 
 class Spy(SampleWeights):
-    """Keeps what each fit was told."""
+    """Records the stage, noisy clips, weights and targets of each fit."""
 
-    told: list = []
+    recorded: list = []
 
     def before_fit(self):
         super().before_fit()
         stage = next(cb.stage for cb in self.learn.cbs if isinstance(cb, EpochCSVLogger))
         table = self.learn.dls.files(0)
         noisy = set(table["fname"][table["noisy"]]) if "noisy" in table else set()
-        Spy.broadcast.append((stage, noisy, *self.values(), self._target_rows()))
+        Spy.recorded.append((stage, noisy, *self.values(), self._target_rows()))
 
 
 @pytest.fixture
 def spied(monkeypatch):
-    Spy.broadcast = []
+    Spy.recorded = []
     monkeypatch.setattr("fatai.experiment.fold.SampleWeights", Spy)
-    return Spy.broadcast
+    return Spy.recorded
 
 
-def test_rounds_begin_where_clips_or_weights_change(staged):
+def test_rounds_start_where_clips_or_weights_change(staged):
     ninth = {"noisy_labels": {"method": "ninth_place_low_loss", "n": 20}}
     recipe = staged({}, {}, {**ninth, "reinit": True}, {}, {}, {"noisy_labels": {"method": "previous"}})
     assert recipe.rounds() == [range(0, 2), range(2, 3), range(3, 5), range(5, 6)]
@@ -72,20 +72,23 @@ def test_rounds_begin_where_clips_or_weights_change(staged):
     assert staged({}, {}).rounds() == [range(0, 2)]
 
 
-def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, spied, tmp_path):
+def test_the_best_clips_by_curated_models_are_added_in_one_stage(staged, run, sample, spied, tmp_path):
     lines = []
-    recipe = staged({}, {"noisy_labels": {"method": "ninth_place_low_loss", "n": 20, "per_tag": 3}, "noisy_sample_weight": 0.5, "reinit": True}, {})
+    ninth = {"method": "ninth_place_low_loss", "n": 20, "per_tag": 3}
+    recipe = staged({}, {"noisy_labels": ninth, "noisy_sample_weight": 0.5, "reinit": True}, {})
     result = run(recipe, log=lines.append)
     data = load_dataset(sample)
-    judged = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_0.csv") for k in (0, 1)]
-    mean = (judged[0].probs + judged[1].probs) / 2
-    expected = select_noisy_labels(data.noisy, data.tags, "ninth_place_low_loss", probs=mean, fnames=judged[0].fnames, n=20, per_tag=3)
-    told = pd.read_csv(tmp_path / "run" / "noisy_1.csv")
-    assert set(told["fname"][told["kept"]]) == set(expected.fnames) and len(told) == len(data.noisy)
+    predicted = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_0.csv") for k in (0, 1)]
+    mean = (predicted[0].probs + predicted[1].probs) / 2
+    expected = select_noisy_labels(
+        data.noisy, data.tags, "ninth_place_low_loss", probs=mean, fnames=predicted[0].fnames, n=20, per_tag=3
+    )
+    written = pd.read_csv(tmp_path / "run" / "noisy_1.csv")
+    assert set(written["fname"][written["kept"]]) == set(expected.fnames) and len(written) == len(data.noisy)
     assert [stage for stage, *_ in spied] == ["s1", "s1"]
-    for _, noisy, weights, marks, targets in spied:
+    for _, noisy, weights, flags, targets in spied:
         assert noisy == set(expected.fnames) and targets is None
-        assert set(weights[marks > 0].tolist()) == {0.5} and set(weights[marks == 0].tolist()) == {1.0}
+        assert set(weights[flags > 0].tolist()) == {0.5} and set(weights[flags == 0].tolist()) == {1.0}
     assert any("stage s1: ninth: " in line for line in lines)
     history = pd.read_csv(tmp_path / "run" / "fold_1" / "history.csv")
     assert list(history["stage"]) == ["s0", "s1", "s2"]
@@ -94,13 +97,15 @@ def test_the_best_clips_by_curated_models_join_one_stage(staged, run, sample, sp
     assert set(result.oof.fnames) == set(data.curated["fname"]), "noisy clips are never held out"
 
 
-def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path, monkeypatch):
+def test_a_killed_run_with_noisy_clips_resumes_to_the_same_bytes(staged, run, tmp_path, monkeypatch):
     recipe = staged(
-        {}, {"noisy_labels": {"method": "scoring", "k": 20}, "noisy_fold_split": "own"}, {"noisy_labels": {"method": "scoring", "k": 30}}
+        {},
+        {"noisy_labels": {"method": "scoring", "k": 20}, "noisy_fold_split": "own"},
+        {"noisy_labels": {"method": "scoring", "k": 30}},
     )
     run(recipe, "whole")
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     calls = []
@@ -108,15 +113,15 @@ def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path,
     def broken(*args, **kwargs):
         calls.append(args)
         if len(calls) in (2, 4, 6, 8):
-            raise Killed("here")
+            raise KilledError("here")
         return fold_learner(*args, **kwargs)
 
     monkeypatch.setattr("fatai.experiment.fold.fold_learner", broken)
     for _ in range(4):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(recipe, "broken", resume=True)
     run(recipe, "broken", resume=True)
-    assert len(calls) == 6 + 4, "six rounds of folds, four of them begun twice"
+    assert len(calls) == 6 + 4, "six rounds of folds, four of them started twice"
     for name in (
         "oof.csv",
         "test.csv",
@@ -128,32 +133,40 @@ def test_a_run_with_noisy_clips_goes_on_to_the_same_bytes(staged, run, tmp_path,
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_each_clip_is_judged_by_the_fold_that_left_it_out(staged, run, sample, tmp_path):
-    recipe = staged({}, {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"}, {"noisy_labels": {"method": "scoring", "k": 30}})
+def test_each_clip_is_scored_by_the_fold_that_was_not_trained_on_it(staged, run, sample, tmp_path):
+    recipe = staged(
+        {},
+        {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"},
+        {"noisy_labels": {"method": "scoring", "k": 30}},
+    )
     run(recipe)
     fold = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_1.csv") for k in (0, 1)]
     names = sorted(fold[0].fnames)
-    own = noisy_fold_masks(len(names), split="own", n=2, seed=recipe.folds.seed)
-    mine = [{names[i] for i in np.flatnonzero(share)} for share in own]
-    honest = [fold[1 if name in mine[0] else 0].probs[fold[0].fnames.index(name)] for name in fold[0].fnames]
-    told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
+    masks = noisy_fold_masks(len(names), split="own", n=2, seed=recipe.folds.seed)
+    trained_on = {names[i] for i in np.flatnonzero(masks[0])}
+    unseen = [fold[1 if name in trained_on else 0].probs[fold[0].fnames.index(name)] for name in fold[0].fnames]
+    written = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
     data = load_dataset(sample)
-    expected = select_noisy_labels(data.noisy, data.tags, "scoring_30", probs=np.array(honest), fnames=fold[0].fnames)
-    assert set(told["fname"][told["kept"]]) == set(expected.fnames)
+    expected = select_noisy_labels(data.noisy, data.tags, "scoring_30", probs=np.array(unseen), fnames=fold[0].fnames)
+    assert set(written["fname"][written["kept"]]) == set(expected.fnames)
 
 
-def test_of_a_part_of_the_folds_only_clips_that_they_left_out_are_judged(staged, run, sample, tmp_path):
+def test_some_folds_alone_score_only_clips_that_one_was_not_trained_on(staged, run, sample, tmp_path):
     lines = []
-    recipe = staged({}, {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"}, {"noisy_labels": {"method": "scoring", "k": 10}})
+    recipe = staged(
+        {},
+        {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"},
+        {"noisy_labels": {"method": "scoring", "k": 10}},
+    )
     run(recipe, run_folds=[0], log=lines.append)
     names = sorted(load_dataset(sample).noisy["fname"])
-    own = noisy_fold_masks(len(names), split="own", n=2, seed=recipe.folds.seed)[0]
-    told = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
-    assert set(told["fname"]) == {names[i] for i in np.flatnonzero(~own)} and told["kept"].sum() == 10
-    assert any(line.startswith("36 noisy clips were trained on by every fold") for line in lines)
+    mask = noisy_fold_masks(len(names), split="own", n=2, seed=recipe.folds.seed)[0]
+    written = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
+    assert set(written["fname"]) == {names[i] for i in np.flatnonzero(~mask)} and written["kept"].sum() == 10
+    assert any(line.startswith("36 noisy clips are in every fold's training set") for line in lines)
 
 
-def test_models_that_all_trained_on_a_clip_do_not_judge_it(staged, run):
+def test_models_that_were_all_trained_on_the_clips_cannot_score_them(staged, run):
     recipe = staged({}, {"noisy_labels": {"method": "as_given"}}, {"noisy_labels": {"method": "scoring", "k": 30}})
     with pytest.raises(DataError, match="every model trained on .*how='own' or 'others'"):
         run(recipe)
@@ -161,46 +174,44 @@ def test_models_that_all_trained_on_a_clip_do_not_judge_it(staged, run):
         run(staged({"noisy_labels": {"method": "scoring", "k": 30}}), "other")
 
 
-def test_soft_targets_reach_the_loss_and_the_second_head_its_own(staged, run, spied, sample, tmp_path):
+def test_soft_targets_and_those_of_a_second_head_reach_the_loss(staged, run, spied, sample, tmp_path):
     run(staged({"noisy_labels": {"method": "kaggle_fat_soft_labels"}}), "soft", run_folds=[0], predict_test=False)
-    _, _, weights, marks, targets = spied.pop()
-    noisy = [t for t, mark in zip(targets, marks) if mark]
-    assert all(t is None for t, mark in zip(targets, marks) if not mark)
+    _, _, weights, flags, targets = spied.pop()
+    noisy = [t for t, flag in zip(targets, flags, strict=True) if flag]
+    assert all(t is None for t, flag in zip(targets, flags, strict=True) if not flag)
     assert all(
         t.max() == pytest.approx(0.8) and t[t < 0.5].sum() == pytest.approx(0.2, abs=1e-6)
         for t in noisy
         if (t > 0.5).sum() == 1
     )
     result = run(staged({"noisy_labels": {"method": "fourth_place_second_head"}}, {}), "heads", run_folds=[0])
-    _, _, weights, marks, targets = spied[0]
+    _, _, weights, flags, targets = spied[0]
     assert weights.shape == (60 + 72, 20) and all(len(t) == 20 for t in targets)
-    for w, mark, targ in zip(weights, marks, targets):
+    for w, flag, targ in zip(weights, flags, targets, strict=True):
         first, second = (w[:10], targ[:10]), (w[10:], targ[10:])
-        taught, idle = (second, first) if mark else (first, second)
-        assert (taught[0] == 2).all() and taught[1].sum() >= 1 and (idle[0] == 0).all() and (idle[1] == 0).all()
+        used, unused = (second, first) if flag else (first, second)
+        assert (used[0] == 2).all() and used[1].sum() >= 1 and (unused[0] == 0).all() and (unused[1] == 0).all()
     assert len(spied) == 2 and result.test.probs.shape == (60, 10)
     again = predict_with_run(tmp_path / "heads", sorted((sample / "test").iterdir())[:4])
     np.testing.assert_allclose(again.probs, result.test.select(again.fnames).probs, atol=1e-5)
 
 
-def test_a_mixture_draws_the_shares_of_the_method(staged, run, monkeypatch):
+def test_a_mixture_is_drawn_with_the_weights_of_the_method(staged, run, monkeypatch):
     from fatai.data.samplers import MixtureSampler
 
     drawn = []
     monkeypatch.setattr(
         "fatai.experiment.stage.MixtureSampler",
-        lambda sources, shares, **o: drawn.append((set(sources), shares, o)) or MixtureSampler(sources, shares, **o),
+        lambda sources, weights, **o: drawn.append((set(sources), weights, o)) or MixtureSampler(sources, weights, **o),
     )
-    run(
-        staged({"noisy_labels": {"method": "first_place_corrections"}, "sampling": "mixture", "sampling_options": {"n": 32}, "loss": "split"}),
-        run_folds=[1],
-    )
+    noisy = {"noisy_labels": {"method": "first_place_corrections"}, "loss": "split"}
+    run(staged({**noisy, "sampling": "mixture", "sampling_options": {"n": 32}}), run_folds=[1])
     assert drawn == [({"curated", "noisy"}, {"noisy": 0.2, "curated": 0.8}, {"n": 32})]
-    with pytest.raises(OptionError, match="nobody says its shares"):
+    with pytest.raises(OptionError, match="without weights of the sources"):
         run(staged({"sampling": "mixture"}), "none", run_folds=[1])
 
 
-def test_corrections_change_what_is_trained_on(staged, run, sample, tmp_path):
+def test_corrections_change_the_training_clips(staged, run, sample, tmp_path):
     curated = pd.read_csv(sample / "train_curated.csv", dtype=str)["fname"]
     (tmp_path / "corrections.csv").write_text(f"fname,labels\n{curated[0]},remove\n{curated[1]},Rain\n")
     result = run(staged({}), run_folds=[0, 1], predict_test=False, corrections=tmp_path / "corrections.csv")
@@ -209,11 +220,11 @@ def test_corrections_change_what_is_trained_on(staged, run, sample, tmp_path):
         run(staged({}), resume=True)
 
 
-def test_what_cannot_be_is_refused(staged, run, sample, tmp_path):
-    with pytest.raises(ValueError, match="keeps noisy clips, but no stage before it chose any"):
+def test_invalid_stages_and_data_are_refused(staged, run, sample, tmp_path):
+    with pytest.raises(ValueError, match="reuses the previous selection, but no stage before it selects"):
         staged({"noisy_labels": {"method": "previous"}})
-    (tmp_path / "my.toml").write_text('name = "my"\n[[stages]]\nnoisy = { name = "nineth" }\n')
-    with pytest.raises(RecipeError, match="did you mean ninth"):
+    (tmp_path / "my.toml").write_text('name = "my"\n[[stages]]\nnoisy_labels = { method = "ninth_place_low_los" }\n')
+    with pytest.raises(RecipeError, match="did you mean ninth_place_low_loss"):
         load_recipe(tmp_path / "my.toml")
     data = tmp_path / "data"
     shutil.copytree(sample, data, ignore=shutil.ignore_patterns("truth", "train_noisy*"))

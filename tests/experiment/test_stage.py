@@ -1,4 +1,4 @@
-"""What a stage's settings make of a learner."""
+"""Stages: the callbacks and optimizers that their settings give a learner."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def learn(own_dls, tmp_path):
     return fat_learner(own_dls, "m1", width=0.05, path=tmp_path)
 
 
-def of(cbs, kind):
+def single(cbs, kind):
     found = [cb for cb in cbs if isinstance(cb, kind)]
     assert len(found) == 1
     return found[0]
@@ -26,18 +26,19 @@ def of(cbs, kind):
 
 def test_every_setting_becomes_its_callback(learn):
     stage = Stage(
-        clip_grad_value=0.5, clip_grad_norm=5.0, grad_accum=3, bs=8, early_stopping_patience=4, min_lr_stop=1e-7, no_aug_epochs=2,
+        clip_grad_value=0.5, clip_grad_norm=5.0, grad_accum=3, bs=8, early_stopping_patience=4, min_lr_stop=1e-7,
+        no_aug_epochs=2,
         mixup={"name": "mixup"}, augment=({"name": "spec_augment"},),
     )
     cbs = prepare_stage(learn, stage)
     assert [type(cb).__name__ for cb in cbs[:2]] == ["SpecAugment", "LinearMixUp"]
     assert (
-        of(cbs, DisableAugmentation).last == 2
-        and of(cbs, ClipGradValue).limit == 0.5
-        and of(cbs, GradientClip).max_norm == 5.0
+        single(cbs, DisableAugmentation).last == 2
+        and single(cbs, ClipGradValue).limit == 0.5
+        and single(cbs, GradientClip).max_norm == 5.0
     )
-    assert of(cbs, GradientAccumulation).n_acc == 24, "fastai counts clips"
-    assert of(cbs, EarlyStoppingCallback).patience == 4 and of(cbs, StopAtLR).min_lr == 1e-7
+    assert single(cbs, GradientAccumulation).n_acc == 24, "fastai counts clips"
+    assert single(cbs, EarlyStoppingCallback).patience == 4 and single(cbs, StopAtLR).min_lr == 1e-7
     assert learn.dls.train.bs == 8 and prepare_stage(learn, Stage()) == []
 
 
@@ -60,15 +61,16 @@ def test_optimizers_step_as_torch_does(learn, optimizer, reference):
 
 
 @pytest.mark.parametrize("optimizer", ["amsgrad", "sgd"])
-def test_a_stage_trains_with_it(learn, optimizer):
+def test_a_stage_trains_with_the_optimizer(learn, optimizer):
     before = [p.detach().clone() for p in learn.model.parameters()]
     fit_stage(
-        learn, Stage(optimizer=optimizer, wd=0, epochs=1, bs=16, schedule="linear_one_cycle", checkpoint="last", lr=1e-3)
+        learn,
+        Stage(optimizer=optimizer, wd=0, epochs=1, bs=16, schedule="linear_one_cycle", checkpoint="last", lr=1e-3),
     )
-    assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters(), strict=True))
     assert (learn.path / "history.csv").exists()
 
 
-def test_amsgrad_does_not_pretend_to_spare_parameters():
+def test_amsgrad_refuses_parameters_without_weight_decay():
     with pytest.raises(ValueError, match="amsgrad applies weight decay to all parameters"):
         Stage(optimizer="amsgrad", wd=0.1)

@@ -157,7 +157,9 @@ SYSTEMS: dict = {
             {
                 **GOLD_FIT,
                 "epochs": 4,
-                "noisy_labels": {"method": "gold_plan_confidence", "keep_threshold": 0.8, "add_threshold": 0.95, "min_prob": 0.5},
+                "noisy_labels": {
+                    "method": "gold_plan_confidence", "keep_threshold": 0.8, "add_threshold": 0.95, "min_prob": 0.5,
+                },
                 "noisy_sample_weight": 0.5,
             },
             {**GOLD_FIT, "epochs": 8, "noisy_labels": {"method": "previous"}, "noisy_sample_weight": 1.0},
@@ -262,7 +264,7 @@ SYSTEMS: dict = {
             for noisy in [
                 None,
                 *({"method": "scoring", "k": k} for k in (1000, 2000, 3000, 4000, 5000)),
-                {"name": "third", "k": 5000},
+                {"method": "third_place_pseudo_labels", "k": 5000},
             ]
         ],
     },
@@ -274,7 +276,9 @@ SYSTEMS: dict = {
         "folds": ("kfold", 5, 42, None),
         "seed": 42,
         "parameters": 17_326_950,
-        "tta": {"views": "tiles", "n": None, "options": {"step_frames": 64}, "average": "probs", "fold_average": "gmean"},
+        "tta": {
+            "views": "tiles", "n": None, "options": {"step_frames": 64}, "average": "probs", "fold_average": "gmean",
+        },
         "stages": [
             {
                 "epochs": 700,
@@ -327,8 +331,8 @@ def test_every_published_system_has_its_table():
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_sound_folds_and_listening_are_as_published(name):
-    recipe, told = load_recipe(name), SYSTEMS[name]
+def test_front_end_folds_and_views_are_as_published(name):
+    recipe, published = load_recipe(name), SYSTEMS[name]
     settings = recipe.settings()
     front_end = settings.front_end
     assert (
@@ -338,13 +342,13 @@ def test_sound_folds_and_listening_are_as_published(name):
         front_end.n_mels,
         front_end.fmin,
         front_end.max_hz,
-    ) == told["front_end"]
-    assert {key: getattr(front_end, key) for key in told["more"]} == told["more"]
+    ) == published["front_end"]
+    assert {key: getattr(front_end, key) for key in published["more"]} == published["more"]
     channels = settings.channels_module().n_channels
-    assert (settings.crop_s, settings.crop_frames, settings.trim_db, settings.pad_mode, channels) == told["crop"]
-    assert recipe.clips.corrupted_files == told["corrupted_files"] and recipe.seed == told["seed"]
-    assert (recipe.folds.splitter, recipe.folds.n, recipe.folds.seed, recipe.folds.run_folds) == told["folds"]
-    assert recipe.tta.model_dump() == told["tta"]
+    assert (settings.crop_s, settings.crop_frames, settings.trim_db, settings.pad_mode, channels) == published["crop"]
+    assert recipe.clips.corrupted_files == published["corrupted_files"] and recipe.seed == published["seed"]
+    assert (recipe.folds.splitter, recipe.folds.n, recipe.folds.seed, recipe.folds.run_folds) == published["folds"]
+    assert recipe.tta.model_dump() == published["tta"]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -354,29 +358,31 @@ def test_networks_have_the_published_number_of_parameters(name):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_stages_train_as_published(name):
-    recipe, told = load_recipe(name), SYSTEMS[name]
-    assert len(recipe.stages) == len(told["stages"])
-    for stage, expected in zip(recipe.stages, told["stages"]):
+    recipe, published = load_recipe(name), SYSTEMS[name]
+    assert len(recipe.stages) == len(published["stages"])
+    for stage, expected in zip(recipe.stages, published["stages"], strict=True):
         expected = dict(expected)
-        rates, changes, items = expected.pop("rates", {}), expected.pop("augment"), expected.pop("item_tfms", ())
+        rates, augmentations = expected.pop("rates", {}), expected.pop("augment")
+        item_tfms = expected.pop("item_tfms", ())
         assert {key: getattr(stage, key) for key in expected} == expected, stage.name
         assert (
-            tuple(change for change, _ in stage_augmentations(stage)) == changes
-            and tuple(c["name"] for c in stage.item_tfms) == items
+            tuple(augmentation for augmentation, _ in stage_augmentations(stage)) == augmentations
+            and tuple(table["name"] for table in stage.item_tfms) == item_tfms
         )
         if rates:
             lr_at = SCHEDULES.build(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)
-            for share, lr in rates.items():
-                assert lr_at(share * stage.epochs + 1e-9) == pytest.approx(lr, rel=1e-3, abs=1e-9), (stage.name, share)
+            for fraction, lr in rates.items():
+                epoch = fraction * stage.epochs + 1e-9
+                assert lr_at(epoch) == pytest.approx(lr, rel=1e-3, abs=1e-9), (stage.name, fraction)
 
 
-def drawn(name, stage, change):
-    return dict(stage_augmentations(load_recipe(name).stages[stage]))[change]
+def built(name, stage, augmentation):
+    return dict(stage_augmentations(load_recipe(name).stages[stage]))[augmentation]
 
 
 def test_masks_and_mixers_are_as_published():
     masks = {
-        name: drawn(*name).masks
+        name: built(*name).masks
         for name in [
             ("ninth_full", 1, "spec_augment"),
             ("gold_plan", 0, "spec_augment_gold_plan"),
@@ -391,14 +397,14 @@ def test_masks_and_mixers_are_as_published():
         "kaggle_fat_36th": (1, (2, 2), 0.2, 0.2, "double", "mean"),
         "first_place": (0.5, (1, 2), 0.15, 0.20, "fraction", "min"),
     }
-    ninth, gold, fat = (drawn(*at) for at in [
+    ninth, gold, fat = (built(*at) for at in [
         ("ninth_full", 2, "mixup"), ("gold_plan", 0, "mixup_gold_plan"), ("kaggle_fat_36th", 0, "mixup_kaggle_fat")])
     assert [(m.lam, m.per, m.p, m.larger, m.labels, m.domain) for m in (ninth, gold, fat)] == [
         (0.4, "batch", 1, False, "linear", "log"),
         (0.4, "clip", 0.5, False, "linear", "log"),
         (0.4, "clip", 1, True, "linear", "log"),
     ]
-    third, first = drawn("third_place_noisy", 3, "mixup_or_third_place"), drawn("first_place", 0, "mixer_first_place")
+    third, first = built("third_place_noisy", 3, "mixup_or_third_place"), built("first_place", 0, "mixer_first_place")
     assert (third.p, third.lam, third.labels, third.partner, third.overwrite) == (
         0.5, (0.4, 0.6), "or", "dataset", False,
     )
@@ -408,11 +414,11 @@ def test_masks_and_mixers_are_as_published():
 
 
 def test_the_3rd_places_effects_and_the_1st_places_crops_are_as_published():
-    effects = drawn("third_place_2d", 0, "third_place_effects")
+    effects = built("third_place_2d", 0, "third_place_effects")
     reverb, pitch, overdrive, speed = effects.augmentations
     assert effects.p == 0.75 and (reverb.reverberance, reverb.room_size) == ((0, 49), (0, 49))
     assert (pitch.bounds, overdrive.bounds, speed.bounds) == ((-3, 3), (2, 9), (0.9, 1.1))
-    crop = drawn("first_place", 0, "random_resized_crop")
+    crop = built("first_place", 0, "random_resized_crop")
     # Theirs is of pictures of 128 x 256: 1.7 to 2.3.
     assert (crop.p, crop.scale, [2 * r for r in crop.ratio], crop.n_tries) == (0.33, (0.8, 1.0), [1.7, 2.3], 10)
 
@@ -425,7 +431,7 @@ def test_the_kernels_cycles_are_fastai_v1s():
     assert [mom(0.0), mom(0.3), mom(1.0)] == pytest.approx([0.95, 0.85, 0.95])
 
 
-def test_positives_are_smoothed_and_rare_tags_weigh_more(own_dls, tmp_path):
+def test_positives_are_smoothed_and_rare_tags_have_larger_weights(own_dls, tmp_path):
     from fatai.experiment.stage import prepare_stage
     from fatai.inference.learner import fat_learner
 
