@@ -248,7 +248,7 @@ def _fit(plan: Plan, known: OutOfFold | None) -> FittedEnsemble:
     return plan.fit(known.probs, known.targ)
 
 
-def _nested_predictions(plan: Plan, known: OutOfFold | None, tags: Sequence[str]) -> Predictions | None:
+def _nested_predictions(plan: Plan, known: OutOfFold | None, tags: tuple[str, ...]) -> Predictions | None:
     if known is None or len(np.unique(known.folds)) < 2:
         return None
     return Predictions(known.fnames, tags, _nested_probs(plan, known))

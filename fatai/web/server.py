@@ -119,7 +119,7 @@ def serve(app: Any, host: str, port: int, log: Callable[[str], None] = print) ->
     """
     import uvicorn
 
-    with _listen(host, port) as listener:
+    with _bind(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         log(f"http://{shown}:{listener.getsockname()[1]}/  (press Ctrl-C to stop)")
         config = uvicorn.Config(
@@ -132,16 +132,17 @@ def serve(app: Any, host: str, port: int, log: Callable[[str], None] = print) ->
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket: clients that connect before the server runs wait for it."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a server socket; clients that connect before the server runs wait for it."""
+    is_ipv6 = ":" in host
     try:
-        listener.bind((host, port))
-        listener.listen(128)
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            backlog=128,
+            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
+        )
     except (OSError, OverflowError) as e:
-        listener.close()
         raise OptionError(
             f"cannot listen at {host}, port {port} ({e}); choose another --port, or 0 for any free one"
         ) from None
-    return listener

@@ -190,9 +190,9 @@ def test_commands_accept_a_folder(folder, clips, tmp_path, main_with):
 
 def test_a_missing_calibration_is_an_error(tmp_path, clips):
     plain = save(tmp_path / "model")
-    with pytest.raises(CheckpointError, match="holds no calibration"):
+    with pytest.raises(CheckpointError, match="has no calibration"):
         predict_with_run(plain, clips, calibrated=True)
-    with pytest.raises(CheckpointError, match="holds no calibration"):
+    with pytest.raises(CheckpointError, match="has no calibration"):
         Tagger(plain, calibrated=True)
 
 

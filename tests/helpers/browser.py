@@ -119,8 +119,11 @@ def serving(*args):
 def players(page):
     """Return the duration in seconds of every audio player on a page, once all are loaded."""
     page.wait_for_timeout(200)
-    return page.evaluate("""() => Promise.all([...document.querySelectorAll('audio')].map(a => new Promise((done, failed) => {
-        if (a.readyState) done(a.duration);
-        a.addEventListener('loadedmetadata', () => done(a.duration));
-        a.addEventListener('error', () => failed(new Error('a player has no sound')));
-    })))""")
+    return page.evaluate("""() => {
+        const load = audio => new Promise((resolve, reject) => {
+            if (audio.readyState) resolve(audio.duration);
+            audio.addEventListener('loadedmetadata', () => resolve(audio.duration));
+            audio.addEventListener('error', () => reject(new Error('a player has no sound')));
+        });
+        return Promise.all([...document.querySelectorAll('audio')].map(load));
+    }""")
