@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands."""
+"""The Python code of the README runs."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-def test_the_ten_lines_run_and_the_submission_fits(tmp_path, monkeypatch, capsys, sample):
+def test_the_ten_lines_run_and_the_submission_is_valid(tmp_path, monkeypatch, capsys, sample):
     monkeypatch.chdir(tmp_path)
     code = BLOCKS[0]
     assert len([line for line in code.splitlines() if line]) <= 10
@@ -20,11 +20,11 @@ def test_the_ten_lines_run_and_the_submission_fits(tmp_path, monkeypatch, capsys
     from fatai.inference.predictions import check_submission
 
     check_submission(tmp_path / "submission.csv", sample / "sample_submission.csv")
-    scored = float(re.search(r"test lwlrap (0\.\d+)", capsys.readouterr().out)[1])
-    assert scored > 0.4, "ten epochs on bundled sounds; chance is about 0.3"
+    score = float(re.search(r"test lwlrap (0\.\d+)", capsys.readouterr().out)[1])
+    assert score > 0.4, "ten epochs on bundled sounds; chance is about 0.3"
 
 
-def test_the_three_doors_open(tmp_path, monkeypatch, sample):
+def test_the_three_loaders_load_the_same_clips(tmp_path, monkeypatch, sample):
     monkeypatch.chdir(tmp_path)
     audio = tmp_path / "my_sounds" / "audio"
     audio.mkdir(parents=True)
@@ -46,7 +46,7 @@ def test_the_three_doors_open(tmp_path, monkeypatch, sample):
         assert len(dls.files(0)) + len(dls.files(1)) == 12
 
 
-def test_what_is_said_of_training_runs(tmp_path, monkeypatch, sample):
+def test_the_code_on_training_runs(tmp_path, monkeypatch, sample):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec("from fatai.all import *", names)
@@ -60,7 +60,7 @@ def test_what_is_said_of_training_runs(tmp_path, monkeypatch, sample):
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^\$ fatai-submit ([\w-]+)", README, re.M))))
-def test_every_command_that_the_readme_names_exists(command):
+def test_every_command_of_the_readme_exists(command):
     from typer.main import get_command
 
     from fatai.cli import app

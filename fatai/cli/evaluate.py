@@ -134,10 +134,10 @@ def ensemble(
             help="Labels of the training clips: fitted methods need them and the runs' oof.csv; also prints the scores.",
         ),
     ] = None,
-    base: Annotated[
+    average: Annotated[
         str | None,
         typer.Option(
-            "--base", help="For cobyla, forward and lwlrap_weights: the average to weight, such as gmean or rank_clip."
+            "--average", help="For cobyla, forward and lwlrap_weights: the average to weight, such as gmean or rank_clip."
         ),
     ] = None,
     sample: Annotated[
@@ -153,12 +153,12 @@ def ensemble(
     from fatai.ensemble.ensemble import ensemble_report
 
     parsed = _parse_weights(weights)
-    if truth is None and base is None and sample is None and not isinstance(parsed, str):
+    if truth is None and average is None and sample is None and not isinstance(parsed, str):
         n = _average_row_by_row(predictions, out, method, parsed)
         if n is not None:
             typer.echo(f"{out}: {method} of {len(predictions)}, {n} clips")
             return
-    result = ensemble_report(predictions, method, parsed, truth=truth, **({} if base is None else {"average": base}))
+    result = ensemble_report(predictions, method, parsed, truth=truth, **({} if average is None else {"average": average}))
     if sample is None:
         result.predictions.to_csv(out)
     else:

@@ -200,7 +200,7 @@ _OLD_OPTIONS = {
     "--mean": "--average",
     "--how": "--method",
     "--mode": "--method",
-    "--of": "--base",
+    "--of": "--average",
     "--normalise": "--normalize",
     "--most": "--max-findings",
     "--seconds": "--max-seconds",

@@ -183,7 +183,7 @@ def test_version():
         (["run", "{sample}", "--arch", "m33", "--out", "new"], "did you mean m3"),
         (["run", "{sample}", "--folds", "1", "--out", "new"], "folds.n is 1"),
         (["run", "{sample}", "--recipe", "quick", "--out", "{run}"], "exists and is not empty"),
-        (["predict", "{empty}", "{sample}"], "no finished run"),
+        (["predict", "{empty}", "{sample}"], "is not a finished run"),
         (["predict", "{run}", "nowhere.wav"], "there is no file or folder nowhere.wav"),
         (["score", "nowhere.csv", "--truth", "{sample}/truth/test.csv"], "nowhere.csv"),
         (["score", "{run}/test.csv", "--truth", "{sample}/train_curated.csv"], "truth"),

@@ -53,7 +53,7 @@ def test_an_ensemble_prints_the_score_of_each_member_and_its_own_nested(data, ma
         *runs,
         "--method",
         "forward",
-        "--base",
+        "--average",
         "rank_clip",
         "--truth",
         data / "truth.csv",
@@ -63,10 +63,10 @@ def test_an_ensemble_prints_the_score_of_each_member_and_its_own_nested(data, ma
         data / "sample.csv",
     )
     assert ended.returncode == 0, ended.stderr
-    by_hand = ensemble_report(runs, "forward", truth=data / "truth.csv", of="rank_clip")
+    by_hand = ensemble_report(runs, "forward", truth=data / "truth.csv", average="rank_clip")
     rows = [line.split() for line in ended.stdout.splitlines()]
     assert rows[2] == [str(runs[1]), f"{by_hand.weights[1]:.3f}", f"{lwlrap(*oof_score(data, 'run1')):.4f}"]
-    assert rows[3] == ["blend,", "nested", f"{by_hand.predictions.oof_score:.4f}"]
+    assert rows[3] == ["ensemble,", "nested", f"{by_hand.predictions.oof_score:.4f}"]
     assert Predictions.from_csv(data / "b.csv").fnames == ("y.wav", "x.wav")
     assert (
         main_with(
@@ -105,14 +105,14 @@ def test_an_ensemble_of_tables_needs_them_whole_only_where_their_orders_differ(d
     [
         (
             ["ensemble", "{d}/run0", "--method", "forward", "--out", "{d}/b.csv"],
-            "how='forward' is learnt from out-of-fold",
+            "how='forward' is fitted on out-of-fold",
         ),
-        (["ensemble", "{d}/run0", "--base", "gmean", "--out", "{d}/b.csv"], "'mean' has no option 'of'"),
+        (["ensemble", "{d}/run0", "--average", "gmean", "--out", "{d}/b.csv"], "'mean' has no option 'average'"),
         (
             ["ensemble", "{d}/run0", "--weights", "lwlrip", "--out", "{d}/b.csv"],
             "expected numbers like 2,1,1.* or lwlrap",
         ),
-        (["ensemble", "{d}/run0", "--weights", "lwlrap", "--out", "{d}/b.csv"], "run0 carries no score"),
+        (["ensemble", "{d}/run0", "--weights", "lwlrap", "--out", "{d}/b.csv"], "run0 has none"),
         (["score", "{d}/run0", "{d}/run1", "--truth", "{d}/truth.csv", "--per-tag"], "--per-tag is given with 2 runs"),
         (["score", "{d}/run0", "--truth", "{d}/truth.csv", "--part", "train"], "expected oof or test"),
         (["calibrate", "{d}", "--truth", "{d}/truth.csv"], "oof.csv: no such file"),
@@ -191,6 +191,6 @@ def test_thresholds_of_a_precision_hold_it_out_of_fold(data):
 
 def test_one_trained_fold_is_not_enough(data):
     Predictions.from_csv(data / "run0" / "oof.csv").select(NAMES[::3]).to_csv(data / "run0" / "oof.csv")
-    with pytest.raises(DataError, match="predictions of 1 folds; a calibration is judged across two or more"):
+    with pytest.raises(DataError, match="predictions of 1 folds; expected at least two"):
         calibrate_run(data / "run0", truth_of(data))
     assert not (data / "run0" / "calibration.json").exists()

@@ -85,7 +85,7 @@ def test_show_augs_draws_every_change_of_all_stages_and_those_that_are_asked_for
     )
     assert (
         printed
-        == f"{tmp_path / 'a.png'}: 2 clips before and after flip, gain, mixup_or, stage first, cutout, noise, mixup\n"
+        == f"{tmp_path / 'a.png'}: 2 clips before and after time_reverse, gain, mixup_or, stage first, cutout, noise, mixup\n"
     )
     picture = plt.imread(tmp_path / "a.png")
     height, width = picture.shape[:2]

@@ -116,7 +116,7 @@ def test_errors_are_one_sentence(tag, tiny_run, sounds, args, message):
 
 
 def test_a_folder_that_is_no_run_is_an_error(tag, sounds):
-    assert "no finished run" in tag("in", "in").stderr
+    assert "is not a finished run" in tag("in", "in").stderr
 
 
 @pytest.mark.slow

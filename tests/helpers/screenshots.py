@@ -1,4 +1,4 @@
-"""Pictures of the served pages for the documentation: python tests/helpers/screenshots.py RUN FOLDER."""
+"""Take screenshots of the served pages for the documentation: python tests/helpers/screenshots.py RUN FOLDER."""
 
 import io
 import sys
@@ -7,13 +7,13 @@ from pathlib import Path
 from PIL import Image
 
 from fatai.data.datasets.fat2019 import fat_sample
-from helpers.browser import serving, launch_chromium
+from helpers.browser import launch_chromium, serving
 
 MAX_BYTES = 150_000
 
 
-def taken(page, path):
-    """A screenshot of few colours, so that it stays small."""
+def save_screenshot(page, path):
+    """Save a screenshot with few colors, so that the file is small."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(96)
     image.save(path, optimize=True)
     assert path.stat().st_size <= MAX_BYTES, f"{path} has {path.stat().st_size:,} bytes"
@@ -24,12 +24,12 @@ def main(run, folder):
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    looks = {
+    appearances = {
         "": {"viewport": {"width": 860, "height": 780}},
         "_phone": {"viewport": {"width": 390, "height": 780}, "color_scheme": "dark"},
     }
     with launch_chromium() as browser:
-        for look, options in looks.items():
+        for suffix, options in appearances.items():
             with serving("serve", run) as (_, address):
                 page = browser.new_page(**options)
                 page.goto(address)
@@ -37,15 +37,15 @@ def main(run, folder):
                 expect(page.locator(".lanes")).to_have_count(1)
                 page.evaluate("() => { document.querySelector('audio').currentTime = 0.4; }")
                 page.wait_for_timeout(500)
-                taken(page, folder / f"tagger{look}.png")
+                save_screenshot(page, folder / f"tagger{suffix}.png")
             with serving("review", run, "--serve", "--corrections", folder / ".none.csv") as (_, address):
                 page = browser.new_page(**options)
                 page.goto(address)
                 expect(page.locator("audio")).to_have_count(1)
-                if not look:
+                if not suffix:
                     page.keyboard.press("r")
                 page.wait_for_timeout(500)
-                taken(page, folder / f"review{look}.png")
+                save_screenshot(page, folder / f"review{suffix}.png")
 
 
 if __name__ == "__main__":
