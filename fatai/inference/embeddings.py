@@ -100,11 +100,14 @@ class Embeddings:
             # Mapped first: a header that declares more than the file has is detected before memory is allocated.
             values = np.load(file, mmap_mode="r", allow_pickle=False)
         except (EOFError, OSError, ValueError, OverflowError) as e:
-            raise DataError(f"{file} cannot be read as an array: {e}; expected what fatai-submit embed writes") from None
+            raise DataError(
+                f"{file} cannot be read as an array: {e}; expected what fatai-submit embed writes"
+            ) from None
         is_float32 = isinstance(values, np.ndarray) and values.dtype == np.float32
         if not is_float32 or values.ndim != 2 or len(values) != len(names):
             raise DataError(
-                f"{file} is not a float32 array of {len(names)} rows, one for each name in {file.with_suffix('.csv').name}"
+                f"{file} is not a float32 array of {len(names)} rows, one for each name in "
+                f"{file.with_suffix('.csv').name}"
             )
         return cls(names, np.array(values))
 
@@ -128,7 +131,9 @@ class _Encoder(nn.Module):
         super().__init__()
         inner = model.model if isinstance(model, TwoHeadModel) else model
         if not isinstance(inner, SpectrogramModel):
-            raise OptionError(f"the model is a {type(inner).__name__}; expected a SpectrogramModel, which has embed(spec)")
+            raise OptionError(
+                f"the model is a {type(inner).__name__}; expected a SpectrogramModel, which has embed(spec)"
+            )
         self.model = inner
         self.train(inner.training)
 

@@ -191,8 +191,9 @@ def _is_overlapping_conv(module: nn.Module) -> bool:
 
 
 def _name(model: nn.Module) -> str:
-    named = isinstance(model, SpectrogramModel) and model.built_as is not None
-    return model.built_as.arch if named else type(model).__name__
+    if isinstance(model, SpectrogramModel) and model.built_as is not None:
+        return model.built_as.arch
+    return type(model).__name__
 
 
 def _resize(heat: Tensor, model: nn.Module, size: tuple[int, int]) -> Tensor:

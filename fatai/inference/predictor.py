@@ -235,10 +235,10 @@ class _ClipMeans:
 
 
 class _ViewBatch(NamedTuple):
-    """Waves (views, samples) and their index (views, 4): clip, view number, first sample, end (exclusive)."""
+    """Waves (views, samples) and their positions (views, 4): clip, view number, first sample, end (exclusive)."""
 
     waves: Tensor
-    index: np.ndarray
+    positions: np.ndarray
 
 
 class _LengthBuckets:

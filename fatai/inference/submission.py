@@ -70,7 +70,8 @@ def _header_problems(columns: Sequence[str], expected: Sequence[str]) -> list[st
         (i, first, _), (k, second, _) = moved
         return [f"the columns {first!r} and {second!r} are swapped (columns {i} and {k})"]
     return [
-        f"the columns are in another order: column {i} is {column!r}; expected {wanted!r}" for i, column, wanted in moved
+        f"the columns are in another order: column {i} is {column!r}; expected {wanted!r}"
+        for i, column, wanted in moved
     ]
 
 

@@ -1,24 +1,18 @@
-"""Logistic regressions on embeddings, against scikit-learn's own pipeline; PANNs' recipe from sounds to a submission."""
+"""Logistic regressions on embeddings, against scikit-learn's own pipeline."""
 
-import json
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
-from fatai.inference.linear_probe import LinearProbe, fit_embedding_tagger
 from fatai.inference.embeddings import Embeddings
-from fatai.ensemble.ensemble import ensemble
-from fatai.inference.predictions import Predictions, check_submission
-from fatai.models import create_model
+from fatai.inference.linear_probe import LinearProbe, fit_linear_probe
 from fatai.metrics.ranking import lwlrap
 
 TAGS = ("Bark", "Meow", "Rain")
@@ -26,14 +20,14 @@ TAGS = ("Bark", "Meow", "Rain")
 
 @pytest.fixture
 def known(rng):
-    """Embeddings of 60 clips whose tags lean on some of their features, and the truth."""
+    """Return embeddings of 60 clips whose tags depend on some of their features, the flags, and the truth."""
     values = (3 + 5 * rng.standard_normal((60, 8))).astype(np.float32)
     values[:, 7] = 2.5  # a unit that never fires
     targ = (values[:, :3] + rng.standard_normal((60, 3)) > 5).astype(int)
     targ[targ.sum(1) == 0, 0] = 1
     fnames = tuple(f"{i}.wav" for i in range(60))
     truth = pd.DataFrame(
-        {"fname": fnames, "labels": [",".join(t for t, there in zip(TAGS, row) if there) for row in targ]}
+        {"fname": fnames, "labels": [",".join(t for t, flag in zip(TAGS, row, strict=True) if flag) for row in targ]}
     )
     return Embeddings(fnames, values), targ, truth
 
@@ -44,7 +38,7 @@ def pipeline(**options):
     )
 
 
-def test_a_tagger_is_scikit_learns_pipeline(known):
+def test_a_probe_is_scikit_learns_pipeline(known):
     embeddings, targ, _ = known
     ours = LinearProbe.fit(embeddings.values, targ, TAGS).predict(embeddings)
     theirs = (
@@ -58,11 +52,11 @@ def test_a_tagger_is_scikit_learns_pipeline(known):
     )
 
 
-def test_out_of_fold_each_clip_is_judged_by_a_tagger_that_never_saw_it(known):
+def test_out_of_fold_each_clip_is_predicted_by_a_probe_that_was_not_fitted_on_it(known):
     embeddings, targ, truth = known
     folds = {name: i % 3 for i, name in enumerate(embeddings.fnames)}
     shuffled = truth.sample(frac=1, random_state=1)
-    fit = fit_embedding_tagger(embeddings, shuffled, TAGS, folds=folds)
+    fit = fit_linear_probe(embeddings, shuffled, TAGS, folds=folds)
     number = np.arange(60) % 3
     expected = np.empty((60, 3))
     for k in range(3):
@@ -81,14 +75,14 @@ def test_out_of_fold_each_clip_is_judged_by_a_tagger_that_never_saw_it(known):
     assert refitted.oof_score == fit.oof.oof_score
 
 
-def test_folds_that_are_not_given_are_made(known):
+def test_a_number_of_folds_is_split(known):
     embeddings, _, truth = known
-    fit = fit_embedding_tagger(embeddings, truth, TAGS, folds=4)
+    fit = fit_linear_probe(embeddings, truth, TAGS, folds=4)
     assert sorted(fit.scores) == [0, 1, 2, 3] and np.bincount(fit.folds).min() >= 12
-    assert fit_embedding_tagger(embeddings, truth, TAGS, folds=4).folds.tolist() == fit.folds.tolist()
+    assert fit_linear_probe(embeddings, truth, TAGS, folds=4).folds.tolist() == fit.folds.tolist()
 
 
-def test_a_tag_without_clips_keeps_its_share_and_others_learn(known):
+def test_a_tag_without_clips_keeps_its_fraction_and_others_learn(known):
     embeddings, targ, _ = known
     targ = np.column_stack([targ[:, 0], np.zeros(60), np.ones(60)])
     probs = LinearProbe.fit(embeddings.values, targ, TAGS).predict(embeddings).probs
@@ -97,25 +91,25 @@ def test_a_tag_without_clips_keeps_its_share_and_others_learn(known):
     assert lwlrap(probs[:, :1], targ[:, :1]) == 1 and np.ptp(probs[:, 0]) > 0.5
 
 
-def test_clips_that_cannot_be_read_are_left_out_and_have_the_prior(known):
+def test_unreadable_clips_are_left_out_and_get_the_prior(known):
     embeddings, targ, truth = known
     values = embeddings.values.copy()
     values[5] = np.nan
-    fit = fit_embedding_tagger(Embeddings(embeddings.fnames, values), truth, TAGS, folds=3)
+    fit = fit_linear_probe(Embeddings(embeddings.fnames, values), truth, TAGS, folds=3)
     assert "5.wav" not in fit.oof.fnames and len(fit.oof) == 59
     predicted = fit.predict(Embeddings(embeddings.fnames, values))
     assert predicted.unreadable == ("5.wav",)
     np.testing.assert_allclose(predicted.probs[5], np.delete(targ, 5, axis=0).mean(0))
 
 
-def test_a_tagger_is_read_as_it_was_saved(known, tmp_path):
+def test_save_and_load(known, tmp_path):
     embeddings, targ, _ = known
-    tagger = LinearProbe.fit(embeddings.values, targ, TAGS)
-    tagger.save(tmp_path / "t.safetensors")
-    assert LinearProbe.load(tmp_path / "t.safetensors").predict(embeddings) == tagger.predict(embeddings)
+    probe = LinearProbe.fit(embeddings.values, targ, TAGS)
+    probe.save(tmp_path / "t.safetensors")
+    assert LinearProbe.load(tmp_path / "t.safetensors").predict(embeddings) == probe.predict(embeddings)
 
 
-def test_what_is_no_tagger_is_refused(known, tmp_path):
+def test_files_that_are_not_probes_are_an_error(known, tmp_path):
     embeddings, targ, _ = known
     file = tmp_path / "t.safetensors"
     with pytest.raises(CheckpointError, match="t.safetensors"):
@@ -127,20 +121,20 @@ def test_what_is_no_tagger_is_refused(known, tmp_path):
         "coef": np.zeros((2, 4)),
         "intercept": np.zeros(2),
     }
-    good = {"format": "fatai embedding tagger 1", "tags": '["a", "b"]'}
+    good = {"format": "fatai linear probe 1", "tags": '["a", "b"]'}
     save_file(arrays, file, good)
     assert LinearProbe.load(file).tags == ("a", "b")
     for change, notes, message in (
-        ({}, {}, "is no embedding tagger"),
+        ({}, {}, "is not a linear probe"),
         ({}, {**good, "tags": '["a"]'}, "prior has shape"),
-        ({}, {**good, "tags": '["a", "a"]'}, "named twice"),
-        ({}, {**good, "tags": '"ab"'}, "no list of names"),
+        ({}, {**good, "tags": '["a", "a"]'}, "duplicate tags"),
+        ({}, {**good, "tags": '"ab"'}, "not a list of names"),
         ({}, {**good, "tags": "[" * 100_000}, "cannot be read"),
-        ({"more": np.zeros(1)}, good, "is no embedding tagger"),
+        ({"more": np.zeros(1)}, good, "is not a linear probe"),
         ({"coef": np.zeros((2, 3))}, good, "coef has shape"),
         ({"mean": np.full(4, np.nan)}, good, "mean has shape"),
-        ({"scale": np.zeros(4)}, good, "a scale is not above 0"),
-        ({"prior": np.full(2, 7.0)}, good, "a prior is no share"),
+        ({"scale": np.zeros(4)}, good, "a scale not above 0"),
+        ({"prior": np.full(2, 7.0)}, good, "a prior outside"),
     ):
         save_file({**arrays, **change}, file, notes)
         with pytest.raises(CheckpointError, match=message):
@@ -150,18 +144,18 @@ def test_what_is_no_tagger_is_refused(known, tmp_path):
         LinearProbe.load(file)
 
 
-def test_what_does_not_fit_is_refused(known):
+def test_invalid_arguments_are_errors(known):
     embeddings, targ, truth = known
-    tagger = LinearProbe.fit(embeddings.values, targ, TAGS)
+    probe = LinearProbe.fit(embeddings.values, targ, TAGS)
     with pytest.raises(ShapeError, match="have 5 features; expected 8"):
-        tagger.predict(Embeddings(("a",), np.zeros((1, 5))))
+        probe.predict(Embeddings(("a",), np.zeros((1, 5))))
     with pytest.raises(ShapeError, match=r"values has shape \(60, 8\) and targ \(60, 2\)"):
         LinearProbe.fit(embeddings.values, targ[:, :2], TAGS)
     with pytest.raises(OptionError, match="C is 0"):
         LinearProbe.fit(embeddings.values, targ, TAGS, C=0)
     with pytest.raises(DataError, match="no clip is in both"):
-        fit_embedding_tagger(embeddings, pd.DataFrame({"fname": ["x"], "labels": ["Bark"]}), TAGS)
+        fit_linear_probe(embeddings, pd.DataFrame({"fname": ["x"], "labels": ["Bark"]}), TAGS)
     with pytest.raises(DataError, match="there is no fold for '1.wav' .59 such clips."):
-        fit_embedding_tagger(embeddings, truth, TAGS, folds={"0.wav": 0})
+        fit_linear_probe(embeddings, truth, TAGS, folds={"0.wav": 0})
     with pytest.raises(DataError, match="all clips are in one fold"):
-        fit_embedding_tagger(embeddings, truth, TAGS, folds=dict.fromkeys(embeddings.fnames, 0))
+        fit_linear_probe(embeddings, truth, TAGS, folds=dict.fromkeys(embeddings.fnames, 0))

@@ -53,7 +53,8 @@ def test_plot_lwlrap_draws_every_tag_at_its_score(learn, preds):
     targ, probs = multi_hot(clips["labels"], learn.tags), preds.select(clips["fname"]).probs
     scores = dict(zip(learn.tags, lwlrap_per_class(probs, targ).scores, strict=True))
     names = [re.fullmatch(r"(.*) \((\d+)\)", label.get_text()).groups() for label in axis.get_yticklabels()]
-    assert {name: int(n) for name, n in names} == {tag: int(n) for tag, n in zip(learn.tags, targ.sum(0), strict=True) if n}
+    counts = zip(learn.tags, targ.sum(0), strict=True)
+    assert {name: int(n) for name, n in names} == {tag: int(n) for tag, n in counts if n}
     points = next(line for line in axis.lines if line.get_marker() == "o")
     np.testing.assert_allclose(points.get_xdata(), [scores[name] for name, _ in names])
     assert list(points.get_xdata()) == sorted(points.get_xdata()) and list(points.get_ydata()) == sorted(

@@ -325,7 +325,7 @@ def test_a_tag_that_no_clip_has_comes_last_without_a_score(preds):
 
 def test_the_interval_of_the_score(preds, file):
     found = preds.interval(file(LABELS), n_resamples=200, confidence_level=0.9)
-    assert found.value == pytest.approx(13 / 18) and found.level == 0.9
+    assert found.value == pytest.approx(13 / 18) and found.confidence_level == 0.9
     # Two clips: drawn both, or one of them twice.
     assert (found.low, found.high) == (pytest.approx(7 / 12), 1)
     assert preds.interval(file(LABELS), "auc").value == 1

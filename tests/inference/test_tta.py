@@ -1,4 +1,4 @@
-"""Views of a clip, and what becomes of their answers."""
+"""Test-time augmentation: views of a clip and the average of their predictions."""
 
 import numpy as np
 import pytest
@@ -6,61 +6,62 @@ import soundfile as sf
 import torch
 from torch import nn
 
+from fatai.audio.waveform import Section
 from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, OptionError
-from fatai.inference.view_store import load_views
+from fatai.inference.learner import fat_learner
 from fatai.inference.predictor import Predictor, _view_batches
 from fatai.inference.tta import TagScores, build_views
+from fatai.inference.view_store import load_views
 from fatai.inference.views import ClipViews, even_views, whole_view
 from fatai.models import create_model
 from fatai.registry import VIEWS
-from fatai.audio.waveform import Section
-from fatai.inference.learner import fat_learner
 
 SETTINGS = ClipConfig(crop_s=0.1, trim_db=None)
 SIZE = SETTINGS.crop_samples
 
 
-def test_whole_clips_share_batches_with_those_of_their_length_and_answer_as_if_alone(clips):
+def test_whole_clips_share_batches_by_length_and_are_predicted_as_if_alone(clips):
     batches = []
 
-    class Watched(Loudness):
+    class Recorded(Loudness):
         def forward(self, spec):
             batches.append(len(spec))
             return super().forward(spec)
 
     order = [0, 1, 2, 3, 0, 1, 2, 3]
     views = whole_view(step_s=0.1)
-    together = Predictor(Watched(), SETTINGS, views, 2, bs=4).predict([clips[i] for i in order])
+    together = Predictor(Recorded(), SETTINGS, views, 2, bs=4).predict([clips[i] for i in order])
     # Lengths in steps: 1, 3, 1, 3. Two lengths, four clips each; three steps leave room for 4 // 3 = 1 clip.
     assert sorted(batches) == [1, 1, 1, 1, 4]
-    for row, i in zip(together.probs, order):
+    for row, i in zip(together.probs, order, strict=True):
         np.testing.assert_allclose(
             row, Predictor(Loudness(), SETTINGS, views, 2).predict([clips[i]]).probs[0], atol=1e-6
         )
 
 
 def test_views_that_wait_for_others_of_their_length_are_few(rng):
-    held, most = set(), []
+    waiting, counts = set(), []
 
     def items():
         for i in range(400):
-            held.add(i)
-            most.append(len(held))
+            waiting.add(i)
+            counts.append(len(waiting))
             yield ClipViews(torch.zeros(1000 + 7 * i), [Section(0, 1000 + 7 * i)])
 
     owners = []
-    for _, places in _view_batches(items(), 2, {}):
-        held.difference_update(places[:, 0].tolist())
-        owners += places[:, 0].tolist()
-    assert sorted(owners) == list(range(400)) and max(most) < 40
+    for _, index in _view_batches(items(), 2, {}):
+        waiting.difference_update(index[:, 0].tolist())
+        owners += index[:, 0].tolist()
+    assert sorted(owners) == list(range(400)) and max(counts) < 40
 
 
 def test_a_view_that_waits_does_not_keep_its_clip_in_memory():
     waves = [torch.zeros(100_000) for _ in range(3)]
-    (batch, places), = _view_batches([ClipViews(wave, [Section(10, 20)]) for wave in waves], 8, {})
-    assert batch.shape == (3, 10) and places.tolist() == [[i, 0, 10, 20] for i in range(3)]
-    stream = _view_batches(iter([ClipViews(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])]), 2, {})
+    (batch, index), = _view_batches([ClipViews(wave, [Section(10, 20)]) for wave in waves], 8, {})
+    assert batch.shape == (3, 10) and index.tolist() == [[i, 0, 10, 20] for i in range(3)]
+    views = ClipViews(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])
+    stream = _view_batches(iter([views]), 2, {})
     waiting = next(stream)[0]
     assert waiting.untyped_storage().nbytes() == 2 * 10 * 4
 
@@ -85,46 +86,47 @@ def clips(tmp_path, rng):
     return paths
 
 
-def answer(clips, **options):
+def predict(clips, **options):
     return Predictor(Loudness(), SETTINGS, even_views(n=3), 2, **options).predict(clips)
 
 
-def test_the_answer_is_the_mean_of_the_sigmoids_of_the_views(clips):
+def test_the_prediction_is_the_mean_of_the_sigmoids_of_the_views(clips):
     wave = SETTINGS.read(clips[1])
     model, front_end = Loudness(), SETTINGS.front_end.build()
     views = torch.stack([wave[s:s + SIZE] for s in (0, SIZE, 2 * SIZE)])
     expected = torch.sigmoid(model(front_end(views)[:, None])).mean(0).detach().numpy()
-    np.testing.assert_allclose(answer(clips).probs[1], expected, atol=1e-6)
+    np.testing.assert_allclose(predict(clips).probs[1], expected, atol=1e-6)
 
 
 def logit(p):
     return np.log(p / (1 - p))
 
 
-def test_the_mean_of_logits_is_the_logit_of_the_answer(clips, tmp_path):
+def test_the_mean_of_logits_is_the_logit_of_the_prediction(clips, tmp_path):
     wave, front_end = SETTINGS.read(clips[1]), SETTINGS.front_end.build()
     views = torch.stack([wave[s:s + SIZE] for s in (0, SIZE, 2 * SIZE)])
     expected = Loudness()(front_end(views)[:, None]).mean(0).detach().numpy()
-    np.testing.assert_allclose(logit(answer(clips, average="logits").probs[1]), expected, rtol=1e-5)
+    np.testing.assert_allclose(logit(predict(clips, average="logits").probs[1]), expected, rtol=1e-5)
     with pytest.raises(OptionError, match="average is 'logit'; did you mean logits"):
-        answer(clips, average="logit")
+        predict(clips, average="logit")
 
 
 @pytest.mark.parametrize("kind", VIEWS.names())
 @pytest.mark.parametrize("average", ["probs", "logits"])
-def test_a_clips_answer_is_the_same_alone_in_any_batch_in_any_order_and_with_workers(clips, kind, average):
-    def answer(clips, **options):
-        return Predictor(Loudness(), SETTINGS, build_views(kind), 2, average=average, seed=3, **options).predict(clips).probs
+def test_a_clips_prediction_is_the_same_alone_in_any_batch_in_any_order_and_with_workers(clips, kind, average):
+    def predict(clips, **options):
+        predictor = Predictor(Loudness(), SETTINGS, build_views(kind), 2, average=average, seed=3, **options)
+        return predictor.predict(clips).probs
 
-    together = answer(clips, bs=3)
-    assert np.unique(together[:, 0].round(4)).size == len(clips), "each clip has an answer of its own"
-    np.testing.assert_allclose(together, np.concatenate([answer([clip]) for clip in clips]), atol=1e-6)
+    together = predict(clips, bs=3)
+    assert np.unique(together[:, 0].round(4)).size == len(clips), "each clip has its own prediction"
+    np.testing.assert_allclose(together, np.concatenate([predict([clip]) for clip in clips]), atol=1e-6)
     for order in ([3, 2, 1, 0], [2, 0, 3, 1]):
-        np.testing.assert_allclose(answer([clips[i] for i in order], bs=2), together[order], atol=1e-6)
-    np.testing.assert_allclose(answer(clips, num_workers=2), together, atol=1e-6)
+        np.testing.assert_allclose(predict([clips[i] for i in order], bs=2), together[order], atol=1e-6)
+    np.testing.assert_allclose(predict(clips, num_workers=2), together, atol=1e-6)
 
 
-def test_a_network_answers_for_a_clip_the_same_alone_and_among_others(clips):
+def test_a_network_predicts_a_clip_the_same_alone_and_among_others(clips):
     torch.manual_seed(0)
     model = create_model("m1", 5, width=0.125)
     for kind in VIEWS.names():
@@ -136,17 +138,17 @@ def test_a_network_answers_for_a_clip_the_same_alone_and_among_others(clips):
 
 
 def test_random_views_follow_the_seed(clips):
-    def heard(seed):
+    def probs(seed):
         return Predictor(Loudness(), SETTINGS, build_views("random", 2), 2, seed=seed).predict(clips).probs
 
-    assert (heard(1) == heard(1)).all() and (heard(1)[1] != heard(2)[1]).any()
+    assert (probs(1) == probs(1)).all() and (probs(1)[1] != probs(2)[1]).any()
 
 
-def test_an_unreadable_clip_is_reported_and_the_others_answered(clips):
+def test_an_unreadable_clip_is_reported_and_the_others_are_predicted(clips):
     clips[2].write_bytes(b"RIFF")
-    answers = answer(clips, num_workers=2)
-    assert list(answers.errors) == [2] and "2.wav" in answers.errors[2]
-    assert np.isnan(answers.probs[2]).all() and np.isfinite(answers.probs[[0, 1, 3]]).all()
+    output = predict(clips, num_workers=2)
+    assert list(output.errors) == [2] and "2.wav" in output.errors[2]
+    assert np.isnan(output.probs[2]).all() and np.isfinite(output.probs[[0, 1, 3]]).all()
 
 
 def test_the_model_is_left_in_its_mode(clips):
@@ -161,46 +163,46 @@ def learn(small_dls):
     return fat_learner(small_dls, "m1", width=0.125)
 
 
-def test_tta_answers_for_the_validation_clips_in_their_order(learn):
+def test_tta_predicts_the_validation_clips_in_their_order(learn):
     preds = learn.tta(n=2)
     assert preds.fnames == tuple(learn.dls.files(1)["fname"]) and preds.tags == learn.tags
     assert ((preds.probs > 0) & (preds.probs < 1)).all()
 
 
-def test_a_learner_listens_with_the_workers_of_its_loaders(learn, monkeypatch):
+def test_tta_takes_the_number_of_workers_of_the_loaders(learn, monkeypatch):
     from fatai.inference import predictor
 
-    taken = []
+    numbers = []
 
-    class Watched(predictor.DataLoader):
+    class Recorded(predictor.DataLoader):
         def __init__(self, *args, num_workers, **kwargs):
-            taken.append(num_workers)
+            numbers.append(num_workers)
             super().__init__(*args, num_workers=num_workers, **kwargs)
 
-    monkeypatch.setattr(predictor, "DataLoader", Watched)
+    monkeypatch.setattr(predictor, "DataLoader", Recorded)
     learn.tta(n=1)
     learn.tta(n=1, num_workers=1)
-    assert taken == [0, 1] == [learn.dls.train.fake_l.num_workers, 1]
+    assert numbers == [0, 1] == [learn.dls.train.fake_l.num_workers, 1]
 
 
-def test_every_views_answer_can_be_kept(learn, sample, tmp_path):
+def test_the_probabilities_of_every_view_can_be_saved(learn, sample, tmp_path):
     clips = sorted((sample / "test").iterdir())[:3]
     (tmp_path / "broken.wav").write_bytes(b"")
     clips.insert(1, tmp_path / "broken.wav")
-    kept = tmp_path / "kept" / "views.npz"
+    file = tmp_path / "saved" / "views.npz"
     with pytest.warns(UserWarning, match="broken.wav"):
-        preds = learn.tta(items=clips, views="tiles", step_s=0.25, bs=2, num_workers=0, save_views=kept)
-    views = load_views(kept)
+        preds = learn.tta(items=clips, views="tiles", step_s=0.25, bs=2, num_workers=0, save_views=file)
+    views = load_views(file)
     assert views.fnames == preds.fnames and views.tags == preds.tags and set(views.clip) == {0, 2, 3}
     for i in (0, 2, 3):
         rows = views.clip == i
         np.testing.assert_allclose(views.probs[rows].mean(0), preds.probs[i], atol=1e-6)
         np.testing.assert_allclose(views.start_s[rows], 0.25 * np.arange(rows.sum()), atol=1e-4)
         np.testing.assert_allclose(views.end_s[rows] - views.start_s[rows], learn.settings.crop_s)
-    assert list(kept.parent.iterdir()) == [kept]
+    assert list(file.parent.iterdir()) == [file]
 
 
-def test_an_option_that_a_kind_of_view_does_not_take_is_named(learn):
+def test_an_unknown_option_of_a_kind_of_view_is_an_error(learn):
     with pytest.raises(OptionError, match="kind of view 'tiles' has no option 'n'"):
         learn.tta(views="tiles", n=3)
     with pytest.raises(OptionError, match="'even' has no option 'step_s'"):

@@ -1,4 +1,4 @@
-"""Several processes train one learner as one process does; a test for each thing that fastai's own way does wrong."""
+"""Several processes train one learner as one process does; a test for each error of fastai's own callback."""
 
 import sys
 
@@ -14,23 +14,23 @@ from fastai.torch_core import set_seed
 from helpers.processes import in_processes
 from torch import nn
 
+from fatai.augment.item import ItemAugmentations
+from fatai.augment.wave import Gain
+from fatai.callbacks.resume import ResumeTraining
+from fatai.callbacks.sample_weights import SampleWeights
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.data.samplers import BalancedSampler, SampledDL
-from fatai.augment.item import ItemAugmentations
-from fatai.augment.wave import Gain
-from fatai.errors import OptionError
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup, init
-from fatai.training.data_parallel import _SyncBatchNorm, distribute
+from fatai.errors import OptionError
 from fatai.inference.learner import fat_learner
-from fatai.callbacks.resume import ResumeTraining
-from fatai.callbacks.sample_weights import SampleWeights
+from fatai.training.data_parallel import _SyncBatchNorm, distribute
 
 BS, EPOCHS = 7, 2
 
 
 class Net(nn.Module):
-    """Small, with a norm over the batch, and a layer that it doesn't use; in float64, so that what differs is no rounding."""
+    """A small network with a batch norm and an unused layer; in float64, so that differences are not rounding."""
 
     def __init__(self, n_tags=10, in_channels=1):
         super().__init__()
@@ -43,7 +43,7 @@ class Net(nn.Module):
 
 
 class Steps(Callback):
-    """Counts the steps of the optimiser and notes which clips they saw."""
+    """Count the steps of the optimizer."""
 
     order = 80
 
@@ -55,7 +55,7 @@ class Steps(Callback):
 
 
 def new_learner(workers=0, sizes=(31, 13), crop_s=5, seed=11, cache=None, **options):
-    """Nothing random but weights and the order of the clips: crops are as long as the clips."""
+    """Create a learner without randomness but weights and the order of the clips: crops are as long as the clips."""
     table = FATDataLoaders.from_path(fat_sample(), crop_s=5, bs=4, valid_pct=0.25, seed=0, check_files=False)
     rows = [table.files(k).head(size).assign(is_valid=k == 1) for k, size in enumerate(sizes)]
     set_seed(seed)
@@ -84,7 +84,7 @@ def state_of(learn):
 
 
 def fitted(cbs=(), workers=0, sampled=False, lr=0.5):
-    """What a fit gave: weights, rows of the recorder, steps."""
+    """Fit and return the weights, the rows of the recorder, and the number of steps."""
     learn, steps = new_learner(workers), Steps()
     if sampled:
         targ = np.eye(10)[[learn.dls.tags.index(row[0]) for row in learn.dls.files(0)["labels"]]]
@@ -121,17 +121,17 @@ def same(one, other, rtol=1e-5, atol=1e-6):
     for name, value in one["weights"].items():
         np.testing.assert_allclose(other["weights"][name], value, rtol=rtol, atol=atol, err_msg=name)
     assert other["steps"] == one["steps"]
-    for ours, theirs in zip(one["rows"], other["rows"]):
+    for ours, theirs in zip(one["rows"], other["rows"], strict=True):
         assert theirs[1:] == pytest.approx(ours[1:], abs=1e-4), "validation loss and lwlrap are those of all clips"
 
 
 def all_fits():
-    """Every kind of fit, in one start of the processes."""
+    """Run every kind of fit, in one start of the processes."""
     return {
         "plain": fitted(),
         "workers": fitted(workers=2),
         "accumulated": fitted([accumulation]),
-        "weighed": fitted([weights]),
+        "weighted": fitted([weights]),
         "items": fitted([loud]),
         "sampled": fitted(sampled=True),
         "sampled and accumulated": fitted([accumulation], sampled=True),
@@ -149,18 +149,18 @@ def in_two():
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain", "workers", "accumulated", "weighed", "items", "sampled", "sampled and accumulated"]
+    "kind", ["plain", "workers", "accumulated", "weighted", "items", "sampled", "sampled and accumulated"]
 )
-def test_two_processes_train_what_one_does(in_one, in_two, kind):
-    for k, answer in enumerate(in_two):
-        same(in_one[kind], answer[kind])
-        assert not answer[kind]["accelerate"], "fastai's way needs accelerate, and fails with a NameError without it"
+def test_two_processes_train_as_one(in_one, in_two, kind):
+    for output in in_two:
+        same(in_one[kind], output[kind])
+        assert not output[kind]["accelerate"], "fastai's callback needs accelerate, without it a NameError"
     for name, value in in_two[0][kind]["weights"].items():
-        assert (in_two[1][kind]["weights"][name] == value).all(), f"{name} is the same to the bit in both"
+        assert (in_two[1][kind]["weights"][name] == value).all(), f"{name} has the same bits in both"
 
 
 def scored(cache):
-    """lwlrap of held-out clips after a whole fit, for three seeds."""
+    """Return the lwlrap of the validation clips after a whole fit, for three seeds."""
     scores = []
     for seed in (1, 2, 3):
         learn = new_learner(sizes=(60, 30), seed=seed, cache=cache)
@@ -172,82 +172,82 @@ def scored(cache):
 
 @pytest.mark.slow
 def test_lwlrap_of_three_seeds_is_that_of_one_process(tmp_path):
-    # In float64: in float32 a network with batch norms and max pooling makes another one of every rounding, also in one process. Weights
+    # In float64: in float32, batch norms and max pooling amplify every rounding, also in one process. Weights
     # that differ by 1e-7 led an m1 of the sample to 0.44 instead of 0.47.
     one, two = scored(tmp_path), in_processes(2, scored, tmp_path, timeout_s=600)
     assert two[0] == two[1] and abs(np.mean(one) - np.mean(two[0])) <= 0.01, (one, two)
     np.testing.assert_allclose(two[0], one, atol=0.005)
-    assert np.mean(one) > 0.33, f"something was learnt: chance is 0.29, got {one}"
+    assert np.mean(one) > 0.33, f"better than chance, 0.29, got {one}"
 
 
 def predicted():
-    """Rows of predictions and targets, in fastai's own words and in ours, within the context and behind it; processes join them."""
+    """Return predictions and targets by fastai's methods and by `tta`, within the context and after it."""
     learn, group = new_learner(), init()
     with learn.distrib_ctx(group=group):
         within = [t.as_subclass(torch.Tensor).numpy() for t in learn.get_preds()]
         on_train = learn.get_preds(ds_idx=0)[0].numpy()
         validated = list(learn.validate())
-        listened = learn.tta(views="random", n=3).probs
-    behind = [t.as_subclass(torch.Tensor).numpy() for t in learn.get_preds()]
-    return {"within": within, "train": on_train, "validated": validated, "listened": listened, "behind": behind}
+        averaged = learn.tta(views="random", n=3).probs
+    after = [t.as_subclass(torch.Tensor).numpy() for t in learn.get_preds()]
+    return {"within": within, "train": on_train, "validated": validated, "tta": averaged, "after": after}
 
 
-def test_predictions_are_in_the_clips_order_each_once_within_the_context_and_behind_it():
+def test_predictions_are_in_the_order_of_the_clips_each_once_within_the_context_and_after_it():
     alone = predicted()
     assert alone["within"][0].shape == (13, 10) and alone["train"].shape == (31, 10), (
         "neither is a multiple of 7 or of 2"
     )
-    for answer in in_processes(2, predicted):
-        for place in ("within", "behind"):
-            np.testing.assert_allclose(answer[place][0], alone["within"][0], atol=1e-6)
-            assert (answer[place][1] == alone["within"][1]).all()
-        np.testing.assert_allclose(answer["train"], alone["train"], atol=1e-6)
-        np.testing.assert_allclose(answer["listened"], alone["listened"], atol=1e-6)
-        assert answer["validated"] == pytest.approx(alone["validated"], abs=1e-5)
+    for output in in_processes(2, predicted):
+        for place in ("within", "after"):
+            np.testing.assert_allclose(output[place][0], alone["within"][0], atol=1e-6)
+            assert (output[place][1] == alone["within"][1]).all()
+        np.testing.assert_allclose(output["train"], alone["train"], atol=1e-6)
+        np.testing.assert_allclose(output["tta"], alone["tta"], atol=1e-6)
+        assert output["validated"] == pytest.approx(alone["validated"], abs=1e-5)
 
 
 def unreadable(folder):
-    """Predictions of ten clips, of which one is no sound, and what was warned of."""
+    """Return predictions of ten clips, one of which is unreadable, and the warnings."""
     import warnings
 
     learn = new_learner()
     paths = [*learn.dls.files(1)["path"].head(6), f"{folder}/none.wav", *learn.dls.files(1)["path"].tail(3)]
-    with warnings.catch_warnings(record=True) as told, learn.distrib_ctx(group=init()):
+    with warnings.catch_warnings(record=True) as caught, learn.distrib_ctx(group=init()):
         warnings.simplefilter("always")
         preds = learn.tta(items=paths, n=1)
     return (
         preds.fnames,
         preds.unreadable,
         preds.probs,
-        [str(w.message) for w in told if "cannot be read" in str(w.message)],
+        [str(w.message) for w in caught if "cannot be read" in str(w.message)],
     )
 
 
-def test_an_unreadable_clip_is_known_to_all(tmp_path):
+def test_an_unreadable_clip_is_listed_in_all_processes(tmp_path):
     (tmp_path / "none.wav").write_bytes(b"RIFF")
     alone = unreadable(tmp_path)
-    for answer in in_processes(2, unreadable, tmp_path):
-        assert answer[:2] == alone[:2] and answer[1] == ("none.wav",) and len(answer[3]) == 1
-        np.testing.assert_allclose(answer[2], alone[2], atol=1e-6)
+    for output in in_processes(2, unreadable, tmp_path):
+        assert output[:2] == alone[:2] and output[1] == ("none.wav",) and len(output[3]) == 1
+        np.testing.assert_allclose(output[2], alone[2], atol=1e-6)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 class StopIn(Callback):
-    """Ends a fit in the middle of its second epoch."""
+    """End a fit in the middle of its second epoch."""
 
     def after_step(self):
         if self.epoch == 1 and self.iter == 1:
-            raise Stopped("in the middle")
+            raise StoppedError("in the middle")
 
 
 def resumed(folder):
-    """Weights of a fit of three epochs with random crops, whole and in two goes."""
-    answers = []
-    for name, goes in (("whole", 1), ("broken", 2)):
-        for go in range(goes):
+    """Return the weights of a fit of three epochs with random crops, uninterrupted and resumed."""
+    outputs = []
+    for name, n_runs in (("whole", 1), ("resumed", 2)):
+        for run in range(n_runs):
             learn = new_learner(crop_s=0.5)
             if init().rank:
                 set_seed(1000)
@@ -258,25 +258,25 @@ def resumed(folder):
                         0.1,
                         cbs=[
                             ResumeTraining(f"{folder}/{name}.safetensors"),
-                            *([StopIn()] if (name, go) == ("broken", 0) else []),
+                            *([StopIn()] if (name, run) == ("resumed", 0) else []),
                         ],
                     )
-                except Stopped:
+                except StoppedError:
                     learn("after_cancel_fit")
                     learn("after_fit")
-        answers.append((state_of(learn), torch.rand(3).tolist()))
-    return answers
+        outputs.append((state_of(learn), torch.rand(3).tolist()))
+    return outputs
 
 
-def test_a_fit_of_two_processes_goes_on_to_the_same_bytes_and_draws(tmp_path):
-    answers = in_processes(2, resumed, tmp_path)
-    for (whole, drawn), (broken, drawn_again) in answers:
-        assert all((broken[name] == value).all() for name, value in whole.items()) and drawn == drawn_again
-    assert answers[0][0][1] != answers[1][0][1], "each process draws for itself"
+def test_a_resumed_fit_of_two_processes_ends_with_the_same_bytes_and_draws(tmp_path):
+    outputs = in_processes(2, resumed, tmp_path)
+    for (whole, drawn), (continued, drawn_again) in outputs:
+        assert all((continued[name] == value).all() for name, value in whole.items()) and drawn == drawn_again
+    assert outputs[0][0][1] != outputs[1][0][1], "each process has its own draws"
 
 
 def normed():
-    """Output, gradients and running statistics of a norm whose batch lies in several processes, unequal parts of it."""
+    """Return output, gradients and running statistics of a norm with unequal parts of its batch in each process."""
     group = init()
     torch.manual_seed(3)
     x, weigh = torch.randn(7, 3, 4, 5) * 2 + 50, torch.randn(7, 3, 4, 5)
@@ -295,7 +295,7 @@ def normed():
     ]
 
 
-def test_batch_norms_on_cpus_see_the_batches_of_all():
+def test_batch_norms_on_the_cpu_use_the_batches_of_all_processes():
     whole, parts = normed(), in_processes(2, normed)
     for k, value in enumerate(whole):
         got = np.concatenate([part[k] for part in parts]) if k < 2 else parts[0][k]
@@ -312,21 +312,21 @@ def small_batches():
         return str(e)
 
 
-def test_a_batch_smaller_than_the_company_is_refused():
+def test_a_batch_smaller_than_the_group_is_an_error():
     for message in in_processes(2, small_batches):
         assert "a batch has 1 clips for 2 processes" in message and "take a larger bs or fewer processes" in message
 
 
-def test_alone_the_context_changes_nothing():
+def test_in_a_single_process_the_context_changes_nothing():
     learn = new_learner()
     before = list(learn.cbs)
     with distribute(learn, SINGLE_PROCESS) as same_learner:
         assert same_learner is learn and list(learn.cbs) == before
     with learn.distrib_ctx(sync_bn=False, cpu=True):
-        assert list(learn.cbs) == before, "as fastai's own, whose words it takes"
+        assert list(learn.cbs) == before, "with the arguments of fastai's own"
 
 
-def test_a_learner_that_leads_keeps_its_progress_and_the_others_are_silent():
+def test_only_the_main_process_shows_progress():
     from fatai.callbacks.progress import PlainProgress
 
     learn = new_learner()

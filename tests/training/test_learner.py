@@ -1,4 +1,4 @@
-"""`fat_learner`: data and a model name to a learner."""
+"""`fat_learner`: from data and the name of a model to a learner."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,18 +8,18 @@ from torch import nn
 
 from fatai.all import (
     ClipGradValue,
-    PlainProgress,
     FATDataLoaders,
-    TimeReverse,
     LRSchedulerCallback,
     MixUpOr,
     NonFiniteError,
+    PlainProgress,
     SpecAugment,
     TerminateOnNaN,
+    TimeReverse,
+    augmentation_callbacks,
     fat_learner,
     lwlrap,
     quiet_unless_terminal,
-    augmentation_callbacks,
 )
 from fatai.errors import DataError, OptionError, UnknownNameError
 
@@ -51,14 +51,14 @@ def test_lwlrap_of_an_epoch_is_that_of_the_whole_validation_set(learn):
     assert of_the_epoch == pytest.approx(lwlrap(probs.numpy(), targ.numpy()), abs=1e-6)
 
 
-def test_the_network_is_told_its_channels_and_tags_by_the_data(sample):
+def test_the_network_gets_its_channels_and_tags_from_the_data(sample):
     dls = FATDataLoaders.from_path(sample, crop_s=0.5, channels="deltas", bs=4, seed=0, num_workers=0)
     learn = fat_learner(dls, "m1", width=0.125)
     assert next(p for p in learn.model.parameters() if p.ndim == 4).shape[1] == 3
     assert learn.model(dls.one_batch()[0].as_subclass(torch.Tensor)).shape == (4, 10)
 
 
-def test_lr_find_suggests_and_leaves_the_weights_alone(learn):
+def test_lr_find_suggests_and_leaves_the_weights_unchanged(learn):
     before = learn.model.state_dict()["head.0.weight"].clone() if "head.0.weight" in learn.model.state_dict() else None
     with learn.no_bar():
         found = learn.lr_find(num_it=30, show_plot=False)
@@ -81,7 +81,7 @@ def test_show_results_draws_true_and_predicted_tags(learn):
         ("none", lambda name, p: True),
     ],
 )
-def test_weight_decay_leaves_alone_what_it_is_told_to(small_dls, no_weight_decay, decayed):
+def test_weight_decay_skips_the_chosen_parameters(small_dls, no_weight_decay, decayed):
     learn = fat_learner(small_dls, "m1", width=0.125, no_weight_decay=no_weight_decay)
     learn.create_opt()
     for name, p in learn.model.named_parameters():
@@ -93,13 +93,13 @@ def test_weight_decay_leaves_alone_what_it_is_told_to(small_dls, no_weight_decay
 def test_gradients_are_clamped_element_by_element(learn):
     seen = []
 
-    class Look(ClipGradValue):
+    class Record(ClipGradValue):
         order = ClipGradValue.order + 1
 
         def before_step(self):
             seen.append(max(float(p.grad.abs().max()) for p in self.learn.model.parameters()))
 
-    fit(learn, cbs=[ClipGradValue(1e-4), Look(1.0)])
+    fit(learn, cbs=[ClipGradValue(1e-4), Record(1.0)])
     assert seen and max(seen) == pytest.approx(1e-4)
 
 
@@ -111,7 +111,7 @@ def test_a_schedule_is_followed_batch_by_batch(learn):
     assert learn.opt.hypers[-1]["lr"] == pytest.approx(follow.hps["lr"][-1])
 
 
-def test_a_loss_that_is_no_number_stops_the_fit_with_a_sentence(learn):
+def test_a_loss_of_nan_stops_the_fit_with_an_error(learn):
     with torch.no_grad():
         next(learn.model.parameters()).fill_(float("nan"))
     with pytest.raises(
@@ -147,8 +147,10 @@ def test_a_module_or_a_function_serves_as_arch(small_dls):
 
 
 def test_mixing_and_masking_by_name_or_as_given(small_dls):
-    by_name = fat_learner(small_dls, "m1", width=0.125, mixup="mixup_or", spec_augment="spec_augment", augment=["time_reverse"])
-    given = fat_learner(small_dls, "m1", width=0.125, mixup=MixUpOr(), spec_augment=SpecAugment(), augment=[TimeReverse()])
+    options = {"mixup": "mixup_or", "spec_augment": "spec_augment", "augment": ["time_reverse"]}
+    by_name = fat_learner(small_dls, "m1", width=0.125, **options)
+    options = {"mixup": MixUpOr(), "spec_augment": SpecAugment(), "augment": [TimeReverse()]}
+    given = fat_learner(small_dls, "m1", width=0.125, **options)
     for learn in (by_name, given):
         kinds = [type(cb) for cb in augmentation_callbacks(learn)]
         assert {MixUpOr, SpecAugment, TimeReverse} == set(kinds) and len(kinds) == 3
@@ -157,7 +159,7 @@ def test_mixing_and_masking_by_name_or_as_given(small_dls):
         fat_learner(small_dls, "m1", mixup="mixup_orr")
 
 
-def test_a_network_tied_to_mel_bins_takes_the_datas(sample):
+def test_a_network_for_a_number_of_mels_takes_that_of_the_data(sample):
     dls = FATDataLoaders.from_path(sample, front_end="kaggle_fat", crop_s=0.5, bs=4, seed=0, num_workers=0)
     learn = fat_learner(dls, "cnn6", width=0.125)
     assert learn.model.n_mels == 128
@@ -166,7 +168,7 @@ def test_a_network_tied_to_mel_bins_takes_the_datas(sample):
 
 
 @pytest.mark.parametrize(
-    "options, error, words",
+    "options, error, message",
     [
         ({"arch": "m9"}, UnknownNameError, "no model named 'm9'"),
         ({"loss_func": "bec"}, UnknownNameError, "did you mean bce"),
@@ -174,11 +176,11 @@ def test_a_network_tied_to_mel_bins_takes_the_datas(sample):
         ({"arch_options": {"wdth": 1}}, OptionError, "wdth"),
     ],
 )
-def test_what_is_unknown_is_named(small_dls, options, error, words):
-    with pytest.raises(error, match=words):
+def test_unknown_names_are_errors(small_dls, options, error, message):
+    with pytest.raises(error, match=message):
         fat_learner(small_dls, **{"arch": "m1", **options})
 
 
-def test_other_loaders_are_refused_with_the_remedy():
+def test_other_loaders_are_an_error():
     with pytest.raises(DataError, match="FATDataLoaders.from_path"):
         fat_learner(np.zeros(3), "m1")

@@ -1,13 +1,20 @@
-"""Arithmetic of a network: chosen by the device, and left again whatever happens."""
+"""Precision of a network: chosen by the device, and always restored."""
 
 import pytest
 import torch
 from fastai.callback.fp16 import MixedPrecision
 
 from fatai.errors import OptionError
-from fatai.models import create_model
 from fatai.inference.learner import fat_learner
-from fatai.training.precision import MixedOnCPU, precision_callbacks, autocast_for, best_dtype, fast_layout, learner_precision
+from fatai.models import create_model
+from fatai.training.precision import (
+    MixedOnCPU,
+    autocast_for,
+    best_dtype,
+    fast_layout,
+    learner_precision,
+    precision_callbacks,
+)
 
 
 @pytest.fixture
@@ -21,7 +28,7 @@ def fit(learn):
 
 
 def inner_dtypes(learn):
-    """Types that the first convolution and the loss give during a fit."""
+    """Return the dtypes of the first convolution and of the loss during a fit."""
     convs, losses = [], []
     handles = [
         learn.model.blocks[0].conv1.register_forward_hook(lambda m, i, out: convs.append(out.dtype)),
@@ -33,7 +40,7 @@ def inner_dtypes(learn):
     return set(convs), set(losses)
 
 
-def test_a_cpu_with_bfloat16_units_is_told_by_its_capabilities(monkeypatch):
+def test_bfloat16_of_a_cpu_follows_its_capabilities(monkeypatch):
     for has, dtype in (
         ({"avx512_bf16": True}, torch.bfloat16),
         ({"amx_bf16": True}, torch.bfloat16),
@@ -59,11 +66,11 @@ def test_fp32_adds_no_callback(small_dls):
 
 
 def test_autocast_ends_when_the_network_raises(learn):
-    def burst(module, inputs):
-        raise RuntimeError("burst")
+    def fail(module, inputs):
+        raise RuntimeError("failed")
 
-    handle = learn.model.blocks[0].register_forward_pre_hook(burst)
-    with pytest.raises(RuntimeError, match="burst"):
+    handle = learn.model.blocks[0].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="failed"):
         fit(learn)
     assert not torch.is_autocast_enabled("cpu")
     handle.remove()
@@ -74,18 +81,18 @@ def test_autocast_ends_when_the_network_raises(learn):
 
 
 def test_autocast_has_ended_before_the_loss(learn):
-    seen = []
+    calls = []
 
     def loss(logits, targ):
-        seen.append((torch.is_autocast_enabled("cpu"), logits.dtype))
+        calls.append((torch.is_autocast_enabled("cpu"), logits.dtype))
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, targ)
 
     learn.loss_func = loss
     fit(learn)
-    assert set(seen) == {(False, torch.float32)}
+    assert set(calls) == {(False, torch.float32)}
 
 
-def test_low_precision_answers_are_close_to_exact_ones():
+def test_low_precision_is_close_to_float32():
     model = create_model("m1", 10, width=0.25).eval()
     spec = torch.randn(4, 1, 64, 96)
     with torch.no_grad():
@@ -96,20 +103,20 @@ def test_low_precision_answers_are_close_to_exact_ones():
     assert model.blocks[1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_fast_layout_leaves_float32_networks_alone():
+def test_fast_layout_leaves_float32_networks_unchanged():
     model = create_model("m1", 10, width=0.25)
     fast_layout(model, "cpu", "fp32")
     assert model.blocks[1].conv1.weight.is_contiguous()
 
 
-def test_unknown_precisions_are_refused(small_dls, learn):
+def test_unknown_precisions_are_errors(small_dls, learn):
     with pytest.raises(OptionError, match="'bf17'; expected one of auto, fp32, bf16, fp16"):
         fat_learner(small_dls, "m1", width=0.125, precision="bf17")
     with pytest.raises(OptionError, match="expected a CUDA device"):
         autocast_for("cpu", "fp16")
 
 
-def test_on_a_gpu_the_callbacks_are_fastais(learn, monkeypatch):
+def test_on_a_gpu_the_callbacks_are_those_of_fastai(learn, monkeypatch):
     monkeypatch.setattr(learn.dls, "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     mixed = next(cb for cb in precision_callbacks("auto", learn) if isinstance(cb, MixedPrecision))
