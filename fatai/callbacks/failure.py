@@ -234,8 +234,8 @@ def translate_errors(desc: str) -> Iterator[None]:
         if killed is None:
             raise
         raise WorkerError(
-            f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --workers, or 0, "
-            "and continue with --resume"
+            f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --num-workers, "
+            "or 0, and continue with --resume"
         ) from None
 
 

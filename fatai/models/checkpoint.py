@@ -125,7 +125,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES)
     _check_size(file, max_bytes)
     try:
         _check_not_compressed(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # Not by its path: recent versions of torch choose the format by the suffix.
+        with file.open("rb") as f:
+            return torch.load(f, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as e:  # a damaged or hostile pickle can raise nearly any exception

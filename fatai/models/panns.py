@@ -95,7 +95,8 @@ class PannsModel(SpectrogramModel):
             raise OptionError(f"head={head!r}; {did_you_mean(head, list(HEADS))}")
         if n_mels < self.min_frames:
             raise OptionError(
-                f"n_mels={n_mels}; {type(self).__name__} halves them {self.halvings} times and needs {self.min_frames}"
+                f"n_mels={n_mels}; expected at least {self.min_frames}: "
+                f"{type(self).__name__} halves them {self.halvings} times"
             )
         self.n_mels = self.min_mels = n_mels
         self.head = head

@@ -1,4 +1,4 @@
-"""What callbacks do to a fit, on models small enough to check by hand."""
+"""Gradient clipping, NaN losses, augmentation switch and progress lines, on models small enough to check by hand."""
 
 import io
 import sys
@@ -16,16 +16,16 @@ from fastai.optimizer import SGD
 from torch import nn
 
 from fatai.augment.base import Augmentation
-from fatai.augment.spec_augment import SpecAugment
-from fatai.augment.mixup import LinearMixUp
 from fatai.augment.item import ItemAugmentations
+from fatai.augment.mixup import LinearMixUp
+from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.wave import Gain
-from fatai.data.blocks import FATDataLoaders
-from fatai.errors import OptionError
 from fatai.callbacks.augmentation import DisableAugmentation
 from fatai.callbacks.failure import NonFiniteError, TerminateOnNaN
 from fatai.callbacks.gradients import ClipGradValue
 from fatai.callbacks.progress import PlainProgress, quiet_unless_terminal
+from fatai.data.blocks import FATDataLoaders
+from fatai.errors import OptionError
 from fatai.inference.learner import fat_learner
 from fatai.losses import BCE
 
@@ -58,7 +58,7 @@ X = torch.tensor([3.0, -5.0, 0.5])
 
 # Gradients
 
-def test_gradients_are_clamped_element_by_element_and_signs_stay():
+def test_gradients_are_clipped_element_by_element_and_keep_their_signs():
     learn = learner([(X, torch.zeros(()))], 1, Sum(), mean_of_outputs)
     learn.fit(1, 1.0, wd=0.0, cbs=ClipGradValue(1.0))
     assert learn.model.w.tolist() == [-1.0, 1.0, -0.5], "clipping by norm would have kept the ratios"
@@ -70,27 +70,27 @@ def test_fastais_clipping_by_norm_keeps_the_direction():
     torch.testing.assert_close(learn.model.w.detach(), -X / X.norm(), rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_clamped_is_the_accumulated_gradient():
-    """3 and -5, each divided by the 2 clips that are gathered, make -1, which stays; each for itself would make 1 - 1."""
+def test_the_accumulated_gradient_is_clipped():
+    """3 and -5, each divided by the 2 accumulated clips, make -1, which is not clipped; each alone would make 1 - 1."""
     data = [(torch.tensor([3.0, 0, 0]), torch.zeros(())), (torch.tensor([-5.0, 0, 0]), torch.zeros(()))]
     learn = learner(data, 1, Sum(), mean_of_outputs)
     learn.fit(1, 1.0, wd=0.0, cbs=[ClipGradValue(2.0), GradientAccumulation(n_acc=2)])
     assert learn.model.w.tolist() == [1.0, 0.0, 0.0]
 
 
-def test_gradients_are_clamped_after_mixed_precision_has_scaled_them_back():
+def test_gradients_are_clipped_after_mixed_precision_has_unscaled_them():
     assert ClipGradValue.order > MixedPrecision.order
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
-def test_a_limit_that_leaves_nothing_is_refused(limit):
+def test_a_limit_of_zero_or_less_is_refused(limit):
     with pytest.raises(OptionError, match="limit is"):
         ClipGradValue(limit)
 
 
 @pytest.mark.parametrize("loss", [BCE(), BCE(reduction="sum")])
-def test_four_small_batches_gathered_are_one_large_batch(loss):
-    """A sum over the batch is divided by the number of clips that are gathered, so it's four times the rate."""
+def test_four_accumulated_batches_are_one_large_batch(loss):
+    """A sum over the batch is divided by the number of accumulated clips, which needs four times the rate."""
     data = [(torch.randn(5), (torch.rand(3) > 0.5).float()) for _ in range(16)]
     weights = {}
     for bs, n_acc in ((16, None), (4, 16)):
@@ -105,7 +105,7 @@ def test_four_small_batches_gathered_are_one_large_batch(loss):
 # Stopping
 
 @pytest.mark.parametrize("value, word", [(float("nan"), "nan"), (float("inf"), "inf")])
-def test_a_loss_that_is_no_number_stops_the_fit_and_says_where(value, word):
+def test_a_nan_loss_stops_the_fit_and_names_the_batch(value, word):
     data = [(torch.full((3,), value if i == 5 else 1.0), torch.zeros(())) for i in range(8)]
     learn = learner(data, 1, Sum(), mean_of_outputs)
     nn.init.ones_(learn.model.w)
@@ -115,23 +115,23 @@ def test_a_loss_that_is_no_number_stops_the_fit_and_says_where(value, word):
         learn.fit(1, 0.0, cbs=TerminateOnNaN())
 
 
-def test_validation_may_be_no_number():
+def test_the_validation_loss_may_be_nan():
     learn = learner([(torch.ones(3), torch.zeros(()))], 1, Sum(), mean_of_outputs)
     learn.dls.loaders[1] = DataLoader([(torch.full((3,), float("nan")), torch.zeros(()))], bs=1)
     learn.fit(2, 0.1, cbs=TerminateOnNaN())
     assert len(learn.recorder.values) == 2
 
 
-# Random changes off in the last epochs
+# Augmentation off in the last epochs
 
-class Switches(Callback):
-    """Which changes are active while each epoch trains."""
+class RecordActive(Callback):
+    """Record which augmentations are active while each epoch trains."""
 
     def __init__(self):
-        self.seen = []
+        self.active = []
 
     def before_train(self):
-        self.seen.append(tuple(cb.active for cb in self.learn.cbs if isinstance(cb, Augmentation)))
+        self.active.append(tuple(cb.active for cb in self.learn.cbs if isinstance(cb, Augmentation)))
 
 
 def audio_learner(dls, *cbs):
@@ -149,22 +149,22 @@ def audio_learner(dls, *cbs):
     return learn
 
 
-def test_changes_and_mixing_are_off_in_the_last_epochs_and_on_again_after(small_dls):
-    masks, mix, gain, seen = SpecAugment(), LinearMixUp(), ItemAugmentations(Gain(p=1.0)), Switches()
+def test_augmentation_and_mixing_are_off_in_the_last_epochs_and_on_again_after(small_dls):
+    masks, mix, gain, recorded = SpecAugment(), LinearMixUp(), ItemAugmentations(Gain(p=1.0)), RecordActive()
     learn = audio_learner(small_dls, masks, mix, gain)
-    learn.fit(4, cbs=[DisableAugmentation(2), seen])
-    assert seen.seen == [(True,) * 3] * 2 + [(False,) * 3] * 2
+    learn.fit(4, cbs=[DisableAugmentation(2), recorded])
+    assert recorded.active == [(True,) * 3] * 2 + [(False,) * 3] * 2
     assert masks.active and mix.active and gain.active
 
 
-def test_what_was_off_before_stays_off_after(small_dls):
+def test_an_augmentation_that_was_off_before_is_off_after(small_dls):
     masks, mix = SpecAugment(), LinearMixUp()
     masks.active = False
     audio_learner(small_dls, masks, mix).fit(1, cbs=DisableAugmentation(1))
     assert not masks.active and mix.active
 
 
-def test_a_fit_that_was_stopped_leaves_no_change_switched_off(small_dls):
+def test_a_stopped_fit_leaves_no_augmentation_switched_off(small_dls):
     class Stop(Callback):
         def __init__(self, error):
             self.error = error
@@ -179,16 +179,16 @@ def test_a_fit_that_was_stopped_leaves_no_change_switched_off(small_dls):
     with pytest.raises(KeyboardInterrupt):
         learn.fit(1, cbs=[off, Stop(KeyboardInterrupt())])
     assert not masks.active
-    seen = Switches()
-    learn.fit(2, cbs=[off, seen])
-    assert seen.seen == [(True,), (False,)] and masks.active
+    recorded = RecordActive()
+    learn.fit(2, cbs=[off, recorded])
+    assert recorded.active == [(True,), (False,)] and masks.active
 
 
 @pytest.mark.parametrize(
     "workers", [{"num_workers": 0}, {"num_workers": 2, "persistent_workers": True}], ids=["none", "persistent"]
 )
-def test_workers_obey_even_persistent_ones(sample, workers):
-    """A gain of 60 dB is seen in the waves of every batch that has it."""
+def test_item_augmentation_is_off_in_workers_even_persistent_ones(sample, workers):
+    """The waves of every batch with a gain of 60 dB have large peaks."""
     dls = FATDataLoaders.from_path(sample, crop_s=0.25, bs=16, valid_pct=0.25, seed=0, check_files=False, **workers)
     peaks = []
 
@@ -212,18 +212,18 @@ def test_a_number_of_epochs_below_one_is_refused():
 
 # Lines
 
-def test_an_epochs_line_names_what_the_recorder_saw():
+def test_the_line_of_an_epoch_has_the_values_of_the_recorder():
     out = io.StringIO()
     learn = learner([(torch.ones(3), torch.ones(()))] * 2, 2, Sum(), cbs=PlainProgress(out))
     logger = learn.logger
     learn.fit(2, 0.0)
-    # The loss is (0 - 1)^2 all along.
+    # The loss is always (0 - 1)^2.
     words = "train_loss 1.0000  valid_loss 1.0000  0 s"
     assert out.getvalue().splitlines() == [f"epoch 0  {words}", f"epoch 1  {words}"]
     assert learn.logger is logger
 
 
-def test_predictions_and_the_search_for_a_rate_print_no_line(tmp_path):
+def test_predictions_and_lr_find_print_no_line(tmp_path):
     import fastai.callback.schedule  # noqa: F401 - gives learners lr_find
 
     out = io.StringIO()
@@ -234,7 +234,7 @@ def test_predictions_and_the_search_for_a_rate_print_no_line(tmp_path):
     assert out.getvalue() == ""
 
 
-def test_a_fit_that_was_cancelled_gives_the_logger_back():
+def test_a_cancelled_fit_restores_the_logger():
     class Stop(Callback):
         def before_train(self):
             raise CancelFitException
@@ -246,7 +246,7 @@ def test_a_fit_that_was_cancelled_gives_the_logger_back():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_bars_are_for_terminals_alone(monkeypatch, terminal):
+def test_bars_are_shown_on_terminals_only(monkeypatch, terminal):
     learn = Learner(DataLoaders(DataLoader([(X, X)], bs=1)), Sum(), loss_func=mean_of_outputs)
     learn.add_cb(ProgressCallback()) if not hasattr(learn, "progress") else None
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)

@@ -17,25 +17,26 @@ def fit(learn, epochs, *cbs):
         learn.fit(epochs, 1e-3, cbs=list(cbs))
 
 
-def test_every_epoch_is_a_row_with_what_the_recorder_saw(learn, tmp_path):
+def test_every_epoch_is_a_row_with_the_values_of_the_recorder(learn, tmp_path):
     fit(learn, 2, EpochCSVLogger(tmp_path / "history.csv", "warm"))
     table = pd.read_csv(tmp_path / "history.csv")
     assert list(table.columns) == ["stage", "epoch", "train_loss", "valid_loss", "lwlrap", "seconds"]
     assert list(table["stage"]) == ["warm", "warm"] and list(table["epoch"]) == [0, 1] and (table["seconds"] >= 0).all()
-    for row, seen in zip(table[["train_loss", "valid_loss", "lwlrap"]].to_numpy(), learn.recorder.values):
-        assert row == pytest.approx(list(seen), abs=1e-6)
+    rows = table[["train_loss", "valid_loss", "lwlrap"]].to_numpy()
+    for row, values in zip(rows, learn.recorder.values, strict=True):
+        assert row == pytest.approx(list(values), abs=1e-6)
 
 
-def test_a_later_stage_adds_its_rows_and_a_new_fit_begins_anew(learn, tmp_path):
+def test_a_later_stage_adds_its_rows_and_a_new_fit_replaces_the_file(learn, tmp_path):
     file = tmp_path / "history.csv"
     fit(learn, 1, EpochCSVLogger(file, "first"))
     fit(learn, 1, EpochCSVLogger(file, "second", append=True))
     assert list(pd.read_csv(file)["stage"]) == ["first", "second"]
-    fit(learn, 1, EpochCSVLogger(file, "anew"))
-    assert list(pd.read_csv(file)["stage"]) == ["anew"]
+    fit(learn, 1, EpochCSVLogger(file, "new"))
+    assert list(pd.read_csv(file)["stage"]) == ["new"]
 
 
-def test_the_file_is_whole_when_training_is_interrupted(learn, tmp_path):
+def test_the_file_is_complete_when_training_is_interrupted(learn, tmp_path):
     class Stop(EpochCSVLogger):
         order = EpochCSVLogger.order + 1
 
@@ -48,7 +49,7 @@ def test_the_file_is_whole_when_training_is_interrupted(learn, tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["history.csv"]
 
 
-def test_predicting_and_finding_a_rate_leave_no_row(learn, tmp_path):
+def test_predictions_and_lr_find_write_no_row(learn, tmp_path):
     learn.add_cb(EpochCSVLogger(tmp_path / "history.csv"))
     learn.get_preds()
     with learn.no_bar():

@@ -76,7 +76,7 @@ def held(out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_at_any_moment_and_resumed_ends_as_the_unbroken_one(sample, tmp_path, workers):
+def test_a_run_killed_at_any_moment_and_resumed_ends_as_the_uninterrupted_one(sample, tmp_path, workers):
     (tmp_path / "killed.toml").write_text(RECIPE)
     args = ["run", str(sample), "--recipe", str(tmp_path / "killed.toml"), "--num-workers", str(workers)]
     unbroken, log = tmp_path / "unbroken", tmp_path / "log.txt"

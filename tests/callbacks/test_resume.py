@@ -1,6 +1,5 @@
-"""A fit that was killed and goes on ends as the unbroken one, byte for byte."""
+"""A fit that was killed and resumed ends as the uninterrupted one, byte for byte."""
 
-import json
 import random
 import signal
 import subprocess
@@ -16,45 +15,44 @@ from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from fastai.callback.training import GradientAccumulation
 from fastai.optimizer import SGD, OptimWrapper
 from fastai.torch_core import set_seed
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fatai.augment.item import ItemAugmentations
 from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.spec_augment import SpecAugment
-from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
+from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.base import ResumableCallback
+from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
+from fatai.callbacks.csv_logger import EpochCSVLogger
+from fatai.callbacks.resume import ResumeTraining, resume_point
+from fatai.callbacks.sample_weights import SampleWeights
+from fatai.callbacks.schedulers import LRSchedulerCallback, warmup_cosine
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.samplers import BalancedSampler, SampledDL
 from fatai.errors import CheckpointError
-from fatai.callbacks.augmentation import DisableAugmentation
-from fatai.callbacks.schedulers import LRSchedulerCallback
-from fatai.callbacks.csv_logger import EpochCSVLogger
-from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
 from fatai.inference.learner import fat_learner
-from fatai.callbacks.resume import ResumeTraining, resume_point
-from fatai.callbacks.schedulers import warmup_cosine
-from fatai.callbacks.sample_weights import SampleWeights
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
+class KilledError(Exception):
+    """Raised in place of the end of the process."""
 
 
 class KillIn(Callback):
-    """Ends a fit in the middle of an epoch, after its first step."""
+    """End a fit in the middle of an epoch, after its first step."""
 
     order = 45
 
     def __init__(self, epoch):
-        self.when = epoch
+        self.kill_epoch = epoch
 
     def before_batch(self):
-        if self.training and self.epoch == self.when and self.iter == 1:
-            raise Killed("in the middle of an epoch")
+        if self.training and self.epoch == self.kill_epoch and self.iter == 1:
+            raise KilledError("in the middle of an epoch")
 
 
 class Net(nn.Module):
-    """Small, with everything that has a state: running means, dropout's draws."""
+    """A small network with running means and draws of dropout."""
 
     def __init__(self, n_tags=10, in_channels=1):
         super().__init__()
@@ -71,7 +69,7 @@ def cache(tmp_path_factory):
 
 
 def new_learner(sample, cache, seed, workers=0, cbs=(), **options):
-    """What a fresh process has: everything made anew, from a seed of its own."""
+    """Return a learner as a new process has it, from its own seed."""
     set_seed(seed)
     dls = FATDataLoaders.from_path(
         sample,
@@ -98,15 +96,15 @@ def one_cycle(learn, epochs, cbs):
     learn.fit_one_cycle(epochs, 1e-2, cbs=cbs)
 
 
-def followed(learn, epochs, cbs):
+def scheduled(learn, epochs, cbs):
     learn.fit(epochs, cbs=[*cbs, LRSchedulerCallback(warmup_cosine(epochs, 1e-2))])
 
 
 def outcome(learn):
-    """All that a fit leaves: weights, the optimiser's memory, what was recorded, and the next random numbers."""
-    memory = learn.opt.state_dict()["state"]
-    memory = [v for state in (memory.values() if isinstance(memory, dict) else memory) for v in state.values()]
-    tensors = [*learn.model.state_dict().values(), *(v for v in memory if isinstance(v, torch.Tensor)), torch.rand(3)]
+    """Return weights, state of the optimizer, recorded values, and the next random numbers."""
+    states = learn.opt.state_dict()["state"]
+    values = [v for state in (states.values() if isinstance(states, dict) else states) for v in state.values()]
+    tensors = [*learn.model.state_dict().values(), *(v for v in values if isinstance(v, torch.Tensor)), torch.rand(3)]
     recorded = learn.recorder
     rows = [[None if v != v else v for v in row] for row in recorded.values]
     numbers = (
@@ -120,38 +118,38 @@ def outcome(learn):
     return [(t.dtype, t.shape, t.contiguous().numpy().tobytes()) for t in tensors], numbers
 
 
-def check_goes_on(
+def check_resumes(
     sample, cache, tmp_path, fit, *, workers=0, epochs=4, kill_in=2, make_cbs=lambda: (), fit_cbs=lambda: (), **options
 ):
-    unbroken = new_learner(sample, cache, 1, workers, make_cbs(), **options)
-    fit(unbroken, epochs, list(fit_cbs()))
-    wanted = outcome(unbroken)
-    state = tmp_path / "state.safetensors"
+    uninterrupted = new_learner(sample, cache, 1, workers, make_cbs(), **options)
+    fit(uninterrupted, epochs, list(fit_cbs()))
+    expected = outcome(uninterrupted)
+    state = tmp_path / "state.pt"
     killed = new_learner(sample, cache, 1, workers, make_cbs(), **options)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(killed, epochs, [KillIn(kill_in), ResumeTraining(state), *fit_cbs()])
     assert resume_point(state).done == kill_in
-    going_on = new_learner(sample, cache, 99, workers, make_cbs(), **options)
-    fit(going_on, epochs, [ResumeTraining(state), *fit_cbs()])
-    got = outcome(going_on)
-    assert got[1] == wanted[1]
-    assert got[0] == wanted[0]
-    return unbroken, going_on
+    resumed = new_learner(sample, cache, 99, workers, make_cbs(), **options)
+    fit(resumed, epochs, [ResumeTraining(state), *fit_cbs()])
+    got = outcome(resumed)
+    assert got[1] == expected[1]
+    assert got[0] == expected[0]
+    return uninterrupted, resumed
 
 
-@pytest.mark.parametrize("fit, workers", [(one_cycle, 0), (one_cycle, 2), (followed, 0)])
-def test_a_killed_fit_goes_on_to_the_same_bytes(sample, cache, tmp_path, fit, workers):
-    check_goes_on(sample, cache, tmp_path, fit, workers=workers)
+@pytest.mark.parametrize("fit, workers", [(one_cycle, 0), (one_cycle, 2), (scheduled, 0)])
+def test_a_killed_fit_resumes_to_the_same_bytes(sample, cache, tmp_path, fit, workers):
+    check_resumes(sample, cache, tmp_path, fit, workers=workers)
 
 
 @pytest.mark.parametrize("opt_func", [
     partial(SGD, mom=0.9), partial(OptimWrapper, opt=torch.optim.AdamW, amsgrad=True),
 ], ids=["sgd", "torch"])
-def test_whatever_optimiser_steps(sample, cache, tmp_path, opt_func):
-    check_goes_on(sample, cache, tmp_path, plain_fit, epochs=3, kill_in=1, opt_func=opt_func)
+def test_a_fit_resumes_with_any_optimizer(sample, cache, tmp_path, opt_func):
+    check_resumes(sample, cache, tmp_path, plain_fit, epochs=3, kill_in=1, opt_func=opt_func)
 
 
-def test_random_changes_with_generators_of_their_own_and_a_sampler_go_on(sample, cache, tmp_path):
+def test_augmentations_and_samplers_with_their_own_generators_resume(sample, cache, tmp_path):
     def make_cbs():
         own = torch.Generator().manual_seed(3)
         return [SpecAugment(generator=own), MixUpOr(partner="dataset", generator=own), LinearMixUp()]
@@ -164,11 +162,11 @@ def test_random_changes_with_generators_of_their_own_and_a_sampler_go_on(sample,
         learn.dls.loaders[0] = learn.dls.train.new(cls=SampledDL, sampler=sampler)
         learn.fit(epochs, 1e-2, cbs=cbs)
 
-    check_goes_on(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=3, kill_in=1)
+    check_resumes(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=3, kill_in=1)
 
 
-def test_everything_that_a_recipe_gives_to_a_fit_goes_on(sample, cache, tmp_path):
-    """Weights, random changes that end before the fit does, snapshots, the best epoch, the table of epochs."""
+def test_all_callbacks_of_a_recipe_resume(sample, cache, tmp_path):
+    """Weights, augmentation that ends before the fit, snapshots, the best epoch, the table of epochs."""
     rows = {}
 
     def fit(learn, epochs, cbs):
@@ -192,28 +190,28 @@ def test_everything_that_a_recipe_gives_to_a_fit_goes_on(sample, cache, tmp_path
     def make_cbs():
         return [SpecAugment(), LinearMixUp(partner="dataset"), ItemAugmentations(Gain())]
 
-    check_goes_on(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=6, kill_in=3, path=tmp_path)
+    check_resumes(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=6, kill_in=3, path=tmp_path)
     assert rows[0] == rows[2] and len(rows[0]) == 7 and rows[1] == rows[0][:4], (
         "stage, epoch, losses and scores; seconds differ"
     )
 
 
-def test_a_row_and_a_best_of_an_epoch_that_is_trained_again_do_not_stand_twice(sample, cache, tmp_path):
+def test_an_epoch_that_is_trained_again_has_one_row_and_one_best_file(sample, cache, tmp_path):
     class KillAfter(Callback):
         order = 80
 
         def after_epoch(self):
             if self.epoch == 1:
-                raise Killed("after the row was written, before the state was")
+                raise KilledError("after the row was written, before the state was")
 
     def cbs():
         return [
             EpochCSVLogger(tmp_path / "history.csv"),
             SaveBestModel("train_loss"),
-            ResumeTraining(tmp_path / "s.safetensors"),
+            ResumeTraining(tmp_path / "s.pt"),
         ]
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         new_learner(sample, cache, 1, path=tmp_path).fit(3, 1e-2, cbs=[*cbs(), KillAfter()])
     new_learner(sample, cache, 2, path=tmp_path).fit(3, 1e-2, cbs=cbs())
     epochs = [line.split(",")[1] for line in (tmp_path / "history.csv").read_text().splitlines()]
@@ -221,15 +219,15 @@ def test_a_row_and_a_best_of_an_epoch_that_is_trained_again_do_not_stand_twice(s
     assert len(list((tmp_path / "models").glob("best_*"))) <= 2
 
 
-def test_gradients_that_wait_for_more_are_not_lost(sample, cache, tmp_path):
+def test_accumulated_gradients_are_not_lost(sample, cache, tmp_path):
     def fit_cbs():
         return [GradientAccumulation(n_acc=16 * 4)]
 
-    unbroken, _ = check_goes_on(sample, cache, tmp_path, plain_fit, fit_cbs=fit_cbs, epochs=3, kill_in=2)
-    assert 2 * len(unbroken.dls.train) % 4, "in the epoch before, some gradients were left over"
+    uninterrupted, _ = check_resumes(sample, cache, tmp_path, plain_fit, fit_cbs=fit_cbs, epochs=3, kill_in=2)
+    assert 2 * len(uninterrupted.dls.train) % 4, "in the epoch before, some gradients were left over"
 
 
-def test_trackers_keep_their_best_and_how_long_they_have_waited(sample, cache, tmp_path):
+def test_trackers_keep_their_best_score_and_their_patience(sample, cache, tmp_path):
     def trackers():
         # Never better than the first epoch, so that both act in the epochs after the kill.
         return [
@@ -237,24 +235,24 @@ def test_trackers_keep_their_best_and_how_long_they_have_waited(sample, cache, t
             EarlyStoppingCallback("valid_loss", patience=4, min_delta=1e9),
         ]
 
-    unbroken, going_on = check_goes_on(sample, cache, tmp_path, plain_fit, fit_cbs=trackers, epochs=8, kill_in=2)
-    assert len(unbroken.recorder.values) == 5, "stopped early, in the same epoch"
-    assert going_on.opt.hypers[-1]["lr"] == pytest.approx(1e-4), "lowered after 2 and after 4 epochs"
+    uninterrupted, resumed = check_resumes(sample, cache, tmp_path, plain_fit, fit_cbs=trackers, epochs=8, kill_in=2)
+    assert len(uninterrupted.recorder.values) == 5, "stopped early, in the same epoch"
+    assert resumed.opt.hypers[-1]["lr"] == pytest.approx(1e-4), "lowered after 2 and after 4 epochs"
 
 
-def test_a_state_of_a_finished_fit_gives_the_finished_learner(sample, cache, tmp_path):
+def test_the_state_of_a_finished_fit_restores_the_finished_learner(sample, cache, tmp_path):
     done = new_learner(sample, cache, 1)
-    one_cycle(done, 2, [ResumeTraining(tmp_path / "s.safetensors")])
-    wanted = outcome(done)
+    one_cycle(done, 2, [ResumeTraining(tmp_path / "s.pt")])
+    expected = outcome(done)
     again = new_learner(sample, cache, 2)
-    one_cycle(again, 2, [ResumeTraining(tmp_path / "s.safetensors")])
-    assert outcome(again) == wanted
-    assert resume_point(tmp_path / "s.safetensors") == (2, 2, {}) and resume_point(tmp_path / "none") is None
+    one_cycle(again, 2, [ResumeTraining(tmp_path / "s.pt")])
+    assert outcome(again) == expected
+    assert resume_point(tmp_path / "s.pt") == (2, 2, {}) and resume_point(tmp_path / "none") is None
 
 
-def test_a_state_does_not_hold_other_fits_up(sample, cache, tmp_path):
+def test_predictions_and_lr_find_do_not_touch_the_state(sample, cache, tmp_path):
     learn = new_learner(sample, cache, 1, path=tmp_path)
-    state = ResumeTraining(tmp_path / "s.safetensors")
+    state = ResumeTraining(tmp_path / "s.pt")
     learn.fit(1, 1e-3, cbs=state)
     before = state.path_of_state.read_bytes()
     assert all(cb.run for cb in learn.cbs)
@@ -264,11 +262,11 @@ def test_a_state_does_not_hold_other_fits_up(sample, cache, tmp_path):
     assert state.path_of_state.read_bytes() == before
 
 
-def test_leftovers_of_a_killed_writer_are_removed(sample, cache, tmp_path):
-    (tmp_path / ".s.123456.part.safetensors").write_bytes(b"half")
-    (tmp_path / ".other.123456.part.safetensors").write_bytes(b"half")
-    new_learner(sample, cache, 1).fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.safetensors"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.123456.part.safetensors", "s.safetensors"]
+def test_temporary_files_of_a_killed_writer_are_removed(sample, cache, tmp_path):
+    (tmp_path / ".s.123456.part.pt").write_bytes(b"half")
+    (tmp_path / ".other.123456.part.pt").write_bytes(b"half")
+    new_learner(sample, cache, 1).fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.pt"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.123456.part.pt", "s.pt"]
 
 
 @pytest.mark.parametrize("change, words", [
@@ -277,50 +275,80 @@ def test_leftovers_of_a_killed_writer_are_removed(sample, cache, tmp_path):
     ({"notes": {}}, "recipe was 'a' and is None"),
     ({"bs": 4}, "batches was 5 and is"),
 ])
-def test_another_fit_is_refused_and_what_differs_is_said(sample, cache, tmp_path, change, words):
+def test_another_fit_is_refused_and_the_differences_are_listed(sample, cache, tmp_path, change, words):
     learn = new_learner(sample, cache, 1)
-    learn.fit(2, 1e-3, cbs=ResumeTraining(tmp_path / "s.safetensors", notes={"recipe": "a"}))
+    learn.fit(2, 1e-3, cbs=ResumeTraining(tmp_path / "s.pt", notes={"recipe": "a"}))
     if "bs" in change:
         learn.dls.train.bs = change["bs"]
     with pytest.raises(CheckpointError, match=words):
         learn.fit(
             change.get("epochs", 2),
             1e-3,
-            cbs=ResumeTraining(tmp_path / "s.safetensors", notes=change.get("notes", {"recipe": "a"})),
+            cbs=ResumeTraining(tmp_path / "s.pt", notes=change.get("notes", {"recipe": "a"})),
         )
 
 
-def test_another_network_or_optimiser_is_refused(sample, cache, tmp_path):
-    state = tmp_path / "s.safetensors"
+def test_another_network_or_optimizer_is_refused(sample, cache, tmp_path):
+    state = tmp_path / "s.pt"
     new_learner(sample, cache, 1).fit(2, 1e-3, cbs=ResumeTraining(state))
     other = new_learner(sample, cache, 1)
     other.model.head = nn.Linear(4, 10, bias=False)
     with pytest.raises(CheckpointError, match="another network: head.bias differ"):
         other.fit(2, 1e-3, cbs=ResumeTraining(state))
-    with pytest.raises(CheckpointError, match="does not fit this learner's optimiser"):
+    with pytest.raises(CheckpointError, match="does not fit the optimizer or the callbacks of this learner"):
         new_learner(sample, cache, 1, opt_func=partial(OptimWrapper, opt=torch.optim.SGD)).fit(
             2, 1e-3, cbs=ResumeTraining(state)
         )
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not tensors", None, {"fatai_resume": "{}"}, {"fatai_resume": json.dumps({"format": 9})}]
-)
-def test_files_that_are_no_state_are_refused(sample, cache, tmp_path, content):
-    state = tmp_path / "s.safetensors"
+STATE = {"format": 2, "done": 1, "epochs": 1, "batches": 1, "notes": {}}
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"not tensors", {}, {**STATE, "format": 9}, {**STATE, "notes": []}, {**STATE, "done": "1"},
+    {**STATE, "done": 10**30}, {**STATE, "done": 0}, [1], torch.ones(1),
+])
+def test_files_that_are_not_a_state_are_refused(sample, cache, tmp_path, content):
+    state = tmp_path / "s.pt"
     if isinstance(content, bytes):
         state.write_bytes(content)
     else:
-        save_file({"x": torch.ones(1)}, str(state), metadata=content)
-    with pytest.raises(CheckpointError, match="s.safetensors .*delete it to begin anew"):
+        torch.save(content, state)
+    with pytest.raises(CheckpointError, match="s.pt .*delete it to start the fit again"):
         new_learner(sample, cache, 1).fit(1, 1e-3, cbs=ResumeTraining(state))
 
 
-def test_the_state_holds_no_program(sample, cache, tmp_path):
+class Malicious:
+    """Create a file when it is unpickled."""
+
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return open, (str(self.witness), "w")
+
+
+def test_the_state_is_read_without_executing_code(sample, cache, tmp_path):
     learn = new_learner(sample, cache, 1)
-    learn.fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.safetensors"))
-    tensors = load_file(tmp_path / "s.safetensors")
-    assert {k.removeprefix("model/") for k in tensors if k.startswith("model/")} == set(learn.model.state_dict())
+    learn.fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.pt"))
+    content = torch.load(tmp_path / "s.pt", weights_only=True)
+    assert set(content["model"]) == set(learn.model.state_dict())
+    torch.save({**content, "opt": Malicious(tmp_path / "executed")}, tmp_path / "s.pt")
+    with pytest.raises(CheckpointError, match="s.pt cannot be read .*could run code.*delete it"):
+        resume_point(tmp_path / "s.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_callback_with_a_state_that_cannot_be_stored_is_named(sample, cache, tmp_path):
+    class Odd(ResumableCallback):
+        resume_state = ("value",)
+
+        def before_fit(self):
+            self.value = {"deep": [object()]}
+
+    with pytest.raises(CheckpointError, match="state/callbacks/Odd1/value/deep/0 is a object"):
+        new_learner(sample, cache, 1).fit(1, 1e-3, cbs=[Odd(), ResumeTraining(tmp_path / "s.pt")])
+    assert not (tmp_path / "s.pt").exists()
 
 
 SCRIPT = '''
@@ -337,7 +365,7 @@ from fatai.callbacks.resume import ResumeTraining
 from fatai.models.checkpoint import save_weights
 
 class Noisy:
-    """Items that a worker draws anew each time."""
+    """Items that a worker draws at random each time."""
     def __len__(self): return 12
     def __getitem__(self, i): return torch.randn(4) + i, torch.ones(1)
 
@@ -348,22 +376,24 @@ class Slow(Callback):
 
 folder, workers = sys.argv[1], int(sys.argv[2])
 set_seed(1, True)
-loaders = DataLoaders(DataLoader(Noisy(), bs=2, shuffle=True, num_workers=workers), DataLoader(Noisy(), bs=4, num_workers=workers))
-net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+train = DataLoader(Noisy(), bs=2, shuffle=True, num_workers=workers)
+loaders = DataLoaders(train, DataLoader(Noisy(), bs=4, num_workers=workers))
+layers = torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1)
+net = torch.nn.Sequential(*layers)
 learn = Learner(loaders, net, loss_func=torch.nn.MSELoss(), path=folder)
 learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
 learn.logger = lambda row: None
-learn.fit(8, 1e-2, cbs=[SaveBestModel("valid_loss"), Slow(), ResumeTraining(folder + "/state.safetensors")])
+learn.fit(8, 1e-2, cbs=[SaveBestModel("valid_loss"), Slow(), ResumeTraining(folder + "/state.pt")])
 save_weights(folder + "/end.safetensors", net, {})
 '''
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_process_killed_at_any_moment_and_started_again_ends_as_the_unbroken_one(tmp_path, workers):
+def test_a_process_killed_at_any_moment_and_restarted_ends_as_the_uninterrupted_one(tmp_path, workers):
     draw = random.Random(workers)
     ends, kills = {}, 0
-    for name in ("unbroken", "killed"):
+    for name in ("uninterrupted", "killed"):
         folder = tmp_path / name
         folder.mkdir()
         while not (folder / "end.safetensors").exists():
@@ -379,4 +409,4 @@ def test_a_process_killed_at_any_moment_and_started_again_ends_as_the_unbroken_o
             process.communicate(timeout=120)
             assert process.returncode in (0, -signal.SIGKILL)
         ends[name] = (folder / "end.safetensors").read_bytes()
-    assert kills == 5 and ends["killed"] == ends["unbroken"]
+    assert kills == 5 and ends["killed"] == ends["uninterrupted"]

@@ -1,4 +1,4 @@
-"""Weights find their clips, in every order, mixed or not; outside of training nobody meets them."""
+"""Sample weights in every order of the clips, mixed or not, and only in training."""
 
 import fastai.callback.schedule  # noqa: F401 - gives learners lr_find
 import matplotlib.pyplot as plt
@@ -12,13 +12,13 @@ from fastai.losses import BCEWithLogitsLossFlat
 from torch import nn
 
 from fatai.augment.mixup import LinearMixUp
+from fatai.callbacks.sample_weights import SampleWeights
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import multi_hot
 from fatai.errors import DataError, OptionError, ShapeError
-from fatai.registry import LOSSES
 from fatai.inference.learner import fat_learner
-from fatai.callbacks.sample_weights import SampleWeights
+from fatai.registry import LOSSES
 
 
 class Net(nn.Module):
@@ -30,24 +30,24 @@ class Net(nn.Module):
         return self.head(spec.mean((1, 3)))
 
 
-class Peek(Callback):
-    """What the loss knows when it is computed, batch by batch."""
+class RecordLoss(Callback):
+    """Record targets, weights, flags, loss and logits of each batch."""
 
     order = 45
 
     def __init__(self):
-        self.seen, self.validated = [], []
+        self.trained, self.validated = [], []
 
     def after_pred(self):
         loss = self.learn.loss_func
         if not self.training:
             self.validated.append((loss.sample_weight, loss.noisy, len(self.learn.yb)))
         else:
-            self.seen.append((self.learn.y.clone(), loss.sample_weight, loss.noisy))
+            self.trained.append((self.learn.y.clone(), loss.sample_weight, loss.noisy))
 
     def after_loss(self):
         if self.training:
-            self.seen[-1] += (float(self.learn.loss.detach()), self.learn.pred.detach())
+            self.trained[-1] += (float(self.learn.loss.detach()), self.learn.pred.detach())
 
 
 def loaders(sample, cache, **options):
@@ -83,8 +83,8 @@ def learner(dls, cbs, **options):
     return learn
 
 
-def own_weights(dls):
-    """A weight of its own for every training clip."""
+def different_weights(dls):
+    """Return a different weight for each training clip."""
     names = dls.files(0)["fname"]
     return {name: 1 + i / 1000 for i, name in enumerate(names)}
 
@@ -92,40 +92,41 @@ def own_weights(dls):
 def labels_by_weight(dls):
     files = dls.files(0)
     return {
-        round(1000 * (w - 1)): row for w, row in zip(own_weights(dls).values(), multi_hot(files["labels"], dls.tags))
+        round(1000 * (w - 1)): row
+        for w, row in zip(different_weights(dls).values(), multi_hot(files["labels"], dls.tags), strict=True)
     }
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_clip_gets_its_weight_whatever_the_order(sample, cache, workers):
-    dls, peek = loaders(sample, cache, num_workers=workers), Peek()
-    learner(dls, [SampleWeights(own_weights(dls)), peek]).fit(1)
+    dls, record = loaders(sample, cache, num_workers=workers), RecordLoss()
+    learner(dls, [SampleWeights(different_weights(dls)), record]).fit(1)
     labels, noisy = labels_by_weight(dls), dls.train.dataset.items["noisy"].to_numpy(dtype=float)
     drawn = []
-    for targ, w, marks, *_ in peek.seen:
-        for row, weight, mark in zip(targ, w, marks):
+    for targ, w, flags, *_ in record.trained:
+        for row, weight, flag in zip(targ, w, flags, strict=True):
             clip = round(1000 * (float(weight) - 1))
             drawn.append(clip)
-            assert row.tolist() == labels[clip].tolist() and float(mark) == noisy[clip]
+            assert row.tolist() == labels[clip].tolist() and float(flag) == noisy[clip]
     assert len(set(drawn)) == len(drawn) == 160 and drawn != sorted(drawn)
 
 
 @pytest.mark.parametrize("per_tag", [False, True])
 def test_the_loss_is_the_weighted_mean(dls, per_tag):
-    rng, peek = np.random.default_rng(0), Peek()
+    rng, record = np.random.default_rng(0), RecordLoss()
     weights = {name: rng.random(10) if per_tag else rng.random() for name in dls.files(0)["fname"]}
-    learner(dls, [SampleWeights(weights), peek]).fit(1)
-    for targ, w, _, loss, logits in peek.seen:
+    learner(dls, [SampleWeights(weights), record]).fit(1)
+    for targ, w, _, loss, logits in record.trained:
         assert w.shape == ((16, 10) if per_tag else (16,))
         each = F.binary_cross_entropy_with_logits(logits, targ, reduction="none")
         assert loss == pytest.approx(float((each * w).mean() if per_tag else (each.mean(1) * w).mean()), rel=1e-5)
 
 
-def test_clips_without_weight_teach_nothing(dls):
-    """The same clips, but those that count 0 have wrong labels in one of the two fits."""
+def test_clips_of_weight_zero_have_no_effect(dls):
+    """Clips of weight 0 have wrong labels in one of the two fits."""
     names = set(dls.files(0)["fname"][::2])
 
-    class Spoil(Callback):
+    class WrongLabels(Callback):
         order = -3
 
         def before_batch(self):
@@ -133,55 +134,57 @@ def test_clips_without_weight_teach_nothing(dls):
                 self.learn.yb = (torch.where(self.learn.loss_func.sample_weight[:, None] > 0, self.y, 1 - self.y),)
 
     weights = {}
-    for spoilt in (False, True):
+    for wrong in (False, True):
         torch.manual_seed(0)
         dls.train.rng.seed(0)
-        learn = learner(dls, [SampleWeights(dict.fromkeys(names, 0.0)), *([Spoil()] if spoilt else [])])
+        learn = learner(dls, [SampleWeights(dict.fromkeys(names, 0.0)), *([WrongLabels()] if wrong else [])])
         learn.fit(1, 1e-2)
-        weights[spoilt] = learn.model.head.weight
+        weights[wrong] = learn.model.head.weight
     torch.testing.assert_close(weights[False], weights[True], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("loss", LOSSES.names())
-def test_every_registered_loss_is_reached(dls, loss):
-    whole, half = Peek(), Peek()
-    for peek, weights in ((whole, None), (half, dict.fromkeys(dls.files(0)["fname"], 0.5))):
+def test_every_registered_loss_uses_the_weights(dls, loss):
+    whole, half = RecordLoss(), RecordLoss()
+    for record, weights in ((whole, None), (half, dict.fromkeys(dls.files(0)["fname"], 0.5))):
         torch.manual_seed(0)
         dls.train.rng.seed(0)
-        learn = learner(dls, [peek, SampleWeights(weights)], loss_func=loss)
+        learn = learner(dls, [record, SampleWeights(weights)], loss_func=loss)
         learn.fit(1, 0.0)
-    assert [x[3] / 2 for x in whole.seen] == pytest.approx([x[3] for x in half.seen], rel=1e-5)
+    assert [x[3] / 2 for x in whole.trained] == pytest.approx([x[3] for x in half.trained], rel=1e-5)
 
 
 @pytest.mark.parametrize("partner", ["batch", "dataset"])
-def test_weights_and_marks_are_mixed_with_the_labels(dls, partner):
-    """Weight and mark are functions of the labels here, so their mixtures must be the same functions of the mixed labels."""
+def test_weights_and_flags_are_mixed_with_the_labels(dls, partner):
+    """Weights and flags are linear in the labels here, so mixed ones are the same functions of mixed labels."""
     files = dls.files(0)
     targ = multi_hot(files["labels"], dls.tags)
-    lean = np.linspace(0.1, 1, 10)
-    marked = targ[:, 3] > 0
-    cbs = SampleWeights(dict(zip(files["fname"], targ @ lean)), noisy=set(files["fname"][marked]))
-    peek = Peek()
-    learner(dls, [cbs, LinearMixUp(per="clip", partner=partner), peek]).fit(1)
-    for y, w, noisy, *_ in peek.seen:
-        np.testing.assert_allclose(w.numpy(), y.numpy() @ lean, rtol=1e-5)
+    slope = np.linspace(0.1, 1, 10)
+    flagged = targ[:, 3] > 0
+    cbs = SampleWeights(
+        dict(zip(files["fname"], targ @ slope, strict=True)), noisy=set(files["fname"][flagged])
+    )
+    record = RecordLoss()
+    learner(dls, [cbs, LinearMixUp(per="clip", partner=partner), record]).fit(1)
+    for y, w, noisy, *_ in record.trained:
+        np.testing.assert_allclose(w.numpy(), y.numpy() @ slope, rtol=1e-5)
         np.testing.assert_allclose(noisy.numpy(), y[:, 3].numpy(), atol=1e-6)
         assert ((y > 0) & (y < 1)).any()
 
 
 def test_one_number_is_the_weight_of_noisy_clips_and_can_be_changed(dls):
-    peek = Peek()
+    record = RecordLoss()
     noisy = SampleWeights(0.5)
 
     class Later(Callback):
         def before_epoch(self):
             self.learn.sample_weights.weights = 0.5 if self.epoch == 0 else 0.75
 
-    learner(dls, [noisy, Later(), peek]).fit(2)
-    for i, (_, w, marks, *_) in enumerate(peek.seen):
-        weight = 0.5 if i < len(peek.seen) // 2 else 0.75
-        torch.testing.assert_close(w, torch.where(marks > 0, weight, 1.0))
-    assert 0 < sum(float(x[2].sum()) for x in peek.seen) < 16 * len(peek.seen)
+    learner(dls, [noisy, Later(), record]).fit(2)
+    for i, (_, w, flags, *_) in enumerate(record.trained):
+        weight = 0.5 if i < len(record.trained) // 2 else 0.75
+        torch.testing.assert_close(w, torch.where(flags > 0, weight, 1.0))
+    assert 0 < sum(float(x[2].sum()) for x in record.trained) < 16 * len(record.trained)
 
 
 def test_the_columns_of_a_table_are_the_default(sample):
@@ -208,23 +211,23 @@ def test_the_columns_of_a_table_are_the_default(sample):
         x == "yes" for x in wanted["noisy"]
     ]
     learn.fit(1)
-    with pytest.raises(DataError, match="'weight' holds what is no number"):
+    with pytest.raises(DataError, match="the column 'weight' is not numeric"):
         FATDataLoaders.from_df(table.assign(weight="much"), fn_col="fname", path_col="path", label_col="labels")
     with pytest.raises(DataError, match="column 'noisy' holds 'rather'"):
         FATDataLoaders.from_df(table.assign(noisy="rather"), fn_col="fname", path_col="path", label_col="labels")
 
 
-def test_curated_clips_alone_count_one_and_are_not_noisy(small_dls):
-    peek = Peek()
-    learner(small_dls, [SampleWeights(), peek]).fit(1)
-    assert all((w == 1).all() and (noisy == 0).all() for _, w, noisy, *_ in peek.seen)
+def test_curated_clips_have_weight_one_and_are_not_noisy(small_dls):
+    record = RecordLoss()
+    learner(small_dls, [SampleWeights(), record]).fit(1)
+    assert all((w == 1).all() and (noisy == 0).all() for _, w, noisy, *_ in record.trained)
 
 
-def test_validation_and_predictions_know_nothing_of_weights(dls, tmp_path):
-    peek = Peek()
-    learn = learner(dls, [SampleWeights(own_weights(dls)), peek], path=tmp_path)
+def test_validation_and_predictions_use_no_weights(dls, tmp_path):
+    record = RecordLoss()
+    learn = learner(dls, [SampleWeights(different_weights(dls)), record], path=tmp_path)
     learn.fit(1)
-    assert peek.validated and all(w is None and noisy is None and n == 1 for w, noisy, n in peek.validated)
+    assert record.validated and all(w is None and noisy is None and n == 1 for w, noisy, n in record.validated)
     assert learn.loss_func.sample_weight is None and learn.loss_func.noisy is None
     clips = dls.train.dataset
     for ds_idx in (0, 1):
@@ -257,7 +260,7 @@ def test_after_an_error_in_training_predictions_are_as_before(dls):
             if self.training and self.learn.model.training:
                 raise RuntimeError("broken")
 
-    learn, fails, clips = learner(dls, SampleWeights(own_weights(dls))), Fails(), dls.train.dataset
+    learn, fails, clips = learner(dls, SampleWeights(different_weights(dls))), Fails(), dls.train.dataset
     with pytest.raises(RuntimeError, match="broken"):
         learn.fit(1, cbs=fails)
     assert learn.get_preds()[0].shape == (len(dls.valid_ds), 10)
@@ -272,7 +275,7 @@ def test_after_an_error_in_training_predictions_are_as_before(dls):
     ("three", {}, ShapeError, r"has shape \(3,\); expected one number, or one for each of the 10 tags"),
     ("rows", {}, OptionError, "expected numbers from 0 up"),
 ])
-def test_weights_that_make_no_sense_are_refused(dls, weights, options, error, words):
+def test_invalid_weights_are_refused(dls, weights, options, error, words):
     name = dls.files(0)["fname"][0]
     weights = {
         "nan": {name: float("nan")},
@@ -283,6 +286,6 @@ def test_weights_that_make_no_sense_are_refused(dls, weights, options, error, wo
         learner(dls, SampleWeights(weights, **options)).fit(1)
 
 
-def test_a_loss_that_reads_no_weights_is_refused(dls):
+def test_a_loss_that_accepts_no_weights_is_refused(dls):
     with pytest.raises(OptionError, match="BCEWithLogitsLossFlat accepts no weights; take one of LOSSES"):
         learner(dls, SampleWeights(), loss_func=BCEWithLogitsLossFlat()).fit(1)

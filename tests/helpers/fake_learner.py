@@ -1,10 +1,10 @@
-"""A metric whose values are told beforehand."""
+"""A metric with prescribed values, for tests of callbacks that monitor one."""
 
 from fastai.learner import Metric
 
 
-class Told(Metric):
-    """Says the next of `values` after each epoch."""
+class ScriptedMetric(Metric):
+    """Return the next of `values` after each epoch."""
 
     name = ""
 

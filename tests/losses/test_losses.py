@@ -1,16 +1,17 @@
-"""Losses: hand-worked values, a slow float64 reading of each formula, gradients, extremes, weights."""
+"""Losses: values by hand, a slow float64 reference of each formula, gradients, extremes, weights."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from fatai.errors import OptionError, ShapeError, UnknownNameError
-from fatai.registry import LOSSES
 from fatai.losses import AuxLoss, ClassBCE, SplitLoss, TagLoss, class_weights, smooth_labels, weighted_loss
+from fatai.registry import LOSSES
 
 NAMES = [*LOSSES.names(), "bce+lovasz", "0.5*lsep+bce"]
 
@@ -24,30 +25,43 @@ def slow_bce(x, t):
     return -(t * math.log(p) + (1 - t) * math.log(1 - p))
 
 
+def tag_means(one, x, t):
+    """Return the mean over the tags of `one(logit, target)` for each clip."""
+    return [sum(one(a, b) for a, b in zip(u, v, strict=True)) / len(u) for u, v in zip(x, t, strict=True)]
+
+
+def right_probability(a, b):
+    """Return the probability of the target class."""
+    return sigmoid(a) if b == 1 else 1 - sigmoid(a)
+
+
 def rows_bce(x, t):
-    return [sum(slow_bce(a, b) for a, b in zip(u, v)) / len(u) for u, v in zip(x, t)]
+    return tag_means(slow_bce, x, t)
 
 
 def rows_focal(x, t, gamma=2.0):
     def one(a, b):
-        right = sigmoid(a) if b == 1 else 1 - sigmoid(a)
+        right = right_probability(a, b)
         return -((1 - right) ** gamma) * math.log(right)
 
-    return [sum(one(a, b) for a, b in zip(u, v)) / len(u) for u, v in zip(x, t)]
+    return tag_means(one, x, t)
 
 
 def rows_lsep(x, t):
     return [
         math.log(1 + sum(math.exp(u[j] - u[i]) for i in range(len(u)) for j in range(len(u)) if v[j] < v[i]))
-        for u, v in zip(x, t)
+        for u, v in zip(x, t, strict=True)
     ]
 
 
 def rows_lovasz(x, t):
-    """The Lovasz extension by its definition: errors in falling order, each times the step of the Jaccard loss of the set so far."""
-    answers = []
-    for u, v in zip(x, t):
-        errors = [1 - a * (2 * b - 1) for a, b in zip(u, v)]
+    """Return the Lovasz extension by its definition.
+
+    Errors are taken in falling order, each times the step of the Jaccard loss of the set so far.
+    """
+    values = []
+    for u, v in zip(x, t, strict=True):
+        errors = [1 - a * (2 * b - 1) for a, b in zip(u, v, strict=True)]
         order = sorted(range(len(u)), key=lambda k: -errors[k])
         present, value, before = {k for k in range(len(u)) if v[k] == 1}, 0.0, 0.0
         for n in range(1, len(u) + 1):
@@ -57,35 +71,34 @@ def rows_lovasz(x, t):
             loss = 1 - len(present & predicted) / len(present | predicted) if present | predicted else 0.0
             value += max(errors[order[n - 1]], 0) * (loss - before)
             before = loss
-        answers.append(value)
-    return answers
+        values.append(value)
+    return values
 
 
 def rows_gce(x, t, q=0.7):
-    def one(a, b):
-        right = sigmoid(a) if b == 1 else 1 - sigmoid(a)
-        return (1 - right**q) / q
-
-    return [sum(one(a, b) for a, b in zip(u, v)) / len(u) for u, v in zip(x, t)]
+    return tag_means(lambda a, b: (1 - right_probability(a, b) ** q) / q, x, t)
 
 
 def rows_sce(x, t):
     # Cross-entropy plus 0.5 times 4 |p - t|: the reverse part with log 0 = -4.
-    return [sum(slow_bce(a, b) + 0.5 * 4 * abs(sigmoid(a) - b) for a, b in zip(u, v)) / len(u) for u, v in zip(x, t)]
+    return tag_means(lambda a, b: slow_bce(a, b) + 0.5 * 4 * abs(sigmoid(a) - b), x, t)
 
 
 def rows_lsoft(x, t, beta=0.7):
-    return [sum(slow_bce(a, beta * b + (1 - beta) * sigmoid(a)) for a, b in zip(u, v)) / len(u) for u, v in zip(x, t)]
+    return tag_means(lambda a, b: slow_bce(a, beta * b + (1 - beta) * sigmoid(a)), x, t)
 
 
 def rows_lq(x, t, q=0.7):
-    return [sum((1 - (sigmoid(a) * b + 1e-7) ** q) / q for a, b in zip(u, v)) / len(u) for u, v in zip(x, t)]
+    return tag_means(lambda a, b: (1 - (sigmoid(a) * b + 1e-7) ** q) / q, x, t)
 
 
 def rows_mass(x, t):
     mass = [sum(v) for v in t]
     mean = sum(mass) / len(mass)
-    return [(m / mean if mean else 0) * sum(slow_bce(a, b) for a, b in zip(u, v)) for m, u, v in zip(mass, x, t)]
+    return [
+        (m / mean if mean else 0) * mean_loss * len(v)
+        for m, mean_loss, v in zip(mass, rows_bce(x, t), t, strict=True)
+    ]
 
 
 def smoothed(soften):
@@ -107,8 +120,8 @@ SLOW = {
     "smooth_positives": smoothed(lambda b, k: b * 0.975),
     "smooth_both": smoothed(lambda b, k: 0.9 * b + 0.05),
     "smooth_ninth_place": smoothed(lambda b, k: (1 - 0.4 * (1 + 1 / k)) * b + 0.4 / k),
-    "bce+lovasz": lambda x, t: [a + b for a, b in zip(rows_bce(x, t), rows_lovasz(x, t))],
-    "0.5*lsep+bce": lambda x, t: [0.5 * a + b for a, b in zip(rows_lsep(x, t), rows_bce(x, t))],
+    "bce+lovasz": lambda x, t: [a + b for a, b in zip(rows_bce(x, t), rows_lovasz(x, t), strict=True)],
+    "0.5*lsep+bce": lambda x, t: [0.5 * a + b for a, b in zip(rows_lsep(x, t), rows_bce(x, t), strict=True)],
 }
 
 
@@ -123,7 +136,7 @@ def batches(draw):
     return x, t
 
 
-def test_every_loss_has_a_slow_reading():
+def test_every_loss_has_a_slow_reference():
     assert set(LOSSES.names()) <= set(SLOW)
 
 
@@ -169,7 +182,7 @@ def test_gradients_are_those_of_the_values(name):
     assert torch.autograd.gradcheck(lambda x: LOSSES.build(name)(x, targ), logits)
 
 
-def test_no_gradient_flows_through_the_models_own_opinion():
+def test_no_gradient_flows_through_the_predicted_probabilities():
     logits = torch.tensor([[0.3, -2.0]], requires_grad=True)
     targ = torch.tensor([[1.0, 0.0]])
     LOSSES.build("lsoft", beta=0.7)(logits, targ).backward()
@@ -252,7 +265,7 @@ def test_class_weights_fall_with_the_root_of_the_count_and_have_mean_one():
         ClassBCE([1, 4, 16, 0])(torch.zeros(2, 3), torch.zeros(2, 3))
 
 
-def test_split_takes_each_row_by_its_mark():
+def test_split_uses_the_loss_of_each_flag():
     logits, targ = torch.randn(3, 4), (torch.rand(3, 4) > 0.5).float()
     loss = SplitLoss(curated_weight=0.5, noisy_weight=0.25, reduction="none")
     curated, noisy = (
@@ -266,7 +279,7 @@ def test_split_takes_each_row_by_its_mark():
     torch.testing.assert_close(loss(logits, targ), 0.5 * curated)
 
 
-def test_auxiliary_outputs_are_weighed_and_the_main_one_predicts():
+def test_auxiliary_outputs_are_weighted_and_the_main_one_predicts():
     main, aux, targ = torch.randn(2, 3), torch.randn(2, 3), torch.ones(2, 3)
     loss, bce = AuxLoss("bce", [1.0, 0.4]), LOSSES.build("bce")
     torch.testing.assert_close(loss((main, aux), targ), bce(main, targ) + 0.4 * bce(aux, targ))
@@ -278,7 +291,7 @@ def test_auxiliary_outputs_are_weighed_and_the_main_one_predicts():
         bce((main, aux), targ)
 
 
-def test_what_is_set_on_an_auxiliary_loss_is_set_on_the_loss_within():
+def test_reduction_and_weights_of_an_auxiliary_loss_are_those_of_the_inner_loss():
     loss = AuxLoss("bce", [1.0])
     loss.reduction = "none"
     weighted_loss(loss).set_batch(torch.tensor([2.0, 1.0]))
@@ -289,7 +302,7 @@ def test_what_is_set_on_an_auxiliary_loss_is_set_on_the_loss_within():
     )
 
 
-def test_an_auxiliary_loss_takes_any_function():
+def test_an_auxiliary_loss_accepts_any_function():
     loss = AuxLoss(nn.functional.binary_cross_entropy_with_logits, [1.0, 1.0])
     main, targ = torch.zeros(1, 2), torch.ones(1, 2)
     assert float(loss((main, main), targ)) == pytest.approx(2 * math.log(2))
@@ -336,6 +349,6 @@ def test_shapes_that_do_not_fit_are_named(logits, targ, w, words):
         LOSSES.build("bce")(torch.zeros(logits), torch.zeros(targ), None if w is None else torch.ones(w))
 
 
-def test_a_loss_without_a_formula_says_so():
+def test_a_loss_without_a_formula_raises():
     with pytest.raises(NotImplementedError, match="TagLoss defines no per_clip"):
         TagLoss()(torch.zeros(1, 2), torch.zeros(1, 2))

@@ -75,7 +75,7 @@ def test_width_is_checked(name):
         create_model(name, 4, width=0)
 
 
-def test_body_tells_the_channels_of_its_maps():
+def test_body_returns_the_channels_of_its_maps():
     for arch, expansion in (("resnet18", 1), ("resnet50", 4)):
         body, n_features = resnet_body(arch, 2, width=0.125)
         assert n_features == 64 * expansion
@@ -109,7 +109,7 @@ def test_timm_networks_take_any_size_and_learn(name, smallest):
         model(torch.randn(2, 3, 64, 64))
 
 
-def test_timm_network_of_one_size_sees_the_resized_spectrogram():
+def test_timm_network_of_one_size_gets_the_resized_spectrogram():
     model = create_model("timm:test_vit", 3).eval()
     spec = torch.randn(1, 1, 64, 200)
     resized = nn.functional.interpolate(spec, model.fixed_size, mode="bilinear")
@@ -118,11 +118,11 @@ def test_timm_network_of_one_size_sees_the_resized_spectrogram():
         assert not torch.allclose(model(spec), model(torch.randn_like(spec)))
 
 
-def test_timm_models_trained_on_single_clips_use_two_places():
+def test_timm_models_trained_on_single_clips_use_two_positions():
     create_model("timm:resnet10t", 3)(torch.randn(1, 1, 1, 1))
 
 
-def test_timm_refuses_with_the_remedy():
+def test_timm_errors_name_the_remedy():
     with pytest.raises(UnknownNameError, match="resnet10x.*did you mean resnet10t"):
         create_model("timm:resnet10x", 3)
     with pytest.raises(OptionError, match="in_channels=5.*1 to 4"):

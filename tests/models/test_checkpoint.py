@@ -1,4 +1,4 @@
-"""Weights from files: what fits is loaded, what does not is named, what could run code is refused."""
+"""Weights from files: keys that match are loaded, others are named, and nothing in a file is executed."""
 
 import io
 import os
@@ -76,14 +76,15 @@ def test_cnn14_has_the_published_keys_and_shapes():
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_published_file_loads_and_says_what_it_left(tmp_path, legacy):
+def test_a_published_file_loads_and_reports_the_keys_not_used(tmp_path, legacy):
     state = fake_state()
     model = cnn14(saved(tmp_path / "Cnn14.pth", state, _use_new_zipfile_serialization=not legacy))
     classifier = {"fc_audioset.weight", "fc_audioset.bias"}
     for key, value in model.state_dict().items():
         assert key in classifier or torch.equal(value, state[key]), key
     report = model.pretrained
-    assert set(report.initialized) == classifier and set(report.unexpected) == set(FRONT_END) and not report.first_channel
+    assert set(report.initialized) == classifier and set(report.unexpected) == set(FRONT_END)
+    assert not report.first_channel
     assert set(report.loaded) == set(published_shapes()) - classifier
     text = str(report)
     assert "Cnn14.pth: 79 tensors loaded" in text and "newly initialized: fc_audioset.weight" in text
@@ -138,14 +139,14 @@ def test_more_channels_begin_as_the_network_of_the_first(tmp_path, in_channels):
     assert several.conv_block1.conv1.weight.grad[:, 1:].abs().sum() > 0          # so training can begin to use them
 
 
-def test_a_network_of_three_channels_is_not_cut_to_one(tmp_path):
+def test_a_network_of_three_channels_is_not_loaded_into_one(tmp_path):
     torch.save(cnn14(in_channels=3).state_dict(), tmp_path / "w.pth")
     assert not cnn14(tmp_path / "w.pth", in_channels=3).pretrained.first_channel
     with pytest.raises(CheckpointError, match=r"bn0.weight has shape \(192,\), the model's is \(64,\)"):
         cnn14(tmp_path / "w.pth")
 
 
-def test_other_mels_start_their_batch_norm_afresh(tmp_path):
+def test_another_number_of_mels_initializes_the_batch_norm(tmp_path):
     path = saved(tmp_path / "w.pth", fake_state(n_tags=3))
     model = cnn14(path, n_mels=128)
     assert model.pretrained.initialized == ("bn0.weight", "bn0.bias", "bn0.running_mean", "bn0.running_var")
@@ -156,12 +157,13 @@ def test_other_mels_start_their_batch_norm_afresh(tmp_path):
     ("attention", "attention_pool.gate.weight", "fc1.weight"),
     ("tag_attention", "att_block.cla.weight", "fc_audioset.weight"),
 ])
-def test_heads_of_the_gold_plan_take_the_published_body(tmp_path, head, initialized, unexpected):
+def test_heads_of_the_gold_plan_load_the_published_body(tmp_path, head, initialized, unexpected):
     report = cnn14(saved(tmp_path / "w.pth", fake_state()), head=head).pretrained
-    assert initialized in report.initialized and unexpected in report.unexpected and "conv_block6.conv2.weight" in report.loaded
+    assert initialized in report.initialized and unexpected in report.unexpected
+    assert "conv_block6.conv2.weight" in report.loaded
 
 
-def test_a_decision_level_file_brings_its_attention(tmp_path):
+def test_a_decision_level_file_loads_its_attention(tmp_path):
     state = {k: v for k, v in fake_state().items() if not k.startswith("fc_audioset")}
     state |= {f"att_block.{part}.weight": torch.randn(3, 256, 1) for part in ("att", "cla")}
     state |= {f"att_block.{part}.bias": torch.randn(3) for part in ("att", "cla", "bn_att")}
@@ -171,7 +173,7 @@ def test_a_decision_level_file_brings_its_attention(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cnn6", "resnet22", "resnet54", "mobilenetv1", "mobilenetv2"])
-def test_every_network_takes_its_own_weights_back(tmp_path, name):
+def test_every_network_loads_weights_that_it_saved(tmp_path, name):
     model = create_model(name, 3, width=0.125).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
     again = create_model(name, 3, width=0.125, pretrained=tmp_path / "w.pth").eval()
@@ -205,7 +207,7 @@ def test_a_wrong_shape_is_named_with_both_shapes(tmp_path):
         cnn14(saved(tmp_path / "w.pth", state))
 
 
-def test_many_faults_are_counted_and_the_model_stays_as_it_was(tmp_path):
+def test_many_faults_are_counted_and_the_model_is_unchanged(tmp_path):
     model = create_model("m1", 3, width=0.125)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     lacking = sum(not key.endswith("tracked") for key in before) - 1
@@ -215,7 +217,7 @@ def test_many_faults_are_counted_and_the_model_stays_as_it_was(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_any_model_can_be_loaded_with_a_fresh_head(tmp_path):
+def test_any_model_can_be_loaded_with_a_new_head(tmp_path):
     old, new = create_model("m1", 5, width=0.125), create_model("m1", 3, width=0.125)
     torch.save(old.state_dict(), tmp_path / "w.pth")
     report = load_checkpoint(new, tmp_path / "w.pth", reinit=["head.4."])
@@ -278,7 +280,7 @@ def test_a_file_over_the_bound_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04", b"RIFF not weights", b"\x80\x02}q\x00", b"\x10" + b"\x00" * 7 + b"{not a header"]
 )
-def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"w.pth cannot be read as weights .*expected a file of torch.save"):
@@ -286,7 +288,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
 
 
 @pytest.mark.filterwarnings("ignore:.*TorchScript archive")
-def test_a_program_of_torchscript_is_refused_without_advice_to_run_it(tmp_path):
+def test_torchscript_is_refused_without_advice_to_run_it(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
         for name in ("data.pkl", "constants.pkl", "version"):
             archive.writestr(f"w/{name}", b"3\n")
@@ -296,7 +298,7 @@ def test_a_program_of_torchscript_is_refused_without_advice_to_run_it(tmp_path):
 
 
 @pytest.mark.parametrize("safe", [False, True])
-def test_a_file_cut_off_is_refused(tmp_path, safe):
+def test_a_truncated_file_is_refused(tmp_path, safe):
     path = tmp_path / "w"
     save_file({"w": torch.zeros(1000)}, path) if safe else saved(path, {"w": torch.zeros(1000)})
     path.write_bytes(path.read_bytes()[:-1000])
@@ -327,7 +329,7 @@ def test_integers_in_place_of_weights_are_refused(tmp_path):
         cnn14(saved(tmp_path / "w.pth", state))
 
 
-def test_a_file_that_is_not_there_is_named_and_both_kinds_of_except_catch_it(tmp_path):
+def test_a_missing_file_is_named_and_both_kinds_of_except_catch_it(tmp_path):
     for kind in (FataiError, ValueError):
         with pytest.raises(kind, match="there is no file .*nowhere.pth; give the path"):
             cnn14(tmp_path / "nowhere.pth")

@@ -23,7 +23,7 @@ def test_maps_shrink_to_a_thirty_second_and_become_1280_features(large):
         assert large.embed(spec).shape == (1, 1280)
 
 
-def test_parameters_that_nothing_calls_are_kept_but_frozen(large):
+def test_unused_parameters_are_kept_but_frozen(large):
     assert count_parameters(large) - count_parameters(large, trainable=True) == 88_912
 
 
@@ -70,7 +70,7 @@ def test_squeeze_weighs_channels_by_a_hard_sigmoid():
         torch.testing.assert_close(squeeze(x), x * expected[None, :, None, None])
 
 
-def test_block_adds_its_input_only_where_the_shape_stays():
+def test_block_adds_its_input_only_where_the_shape_is_unchanged():
     same, wider = (
         InvertedResidual(16, Row(3, 64, 16, True, False, 1)),
         InvertedResidual(16, Row(3, 64, 24, True, False, 1)),

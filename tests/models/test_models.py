@@ -129,7 +129,7 @@ def test_model_maps_spectrograms_to_logits_and_learns(name):
 
 
 @EVERY_NAME
-def test_model_repeats_itself_in_eval(name):
+def test_model_is_deterministic_in_eval(name):
     model = small(name).eval()
     spec = torch.randn(2, 1, 64, 96)
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_model_repeats_itself_in_eval(name):
 
 
 @EVERY_NAME
-def test_model_takes_any_number_of_frames_and_few_mels_where_it_is_not_tied_to_them(name):
+def test_model_accepts_any_number_of_frames_and_few_mels_unless_it_requires_a_number(name):
     model = small(name).eval()
     with torch.no_grad():
         for size in [(64, 1), (64, 33), (64, 257), (model.n_mels or 1, 1)]:
@@ -226,7 +226,7 @@ def test_unknown_names_and_options_suggest_the_nearest():
         create_model("m3", n_tags=0)
 
 
-def test_conv_block_shows_its_second_convolution_the_input():
+def test_second_convolution_of_a_block_gets_the_input():
     block = ConvBlock(1, 2, pool=False).eval()
     with torch.no_grad():
         for conv in (block.conv1, block.conv2):
@@ -254,14 +254,14 @@ def test_multi_sample_dropout_is_the_mean_over_masks_and_linear_in_eval():
     assert torch.equal(layer.eval()(x), expected)
 
 
-def test_widths_are_whole_octets():
+def test_widths_are_multiples_of_eight():
     assert [scale_channels(c, 0.3) for c in (64, 128, 50)] == [16, 40, 16] and scale_channels(50, 1) == 50
     with pytest.raises(OptionError, match="width=0"):
         scale_channels(64, 0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_is_joined_with_low_precision_maps_takes_their_layout(channels):
+def test_maps_concatenated_with_low_precision_ones_take_their_layout(channels):
     spec = torch.randn(2, channels, 4, 6)
     other = torch.randn(2, 5, 4, 6).bfloat16().to(memory_format=torch.channels_last)
     laid = match_layout(spec, other)

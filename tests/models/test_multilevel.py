@@ -6,8 +6,8 @@ from torch import nn
 
 from fatai.errors import OptionError, ShapeError
 from fatai.models import create_model
-from fatai.models.multilevel import GlobalMax, ResidualUnit, level_block
 from fatai.models.layers import GRUPool
+from fatai.models.multilevel import GlobalMax, ResidualUnit, level_block
 
 
 def depths(model):
@@ -50,7 +50,7 @@ def test_features_are_the_maxima_of_each_level():
 
 
 @pytest.mark.parametrize("ndim", [1, 2])
-def test_block_norms_convolves_halves_norms_and_bends(ndim):
+def test_block_is_norm_convolution_pooling_norm_and_prelu(ndim):
     kinds = [type(m).__name__ for m in level_block(3, 8, ndim)]
     assert kinds == [
         f"BatchNorm{ndim}d",
@@ -64,7 +64,7 @@ def test_block_norms_convolves_halves_norms_and_bends(ndim):
     assert unit == [f"Conv{ndim}d", f"BatchNorm{ndim}d", "PReLU"] * 2 + [f"Conv{ndim}d", f"BatchNorm{ndim}d"]
 
 
-def test_residual_unit_is_a_prelu_where_its_inner_part_is_silent():
+def test_residual_unit_is_a_prelu_where_its_inner_part_is_zero():
     unit = ResidualUnit(2, 2).eval()
     nn.init.zeros_(unit.inner[-1].weight)
     with torch.no_grad():
@@ -99,12 +99,12 @@ def test_gru_pool_is_a_gru_of_each_direction_by_hand():
         torch.testing.assert_close(pool(mels_averaged), expected)
 
 
-def test_global_max_takes_maps_of_one_and_two_dimensions():
+def test_global_max_accepts_maps_of_one_and_two_dimensions():
     x = torch.tensor([[[1.0, 5.0, 2.0], [-3.0, -1.0, -2.0]]])
     assert GlobalMax()(x).tolist() == GlobalMax()(x[..., None]).tolist() == [[5.0, -1.0]]
 
 
-def test_1d_network_reads_bins_as_channels():
+def test_1d_network_uses_bins_as_channels():
     model = create_model("cnn1d_multilevel", 4, 2, n_mels=20, width=0.1).eval()
     assert model.blocks[0][1].in_channels == 40
     spec = torch.randn(1, 2, 20, 50)

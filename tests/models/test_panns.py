@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from fatai.errors import OptionError, ShapeError
 from fatai.models import count_parameters, create_model
+from fatai.models.layers import AttentionPool, TagAttentionPool
 from fatai.models.panns import HEADS
 from fatai.models.panns_resnet import ResidualBlock
-from fatai.models.layers import AttentionPool, TagAttentionPool
 
 # Parameters at 80 and at 527 tags of the published networks, their frozen front end not counted.
 PUBLISHED = {
@@ -33,7 +33,7 @@ def clips(n, *, channels=1, mels=64, frames=64):
 
 
 def small(name, **options):
-    """The network with an eighth of its channels, and batch norms as after training: each layer's input matters to the logits."""
+    """Return a network with an eighth of its channels and batch norms as after training, so that every layer matters."""
     model = create_model(name, n_tags=4, **({"width": WIDTH} | options))
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
@@ -312,7 +312,7 @@ def test_short_input_is_continued_by_its_last_frame():
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_clip_does_not_see_its_neighbours_in_the_batch(head):
+def test_clips_of_a_batch_are_independent(head):
     model = small("cnn10", head=head)
     spec = torch.randn(3, 1, 64, 50)
     other = spec.clone()
@@ -321,7 +321,7 @@ def test_a_clip_does_not_see_its_neighbours_in_the_batch(head):
         torch.testing.assert_close(model(spec)[0], model(other)[0], atol=1e-6, rtol=1e-6)
 
 
-def test_other_numbers_of_mels_are_refused_with_the_remedy():
+def test_another_number_of_mels_is_refused_with_the_remedy():
     for mels in (40, 128):
         with pytest.raises(ShapeError, match=rf"{mels} mel bins.*n_mels=64.*build it with the n_mels"):
             small("cnn14")(torch.randn(1, 1, mels, 64))
@@ -371,7 +371,7 @@ def test_channels_last_gives_the_same_logits(name):
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_bf16_is_no_further_off_than_rounding_the_weights_explains(name, head):
+def test_bf16_error_is_that_of_rounding_the_weights(name, head):
     model, spec = small(name, head=head), clips(16, frames=96)
     rounded = copy.deepcopy(model)
     with torch.no_grad():

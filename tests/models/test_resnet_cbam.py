@@ -8,12 +8,12 @@ from torch import nn
 
 from fatai.errors import OptionError
 from fatai.models import create_model
-from fatai.models.resnet_cbam import AttentionBlock
 from fatai.models.layers import CBAM, prior_linear
+from fatai.models.resnet_cbam import AttentionBlock
 
 
 def by_hand(cbam, x, places):
-    """CBAM one clip at a time with numbers pulled out of its layers; `places` orders the two maps of the spatial gate."""
+    """Compute CBAM clip by clip with the numbers of its layers; `places` orders the maps of the spatial gate."""
     first, activation, second = cbam.channel_gate
     out = []
     for clip in x:
@@ -59,7 +59,7 @@ def test_forms_differ_in_biases_activation_and_norm():
     assert normed.spatial_gate[1].momentum == 0.01 and normed.spatial_gate[1].weight.item() == 0
 
 
-def test_cbam_refuses_what_it_does_not_know():
+def test_wrong_options_of_cbam_are_named():
     with pytest.raises(OptionError, match="form='both'.*plain"):
         CBAM(32, form="both")
     with pytest.raises(OptionError, match="kernel_size=4.*odd"):
@@ -99,7 +99,7 @@ def test_convolutions_start_kaiming_normal_by_outputs(published):
     assert perceptron[0].weight.std().item() == pytest.approx(0.01, rel=0.05) and not perceptron[0].bias.any()
 
 
-def test_attention_starts_as_half_at_every_place_and_without_it_blocks_as_shortcuts(published):
+def test_attention_starts_as_half_at_every_position_and_without_it_blocks_as_shortcuts(published):
     assert all(m.spatial_gate[1].weight.item() == 0 for m in published.modules() if isinstance(m, CBAM))
     block = AttentionBlock(8, 8, stride=1, attention=True).eval()
     x = torch.randn(2, 8, 6, 6)

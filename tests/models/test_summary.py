@@ -30,7 +30,7 @@ def test_parameters_are_those_published_for_eighty_tags(table, name, in_channels
     assert (table[name].in_channels, table[name].parameters) == (in_channels, parameters)
 
 
-def test_rows_say_what_a_model_is_and_where_it_comes_from(table):
+def test_rows_have_a_description_and_a_source(table):
     assert all(row.description.endswith(".") and row.source for row in table.values())
 
 
