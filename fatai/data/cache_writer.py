@@ -123,7 +123,8 @@ def write_cache(paths: Sequence[str], config: ClipConfig, kind: str, root: Path,
 
 def _clip_names(paths: Sequence[str], kind: str) -> tuple[list[str], dict[int, str]]:
     """Return the name of each clip's file, "" where the sound file is missing, and error messages of those."""
-    names, errors = [], {}
+    names: list[str] = []
+    errors: dict[int, str] = {}
     for i, path in enumerate(paths):
         try:
             names.append(_clip_name(path, kind))
@@ -186,6 +187,33 @@ def _remove_partial_files(folder: Path) -> None:
         os.unlink(path)
 
 
+class _ClipWriter:
+    """Writes the files of clips, one per call, and deletes those that they replace."""
+
+    def __init__(self, folder: Path, config: ClipConfig, kind: str, paths: Sequence[str], names: Sequence[str]):
+        self.folder, self.config, self.kind, self.paths, self.names = folder, config, kind, paths, names
+        self.module = config.front_end.build().eval() if kind == "features" else None
+        self.previous: dict[str, list[str]] = {}
+        for entry in _clip_entries(folder):
+            self.previous.setdefault(entry.name.split("-")[0], []).append(entry.path)
+
+    def write(self, i: int) -> str:
+        """Write clip `i`; return "" or an error message."""
+        name = self.names[i]
+        try:
+            values = compute_values(self.config, self.module, self.paths[i])
+            is_unchanged = _clip_name(self.paths[i], self.kind) == name
+        except (AudioError, FileNotFoundError) as e:
+            return str(e)
+        if is_unchanged:
+            with write_file(self.folder / name[:2] / name) as temporary:
+                values.tofile(temporary)
+        for old in self.previous.get(name.split("-")[0], ()):
+            if not old.endswith(name):
+                Path(old).unlink(missing_ok=True)
+        return ""
+
+
 def _write_missing(
     folder: Path,
     config: ClipConfig,
@@ -195,29 +223,10 @@ def _write_missing(
     rows: int,
     threads: int | None,
 ) -> dict[int, str]:
-    """Write the missing clips, delete those that they replace, and return error messages by position."""
+    """Write the missing clips and return error messages by position."""
     todo = list({names[i]: i for i in _missing(names, _lengths(folder, kind, rows))}.values())
-    previous: dict[str, list[str]] = {}
-    for entry in _clip_entries(folder):
-        previous.setdefault(entry.name.split("-")[0], []).append(entry.path)
-    module = config.front_end.build().eval() if kind == "features" else None
-
-    def write(i: int) -> str:
-        name = names[i]
-        try:
-            values = compute_values(config, module, paths[i])
-            is_unchanged = _clip_name(paths[i], kind) == name
-        except (AudioError, FileNotFoundError) as e:
-            return str(e)
-        if is_unchanged:
-            with write_file(folder / name[:2] / name) as temporary:
-                values.tofile(temporary)
-        for old in previous.get(name.split("-")[0], ()):
-            if not old.endswith(name):
-                Path(old).unlink(missing_ok=True)
-        return ""
-
-    messages = track(_map_in_threads(write, todo, threads), f"caching {kind}", total=len(todo))
+    writer = _ClipWriter(folder, config, kind, paths, names)
+    messages = track(_map_in_threads(writer.write, todo, threads), f"caching {kind}", total=len(todo))
     return {i: message for i, message in zip(todo, messages, strict=True) if message}
 
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,13 +100,19 @@ def standardize_table(
         table["path"] = [str(p) for p in _column(df, path_col, "path_col")]
     table["labels"] = [parse_labels(cell, label_delim) for cell in _column(df, label_col, "label_col")]
     table["is_valid"] = False if valid_col is None else _booleans(_column(df, valid_col, "valid_col"), "valid_col")
+    return table.assign(**_optional_columns(df))
+
+
+def _optional_columns(df: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return the columns noisy, weight and source that `df` has, converted."""
+    columns: dict[str, list[Any]] = {}
     if "noisy" in df.columns:
-        table["noisy"] = _booleans(df["noisy"], "the column")
+        columns["noisy"] = _booleans(df["noisy"], "the column")
     if "weight" in df.columns:
-        table["weight"] = _numbers(df["weight"])
+        columns["weight"] = _numbers(df["weight"])
     if "source" in df.columns:
-        table["source"] = [str(s) for s in df["source"]]
-    return table
+        columns["source"] = [str(s) for s in df["source"]]
+    return columns
 
 
 def _column(df: pd.DataFrame, column: int | str, argument: str) -> pd.Series:
