@@ -22,7 +22,7 @@ def test_build_calls_the_builder_with_its_options(shapes):
     assert shapes.build("square", side=3.0) == 9.0
 
 
-def test_names_source_and_about(shapes):
+def test_names_source_and_description(shapes):
     assert (shapes.names(), shapes.source("square"), shapes.describe("square")) == (
         ["square"],
         "Euclid, Elements I.46",

@@ -148,8 +148,8 @@ def precision_thresholds(probs: Any, targ: Any, precision: float, tags: Sequence
 
     Examples
     --------
-    >>> precision_thresholds([[0.9], [0.6], [0.5], [0.1]], [[1], [0], [1], [0]], 0.6).values   # precision 1, 1/2, 2/3,
-    1/2 (0.5,)
+    >>> precision_thresholds([[0.9], [0.6], [0.5], [0.1]], [[1], [0], [1], [0]], 0.6).values   # 1, 1/2, 2/3, 1/2
+    (0.5,)
     """
     if not 0 < precision <= 1:
         raise OptionError(f"precision is {precision}; expected a fraction above 0 and at most 1, such as 0.9")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fatai.errors import AudioError, OptionError, ShapeError
 from fatai.audio.io import AUDIO_EXTENSIONS, audio_info, is_readable, load_audio, save_audio
+from fatai.errors import AudioError, OptionError, ShapeError
 
 READABLE = {
     "wav": "PCM_16",
@@ -118,10 +119,10 @@ def test_floats_beyond_full_scale_are_kept(write):
     assert load_audio(write("loud.wav", np.array([3.0, -2.0], np.float32), subtype="FLOAT")).tolist() == [3.0, -2.0]
 
 
-# ---- what cannot be read ------------------------------------------------------------------------------------------------------------
+# ---- what cannot be read --------------------------------------------------------------------------------------
 
 def broken_files(tmp_path, write):
-    """(path, what the message says) of files of which none can be read."""
+    """Unreadable files with parts of their error messages."""
     half = {k: write(f"half.{k}", subtype=READABLE[k]) for k in ("wav", "aiff", "flac", "ogg")}
     for path in half.values():
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -189,7 +190,7 @@ def test_sections_and_rates_out_of_range_are_named(write):
             load_audio(path, **options)
 
 
-# ---- writing ------------------------------------------------------------------------------------------------------------------------
+# ---- writing --------------------------------------------------------------------------------------------------
 
 @given(
     values=st.lists(st.integers(-32768, 32767), min_size=1, max_size=50), kind=st.sampled_from(["wav", "flac", "aiff"])

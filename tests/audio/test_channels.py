@@ -1,22 +1,23 @@
-"""Channels are those of librosa's deltas, of ImageNet's constants and of ramps written by hand."""
+"""Input channels against librosa's deltas, ImageNet's constants and coordinates written by hand."""
 
 import librosa
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fatai.audio.channels import Repeat, delta
+from fatai.audio.front_ends import FRONT_ENDS, front_end
+from fatai.audio.io import load_audio
 from fatai.errors import OptionError, ShapeError, UnknownNameError
 from fatai.registry import CHANNELS
-from fatai.audio.channels import Repeat, delta
-from fatai.audio.io import load_audio
-from fatai.audio.front_ends import FRONT_ENDS, front_end
 
 EXPECTED = {"mono": 1, "repeat3": 3, "imagenet": 3, "deltas": 3, "coord": 2, "coord_time": 3, "windows": 3}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_each_kind_tells_how_many_channels_it_makes(name):
+def test_each_kind_has_the_declared_number_of_channels(name):
     spec = torch.randn(2, 12, 20)
     channels = CHANNELS.build(name)
     out = channels(spec)
@@ -79,13 +80,13 @@ def test_delta_names_options_out_of_range(options):
         delta(torch.zeros(1, 4, 20), **options)
 
 
-def test_pictures_are_standardised_as_those_of_imagenet():
+def test_images_are_standardized_as_those_of_imagenet():
     spec = torch.tensor([[[0.0, 255.0]]])
     by_hand = [[-0.485 / 0.229, 0.515 / 0.229], [-0.456 / 0.224, 0.544 / 0.224], [-0.406 / 0.225, 0.594 / 0.225]]
     assert CHANNELS.build("imagenet")(spec)[0, :, 0].tolist() == [pytest.approx(row, abs=1e-5) for row in by_hand]
 
 
-def test_ramps_rise_from_minus_one_to_one():
+def test_coordinates_rise_from_minus_one_to_one():
     spec = torch.randn(2, 3, 5)
     out = CHANNELS.build("coord_time")(spec)
     assert torch.equal(out[:, 0], spec) and torch.equal(CHANNELS.build("coord")(spec), out[:, :2])

@@ -1,4 +1,4 @@
-"""Every front end equals what librosa computes from the numbers of the system that it re-creates, whatever the clip."""
+"""Every front end equals librosa with the settings of the published system, for all kinds of clips."""
 
 import copy
 import pickle
@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fatai.errors import DataError, FrontEndError, OptionError, ShapeError, UnknownNameError
-from fatai.registry import CHANNELS, FRONT_ENDS
-from fatai.audio.io import load_audio
 from fatai.audio.front_ends import FrontEnd, SpectrogramStats, front_end, spectrogram_stats
+from fatai.audio.io import load_audio
 from fatai.audio.pcen import PCEN, smoothing
 from fatai.audio.stft import pad_ends
+from fatai.errors import DataError, FrontEndError, OptionError, ShapeError, UnknownNameError
+from fatai.registry import CHANNELS, FRONT_ENDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:n_fft=.* is too large", "ignore:Empty filters")
 
-# Written down once more, from what the systems' authors published.
+# Copied independently of the package from the publications of the systems' authors.
 TRANSFORMS = {
     "ninth": dict(sr=44100, n_fft=1920, hop_length=690),
     "fastai_kernel": dict(sr=44100, n_fft=2560, hop_length=694),
@@ -60,7 +61,7 @@ SHAPES_OF_8_S = {
 
 @pytest.fixture(scope="module")
 def waves(sample):
-    """Real clips of several lengths, and what no recording looks like, by rate and name."""
+    """Real clips of several lengths, and extreme ones, by rate and name."""
     files = sorted(sample.rglob("*.ogg"))[:60:20]
     rng = np.random.default_rng(1)
     found = {}
@@ -113,7 +114,7 @@ def mels_by_librosa(name: str, wave: torch.Tensor) -> np.ndarray:
 
 
 def by_librosa(name: str, wave: torch.Tensor) -> np.ndarray:
-    """Before any normalisation."""
+    """Before any normalization."""
     mels = mels_by_librosa(name, wave)
     if name in DECIBELS:
         return librosa.power_to_db(mels, top_db=DECIBELS[name])
@@ -158,10 +159,10 @@ def test_the_named_front_ends_are_those_tested_here():
 @pytest.mark.parametrize("name", NAMES)
 def test_length_and_rows_of_8_s(name):
     module = FRONT_ENDS.build(name)
-    described = module.settings
+    settings_ = module.settings
     assert (
-        module(torch.zeros(1, 8 * described.sr)).shape[1:]
-        == (described.rows, described.frames(8 * described.sr))
+        module(torch.zeros(1, 8 * settings_.sr)).shape[1:]
+        == (settings_.rows, settings_.frames(8 * settings_.sr))
         == SHAPES_OF_8_S[name]
     )
 
@@ -175,14 +176,14 @@ def test_front_end_has_a_source_a_sentence_and_known_channels(name):
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_ninth_is_standardised_by_its_constants_and_first_divided_by_100(clip, waves):
+def test_ninth_is_standardized_by_its_constants_and_first_divided_by_100(clip, waves):
     wave = waves[44100][clip]
     assert largest(FRONT_ENDS.build("ninth")(wave[None])[0], (by_librosa("ninth", wave) + 35.7) / 21.6) <= 1e-3 / 21.6
     assert largest(FRONT_ENDS.build("first")(wave[None])[0], by_librosa("first", wave) / 100) <= 1e-3 / 100
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_fastai_kernel_is_a_picture_of_256_levels(clip, waves):
+def test_fastai_kernel_is_an_image_of_256_levels(clip, waves):
     wave = waves[44100][clip]
     picture = FRONT_ENDS.build("fastai_kernel")(wave[None])[0].numpy()
     db = by_librosa("fastai_kernel", wave)
@@ -247,10 +248,10 @@ def test_stays_float32_in_a_network_of_half_the_width(waves):
         assert torch.equal(torch.nn.Sequential(copy.deepcopy(module)).half()(wave), module(wave))
 
 
-def test_weights_hold_nothing_but_what_is_learnt():
+def test_the_state_dict_has_trainable_parameters_only():
     assert all(not FRONT_ENDS.build(name).state_dict() for name in NAMES)
-    learnt = FRONT_ENDS.build("kaggle_fat", pcen_trainable=True)
-    assert {k: tuple(v.shape) for k, v in learnt.state_dict().items()} == {
+    trainable = FRONT_ENDS.build("kaggle_fat", pcen_trainable=True)
+    assert {k: tuple(v.shape) for k, v in trainable.state_dict().items()} == {
         f"pcen.0.log_{c}": (128, 1) for c in ("gain", "bias", "power", "b")}
 
 
@@ -385,14 +386,14 @@ def test_stacked_windows_are_the_single_ones_on_top_of_each_other(waves):
 @given(samples=st.integers(1, 9000), name=st.sampled_from(NAMES))
 @settings(deadline=None, max_examples=40)
 def test_frames_and_samples_are_each_others_inverse(samples, name):
-    described = front_end(name)
-    frames = described.frames(samples)
+    settings_ = front_end(name)
+    frames = settings_.frames(samples)
     assert FRONT_ENDS.build(name)(torch.zeros(1, samples)).shape[-1] == frames
-    fewest = described.samples(frames)
-    assert described.frames(fewest) == frames and (fewest == 1 or frames == 1 or described.frames(fewest - 1) < frames)
+    fewest = settings_.samples(frames)
+    assert settings_.frames(fewest) == frames and (fewest == 1 or frames == 1 or settings_.frames(fewest - 1) < frames)
 
 
-# ---- descriptions -------------------------------------------------------------------------------------------------------------------
+# ---- settings -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("changes", "message"), [
     (dict(pad_mode="wrap"), "pad_mode='wrap'; expected one of 'constant', 'reflect', 'edge'"),
@@ -410,7 +411,7 @@ def test_frames_and_samples_are_each_others_inverse(samples, name):
     (dict(normalize="global", mean=(1.0, 2.0)), "needs mean as one number, got 2"),
     (dict(std=0.0), "std must be above 0"),
 ])
-def test_settings_that_make_no_sense_are_named(changes, message):
+def test_contradicting_settings_are_named(changes, message):
     with pytest.raises(FrontEndError, match=message):
         FrontEnd(**changes)
 
@@ -430,14 +431,14 @@ def test_waves_of_another_shape_or_type_are_refused(wave):
         FRONT_ENDS.build("ninth")(wave)
 
 
-def test_descriptions_are_plain_values():
-    described = front_end("ninth", mean=[-35.7] * 64, std=np.full(64, 21.6), normalize="bin")
-    assert hash(described) == hash(copy.deepcopy(described)) and isinstance(described.std, tuple)
-    assert front_end(described, n_fft=2048) == described.replace(n_fft=2048) != described
+def test_settings_are_plain_values():
+    settings_ = front_end("ninth", mean=[-35.7] * 64, std=np.full(64, 21.6), normalize="bin")
+    assert hash(settings_) == hash(copy.deepcopy(settings_)) and isinstance(settings_.std, tuple)
+    assert front_end(settings_, n_fft=2048) == settings_.replace(n_fft=2048) != settings_
     assert (front_end("ninth").n_mels, front_end("ninth", n_mels=32).n_mels) == (64, 32)
 
 
-def test_a_front_end_of_ones_own_registers_like_the_others(waves, monkeypatch):
+def test_a_custom_front_end_registers_like_the_others(waves, monkeypatch):
     monkeypatch.setattr(FRONT_ENDS, "_entries", dict(FRONT_ENDS._entries))
 
     @FRONT_ENDS.register("mine", source="this test")
@@ -455,7 +456,7 @@ def test_a_front_end_of_ones_own_registers_like_the_others(waves, monkeypatch):
         front_end("bare")
 
 
-# ---- statistics ---------------------------------------------------------------------------------------------------------------------
+# ---- statistics ---------------------------------------------------------------------------------------------
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.floats(-1e4, 1e4))
 @settings(deadline=None, max_examples=50)
@@ -479,7 +480,7 @@ def test_statistics_of_pieces_are_those_of_the_whole(lengths, offset):
         )
 
 
-def test_statistics_of_a_data_set_standardise_it(waves):
+def test_statistics_of_a_data_set_standardize_it(waves):
     plan = front_end("panns_plan")
     clips = [waves[32000][name] for name in ("long", "clip 2", "1 s")]
     stats = spectrogram_stats(plan.replace(clamp=1.0), iter(clips))
@@ -494,14 +495,14 @@ def test_statistics_of_a_data_set_standardise_it(waves):
     assert front_end("ninth", **stats.settings()).mean == stats.mean
 
 
-def test_statistics_keep_nothing_of_what_they_counted():
+def test_statistics_do_not_store_spectrograms():
     stats = SpectrogramStats()
     for _ in range(3):
         stats.add(torch.randn(4, 8, 1000))
     assert len(pickle.dumps(stats)) < 1000
 
 
-def test_statistics_name_what_they_cannot_count():
+def test_invalid_spectrograms_are_named():
     stats = SpectrogramStats()
     with pytest.raises(DataError, match="no frames were added"):
         _ = stats.mean

@@ -1,15 +1,15 @@
-"""A stream of sound is what reading it at once gives, and what is wrong with it is said."""
+"""A stream of sound equals the whole file, and errors name the sound."""
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 
-from fatai.errors import AudioError, OptionError, ShapeError
 from fatai.audio import stream as streams
 from fatai.audio.io import load_audio
 from fatai.audio.stream import stream_audio
 from fatai.audio.waveform import resample
+from fatai.errors import AudioError, OptionError, ShapeError
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_16_bit_samples_are_scaled_as_those_of_files_are():
 
 
 @pytest.mark.parametrize(
-    ("samples", "said"),
+    ("samples", "message"),
     [
         (np.zeros((100, 2)), r"shape \(100, 2\); expected \(samples,\) or \(channels, samples\).*transpose"),
         (np.zeros(0), r"shape \(0,\)"),
@@ -72,12 +72,12 @@ def test_16_bit_samples_are_scaled_as_those_of_files_are():
         (np.array(["a"]), "type <U1"),
     ],
 )
-def test_samples_of_another_shape_or_type_are_refused(samples, said):
-    with pytest.raises(ShapeError, match=said):
+def test_samples_of_another_shape_or_type_are_refused(samples, message):
+    with pytest.raises(ShapeError, match=message):
         joined(samples, 44100)
 
 
-def test_what_is_wrong_with_a_file_names_it(tmp_path, rng):
+def test_errors_name_the_file(tmp_path, rng):
     whole = tmp_path / "whole.flac"
     sf.write(whole, sounds(rng, 50_000, 1), 44100)
     damaged = tmp_path / "damaged.flac"
@@ -95,12 +95,12 @@ def test_what_is_wrong_with_a_file_names_it(tmp_path, rng):
         joined(np.array([0.0, np.inf]), 44100)
 
 
-@pytest.mark.parametrize(("encoded", "said"), [
+@pytest.mark.parametrize(("encoded", "message"), [
     (b"", "the given 0 bytes: the file is empty"), (b"<html>", "the given 6 bytes: this is a web page"),
     (b"\x00" * 99, "the given 99 bytes: the file has no header"),
 ])
-def test_bytes_that_are_no_sound_are_refused_without_naming_a_place(encoded, said):
-    with pytest.raises(AudioError, match=f"^{said}"):
+def test_bytes_that_are_no_sound_are_refused_without_naming_a_temporary_file(encoded, message):
+    with pytest.raises(AudioError, match=f"^{message}"):
         joined(encoded, 44100)
 
 
@@ -109,7 +109,7 @@ def test_a_rate_that_would_never_end_is_refused(tmp_path, rate):
     sf.write(tmp_path / "a.wav", np.zeros(100), rate)
     with pytest.raises(AudioError, match=f"a.wav: the header declares {rate:,} Hz; expected 1,000 to 1,000,000"):
         joined(tmp_path / "a.wav", 44100)
-    with pytest.raises(OptionError, match=f"given as {rate} Hz"):
+    with pytest.raises(OptionError, match=f"sr_from={rate} Hz"):
         joined(np.zeros(100), 44100, sr_from=rate)
 
 

@@ -1,4 +1,4 @@
-"""Silence is found where librosa finds it, lengths are fitted as NumPy pads, rates are changed as soxr does."""
+"""Waveforms are trimmed as librosa does, padded as NumPy does, and resampled as soxr does."""
 
 import librosa
 import numpy as np
@@ -7,9 +7,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fatai.errors import OptionError, ShapeError
 from fatai.audio.io import load_audio
-from fatai.audio.waveform import PAD_MODES, fit_length, peak_db, resample, nonsilent_section, trim_silence
+from fatai.audio.waveform import PAD_MODES, fit_length, nonsilent_section, peak_db, resample, trim_silence
+from fatai.errors import OptionError, ShapeError
 
 
 def librosa_section(wave, top_db, **frames):
@@ -77,7 +77,7 @@ def test_trimming_options_out_of_range_are_named():
         trim_silence(torch.tensor(1.0))
 
 
-# ---- length -----------------------------------------------------------------------------------------------------------------------
+# ---- length ---------------------------------------------------------------------------------------------------
 
 def padded_by_numpy(wave: np.ndarray, samples: int, pad_mode: str) -> np.ndarray:
     missing = samples - wave.shape[-1]
@@ -90,11 +90,11 @@ def padded_by_numpy(wave: np.ndarray, samples: int, pad_mode: str) -> np.ndarray
 
 @given(n=st.integers(1, 30), more=st.integers(0, 100), pad_mode=st.sampled_from(PAD_MODES))
 @settings(deadline=None, max_examples=150)
-def test_short_waves_are_filled_as_numpy_pads(n, more, pad_mode):
+def test_short_waves_are_padded_as_numpy_does(n, more, pad_mode):
     wave = np.random.default_rng(n).normal(size=(2, n)).astype(np.float32)
-    filled = fit_length(torch.from_numpy(wave), n + more, pad_mode)
-    assert filled.shape == (2, n + more)
-    assert np.array_equal(filled.numpy(), padded_by_numpy(wave, n + more, pad_mode))
+    padded = fit_length(torch.from_numpy(wave), n + more, pad_mode)
+    assert padded.shape == (2, n + more)
+    assert np.array_equal(padded.numpy(), padded_by_numpy(wave, n + more, pad_mode))
 
 
 @given(n=st.integers(1, 30), samples=st.integers(1, 30), pad_mode=st.sampled_from(PAD_MODES))
@@ -112,7 +112,7 @@ def test_long_waves_are_kept_or_cut(n, samples, pad_mode):
 
 @given(n=st.integers(1, 20), left=st.integers(0, 10), right=st.integers(0, 10), pad_mode=st.sampled_from(PAD_MODES))
 @settings(deadline=None, max_examples=100)
-def test_the_place_in_the_filling_can_be_chosen(n, left, right, pad_mode):
+def test_the_left_padding_can_be_chosen(n, left, right, pad_mode):
     wave = torch.randn(n)
     assert torch.equal(fit_length(wave, n + left + right, pad_mode, left=left)[left:left + n], wave)
 
@@ -133,7 +133,7 @@ def test_by_hand():
     assert fit_length(torch.zeros(0), 3).tolist() == [0, 0, 0]
 
 
-def test_fitting_names_what_it_cannot_do():
+def test_invalid_options_of_fit_length_are_named():
     wave = torch.ones(3)
     with pytest.raises(OptionError, match="'wrap_rigth'; did you mean wrap_right"):
         fit_length(wave, 5, "wrap_rigth")
@@ -142,11 +142,11 @@ def test_fitting_names_what_it_cannot_do():
     with pytest.raises(OptionError, match="left=3; expected 0 to 2"):
         fit_length(wave, 5, left=3)
     for pad_mode in ("wrap_right", "wrap_center", "edge_center", "minimum_center"):
-        with pytest.raises(ShapeError, match="nothing to repeat"):
+        with pytest.raises(ShapeError, match="which repeats its values"):
             fit_length(torch.zeros(0), 5, pad_mode)
 
 
-# ---- rate and level -----------------------------------------------------------------------------------------------------------------
+# ---- rate and level -------------------------------------------------------------------------------------------
 
 @given(
     samples=st.integers(0, 3000),
@@ -161,8 +161,8 @@ def test_resampling_equals_librosas(samples, sr_from, sr_to):
     assert mine.shape == (2, -(-samples * sr_to // sr_from)) and mine.dtype == torch.float32
     if samples:
         theirs = librosa.resample(wave, orig_sr=sr_from, target_sr=sr_to, res_type="soxr_hq")
-        # The length is n * sr_to / sr_from, rounded up. librosa multiplies by the rounded ratio, which may lie above a whole number:
-        # 441 samples from 11,025 to 48,000 Hz are 1,920, and librosa pads them to 1,921.
+        # The length is n * sr_to / sr_from, rounded up. librosa multiplies by the rounded ratio, which may lie above a
+        # whole number: 441 samples from 11,025 to 48,000 Hz are 1,920, and librosa pads them to 1,921.
         assert theirs.shape[1] - mine.shape[1] == (samples * (float(sr_to) / sr_from) > mine.shape[1])
         assert np.array_equal(mine.numpy(), theirs[:, :mine.shape[1]])
 

@@ -1,4 +1,4 @@
-"""A function in several processes that know of each other, as torchrun would start them; its answers by their numbers."""
+"""Run a function in several processes of one group, started as torchrun starts them."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import traceback
 
 
 def in_processes(n, function, *args, timeout_s=120):
-    """`function(*args)` in `n` processes at once, which load fatai once for all; a list of what it returned in each."""
+    """Return the results of `function(*args)` in `n` processes at once, by rank; fatai is imported once."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["fatai.experiment.run", "fatai.training.data_parallel"])
     with socket.socket() as free:
@@ -15,25 +15,25 @@ def in_processes(n, function, *args, timeout_s=120):
         port = free.getsockname()[1]
     pipes = [server.Pipe(duplex=False) for _ in range(n)]
     processes = [
-        server.Process(target=_one, args=(k, n, port, pipe[1], function, args)) for k, pipe in enumerate(pipes)
+        server.Process(target=_run, args=(k, n, port, pipe[1], function, args)) for k, pipe in enumerate(pipes)
     ]
     for process in processes:
         process.start()
-    answers = []
+    results = []
     try:
         for k, (receiving, sending) in enumerate(pipes):
             sending.close()
-            assert receiving.poll(timeout_s), f"process {k} is still silent after {timeout_s} s"
-            answers.append(receiving.recv())
+            assert receiving.poll(timeout_s), f"process {k} has not returned after {timeout_s} s"
+            results.append(receiving.recv())
     finally:
         for process in processes:
-            process.kill() if len(answers) < n else process.join()
-    failed = [f"process {k}:\n{answer}" for k, (ended_well, answer) in enumerate(answers) if not ended_well]
+            process.kill() if len(results) < n else process.join()
+    failed = [f"process {k}:\n{result}" for k, (succeeded, result) in enumerate(results) if not succeeded]
     assert not failed, "\n".join(failed)
-    return [answer for _, answer in answers]
+    return [result for _, result in results]
 
 
-def _one(rank, size, port, pipe, function, args):
+def _run(rank, world_size, port, pipe, function, args):
     import torch
 
     torch.set_num_threads(1)
@@ -41,9 +41,9 @@ def _one(rank, size, port, pipe, function, args):
     os.environ.update(
         {
             "RANK": str(rank),
-            "WORLD_SIZE": str(size),
+            "WORLD_SIZE": str(world_size),
             "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }

@@ -1,4 +1,4 @@
-"""A file is whole or as it was, whatever happens while it is written."""
+"""A file is complete or unchanged after any error while it is written."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from fatai.io.atomic import write_file, write_text
 from fatai.errors import StorageError
+from fatai.io.atomic import write_file, write_text
 
 
 def names(folder):
@@ -16,9 +16,9 @@ def names(folder):
 
 def test_the_file_takes_its_name_when_the_block_ends(tmp_path):
     path = tmp_path / "new" / "folder" / "scores.csv"
-    with write_file(path) as beside:
-        assert beside.parent == path.parent and beside.suffix == ".csv" and beside != path
-        beside.write_text("whole")
+    with write_file(path) as temp:
+        assert temp.parent == path.parent and temp.suffix == ".csv" and temp != path
+        temp.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole" and names(path.parent) == ["scores.csv"]
 
@@ -26,15 +26,15 @@ def test_the_file_takes_its_name_when_the_block_ends(tmp_path):
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="disk"), write_file(path) as beside:
-        beside.write_text("ha")
+    with pytest.raises(RuntimeError, match="disk"), write_file(path) as temp:
+        temp.write_text("ha")
         raise RuntimeError("disk on fire")
     assert path.read_text() == "old" and names(tmp_path) == ["scores.csv"]
 
 
-def test_an_error_where_nothing_was_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), write_file(tmp_path / "scores.csv") as beside:
-        beside.write_text("ha")
+def test_an_error_without_an_old_file_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), write_file(tmp_path / "scores.csv") as temp:
+        temp.write_text("ha")
         raise KeyboardInterrupt
     assert names(tmp_path) == []
 
@@ -52,12 +52,12 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("old")
     program = ("import os, signal, sys; from fatai.io.atomic import write_file\n"
-               "with write_file(sys.argv[1]) as beside, open(beside, 'w') as f:\n"
+               "with write_file(sys.argv[1]) as temp, open(temp, 'w') as f:\n"
                "    f.write('half'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)\n")
     ended = subprocess.run([sys.executable, "-c", program, path])
     assert ended.returncode == -9
     assert path.read_text() == "old"
-    # What is left bears a name that nobody reads by mistake.
+    # The rest of the file has a name that is not read by mistake.
     (left,) = set(names(tmp_path)) - {"scores.csv"}
     assert left.startswith(".scores.") and left.endswith(".part.csv")
 
@@ -81,14 +81,14 @@ def test_a_link_stays_a_link(tmp_path):
 
 @pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
-def test_what_is_no_file_is_never_renamed_over(tmp_path, kind, linked):
+def test_only_regular_files_are_replaced(tmp_path, kind, linked):
     # As root, one could replace /dev/zero for the whole machine.
-    path = tmp_path / "in_the_way"
+    path = tmp_path / "existing"
     kind(path)
     name = tmp_path / "link.csv" if linked else path
     if linked:
         name.symlink_to(path)
-    with pytest.raises(StorageError, match="in_the_way: cannot be written .*something else has this name"):
+    with pytest.raises(StorageError, match="existing: cannot be written .*something else has this name"):
         write_text(name, "whole")
     assert not path.is_file() and names(tmp_path) == sorted({path.name, name.name})
 

@@ -1,4 +1,4 @@
-"""Small files are read where they are files, and small."""
+"""Only regular, small files are read."""
 
 import json
 import os
@@ -18,20 +18,20 @@ def test_text_and_json_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_not_opened(tmp_path, make):
+def test_only_regular_files_are_opened(tmp_path, make):
     make(tmp_path / "a.json")
     with pytest.raises(StorageError, match="a.json is not a regular file and was not opened"):
         read_text_limited(tmp_path / "a.json")
 
 
-def test_what_is_large_is_not_read(tmp_path):
+def test_large_files_are_not_read(tmp_path):
     (tmp_path / "a.json").write_text("12345")
     assert read_json_limited(tmp_path / "a.json", 5) == 12345
     with pytest.raises(StorageError, match="has 5 bytes; expected at most 4"):
         read_json_limited(tmp_path / "a.json", 4)
 
 
-def test_what_is_no_json_is_a_value_error(tmp_path):
+def test_invalid_json_is_a_value_error(tmp_path):
     for text in ("", "[" * 100_000, '{"a": '):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(ValueError):

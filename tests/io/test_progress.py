@@ -1,4 +1,4 @@
-"""Progress passes everything on, prints plain lines now and then where there is no terminal, and draws a bar where there is one."""
+"""Progress yields all items, with plain lines every few seconds or, on a terminal, a bar."""
 
 import itertools
 import sys
@@ -10,8 +10,8 @@ from fatai.io.progress import track
 
 
 @pytest.fixture
-def seconds_per_look(monkeypatch):
-    """A clock that goes on by this much whenever it is read."""
+def seconds_per_read(monkeypatch):
+    """A clock that advances by this much at every read."""
 
     def set_clock(step):
         clock = itertools.count(0, step)
@@ -22,7 +22,7 @@ def seconds_per_look(monkeypatch):
 
 @pytest.fixture
 def in_terminal(monkeypatch):
-    """To be called in the test: pytest gives it another standard error than the fixtures."""
+    """A function to call in the test, which has another standard error than the fixtures."""
 
     def pretend():
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -31,26 +31,26 @@ def in_terminal(monkeypatch):
     return pretend
 
 
-def test_short_work_says_nothing(capsys):
+def test_short_loops_print_nothing(capsys):
     assert list(track(range(1000), "reading clips")) == list(range(1000))
     assert capsys.readouterr() == ("", "")
 
 
-def test_long_work_says_how_far_it_is_on_standard_error(capsys, seconds_per_look):
-    seconds_per_look(8)  # reads at 0 s, 8 s, 16 s (a line; read once more, 24 s), ...
+def test_long_loops_print_their_progress_on_standard_error(capsys, seconds_per_read):
+    seconds_per_read(8)  # reads at 0 s, 8 s, 16 s (a line; read once more, 24 s), ...
     assert list(track("abcde", "reading clips")) == list("abcde")
     out, err = capsys.readouterr()
     assert out == "" and err == "reading clips: 1 of 5\nreading clips: 3 of 5\n"
 
 
-def test_without_a_length_only_the_count_is_told(capsys, seconds_per_look):
-    seconds_per_look(100)
+def test_without_a_length_only_the_count_is_printed(capsys, seconds_per_read):
+    seconds_per_read(100)
     assert list(track(iter("ab"), "reading clips")) == ["a", "b"]
     assert capsys.readouterr().err == "reading clips: 0\nreading clips: 1\n"
 
 
-def test_a_length_may_be_given(capsys, seconds_per_look):
-    seconds_per_look(100)
+def test_a_length_may_be_given(capsys, seconds_per_read):
+    seconds_per_read(100)
     list(track(iter("ab"), "reading clips", total=2))
     assert capsys.readouterr().err == "reading clips: 0 of 2\nreading clips: 1 of 2\n"
 
@@ -68,7 +68,7 @@ def test_a_terminal_gets_a_bar(capsys, in_terminal):
     assert out == "" and "reading clips" in err
 
 
-def test_a_terminal_gets_an_error_as_it_is(in_terminal):
+def test_an_error_is_not_changed_on_a_terminal(in_terminal):
     in_terminal()
 
     def failing():

@@ -1,11 +1,12 @@
-"""Calibrations against scikit-learn's Platt, values worked by hand and known probabilities; thresholds by hand and by curve."""
+"""Calibration against scikit-learn, values by hand and known probabilities; thresholds by hand and by curve."""
 
 import json
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import expit, logit
 from sklearn.calibration import _sigmoid_calibration
@@ -13,14 +14,14 @@ from sklearn.metrics import f1_score, log_loss, precision_recall_curve
 
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
 from fatai.metrics.calibration import Calibration, cross_calibrate
+from fatai.metrics.calibration_curve import calibration_curve, expected_calibration_error, plot_calibration_curve
 from fatai.metrics.ranking import lwlrap
-from fatai.metrics.calibration_curve import expected_calibration_error, calibration_curve, plot_calibration_curve
 from fatai.metrics.thresholds import Thresholds, f1_thresholds, precision_thresholds
 
 
 @pytest.fixture(scope="module")
 def overconfident():
-    """Truth drawn from known logits, and probabilities whose logit is three times as large, shifted by one: (probs, targ, true probs)."""
+    """Targets drawn from known logits, and overconfident probabilities: (probs, targ, true probs)."""
     rng = np.random.default_rng(2019)
     z = rng.normal(-1.5, 1.5, (3000, 4))
     return expit(3 * z + 1), rng.random(z.shape) < expit(z), expit(z)
@@ -60,7 +61,7 @@ def test_temperature_has_the_least_log_loss_of_all_temperatures(overconfident):
 
 
 def test_a_temperature_worked_by_hand():
-    # Of four clips at 0.9 three have the tag: the loss is least where the answer is 3/4, so logit 2 ln 3 becomes ln 3.
+    # Of four clips at 0.9 three have the tag: the loss is least at an output of 3/4, so logit 2 ln 3 becomes ln 3.
     fitted = Calibration.fit([[0.9], [0.9], [0.9], [0.9]], [[1], [1], [1], [0]], method="temperature")
     assert fitted.slope[0] == pytest.approx(0.5, abs=1e-5) and fitted.apply([[0.9]])[0, 0] == pytest.approx(
         0.75, abs=1e-5
@@ -92,10 +93,10 @@ def test_a_fold_is_calibrated_by_the_others_alone(overconfident):
 def test_the_order_within_a_tag_stays_and_probabilities_stay_within_0_and_1(probs, targ, stretch):
     for method in ("platt", "temperature"):
         fitted = Calibration.fit(probs, targ, method=method, stretch=stretch)
-        answer = fitted.apply(probs)
-        assert ((answer >= 0) & (answer <= 1)).all()
+        output = fitted.apply(probs)
+        assert ((output >= 0) & (output <= 1)).all()
         for tag in range(3):
-            in_order = answer[np.argsort(probs[:, tag], kind="stable"), tag]
+            in_order = output[np.argsort(probs[:, tag], kind="stable"), tag]
             assert (np.diff(in_order) >= 0).all()
 
 
@@ -107,7 +108,7 @@ def test_the_order_within_a_clip_may_change():
 
 @pytest.mark.parametrize("targ", [np.zeros((4, 1)), np.ones((4, 1))])
 @pytest.mark.parametrize("method", ["platt", "temperature"])
-def test_a_tag_that_tells_nothing_is_left_as_it_is(targ, method):
+def test_a_tag_of_no_or_every_clip_is_not_changed(targ, method):
     probs = np.array([[0.1], [0.2], [0.7], [0.9]])
     np.testing.assert_allclose(Calibration.fit(probs, targ, method=method).apply(probs), probs, rtol=1e-12)
 
@@ -115,14 +116,14 @@ def test_a_tag_that_tells_nothing_is_left_as_it_is(targ, method):
 def test_stretching_uses_the_range_that_was_fitted():
     fitted = Calibration(("Bark",), slope=(1.0,), shift=(0.0,), low=(0.2,), high=(0.6,))
     np.testing.assert_allclose(fitted.apply([[0.3], [0.4], [0.1], [0.9]]), [[0.25], [0.5], [1e-7], [1 - 1e-7]])
-    learnt = Calibration.fit(
+    fitted = Calibration.fit(
         [[0.2, 0.5], [0.6, 0.5], [0.4, 0.5]], [[0, 1], [1, 0], [1, 0]], method="temperature", stretch=True
     )
-    assert (learnt.low, learnt.high) == ((0.2, 0.0), (0.6, 1.0)), "a tag that is always the same cannot be stretched"
+    assert (fitted.low, fitted.high) == ((0.2, 0.0), (0.6, 1.0)), "a tag that is always the same cannot be stretched"
 
 
 def test_to_and_from_json(tmp_path):
-    held = Calibration(
+    calibration = Calibration(
         ("Bark", "Tick-tock"),
         (0.5, 1 / 3),
         (0.0, -1.25),
@@ -130,13 +131,13 @@ def test_to_and_from_json(tmp_path):
         (1.0, 0.7),
         Thresholds(("Bark", "Tick-tock"), (0.25, math.inf)),
     )
-    held.to_json(tmp_path / "calibration.json")
-    assert Calibration.from_json(tmp_path / "calibration.json") == held
+    calibration.to_json(tmp_path / "calibration.json")
+    assert Calibration.from_json(tmp_path / "calibration.json") == calibration
     assert json.loads((tmp_path / "calibration.json").read_text())["thresholds"] == [0.25, None]
-    assert held.select(["Tick-tock"]) == Calibration(
+    assert calibration.select(["Tick-tock"]) == Calibration(
         ("Tick-tock",), (1 / 3,), (-1.25,), (0.1,), (0.7,), Thresholds(("Tick-tock",), (math.inf,)))
     with pytest.raises(DataError, match="has no tag 'Meow'"):
-        held.select(["Meow"])
+        calibration.select(["Meow"])
 
 
 GOOD = {
@@ -150,7 +151,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(("change", "says"), [
+@pytest.mark.parametrize(("change", "message"), [
     ({"format": "other"}, "expected an object with"),
     ({"more": 1}, "its keys are"),
     ({"tags": "Bark"}, "tags is not a list of names"),
@@ -169,9 +170,9 @@ GOOD = {
     ({"thresholds": [0.5, 0.5]}, "2 thresholds for 1 tags"),
     ({"thresholds": "0.5"}, "thresholds is not a list"),
 ])
-def test_a_file_that_is_no_calibration_is_refused(tmp_path, change, says):
+def test_a_file_that_is_no_calibration_is_refused(tmp_path, change, message):
     (tmp_path / "c.json").write_text(json.dumps({**GOOD, **change}))
-    with pytest.raises(CheckpointError, match=f"c.json is not a calibration: .*{says}"):
+    with pytest.raises(CheckpointError, match=f"c.json is not a calibration: .*{message}"):
         Calibration.from_json(tmp_path / "c.json")
 
 
@@ -186,7 +187,7 @@ def test_a_file_that_is_no_object_is_refused(tmp_path, text):
         Calibration.from_json(tmp_path / "nowhere.json")
 
 
-def test_what_does_not_fit_is_named():
+def test_invalid_arguments_are_named():
     with pytest.raises(OptionError, match="'plat'; did you mean platt"):
         Calibration.fit([[0.5]], [[1]], method="plat")
     with pytest.raises(DataError, match=r"probs exceeds \[0, 1\]"):
@@ -201,7 +202,7 @@ def test_what_does_not_fit_is_named():
 
 
 def test_the_error_worked_by_hand():
-    # Bins of width 1/2: 0.1, 0.3, 0.5 (share 1/3, mean 0.3) and 0.9 (share 1): (3 * 1/30 + 1 * 0.1) / 4.
+    # Bins of width 1/2: 0.1, 0.3, 0.5 (frequency 1/3, mean 0.3) and 0.9 (frequency 1): (3 * 1/30 + 1 * 0.1) / 4.
     probs, targ = [[0.1], [0.3], [0.5], [0.9]], [[0], [0], [1], [1]]
     assert expected_calibration_error(probs, targ, n_bins=2) == pytest.approx(0.05)
     # Two and two: |0.2 - 0| and |0.7 - 1|.
@@ -234,7 +235,7 @@ def test_options_of_the_error_are_checked(options):
         expected_calibration_error([[-0.5]], [[1]])
 
 
-def test_the_plot_tells_its_curves_apart_without_colour():
+def test_the_curves_of_a_plot_differ_without_color():
     curve = calibration_curve([[0.2], [0.9]], [[0], [1]])
     ax = plot_calibration_curve({"before": curve, "after": curve})
     diagonal, *lines = ax.get_lines()
@@ -283,7 +284,7 @@ def test_the_smallest_threshold_with_the_precision_lies_below_ones_that_lack_it(
     assert precision_thresholds([[0.9], [0.8]], [[0], [1]], 0.6).values == (math.inf,)
 
 
-def test_thresholds_name_what_does_not_fit():
+def test_invalid_arguments_of_thresholds_are_named():
     with pytest.raises(OptionError, match="precision is 0"):
         precision_thresholds([[0.5]], [[1]], 0)
     with pytest.raises(ShapeError, match=r"expected \(clips, 1\)"):

@@ -1,4 +1,4 @@
-"""mAP, AUC and d-prime: worked by hand, and against scikit-learn also where scores are tied, clips are weighted, tags are missing."""
+"""mAP, AUC and d-prime by hand, and against scikit-learn with tied scores, weighted clips and missing tags."""
 
 import math
 import statistics
@@ -6,14 +6,15 @@ import statistics
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.metrics._validation import check_inputs
-from fatai.metrics.ranking import lwlrap_per_class
 from fatai.metrics.classification import SortedScores, d_prime, mean_ap, roc_auc, tag_scores
+from fatai.metrics.ranking import lwlrap_per_class
 
 AVERAGES = ["macro", "micro"]
 
@@ -28,7 +29,8 @@ def tied_cases(draw):
 
 
 def test_worked_by_hand():
-    # Falling scores of the only tag, present or not: +, -, +, +. Precisions 1/1, 2/3, 3/4; of 3 pairs (+, -) one is in order.
+    # Falling scores of the only tag, present or not: +, -, +, +. Precisions 1/1, 2/3, 3/4; of 3 pairs (+, -) one is in
+    # order.
     probs, targ = [[0.9], [0.8], [0.7], [0.6]], [[1], [0], [1], [1]]
     assert mean_ap(probs, targ) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     assert roc_auc(probs, targ) == pytest.approx(1 / 3)

@@ -62,11 +62,12 @@ def test_confusions_are_counted_clip_by_clip(given_):
     table = confusions(probs, targ)
     found = {(r.tag, r.above): (r.clips, r.total, r.both) for r in table.itertuples()}
     for a, b in itertools.permutations(range(probs.shape[1]), 2):
-        clips = sum(t[a] and not t[b] and p[b] >= p[a] for p, t in zip(probs, targ))
+        clips = sum(t[a] and not t[b] and p[b] >= p[a] for p, t in zip(probs, targ, strict=True))
         total, both = sum(t[a] and not t[b] for t in targ), sum(t[a] and t[b] for t in targ)
         assert found.pop((a, b), (0, total, both)) == (clips, total, both)
     assert not found
-    assert table["clips"].is_monotonic_decreasing and ((table["fraction"] * table["total"]).round(9) == table["clips"]).all()
+    assert table["clips"].is_monotonic_decreasing
+    assert ((table["fraction"] * table["total"]).round(9) == table["clips"]).all()
 
 
 def test_confusions_of_a_perfect_order_are_an_empty_table():
@@ -104,11 +105,11 @@ def test_rare_tags_have_honest_intervals():
     assert table.loc[1:, ["lwlrap", "low", "high"]].isna().all(axis=None) and list(table["clips"]) == [2, 0, 0]
 
 
-def test_what_does_not_fit_is_said():
+def test_invalid_arguments_are_named():
     for score in (tag_costs, tag_intervals, confusions):
         with pytest.raises(ShapeError, match="there are 2 names of tags; probs has 3 columns"):
             score(np.zeros((1, 3)), np.zeros((1, 3)), ["a", "b"])
         with pytest.raises(DataError, match="NaN"):
             score([[np.nan]], [[1]])
-    with pytest.raises(OptionError, match="draws is 0"):
+    with pytest.raises(OptionError, match="n_resamples is 0"):
         tag_intervals([[1.0]], [[1]], n_resamples=0)

@@ -1,4 +1,4 @@
-"""lwlrap: worked by hand, against scikit-learn, against the competition's clip-by-clip reading, and by its properties."""
+"""lwlrap by hand, against scikit-learn, against the competition's loop, and by its properties."""
 
 import math
 
@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import label_ranking_average_precision_score
 
@@ -20,16 +21,16 @@ def sklearn_lwlrap(scores, targ):
 
 
 def official_lwlrap(scores, targ):
-    """The competition's reading: each clip sorted once, precision at each present tag; scores and weights of the tags, and their sum."""
+    """The competition's loop over clips: scores and weights of the tags, and their weighted sum."""
     sums, counts = [0.0] * targ.shape[1], [0] * targ.shape[1]
-    for clip_scores, clip_targ in zip(scores, targ):
+    for clip_scores, clip_targ in zip(scores, targ, strict=True):
         found = 0
         for rank, tag in enumerate(np.argsort(clip_scores)[::-1], start=1):
             if clip_targ[tag]:
                 found += 1
                 sums[tag] += found / rank
                 counts[tag] += 1
-    per_tag = np.array([s / max(1, c) for s, c in zip(sums, counts)])
+    per_tag = np.array([s / max(1, c) for s, c in zip(sums, counts, strict=True)])
     weights = np.array(counts) / sum(counts)
     return per_tag, weights, float((per_tag * weights).sum())
 
@@ -58,7 +59,7 @@ def random_case(rng, clips=60, tags=12):
     ([[0.9, 0.8, 0.1]], [[0, 1, 1]], 7 / 12),
     # The clip with two tags weighs twice as much: (1 + 1 + 1/2) / 3, not (1 + 1/2) / 2.
     ([[0.9, 0.8, 0.1], [0.5, 0.6, 0.1]], [[1, 1, 0], [1, 0, 0]], 5 / 6),
-    # A clip without a tag counts for nothing.
+    # A clip without a tag is ignored.
     ([[0.9, 0.1], [0.9, 0.1]], [[0, 1], [0, 0]], 0.5),
     # All tied: each tag ranks last of three.
     ([[0.0, 0.0, 0.0]], [[1, 0, 0]], 1 / 3),
@@ -70,7 +71,7 @@ def test_worked_by_hand(scores, targ, expected):
 
 
 def test_per_tag_worked_by_hand():
-    # Clip 1: tags 0 and 1 rank 1 and 3, hence 1 and 2/3. Clip 2: tag 1 ranks 2. Nobody has tag 3.
+    # Clip 1: tags 0 and 1 rank 1 and 3, hence 1 and 2/3. Clip 2: tag 1 ranks 2. No clip has tag 3.
     scores, weights = lwlrap_per_class([[4, 2, 3, 1], [1, 3, 4, 2]], [[1, 1, 0, 0], [0, 1, 0, 0]])
     np.testing.assert_allclose(scores, [1, (2 / 3 + 1 / 2) / 2, 0, 0], atol=1e-15)
     np.testing.assert_allclose(weights, [1 / 3, 2 / 3, 0, 0], atol=1e-15)
@@ -177,7 +178,7 @@ def test_without_any_tag_there_is_no_score():
     assert lwlrap_per_class(np.zeros((3, 4)), np.zeros((3, 4))).weights.tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("probs", "targ", "error", "says"), [
+@pytest.mark.parametrize(("probs", "targ", "error", "message"), [
     (np.zeros((2, 3)), np.zeros((3, 2)), ShapeError, r"\(2, 3\) and targ \(3, 2\); expected both as \(clips, tags\)"),
     (np.zeros(3), np.zeros(3), ShapeError, r"shape \(3,\)"),
     ([[0.5, 0.1], [0.2, math.nan]], [[1, 0], [0, 1]], DataError, "NaN at clip 1, tag 1"),
@@ -186,7 +187,7 @@ def test_without_any_tag_there_is_no_score():
     ([[0.5, 0.1]], [[math.nan, 1]], DataError, "targ has nan at clip 0, tag 0"),
     ([["a", "b"]], [[0, 1]], DataError, "expected numbers"),
 ])
-def test_what_cannot_be_ranked_is_named(probs, targ, error, says):
+def test_what_cannot_be_ranked_is_named(probs, targ, error, message):
     for score in (lwlrap, lwlrap_per_class):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             score(probs, targ)
