@@ -235,7 +235,7 @@ def _stored_scores(rule: str, members: Sequence[Member]) -> list[float]:
     if missing:
         raise OptionError(
             f"weights={rule!r} needs an out-of-fold score of each member, and {missing[0]} has none "
-            f"({len(missing)} in all): pass oof=[...] and truth=, or run folders, or the predictions of learn.tta() for "
+            f"({len(missing)} in all): pass oof=[...] and truth=, or run folders, or predictions of learn.tta() for "
             "the validation set"
         )
     return [m.predictions.oof_score for m in members if m.predictions.oof_score is not None]

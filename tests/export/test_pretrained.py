@@ -437,7 +437,7 @@ def test_a_network_larger_than_its_weights_is_never_built(folder, untouched):
         ({"logits": []}, "holds no logits"),
         ({"logits": [0.0]}, "logits holds 1 numbers for 3 tags"),
         ({"calibration": {"format": "x"}}, "fatai calibration 1"),
-        ({"calibration__slope": [-1, 1, 1]}, "slope holds -1"),
+        ({"calibration__slope": [-1, 1, 1]}, "slope is -1"),
         ({"format": "fatai model 9"}, "\"format\": \"fatai model 1\""),
         ({"clips": []}, "ClipConfig is a list"),
         ({"clips__channels": "nine"}, "channels is 'nine'"),

@@ -387,28 +387,28 @@ def pixels(picture):
     )
 
 
-def test_a_whole_picture_shows_a_tone_where_and_when_it_sounds():
+def test_the_spectrogram_of_a_recording_shows_a_tone_at_its_time_and_frequency():
     wave = torch.zeros(4 * SR)
     wave[2 * SR:3 * SR] = torch.sin(2 * torch.pi * 1000 * torch.arange(SR) / SR)
-    seen = overview_image(wave, SR)
-    light = pixels(seen)
-    row, column = light.sum(1).argmax(), light.sum(0)
-    height = dict(seen.ticks)[1000]
-    assert abs((len(light) - row - 0.5) / len(light) - height) < 0.02
+    image = overview_image(wave, SR)
+    levels = pixels(image)
+    row, column = levels.sum(1).argmax(), levels.sum(0)
+    height = dict(image.ticks)[1000]
+    assert abs((len(levels) - row - 0.5) / len(levels) - height) < 0.02
     loud = np.flatnonzero(column > column.max() / 2) / len(column)
     assert loud.min() == pytest.approx(0.5, abs=0.01) and loud.max() == pytest.approx(0.75, abs=0.01)
 
 
 @pytest.mark.parametrize("samples", [1, 500, 44100, 3_000_000])
-def test_a_whole_picture_of_any_length_has_bounded_size(samples):
-    light = pixels(overview_image(torch.rand(samples) - 0.5, SR))
-    assert light.shape[0] == 96 and 1 <= light.shape[1] <= 1000
+def test_the_spectrogram_of_a_recording_has_bounded_size(samples):
+    levels = pixels(overview_image(torch.rand(samples) - 0.5, SR))
+    assert levels.shape[0] == 96 and 1 <= levels.shape[1] <= 1000
 
 
-def test_a_whole_picture_in_pieces_is_that_of_the_whole(monkeypatch):
+def test_the_spectrogram_in_blocks_is_that_of_the_whole(monkeypatch):
     wave = torch.rand(200_000) - 0.5
     whole = overview_image(wave, SR)
-    monkeypatch.setattr("fatai.report.whole_picture._FRAMES_AT_ONCE", 37)
+    monkeypatch.setattr("fatai.report.media._FRAMES_AT_ONCE", 37)
     assert np.abs(pixels(overview_image(wave, SR)) - pixels(whole)).max() <= 1
 
 
