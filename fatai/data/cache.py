@@ -29,7 +29,7 @@ from fatai.data.cache_writer import CACHE_KINDS, DTYPES, default_cache_folder, w
 from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CacheError, OptionError
 
-__all__ = ["CACHE_KINDS", "CachedClip", "ClipCache", "default_cache_folder"]
+__all__ = ["CACHE_KINDS", "ClipCache", "default_cache_folder"]
 
 _INT16_STEP = 1 / 32768
 

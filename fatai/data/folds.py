@@ -32,18 +32,7 @@ import pandas as pd
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.registry import did_you_mean
 
-__all__ = [
-    "SPLITTERS",
-    "AbsentTags",
-    "Leak",
-    "absent_tags",
-    "find_leaks",
-    "fold_table",
-    "make_folds",
-    "noisy_fold_masks",
-    "warn_about_folds",
-    "warn_about_leaks",
-]
+__all__ = ["SPLITTERS", "absent_tags", "find_leaks", "fold_table", "make_folds", "warn_about_folds", "warn_about_leaks"]
 
 ALWAYS_TRAINING = -1
 """Fold number of clips that no fold holds out, such as noisy ones."""

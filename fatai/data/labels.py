@@ -22,9 +22,7 @@ from fatai.errors import DataError, LabelError
 from fatai.registry import did_you_mean
 
 __all__ = [
-    "REMOVE",
     "apply_corrections",
-    "check_labels",
     "join_labels",
     "multi_hot",
     "parse_labels",
@@ -32,7 +30,6 @@ __all__ = [
     "read_labels",
     "read_table",
     "unique_tags",
-    "warn_unused_corrections",
 ]
 
 REMOVE = "remove"

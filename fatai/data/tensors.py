@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fatai.audio.front_ends import FrontEnd
 
-__all__ = ["TensorFrames", "TensorSpec", "TensorWave", "audio_players", "in_notebook"]
+__all__ = ["TensorSpec", "TensorWave"]
 
 # Perceptually uniform, and readable with every kind of color vision.
 _COLORMAP = "magma"

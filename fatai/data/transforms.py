@@ -17,7 +17,7 @@ from fatai.data.cache import CachedClip, ClipCache
 from fatai.data.config import ClipConfig
 from fatai.data.tensors import TensorFrames, TensorSpec, TensorWave
 
-__all__ = ["CenterCrop", "LoadClip", "RandomCrop", "WaveToSpec", "WholeClip"]
+__all__ = ["CenterCrop", "LoadClip", "RandomCrop", "WaveToSpec"]
 
 
 def _read_crop(clip: CachedClip, start: int, size: int, config: ClipConfig) -> TensorWave | TensorFrames:

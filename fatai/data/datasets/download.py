@@ -18,7 +18,7 @@ from fatai.errors import DataError, OptionError
 from fatai.io.atomic import write_text
 from fatai.registry import did_you_mean
 
-__all__ = ["DATASETS", "DatasetSource", "download"]
+__all__ = ["DATASETS", "download"]
 
 _ZENODO = "https://zenodo.org/records/3612637/files/FSDKaggle2019"
 

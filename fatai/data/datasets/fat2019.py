@@ -37,15 +37,7 @@ from fatai.data.labels import (
 from fatai.data.tables import is_sound_table, read_sound_table
 from fatai.errors import DataError, OptionError
 
-__all__ = [
-    "CORRUPTED_FILES",
-    "CORRUPTED_FILES_ACTIONS",
-    "CORRUPTED_FILES_RELABELED",
-    "FATDataset",
-    "fat_sample",
-    "load_dataset",
-    "training_table",
-]
+__all__ = ["CORRUPTED_FILES", "FATDataset", "fat_sample", "load_dataset"]
 
 CORRUPTED_FILES = ("f76181c4.wav", "77b925c2.wav", "6a1f682a.wav", "c7db12aa.wav", "7752cc8a.wav", "1d44b0bd.wav")
 """Curated files of the competition that are widely listed as corrupted."""
