@@ -73,7 +73,7 @@ def write_folds(
     Parameters
     ----------
     fnames, folds, labels
-        Name, fold number and tags of each clip, all of the same length.
+        Name, fold number and tags of each clip, each of shape (clips,).
     """
     table = pd.DataFrame({"fname": fnames, "fold": folds, "labels": [",".join(tags) for tags in labels]})
     write_text(out / "folds.csv", table.to_csv(index=False, lineterminator="\n"))

@@ -22,7 +22,7 @@ class SelfTrainingRounds:
     """Train the folds of a run round by round.
 
     Each selection is written to `noisy_<stage>.csv` in the run folder, with a row per noisy clip: fname, kept, changed,
-    score, why.
+    score, reason.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ def test_the_best_weights_of_all_stages_are_loaded_and_the_last_weights_continue
 
 def test_a_file_without_a_score_is_refused(fit, small_dls, tmp_path):
     save_weights(tmp_path / "until_0.safetensors", torch.nn.Linear(1, 1), {})
-    with pytest.raises(CheckpointError, match="does not say how good"):
+    with pytest.raises(CheckpointError, match="holds no score of its weights"):
         fit(1, [0.5], load=True)
 
 

@@ -75,7 +75,7 @@ def test_overrides_are_applied():
                     "stages": {"bs": 8, "noisy_labels": {"method": "ninth_place_low_loss", "n": 9}}},
     }]})
     recipe = member_recipes(recipe, overrides=Overrides(epochs=3))["a"]
-    assert [s.name for s in recipe.stages] == ["judge", "fit"] and [s.noisy_labels for s in recipe.stages] == [
+    assert [s.name for s in recipe.stages] == ["curated", "fit"] and [s.noisy_labels for s in recipe.stages] == [
         None,
         {"method": "ninth_place_low_loss", "n": 9},
     ]

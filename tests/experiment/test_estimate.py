@@ -23,19 +23,19 @@ def estimate(sample):
 def test_steps_and_clips_are_counted_by_hand(estimate):
     # 120 curated clips in two folds; 5,000 of 19,815 noisy ones are 18 of 72.
     assert [(s.name, s.epochs, s.clips, s.steps, s.bs) for s in estimate.stages] == [
-        ("judge", 3, 60, 7, 8), ("fit", 3, 78, 9, 8), ("refit 1", 3, 60, 7, 8), ("refit 2", 3, 60, 7, 8)]
+        ("curated", 3, 60, 7, 8), ("fit", 3, 78, 9, 8), ("refit 1", 3, 60, 7, 8), ("refit 2", 3, 60, 7, 8)]
     assert estimate.parameters == count_parameters(create_model("m3", 10, 1, width=1 / 16))
     assert estimate.folds == 2 and estimate.device in ("cpu", "cuda:0")
 
 
 def test_time_and_memory_are_measured(estimate):
-    judge, fit, refit, again = (stage.seconds for stage in estimate.stages)
-    assert 0 < judge < 60 and refit == again
+    curated, fit, refit, refit2 = (stage.seconds for stage in estimate.stages)
+    assert 0 < curated < 60 and refit == refit2
     # The same kind of step, measured once: 9 steps and 7, with a third of a step for each of 60 / 8 batches that are
     # validated.
-    assert fit / judge == pytest.approx((9 + 2.5) / (7 + 2.5))
+    assert fit / curated == pytest.approx((9 + 2.5) / (7 + 2.5))
     assert estimate.predict_s > 0 and estimate.memory > 2**26
-    assert estimate.seconds == pytest.approx(2 * (judge + fit + 2 * refit + estimate.predict_s))
+    assert estimate.seconds == pytest.approx(2 * (curated + fit + 2 * refit + estimate.predict_s))
 
 
 def test_the_table_and_the_sentence_about_the_budget():

@@ -89,7 +89,7 @@ def test_the_best_clips_by_curated_models_are_added_in_one_stage(staged, run, sa
     for _, noisy, weights, flags, targets in spied:
         assert noisy == set(expected.fnames) and targets is None
         assert set(weights[flags > 0].tolist()) == {0.5} and set(weights[flags == 0].tolist()) == {1.0}
-    assert any("stage s1: ninth: " in line for line in lines)
+    assert any("stage s1: ninth_place_low_loss: " in line for line in lines)
     history = pd.read_csv(tmp_path / "run" / "fold_1" / "history.csv")
     assert list(history["stage"]) == ["s0", "s1", "s2"]
     assert {f.name for f in (tmp_path / "run" / "fold_0").iterdir()} == {
@@ -168,7 +168,7 @@ def test_some_folds_alone_score_only_clips_that_one_was_not_trained_on(staged, r
 
 def test_models_that_were_all_trained_on_the_clips_cannot_score_them(staged, run):
     recipe = staged({}, {"noisy_labels": {"method": "as_given"}}, {"noisy_labels": {"method": "scoring", "k": 30}})
-    with pytest.raises(DataError, match="every model trained on .*how='own' or 'others'"):
+    with pytest.raises(DataError, match="every model was trained on .*split='own' or 'others'"):
         run(recipe)
     with pytest.raises(OptionError, match="scoring_30 needs probabilities"):
         run(staged({"noisy_labels": {"method": "scoring", "k": 30}}), "other")
