@@ -1,4 +1,4 @@
-"""The wheel and the sdist hold the package with its recipes and its sample, and nothing else; lower bounds are valid."""
+"""The wheel and the sdist hold the package with its recipes and its sample only; requirements have lower bounds."""
 
 import os
 import subprocess
@@ -66,7 +66,8 @@ class TestBuilt:
         with zipfile.ZipFile(wheel) as archive:
             names = set(archive.namelist())
         assert NEEDED <= names
-        assert len([n for n in names if n.startswith("fatai/data/datasets/sample/") and n.endswith(".ogg")]) == 120 + 72 + 60
+        clips = [n for n in names if n.startswith("fatai/data/datasets/sample/") and n.endswith(".ogg")]
+        assert len(clips) == 120 + 72 + 60
         others = [n for n in names if not n.startswith("fatai/") and ".dist-info/" not in n]
         assert others == [] and any(n.endswith("LICENSE") for n in names)
 

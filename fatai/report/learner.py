@@ -52,7 +52,7 @@ def learner_report_data(learn: FatLearner, preds: Predictions) -> ReportData:
     tables = {"training": learn.dls.files(0), "held out": learn.dls.files(1)}
     valid = tables["held out"]
     truth = multi_hot(valid["labels"], learn.tags).astype(bool)
-    network = Pretrained(learn.model, learn.tags, learn.settings, learn.dls.prior(), learn.calibration, {}, {})
+    network = Pretrained(learn.model, learn.tags, learn.clip_config, learn.dls.prior(), learn.calibration, {}, {})
     return ReportData(
         name="learner",
         kind="learner",
@@ -87,7 +87,7 @@ def _description(learn: FatLearner) -> str:
             "network": type(learn.model).__name__ if built_as is None else built_as.arch,
             "parameters": count_parameters(learn.model),
             "tags": list(learn.tags),
-            "clip settings": repr(learn.settings),
+            "clip settings": repr(learn.clip_config),
             "loss": str(learn.loss_func),
             "batch size": learn.dls.bs,
             "versions": {"fatai": __version__, "fastai": fastai.__version__, "torch": torch.__version__},

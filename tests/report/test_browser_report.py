@@ -1,19 +1,13 @@
 """The report in Chromium: players, no requests, light and dark, phone width."""
 
 import pytest
-from helpers.browser import launch_chromium, open_page, players
+from helpers.browser import open_page, players
 
 from fatai.report.html import run_report
 
 pytestmark = pytest.mark.slow
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with launch_chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +19,8 @@ def background(page):
     return page.evaluate("() => getComputedStyle(document.body).backgroundColor")
 
 
-def test_every_player_has_a_sound_and_every_picture_a_size(browser, address):
-    with open_page(browser, address) as page:
+def test_every_player_has_a_sound_and_every_picture_a_size(chromium, address):
+    with open_page(chromium, address) as page:
         seconds = players(page)
         assert len(seconds) == 12 and min(seconds) > 0.4
         sizes = page.evaluate(
@@ -40,8 +34,8 @@ def test_every_player_has_a_sound_and_every_picture_a_size(browser, address):
         assert min(loaded) > 1
 
 
-def test_one_sound_plays_at_a_time(browser, address):
-    with open_page(browser, address) as page:
+def test_one_sound_plays_at_a_time(chromium, address):
+    with open_page(chromium, address) as page:
         playing = page.evaluate("""async () => {
             const [one, two] = document.querySelectorAll('audio');
             one.loop = two.loop = true;
@@ -53,9 +47,9 @@ def test_one_sound_plays_at_a_time(browser, address):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_follows_the_system_and_can_be_switched(browser, address, scheme):
+def test_it_follows_the_system_and_can_be_switched(chromium, address, scheme):
     light, dark = "rgb(255, 255, 255)", "rgb(20, 23, 27)"
-    with open_page(browser, address, color_scheme=scheme) as page:
+    with open_page(chromium, address, color_scheme=scheme) as page:
         first, other = (light, dark) if scheme == "light" else (dark, light)
         assert background(page) == first
         page.click("#theme")
@@ -66,8 +60,8 @@ def test_it_follows_the_system_and_can_be_switched(browser, address, scheme):
         assert background(page) == first
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(browser, address):
-    with open_page(browser, address, **PHONE) as page:
+def test_a_phone_shows_it_without_scrolling_sideways(chromium, address):
+    with open_page(chromium, address, **PHONE) as page:
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
         ends = page.evaluate("""() => [...document.querySelectorAll('.card, audio, .wide, section > svg')]
             .map(e => e.getBoundingClientRect().right)""")
