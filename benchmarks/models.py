@@ -35,8 +35,7 @@ from fatai.training.precision import autocast_for, best_dtype, fast_layout
 N_TAGS = 80
 NO_TILES = (
     "This CPU computes bfloat16 by AVX-512, at most twice as many products a cycle as float32, and has no AMX tiles, "
-    "which make several times as many. What lies above 2x is saved in layout and memory; 3x in training is not to be "
-    "had here."
+    "which make several times as many. A ratio above 2 comes from layout and memory; 3 in training is out of reach here."
 )
 
 

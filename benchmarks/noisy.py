@@ -227,7 +227,7 @@ def markdown(rows: Rows, with_few: Rows, seeds: list[int], data: FATDataset, ste
     about = (
         f"{data.path.name}: {len(data.curated)} curated and {len(data.noisy)} noisy clips, {FOLDS} folds, {len(seeds)} "
         f"seeds. m3 at width {WIDTH} ({count_parameters(model):,} parameters), crops of {CROP_S:g} s, batches of {BS}, "
-        f"one-cycle to {LR:g} ({CONTINUE['lr']:g} where a stage goes on from the weights before it), about {steps} "
+        f"one-cycle to {LR:g} ({CONTINUE['lr']:g} where a stage continues from earlier weights), about {steps} "
         f"optimizer steps in every stage, {VIEWS} views. Mean ± standard deviation over seeds; gains against curated "
         "only, seed by seed. Precision: the fraction of the labels trained on is true; recall: the fraction of the "
         f"true labels that is trained on. {sum(r['seconds'] for r in (*rows.values(), *with_few.values())) / 60:.0f} "

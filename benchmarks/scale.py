@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> str:
     table = table_of(results)
     print(table)
     text = (
-        "Every size in a process of its own; rows of 80 tags; hard links of the bundled clips; time of the processor."
+        "Every size in a separate process; rows of 80 tags; hard links of the bundled clips; processor time."
     )
     write_text(args.out, f"# Cost per clip\n\n    python -m benchmarks.scale\n\n{text}\n\n{table}\n")
     return table

@@ -208,11 +208,11 @@ def ensembles_of_seeds(
     return found
 
 
-def table_of_ensembles(data: FATDataset, blends: dict[str, list[EnsembleResult]]) -> list[str]:
+def table_of_ensembles(data: FATDataset, results: dict[str, list[EnsembleResult]]) -> list[str]:
     """Return a row for each ensemble, in their order."""
     lines = ["| ensemble | OOF lwlrap, nested | 95 % | test lwlrap | 95 % |", "|---|---|---|---|---|"]
-    for name, found in blends.items():
-        scores = [intervals(data, blend.oof, blend.predictions) for blend in found if blend.oof is not None]
+    for name, found in results.items():
+        scores = [intervals(data, result.oof, result.predictions) for result in found if result.oof is not None]
         cells = [name]
         for part in zip(*scores, strict=True):
             cells += [spread([i.value for i in part]), _between([i.low for i in part], [i.high for i in part])]
@@ -220,10 +220,10 @@ def table_of_ensembles(data: FATDataset, blends: dict[str, list[EnsembleResult]]
     return lines
 
 
-def table_of_limits(data: FATDataset, blends: list[EnsembleResult]) -> list[str]:
+def table_of_limits(data: FATDataset, results: list[EnsembleResult]) -> list[str]:
     """Return the test lwlrap of an ensemble by number of tags and by length of clips, and its confusions."""
     truth = data.path / "truth" / "test.csv"
-    known = [align_out_of_fold([blend.predictions], truth, data.tags) for blend in blends]
+    known = [align_out_of_fold([result.predictions], truth, data.tags) for result in results]
     path_of = dict(zip(data.test["fname"], data.test["path"], strict=True))
     seconds = clip_lengths([path_of[fname] for fname in known[0].fnames])
     n_tags = known[0].targ.sum(1)
@@ -269,19 +269,18 @@ def markdown(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int
         f"folds, the same for all; {size.n_views} views at most. "
         f"{'One seed' if len(seeds) == 1 else f'Mean ± standard deviation over {len(seeds)} seeds'}; the intervals "
         "(means of their ends) show what other clips of the same kind might give. Time of one run on "
-        f"{torch.get_num_threads()} CPU thread(s), both folds. There are no downloaded weights here: the frozen "
-        "network of panns_logreg is random, and gold_plan begins from nothing, where published both begin with what "
-        "AudioSet taught."
+        f"{torch.get_num_threads()} CPU thread(s), both folds. No pretrained weights are used: the frozen "
+        "network of panns_logreg is random and gold_plan trains from scratch, where published both start from AudioSet."
     )
     lines = [about, "", *table_of_runs(rows, ways, seeds)]
     if len(ways) > 1:
-        blends = ensembles_of_seeds(data, ways, seeds, work)
-        blends = dict(
-            sorted(blends.items(), key=lambda item: -statistics.mean(b.predictions.oof_score or 0 for b in item[1]))
+        results = ensembles_of_seeds(data, ways, seeds, work)
+        results = dict(
+            sorted(results.items(), key=lambda item: -statistics.mean(b.predictions.oof_score or 0 for b in item[1]))
         )
-        best = next(iter(blends))
-        lines += ["", *table_of_ensembles(data, blends), "", f"Where the first of these ({best}) loses:", ""]
-        lines += table_of_limits(data, blends[best])
+        best = next(iter(results))
+        lines += ["", *table_of_ensembles(data, results), "", f"Where the first of these ({best}) loses:", ""]
+        lines += table_of_limits(data, results[best])
     if more:
         lines += ["", *table_of_more(rows, [more[0].partition(" with ")[0], *more], seeds)]
     return "\n".join(lines)

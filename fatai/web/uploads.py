@@ -84,7 +84,7 @@ async def receive_uploads(request: Request, limits: Limits) -> AsyncIterator[lis
     Raises
     ------
     HTTPError
-        408, 413, 415, 422 or 499, with a message that says what is wrong with the request.
+        408, 413, 415, 422 or 499, with a message that names the problem of the request.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":

@@ -38,9 +38,9 @@ BY_HAND = {
 
 @pytest.mark.parametrize("how", FIXED)
 def test_each_average_by_hand(how):
-    blend = ensemble([ONE, TWO], how=how, weights=[1, 1])
-    assert (blend.fnames, blend.tags) == (tuple(CLIPS), tuple(TAGS))
-    np.testing.assert_allclose(blend.probs, BY_HAND[how], rtol=1e-12, atol=1e-15)
+    combined = ensemble([ONE, TWO], how=how, weights=[1, 1])
+    assert (combined.fnames, combined.tags) == (tuple(CLIPS), tuple(TAGS))
+    np.testing.assert_allclose(combined.probs, BY_HAND[how], rtol=1e-12, atol=1e-15)
 
 
 def test_weights_count_by_their_ratio():
@@ -80,8 +80,8 @@ def test_the_order_of_rows_and_columns_does_not_matter(how):
 @given(hnp.arrays(np.float64, (3, 4, 3), elements=st.floats(0, 1)), st.sampled_from(FIXED))
 def test_an_average_stays_in_0_and_1_and_one_model_thrice_is_itself(probs, how):
     names = list("abcd")
-    blend = ensemble([Predictions(names, TAGS, each) for each in probs], how=how, weights=[1, 1, 5])
-    assert ((blend.probs >= 0) & (blend.probs <= 1)).all()
+    combined = ensemble([Predictions(names, TAGS, each) for each in probs], how=how, weights=[1, 1, 5])
+    assert ((combined.probs >= 0) & (combined.probs <= 1)).all()
     single = Predictions(names, TAGS, probs[0])
     thrice = ensemble([single] * 3, how=how, weights=[1, 1, 5]).probs
     np.testing.assert_allclose(thrice, ensemble([single], how=how, weights=[1]).probs, atol=1e-12)
@@ -145,11 +145,11 @@ def test_weights_in_proportion_to_the_score():
 
 def test_predictions_are_weighted_by_their_stored_score():
     first, second = dataclasses.replace(ONE, oof_score=0.9), dataclasses.replace(TWO, oof_score=0.3)
-    blend = ensemble([first, second], how="rank_clip", weights="lwlrap")
+    combined = ensemble([first, second], how="rank_clip", weights="lwlrap")
     np.testing.assert_allclose(
-        blend.probs, np.array([[1, 0, 0.5], [0, 0.75, 0.75]]) * 0.75 + np.array([[0.5, 1, 0], [0, 0.5, 1]]) * 0.25
+        combined.probs, np.array([[1, 0, 0.5], [0, 0.75, 0.75]]) * 0.75 + np.array([[0.5, 1, 0], [0, 0.5, 1]]) * 0.25
     )
-    assert blend.oof_score is None, "the result has no score of its own"
+    assert combined.oof_score is None, "the result has no score of its own"
     with pytest.raises(OptionError, match="predictions 2 has none"):
         ensemble([first, TWO], weights="lwlrap")
 
