@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from fatai.errors import OptionError, UnknownNameError
 
 __all__ = [
-    "AUGMENTATIONS", "CHANNELS", "ENSEMBLES", "EXPORTS", "FRONT_ENDS", "LOSSES", "MIXERS", "MODELS", "NOISY",
-    "SCHEDULES", "VIEWS", "Registry", "did_you_mean",
+    "AUGMENTATIONS", "CHANNELS", "ENSEMBLES", "FRONT_ENDS", "LOSSES", "MIXERS", "MODELS", "NOISY",
+    "SCHEDULES", "VIEWS", "Registry",
 ]
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])

@@ -310,7 +310,7 @@ def save_learner(
             "sigmoid; a model folder supports only the sigmoid"
         )
     return save_model_folder(
-        folder, learn.model, learn.tags, learn.settings, learn.dls.prior(), calibration=learn.calibration,
+        folder, learn.model, learn.tags, learn.clip_config, learn.dls.prior(), calibration=learn.calibration,
         training={**_training_notes(learn), **(training or {})}, reference=reference,
     )
 

@@ -1,1 +1,1 @@
-"""From a trained model to predictions, and from several to one."""
+"""Inference: predictions by test-time augmentation, embeddings, explanations, sound events; and `fat_learner`."""

@@ -44,7 +44,7 @@ __all__ = ["FatLearner", "fat_learner"]
 class FatLearner(TagLearner):
     """A fastai `Learner` for audio tagging: it trains, predicts sound files, and shows what it learned.
 
-    Made by `fat_learner`. `learn.tags` are the names of the outputs, `learn.settings` how clips are read. Where
+    Made by `fat_learner`. `learn.tags` are the names of the outputs, `learn.clip_config` how clips are read. Where
     `learn.calibration` is set, `predict` and `tta` return calibrated probabilities.
     """
 
@@ -154,7 +154,7 @@ class FatLearner(TagLearner):
         `Embeddings` with float32 values (clips, features); a row of NaN for a clip that cannot be read.
         """
         return embed_clips(
-            self.model, self.settings, items, n=n, views=views, precision=learner_precision(self),
+            self.model, self.clip_config, items, n=n, views=views, precision=learner_precision(self),
             bs=bs or self.dls.bs, **options,
         )
 

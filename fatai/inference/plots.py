@@ -111,16 +111,16 @@ def draw_top_losses(learn: TagLearner, k: int, largest: bool, ds_idx: int, **kwa
 def show_cam(
     learn: TagLearner, n: int, tag: str | None, items: Any, ds_idx: int, figsize: tuple[float, float] | None
 ) -> np.ndarray:
-    """Draw clips and the evidence for a tag in them; see `FatLearner.show_cam`."""
+    """Draw clips and the evidence for a tag in them, and return the axes (2, n); see `FatLearner.show_cam`."""
     if tag is not None and tag not in learn.tags:
         raise OptionError(f"there is no tag {tag!r}; {did_you_mean(tag, learn.tags)}")
     paths, titles = _clips_to_show(learn, n, items, ds_idx)
     axes = np.array(subplots(2, len(paths), figsize=figsize or (3.4 * len(paths), 5.8))[1]).reshape(2, len(paths))
-    waves = [learn.settings.read(path)[:round(_MAX_S * learn.settings.sr)] for path in paths]
+    waves = [learn.clip_config.read(path)[:round(_MAX_S * learn.clip_config.sr)] for path in paths]
     for (top, bottom), wave, title in zip(axes.T, waves, titles, strict=True):
         _draw_cam(learn, wave, tag, top, bottom, title)
     axes[0, 0].figure.tight_layout()
-    _play(waves, learn.settings.sr, titles)
+    _play(waves, learn.clip_config.sr, titles)
     return axes
 
 
@@ -141,12 +141,12 @@ def _clips_to_show(learn: TagLearner, n: int, items: Any, ds_idx: int) -> tuple[
 
 def _draw_cam(learn: TagLearner, wave: Tensor, tag: str | None, top: Any, bottom: Any, title: str) -> None:
     """Draw the spectrogram of a wave (samples,) on the axis `top`, and with the evidence for a tag on `bottom`."""
-    spec = learn.dls.to_spec.spec(learn.settings.fit(wave)[None].to(learn.dls.device))
+    spec = learn.dls.to_spec.spec(learn.clip_config.fit(wave)[None].to(learn.dls.device))
     probs = _predict(learn, spec)
     column = int(probs.argmax()) if tag is None else learn.tags.index(tag)
     heat = grad_cam(learn.model, spec, column)[0].cpu().numpy()
     image = TensorSpec(spec[0])
-    image.front_end = learn.settings.front_end
+    image.front_end = learn.clip_config.front_end
     image.show(ctx=top, title=title)
     no_evidence = "" if heat.max() > 0 else "\n(no evidence for it)"
     image.show(ctx=bottom, title=f"{learn.tags[column]} {probs[column]:.2f}{no_evidence}")
@@ -166,7 +166,7 @@ def plot_filters(learn: TagLearner, n: int, figsize: tuple[float, float] | None)
     image = axis.imshow(mosaic, origin="lower", cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[], ylabel="frequency (upwards)", xlabel="time (to the right)")
     shown, total, bands, frames = min(n, len(weights)), len(weights), weights.shape[2], weights.shape[3]
-    ms = 1000 * frames * learn.settings.front_end.seconds_per_frame
+    ms = 1000 * frames * learn.clip_config.front_end.seconds_per_frame
     axis.set_title(f"{shown} of {total} filters: {bands} bands by {frames} frames ({ms:.0f} ms)", fontsize=9)
     axis.figure.colorbar(image, ax=axis, label="weight / largest of the filter", location="bottom", shrink=0.6)
     return axis

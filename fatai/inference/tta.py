@@ -55,7 +55,7 @@ def learner_predictor(learn: TagLearner, views: Views, **options: Any) -> Predic
         Of `Predictor`: `bs`, `num_workers`, `seed`, `average`, `group`.
     """
     return Predictor(
-        learn.model, learn.settings, views, len(learn.tags), to_spec=learn.dls.to_spec, activation=learn.activation,
+        learn.model, learn.clip_config, views, len(learn.tags), to_spec=learn.dls.to_spec, activation=learn.activation,
         precision=learner_precision(learn), device=learn.dls.device, **options,
     )
 

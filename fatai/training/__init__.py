@@ -1,1 +1,1 @@
-"""Where data and models meet."""
+"""Training: the learner's base, data-parallel training, precision, learning-rate finder, cross-validation, metrics."""

@@ -79,8 +79,8 @@ class TagLearner(Learner):
         return self.dls.tags
 
     @property
-    def settings(self) -> ClipConfig:
-        """How clips are read and turned into spectrograms."""
+    def clip_config(self) -> ClipConfig:
+        """Settings for reading clips and computing spectrograms."""
         return self.dls.clip_config
 
     @property

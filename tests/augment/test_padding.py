@@ -63,8 +63,8 @@ def test_training_batches_get_shorter_and_validation_stays(small_dls, tmp_path):
             learn.fit(1)
     finally:
         TrimToLongest.augment = augment
-    frames = learn.settings.front_end.frames(44_100)
-    assert set(seen[False]) == {frames} and set(seen[True]) == {learn.settings.front_end.frames(30_000)}
+    frames = learn.clip_config.front_end.frames(44_100)
+    assert set(seen[False]) == {frames} and set(seen[True]) == {learn.clip_config.front_end.frames(30_000)}
     assert not [c for c in augmentation_callbacks(learn) if isinstance(c, TrimToLongest)], (
         "it isn't switched off with the random ones"
     )

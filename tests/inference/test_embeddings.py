@@ -76,7 +76,7 @@ def test_a_learner_embeds_and_stays_in_training_mode(small_dls, sample):
     items = sorted((sample / "test").iterdir())[:2]
     found = learn.embed(items, n=2)
     assert learn.model.training and found.fnames == tuple(f.name for f in items)
-    np.testing.assert_allclose(found.values, embed_clips(learn.model, learn.settings, items, n=2).values, atol=1e-5)
+    np.testing.assert_allclose(found.values, embed_clips(learn.model, learn.clip_config, items, n=2).values, atol=1e-5)
 
 
 def test_an_unreadable_clip_has_a_row_of_nan(clips, tmp_path):

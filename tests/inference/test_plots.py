@@ -102,7 +102,7 @@ def test_show_cam_draws_the_heatmap_over_the_spectrogram(learn, played):
     assert axes.shape == (2, 2) and learn.model.training == training
     clips = learn.dls.files(1)
     for i, (top, bottom) in enumerate(axes.T):
-        wave = learn.settings.fit(learn.settings.read(clips["path"][i]))
+        wave = learn.clip_config.fit(learn.clip_config.read(clips["path"][i]))
         spec = learn.dls.to_spec.spec(wave[None])
         np.testing.assert_allclose(top.images[0].get_array(), spec[0, 0], atol=1e-5)
         heat = grad_cam(learn.model, spec, learn.tags.index("Rain"))[0]

@@ -198,7 +198,7 @@ def test_the_probabilities_of_every_view_can_be_saved(learn, sample, tmp_path):
         rows = views.clip == i
         np.testing.assert_allclose(views.probs[rows].mean(0), preds.probs[i], atol=1e-6)
         np.testing.assert_allclose(views.start_s[rows], 0.25 * np.arange(rows.sum()), atol=1e-4)
-        np.testing.assert_allclose(views.end_s[rows] - views.start_s[rows], learn.settings.crop_s)
+        np.testing.assert_allclose(views.end_s[rows] - views.start_s[rows], learn.clip_config.crop_s)
     assert list(file.parent.iterdir()) == [file]
 
 

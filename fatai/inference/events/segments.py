@@ -72,7 +72,7 @@ class OverlapAverager:
             yield self._pop()
 
     def rest(self, end: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield the remaining steps as `before` does; the last one stops at sample `end`, the end of the recording."""
+        """Yield start, stop and probabilities (tags,) of the remaining steps; the last one stops at sample `end`."""
         while self._sums:
             start, stop, probs = self._pop()
             yield start, min(stop, end), probs
