@@ -35,7 +35,7 @@ from fatai.training.precision import autocast_for, best_dtype, fast_layout
 N_TAGS = 80
 NO_TILES = (
     "This CPU computes bfloat16 by AVX-512, at most twice as many products a cycle as float32, and has no AMX tiles, "
-    "which make several times as many. A ratio above 2 comes from layout and memory; 3 in training is out of reach here."
+    "which make several times as many. Ratios above 2 come from layout and memory; 3 in training is out of reach."
 )
 
 

@@ -67,7 +67,7 @@ function summary(sound) {
 function show(card, sound, file) {
   const audio = make("audio", {controls: true, preload: "auto", src: URL.createObjectURL(file)});
   audio.setAttribute("aria-label", sound.file);
-  const note = quiet("This browser cannot play this format; the tags are not affected.", "p");
+  const note = muted("This browser cannot play this format; the tags are not affected.", "p");
   note.hidden = true;
   audio.addEventListener("error", () => { note.hidden = false; audio.hidden = true; });
   const rows = sound.tags.map(tag => tagRow(sound, tag)), detected = make("p", {className: "detected"});
@@ -81,7 +81,7 @@ function show(card, sound, file) {
 }
 
 function newCard(name) {
-  const card = {body: make("div", {}, quiet("waiting …", "p")), length: quiet("")};
+  const card = {body: make("div", {}, muted("waiting …", "p")), length: muted("")};
   const close = make("button", {type: "button", title: "remove from this page", "aria-label": `remove ${name} from this page`}, "×");
   card.element = make("article", {}, make("div", {className: "row head"}, make("h2", {}, name), card.length, close), card.body);
   close.addEventListener("click", () => {
@@ -106,7 +106,7 @@ async function upload(card, file) {
     const response = await fetch("/tag", {method: "POST", body: form});
     const busy = response.status === 503 || response.status === 429;
     if (!busy || attempt === MAX_TRIES) return {status: response.status, body: await response.json()};
-    card.body.replaceChildren(quiet("the server is busy; waiting …", "p"));
+    card.body.replaceChildren(muted("the server is busy; waiting …", "p"));
     await sleep(1000 * Number(response.headers.get("Retry-After") || 5));
   }
 }

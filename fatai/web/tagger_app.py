@@ -112,7 +112,7 @@ def _upload_section(limits: Limits) -> Any:
             Button("record", id="record", type="button"),
             cls="row",
         ),
-        P(f"{allowed}. Uploads are not stored.", cls="quiet"),
+        P(f"{allowed}. Uploads are not stored.", cls="muted"),
         id="drop",
     )
 

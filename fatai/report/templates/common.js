@@ -15,7 +15,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const quiet = (text, tag = "span") => make(tag, {className: "quiet"}, text);
+const muted = (text, tag = "span") => make(tag, {className: "muted"}, text);
 
 /** Round seconds for an axis, at most `max` of them. */
 function timeTicks(seconds, max) {

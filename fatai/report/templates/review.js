@@ -129,10 +129,10 @@ function show() {
   progress();
   const inTag = review.issues.filter(other => other.tag === issue.tag);
   const chips = clip.labels.map(tag => make("span", {className: tag === issue.tag ? "chip doubtful" : "chip"}, tag));
-  const media = make("div", {className: "media"}, quiet("loading the sound …", "p"));
+  const media = make("div", {className: "media"}, muted("loading the sound …", "p"));
   byId("card").replaceChildren(
-    make("div", {className: "row"}, make("h2", {}, clip.file), quiet(`${issue.tag}: ${inTag.indexOf(issue) + 1} of ${inTag.length}`)),
-    question(issue), make("div", {className: "chips"}, quiet("given:"), ...(chips.length ? chips : [quiet("no tags")])),
+    make("div", {className: "row"}, make("h2", {}, clip.file), muted(`${issue.tag}: ${inTag.indexOf(issue) + 1} of ${inTag.length}`)),
+    question(issue), make("div", {className: "chips"}, muted("given:"), ...(chips.length ? chips : [muted("no tags")])),
     media, scores(clip), make("p", {className: "decision", id: "decision"}, decisionOf(clip)),
   );
   showDecision(clip);
@@ -157,12 +157,12 @@ function showDecision(clip) {
 
 function play(media, clip, sound) {
   if (sound.error) {
-    media.replaceChildren(quiet(`it cannot be played: ${sound.error}`, "p"));
+    media.replaceChildren(muted(`it cannot be played: ${sound.error}`, "p"));
     return;
   }
   audio = make("audio", {controls: true, preload: "auto", src: sound.sound, "aria-label": clip.file});
   media.replaceChildren(soundView({...sound, file: clip.file}, audio), audio);
-  if (sound.total_seconds > sound.seconds + 0.01) media.append(quiet(`the first ${sound.seconds.toFixed(1)} of ${sound.total_seconds.toFixed(1)} seconds`, "p"));
+  if (sound.total_seconds > sound.seconds + 0.01) media.append(muted(`the first ${sound.seconds.toFixed(1)} of ${sound.total_seconds.toFixed(1)} seconds`, "p"));
   if (byId("autoplay").checked) audio.play().catch(() => {});
 }
 
