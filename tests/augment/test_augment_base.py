@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fatai.augment.base import (
+    AugmentBatch,
     BatchAugmentation,
+    BatchInput,
     SpecAugmentation,
     augmentation_callbacks,
     draw_bernoulli,
@@ -32,6 +34,7 @@ from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.wave import ChunkShuffle, Gain, SpeedPerturb
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import load_dataset
+from fatai.data.tensors import TensorWave
 from fatai.errors import DataError, OptionError
 from fatai.inference.learner import fat_learner
 from fatai.registry import AUGMENTATIONS, FRONT_ENDS, LOSSES, MIXERS
@@ -216,6 +219,64 @@ def test_every_entry_is_a_callback_and_survives_copies_and_pickles():
             augmentation = registry.build(name)
             for twin in (copy.deepcopy(augmentation), pickle.loads(pickle.dumps(augmentation))):
                 assert isinstance(twin, Callback) and twin.order == augmentation.order
+
+
+# The batch in its domains
+
+
+def training_batch(dls):
+    return BatchInput.from_tensor(dls.train.one_batch()[0], dls.to_spec)
+
+
+def test_domains_are_computed_once_and_agree(dls):
+    batch = training_batch(dls)
+    spec, power = batch.at("log"), batch.at("power")
+    assert batch.at("power") is power and batch.at("log") is spec and batch.rate == 44100
+    again = batch.replace("power", power)
+    torch.testing.assert_close(again.at("log"), spec, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(batch.replace("wave", batch.at("wave")).at("log"), spec)
+
+
+def test_replacing_a_domain_drops_those_that_no_longer_fit(dls):
+    batch = training_batch(dls)
+    quiet = batch.replace("wave", 0.5 * batch.at("wave"))
+    assert quiet.power is None and quiet.spec is None and batch.spec is not None
+    torch.testing.assert_close(quiet.at("power"), 0.25 * batch.at("power"))
+    assert batch.replace("power", batch.at("power")).wave is None
+    assert batch.replace("log", batch.at("log")).wave is None
+
+
+def test_the_output_keeps_type_and_metadata(dls):
+    x = dls.train.one_batch()[0]
+    batch = BatchInput.from_tensor(x, dls.to_spec)
+    out = batch.replace("wave", batch.at("wave").flip(1)).to_tensor(x)
+    assert type(out) is type(x) and out.front_end is x.front_end and type(out.wave) is type(x.wave)
+    assert torch.equal(out.wave.as_subclass(Tensor), x.wave.as_subclass(Tensor).flip(1))
+    assert batch.replace("log", batch.at("log") + 1).to_tensor(x).wave is None
+
+
+def test_batches_of_waves_are_their_networks_input():
+    wave = TensorWave(torch.randn(2, 30), sr=8000)
+    batch = BatchInput.from_tensor(wave)
+    assert torch.equal(batch.at("log"), batch.at("wave")) and batch.rate == 8000
+    louder = batch.replace("wave", 2 * batch.at("wave")).to_tensor(wave)
+    assert type(louder) is TensorWave and louder.sr == 8000
+    with pytest.raises(OptionError, match="the batches of this learner are waves: take domain='wave'"):
+        batch.at("power")
+
+
+def test_waves_without_a_front_end_raise(dls):
+    batch = BatchInput.from_tensor(dls.train.one_batch()[0])
+    with pytest.raises(OptionError, match="no front end that could render the spectrograms again"):
+        batch.at("wave")
+
+
+def test_a_learner_gets_one_augment_batch(dls):
+    learn = fit(learner(dls, Gain(), SpecAugment()))
+    fit(learn)
+    assert sum(isinstance(cb, AugmentBatch) for cb in learn.cbs) == 1
+    set_augmentation(learn, False)
+    assert learn.augment_batch.augmentations == []
 
 
 # Items
