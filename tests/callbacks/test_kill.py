@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment and gone on with: they end as the run that nobody killed, to the byte."""
+"""Runs that are killed at any moment and resumed end as the uninterrupted run, byte for byte."""
 
 import multiprocessing
 import os
@@ -50,13 +50,13 @@ SAME = (
 
 
 def submit(args, log):
-    """The command in a process of its own, whose libraries its server has loaded already."""
+    """Run the command in a process whose server has loaded the libraries already."""
     import torch
 
     from fatai.cli import main
 
     torch.set_num_threads(1)
-    # As in a process that a shell starts; that of its server is for the server's children alone.
+    # As in a process that a shell starts; the start method of the server is for the children of the server only.
     multiprocessing.set_start_method(None, force=True)
     with open(log, "a") as f:
         os.dup2(f.fileno(), 1)
@@ -65,12 +65,12 @@ def submit(args, log):
     main()
 
 
-def begun_epochs(out):
-    """How far a run got: epochs in the histories of its folds."""
+def count_epochs(out):
+    """Return the number of epochs in the histories of the folds."""
     return sum(len(file.read_text().splitlines()) - 1 for file in out.glob("fold_*/history.csv"))
 
 
-def held(out):
+def file_names(out):
     return {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
 
 
@@ -79,44 +79,44 @@ def held(out):
 def test_a_run_killed_at_any_moment_and_resumed_ends_as_the_uninterrupted_one(sample, tmp_path, workers):
     (tmp_path / "killed.toml").write_text(RECIPE)
     args = ["run", str(sample), "--recipe", str(tmp_path / "killed.toml"), "--num-workers", str(workers)]
-    unbroken, log = tmp_path / "unbroken", tmp_path / "log.txt"
-    # The real command; those that are killed begin with libraries loaded, or most of the minutes would go into that.
+    uninterrupted, log = tmp_path / "uninterrupted", tmp_path / "log.txt"
+    # The real command; those that are killed start with libraries loaded, which would take most of the time.
     subprocess.run(
-        [sys.executable, "-m", "fatai.cli", *args, "--out", str(unbroken)], check=True, capture_output=True,
+        [sys.executable, "-m", "fatai.cli", *args, "--out", str(uninterrupted)], check=True, capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    wanted = {name: (unbroken / name).read_bytes() for name in SAME}
+    expected = {name: (uninterrupted / name).read_bytes() for name in SAME}
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["fatai.cli", "fatai.experiment.run"])
 
-    def started(out):
+    def start(out):
         process = server.Process(target=submit, args=([*args, "--resume", "--out", str(out)], str(log)))
         process.start()
         return process
 
-    def finished(process, out):
+    def check_finished(process, out):
         process.join(200)
         assert process.exitcode == 0, log.read_text()[-3000:]
-        assert held(out) == held(unbroken)
+        assert file_names(out) == file_names(uninterrupted)
         for name in SAME:
-            assert (out / name).read_bytes() == wanted[name], f"{name} of {out.name}"
+            assert (out / name).read_bytes() == expected[name], f"{name} of {out.name}"
 
     clock = time.monotonic()
-    finished(started(tmp_path / "run_0"), tmp_path / "run_0")
+    check_finished(start(tmp_path / "run_0"), tmp_path / "run_0")
     seconds = time.monotonic() - clock
-    draw, stopped_at, number = random.Random(2019 + workers), [], 1
-    while len(stopped_at) < KILLS:
+    draw, killed_at, number = random.Random(2019 + workers), [], 1
+    while len(killed_at) < KILLS:
         out = tmp_path / f"run_{number}"
-        process = started(out)
+        process = start(out)
         process.join(draw.uniform(0, 0.6 * seconds))
         if process.exitcode is None:
             process.kill()
             process.join()
-            stopped_at.append(begun_epochs(out))
+            killed_at.append(count_epochs(out))
         else:
-            finished(process, out)
+            check_finished(process, out)
             number += 1
-    finished(started(tmp_path / f"run_{number}"), tmp_path / f"run_{number}")
-    assert len(set(stopped_at)) >= 4 and max(stopped_at) > 4, (
-        f"kills in several epochs, of the second fold too; they were at {stopped_at}"
+    check_finished(start(tmp_path / f"run_{number}"), tmp_path / f"run_{number}")
+    assert len(set(killed_at)) >= 4 and max(killed_at) > 4, (
+        f"kills in several epochs, of the second fold too; they were at {killed_at}"
     )

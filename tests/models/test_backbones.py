@@ -13,7 +13,7 @@ from fatai.models.backbones import RESNETS, XRESNETS, resnet_body
 
 
 def with_weights_of(model, other):
-    """`model` with the state of `other`, whose entries come in the same order under other names."""
+    """Load the state of `other`, whose entries are in the same order with other names, into `model`."""
     state, wanted = other.state_dict(), model.state_dict()
     assert [v.shape for v in state.values()] == [v.shape for v in wanted.values()]
     model.load_state_dict(dict(zip(wanted, state.values(), strict=True)))

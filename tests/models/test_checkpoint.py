@@ -22,7 +22,7 @@ FRONT_END = {
 
 
 def published_shapes(channels=(64, 128, 256, 512, 1024, 2048), n_tags=527):
-    """Keys and shapes of the published CNN14 file, its front end aside."""
+    """Return keys and shapes of the published CNN14 file without its front end."""
     shapes = {}
 
     def norm(key, n):
@@ -46,7 +46,7 @@ def published_shapes(channels=(64, 128, 256, 512, 1024, 2048), n_tags=527):
 
 
 def fake_state(n_tags=527, front_end=True):
-    """A state like that of a published CNN14 with an eighth of the channels, with random values."""
+    """Return a random state like that of a published CNN14 with an eighth of the channels."""
     shapes = published_shapes(CHANNELS, n_tags) | (FRONT_END if front_end else {})
     state = {}
     for key, shape in shapes.items():
@@ -226,7 +226,7 @@ def test_any_model_can_be_loaded_with_a_new_head(tmp_path):
 
 
 class Malicious:
-    """Unpickling it would create a file."""
+    """Create a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -59,12 +59,12 @@ EVERY_NAME = pytest.mark.parametrize("name", EVERY)
 
 
 def small(name, **options):
-    """The model `name` with few channels, where it can be scaled."""
+    """Return the model with few channels, where it can be scaled."""
     return create_model(name, n_tags=4, **({"width": 0.125} | options))
 
 
 def sounds(n_clips=8, mels=64, frames=96):
-    """Spectrograms that differ from clip to clip: sums of three waves over mels and frames."""
+    """Return spectrograms that differ from clip to clip: sums of three waves over mels and frames."""
     rates = torch.rand(n_clips, 3, 2)[..., None, None] / 2
     mel, frame = torch.arange(mels)[:, None], torch.arange(frames)
     waves = torch.sin(rates[:, :, 0] * mel + rates[:, :, 1] * frame)
@@ -72,10 +72,11 @@ def sounds(n_clips=8, mels=64, frames=96):
 
 
 @functools.cache
-def settled(name):
-    """The model `name` in evaluation, with batch norms that have seen `sounds`; those; its logits; how far bfloat16 rounding moves these.
+def prepared_model(name):
+    """Return a model in evaluation with trained batch norms, spectrograms, logits, and the error of bfloat16 rounding.
 
-    Rounding weights and input is the yardstick for other arithmetic: it grows with a model's own sensitivity.
+    The error of rounding weights and input is the scale for other arithmetic, since it grows with the sensitivity of
+    the model.
     """
     model, spec = small(name), sounds()
     for m in model.modules():
@@ -88,9 +89,9 @@ def settled(name):
         rounded.load_state_dict(model.state_dict())
         for p in rounded.parameters():
             p.copy_(p.bfloat16())
-        moved = rms(rounded.eval()(spec.bfloat16().float()) - logits)
-    assert moved > 0
-    return model, spec, logits, moved
+        rounding_error = rms(rounded.eval()(spec.bfloat16().float()) - logits)
+    assert rounding_error > 0
+    return model, spec, logits, rounding_error
 
 
 def rms(x):
@@ -158,32 +159,32 @@ def test_smallest_input_trains_or_a_single_clip_is_refused_with_the_remedy(name)
 
 @EVERY_NAME
 def test_channels_last_gives_the_same_logits(name):
-    """To a hundredth of what rounding weights and input to bfloat16 does."""
-    model, spec, logits, moved = settled(name)
+    """Within a hundredth of the error of rounding weights and input to bfloat16."""
+    model, spec, logits, rounding_error = prepared_model(name)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     with torch.no_grad():
         again = last(spec.contiguous(memory_format=torch.channels_last))
-    assert (again - logits).abs().max() < 0.01 * moved
+    assert (again - logits).abs().max() < 0.01 * rounding_error
 
 
 @EVERY_NAME
 def test_bfloat16_autocast_gives_the_same_logits_in_float32(name):
-    """To four times of what rounding weights and input alone does: the rest is the rounding of every layer's output."""
-    model, spec, logits, moved = settled(name)
+    """Within four times the error of rounding weights and input: the output of every layer is rounded too."""
+    model, spec, logits, rounding_error = prepared_model(name)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         half = model(spec)
-    assert half.dtype == torch.float32 and 0 < rms(half - logits) < 4 * moved
+    assert half.dtype == torch.float32 and 0 < rms(half - logits) < 4 * rounding_error
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODELS.names() if name not in DEEP])
 def test_compiled_model_gives_the_same_logits(name):
-    """To a hundredth of what rounding weights and input to bfloat16 does; in one graph, but for the network with an LSTM."""
-    model, spec, logits, moved = settled(name)
-    torch.compiler.reset()      # after a few models the compiler would leave the rest as they are
+    """Within a hundredth of the error of bfloat16 rounding; in one graph, except the network with an LSTM."""
+    model, spec, logits, rounding_error = prepared_model(name)
+    torch.compiler.reset()      # after a few models the compiler would skip the others
     compiled = torch.compile(copy.deepcopy(model), fullgraph=not name.startswith("rnn"))
     with torch.no_grad():
-        assert (compiled(spec) - logits).abs().max() < 0.01 * moved
+        assert (compiled(spec) - logits).abs().max() < 0.01 * rounding_error
 
 
 @EVERY_NAME

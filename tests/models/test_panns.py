@@ -28,12 +28,12 @@ WIDTH = 0.125
 
 
 def clips(n, *, channels=1, mels=64, frames=64):
-    """Random spectrograms that differ in their sound, not only in their noise."""
+    """Return random spectrograms that differ in more than their noise."""
     return torch.randn(n, channels, mels, frames) + 2 * torch.randn(n, channels, mels, 1)
 
 
 def small(name, **options):
-    """Return a network with an eighth of its channels and batch norms as after training, so that every layer matters."""
+    """Return a network with an eighth of its channels and batch norms as after training; every layer matters."""
     model = create_model(name, n_tags=4, **({"width": WIDTH} | options))
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
@@ -48,12 +48,12 @@ def small(name, **options):
 
 
 def error(found, expected):
-    """Root mean square difference over the spread of the expected logits among clips."""
+    """Return the root mean square difference, divided by the spread of the expected logits among clips."""
     return float(((found - expected).square().mean() / expected.var(dim=0).mean()).sqrt())
 
 
 class Published:
-    """The networks as their publication describes them, computed from a state under the published keys."""
+    """The networks as published, computed from a state with the published keys."""
 
     def __init__(self, state):
         self.state, self.used = state, {key for key in state if key.endswith("num_batches_tracked")}
@@ -119,7 +119,7 @@ class Published:
         return F.relu6(self.norm(self.conv(x, "features.18.0"), "features.18.1"))
 
     def rows(self, name, spec):
-        """The body's maps, averaged over frequency: (batch, features, frames)."""
+        """Return the maps of the body, averaged over frequency: (batch, features, frames)."""
         x = self.norm(spec.permute(0, 2, 3, 1), "bn0").permute(
             0, 3, 2, 1
         )  # batch norm over mels; then (batch, 1, frames, mels)

@@ -1,4 +1,4 @@
-"""Attention by channel and place, and the 36th place's residual network."""
+"""Attention by channel and position, and the 36th place's residual network."""
 
 import math
 
@@ -12,8 +12,8 @@ from fatai.models.layers import CBAM, prior_linear
 from fatai.models.resnet_cbam import AttentionBlock
 
 
-def by_hand(cbam, x, places):
-    """Compute CBAM clip by clip with the numbers of its layers; `places` orders the maps of the spatial gate."""
+def by_hand(cbam, x, order):
+    """Compute CBAM clip by clip with the numbers of its layers; `order` orders the maps of the spatial gate."""
     first, activation, second = cbam.channel_gate
     out = []
     for clip in x:
@@ -22,7 +22,7 @@ def by_hand(cbam, x, places):
             for row in (torch.stack([c.mean() for c in clip]), torch.stack([c.max() for c in clip]))
         )
         weighted = clip / (1 + torch.exp(-gate))[:, None, None]
-        pair = torch.stack([places[k](weighted) for k in (0, 1)])
+        pair = torch.stack([order[k](weighted) for k in (0, 1)])
         out.append(weighted * torch.sigmoid(cbam.spatial_gate(pair[None]))[0])
     return torch.stack(out)
 
@@ -35,15 +35,15 @@ def maximum(clip):
     return clip.max(dim=0).values
 
 
-@pytest.mark.parametrize(("form", "places"), [("plain", (mean, maximum)), ("normed", (maximum, mean))])
-def test_cbam_is_the_formula_clip_by_clip(form, places):
+@pytest.mark.parametrize(("form", "order"), [("plain", (mean, maximum)), ("normed", (maximum, mean))])
+def test_cbam_is_the_formula_clip_by_clip(form, order):
     cbam = CBAM(32, form=form).eval()
     if form == "normed":
         nn.init.constant_(cbam.spatial_gate[1].weight, 0.7)
     x = torch.randn(3, 32, 5, 6)
     with torch.no_grad():
-        torch.testing.assert_close(cbam(x), by_hand(cbam, x, places), atol=1e-6, rtol=1e-5)
-        assert not torch.allclose(cbam(x), by_hand(cbam, x, places[::-1]), atol=1e-4)
+        torch.testing.assert_close(cbam(x), by_hand(cbam, x, order), atol=1e-6, rtol=1e-5)
+        assert not torch.allclose(cbam(x), by_hand(cbam, x, order[::-1]), atol=1e-4)
 
 
 def test_forms_differ_in_biases_activation_and_norm():
