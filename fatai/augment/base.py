@@ -348,7 +348,7 @@ class BatchInput:
 class AugmentBatch(FastaiCallback):
     """Run all augmentations of a learner on each training batch, in their order, and render the spectrogram once.
 
-    The first `BatchAugmentation` of a fit adds it to the learner; validation and prediction never see an augmented
+    The first `BatchAugmentation` of a fit adds it to the learner; validation and prediction never get an augmented
     batch.
     """
 

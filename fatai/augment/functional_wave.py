@@ -1,7 +1,7 @@
 """Waveform effects as pure functions: noise, shift, pitch, tempo, speed, reverb, overdrive, order of parts.
 
 Conventions: a wave is a float32 tensor (samples,), full scale [-1, 1], at a rate `sr` in Hz; nothing here is random.
-The result is a new wave on the same device, of the same length unless a function says otherwise, and may leave [-1, 1].
+The result is a new wave on the same device, of the same length unless stated otherwise, and may leave [-1, 1].
 """
 
 from __future__ import annotations

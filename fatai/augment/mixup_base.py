@@ -3,8 +3,8 @@
 A mixer is a fastai callback that pairs the clips of a training batch with partners, draws all numbers with a row for
 each pair, and applies a pure function of `fatai.augment.functional_mixup`. Labels are mixed too, and so are the sample
 weights and the flags of noisy clips that the loss was given (`TagLoss.sample_weight`, `TagLoss.noisy`), by the weights
-of the two clips. Validation never sees a mixture. A clip that is drawn as its own partner stays as it is, so a batch of
-one is safe.
+of the two clips. Validation batches are never mixed. A clip that is drawn as its own partner stays as it is, so a batch
+of one is safe.
 """
 
 from __future__ import annotations
@@ -190,22 +190,29 @@ class Mixer(BatchAugmentation):
         other_x, other_targ = (x, targ) if partners is None else partners
         pairs = self.draw_pairs(len(x), generator)
         drawn = self.draw(len(pairs.rows), generator)
-        all_stay = torch.equal(pairs.rows, torch.arange(len(x)))
+        if not pairs.mixed.any() and torch.equal(pairs.rows, torch.arange(len(x))):
+            return Mixed(x, targ, pairs, torch.ones(len(x), dtype=torch.float64))
+        levels = levels or (self.levels(x), self.levels(other_x))
+        return self._mix_pairs((x, targ), (other_x, other_targ), levels, pairs, drawn)
+
+    def _mix_pairs(
+        self,
+        clips: tuple[Tensor, Tensor],
+        partners: tuple[Tensor, Tensor],
+        levels: tuple[Tensor, Tensor],
+        pairs: Pairs,
+        drawn: Any,
+    ) -> Mixed:
+        """Mix values and labels of clips and partners, each (values, labels), where the pairs are mixed."""
+        (x, targ), (other_x, other_targ), (level, other_level) = clips, partners, levels
         mixed = pairs.mixed.nonzero().flatten()
-        lam = torch.ones(len(pairs.rows), dtype=torch.float64)
-        if len(mixed) == 0 and all_stay:
-            return Mixed(x, targ, pairs, lam)
         rows, others = pairs.rows[mixed].to(x.device), pairs.partners[mixed].to(x.device)
-        level, other_level = levels or (self.levels(x), self.levels(other_x))
         row_draws = take_rows(drawn, mixed)
         values, weights = self.mix(x[rows], other_x[others], row_draws, (level[rows], other_level[others]))
         targets = self.mix_targ(targ[rows], other_targ[others], weights.to(targ), row_draws)
         first, at = pairs.rows.to(x.device), mixed.to(x.device)
-        return Mixed(
-            (x if all_stay else x[first]).index_copy(0, at, values),
-            (targ if all_stay else targ[first]).index_copy(0, at, targets),
-            pairs, lam.index_copy(0, mixed, weights.double().cpu()),
-        )
+        lam = torch.ones(len(pairs.rows), dtype=torch.float64).index_copy(0, mixed, weights.double().cpu())
+        return Mixed(x[first].index_copy(0, at, values), targ[first].index_copy(0, at, targets), pairs, lam)
 
     # In the batch
 

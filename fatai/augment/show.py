@@ -18,7 +18,6 @@ from torch import nn
 from fatai.augment.base import (
     AugmentBatch,
     BatchAugmentation,
-    augmentation_callbacks,
     restore_type,
     to_plain_tensor,
 )
@@ -210,11 +209,3 @@ def _add_colorbar(figure: Any, axes: np.ndarray) -> None:
         shrink=min(1, 3 / len(axes)),
         anchor=(0, 1),
     )
-
-
-def _show_augs(self: Learner, n: int = 4, **kwargs: Any) -> np.ndarray:
-    """Draw `n` training clips before and after this learner's augmentation; see `fatai.augment.show.show_augs`."""
-    return show_augs(self.dls, augmentation_callbacks(self), n, **kwargs)
-
-
-Learner.show_augs = _show_augs

@@ -18,6 +18,8 @@ from fastai.learner import Learner
 from fastcore.meta import delegates
 from torch import nn
 
+from fatai.augment.base import augmentation_callbacks
+from fatai.augment.show import show_augs
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.labels import multi_hot
 from fatai.inference import plots
@@ -237,6 +239,27 @@ class FatLearner(TagLearner):
             If there is no such tag, or the network has no feature maps of convolutions.
         """
         return plots.show_cam(self, n, tag, items, ds_idx, figsize)
+
+    def show_augs(self, n: int = 4, *, figsize: tuple[float, float] | None = None) -> np.ndarray:
+        """Draw `n` training clips before (top) and after (bottom) this learner's augmentation, with their tags.
+
+        Parameters
+        ----------
+        n
+            Number of clips.
+        figsize
+            Width and height in inches; None suits `n`.
+
+        Returns
+        -------
+        Array of axes, shape (2, n).
+
+        Raises
+        ------
+        DataError
+            If there are fewer than `n` training clips.
+        """
+        return show_augs(self.dls, augmentation_callbacks(self), n, figsize=figsize)
 
     def plot_filters(self, n: int = 64, *, figsize: tuple[float, float] | None = None) -> Any:
         """Draw the first `n` filters of the first convolution as patches of a spectrogram, and return the axis.

@@ -5,9 +5,9 @@ of probabilities are matched by name, never by position: a file of predictions i
 the same result. A method of `NOISY` maps a `NoisyLabelData` to a `LabelSelection`; nothing is changed in place, nothing
 is random, and ties are broken by name, so the order of rows has no influence.
 
-A model that was trained on a clip has learned its label, right or wrong, so its predictions say nothing about the
-label. `attach_predictions` refuses such predictions if it is given the names of the training clips; `out_of_fold_mean`
-averages those of several models without them.
+A model that was trained on a clip has learned its label, right or wrong, so its predictions carry no information about
+the label. `attach_predictions` refuses such predictions if it is given the names of the training clips;
+`out_of_fold_mean` averages those of several models without them.
 """
 
 from __future__ import annotations

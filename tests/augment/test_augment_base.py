@@ -355,7 +355,7 @@ def test_show_augs_draws_before_and_after_with_label_weights(dls):
 
 def test_show_augs_of_a_learner_leaves_the_learner_unchanged(dls):
     augmentation, items = AUGMENTATIONS.build("spec_augment_panns", time=20), ItemAugmentations(SpeedPerturb(p=1.0))
-    learn = learner(dls, augmentation, MixUpOr(), items)
+    learn = fat_learner(dls, "m1", width=0.125, cbs=[augmentation, MixUpOr(), items])
     assert learn.show_augs(n=2).shape == (2, 2)
     assert (
         augmentation.learn is learn
