@@ -28,8 +28,6 @@ from fatai.io.atomic import TRANSIENT_ERRORS, retry, write_file
 
 __all__ = [
     "AUDIO_EXTENSIONS",
-    "MAX_MAGNITUDE",
-    "RATES",
     "AudioInfo",
     "audio_info",
     "check_audio",
@@ -60,6 +58,7 @@ _BLOCK = 1 << 18  # samples of all channels per block, where they are not needed
 _LENGTH_CHECKED = frozenset({"WAV", "WAVEX", "AIFF"})
 # Codings whose samples are always finite and not compressed.
 _PLAIN = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"})
+_SUFFIX_FORMATS = {".aif": "AIFF", ".oga": "OGG", ".opus": "OGG"}  # where it is not the suffix in capitals
 
 
 @dataclass(frozen=True)
@@ -266,9 +265,6 @@ def save_audio(path: str | os.PathLike[str], wave: Tensor | np.ndarray, sr: int,
     return path
 
 
-_SUFFIX_FORMATS = {".aif": "AIFF", ".oga": "OGG", ".opus": "OGG"}
-
-
 def _default_subtype(path: Path, format_: str) -> str:
     if path.suffix.lower() == ".opus":
         return "OPUS"
@@ -405,10 +401,7 @@ def _open_decoder(path: Path, file: BinaryIO) -> soundfile.SoundFile:
 @contextmanager
 def _open_bytes(path: Path) -> Iterator[BinaryIO]:
     try:
-        mode = os.stat(path).st_mode
-        # Opening a pipe blocks, and a device has no end.
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise AudioError(f"{path}: this is a device, a pipe or a socket; give the path of a sound file")
+        _check_regular(path)
         file = open(path, "rb")
     except AudioError:
         raise
@@ -428,6 +421,13 @@ def _open_bytes(path: Path) -> Iterator[BinaryIO]:
         if os.fstat(file.fileno()).st_size == 0:
             raise AudioError(f"{path}: the file is empty (0 bytes); download or copy it again")
         yield file
+
+
+def _check_regular(path: Path) -> None:
+    mode = os.stat(path).st_mode
+    # Opening a pipe blocks, and a device has no end.
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise AudioError(f"{path}: this is a device, a pipe or a socket; give the path of a sound file")
 
 
 def _check_rate(path: Path, sound: _Decoder) -> None:

@@ -6,7 +6,7 @@ change the score; not another training run, nor clips of another kind. Average p
 drawn twice, most of all near chance: there, an interval of mAP may lie above its value.
 
 Nothing is ranked twice: lwlrap needs the sum of precisions of each clip, and mAP and AUC need clips that are sorted
-once, each weighted by the number of times it was drawn. Only a score given as a function is computed anew for each
+once, each weighted by the number of times it was drawn. Only a score given as a function is computed again for each
 resample.
 """
 
