@@ -124,8 +124,6 @@ def with_priors(
     tags: Sequence[str],
     output: ClipPredictions,
     prior: np.ndarray | None,
-    *,
-    stacklevel: int = 3,
 ) -> Predictions:
     """Return `Predictions` with the row `prior` for each unreadable clip, after one warning that lists such clips.
 
@@ -137,8 +135,6 @@ def with_priors(
         Probabilities (clips, tags), with rows of NaN for unreadable clips.
     prior
         Fraction of the training clips with each tag, shape (tags,); may be None if all clips could be read.
-    stacklevel
-        Depth of the caller that the warning points at, as in `warnings.warn`.
     """
     probs = output.probs.copy()
     if output.errors:
@@ -146,7 +142,7 @@ def with_priors(
         warnings.warn(
             f"{len(output.errors)} of {len(names)} clips cannot be read; their row is the training prior of each tag:\n"
             f"{listed}",
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
         probs[list(output.errors)] = prior
     return Predictions(tuple(names), tuple(tags), probs, unreadable=tuple(names[i] for i in output.errors))
