@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fatai.cli.options import Run
+from fatai.cli.options import FinishedRun
 
 __all__ = ["app"]
 
@@ -33,7 +33,8 @@ def score(
 ) -> None:
     """Score predictions by lwlrap, or rank several runs on the same clips.
 
-    1 is perfect; the interval is that of a bootstrap over clips. Several runs are printed as a table: lwlrap with intervals, paired differences from the best, time and parameters.
+    1 is perfect; the interval is that of a bootstrap over clips. Several runs are printed as a table: lwlrap with
+    intervals, paired differences from the best, time and parameters.
 
     Example: fatai-submit score runs/ninth --truth DATA/train_curated.csv --per-tag
 
@@ -61,7 +62,10 @@ def _score_one(path: Path, truth: Path, part: str, per_tag: bool) -> None:
     # A run may have predicted some of the folds only.
     is_run = path.is_dir()
     predicted = Predictions.from_csv(part_path(path, f"{part}.csv"))
-    typer.echo(f"lwlrap {predicted.score(truth, partial=is_run):.4f}, {predicted.interval(truth, partial=is_run)}")
+    score = predicted.interval(truth, partial=is_run)
+    typer.echo(
+        f"lwlrap {score.value:.4f}, {100 * score.confidence_level:g} % interval {score.low:.3f} to {score.high:.3f}"
+    )
     if per_tag:
         for row in predicted.per_tag(truth, partial=is_run).itertuples():
             typer.echo(f"{row.lwlrap:7.4f}  {int(row.clips):5d}  {row.tag}")
@@ -69,7 +73,7 @@ def _score_one(path: Path, truth: Path, part: str, per_tag: bool) -> None:
 
 @app.command(rich_help_panel="Evaluate")
 def calibrate(
-    run: Run,
+    run: FinishedRun,
     truth: Annotated[
         Path, typer.Option("--truth", help="Labels of the training clips, such as DATA/train_curated.csv.")
     ],
@@ -89,8 +93,8 @@ def calibrate(
 ) -> None:
     """Calibrate the probabilities of a run on its out-of-fold predictions.
 
-    The result is written to RUN/calibration.json. The printed errors are cross-fitted: each fold is calibrated on the others. predict, tag and serve apply the
-    calibration with
+    The result is written to RUN/calibration.json. The printed errors are cross-fitted: each fold is calibrated on the
+    others. predict, tag and serve apply the calibration with
     --calibrate.
 
     Example: fatai-submit calibrate runs/ninth --truth DATA/train_curated.csv --plot reliability.png
@@ -131,13 +135,13 @@ def ensemble(
         Path | None,
         typer.Option(
             "--truth",
-            help="Labels of the training clips: fitted methods need them and the runs' oof.csv; also prints the scores.",
+            help="Labels of the training clips: fitted methods need them and the runs' oof.csv; prints the scores.",
         ),
     ] = None,
     average: Annotated[
         str | None,
         typer.Option(
-            "--average", help="For cobyla, forward and lwlrap_weights: the average to weight, such as gmean or rank_clip."
+            "--average", help="Average that cobyla, forward and lwlrap_weights weight, such as gmean or rank_clip."
         ),
     ] = None,
     sample: Annotated[
@@ -146,7 +150,8 @@ def ensemble(
 ) -> None:
     """Average predictions, or combine them by a fitted method.
 
-    With --truth, print the out-of-fold lwlrap of each member and of the ensemble. The latter is nested: what is fitted to some folds is scored on another.
+    With --truth, print the out-of-fold lwlrap of each member and of the ensemble. The latter is nested: what is fitted
+    to some folds is scored on another.
 
     Example: fatai-submit ensemble runs/* --method forward --truth DATA/train_curated.csv --out ensemble.csv
     """
@@ -158,7 +163,8 @@ def ensemble(
         if n is not None:
             typer.echo(f"{out}: {method} of {len(predictions)}, {n} clips")
             return
-    result = ensemble_report(predictions, method, parsed, truth=truth, **({} if average is None else {"average": average}))
+    options = {} if average is None else {"average": average}
+    result = ensemble_report(predictions, method, parsed, truth=truth, **options)
     if sample is None:
         result.predictions.to_csv(out)
     else:

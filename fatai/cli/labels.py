@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fatai.cli.options import Data, Host, Port, Predictions, Run, RunData
+from fatai.cli.options import Data, FinishedRun, Host, Port, Predictions, RunData
 from fatai.cli.serve import warn_if_public
 
 __all__ = ["app"]
@@ -17,7 +17,7 @@ app = typer.Typer()
 
 @app.command(rich_help_panel="Labels")
 def review(
-    run: Run,
+    run: FinishedRun,
     data: RunData = None,
     out: Annotated[
         Path | None,

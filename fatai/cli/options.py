@@ -21,6 +21,7 @@ __all__ = [
     "Data",
     "DryRun",
     "Epochs",
+    "FinishedRun",
     "FoldCount",
     "Folds",
     "Host",
@@ -55,6 +56,7 @@ _DATA = ("A CSV of your sounds (columns file and tags; the sounds beside it or i
          "or a folder with train_curated.csv, train_curated/, and maybe train_noisy, test and sample_submission.csv.")
 Data = Annotated[Path, typer.Argument(metavar="DATA", help=_DATA)]
 MaybeData = Annotated[Path | None, typer.Argument(metavar="DATA", help=_DATA)]
+FinishedRun = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a model folder that export wrote.")]
 RunData = Annotated[
     Path | None,
@@ -210,7 +212,7 @@ _OLD_OPTIONS = {
 
 
 class CommandPanels(TyperGroup):
-    """The commands, listed in panels in `--help`; former names of commands and options raise an error with the new one."""
+    """The commands, in panels in `--help`; former names of commands and options are errors that give the new one."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands of each panel with the first sentence of their help."""

@@ -45,7 +45,7 @@ def predict(
         Path | None,
         typer.Option(
             "--labels",
-            help="CSV to write of fname and labels: the tags at or above the thresholds that calibrate --thresholds found.",
+            help="CSV to write of fname and labels: the tags at or above the thresholds of calibrate --thresholds.",
         ),
     ] = None,
     num_workers: NumWorkers = None,

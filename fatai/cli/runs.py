@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fatai.cli.options import MaybeData, Run, RunData
+from fatai.cli.options import FinishedRun, MaybeData, RunData
 
 __all__ = ["app"]
 
@@ -16,7 +16,7 @@ app = typer.Typer()
 
 @app.command(rich_help_panel="Evaluate")
 def report(
-    run: Run,
+    run: FinishedRun,
     data: RunData = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="HTML file to write; by default RUN/report.html.")
@@ -24,7 +24,8 @@ def report(
 ) -> None:
     """Write one HTML file with the results of a run.
 
-    Scores, costliest tags, confusions, clips with players, curves, data. Every run writes it at its end. The file is self-contained and opens without a network.
+    Scores, costliest tags, confusions, clips with players, curves, data. Every run writes it at its end. The file is
+    self-contained and opens without a network.
 
     Example: fatai-submit report runs/ninth --data DATA --out ninth.html
     """
@@ -37,7 +38,7 @@ def report(
 
 @app.command(rich_help_panel="Train")
 def reproduce(
-    run: Run,
+    run: FinishedRun,
     data: MaybeData = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the new run; by default RUN-reproduced.")
@@ -46,7 +47,8 @@ def reproduce(
 ) -> None:
     """Train a run again from its manifest and recipe, and compare the files.
 
-    Print whether they are the same bytes, or what differs. DATA is needed only if the data have moved. The exit code is 0 if all files are the same bytes, else 1.
+    Print whether they are the same bytes, or what differs. DATA is needed only if the data have moved. The exit code is
+    0 if all files are the same bytes, else 1.
 
     Example: fatai-submit reproduce runs/ninth
     """

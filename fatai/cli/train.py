@@ -189,8 +189,8 @@ def run(
 ) -> None:
     """Train the folds of a recipe, predict, and write a report.
 
-    If there is a test part, also write a checked submission. With an ensemble as --recipe, such as ensembles/third_place, train all its runs and average them; this needs a test
-    part.
+    If there is a test part, also write a checked submission. With an ensemble as --recipe, such as
+    ensembles/third_place, train all its runs and average them; this needs a test part.
 
     Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine
 

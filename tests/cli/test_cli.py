@@ -118,11 +118,12 @@ def test_the_same_option_has_the_same_help_everywhere():
         key = parameter.metavar if parameter.metavar in ("DATA", "RUN") else parameter.name
         texts.setdefault(key, set()).add(parameter.help)
     same = (
-        "DATA", "RUN", "epochs", "crop_s", "width", "seed", "recipe", "tta", "n_views", "calibrate", "step_s",
+        "DATA", "epochs", "crop_s", "width", "seed", "recipe", "tta", "n_views", "calibrate", "step_s",
         "num_workers", "input_list", "shard", "nproc", "host", "port",
     )
     for key in same:
         assert len(texts[key]) == 1, f"{key} is explained in {len(texts[key])} ways"
+    assert len(texts["RUN"]) == 2, "a finished run, and one that may be a model folder"
 
 
 def test_a_run_is_always_the_first_argument():
@@ -239,7 +240,8 @@ def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_pa
     scored = main_with(
         "score", tmp_path / "run" / "test.csv", "--truth", sample / "truth" / "test.csv", "--per-tag"
     ).stdout
-    assert re.match(r"lwlrap 0\.\d{4}, 0\.\d{3}, .*\n", scored) and len(scored.splitlines()) == 11
+    assert re.match(r"lwlrap 0\.\d{4}, 95 % interval 0\.\d{3} to [01]\.\d{3}\n", scored)
+    assert len(scored.splitlines()) == 11
     tagged = main_with("predict", tmp_path / "run", sample, "--out", tmp_path / "again.csv")
     assert tagged.returncode == 0 and (tmp_path / "again.csv").read_text().count("\n") == 61
     blended = main_with(

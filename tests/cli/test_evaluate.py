@@ -143,7 +143,8 @@ def test_check_warns_and_still_accepts_the_submission(data, main_with):
 
 def test_score_prints_the_lwlrap_of_a_file_or_a_run_with_its_interval(data, main_with):
     pairs = oof_score(data, "run1")
-    expected = f"lwlrap {lwlrap(*pairs):.4f}, {score_interval(*pairs)}"
+    interval = score_interval(*pairs)
+    expected = f"lwlrap {lwlrap(*pairs):.4f}, 95 % interval {interval.low:.3f} to {interval.high:.3f}"
     for predictions in (data / "run1", data / "run1" / "oof.csv"):
         assert main_with("score", predictions, "--truth", data / "truth.csv").stdout.splitlines() == [expected]
 
