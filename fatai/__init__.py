@@ -10,8 +10,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Name to home: loaded when first asked for (PEP 562), so that `import fatai` and `fatai-submit --help` stay quick.
-_HOMES = {
+# Names and the modules that define them, imported on first use (PEP 562): `import fatai` and `fatai-submit --help` stay quick.
+_MODULES = {
     "FATDataLoaders": "fatai.data.blocks",
     "Predictions": "fatai.inference.predictions",
     "ensemble": "fatai.ensemble.ensemble",
@@ -23,12 +23,12 @@ _HOMES = {
     "lwlrap_per_class": "fatai.metrics.ranking",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: F822
+__all__ = ["__version__", *_MODULES]  # noqa: F822
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'fatai' has no attribute {name!r}")
 
 
