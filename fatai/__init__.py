@@ -1,6 +1,6 @@
 """fatai: audio tagging on fastai.
 
-`from fatai.all import *` is the notebook door; `import fatai` alone loads neither torch nor fastai.
+`from fatai.all import *` is for notebooks; `import fatai` alone loads neither torch nor fastai.
 """
 
 from __future__ import annotations

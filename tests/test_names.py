@@ -60,13 +60,15 @@ def test_no_identifier_has_a_refused_word(folder):
 
 
 @pytest.mark.parametrize("source", [
-    "told = 1", "def f(told_by): ...", "x.heard()", "class JudgedClip: ...", "f(say=print)", "import a.listen", "hear = 1",
-    "from a import b as company",
+    "told = 1", "def f(told_by): ...", "x.heard()", "class JudgedClip: ...", "f(say=print)", "import a.listen",
+    "hear = 1", "from a import b as company",
 ])
 def test_a_refused_word_is_found(source):
     assert refused(source)
 
 
-@pytest.mark.parametrize("source", ["essay = hearty = 1", "spec.hear()", "class A:\n    def hear(self): ...", "threshold = folders = 1"])
+@pytest.mark.parametrize("source", [
+    "essay = hearty = 1", "spec.hear()", "class A:\n    def hear(self): ...", "threshold = folders = 1",
+])
 def test_other_words_pass(source):
     assert refused(source) == []

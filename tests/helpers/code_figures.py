@@ -97,7 +97,8 @@ def main(arguments: list[str]) -> None:
     print(f"public functions, methods and classes with a docstring: {documented} of {figures.public}")
     share = 100 * shaped / max(1, figures.with_arrays)
     print(f"of those with tensors or arrays, a shape is named: {shaped} of {figures.with_arrays} ({share:.1f} %)")
-    print(f"lines per function: median {statistics.median(lines):g}, 90 % <= {lines[int(0.9 * len(lines))]}, longest {lines[-1]}")
+    most = lines[int(0.9 * len(lines))]
+    print(f"lines per function: median {statistics.median(lines):g}, 90 % <= {most}, longest {lines[-1]}")
     if "--list" in arguments:
         for title, names in (("without a docstring", figures.undocumented), ("without a shape", figures.shapeless)):
             print(f"\n{title}:", *names, sep="\n  ")
