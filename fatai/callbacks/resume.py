@@ -328,7 +328,7 @@ def _load_callbacks(learn: Learner, states: dict[str, dict[str, Any]]) -> None:
 
 # Generators
 
-def _own_generators(learn: Learner) -> list[torch.Generator]:
+def _torch_generators(learn: Learner) -> list[torch.Generator]:
     """Return the generators that augmentations and samplers were given."""
     found = [cb.generator for cb in learn.cbs if isinstance(cb, BatchAugmentation)]
     for loader in learn.dls.loaders:
@@ -349,7 +349,7 @@ def _generator_states(learn: Learner) -> dict[str, Any]:
         "numpy": np.random.get_state(legacy=False),
         "python": random.getstate(),
         "loaders": [rng.getstate() for rng in _loader_generators(learn)],
-        "own": [g.get_state() for g in _own_generators(learn)],
+        "torch_generators": [g.get_state() for g in _torch_generators(learn)],
     }
 
 
@@ -361,7 +361,7 @@ def _set_generators(learn: Learner, states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     for rng, state in zip(_loader_generators(learn), states["loaders"], strict=False):
         rng.setstate(state)
-    for generator, state in zip(_own_generators(learn), states["own"], strict=False):
+    for generator, state in zip(_torch_generators(learn), states["torch_generators"], strict=False):
         generator.set_state(state)
 
 
