@@ -91,7 +91,9 @@ def start_processes(n: int, arguments: Sequence[str], desc: str = "the run") -> 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ[_PARENT_REPORTS] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", threads)
-    args = torchrun.parse_args(["--standalone", "--nproc-per-node", str(n), "-m", "fatai.cli", *arguments])
+    args = torchrun.parse_args(["--standalone", "--nproc-per-node", str(n), "-m", "fatai.cli"])
+    # Not through the parser, which would take --nproc for an abbreviation of its own options.
+    args.training_script_args = list(arguments)
     try:
         torchrun.run(args)
     except ChildFailedError as e:

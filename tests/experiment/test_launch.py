@@ -76,6 +76,17 @@ def test_less_than_one_process_is_refused():
         start_processes(0, ["run"])
 
 
+def test_each_process_gets_the_arguments_of_the_command(monkeypatch):
+    started = []
+    monkeypatch.setattr("torch.distributed.run.run", started.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FATAI_PARENT_REPORTS", "")
+    start_processes(2, ["run", "data", "--nproc", "2", "--num-workers", "0"])
+    (args,) = started
+    assert args.nproc_per_node == "2" and args.module and args.training_script == "fatai.cli"
+    assert args.training_script_args == ["run", "data", "--nproc", "2", "--num-workers", "0"]
+
+
 @pytest.mark.parametrize("option", [["--nproc", "3"], ["--nproc=3"]])
 def test_each_shard_gets_its_number_and_starts_no_processes(monkeypatch, option):
     started = []

@@ -286,10 +286,12 @@ def _hostile(allowed: Path, run: Path, sentinel: Path) -> Iterator[tuple[str, Ca
         yield "runs", _changed_copy(good_run, folder, change), args
     for content in pickles(sentinel).values():
         path = allowed / f"weights_{next(numbers)}.pth"
+        recipe = path.with_suffix(".toml")
+        recipe.write_text(f'name = "x"\n[model]\narch = "cnn6"\nwidth = 0.125\noptions = {{ pretrained = "{path}" }}\n')
         yield (
             "weights",
             _writer(path, content),
-            ["run", str(sample), "--recipe", "panns_logreg", "--weights", str(path), "--out", f"{path}.run"],
+            ["run", str(sample), "--recipe", str(recipe), "--out", f"{path}.run"],
         )
     for k, (kind, (_, change)) in enumerate(itertools.product(("wave", "features"), list(caches()))):
         # A different setting each, so that each has its own cache folder.
