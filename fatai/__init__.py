@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Names and the modules that define them, imported on first use (PEP 562): `import fatai` and `fatai-submit --help` stay quick.
+# Names and the modules that define them, imported on first use (PEP 562), so that `import fatai` stays quick.
 _MODULES = {
     "FATDataLoaders": "fatai.data.blocks",
     "Predictions": "fatai.inference.predictions",
