@@ -450,13 +450,13 @@ def test_an_untrained_learner_has_no_curves(small_dls):
         training.training_curves(learner_report.learner_report_data(learn, guessed))
 
 
-def test_the_plots_of_the_readme_run(small_dls, tmp_path, monkeypatch):
+def test_the_plots_of_the_start_page_run(small_dls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "learn.report(" in b]
+    page = (Path(__file__).parents[2] / "docs" / "start.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "learn.report(" in b]
     learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
     with learn.no_bar():
-        exec(compile(block, "README.md", "exec"), {"learn": learn})
+        exec(compile(block, "docs/start.md", "exec"), {"learn": learn})
     assert (
         len(plt.get_fignums()) == 4
         and list(Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts) == SECTIONS
