@@ -70,6 +70,9 @@ OLD_KEYS = {
     "stages.augment.colour": "color",
     "stages.augment.share": "fraction",
     "stages.augment.least_s": "min_s",
+    "stages.augment.wraps": "rollover",
+    "stages.augment.even": "log_uniform",
+    "stages.schedule_options.up": "pct_start",
     "stages.noisy_weight": "noisy_sample_weight",
     "stages.noisy_share": "noisy_fold_split",
     "stages.fresh": "reinit",
@@ -79,13 +82,21 @@ OLD_KEYS = {
     "tta.fold_mean": "fold_average",
     "members.until": "last_stage",
     "members.changes": "overrides",
+    "options.draws": "samples_per_epoch",
+    "options.stop_after": "early_stopping_patience",
+    "options.of": "average",
 }
 """Keys of earlier versions and their new names, by the path of the (new) section that they stood in."""
 
 OLD_VALUES: dict[str, dict[str, Any]] = {
     "clips.trim_db": {"none": False},
-    "clips.pad_mode": {"zeros_both": "constant_center", "zeros_right": "constant_right"},
-    "clips.channels": {"one": "mono", "same3": "repeat3", "ramp": "coord", "image3": "imagenet"},
+    "clips.pad_mode": {
+        "zeros_both": "constant_center", "zeros_right": "constant_right", "wrap_both": "wrap_center",
+        "edge_both": "edge_center", "min_both": "minimum_center",
+    },
+    "clips.channels": {
+        "one": "mono", "same3": "repeat3", "ramp": "coord", "ramp_time": "coord_time", "image3": "imagenet",
+    },
     "folds.splitter": {
         "stratified_argmax": "stratified", "plain": "kfold", "grouped": "group", "given": "predefined",
     },
@@ -107,6 +118,9 @@ OLD_VALUES: dict[str, dict[str, Any]] = {
     "stages.augment.color": {"either": "random"},
     "stages.augment.width": {"share": "fraction", "centre": "center"},
     "stages.item_tfms.name": {"speed": "speed_perturb"},
+    "stages.mixup.partner": {"set": "dataset"},
+    "stages.loss": {"smooth_ninth": "smooth_ninth_place"},
+    "stages.schedule": {"stairs": "step_decay", "warmup_steps": "warmup_multistep"},
 }
 """Values of earlier versions and what replaces them, by the path of their (new) key."""
 
@@ -197,7 +211,7 @@ class Clips(Section):
     channels
         Input channels of the network, a name of `CHANNELS`; None is the front end's own.
     corrupted_files
-        Treatment of the competition's six corrupted files, as `corrupted` of
+        Treatment of the competition's six corrupted files, as `corrupted_files` of
         `fatai.data.datasets.fat2019.load_dataset`.
     cache
         What is cached on disk: "none", "wave" or "features".
@@ -318,7 +332,8 @@ class Stage(Section):
     no_aug_epochs
         Number of last epochs without mixing and augmentation.
     sampling
-        "balanced" draws all tags equally often, as `fatai.data.samplers.Balanced`; "mixture" draws from the sources
+        "balanced" draws all tags equally often, as `fatai.data.samplers.BalancedSampler`; "mixture" draws from
+        the sources
         (curated, noisy, corrected) with the weights in `sampling_options`, or with those of the noisy-label method.
     noisy_labels
         The `method` (a name of `NOISY`) and its options: the noisy clips that it selects are added to the curated ones
