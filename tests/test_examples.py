@@ -73,9 +73,13 @@ def test_notebook_is_stored_without_outputs_in_normal_form(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_imports_only_fatai_all(name):
+def test_notebook_imports_fatai_all_first_and_other_names_from_their_modules(name):
     nbformat = pytest.importorskip("nbformat")
     cells = nbformat.read(ROOT / "nbs" / name, as_version=4).cells
     trees = [ast.parse(cell.source) for cell in cells if cell.cell_type == "code"]
     imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert [ast.unparse(node) for node in imports] == ["from fatai.all import *"]
+    assert ast.unparse(imports[0]) == "from fatai.all import *"
+    public_names = set((ROOT / "tests" / "public_names.txt").read_text(encoding="utf-8").split())
+    for node in imports[1:]:
+        assert isinstance(node, ast.ImportFrom) and node.module.startswith("fatai."), ast.unparse(node)
+        assert public_names.isdisjoint(alias.name for alias in node.names), ast.unparse(node)
