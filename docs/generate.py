@@ -1,4 +1,4 @@
-"""A hook of MkDocs that generates tables of the registries and pages of recipes, notebooks, results and reference.
+"""MkDocs hook: generates tables of the registries and the pages of recipes, notebooks, results and reference.
 
 A line `<!-- table: models -->` of a page becomes that table when the site is built. `python docs/generate.py` writes
 the table of recipes into README.md.
@@ -34,8 +34,8 @@ _PACKAGES = {
 }
 _NOT_MEASURED = "not measured yet"
 _LONG = {
-    "systems": "The comparison of all systems", "esc10": "ESC-10 by its folds",
-    "gpu": "Full settings on a GPU, on data of the competition's size",
+    "systems": "Comparison of all systems", "esc10": "ESC-10 with its five folds",
+    "gpu": "Recipes at full size on a GPU, on data of the competition's size",
 }
 
 
@@ -51,7 +51,7 @@ def registry_table(name: str) -> str:
 
 
 def models() -> str:
-    """Return the table of the networks with their sizes."""
+    """Return the table of the models with their sizes."""
     from fatai.models.summary import model_table
 
     rows = [
@@ -83,7 +83,7 @@ def front_ends() -> str:
         rows.append(
             _row([f"`{name}`", f"{f.sr:,}", *lengths, mels, f.log, f.normalize, _cell(FRONT_ENDS.source(name))])
         )
-    return _table(["name", "Hz", "window", "hop", "mel bands", "values", "normalized", "source"], rows)
+    return _table(["name", "Hz", "window", "hop", "mel bands", "scale", "normalization", "source"], rows)
 
 
 def recipes() -> str:
@@ -146,7 +146,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def measured(name: str) -> str:
-    """Return the result of a recipe in benchmarks/results in a few words; empty if it was not measured."""
+    """Return a short summary of the measured scores of a recipe, or an empty string."""
     if name == "esc10":
         found = re.search(r"^(accuracy .*?); lwlrap", _result("esc10"), re.M)
         return f"ESC-10, five folds: {found[1]}" if found else ""
@@ -157,7 +157,7 @@ def measured(name: str) -> str:
 
 
 def results_of(name: str) -> Iterator[str]:
-    """Yield the table of systems, the first of its page, with only the rows of a recipe, if there are any."""
+    """Yield the rows of a recipe in the first table of benchmarks/results/systems.md, if there are any."""
     table = _rows(_result("systems"))
     rows = [cells for cells in table if cells[0].split(",")[0] == name and len(cells) == len(table[0])]
     if rows:
@@ -177,7 +177,7 @@ def recipe_page(name: str) -> str:
     ]
     inputs = f"front end `{front_end}`, crops of {recipe.clips.crop_s:g} s; `{views}` views at prediction"
     results = list(results_of(name))
-    note = "Scaled by the rule of `small`; [the results](../results.md) describe data and method:"
+    note = "At `--scale small`; the data and the method are described in the [results](../results.md)."
     measurements = [note, "", *results]
     return "\n".join(
         [
@@ -200,7 +200,7 @@ def recipe_page(name: str) -> str:
             "## Run it",
             "",
             "```sh",
-            f"$ fatai-submit run DATA --recipe {name} --dry-run          # stages, time and memory, without training",
+            f"$ fatai-submit run DATA --recipe {name} --dry-run          # print stages, time and memory",
             f"$ fatai-submit run DATA --recipe {name} --out runs/{name}",
             f"$ fatai-submit run DATA --recipe {name} --scale small --out runs/{name}_small",
             "```",
@@ -221,7 +221,7 @@ def results_page() -> str:
     parts = [re.sub(r"^# ", "## ", f.read_text(encoding="utf-8"), flags=re.M) for f in files]
     head = [
         "# Measured results",
-        "Each number was measured by the script named in its section; ratios within one run.",
+        "Each section names the script that measured its numbers. Ratios compare measurements of one run.",
     ]
     for name, title in _LONG.items():
         if not _result(name):
@@ -234,7 +234,7 @@ def notebook_page(path: Path) -> str:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     text = "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in sources)
-    note = f"*This is the notebook `nbs/{path.name}`; run it for its pictures and sounds.*"
+    note = f"*From the notebook `nbs/{path.name}`. Run it for figures and audio players.*"
     return f"{text.replace('.ipynb)', '.md)')}\n\n{note}\n"
 
 
@@ -267,7 +267,7 @@ def pages() -> dict[str, str]:
 
 
 def on_config(config: Any) -> Any:
-    """Add the generated pages to the navigation, at the entries of their folders."""
+    """Replace the folders in the navigation by the generated pages in them."""
     generated = list(pages())
     for section in (entry for entry in config.nav if isinstance(entry, dict)):
         for title, entries in section.items():
@@ -304,7 +304,7 @@ def _result(name: str) -> str:
 
 
 def _rows(text: str) -> list[list[str]]:
-    """Return the cells of the rows of tables."""
+    """Return the cells of each table row in `text`."""
     lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
