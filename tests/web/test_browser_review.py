@@ -173,3 +173,100 @@ def test_the_page_of_another_server_does_not_save(chromium, issue_run):
         )
         expect(page.locator("#progress")).to_contain_text("0 of 3")
     assert not (run / "corrections.csv").exists()
+
+
+SLOW_SERVER = """
+    const answered = fetch, wait = ms => new Promise(resolve => setTimeout(resolve, ms));
+    let underWay = 0;
+    window.mostUnderWay = 0;
+    window.fetch = async (...request) => {
+        if (request[0] !== "/decide") return answered(...request);
+        window.mostUnderWay = Math.max(window.mostUnderWay, ++underWay);
+        await wait(500);
+        const response = await answered(...request);
+        await wait(500);
+        underWay -= 1;
+        return response;
+    };
+"""
+
+
+def test_keys_faster_than_the_server_decide_on_the_clip_shown_and_are_saved_in_order(chromium, issue_run):
+    from playwright.sync_api import expect
+
+    run, ((first, a), *_) = issue_run
+
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+            page.wait_for_timeout(50)
+
+    with serving("review", run, "--serve") as (_, address), open_page(chromium, address) as page:
+        page.context.add_init_script(SLOW_SERVER)
+        page.reload()
+        expect(page.locator("audio")).to_have_count(1)
+        to_clip(page, first)
+        press("r", "Enter")
+        removed = shown(page)
+        press("x")
+        kept = shown(page)
+        assert len({first, removed, kept}) == 3, "the next clip comes at once"
+        press("r", "Enter", "u", "x", "k")  # the last word on the last clip holds
+        expect(page.locator("#progress")).to_have_text("0 of 3 clips decided, 0 of them corrected; 6 being saved")
+        expect(page.locator("#decision")).to_have_text("Decided: the given tags are right.")
+        # A download waits for what is not saved yet.
+        assert downloaded(page, run / "downloaded.csv") == {first: ["Rain"], removed: None}
+        expect(page.locator("#progress")).to_have_text("3 of 3 clips decided, 2 of them corrected")
+        expect(page.locator("#fault")).to_have_text("")
+        assert page.evaluate("mostUnderWay") == 1, "two requests at once could arrive in the wrong order"
+    assert dict(read_corrections(run / "corrections.csv").set_index("fname")["labels"]) == {
+        first: ["Rain"],
+        removed: None,
+    }
+
+
+def test_a_refused_decision_is_withdrawn_and_named_and_the_others_are_saved(chromium, issue_run):
+    from playwright.sync_api import expect
+
+    run, _ = issue_run
+    with serving("review", run, "--serve") as (_, address), open_page(chromium, address, expected="403") as page:
+        expect(page.locator("audio")).to_have_count(1)
+        refused, tokens = shown(page), iter(["old"])
+
+        def spoil_the_first(route):
+            token = next(tokens, route.request.headers["x-fatai-token"])
+            route.continue_(headers={**route.request.headers, "x-fatai-token": token})
+
+        page.route("**/decide", spoil_the_first)
+        page.keyboard.press("x")
+        saved = shown(page)
+        page.keyboard.press("x")
+        expect(page.locator("#progress")).to_have_text("1 of 3 clips decided, 1 of them corrected")
+        expect(page.locator("#fault")).to_have_text(
+            f"not saved: this page belongs to a server that has ended; reload it ({refused})"
+        )
+        assert dict(read_corrections(run / "corrections.csv").set_index("fname")["labels"]) == {saved: None}
+        to_clip_back(page, refused)
+        expect(page.locator("#decision")).to_have_text("")
+        page.keyboard.press("x")
+        expect(page.locator("#progress")).to_contain_text("2 of 3")
+        expect(page.locator("#fault")).to_have_text("")
+
+
+def test_decisions_wait_while_the_server_does_not_answer(chromium, issue_run):
+    from playwright.sync_api import expect
+
+    run, _ = issue_run
+    with serving("review", run, "--serve") as (_, address), open_page(chromium, address, expected="ERR_FAILED") as page:
+        expect(page.locator("audio")).to_have_count(1)
+        page.route("**/decide", lambda route: route.abort())
+        names = {shown(page)}
+        page.keyboard.press("x")
+        names.add(shown(page))
+        page.keyboard.press("x")
+        expect(page.locator("#fault")).to_contain_text("not saved yet")
+        expect(page.locator("#progress")).to_contain_text("0 of 3 clips decided, 0 of them corrected; 2 being saved")
+        page.unroute("**/decide")
+        expect(page.locator("#progress")).to_have_text("2 of 3 clips decided, 2 of them corrected")
+        expect(page.locator("#fault")).to_have_text("")
+    assert set(read_corrections(run / "corrections.csv")["fname"]) == names

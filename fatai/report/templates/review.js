@@ -3,13 +3,22 @@
 const token = document.body.dataset.token;
 const embedded = byId("data") ? JSON.parse(byId("data").textContent) : null;
 let review = null, current = 0, audio = null;
-const decided = new Map(), otherCorrections = new Map(), loaded = new Map();
+const decided = new Map(), otherCorrections = new Map(), loaded = new Map(); // decided: what is saved
+const waiting = [], refused = new Map(); // decisions that are still to be saved, in their order; the error of each clip
+const RETRY_MS = 2000;
 
 // ---- decisions
 
 const clipOf = issue => review.clips[issue.clip];
+const shownClip = () => clipOf(review.issues[current]);
 const same = (a, b) => a.length === b.length && a.every(tag => b.includes(tag));
-const isConfirmed = clip => decided.has(clip.file) && decided.get(clip.file) !== null && same(decided.get(clip.file), clip.labels);
+const isConfirmed = (clip, labels) => Boolean(labels) && same(labels, clip.labels);
+
+/** The decision on a clip, saved or not yet: tags, null if it is removed, undefined if there is none. */
+function decisionOn(clip) {
+  const last = waiting.findLast(decision => decision.file === clip.file);
+  return last ? last.labels : decided.get(clip.file);
+}
 
 function save() {
   try {
@@ -25,33 +34,75 @@ function restore() {
   } catch { /* nothing is stored */ }
 }
 
-/** Save a decision: tags, null to remove the clip, or undefined to undo it. Return whether it was saved. */
-async function decide(clip, labels) {
+/** Take a decision: tags, null to remove the clip, or undefined to undo it. Return whether it is one. */
+function decide(clip, labels) {
   if (labels && !labels.length && clip.labels.length) {
     byId("fault").textContent = `${clip.file} would have no tag left; choose at least one, or remove the clip`;
     return false;
   }
-  if (!embedded) {
-    const body = JSON.stringify({file: clip.file, ...(labels === undefined ? {} : {labels})});
-    try {
-      const headers = {"Content-Type": "application/json", "X-Fatai-Token": token};
-      const response = await fetch("/decide", {method: "POST", body, headers});
-      if (!response.ok) throw new Error((await response.json()).error);
-    } catch (error) {
-      byId("fault").textContent = `not saved: ${error.message}`;
-      return false;
-    }
+  refused.delete(clip.file);
+  showRefused();
+  if (embedded) {
+    note(clip.file, labels);
+    save();
+  } else {
+    waiting.push({file: clip.file, labels});
+    if (waiting.length === 1) sendWaiting();
   }
-  byId("fault").textContent = "";
-  if (labels === undefined) decided.delete(clip.file);
-  else decided.set(clip.file, labels);
-  if (embedded) save();
   return true;
+}
+
+function note(file, labels) {
+  if (labels === undefined) decided.delete(file);
+  else decided.set(file, labels);
+}
+
+/** Save the waiting decisions one after the other: two requests under way could arrive in the wrong order. */
+async function sendWaiting() {
+  while (waiting.length) {
+    const {file, labels} = waiting[0];
+    let error;
+    try {
+      error = await send(file, labels);
+    } catch (fault) { // no answer: it may still be saved later
+      byId("fault").textContent = `not saved yet: ${fault.message}; the server is asked again every ${RETRY_MS / 1000} s`;
+      await new Promise(resolve => setTimeout(resolve, RETRY_MS));
+      continue;
+    }
+    waiting.shift();
+    if (error) refused.set(file, error);
+    else note(file, labels);
+    showRefused();
+    progress();
+    if (error) showTags();
+    if (error && shownClip().file === file) showDecision();
+  }
+  document.dispatchEvent(new Event("saved"));
+}
+
+/** Send one decision; return the error if the server refuses it. Throw if there is no answer. */
+async function send(file, labels) {
+  const headers = {"Content-Type": "application/json", "X-Fatai-Token": token};
+  const body = JSON.stringify({file, labels}); // which leaves undefined out
+  const response = await fetch("/decide", {method: "POST", body, headers});
+  if (response.ok) return undefined;
+  const answer = await response.json().catch(() => ({}));
+  return answer.error || `the server answered ${response.status}`;
+}
+
+/** Name every clip whose decision is not saved, until there is a new one. */
+function showRefused() {
+  const errors = [...new Set(refused.values())];
+  const lines = errors.map(error => `${error} (${[...refused.keys()].filter(file => refused.get(file) === error).join(", ")})`);
+  byId("fault").textContent = lines.length ? `not saved: ${lines.join("; ")}` : "";
 }
 
 function csv() {
   const rows = new Map(otherCorrections);
-  for (const clip of review.clips) if (decided.has(clip.file) && !isConfirmed(clip)) rows.set(clip.file, decided.get(clip.file));
+  for (const clip of review.clips) {
+    const labels = decided.get(clip.file);
+    if (labels !== undefined && !isConfirmed(clip, labels)) rows.set(clip.file, labels);
+  }
   const words = labels => csvCell(labels === null ? "remove" : labels.join(","));
   const lines = [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([file, labels]) => `${csvCell(file)},${words(labels)}`);
   return ["fname,labels", ...lines].join("\n") + "\n";
@@ -64,7 +115,7 @@ function next(from, step, matches = () => true) {
   return null;
 }
 
-const isUndecided = issue => !decided.has(clipOf(issue).file);
+const isUndecided = issue => decisionOn(clipOf(issue)) === undefined;
 
 function go(to) {
   if (to === null) return;
@@ -79,11 +130,16 @@ function goToUndecided() {
   else go(to);
 }
 
+/** Show how many decisions are saved. */
 function progress() {
   const done = review.clips.filter(clip => decided.has(clip.file));
-  const changed = done.filter(clip => !isConfirmed(clip)).length;
-  byId("progress").textContent = `${done.length} of ${review.clips.length} clips decided, ${changed} of them corrected`;
+  const changed = done.filter(clip => !isConfirmed(clip, decided.get(clip.file))).length;
+  const coming = waiting.length ? `; ${waiting.length} being saved` : "";
+  byId("progress").textContent = `${done.length} of ${review.clips.length} clips decided, ${changed} of them corrected${coming}`;
   byId("done").value = done.length / review.clips.length;
+}
+
+function showTags() {
   const tag = review.issues[current].tag;
   byId("tags").replaceChildren(...[...new Set(review.issues.map(issue => issue.tag))].map(name => {
     const of = review.issues.filter(issue => issue.tag === name);
@@ -111,11 +167,11 @@ function scores(clip) {
   }));
 }
 
-function decisionOf(clip) {
-  if (!decided.has(clip.file)) return "";
-  const labels = decided.get(clip.file);
+function decisionText(clip) {
+  const labels = decisionOn(clip);
+  if (labels === undefined) return "";
   if (labels === null) return "Decided: remove the clip.";
-  return isConfirmed(clip) ? "Decided: the given tags are right." : `Decided: ${labels.join(", ")}.`;
+  return isConfirmed(clip, labels) ? "Decided: the given tags are right." : `Decided: ${labels.join(", ")}.`;
 }
 
 async function mediaOf(k) {
@@ -127,15 +183,16 @@ async function mediaOf(k) {
 function show() {
   const issue = review.issues[current], clip = clipOf(issue);
   progress();
+  showTags();
   const inTag = review.issues.filter(other => other.tag === issue.tag);
   const chips = clip.labels.map(tag => make("span", {className: tag === issue.tag ? "chip doubtful" : "chip"}, tag));
   const media = make("div", {className: "media"}, muted("loading the sound …", "p"));
   byId("card").replaceChildren(
     make("div", {className: "row"}, make("h2", {}, clip.file), muted(`${issue.tag}: ${inTag.indexOf(issue) + 1} of ${inTag.length}`)),
     question(issue), make("div", {className: "chips"}, muted("given:"), ...(chips.length ? chips : [muted("no tags")])),
-    media, scores(clip), make("p", {className: "decision", id: "decision"}, decisionOf(clip)),
+    media, scores(clip), make("p", {className: "decision", id: "decision"}),
   );
-  showDecision(clip);
+  showDecision();
   byId("back").disabled = next(current, -1) === null;
   byId("next").disabled = next(current, 1) === null;
   if (audio) audio.pause();
@@ -148,9 +205,10 @@ function show() {
 
 const focusCard = () => byId("card").focus({preventScroll: true});
 
-function showDecision(clip) {
-  const labels = decided.get(clip.file);
-  const is = {keep: isConfirmed(clip), remove: labels === null, relabel: Boolean(labels) && !isConfirmed(clip)};
+function showDecision() {
+  const clip = shownClip(), labels = decisionOn(clip), kept = isConfirmed(clip, labels);
+  byId("decision").textContent = decisionText(clip);
+  const is = {keep: kept, remove: labels === null, relabel: Boolean(labels) && !kept};
   for (const [id, on] of Object.entries(is)) byId(id).setAttribute("aria-pressed", String(on));
   byId("undo").disabled = labels === undefined;
 }
@@ -182,7 +240,7 @@ function proposal(issue) {
 function openChoice() {
   if (byId("choice")) { closeChoice(); return; }
   const issue = review.issues[current], clip = clipOf(issue);
-  const chosen = new Set(decided.get(clip.file) && !isConfirmed(clip) ? decided.get(clip.file) : proposal(issue));
+  const labels = decisionOn(clip), chosen = new Set(labels && !isConfirmed(clip, labels) ? labels : proposal(issue));
   const likely = clip.scores.map(([tag]) => tag), order = [...new Set([...chosen, ...clip.labels, ...likely, ...review.tags])];
   const buttons = order.map((tag, k) => {
     const key = k < 9 ? [make("kbd", {}, String(k + 1)), " "] : [];
@@ -199,7 +257,7 @@ function openChoice() {
     buttons.forEach((button, k) => { button.hidden = !order[k].toLowerCase().includes(matches); });
   });
   const take = make("button", {type: "button", className: "primary", id: "take"}, make("kbd", {}, "Enter"), " use these tags");
-  take.addEventListener("click", () => submit(order.filter(tag => chosen.has(tag))));
+  take.addEventListener("click", () => submit(clip, order.filter(tag => chosen.has(tag))));
   const stop = make("button", {type: "button"}, make("kbd", {}, "Esc"), " cancel");
   stop.addEventListener("click", closeChoice);
   const parts = [make("div", {className: "chips"}, ...buttons), make("div", {className: "row"}, take, stop)];
@@ -214,19 +272,18 @@ function closeChoice() {
   focusCard();
 }
 
-async function submit(labels) {
-  const clip = clipOf(review.issues[current]);
-  if (!await decide(clip, labels)) return;
+function submit(clip, labels) {
+  if (!decide(clip, labels)) return;
   focusCard();
   if (labels === undefined) show();
   else goToUndecided();
 }
 
 const actions = {
-  keep: () => submit([...clipOf(review.issues[current]).labels]),
+  keep: () => submit(shownClip(), [...shownClip().labels]),
   relabel: openChoice,
-  remove: () => submit(null),
-  undo: () => { if (!byId("undo").disabled) submit(undefined); },
+  remove: () => submit(shownClip(), null),
+  undo: () => { if (!byId("undo").disabled) submit(shownClip(), undefined); },
   play: playOrPause,
   back: () => go(next(current, -1)),
   next: () => go(next(current, 1)),
@@ -276,9 +333,15 @@ async function load() {
   }
   byId("tags").addEventListener("change", () => { goToTag(byId("tags").value); focusCard(); });
   byId("csv").addEventListener("click", event => {
+    if (waiting.length) { // download them too
+      event.preventDefault();
+      document.addEventListener("saved", () => byId("csv").click(), {once: true});
+      return;
+    }
     event.currentTarget.href = embedded ? `data:text/csv;charset=utf-8,${encodeURIComponent(csv())}` : "/corrections.csv";
   });
   document.addEventListener("keydown", onKey);
+  window.addEventListener("beforeunload", event => { if (waiting.length) event.preventDefault(); });
   go(next(-1, 1, isUndecided) ?? 0);
 }
 
