@@ -66,7 +66,7 @@ WAYS: dict[str, tuple[str, Callable[[], list[Callback]]]] = {
     "none, LSEP": ("lsep", list),
 }
 ABOUT = (
-    "Every change at its defaults: SpecAugment with 2 masks of each kind in every clip; linear mixup with one "
+    "Every augmentation at its defaults: SpecAugment with 2 masks of each kind in every clip; linear mixup with one "
     "Beta(0.4, 0.4) a batch; OR mixup and each of the waveform effects (gain, shift, noise) in half of the clips. "
     "\"all\" is waveform effects, then in half of the clips one of the two mixups, then SpecAugment. The loss is BCE "
     "unless LSEP is named."

@@ -163,7 +163,10 @@ def main(argv: list[str] | None = None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         runs = draw_runs(Path(folder))
         text = table(runs, Path(folder, "truth.csv"), Path(folder, "test_truth.csv"), args.published_mlp)
-    about = f"Random numbers, no sound: they show that methods find what was planted, not what they are worth. {about}"
+    about = (
+        "Random numbers, no sound: they show that methods find what was planted, not how well they work on sounds. "
+        f"{about}"
+    )
     return write_report(
         "Ensembles of random runs", command, f"{about}\n\n{text}", args.out.with_name(f"{args.out.stem}_drawn.md")
     )

@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     lines = [
         f"{len(data.test)} test clips of {data.path.name}; {recipe.model.arch} at width {recipe.model.width or 1:g}, "
         f"crops of {recipe.clips.crop_s:g} s, {len(opened.weights)} folds; {torch.get_num_threads()} threads, median "
-        f"of {args.rounds} alternating rounds. A clip that is no longer than a crop has one view, however many were "
-        "asked for.",
+        f"of {args.rounds} alternating rounds. A clip that is no longer than a crop has one view, whatever number is "
+        "requested.",
         "",
         "| views | test lwlrap | clips per second | against 25 random crops |",
         "|---|---|---|---|",

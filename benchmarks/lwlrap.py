@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> str:
             "|---|---|---|",
             f"| clip by clip | {1e3 * plain_s:.1f} | 1 |",
             f"| fatai | {1e3 * ours_s:.3f} | {plain_s / ours_s:.0f} |",
-            f"| fatai, with an interval from 1,000 draws | {1e3 * interval_s:.1f} | {plain_s / interval_s:.1f} |",
+            f"| fatai, with an interval from 1,000 resamples | {1e3 * interval_s:.1f} | {plain_s / interval_s:.1f} |",
         ]
     )
     return write_report("lwlrap of a test set", "python -m benchmarks.lwlrap", table, args.out)

@@ -229,15 +229,16 @@ def markdown(rows: Rows, with_few: Rows, seeds: list[int], data: FATDataset, ste
         f"seeds. m3 at width {WIDTH} ({count_parameters(model):,} parameters), crops of {CROP_S:g} s, batches of {BS}, "
         f"one-cycle to {LR:g} ({CONTINUE['lr']:g} where a stage continues from earlier weights), about {steps} "
         f"optimizer steps in every stage, {VIEWS} views. Mean ± standard deviation over seeds; gains against curated "
-        "only, seed by seed. Precision: the fraction of the labels trained on is true; recall: the fraction of the "
-        f"true labels that is trained on. {sum(r['seconds'] for r in (*rows.values(), *with_few.values())) / 60:.0f} "
+        "only, seed by seed. Precision: the fraction of the labels trained on that are true; recall: the fraction "
+        "of the true labels that are trained on. "
+        f"{sum(r['seconds'] for r in (*rows.values(), *with_few.values())) / 60:.0f} "
         f"minutes of {torch.get_num_threads()} thread(s) in all."
     )
     caution = (
         "Where noisy clips are other cuts of the recordings of curated clips, a noisy clip may come from a recording "
-        "of the validation fold: gains out of fold are then too good, and the test part, of recordings of its own, is "
-        "what counts. There, the models of all folds together have seen every curated recording, and noisy clips add "
-        "worse copies of them; with few curated clips they add recordings."
+        "of the validation fold: gains out of fold are then too good, and the test part, which has other recordings, "
+        "is decisive. For the test part, the models of all folds together have been trained on every curated recording, "
+        "and noisy clips add worse copies of them; with few curated clips they add recordings."
     )
     return "\n".join(
         [about, "", caution, "", *table(rows, seeds), "", f"## With {few} curated clips", "", *table(with_few, seeds)]

@@ -101,7 +101,7 @@ def timed_fit(batches: int, bs: int, width: float, folder: Path) -> tuple[Clock,
         fat_sample(), crop_s=4, bs=bs, valid_pct=0.2, seed=0, noisy=True, num_workers=0, device=torch.device("cpu"),
     )
     dls.train.n = batches * bs
-    # Weights as the method "ninth" sets them: of noisy clips, and 1 for the others.
+    # Weights as the method "ninth_place_low_loss" sets them: of noisy clips, and 1 for the others.
     learn = fat_learner(
         dls, "m3", width=width, loss_options={"reduction": "sum"}, mixup=LinearMixUp(), spec_augment=SpecAugment(),
         cbs=[SampleWeights(0.5), ClipGradValue(1.0)], no_weight_decay="bias", path=folder,
@@ -116,7 +116,7 @@ def timed_fit(batches: int, bs: int, width: float, folder: Path) -> tuple[Clock,
                 schedule_callback("warmup_cosine", 2, 1e-3),
                 SaveBestModel(min_delta=-1.0),
                 EpochCSVLogger(folder / "history.csv"),
-                ResumeTraining(folder / "state.safetensors"),
+                ResumeTraining(folder / "state.pt"),
             ],
         )
     return clock, count_parameters(learn.model)
@@ -140,10 +140,10 @@ def table(clock: Clock, parameters: int, args: argparse.Namespace) -> str:
         [
             f"M3 ({parameters:,} parameters), crops of 4 s, batches of {args.bs}, {clock.batches} of them; one thread "
             f"of {platform.machine()}, torch {torch.__version__}, {best_dtype('cpu')}. The network's own step takes "
-            f"{step:.0f} ms a batch; the last column is for an epoch of {n} batches ({CLIPS:,} clips), against the "
-            "network's own time.",
+            f"{step:.0f} ms a batch; the last column is for an epoch of {n} batches ({CLIPS:,} clips), relative "
+            "to the network's own time.",
             "",
-            "| | ms a batch | ms an epoch beside | fraction of an epoch |",
+            "| | ms a batch | further ms an epoch | fraction of an epoch |",
             "|---|---|---|---|",
             *rows,
             f"| all | {sum(per_batch.values()):.2f} | {sum(at_epoch.values()):.1f} | {fraction:.2%} |",

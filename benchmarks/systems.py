@@ -244,8 +244,8 @@ def table_of_limits(data: FATDataset, results: list[EnsembleResult]) -> list[str
     return [
         *lines,
         "",
-        "Wrongly above a tag that is there, most often (of the clips that have it and lack the other): "
-        f"{'; '.join(confused)}.",
+        "Absent tags most often ranked above a present one (of the clips with the present and without the absent "
+        f"tag): {'; '.join(confused)}.",
     ]
 
 
@@ -268,9 +268,10 @@ def markdown(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int
         f"of a fold seen by every recipe, in batches of {size.bs} at most, stages in the published proportions; two "
         f"folds, the same for all; {size.n_views} views at most. "
         f"{'One seed' if len(seeds) == 1 else f'Mean ± standard deviation over {len(seeds)} seeds'}; the intervals "
-        "(means of their ends) show what other clips of the same kind might give. Time of one run on "
+        "(means of their ends) show the range for other clips of the same kind. Time of one run on "
         f"{torch.get_num_threads()} CPU thread(s), both folds. No pretrained weights are used: the frozen "
-        "network of panns_logreg is random and gold_plan trains from scratch, where published both start from AudioSet."
+        "network of panns_logreg is random and gold_plan trains from scratch; as published, both "
+        "start from weights trained on AudioSet."
     )
     lines = [about, "", *table_of_runs(rows, ways, seeds)]
     if len(ways) > 1:

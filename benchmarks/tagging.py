@@ -154,8 +154,8 @@ def main() -> None:
         "",
         f"    python -m benchmarks.tagging RUN --hours {args.hours:g}",
         "",
-        "RUN is what `fatai-submit demo` made. A child runs `fatai-submit tag`; torch and fastai alone take some 0.75 "
-        "GB.",
+        "RUN is the run of `fatai-submit demo`. `fatai-submit tag` runs in a child process; torch and fastai alone "
+        "take some 0.75 GB.",
         "",
         "| sound | peak memory, GB | seconds |",
         "|---|---|---|",
@@ -163,22 +163,23 @@ def main() -> None:
         "",
         f"Over noise of -75 dB {len(placed)} tags were placed, {sum(p.loud for p in placed)} of them loud; over noise "
         "of -60 dB",
-        f"{len(noisier)}. Recall counts tags: an event of the tag *begins* within 1 s of it, or is *detected* at some "
-        "time of it. *Alone* is",
-        "the share of loud tags that the networks give as much when the clip is predicted by itself. Precision is the "
-        "share of events",
-        "during a clip with their tag.",
+        f"{len(noisier)}. Recall counts tags: an event of the tag *begins* within 1 s of it, or *overlaps* it. *Alone* "
+        "is the",
+        "fraction of loud tags that reach the threshold when the clip is predicted by itself. Precision is the "
+        "fraction of events that",
+        "overlap a clip with their tag.",
         "",
-        "| noise, dB | `silence_db` | `step_s` | threshold | loud: begins | loud: detected | loud: alone | "
+        "| noise, dB | `silence_db` | `step_s` | threshold | loud: begins | loud: overlaps | loud: alone | "
         "quiet: begins | precision |",
         "|---|---|---|---|---|---|---|---|---|",
         *table,
         "",
         "What limits it: the networks were trained on ten tags from a hundred trimmed clips, without background alone.",
-        "Background resembles the padding around short clips of dogs and sneezes, so they predict these tags where it",
-        "is quiet; such an event merges with the placed one and then begins too early. A `silence_db` above the",
-        "background's peaks (some 12 dB above its mean square) corrects that; most missed tags are missed alone.",
-        "counts every event in a clip that is not the clip's own tag.",
+        "Background resembles the padding around short clips, of dogs and sneezes, so they predict these tags where it",
+        "is quiet. Such an event merges with that of a placed clip, which then begins too early. A `silence_db` above",
+        "the background's peaks (some 12 dB above its mean square) corrects that. Most tags that are missed are also",
+        "missed when the clip is predicted alone. For precision, every event during a clip that is not one of the",
+        "clip's own tags is wrong.",
         "",
     ]
     print("\n".join(lines))
