@@ -237,8 +237,8 @@ def markdown(rows: Rows, with_few: Rows, seeds: list[int], data: FATDataset, ste
     caution = (
         "Where noisy clips are other cuts of the recordings of curated clips, a noisy clip may come from a recording "
         "of the validation fold: gains out of fold are then too good, and the test part, which has other recordings, "
-        "is decisive. For the test part, the models of all folds together have been trained on every curated recording, "
-        "and noisy clips add worse copies of them; with few curated clips they add recordings."
+        "is decisive. For the test part, the models of all folds together have been trained on every curated "
+        "recording, and noisy clips add worse copies of them; with few curated clips they add recordings."
     )
     return "\n".join(
         [about, "", caution, "", *table(rows, seeds), "", f"## With {few} curated clips", "", *table(with_few, seeds)]

@@ -333,8 +333,8 @@ class Stage(Section):
         Number of last epochs without mixing and augmentation.
     sampling
         "balanced" draws all tags equally often, as `fatai.data.samplers.BalancedSampler`; "mixture" draws from
-        the sources
-        (curated, noisy, corrected) with the weights in `sampling_options`, or with those of the noisy-label method.
+        the sources (curated, noisy, corrected) with the weights in `sampling_options`, or with those of the
+        noisy-label method.
     noisy_labels
         The `method` (a name of `NOISY`) and its options: the noisy clips that it selects are added to the curated ones
         in this stage. Its input is the mean prediction of the previous stages' models over the folds that were not
