@@ -1,4 +1,4 @@
-"""Registries: builders by name, each with its source; unknown names are answered with the nearest known one.
+"""Registries of builders by name, each with its source; an unknown name raises an error that suggests the nearest one.
 
 A builder is a function or class; `@MODELS.register("m3", source="...")` above it is all that a new entry needs.
 The entries live in the package that implements them; a registry imports that package at its first look-up.
