@@ -25,7 +25,6 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
-import fatai.inference.tta  # noqa: F401 - gives learners tta
 from benchmarks.timing import write_report
 from benchmarks.trials import parser, read_with_truth, spread, trials
 from fatai.augment.mixup import LinearMixUp, MixUpOr, OneOfMixers

@@ -44,7 +44,7 @@ from fatai.noisy_labels.selection import LabelSelection
 
 WIDTH, CROP_S, BS, LR, VIEWS, FOLDS = 0.125, 1.0, 16, 3e-3, 4, 2
 CONTINUE = {"lr": 1e-3}
-HALF_NOISY: dict[str, Any] = {"sampling": "mixture", "sampling_options": {"shares": {"curated": 0.5, "noisy": 0.5}}}
+HALF_NOISY: dict[str, Any] = {"sampling": "mixture", "sampling_options": {"weights": {"curated": 0.5, "noisy": 0.5}}}
 
 # Stages after the curated one; the counts of clips are the published fractions of 19,815 noisy clips, times 640. The
 # 3rd place's replacenan does what its relabelall does and isn't here twice.

@@ -62,6 +62,7 @@ OLD_KEYS = {
     "stages.noisy_labels.add": "add_threshold",
     "stages.noisy_labels.least": "min_prob",
     "stages.noisy_labels.shares": "source_weights",
+    "stages.sampling_options.shares": "weights",
     "stages.mixup.share": "lam",
     "stages.mixup.replaces": "overwrite",
     "stages.mixup.reach": "steepness",
@@ -169,8 +170,8 @@ def build_named(registry: Registry, table: dict[str, Any], key: str = "name") ->
 
     Examples
     --------
-    >>> build_named(VIEWS, {"name": "even", "n": 2}).n
-    2
+    >>> build_named(AUGMENTATIONS, {"name": "gain", "p": 0.5}).p
+    0.5
     """
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != key}
     return registry.build(table[key], **options)

@@ -205,10 +205,10 @@ def _sampler(learn: FatLearner, stage: Stage, source_weights: dict[str, float] |
     table, options = learn.dls.files(0), dict(stage.sampling_options)
     if stage.sampling == "balanced":
         return BalancedSampler(multi_hot(table["labels"], learn.dls.tags), **options)
-    weights = options.pop("shares", source_weights)
+    weights = options.pop("weights", source_weights)
     if weights is None:
         raise OptionError(
-            f"stage {stage.name} has sampling \"mixture\" without weights of the sources; set sampling_options.shares"
+            f"stage {stage.name} has sampling \"mixture\" without weights of the sources; set sampling_options.weights"
         )
     sources = table["source"] if "source" in table.columns else ["curated"] * len(table)
     return MixtureSampler(list(sources), weights, **{"n": len(table), **options})

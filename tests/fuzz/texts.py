@@ -219,7 +219,7 @@ def recipes() -> dict[str, bytes]:
             'schedule_options = { pct_start = nan }',
             'schedule_options = { x = 1 }',
             'sampling = "mixture"',
-            'sampling_options = { shares = 3 }',
+            'sampling_options = { weights = 3 }',
             'noisy_labels = { method = "previous" }',
             "grad_accum = 100000000",
             'optimizer = "__import__"',

@@ -237,5 +237,5 @@ def test_the_tagger_of_a_run_averages_its_folds(tiny_run, sample):
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="no finished run"):
+    with pytest.raises(CheckpointError, match="is not a finished run; expected recipe.toml"):
         Tagger(tmp_path)

@@ -11,7 +11,6 @@ from fatai.all import (
     FATDataLoaders,
     LRSchedulerCallback,
     MixUpOr,
-    NonFiniteError,
     PlainProgress,
     SpecAugment,
     TerminateOnNaN,
@@ -21,6 +20,7 @@ from fatai.all import (
     lwlrap,
     quiet_unless_terminal,
 )
+from fatai.callbacks.failure import NonFiniteError
 from fatai.errors import DataError, OptionError, UnknownNameError
 
 
