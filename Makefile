@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/fatai-submit demo --out runs/demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -q -m "not slow and not network and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not network and not gpu"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m "slow and not network and not gpu"
@@ -53,7 +53,7 @@ test-oldest:
 	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
 	$(PYTHON) tests/helpers/oldest_versions.py > $(OLDEST_VENV)/oldest.txt
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST_VENV)/oldest.txt -e ".[dev]"
-	$(OLDEST_VENV)/bin/python -m pytest -q -m "not slow and not network and not gpu"
+	$(OLDEST_VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow and not network and not gpu"
 
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
