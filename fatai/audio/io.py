@@ -10,18 +10,26 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 
-from fatai.audio.containers import check_container, chunks, describe_non_sound
+from fatai.audio.containers import (
+    MendedFile,
+    SoundData,
+    describe_non_sound,
+    find_sound_data,
+    flac_ends,
+    missing_from_ogg,
+)
 from fatai.audio.waveform import resample
 from fatai.errors import AudioError, OptionError, ShapeError
 from fatai.io.atomic import TRANSIENT_ERRORS, retry, write_file
@@ -54,10 +62,12 @@ _INT16_STEP = 1 / 32768
 _MAX_SAMPLES = 1 << 28
 _HIGH_RATE = 48_000
 _BLOCK = 1 << 18  # samples of all channels per block, where they are not needed at once
-# Containers whose declared length is compared with the size of the file.
-_LENGTH_CHECKED = frozenset({"WAV", "WAVEX", "AIFF"})
+# Containers whose number of samples libsndfile computes from the size of the file.
+_LENGTH_CHECKED = frozenset({"WAV", "WAVEX", "AIFF", "RF64", "W64", "AU"})
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of samples of a FLAC file that declares none is higher
 # Codings whose samples are always finite and not compressed.
 _PLAIN = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"})
+_mismatches_warned: set[str] = set()  # names of files
 _SUFFIX_FORMATS = {".aif": "AIFF", ".oga": "OGG", ".opus": "OGG"}  # where it is not the suffix in capitals
 
 
@@ -77,6 +87,9 @@ class AudioInfo:
         Number of samples per channel.
     format, subtype
         libsndfile's names of container and coding: "WAV", "PCM_16".
+    mismatch
+        Difference between the length that the header declares and `samples`: the end of the file is missing, or its
+        header is wrong. Empty if they agree.
     """
 
     path: Path
@@ -85,6 +98,7 @@ class AudioInfo:
     samples: int
     format: str
     subtype: str
+    mismatch: str = ""
 
     @property
     def seconds(self) -> float:
@@ -93,21 +107,23 @@ class AudioInfo:
 
 
 def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """Read rate, channels and length of a sound file from its header.
+    """Read rate, channels and length of a sound file.
 
-    At most the last sample is decoded, of a compressed file.
+    The length is that of the samples which are there. At most the last sample is decoded, of a compressed file, unless
+    its end is missing.
 
     Raises
     ------
     AudioError
-        If the file cannot be read, was truncated, or has no samples.
+        If the file cannot be read or has no samples.
     """
     path = Path(path)
 
     def read() -> AudioInfo:
         with open_sound(path) as sound:
-            _check_last_sample(path, sound)
-            return AudioInfo(path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype)
+            return AudioInfo(
+                path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype, sound.mismatch
+            )
 
     return _retry_reading(path, read)
 
@@ -123,6 +139,7 @@ def check_audio(path: str | os.PathLike[str]) -> None:
     def read() -> None:
         with open_sound(path) as sound:
             _check_length(path, sound, sound.frames, max(sound.samplerate, _HIGH_RATE))
+            warn_of_mismatch(path, sound)
             if sound.format in _LENGTH_CHECKED and sound.subtype in _PLAIN:
                 return
             n = max(1, _BLOCK // sound.channels)
@@ -186,14 +203,15 @@ def load_audio(
     Returns
     -------
     Shape (samples,), float32. Several channels are averaged. 16-bit samples are divided by 32,768, so they lie in [-1,
-    1); a float file may exceed full scale and is not scaled.
+    1); a float file may exceed full scale and is not scaled. Of a file whose end is missing, or whose header declares a
+    wrong length, all that is there is read, with one warning for each file.
 
     Raises
     ------
     AudioError
-        If the file is missing, a folder, empty, without samples, truncated, not sound, or has samples that are not
-        finite or exceed `MAX_MAGNITUDE`; if its rate is outside `RATES`, or the result would exceed 1 GiB; if the
-        section starts at or after the end; if the file system failed several times.
+        If the file is missing, a folder, empty, without samples, damaged, not sound, or has samples that are not finite
+        or exceed `MAX_MAGNITUDE`; if its rate is outside `RATES`, or the result would exceed 1 GiB; if the section
+        starts at or after the end; if the file system failed several times.
     OptionError
         If `sr`, `offset_s` or `duration_s` is out of range.
     """
@@ -202,6 +220,7 @@ def load_audio(
 
     def read() -> tuple[int, Tensor]:
         with open_sound(path, plain_wav=True) as sound:
+            warn_of_mismatch(path, sound)
             rate = sound.samplerate
             samples = None if duration_s is None else round(duration_s * rate)
             return rate, _decode(path, sound, round(offset_s * rate), samples, sr or rate)
@@ -318,27 +337,18 @@ class _PlainWav:
 
     format, subtype = "WAV", "PCM_16"
 
-    def __init__(self, file: BinaryIO, start: int, size: int, fmt: bytes):
-        self._file, self._start = file, start
-        self.channels, self.samplerate = struct.unpack("<2xHI", fmt[:8])
-        self.frames = size // (2 * self.channels)
+    def __init__(self, file: BinaryIO, data: SoundData):
+        self._file, self._start = file, data.start
+        self.channels, self.samplerate = struct.unpack("<2xHI", data.fmt[:8])
+        self.frames = data.length // (2 * self.channels)
         self.seek(0)
 
     @classmethod
-    def open(cls, file: BinaryIO) -> _PlainWav | None:
-        """Return a reader if the file is a complete 16-bit WAV file with samples, otherwise None."""
-        size, fmt = os.fstat(file.fileno()).st_size, b""
-        start = file.read(12)
-        if start[:4] != b"RIFF" or start[8:] != b"WAVE":
-            return None
-        for name, at, declared in chunks(file, size, "<"):
-            if name == b"fmt ":
-                fmt = file.read(16)
-            elif name == b"data":
-                channels, align, bits = struct.unpack("<2xH8xHH", fmt) if len(fmt) == 16 else (0, 0, 0)
-                known = fmt[:2] == b"\1\0" and bits == 16 and align == 2 * channels > 0 and any(fmt[4:8])
-                return cls(file, at, declared, fmt) if known and align <= declared <= size - at else None
-        return None
+    def open(cls, file: BinaryIO, data: SoundData) -> _PlainWav | None:
+        """Return a reader if the file is a 16-bit WAV file with samples, otherwise None."""
+        channels, align, bits = struct.unpack("<2xH8xHH", data.fmt[:16]) if len(data.fmt) >= 16 else (0, 0, 0)
+        known = data.fmt[:2] == b"\1\0" and bits == 16 and align == 2 * channels > 0 and any(data.fmt[4:8])
+        return cls(file, data) if known and align <= data.length else None
 
     def seek(self, to: int) -> None:
         """Move to a sample, counted from the first."""
@@ -351,11 +361,38 @@ class _PlainWav:
         return buffer[:n].astype(dtype, copy=False)
 
 
-_Decoder: TypeAlias = soundfile.SoundFile | _PlainWav
+class Decoder:
+    """An open sound file, read up to the last sample that is there.
+
+    Attributes
+    ----------
+    samplerate, channels, format, subtype
+        As of `soundfile.SoundFile`.
+    frames
+        Number of samples per channel that are there.
+    mismatch
+        As in `AudioInfo`.
+    """
+
+    def __init__(self, source: soundfile.SoundFile | _PlainWav, frames: int, mismatch: str):
+        self._source, self.frames, self.mismatch, self._at = source, frames, mismatch, 0
+        self.samplerate, self.channels = source.samplerate, source.channels
+        self.format, self.subtype = source.format, source.subtype
+
+    def seek(self, to: int) -> None:
+        """Move to a sample, counted from the first."""
+        self._source.seek(to)
+        self._at = to
+
+    def read(self, samples: int, dtype: str) -> np.ndarray:
+        """Read at most `samples` samples, shape (n,) or (n, channels)."""
+        decoded = self._source.read(min(samples, self.frames - self._at), dtype=dtype)
+        self._at += len(decoded)
+        return decoded
 
 
 @contextmanager
-def open_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
+def open_sound(path: Path, *, plain_wav: bool = False) -> Iterator[Decoder]:
     """Open the decoder of a sound file.
 
     Parameters
@@ -363,31 +400,127 @@ def open_sound(path: Path, *, plain_wav: bool = False) -> Iterator[_Decoder]:
     path
         Sound file.
     plain_wav
-        True allows the faster reader of 16-bit WAV files, which has no other methods than `seek` and `read`.
+        True allows the faster reader of 16-bit WAV files.
 
     Raises
     ------
     AudioError
-        If the file is not a complete sound file with samples, or its rate is outside `RATES`.
+        If the file is not a sound file with samples, or its rate is outside `RATES`.
     """
     with _open_bytes(path) as file:
-        if plain_wav and (plain := _PlainWav.open(file)):
-            _check_rate(path, plain)
-            yield plain
+        data = find_sound_data(path, file)
+        if plain_wav and data and (plain := _PlainWav.open(file, data)):
+            decoder = Decoder(plain, plain.frames, data.mismatch)
+            _check_rate(path, decoder)
+            yield decoder
             return
-        file.seek(0)
-        check_container(path, file)
-        file.seek(0)
-        with _open_decoder(path, file) as sound:
-            if sound.frames <= 0:
-                raise AudioError(f"{path}: the file has a header but no samples; leave it out or record it again")
-            _check_rate(path, sound)
-            yield sound
+        there = _find_samples(path, file, data)
+        if there.frames <= 0:
+            problem = "has a header but no samples; leave it out or record it again"
+            if there.mismatch:
+                problem = f"is cut short ({there.mismatch}), and no sample is left; download or copy it again"
+            raise AudioError(f"{path}: the file {problem}")
+        with _open_decoder(path, file, there.data) as sound:
+            decoder = Decoder(sound, there.frames, there.mismatch)
+            _check_rate(path, decoder)
+            yield decoder
 
 
-def _open_decoder(path: Path, file: BinaryIO) -> soundfile.SoundFile:
+def warn_of_mismatch(path: Path, sound: Decoder, *, name: str | None = None) -> None:
+    """Warn, once for each file, if its header declares another length than it has; `name` is shown for the path."""
+    if sound.mismatch and str(path) not in _mismatches_warned:
+        _mismatches_warned.add(str(path))
+        warnings.warn(
+            f"{name or path}: read to its end at {sound.frames / sound.samplerate:.3f} s; the end of the sound is "
+            f"missing, or the length in the header is wrong ({sound.mismatch}): if it should be longer, download or "
+            "copy it again",
+            stacklevel=3,
+        )
+
+
+class _Samples(NamedTuple):
+    """Number of samples that can be decoded, its difference from the header as in `AudioInfo`, and where they are."""
+
+    frames: int
+    mismatch: str
+    data: SoundData | None
+
+
+def _find_samples(path: Path, file: BinaryIO, data: SoundData | None) -> _Samples:
+    mismatch = data.mismatch if data else ""
+    with _open_decoder(path, file, data) as sound:
+        declared, format_ = sound.frames, sound.format
+    if format_ == "OGG":
+        mismatch = missing_from_ogg(file)
+    if format_ in _LENGTH_CHECKED or declared <= 0 or format_ == "OGG" and not mismatch:
+        return _Samples(declared, mismatch, data)
+    probe = _Probe(path, file)
+    try:
+        if declared < _UNKNOWN_FRAMES and probe.count(data, declared - 1):
+            return _Samples(declared, mismatch, data)
+        _raise_if_transient(path)  # a decoder treats an error of the disk as the end of the file
+        if format_ == "FLAC":
+            frames, data = _flac_frames_there(probe, list(flac_ends(file)))
+        else:
+            frames = _frames_there(probe, data, declared)
+    finally:
+        probe.close()
+    if declared >= _UNKNOWN_FRAMES:
+        return _Samples(frames, "its header declares no length", data)
+    return _Samples(frames, mismatch or f"its header declares {declared:,} samples, {frames:,} are there", data)
+
+
+class _Probe:
+    """Attempts to decode single samples of a file, which is opened again after each that failed."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self._path, self._file = path, file
+        self._sound: soundfile.SoundFile | None = None
+
+    def count(self, data: SoundData | None, at: int) -> int:
+        """Return 1 if the sample `at` can be decoded, otherwise 0."""
+        try:
+            self._sound = self._sound or _open_decoder(self._path, self._file, data)
+            self._sound.seek(at)
+            return len(self._sound.read(1))
+        except (soundfile.SoundFileError, RuntimeError, AudioError):
+            self.close()
+            return 0
+
+    def close(self) -> None:
+        """Close the decoder."""
+        if self._sound:
+            self._sound.close()
+        self._sound = None
+
+
+def _flac_frames_there(probe: _Probe, ends: Sequence[SoundData]) -> tuple[int, SoundData | None]:
+    """Return the number of samples, and the first of `ends` that can be decoded to its last sample."""
+    for data in ends:
+        probe.close()
+        frames = int.from_bytes(data.header[18:], "big") & (1 << 36) - 1
+        if probe.count(data, frames - 1):
+            return frames, data
+    return 0, None
+
+
+def _frames_there(probe: _Probe, data: SoundData | None, declared: int) -> int:
+    """Return the number of samples of a compressed file whose last ones cannot be decoded."""
+    there, beyond = 0, 1
+    while beyond < declared and probe.count(data, beyond - 1):
+        there, beyond = beyond, 2 * beyond
+    beyond = min(beyond, declared)
+    while beyond - there > 1:
+        middle = (there + beyond) // 2
+        there, beyond = (middle, beyond) if probe.count(data, middle - 1) else (there, middle)
+    return there
+
+
+def _open_decoder(path: Path, file: BinaryIO, data: SoundData | None) -> soundfile.SoundFile:
     problem = ""
     try:
+        if data and data.header:
+            return soundfile.SoundFile(MendedFile(file, data), closefd=False)
         # By its descriptor, since libsndfile may seek to an invalid position, where a Python file prints a traceback. A
         # seek of the file object may stay within its buffer.
         os.lseek(file.fileno(), 0, os.SEEK_SET)
@@ -402,7 +535,8 @@ def _open_decoder(path: Path, file: BinaryIO) -> soundfile.SoundFile:
 def _open_bytes(path: Path) -> Iterator[BinaryIO]:
     try:
         _check_regular(path)
-        file = open(path, "rb")
+        # Without a buffer, whose position would differ from the one to which a decoder moves the descriptor.
+        file = open(path, "rb", buffering=0)
     except AudioError:
         raise
     except FileNotFoundError:
@@ -430,13 +564,13 @@ def _check_regular(path: Path) -> None:
         raise AudioError(f"{path}: this is a device, a pipe or a socket; give the path of a sound file")
 
 
-def _check_rate(path: Path, sound: _Decoder) -> None:
+def _check_rate(path: Path, sound: Decoder) -> None:
     if not RATES[0] <= sound.samplerate <= RATES[1]:
         raise AudioError(f"{path}: the header declares {sound.samplerate:,} Hz; expected {RATES[0]:,} to {RATES[1]:,}: "
                          "write the file with its true rate")
 
 
-def _check_length(path: Path, sound: _Decoder, samples: int, sr: int) -> None:
+def _check_length(path: Path, sound: Decoder, samples: int, sr: int) -> None:
     """Raise if `samples` samples of each channel are too many to be read at once, or after resampling to `sr` Hz."""
     if max(samples * sound.channels, samples * sr // sound.samplerate) > _MAX_SAMPLES:
         raise AudioError(
@@ -446,15 +580,7 @@ def _check_length(path: Path, sound: _Decoder, samples: int, sr: int) -> None:
         )
 
 
-def _check_last_sample(path: Path, sound: _Decoder) -> None:
-    """Raise if the last sample declared by the header cannot be decoded."""
-    if sound.format in _LENGTH_CHECKED or sound.format == "OGG":
-        return  # `check_container` has compared their length with the size of the file
-    _seek(path, sound, sound.frames - 1)
-    read_samples(path, sound, 1)
-
-
-def _decode(path: Path, sound: _Decoder, offset: int, samples: int | None, sr: int) -> Tensor:
+def _decode(path: Path, sound: Decoder, offset: int, samples: int | None, sr: int) -> Tensor:
     """Return `samples` samples from `offset` on as a mono wave (n,); raise if they are too many at the rate `sr`."""
     available = sound.frames - offset
     if available <= 0:
@@ -500,17 +626,17 @@ def to_mono(path: Path | str, samples: np.ndarray) -> Tensor:
     return wave
 
 
-def _seek(path: Path, sound: _Decoder, to: int) -> None:
+def _seek(path: Path, sound: Decoder, to: int) -> None:
     problem = False
     try:
         sound.seek(to)
     except (soundfile.SoundFileError, RuntimeError):
         problem = True
     if problem:
-        raise AudioError(_truncated(path, sound))
+        raise AudioError(_damaged(path, sound))
 
 
-def read_samples(path: Path, sound: _Decoder, samples: int) -> np.ndarray:
+def read_samples(path: Path, sound: Decoder, samples: int) -> np.ndarray:
     """Decode the next samples.
 
     Returns
@@ -528,12 +654,11 @@ def read_samples(path: Path, sound: _Decoder, samples: int) -> np.ndarray:
     except (soundfile.SoundFileError, RuntimeError):
         pass
     if decoded is None or len(decoded) < samples:
-        raise AudioError(_truncated(path, sound))
+        raise AudioError(_damaged(path, sound))
     return decoded
 
 
-def _truncated(path: Path, sound: _Decoder) -> str:
+def _damaged(path: Path, sound: Decoder) -> str:
     return (
-        f"{path}: the file is cut short or damaged (its header declares {sound.frames:,} samples, not all can be "
-        "decoded); download or copy it again"
+        f"{path}: the file is damaged (of {sound.frames:,} samples not all can be decoded); download or copy it again"
     )

@@ -13,7 +13,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from fatai.audio.io import RATES, open_sound, read_samples, to_mono
+from fatai.audio.io import RATES, open_sound, read_samples, to_mono, warn_of_mismatch
 from fatai.audio.waveform import fit_length
 from fatai.errors import AudioError, OptionError, ShapeError
 
@@ -63,9 +63,10 @@ def stream_audio(sound: Sound, sr: int, *, sr_from: int | None = None) -> Iterat
         yield from _resample_blocks(((rate, block) for block in _sample_blocks(sound)), sr)
 
 
-def _file_blocks(path: Path) -> Iterator[tuple[int, Tensor]]:
-    """Yield the file's rate and mono blocks (samples,) at that rate."""
+def _file_blocks(path: Path, name: str | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Yield the file's rate and mono blocks (samples,) at that rate; `name` stands for the path in a warning."""
     with open_sound(path, plain_wav=True) as file:
+        warn_of_mismatch(path, file, name=name)
         rate = file.samplerate
         n = max(1, _BLOCK // file.channels)
         for start in range(0, file.frames, n):
@@ -77,10 +78,11 @@ def _stream_bytes(encoded: bytes, sr: int) -> Iterator[Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "sound")
         path.write_bytes(encoded)
+        name = f"the given {len(encoded):,} bytes"
         try:
-            yield from stream_audio(path, sr)
+            yield from _resample_blocks(_file_blocks(path, name), sr)
         except AudioError as e:
-            raise AudioError(str(e).replace(str(path), f"the given {len(encoded):,} bytes")) from None
+            raise AudioError(str(e).replace(str(path), name)) from None
 
 
 def _sample_blocks(sound: np.ndarray | Tensor) -> Iterator[Tensor]:

@@ -188,15 +188,25 @@ def test_options_out_of_range_are_errors(options, message):
 def test_unreadable_recordings_are_an_error(tmp_path, rng):
     sf.write(tmp_path / "whole.flac", noise(rng, 30, (0, 30)), SR)
     encoded = (tmp_path / "whole.flac").read_bytes()
-    (tmp_path / "cut.flac").write_bytes(encoded[:len(encoded) // 2])
-    with pytest.raises(AudioError, match="cut.flac: the file is cut short or damaged"):
-        tagger().tag(tmp_path / "cut.flac")
-    with pytest.raises(AudioError, match="bytes: the file is cut short"):
-        tagger().tag(encoded[:len(encoded) // 2])
+    damaged = encoded[:len(encoded) // 2] + bytes(200) + encoded[len(encoded) // 2 + 200:]
+    (tmp_path / "damaged.flac").write_bytes(damaged)
+    with pytest.raises(AudioError, match="damaged.flac: the file is damaged"):
+        tagger().tag(tmp_path / "damaged.flac")
+    with pytest.raises(AudioError, match="bytes: the file is damaged"):
+        tagger().tag(damaged)
     with pytest.raises(AudioError, match="not finite"):
         tagger().tag(np.full(SR, np.nan))
     with pytest.raises(ShapeError, match="transpose"):
         tagger().tag(np.zeros((SR, 2)))
+
+
+def test_a_recording_without_its_end_is_tagged_as_far_as_it_goes(tmp_path, rng):
+    sf.write(tmp_path / "whole.wav", noise(rng, 4, (1, 2)), SR)
+    path = tmp_path / "cut.wav"
+    path.write_bytes((tmp_path / "whole.wav").read_bytes()[:44 + 2 * 3 * SR])
+    with pytest.warns(UserWarning, match="cut.wav: read to its end at 3.000 s"):
+        events = tagger().tag(path)
+    assert events == tagger().tag(tmp_path / "whole.wav") != []
 
 
 def test_many_files_are_tagged_into_a_log(tmp_path, rng):

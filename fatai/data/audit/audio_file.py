@@ -45,6 +45,8 @@ class AudioFileInfo:
         "", "unreadable", "empty" or "not_finite".
     detail
         Description of the error.
+    mismatch
+        Difference between the length that the header declares and `samples`, or "".
     """
 
     path: Path
@@ -56,6 +58,7 @@ class AudioFileInfo:
     digest: str = ""
     error: str = ""
     detail: str = ""
+    mismatch: str = ""
 
     @property
     def seconds(self) -> float:
@@ -121,13 +124,15 @@ def _measure(path: Path, info: AudioInfo) -> AudioFileInfo:
             found.add(block)
     detail = ""
     if found.samples < info.samples:
-        detail = f"only {found.samples:,} of the {info.samples:,} samples in its header can be decoded"
+        detail = f"only {found.samples:,} of {info.samples:,} samples can be decoded"
     elif found.peak > MAX_MAGNITUDE:
         detail = f"samples reach {found.peak:.1g} times full scale"
     if detail:
         return AudioFileInfo(path, info.sr, info.channels, error="unreadable", detail=detail)
     digest = found.digest.hexdigest()
-    return AudioFileInfo(path, info.sr, info.channels, found.samples, found.peak, found.clipped, digest)
+    return AudioFileInfo(
+        path, info.sr, info.channels, found.samples, found.peak, found.clipped, digest, mismatch=info.mismatch
+    )
 
 
 def audio_digest(path: str | Path) -> str | None:

@@ -17,6 +17,7 @@ FINDING_KINDS = {
     "unreadable": "cannot be decoded",
     "empty": "without samples",
     "not_finite": "samples that are not finite",
+    "cut": "cut short, or a wrong length in the header",
     "silent": "silent",
     "clipped": "clipped",
     "rate": "sample rate differs from most files",
