@@ -59,7 +59,7 @@ class SpectrogramStats:
             raise ShapeError(
                 f"got spectrograms of shape {tuple(spec.shape)}; expected (batch, rows, frames): one clip is spec[None]"
             )
-        rows = spec.detach().transpose(0, 1).flatten(1).double().cpu().numpy()
+        rows = spec.detach().transpose(0, 1).flatten(1).cpu().double().numpy()
         if not rows.size:
             return
         if not np.isfinite(rows).all():

@@ -27,9 +27,9 @@ _FLOOR_FRACTION = 0.5  # a level computed as less than this fraction of the floo
 class ShortTimeSpectra(nn.Module):
     """Compute |STFT| ** power, in bands or per bin: waves (batch, samples) to levels (batch, rows, frames), float32.
 
-    Transforms are in float64 where the device supports it: in float32 the rounding error of the loud bins of a frame
-    lies some 140 dB below them, spread over all bins, which is an error of 0.01 dB and more in the faintest bands of
-    real clips.
+    Transforms are in float64 on CPUs and CUDA devices, and in float32 on others, which may have no float64: in float32
+    the rounding error of the loud bins of a frame lies some 140 dB below them, spread over all bins, which is an error
+    of 0.01 dB and more in the faintest bands of real clips.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ class ShortTimeSpectra(nn.Module):
         )
 
     def _float64_window(self, device: torch.device | None) -> Tensor:
-        """Return the periodic Hann window, padded to (n_fft,), in float64; in float32 on Apple's GPUs."""
-        if device is not None and device.type == "mps":
+        """Return the periodic Hann window, padded to (n_fft,), in float64; in float32 where that may be missing."""
+        if device is not None and device.type not in ("cpu", "cuda"):
             return self.window
         if torch.compiler.is_compiling():  # by its formula, since older versions of onnxscript lack the window
             angles = torch.arange(self.win_length, dtype=torch.float64, device=device) * (2 * math.pi / self.win_length)

@@ -26,6 +26,17 @@ PAD_MODES = ("constant_center", "constant_right", "wrap_right", "wrap_center", "
 _SILENCE_AMIN = 1e-5  # librosa's floor of an amplitude, -100 dB: lower levels are equally silent
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return float64 for a CPU and float32 for any other device, since Apple's GPUs have no float64.
+
+    Examples
+    --------
+    >>> exact_dtype(torch.device("cpu")), exact_dtype(torch.device("mps"))
+    (torch.float64, torch.float32)
+    """
+    return torch.float64 if device.type == "cpu" else torch.float32
+
+
 class Section(NamedTuple):
     """A range of samples [start, stop) of a wave."""
 
@@ -41,7 +52,7 @@ def nonsilent_section(
     A frame is silent if its root mean square is `top_db` or more below that of the loudest frame; frames are centred,
     with zeros beyond the ends. The section starts with the first frame that is not silent and ends at the start of the
     frame after the last one. Levels under -100 dB count as -100 dB, so a clip of zeros has no silence to trim. The
-    loudest channel decides.
+    loudest channel decides. A constant offset that would count as sound is not part of the level; librosa keeps it.
 
     Parameters
     ----------
@@ -70,7 +81,14 @@ def nonsilent_section(
     power = _frame_power(channels, frame_length, hop_length).max(0, initial=floor)
     if len(channels) == 0:
         return Section(0, 0)
-    frames = np.flatnonzero(power > power.max() * 10 ** (-top_db / 10))
+    relative = 10 ** (-top_db / 10)
+    # An offset that counts as sound makes every frame loud; without such a frame there is nothing to subtract.
+    inner = slice(-(-frame_length // 2 // hop_length), (samples - frame_length + frame_length // 2) // hop_length + 1)
+    if samples and (power[inner] > power.max() * relative).all():
+        offset = _offset(channels, frame_length)
+        if (np.square(offset) > power.max() * relative).any():
+            power = _frame_power(channels - offset, frame_length, hop_length).max(0, initial=floor)
+    frames = np.flatnonzero(power > power.max() * relative)
     return Section(int(frames[0]) * hop_length, min(samples, (int(frames[-1]) + 1) * hop_length))
 
 
@@ -81,6 +99,21 @@ def trim_silence(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048
     """
     start, stop = nonsilent_section(wave, top_db, frame_length=frame_length, hop_length=hop_length)
     return wave[..., start:stop]
+
+
+def _offset(wave: np.ndarray, frame_length: int) -> np.ndarray:
+    """Return the constant offset of the channels of a wave (channels, samples), shape (channels, 1).
+
+    It is the mean of the frame with the lowest variance, where the least sound is; 0 if that frame has more sound than
+    offset.
+    """
+    samples = wave.shape[-1]
+    length = min(frame_length, samples)
+    frames = wave[:, :samples - samples % length].reshape(len(wave), -1, length)
+    variance, mean = frames.var(-1, dtype=np.float64), frames.mean(-1, dtype=np.float64)
+    quietest = variance.argmin(1)[:, None]
+    offset, variance = np.take_along_axis(mean, quietest, 1), np.take_along_axis(variance, quietest, 1)
+    return np.where(np.square(offset) > variance, offset, 0).astype(wave.dtype)
 
 
 def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.ndarray:

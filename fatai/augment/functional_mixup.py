@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fatai.audio.waveform import exact_dtype
 from fatai.errors import OptionError
 
 __all__ = [
@@ -144,7 +145,7 @@ def mix_or(
     mixed : Tensor
         Shape and dtype of `x`.
     lam : Tensor
-        float64, shape (batch,): the weight of the clip in `x`.
+        Shape (batch,), float64 on a CPU and float32 elsewhere: the weight of the clip in `x`.
 
     Examples
     --------
@@ -154,7 +155,7 @@ def mix_or(
     >>> mix_or(long, short, torch.tensor([0.5]), torch.tensor([0.99]), overwrite=True)[0]
     tensor([[0.5000, 0.5000, 1.0000, 2.0000]])
     """
-    lam, position = lam.to(x.device, torch.float64), position.to(x.device, torch.float64)
+    lam, position = (v.to(x.device, exact_dtype(x.device)) for v in (lam, position))
     sound, partner = content(x, domain), content(other, domain)
     same, swap = sound.length == partner.length, sound.length < partner.length
     lam = torch.where(same, 0.5, lam)
@@ -204,7 +205,7 @@ def concat_sigmoid(x: Tensor, other: Tensor, steepness: Tensor) -> Tensor:
     tensor([[0.1192, 0.2689, 0.5000, 0.7311]])
     """
     size = x.shape[-1]
-    ramp = torch.arange(size, device=x.device, dtype=torch.float64) * (2 / size) - 1
+    ramp = torch.arange(size, device=x.device, dtype=exact_dtype(x.device)) * (2 / size) - 1
     weight = (ramp * steepness.to(ramp)[:, None]).sigmoid()
     return torch.lerp(other, x, weight.to(x.dtype).view(len(x), *[1] * (x.ndim - 2), size))
 
@@ -224,20 +225,21 @@ def level_db(x: Tensor, domain: str, *, window: int = 4096) -> Tensor:
 
     Returns
     -------
-    float64, shape (batch,), at least -100.
+    Shape (batch,), at least -100; float64 on a CPU and float32 elsewhere.
 
     Examples
     --------
     >>> level_db(torch.full((1, 5000), 0.1), "wave")
     tensor([-20.0000], dtype=torch.float64)
     """
+    x = x.to(exact_dtype(x.device))
     if domain == "wave":
         window = min(window, x.shape[-1])
         hop = max(1, window // 2)
         padding = (window - x.shape[-1]) % hop
-        power = F.avg_pool1d(F.pad(x.double().square(), (0, padding))[:, None], window, hop)[:, 0].amax(-1)
+        power = F.avg_pool1d(F.pad(x.square(), (0, padding))[:, None], window, hop)[:, 0].amax(-1)
     else:
-        power = x.double().sum(1).amax(-1)
+        power = x.sum(1).amax(-1)
     return 10 * power.clamp(min=_SILENT_POWER).log10()
 
 
@@ -276,7 +278,7 @@ def between_class(
     >>> between_class(x, partner, half, loud, torch.tensor([0.0]), domain="log")  # t = 1 / (1 + 10)
     tensor([[0.0909, 0.0909]])
     """
-    lam, level, other_level = (v.to(x.device, torch.float64) for v in (lam, level, other_level))
+    lam, level, other_level = (v.to(x.device, exact_dtype(x.device)) for v in (lam, level, other_level))
     t = 1 / (1 + 10 ** ((level - other_level) / 20) * (1 - lam) / lam)
     if domain not in ("wave", "power"):
         return mix_linear(x, other, t)

@@ -17,7 +17,7 @@ import torch
 from scipy.signal import lfilter
 from torch import Tensor
 
-from fatai.audio.waveform import fit_length, resample
+from fatai.audio.waveform import exact_dtype, fit_length, resample
 from fatai.errors import MissingDependencyError, OptionError
 
 __all__ = [
@@ -69,11 +69,12 @@ def pink(white: Tensor) -> Tensor:
     >>> pink(torch.randn(1000)).square().mean().item()
     1.0...
     """
-    spectrum = torch.fft.rfft(white.double())
-    rate = torch.arange(len(spectrum), device=white.device, dtype=torch.float64)
+    dtype = exact_dtype(white.device)
+    spectrum = torch.fft.rfft(white.to(dtype))
+    rate = torch.arange(len(spectrum), device=white.device, dtype=dtype)
     spectrum = spectrum * torch.where(rate > 0, rate.clamp(min=1).rsqrt(), 0.0)
     noise = torch.fft.irfft(spectrum, n=len(white))
-    return (noise / noise.square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)).to(white)
+    return (noise / noise.square().mean().sqrt().clamp(min=torch.finfo(dtype).tiny)).to(white)
 
 
 def add_noise(wave: Tensor, noise: Tensor, snr_db: float) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from fastcore.meta import delegates
 from torch import Tensor
 
+from fatai.audio.waveform import exact_dtype
 from fatai.augment.base import BatchInput, check_range, draw_bernoulli, draw_integers, draw_uniform, take_rows
 from fatai.augment.functional_mixup import between_class, concat_sigmoid, level_db, mix_linear, mix_or
 from fatai.augment.mixup_base import Mixer, Pairs
@@ -328,7 +329,7 @@ class OneOfMixers(Mixer):
         self, x: Tensor, other: Tensor, drawn: _ChoiceDraws, levels: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return the mixtures, shaped like `x`, and the weight of the clip in each, (pairs,)."""
-        mixed, lam = x.clone(), torch.ones(len(x), dtype=torch.float64, device=x.device)
+        mixed, lam = x.clone(), torch.ones(len(x), dtype=exact_dtype(x.device), device=x.device)
         for mixer, rows, row_draws in self._parts(drawn):
             at = rows.to(x.device)
             values, weights = mixer.mix(x[at], other[at], row_draws, (levels[0][at], levels[1][at]))

@@ -211,7 +211,7 @@ class Mixer(BatchAugmentation):
         values, weights = self.mix(x[rows], other_x[others], row_draws, (level[rows], other_level[others]))
         targets = self.mix_targ(targ[rows], other_targ[others], weights.to(targ), row_draws)
         first, at = pairs.rows.to(x.device), mixed.to(x.device)
-        lam = torch.ones(len(pairs.rows), dtype=torch.float64).index_copy(0, mixed, weights.double().cpu())
+        lam = torch.ones(len(pairs.rows), dtype=torch.float64).index_copy(0, mixed, weights.cpu().double())
         return Mixed(x[first].index_copy(0, at, values), targ[first].index_copy(0, at, targets), pairs, lam)
 
     # In the batch

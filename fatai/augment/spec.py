@@ -17,6 +17,7 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 from fatai.audio.channels import IMAGENET_MEAN, IMAGENET_STD
+from fatai.audio.waveform import exact_dtype
 from fatai.augment.base import (
     BatchInput,
     SpecAugmentation,
@@ -56,8 +57,9 @@ def _source_positions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Stretch [start, start + length) to `size` positions: neighbors below and above, fraction; each (clips, size)."""
     start, length = start.to(device)[:, None], length.to(device)[:, None]
-    at = ((torch.arange(size, device=device, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp(min=0)
-    at = torch.minimum(at, (length - 1).double())
+    dtype = exact_dtype(device)
+    at = ((torch.arange(size, device=device, dtype=dtype) + 0.5) * (length / size) - 0.5).clamp(min=0)
+    at = torch.minimum(at, (length - 1).to(dtype))
     low = at.floor().long()
     return start + low, start + torch.minimum(low + 1, length - 1), at - low
 
@@ -184,8 +186,9 @@ def time_warp(spec: Tensor, source: Tensor, target: Tensor) -> Tensor:
     tensor([[0.0000, 0.5000, 1.0000, 2.5000, 4.0000]])
     """
     last = spec.shape[3] - 1
-    source, target = (t.to(spec.device).double()[:, None] for t in (source, target))
-    at = torch.arange(last + 1, device=spec.device, dtype=torch.float64)
+    dtype = exact_dtype(spec.device)
+    source, target = (t.to(spec.device, dtype)[:, None] for t in (source, target))
+    at = torch.arange(last + 1, device=spec.device, dtype=dtype)
     before, after = at * source / target, last - (last - at) * (last - source) / (last - target)
     position = torch.where(at < target, before, after).clamp(0, last)
     low = position.floor().long()

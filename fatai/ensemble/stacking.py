@@ -307,4 +307,4 @@ def predict_probs(network: StackingNet, inputs: np.ndarray) -> np.ndarray:
     network.eval()
     device = next(network.parameters()).device
     with torch.inference_mode():
-        return network(torch.from_numpy(inputs).to(device)).double().sigmoid().cpu().numpy()
+        return network(torch.from_numpy(inputs).to(device)).cpu().double().sigmoid().numpy()

@@ -226,7 +226,7 @@ class _ClipMeans:
     def add(self, clips: np.ndarray, rows: Tensor) -> None:
         """Add rows (views, outputs) to the clips at the positions `clips` (views,)."""
         positions = torch.from_numpy(clips)
-        self._sums.index_add_(0, positions, rows.double().cpu())
+        self._sums.index_add_(0, positions, rows.cpu().double())
         self._counts.index_add_(0, positions, torch.ones(len(positions), dtype=torch.float64))
 
     def values(self) -> Tensor:

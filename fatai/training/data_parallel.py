@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from fatai.audio.waveform import exact_dtype
 from fatai.callbacks.progress import PlainProgress
 from fatai.distributed import ProcessGroup, fastai_env
 from fatai.errors import OptionError, ShapeError
@@ -142,6 +143,8 @@ class DistributedCallback(Callback):
         """Undo all changes to the learner."""
         self._restore()
 
+    after_cancel_fit = after_fit
+
     def _accumulators(self) -> list[GradientAccumulation]:
         return [cb for cb in self.learn.cbs if isinstance(cb, GradientAccumulation) and cb.run]
 
@@ -248,7 +251,7 @@ class _ShardedLoader:
         return self.group.gather_rows(x, self.counts).to(x.device)
 
     def _mean(self, x: Tensor) -> Tensor:
-        weighted = x.double() * self.counts[self.group.rank]
+        weighted = x.to(exact_dtype(x.device)) * self.counts[self.group.rank]
         return (self.group.all_reduce(weighted) / sum(self.counts)).to(x.dtype)
 
 

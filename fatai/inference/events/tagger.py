@@ -250,7 +250,7 @@ class SlidingWindowTagger:
         """Return probabilities (windows, tags), float64, of waves (windows, samples), averaged over the networks."""
         with torch.inference_mode(), autocast_for(self.device, self.precision):
             spec = self._to_spec.spec(wave.to(self.device))
-            probs = [self.activation(network(spec).float()).double().cpu() for network in self.networks]
+            probs = [self.activation(network(spec).float()).cpu().double() for network in self.networks]
         return torch.stack(probs).mean(0).numpy()
 
 
