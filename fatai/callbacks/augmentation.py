@@ -37,7 +37,7 @@ class DisableAugmentation(Callback):
         self._active: list[tuple[Augmentation, bool]] = []
 
     def before_fit(self) -> None:
-        """Undo what an interrupted fit left switched off."""
+        """Undo what an interrupted fit of a plain fastai `Learner` left switched off."""
         self._restore()
 
     def before_epoch(self) -> None:
@@ -50,6 +50,8 @@ class DisableAugmentation(Callback):
     def after_fit(self) -> None:
         """Switch augmentation on again."""
         self._restore()
+
+    after_cancel_fit = after_fit
 
     def _restore(self) -> None:
         for cb, active in self._active:

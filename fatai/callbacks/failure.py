@@ -76,6 +76,8 @@ class TerminateOnNaN(TerminateOnNaNCallback):
         """Free the weights."""
         self.good = {}
 
+    after_cancel_fit = after_fit
+
     def _fail(self, failure: str) -> None:
         weights = "the weights are those before it"
         if not _is_finite(self.learn.model):
@@ -179,6 +181,8 @@ class SplitBatchOnOOM(Callback):
     def after_fit(self) -> None:
         """Restore the forward method of the network."""
         self._restore()
+
+    after_cancel_fit = after_fit
 
     def _restore(self) -> None:
         if self._forward_whole is not None:

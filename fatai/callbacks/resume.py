@@ -138,6 +138,10 @@ class ResumeTraining(Callback):
         elif self.learn.epoch == self.skip_to - 1:
             load_state(self.path_of_state, self.learn)
 
+    def after_cancel_fit(self) -> None:
+        """Let the other callbacks run again, if the fit ended while it skipped epochs."""
+        self._unpause()
+
     def _unpause(self) -> None:
         for cb in self._paused:
             cb.run = True

@@ -118,6 +118,8 @@ class SampleWeights(TrainOnlyCallback):
         """Clear the weights of the loss."""
         self._set_batch(None, None)
 
+    after_cancel_batch = after_batch
+
     def _set_batch(self, weight: Tensor | None, noisy: Tensor | None) -> None:
         loss = weighted_loss(self.learn.loss_func)
         if loss is not None:

@@ -320,7 +320,9 @@ class ShardedSampler(Sampler[Any]):
 class SampledDL(TfmdDL):
     """A fastai loader whose order is drawn by a sampler: `dls.train.new(cls=SampledDL, sampler=...)`.
 
-    Only a draw that would be the last batch by itself is dropped, since batch norm cannot train on a single clip.
+    `loader.new(shuffle=False)` has each row once, in the order of the table, as `get_preds` and `Interpretation` of
+    fastai need it. Otherwise, only a draw that would be the last batch by itself is dropped, since batch norm cannot
+    train on a single clip.
 
     Parameters
     ----------
@@ -328,6 +330,8 @@ class SampledDL(TfmdDL):
         The data set.
     sampler
         A sampler of positions; or of batches, such as `LengthGroupedBatchSampler`, with the batch size of the loader.
+    shuffle
+        False leaves the sampler out.
     kwargs
         As in fastai's `TfmdDL`.
 
@@ -337,15 +341,16 @@ class SampledDL(TfmdDL):
         If the sampler's batch size differs from the loader's.
     """
 
-    def __init__(self, dataset: Any, *, sampler: Sampler[Any], **kwargs: Any):
+    def __init__(self, dataset: Any, *, sampler: Sampler[Any], shuffle: bool = True, **kwargs: Any):
         self.sampler = sampler
         sampler_bs, bs = self._sampler_bs, kwargs.get("bs")
         if sampler_bs is not None and sampler_bs != bs:
             raise OptionError(f"the sampler yields batches of {sampler_bs}, the loader of {bs}; expected the same bs")
-        n = len(dataset) if sampler_bs is not None else len(sampler)  # type: ignore[arg-type]
-        if sampler_bs is None and bs is not None and n > bs > 1 and n % bs == 1:
+        all_rows = sampler_bs is not None or not shuffle
+        n = len(dataset) if all_rows else len(sampler)  # type: ignore[arg-type]
+        if not all_rows and bs is not None and n > bs > 1 and n % bs == 1:
             n -= 1
-        super().__init__(dataset, **{**kwargs, "shuffle": False, "drop_last": False, "n": n})
+        super().__init__(dataset, **{**kwargs, "shuffle": shuffle, "drop_last": False, "n": n})
 
     @property
     def _sampler_bs(self) -> int | None:
@@ -353,7 +358,9 @@ class SampledDL(TfmdDL):
         return self.sampler.bs if isinstance(self.sampler, LengthGroupedBatchSampler) else None
 
     def get_idxs(self) -> list[int]:
-        """Draw the positions of an epoch."""
+        """Draw the positions of an epoch; all of them in order if `shuffle` is False."""
+        if not self.shuffle:
+            return list(range(self.n))
         draws = list(self.sampler)
         return draws[: self.n] if self._sampler_bs is None else [i for batch in draws for i in batch]
 

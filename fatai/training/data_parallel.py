@@ -145,6 +145,8 @@ class DistributedCallback(Callback):
 
     after_cancel_fit = after_fit
 
+    after_cancel_fit = after_fit
+
     def _accumulators(self) -> list[GradientAccumulation]:
         return [cb for cb in self.learn.cbs if isinstance(cb, GradientAccumulation) and cb.run]
 

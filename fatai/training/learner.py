@@ -6,6 +6,7 @@ The methods that predict and explain are those of its subclass `FatLearner`, one
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import Tensor, nn
 
@@ -54,6 +56,7 @@ class TagLearner(Learner):
     no_weight_decay: str = "norm_and_bias"
     calibration: Calibration | None = None
     group: ProcessGroup = SINGLE_PROCESS
+    logger: Callable[..., Any]
 
     @contextmanager
     def distrib_ctx(
@@ -87,6 +90,38 @@ class TagLearner(Learner):
     def activation(self) -> Callable[[Tensor], Tensor]:
         """Map of the loss from logits to probabilities, both (batch, tags); the sigmoid if it has none of its own."""
         return getattr(self.loss_func, "activation", torch.sigmoid)
+
+    def _with_events(self, f: Callable[[], Any], event_type: str, ex: Any, final: Callable[[], Any] = noop) -> None:
+        """Run a part of the training loop; if an exception ends it, let the callbacks undo their changes.
+
+        fastai calls `after_cancel_batch`, ..., `after_cancel_fit` only at the level that a cancel exception is meant
+        for. Here every level that any exception passes through, also a `KeyboardInterrupt`, calls its own.
+        """
+        logger = self.logger
+        try:
+            super()._with_events(f, event_type, ex, final)
+        except BaseException:
+            self._undo(event_type)
+            if event_type == "fit":
+                self.logger = logger
+                self._forget_batch()
+            raise
+
+    def _undo(self, event_type: str) -> None:
+        """Call `after_cancel_<event_type>` of every callback, whatever the others do."""
+        for cb in self.cbs.sorted("order"):
+            try:
+                cb(f"after_cancel_{event_type}")
+            except Exception as e:  # must not hide the exception that ended the fit
+                warnings.warn(f"{cb} could not undo its changes to the learner: {e!r}", stacklevel=3)
+
+    def _forget_batch(self) -> None:
+        """Drop the batch of an interrupted fit, with its gradients, which the next step would apply."""
+        self.opt.zero_grad()
+        self.training = False
+        for cb in self.cbs:
+            cb.run = True
+        self._end_cleanup()
 
     def create_opt(self) -> None:
         """Create the optimizer as fastai does, without weight decay for the parameters of `no_weight_decay`."""

@@ -22,6 +22,7 @@ from fatai.errors import OptionError
 __all__ = [
     "PRECISIONS",
     "MixedOnCPU",
+    "MixedOnCUDA",
     "autocast_for",
     "best_dtype",
     "fast_layout",
@@ -103,22 +104,51 @@ class MixedOnCPU(Callback):
         self._remove()
         self.learn.pred = to_float(self.pred)
 
+    def after_cancel_batch(self) -> None:
+        """Remove autocast from the network if the batch ended before its prediction."""
+        self._remove()
+
     def _remove(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
 
+class MixedOnCUDA(MixedPrecision):
+    """fastai's `MixedPrecision`, whose autocast also ends if an exception ends the batch."""
+
+    name = "mixed_precision"
+
+    def __init__(self, amp_mode: AMPMode = AMPMode.FP16, **kwargs: Any):
+        super().__init__(amp_mode, **kwargs)
+        self._entered = False
+
+    def before_batch(self) -> None:
+        """Begin autocast."""
+        super().before_batch()
+        self._entered = True
+
+    def after_loss(self) -> None:
+        """End autocast."""
+        self._entered = False
+        super().after_loss()
+
+    def after_cancel_batch(self) -> None:
+        """End autocast if the batch ended before its loss."""
+        if self._entered:
+            self.after_loss()
+
+
 def precision_callbacks(precision: str, learn: Learner) -> list[Callback]:
     """Return the callbacks that make a learner fit in a precision, a name of `PRECISIONS`.
 
-    They are fastai's where those work: `ChannelsLast`, and `MixedPrecision` on CUDA.
+    They are fastai's where those work: `ChannelsLast`, and `MixedOnCUDA`, a `MixedPrecision`.
     """
     device = torch.device(learn.dls.device)
     dtype = _dtype(device, precision)
     if dtype == torch.float32:
         return []
     if device.type == "cuda":
-        return [ChannelsLast(), MixedPrecision(AMPMode.BF16 if dtype == torch.bfloat16 else AMPMode.FP16)]
+        return [ChannelsLast(), MixedOnCUDA(AMPMode.BF16 if dtype == torch.bfloat16 else AMPMode.FP16)]
     return [ChannelsLast(), MixedOnCPU()]
 
 

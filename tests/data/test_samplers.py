@@ -5,11 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from fastai.interpret import Interpretation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from fatai.data.blocks import FATDataLoaders
+from fatai.data.labels import multi_hot
 from fatai.data.samplers import (
     MIXTURE_WEIGHTS,
     BalancedSampler,
@@ -20,6 +22,7 @@ from fatai.data.samplers import (
     padding_fraction,
 )
 from fatai.errors import OptionError, ShapeError
+from fatai.inference.learner import fat_learner
 
 
 def seeded(seed):
@@ -202,3 +205,26 @@ def test_no_last_batch_is_a_single_clip(small_dls, draws, batches):
     sources = ["curated"] * len(small_dls.train_ds)
     loader = small_dls.train.new(cls=SampledDL, sampler=MixtureSampler(sources, {"curated": 1.0}, n=draws), bs=16)
     assert [len(targ) for _, targ in loader] == batches and len(loader) == len(batches)
+
+
+@pytest.mark.parametrize("make", [
+    lambda n: BalancedSampler(np.ones((n, 1)), n=2 * n, generator=seeded(0)),
+    lambda n: LengthGroupedBatchSampler(np.arange(n, 0, -1), 16, generator=seeded(0)),
+    lambda n: MixtureSampler(["curated"] * n, {"curated": 1.0}, n=17, generator=seeded(0)),
+], ids=["balanced", "lengths", "mixture"])
+def test_without_shuffling_a_sampled_loader_has_each_row_once_in_the_order_of_the_table(own_dls, make):
+    """`get_preds(ds_idx=0)` and `Interpretation` name their rows by that order."""
+    n = len(own_dls.train_ds)
+    sampled = own_dls.train.new(cls=SampledDL, sampler=make(n))
+    ordered = sampled.new(shuffle=False, drop_last=False)
+    assert ordered.get_idxs() == list(range(n)) and len(ordered) == -(-n // 16)
+    assert sampled.get_idxs() != list(range(n)) and ordered.new(shuffle=True).get_idxs() != list(range(n))
+    own_dls.loaders[0] = sampled
+    learn = fat_learner(own_dls, "m1", width=0.125, precision="fp32")
+    with learn.no_bar():
+        _, targ = learn.get_preds(ds_idx=0)
+        interp = Interpretation.from_learner(learn, ds_idx=0)
+    expected = multi_hot(own_dls.files(0)["labels"], own_dls.tags)
+    np.testing.assert_array_equal(np.asarray(targ), expected)
+    assert len(interp.losses) == n
+    np.testing.assert_array_equal(np.asarray(interp[[0, n - 1]][2]), expected[[0, n - 1]])
