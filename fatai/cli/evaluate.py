@@ -56,19 +56,22 @@ def _score_one(path: Path, truth: Path, part: str, per_tag: bool) -> None:
     from fatai.cli.paths import part_path
     from fatai.errors import OptionError
     from fatai.inference.predictions import Predictions
+    from fatai.metrics.classification import main_metric
 
     if part not in ("oof", "test"):
         raise OptionError(f"part is {part!r}; expected oof or test")
     # A run may have predicted some of the folds only.
     is_run = path.is_dir()
     predicted = Predictions.from_csv(part_path(path, f"{part}.csv"))
-    score = predicted.interval(truth, partial=is_run)
+    metric = main_metric(len(predicted.tags))
+    score = predicted.interval(truth, metric, partial=is_run)
+    name = "lwlrap" if metric == "lwlrap" else "average precision (lwlrap is not applicable to one tag)"
     typer.echo(
-        f"lwlrap {score.value:.4f}, {100 * score.confidence_level:g} % interval {score.low:.3f} to {score.high:.3f}"
+        f"{name} {score.value:.4f}, {100 * score.confidence_level:g} % interval {score.low:.3f} to {score.high:.3f}"
     )
     if per_tag:
         for row in predicted.per_tag(truth, partial=is_run).itertuples():
-            typer.echo(f"{row.lwlrap:7.4f}  {int(row.clips):5d}  {row.tag}")
+            typer.echo(f"{row.lwlrap if metric == 'lwlrap' else row.ap:7.4f}  {int(row.clips):5d}  {row.tag}")
 
 
 @app.command(rich_help_panel="Evaluate")
@@ -155,16 +158,25 @@ def ensemble(
 
     Example: fatai-submit ensemble runs/* --method forward --truth DATA/train_curated.csv --out ensemble.csv
     """
+    from fatai.io.lock import lock_output
+
+    with lock_output(out):
+        _write_ensemble(predictions, out, method, _parse_weights(weights), truth, average, sample)
+
+
+def _write_ensemble(
+    predictions: list[Path], out: Path, method: str, weights: list[float] | str | None, truth: Path | None,
+    average: str | None, sample: Path | None,
+) -> None:
     from fatai.ensemble.ensemble import ensemble_report
 
-    parsed = _parse_weights(weights)
-    if truth is None and average is None and sample is None and not isinstance(parsed, str):
-        n = _average_row_by_row(predictions, out, method, parsed)
+    if truth is None and average is None and sample is None and not isinstance(weights, str):
+        n = _average_row_by_row(predictions, out, method, weights)
         if n is not None:
             typer.echo(f"{out}: {method} of {len(predictions)}, {n} clips")
             return
     options = {} if average is None else {"average": average}
-    result = ensemble_report(predictions, method, parsed, truth=truth, **options)
+    result = ensemble_report(predictions, method, weights, truth=truth, **options)
     if sample is None:
         result.predictions.to_csv(out)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +64,7 @@ def predict(
     from fatai.cli.paths import sound_table
     from fatai.errors import OptionError
     from fatai.experiment.run_folder import predict_with_run, thresholds_of_run
+    from fatai.io.lock import lock_output
 
     thresholds = None if labels is None else thresholds_of_run(run)
     table = sound_table(sounds or [], input_list)
@@ -74,14 +76,18 @@ def predict(
         raise OptionError(
             "--shard and --nproc write one table of predictions: give --out, without --labels and --save-views"
         )
-    predictions = predict_with_run(
-        run, table, save_views=save_views, calibrated=calibrate or thresholds is not None, **options
-    )
-    if labels is not None and thresholds is not None:
-        _write_labels(predictions.decide(thresholds), labels)
-    if out is not None:
-        predictions.to_csv(out)
-        typer.echo(f"{out}: {len(predictions.fnames)} clips, {len(predictions.tags)} tags")
+    with ExitStack() as locks:
+        for path in (out, labels, save_views):
+            if path is not None:
+                locks.enter_context(lock_output(path))
+        predictions = predict_with_run(
+            run, table, save_views=save_views, calibrated=calibrate or thresholds is not None, **options
+        )
+        if labels is not None and thresholds is not None:
+            _write_labels(predictions.decide(thresholds), labels)
+        if out is not None:
+            predictions.to_csv(out)
+            typer.echo(f"{out}: {len(predictions.fnames)} clips, {len(predictions.tags)} tags")
     if out is None and labels is None:
         _print_top(predictions, top)
 

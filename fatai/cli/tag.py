@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from fatai.cli.options import Calibrate, InputList, Run, Shard, StepS
 
 if TYPE_CHECKING:
     from fatai.experiment.run_folder import Tagger
+    from fatai.inference.events.progress_log import FileEvents
     from fatai.metrics.calibration import Calibration
 
 __all__ = ["app"]
@@ -31,12 +33,16 @@ def tag(
         Path | None,
         typer.Option(
             "--out",
-            help="File to write; a folder for audacity and raven with several sounds. By default events are printed.",
+            help="File to write; a folder for audacity and raven with several sounds. By default events are printed: "
+            "one a line, or in the --format, if one is given.",
         ),
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="csv, json, audacity (label tracks) or raven (selection tables).")
-    ] = "csv",
+        str | None,
+        typer.Option(
+            "--format", help="csv, the default of --out, json, audacity (label tracks) or raven (selection tables)."
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -65,25 +71,28 @@ def tag(
     """
     from fatai.experiment.run_folder import Tagger
     from fatai.inference.events.formats import EVENT_FORMATS
+    from fatai.io.lock import lock_output
     from fatai.registry import did_you_mean
 
-    if format_ not in EVENT_FORMATS:
-        raise typer.BadParameter(did_you_mean(format_, EVENT_FORMATS), param_hint="--format")
+    file_format = format_ or "csv"
+    if file_format not in EVENT_FORMATS:
+        raise typer.BadParameter(did_you_mean(file_format, EVENT_FORMATS), param_hint="--format")
     paths = _sound_paths(sounds or [], input_list)
-    is_one_file = format_ in ("csv", "json") or len(paths) == 1 and paths[0] in (sounds or [])
+    is_one_file = file_format in ("csv", "json") or len(paths) == 1 and paths[0] in (sounds or [])
     root = None if is_one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     if shard is not None:
-        paths, out = _select_shard(paths, out, shard, format_)
-    _check_out(out, is_one_file)
+        paths, out = _select_shard(paths, out, shard, file_format)
+    _check_out(out, is_one_file, file_format, len(paths))
     tagger = Tagger(run, calibrated=calibrate, step_s=step_s, silence_db=silence_db)
     options: dict[str, Any] = {"threshold": _threshold(threshold, tagger.calibration), "top": top}
     if out is None:
-        _print_events(tagger, paths, options)
+        _print_events(tagger, paths, options, format_)
         return
     # Shards of a list may write to the same folder; each has a log of its own.
     suffix = "" if is_one_file or shard is None else f".{shard.replace('/', '-of-')}"
     log = out.with_name(f"{out.name}{suffix}.journal")
-    _write_events(tagger, paths, out, log, options, format_, root)
+    with lock_output(log.with_suffix("")):
+        _write_events(tagger, paths, out, log, options, file_format, root)
 
 
 def _sound_paths(sounds: list[Path], input_list: Path | None) -> list[Path]:
@@ -108,8 +117,14 @@ def _select_shard(paths: list[Path], out: Path | None, shard: str, format_: str)
     return paths[part.rows(len(paths))], part.file(out) if format_ == "csv" else out
 
 
-def _check_out(out: Path | None, is_one_file: bool) -> None:
-    from fatai.errors import DataError
+def _check_out(out: Path | None, is_one_file: bool, file_format: str, n_sounds: int) -> None:
+    from fatai.errors import DataError, OptionError
+
+    if out is None and file_format in ("audacity", "raven") and n_sounds > 1:
+        raise OptionError(
+            f"--format {file_format} holds the events of one sound, and there are {n_sounds}; give --out the name of "
+            "a folder"
+        )
 
     if out is not None and out.exists() and out.is_dir() == is_one_file:
         found, expected = ("folder", "file") if is_one_file else ("file", "folder")
@@ -126,19 +141,35 @@ def _threshold(requested: float | None, calibration: Calibration | None) -> floa
     return 0.5 if requested is None else requested
 
 
-def _print_events(tagger: Tagger, paths: list[Path], options: dict[str, Any]) -> None:
-    from fatai.errors import AudioError
+def _print_events(tagger: Tagger, paths: list[Path], options: dict[str, Any], file_format: str | None) -> None:
+    """Print events in a format, or if it is None one a line for people."""
+    from fatai.inference.events.formats import write_events
 
-    faults = []
+    faults: list[str] = []
+    results = _tag_each(tagger, paths, options, faults)
+    if file_format is not None:
+        write_events(sys.stdout, results, file_format, high_hz=tagger.settings.front_end.max_hz)
+    else:
+        for file, events in results:
+            for event in events:
+                typer.echo(f"{file}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
+    _report_faults(faults, len(paths))
+
+
+def _tag_each(
+    tagger: Tagger, paths: list[Path], options: dict[str, Any], faults: list[str]
+) -> Iterator[FileEvents]:
+    """Yield the events of each sound; append to `faults` why others cannot be read."""
+    from fatai.errors import AudioError
+    from fatai.inference.events.progress_log import FileEvents
+
     for path in paths:
         try:
             events = tagger.tag(path, **options)
         except AudioError as e:
             faults.append(str(e))
             continue
-        for event in events:
-            typer.echo(f"{path}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
-    _report_faults(faults, len(paths))
+        yield FileEvents(str(path), events)
 
 
 def _write_events(

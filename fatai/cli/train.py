@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -258,8 +259,10 @@ def demo(
     """
     from fatai.data.datasets.fat2019 import fat_sample
     from fatai.experiment.overrides import Overrides
+    from fatai.io.lock import lock_output
 
-    _remove_earlier_demo(out)
+    with lock_output(out):
+        _remove_earlier_demo(out)
     data = fat_sample()
     result = _Training(data, "quick", out, Overrides(epochs=epochs)).run()
     for fold, value in result.fold_scores.items():
@@ -269,18 +272,11 @@ def demo(
         typer.echo(f"test lwlrap {result.test.score(data / 'truth' / 'test.csv'):.4f}")
 
 
-# Everything that a run of the demo writes; a folder with anything else in it is left alone.
-_DEMO_FILES = frozenset(
-    {
-        "calibration.json",
-        "folds.csv",
-        "manifest.json",
-        "oof.csv",
-        "recipe.toml",
-        "report.html",
-        "submission.csv",
-        "test.csv",
-    }
+# Everything that a run of the demo writes, by its path in the folder; a folder with anything else is left alone.
+_DEMO_FILES = re.compile(
+    r"(calibration\.json|folds\.csv|manifest\.json|oof\.csv|recipe\.toml|report\.html|submission\.csv|test\.csv"
+    r"|fold_\d+(/(fold\.json|history\.csv|model\.safetensors|oof\.csv|test\.csv|state_\d+\.pt|models))?"
+    r"|(fold_\d+/)?\.[^/]*\.part[^/]*)"  # of a demo that was stopped
 )
 
 
@@ -294,9 +290,8 @@ def _remove_earlier_demo(out: Path) -> None:
         return
     if not out.is_dir() or out.is_symlink() or not _is_demo(out):
         raise DataError(f"{out} was not made by a demo and is left as it is; choose another --out")
-    other = sorted(
-        p.name for p in out.iterdir() if p.name not in _DEMO_FILES and not (p.is_dir() and p.name[:5] == "fold_")
-    )
+    names = (path.relative_to(out).as_posix() for path in out.rglob("*"))
+    other = sorted(name for name in names if not _DEMO_FILES.fullmatch(name))
     if other:
         raise DataError(f"{out} holds {other[0]}, which no demo made; move it, or choose another --out")
     shutil.rmtree(out)

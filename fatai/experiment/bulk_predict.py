@@ -23,6 +23,7 @@ from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.experiment.run_folder import predict_with_run
 from fatai.io.atomic import open_atomic, translate_os_errors
 from fatai.io.json import parse_json
+from fatai.io.lock import lock_output
 
 __all__ = ["Shard", "merge_shards", "parse_shard", "predict_to_csv"]
 
@@ -104,6 +105,8 @@ def predict_to_csv(
     ------
     DataError
         If a journal of other clips, another run or other options is beside `out`, or two clips have the same name.
+    StorageError
+        If another command is writing `out`.
     """
     out, names = Path(out), [str(name) for name in items["fname"]]
     duplicates = items["fname"][items["fname"].duplicated()]
@@ -114,6 +117,14 @@ def predict_to_csv(
         "clips": _digest(names),
         "options": {k: repr(v) for k, v in sorted(options.items())},
     }
+    with lock_output(out):
+        return _predict_with_journal(run, items, out, identity, options, chunk, keep_journal)
+
+
+def _predict_with_journal(
+    run: str | Path, items: pd.DataFrame, out: Path, identity: dict[str, Any], options: dict[str, Any], chunk: int,
+    keep_journal: bool,
+) -> int:
     journal = _journal_path(out)
     n_done = _resume_journal(journal, identity)
     # The number of workers may change between two calls: it does not change the predictions.
@@ -121,7 +132,7 @@ def predict_to_csv(
     with translate_os_errors(journal), journal.open("a", encoding="utf-8", newline="\n") as f:
         if journal.stat().st_size == 0:
             f.write(json.dumps({"made": _FORMAT, "by": identity}) + "\n")
-        for start in range(n_done, len(names), chunk):
+        for start in range(n_done, len(items), chunk):
             predictions = predict_with_run(run, items.iloc[start:start + chunk], **workers, **options)
             if start == 0:
                 f.write(json.dumps({"tags": predictions.tags}) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fatai.experiment.run import Report, draw_report, run_recipe
 from fatai.experiment.scaling import SCALES, scale_recipe
 from fatai.inference.predictions import Predictions
 from fatai.io.atomic import write_text
+from fatai.io.lock import lock_output
 
 __all__ = ["EnsembleRunResult", "member_recipes", "run_ensemble"]
 
@@ -118,38 +120,41 @@ def run_ensemble(
         If `out` is not empty, without `resume`, or there is no test part.
     CheckpointError
         If a run in `out` has another recipe or other data.
+    StorageError
+        If another command is writing `out`.
     """
     started, group, out = time.monotonic(), init(), Path(out)
     main_log = log if group.is_main else (lambda line: None)
     recipe = recipe if isinstance(recipe, EnsembleRecipe) else load_ensemble(recipe)
-    _check_folder(out, group, resume)
-    loaded = load_dataset(data, corrections)
-    if not len(loaded.test):
-        raise DataError(
-            f"{data} has no test part, but an ensemble combines test predictions; train its recipes one by one"
-        )
-    group.barrier()
-    runs: list[Path] = []
-    n_noisy = None if loaded.noisy is None else len(loaded.noisy)
-    recipes = member_recipes(
-        recipe, scale=scale, overrides=overrides, n_noisy=n_noisy, n_curated=len(loaded.curated)
-    )
-    for name, member in recipes.items():
-        member_data = load_dataset(data, corrections, corrupted_files=member.clips.corrupted_files)
-        reused = _reusable(reuse, member, member_data)
-        origin = "" if reused is None else f", reused from {reused}"
-        main_log(f"member {len(runs) + 1} of {len(recipes)}: {name}{origin}")
-        if reused is None:
-            run_recipe(
-                member_data, member, out / name, resume=resume, num_workers=num_workers, corrections=corrections,
-                command=command, log=log, report=report,
+    with lock_output(out) if group.is_main else nullcontext():
+        _check_folder(out, group, resume)
+        loaded = load_dataset(data, corrections)
+        if not len(loaded.test):
+            raise DataError(
+                f"{data} has no test part, but an ensemble combines test predictions; train its recipes one by one"
             )
-        runs.append(reused or out / name)
-    group.barrier()
-    ensembled = _combine(recipe, runs, loaded, scale, main_log)
-    if group.is_main:
-        _write(out, recipe, ensembled, loaded, log)
-        draw_report(report, out, loaded, log)
+        group.barrier()
+        runs: list[Path] = []
+        n_noisy = None if loaded.noisy is None else len(loaded.noisy)
+        recipes = member_recipes(
+            recipe, scale=scale, overrides=overrides, n_noisy=n_noisy, n_curated=len(loaded.curated)
+        )
+        for name, member in recipes.items():
+            member_data = load_dataset(data, corrections, corrupted_files=member.clips.corrupted_files)
+            reused = _reusable(reuse, member, member_data)
+            origin = "" if reused is None else f", reused from {reused}"
+            main_log(f"member {len(runs) + 1} of {len(recipes)}: {name}{origin}")
+            if reused is None:
+                run_recipe(
+                    member_data, member, out / name, resume=resume, num_workers=num_workers, corrections=corrections,
+                    command=command, log=log, report=report,
+                )
+            runs.append(reused or out / name)
+        group.barrier()
+        ensembled = _combine(recipe, runs, loaded, scale, main_log)
+        if group.is_main:
+            _write(out, recipe, ensembled, loaded, log)
+            draw_report(report, out, loaded, log)
     return EnsembleRunResult(out, tuple(runs), ensembled, time.monotonic() - started)
 
 

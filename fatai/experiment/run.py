@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from fatai.experiment.stage import curated_only, prepare_stage
 from fatai.inference.learner import FatLearner
 from fatai.inference.predictions import Predictions
 from fatai.io.atomic import translate_os_errors, write_text
+from fatai.io.lock import lock_output
 from fatai.metrics.ranking import lwlrap
 from fatai.training.cross_validation import CrossValResult, fit_folds
 
@@ -129,6 +131,8 @@ def run_recipe(
         If the data or the recipe are not valid.
     CheckpointError
         If `out` holds a run of another recipe or of other data; the message lists the differences.
+    StorageError
+        If another command is writing `out`.
     """
     started, group = time.monotonic(), init()
     main_log = log if group.is_main else _silent
@@ -142,32 +146,33 @@ def run_recipe(
         "corrections": None if corrections is None else str(corrections),
     }
     note = partial(write_manifest, out, data, recipe, digest, command, run_options)
-    if group.is_main and not (resume and _can_resume(out, recipe, digest)):
-        _create_folder(out, recipe, table, folds)
-        note()  # the last of the three: a folder with a manifest has recipe.toml and folds.csv
-    main_log(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
-    noisy, unreadable_noisy = noisy_table(data, recipe)
-    chosen = _chosen_folds(recipe, run_folds, folds)
-    work = split_work(group, len(chosen), log)
-    context = FoldContext(
-        data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers,
-        cache_dir=cache_dir, log=work.log, group=work.batch_group,
-    )
-    rounds = SelfTrainingRounds(context, chosen, work.fold_group)
-    group.barrier()
-    rounds.train_before_last(table, folds)
-    results = rounds.train_last(table, folds)
-    oof, scores = _out_of_fold(data, table, folds, results, main_log)
-    tests = [fold.test for fold in results.values() if fold.test is not None]
-    test = ensemble(tests, how=recipe.tta.fold_average) if tests else None
-    result = RunResult(
-        out, scores.folds, scores.oof, oof, test, unreadable + unreadable_noisy, time.monotonic() - started
-    )
-    if group.is_main:
-        _write_predictions(result, data, log)
-        note(_manifest_results(result))
-        draw_report(report, out, data, log)
-        log(f"{out}: done in {result.seconds:.0f} s")
+    with lock_output(out) if group.is_main else nullcontext():
+        if group.is_main and not (resume and _can_resume(out, recipe, digest)):
+            _create_folder(out, recipe, table, folds)
+            note()  # the last of the three: a folder with a manifest has recipe.toml and folds.csv
+        main_log(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
+        noisy, unreadable_noisy = noisy_table(data, recipe)
+        chosen = _chosen_folds(recipe, run_folds, folds)
+        work = split_work(group, len(chosen), log)
+        context = FoldContext(
+            data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers,
+            cache_dir=cache_dir, log=work.log, group=work.batch_group,
+        )
+        rounds = SelfTrainingRounds(context, chosen, work.fold_group)
+        group.barrier()
+        rounds.train_before_last(table, folds)
+        results = rounds.train_last(table, folds)
+        oof, scores = _out_of_fold(data, table, folds, results, main_log)
+        tests = [fold.test for fold in results.values() if fold.test is not None]
+        test = ensemble(tests, how=recipe.tta.fold_average) if tests else None
+        result = RunResult(
+            out, scores.folds, scores.oof, oof, test, unreadable + unreadable_noisy, time.monotonic() - started
+        )
+        if group.is_main:
+            _write_predictions(result, data, log)
+            note(_manifest_results(result))
+            draw_report(report, out, data, log)
+            log(f"{out}: done in {result.seconds:.0f} s")
     return result
 
 

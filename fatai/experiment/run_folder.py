@@ -100,6 +100,11 @@ class FinishedRun:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(run, load_recipe(run / "recipe.toml"), weights, device)
 
+    @property
+    def fold_numbers(self) -> list[int]:
+        """Numbers of the trained folds, from 0, ascending."""
+        return sorted(int(path.parent.name[5:]) for path in self.weights if path.parent.name[5:].isdecimal())
+
     def folds(self) -> Iterator[TrainedFold]:
         """Load and yield the network of each fold; raises `CheckpointError` if the weights do not fit the recipe."""
         for path in self.weights:

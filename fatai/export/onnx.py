@@ -3,7 +3,7 @@
 The graph is traced from the modules themselves, including their float64 transforms. It takes any number of waves
 (batch, samples) of the length of a crop at the sample rate of the front end. Reading, resampling, trimming and padding
 of clips before it, and the mean over views and the calibration after it, are left to the caller; the metadata of the
-file hold tags, sample rate and length.
+file hold tags, sample rate and length. The folds of a run become one graph that averages their probabilities.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,31 @@ from fatai.data.blocks import WaveToSpec
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
 from fatai.export.pretrained import Pretrained, synthesize_sound
 from fatai.io.atomic import write_file
+from fatai.registry import did_you_mean
 
 __all__ = ["export_onnx"]
 
+_AVERAGES = ("mean", "gmean")
 
-def export_onnx(model: Pretrained, path: str | os.PathLike[str], *, tolerance: float = 1e-4) -> float:
+
+def export_onnx(
+    model: Pretrained | Sequence[Pretrained],
+    path: str | os.PathLike[str],
+    *,
+    average: str = "mean",
+    tolerance: float = 1e-4,
+) -> float:
     """Write a model as an ONNX file after comparing the outputs of onnxruntime with those of torch.
 
     Parameters
     ----------
     model
-        From `load_pretrained` or a run.
+        From `load_pretrained` or `trained_model`. Several models, such as the folds of a run, become one graph that
+        averages their probabilities; they must have the same tags and clip settings.
     path
         A name that ends in .onnx. Weights above 2 GB do not fit into the file.
+    average
+        Of several models: "mean", or "gmean" for the geometric mean.
     tolerance
         Largest allowed difference between the probabilities of torch and onnxruntime, for a synthesized sound that is
         loud, faint and cut off. Raise it for front ends that quantize to 256 levels, where rounding may move a value by
@@ -52,7 +64,7 @@ def export_onnx(model: Pretrained, path: str | os.PathLike[str], *, tolerance: f
     Raises
     ------
     OptionError
-        If `path` does not end in .onnx.
+        If `path` does not end in .onnx, there is no such average, or models differ in tags or clip settings.
     MissingDependencyError
         Without the packages of fatai[onnx].
     CheckpointError
@@ -61,10 +73,13 @@ def export_onnx(model: Pretrained, path: str | os.PathLike[str], *, tolerance: f
     if Path(path).suffix != ".onnx":
         raise OptionError(f"{path} does not end in .onnx; give it that suffix")
     runtime = _import_runtime()
-    graph = _build_graph(model)
-    waves = _test_waves(synthesize_sound(model.settings), model.settings.crop_samples)
-    program = _trace(graph, waves[:2], type(model.model).__name__)
-    program.model.metadata_props.update(_metadata(model))
+    models = [model] if isinstance(model, Pretrained) else list(model)
+    _check_alike(models)
+    settings = models[0].settings
+    graph = _build_graph(models, average)
+    waves = _test_waves(synthesize_sound(settings), settings.crop_samples)
+    program = _trace(graph, waves[:2], type(models[0].model).__name__)
+    program.model.metadata_props.update(_metadata(models))
     with write_file(path) as temporary:
         program.save(temporary, external_data=False)
         with torch.inference_mode():
@@ -91,9 +106,36 @@ def _import_runtime() -> Any:
     return onnxruntime
 
 
-def _build_graph(model: Pretrained) -> nn.Module:
+class _AverageProbs(nn.Module):
+    """Map spectrograms (batch, channels, mels, frames) to the average probabilities of models, (batch, tags)."""
+
+    def __init__(self, models: Iterable[nn.Module], average: str):
+        super().__init__()
+        self.models, self.average = nn.ModuleList(models), average
+
+    def forward(self, spec: Tensor) -> Tensor:
+        probs = [model(spec).sigmoid() for model in self.models]
+        if len(probs) == 1:
+            return probs[0]
+        if self.average == "mean":
+            return torch.stack(probs).mean(0)
+        return torch.stack(probs).clamp(min=torch.finfo(torch.float32).tiny).log().mean(0).exp()
+
+
+def _check_alike(models: Sequence[Pretrained]) -> None:
+    if not models:
+        raise OptionError("there is no model to export; expected at least one")
+    for k, model in enumerate(models):
+        if (model.tags, model.settings) != (models[0].tags, models[0].settings):
+            raise OptionError(f"model {k} has other tags or clip settings than model 0; export them one by one")
+
+
+def _build_graph(models: Sequence[Pretrained], average: str) -> nn.Module:
     """Return a module from waves (batch, samples) to probabilities (batch, tags), float32 on the CPU."""
-    graph = nn.Sequential(WaveToSpec(model.settings).module, copy.deepcopy(model.model), nn.Sigmoid())
+    if average not in _AVERAGES:
+        raise OptionError(f"average is {average!r}; {did_you_mean(average, _AVERAGES)}")
+    networks = (copy.deepcopy(model.model) for model in models)
+    graph = nn.Sequential(WaveToSpec(models[0].settings).module, _AverageProbs(networks, average))
     # ONNX has only this layout, but the exporter copies the strides of channels_last.
     return graph.cpu().float().eval().to(memory_format=torch.contiguous_format)
 
@@ -116,12 +158,14 @@ def _trace(graph: nn.Module, waves: Tensor, name: str) -> Any:
         raise CheckpointError(f"the network {name} cannot be written as ONNX: {cause}") from None
 
 
-def _metadata(model: Pretrained) -> dict[str, str]:
+def _metadata(models: Sequence[Pretrained]) -> dict[str, str]:
+    model = models[0]
     return {
         "fatai": __version__,
         "sample_rate": str(model.settings.sr),
         "samples": str(model.settings.crop_samples),
         "tags": json.dumps(model.tags),
+        "models": str(len(models)),
     }
 
 

@@ -392,7 +392,9 @@ class TestDemo:
         assert "was not made by a demo" in main_with("demo", "--out", tmp_path / "run").stderr
         assert (tmp_path / "run" / "fold_0" / "model.safetensors").exists()
 
-    @pytest.mark.parametrize("name", ["thesis.txt", "notes/thesis.txt", "manifest.json.bak"])
+    @pytest.mark.parametrize(
+        "name", ["thesis.txt", "notes/thesis.txt", "manifest.json.bak", "fold_0/thesis.txt", "fold_photos/1.jpg"]
+    )
     def test_it_leaves_a_demo_with_a_file_of_the_user(self, name, tmp_path, main_with):
         self.earlier(tmp_path / "demo")
         (tmp_path / "demo" / name).parent.mkdir(exist_ok=True)

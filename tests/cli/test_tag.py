@@ -74,6 +74,28 @@ def test_events_of_one_file_are_printed_or_written(tag, tiny_run, sounds):
     assert len(json.load(open("events.json"))["files"][0]["events"]) == len(printed)
 
 
+def test_without_out_events_are_printed_in_the_format_that_is_asked_for(tag, tiny_run, sounds):
+    options = ("--threshold", "0.1", "--top", 1)
+    for format_ in ("json", "csv"):
+        ended = tag(tiny_run.out, "in", *options, "--format", format_)
+        tag(tiny_run.out, "in", *options, "--format", format_, "--out", "events")
+        assert ended.returncode == 0 and ended.stdout == open("events").read()
+    printed = json.loads(tag(tiny_run.out, sounds[0], *options, "--format", "json").stdout)
+    events = [
+        {"start_s": round(e.start_s, 3), "end_s": round(e.end_s, 3), "tag": e.tag, "prob": round(e.prob, 4)}
+        for e in Tagger(tiny_run.out).tag(sounds[0], threshold=0.1, top=1)
+    ]
+    assert events and printed == {"files": [{"file": str(sounds[0]), "events": events}]}
+    table = tag(tiny_run.out, sounds[0], *options, "--format", "raven").stdout.splitlines()
+    assert table[0].startswith("Selection\tView") and len(table) == 1 + len(events)
+
+
+def test_a_sound_that_cannot_be_read_leaves_the_printed_json_valid(tag, tiny_run, sounds):
+    sounds[1].write_bytes(b"")
+    ended = tag(tiny_run.out, "in", "--format", "json")
+    assert len(json.loads(ended.stdout)["files"]) == 2 and "1 of 3 sounds cannot be read" in ended.stderr
+
+
 def test_label_tracks_of_a_folder_are_laid_out_as_it_is(tag, tiny_run, sounds):
     assert tag(tiny_run.out, "in", "--format", "audacity", "--out", "labels").returncode == 0
     assert {f"{p}.txt" for p in (sounds[0].name, *(f"sub/{p.name}" for p in sounds[1:]))} == {
@@ -105,6 +127,7 @@ def test_a_sound_that_cannot_be_read_is_left_out_and_tried_again(tag, tiny_run, 
         (["in", "--format", "cvs"], "did you mean csv"),
         (["in", "--out", "in"], "in is a folder; give --out the name of a file"),
         (["in", "--format", "raven", "--out", "broken.wav"], "broken.wav is a file; give --out the name of a folder"),
+        (["in", "--format", "raven"], "--format raven holds the events of one sound, and there are 3; give --out"),
         (["in", "--step-s", "9"], "step_s is 9.0; expected 0.01 to 0.5 seconds"),
     ],
 )

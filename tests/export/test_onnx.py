@@ -1,8 +1,10 @@
 """The outputs of ONNX graphs are those of front end and network, without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,6 +139,42 @@ def test_a_run_is_exported_by_command_and_needs_no_torch(tiny_run, tmp_path, mai
 
 
 @needs_onnx
+@pytest.mark.parametrize("arguments", [(), ("--folds", "all")])
+def test_a_run_becomes_the_average_of_its_folds(arguments, tiny_run, tmp_path, main_with):
+    ended = main_with("export", tiny_run.out, tmp_path / "model.onnx", *arguments)
+    assert ended.returncode == 0 and "model.onnx: mean of the folds 0, 1: wave (batch, 22050)" in ended.stdout
+    waves = sounds(22050)
+    folds = np.stack([torch_output(trained_model(tiny_run.out, k), waves) for k in (0, 1)])
+    assert abs(folds[0] - folds[1]).max() > 1e-3, "equal folds would prove nothing"
+    np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves), folds.mean(0), atol=1e-4)
+
+
+@needs_onnx
+def test_folds_are_averaged_as_the_recipe_says(tiny_run, tmp_path, main_with):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.out, run)
+    recipe = (run / "recipe.toml").read_text()
+    assert recipe.count('fold_average = "mean"') == 1
+    (run / "recipe.toml").write_text(recipe.replace('fold_average = "mean"', 'fold_average = "gmean"'))
+    assert "gmean of the folds 0, 1" in main_with("export", run, tmp_path / "model.onnx").stdout
+    waves = sounds(22050)
+    folds = np.stack([torch_output(trained_model(run, k), waves) for k in (0, 1)])
+    assert abs(np.sqrt(folds.prod(0)) - folds.mean(0)).max() > 1e-3
+    np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves), np.sqrt(folds.prod(0)), atol=1e-4)
+
+
+@needs_onnx
+def test_models_that_do_not_belong_together_and_unknown_averages_are_refused(tmp_path):
+    model = pretrained("m1", "ninth", width=0.125)
+    with pytest.raises(OptionError, match="model 1 has other tags or clip settings than model 0"):
+        export_onnx([model, replace(model, tags=("a", "b", "c"))], tmp_path / "model.onnx")
+    with pytest.raises(OptionError, match="average is 'means'; did you mean mean"):
+        export_onnx([model, model], tmp_path / "model.onnx", average="means")
+    with pytest.raises(OptionError, match="there is no model to export"):
+        export_onnx([], tmp_path / "model.onnx")
+
+
+@needs_onnx
 def test_a_different_output_is_refused_and_nothing_written(tmp_path, monkeypatch):
     class Wrong:
         def __init__(self, *_, **__):
@@ -176,6 +214,7 @@ def test_another_suffix_is_refused(tmp_path):
 def test_a_fold_becomes_a_model_folder(tiny_run, tmp_path, main_with, sample):
     ended = main_with("export", tiny_run.out, tmp_path / "model", "--fold", 1)
     assert ended.returncode == 0 and "load it with load_pretrained" in ended.stdout
+    assert "model: fold 1 alone of 2 folds, 10 tags" in ended.stdout
     loaded, fold = load_pretrained(tmp_path / "model"), trained_model(tiny_run.out, 1)
     assert loaded.training["fold"] == 1 and loaded.training["recipe"]["model"]["arch"] == "m1"
     items = sorted((sample / "test").iterdir())[:2]
@@ -183,6 +222,29 @@ def test_a_fold_becomes_a_model_folder(tiny_run, tmp_path, main_with, sample):
         loaded.tta(items, n=2).probs, fold.tta(items, n=2).probs, atol=2e-2
     )  # folds may be predicted in bfloat16
     assert trained_model(tmp_path / "model").tags == fold.tags
+
+
+def test_a_model_folder_without_fold_gets_the_first_one_and_says_so(tiny_run, tmp_path, main_with):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.out, run)
+    ended = main_with("export", run, tmp_path / "model")
+    assert ended.returncode == 0 and "fold 0 alone of 2 folds" in ended.stdout
+    shutil.rmtree(run / "fold_0")
+    ended = main_with("export", run, tmp_path / "other")
+    assert ended.returncode == 0 and "alone of" not in ended.stdout, "there is no choice"
+    assert load_pretrained(tmp_path / "model").training["fold"] == 0
+    assert load_pretrained(tmp_path / "other").training["fold"] == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("model", "--folds", "all"), "holds one fold; give a name that ends in .onnx, or --fold K for one of 0, 1"),
+    (("model.onnx", "--folds", "1"), "it is '1'; expected all, or --fold K for a single fold"),
+    (("model.onnx", "--folds", "all", "--fold", "1"), "all is given together with --fold 1; give one of the two"),
+])
+def test_folds_that_cannot_be_exported_are_refused_with_the_remedy(arguments, message, tiny_run, tmp_path, main_with):
+    name, *options = arguments
+    ended = main_with("export", tiny_run.out, tmp_path / name, *options)
+    assert ended.returncode == 2 and message in " ".join(ended.stderr.split()) and not list(tmp_path.iterdir())
 
 
 def test_a_missing_fold_is_named(tiny_run):

@@ -43,7 +43,7 @@ _RAVEN_COLUMNS = (
 
 
 def write_events(
-    out: str | Path,
+    out: str | Path | IO[str],
     results: Iterable[FileEvents],
     file_format: str = "csv",
     *,
@@ -55,7 +55,7 @@ def write_events(
     Parameters
     ----------
     out
-        A file; with `root` a folder.
+        A file; with `root` a folder. Or an open text file, such as `sys.stdout`, which stays open.
     results
         Recordings and their events. "audacity" and "raven" without `root` take a single recording.
     file_format
@@ -86,6 +86,9 @@ def write_events(
     """
     if file_format not in EVENT_FORMATS:
         raise OptionError(f"there is no event format {file_format!r}; {did_you_mean(file_format, EVENT_FORMATS)}")
+    if not isinstance(out, (str, Path)):
+        _write_text(out, results, file_format, high_hz)
+        return
     if root is None:
         _write(Path(out), results, file_format, high_hz)
         return
@@ -112,14 +115,18 @@ def _write(path: Path, results: Iterable[FileEvents], file_format: str, high_hz:
         write_file(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f,
     ):
-        if file_format == "csv":
-            _write_csv(f, results)
-        elif file_format == "json":
-            _write_json(f, results)
-        elif file_format == "audacity":
-            _write_labels(f, _single(results, file_format).events)
-        else:
-            _write_selections(f, _single(results, file_format), high_hz)
+        _write_text(f, results, file_format, high_hz)
+
+
+def _write_text(f: IO[str], results: Iterable[FileEvents], file_format: str, high_hz: float) -> None:
+    if file_format == "csv":
+        _write_csv(f, results)
+    elif file_format == "json":
+        _write_json(f, results)
+    elif file_format == "audacity":
+        _write_labels(f, _single(results, file_format).events)
+    else:
+        _write_selections(f, _single(results, file_format), high_hz)
 
 
 def _single(results: Iterable[FileEvents], file_format: str) -> FileEvents:
