@@ -6,6 +6,7 @@ the learner, like fastai's own trackers: among the learner's callbacks they woul
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from pathlib import Path
@@ -28,18 +29,21 @@ __all__ = ["BestOfStages", "SaveBestModel", "SaveSnapshots"]
 
 # Key of the score in the metadata of the files that `BestOfStages` writes.
 _SCORE = "best"
+_DEFAULT_MONITORS = ("lwlrap", "map")
 
 
 class SaveBestModel(ResumableCallback, SaveModelCallback):
     """Save the weights of the best epoch, and load them at the end of the fit.
 
     It differs from fastai's `SaveModelCallback` in that it writes safetensors, never loads the file of an earlier fit,
-    and can be resumed. A score that is NaN is never the best; if all are, the last weights are kept, with a warning.
+    and can be resumed. Of epochs with equal scores the one with the lowest validation loss is the best, of equal losses
+    the last one. A score that is NaN is never the best; if all are, the last weights are kept, with a warning.
 
     Parameters
     ----------
     monitor
-        A column of the table of epochs: a metric, of which higher is better, or a loss, of which lower is.
+        A column of the table of epochs: a metric, of which higher is better, or a loss, of which lower is. None takes
+        lwlrap, or, if that is no column, as with one tag, the mean average precision.
     fname
         Files are `fname_<n>.safetensors`, n counting the best epochs; an older file is removed when the next epoch
         ends, so that a fit killed at any moment finds the one that its resume state refers to.
@@ -55,8 +59,10 @@ class SaveBestModel(ResumableCallback, SaveModelCallback):
     ----------
     best : float
         Best score so far.
+    best_loss : float
+        Validation loss of the best epoch.
     number : int
-        Number of times that the best score improved.
+        Number of epochs so far that were the best when they ended.
 
     Raises
     ------
@@ -64,19 +70,23 @@ class SaveBestModel(ResumableCallback, SaveModelCallback):
         When the fit begins: `monitor` is no column of the table.
     """
 
-    resume_state = ("number",)
+    resume_state = ("number", "best_loss")
 
     def __init__(
         self,
-        monitor: str = "lwlrap",
+        monitor: str | None = None,
         *,
         fname: str = "best",
         min_delta: float = 0.0,
         reset_on_fit: bool = True,
         load: bool = True,
     ):
-        super().__init__(monitor=monitor, fname=fname, min_delta=min_delta, reset_on_fit=reset_on_fit)
-        self.load_at_end, self.number = load, 0
+        super().__init__(
+            monitor=_DEFAULT_MONITORS[0] if monitor is None else monitor, fname=fname, min_delta=min_delta,
+            reset_on_fit=reset_on_fit,
+        )
+        self.load_at_end, self.number, self.best_loss = load, 0, math.inf
+        self.is_default = monitor is None
         self.folder = Path()
 
     def before_fit(self) -> None:
@@ -86,12 +96,14 @@ class SaveBestModel(ResumableCallback, SaveModelCallback):
             return
         self.folder = _folder(self.learn)
         columns = list(self.recorder.metric_names[1:])
+        if self.is_default:
+            self.monitor = next((name for name in _DEFAULT_MONITORS if name in columns), _DEFAULT_MONITORS[0])
         if self.monitor not in columns:
             raise OptionError(
                 f"monitor is {self.monitor!r}, not a column of the epochs' table; {did_you_mean(self.monitor, columns)}"
             )
         if self.reset_on_fit:
-            self.number = 0
+            self.number, self.best_loss = 0, math.inf
         super().before_fit()
 
     @property
@@ -105,7 +117,12 @@ class SaveBestModel(ResumableCallback, SaveModelCallback):
             _remove_others(self.folder, self.fname, self.number)
         # Not SaveModelCallback's, which prints a line for each best epoch.
         TrackerCallback.after_epoch(self)
+        values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1], strict=False))
+        loss = float(values.get("valid_loss", math.inf))
+        tied = values[self.monitor] == self.best and loss <= self.best_loss
+        self.new_best: bool = self.new_best or tied
         if self.new_best:
+            self.best_loss = math.inf if math.isnan(loss) else loss
             self.number += 1
             _save(self.learn, _file(self.folder, self.fname, self.number))
 
@@ -153,6 +170,7 @@ class BestOfStages(SaveBestModel):
         if self.run and self.before is not None and self.before.exists():
             try:
                 self.best = float(read_metadata(self.before)[_SCORE])
+                self.best_loss = -math.inf  # of equal scores that of the earlier stage stays the best
             except (KeyError, ValueError) as e:
                 raise CheckpointError(
                     f"{self.before} holds no score of its weights ({e!r}); delete the fold's folder to start it again"

@@ -24,7 +24,7 @@ from fatai.ensemble.weight_search import WEIGHT_RULES, Rule, WeightSearch
 from fatai.errors import OptionError
 from fatai.inference.ground_truth import Table
 from fatai.inference.predictions import Predictions
-from fatai.metrics.ranking import lwlrap
+from fatai.metrics.classification import main_score
 from fatai.registry import ENSEMBLES, did_you_mean
 
 __all__ = ["EnsembleResult", "ensemble", "ensemble_report", "nested_cv_predict"]
@@ -140,9 +140,9 @@ def ensemble_report(
         weights = _stored_scores(weights, members)
     plan = _plan(how, weights, options, len(members), known is not None)
     combine = _fit(plan, known)
-    member_scores = None if known is None else tuple(lwlrap(each, known.targ) for each in known.probs)
+    member_scores = None if known is None else tuple(main_score(each, known.targ) for each in known.probs)
     nested = _nested_predictions(plan, known, first.tags)
-    score = None if known is None or nested is None else lwlrap(nested.probs, known.targ)
+    score = None if known is None or nested is None else main_score(nested.probs, known.targ)
     unreadable = tuple(dict.fromkeys(name for m in members for name in m.predictions.unreadable))
     return EnsembleResult(
         Predictions(first.fnames, first.tags, combine(probs), unreadable, score),

@@ -102,9 +102,10 @@ def _load_member(source: PredictionSource, position: int, part: str) -> Member:
 
 
 def _manifest_score(manifest: Path) -> float | None:
-    """Read the out-of-fold lwlrap from the manifest of a run; None if it holds none."""
+    """Read the out-of-fold score, lwlrap or, of one tag, mAP, from the manifest of a run; None if it holds none."""
     try:
-        score = read_json_limited(manifest)["lwlrap"]["oof"]
+        notes = read_json_limited(manifest)
+        score = notes["map" if "map" in notes else "lwlrap"]["oof"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(score) if isinstance(score, (int, float)) and 0 <= score <= 1 else None

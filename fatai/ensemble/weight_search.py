@@ -15,7 +15,7 @@ import numpy as np
 from fatai.ensemble.averaging import Averager, FittableEnsemble, FittedEnsemble, WeightedAverage, rank_tag
 from fatai.errors import OptionError
 from fatai.metrics.calibration import Calibration
-from fatai.metrics.ranking import lwlrap
+from fatai.metrics.classification import main_score
 from fatai.registry import ENSEMBLES
 
 __all__ = ["WEIGHT_RULES", "WeightSearch"]
@@ -41,9 +41,9 @@ class WeightSearch:
     def fit(self, probs: np.ndarray, targ: np.ndarray) -> WeightedAverage:
         """Find weights for predictions (models, clips, tags) of clips with the bool targets (clips, tags)."""
         values = self.averager.before(probs)
-        model_scores = np.array([lwlrap(each, targ) for each in probs])
+        model_scores = np.array([main_score(each, targ) for each in probs])
         weights = self.rule(
-            SearchInputs(model_scores, lambda w: lwlrap(self.averager.average_transformed(values, w), targ))
+            SearchInputs(model_scores, lambda w: main_score(self.averager.average_transformed(values, w), targ))
         )
         # Where all models score 0, equal weights are as good as any.
         total = weights.sum()

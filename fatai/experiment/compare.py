@@ -13,6 +13,7 @@ from fatai.experiment.recipe import load_recipe
 from fatai.inference.ground_truth import Table
 from fatai.io.json import read_json_limited
 from fatai.metrics.bootstrap import Difference, Interval, score_difference, score_interval
+from fatai.metrics.classification import main_metric
 
 __all__ = ["Comparison", "ComparedRun", "compare_runs"]
 
@@ -26,7 +27,7 @@ class ComparedRun:
     Attributes
     ----------
     score
-        Its lwlrap with an interval.
+        Its lwlrap, or with one tag its average precision, with an interval.
     against_best
         Difference from the best run; None for the best run itself.
     seconds
@@ -52,15 +53,21 @@ class Comparison:
         The runs.
     clips
         Number of clips that all runs predicted, on which they are scored.
+    metric
+        "lwlrap", or with one tag, for which that is always 1, "map".
     """
 
     rows: tuple[ComparedRun, ...]
     clips: int
+    metric: str = "lwlrap"
 
     def __str__(self) -> str:
         wide = max(len("run"), *(len(row.name) for row in self.rows))
         level = f"{100 * self.rows[0].score.confidence_level:g} %"
-        lines = [f"{'run':<{wide}}  lwlrap  {level + ' interval':<14}  {'less than the best':<26}  minutes  parameters"]
+        lines = [
+            f"{'run':<{wide}}  {self.metric:<6}  {level + ' interval':<14}  {'less than the best':<26}  "
+            "minutes  parameters"
+        ]
         for row in self.rows:
             minutes = "-" if row.seconds is None else f"{row.seconds / 60:.1f}"
             less = "" if row.against_best is None else _less(row.against_best)
@@ -100,18 +107,19 @@ def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof",
     members = load_members(folders, "runs", part=_PARTS[part])
     parts = [member.predictions for member in members]
     aligned = align_out_of_fold(parts, truth, parts[0].tags)
-    scores = [score_interval(probs, aligned.targ, n_resamples=n_resamples) for probs in aligned.probs]
+    metric = main_metric(len(parts[0].tags))
+    scores = [score_interval(probs, aligned.targ, metric, n_resamples=n_resamples) for probs in aligned.probs]
     order = sorted(range(len(folders)), key=lambda k: -scores[k].value)
     best = aligned.probs[order[0]]
 
     def row(k: int) -> ComparedRun:
         difference = None
         if k != order[0]:
-            difference = score_difference(aligned.probs[k], best, aligned.targ, n_resamples=n_resamples)
+            difference = score_difference(aligned.probs[k], best, aligned.targ, metric, n_resamples=n_resamples)
         n_parameters = recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags))
         return ComparedRun(members[k].name, scores[k], difference, _seconds(folders[k]), n_parameters)
 
-    return Comparison(tuple(row(k) for k in order), len(aligned.fnames))
+    return Comparison(tuple(row(k) for k in order), len(aligned.fnames), metric)
 
 
 def _ends(of: Interval | Difference) -> str:

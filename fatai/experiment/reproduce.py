@@ -53,7 +53,7 @@ class ReproductionResult:
     environment
         Differences in versions, machine, data, options and recipe, one sentence each.
     scores
-        lwlrap of each fold and of "oof", of the run and of the reproduction; NaN where there is none.
+        lwlrap (of one tag mAP) of each fold and of "oof", of the run and of the reproduction; NaN where there is none.
     """
 
     run: Path
@@ -70,7 +70,7 @@ class ReproductionResult:
     def __str__(self) -> str:
         wide = max(map(len, self.files), default=0)
         lines = [f"{name:<{wide}}  {difference}" for name, difference in self.files.items()]
-        lines += ["", "lwlrap      then     now"]
+        lines += ["", "score       then     now"]
         lines += [f"{name:<9} {then:.4f}  {now:.4f}" for name, (then, now) in self.scores.items()]
         if self.same:
             lines += ["", f"{self.reproduced} is the same as {self.run}, byte for byte"]
@@ -244,9 +244,9 @@ def _difference(one: Path, other: Path) -> str:
 
 
 def _scores(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Return pairs of lwlrap by the name of the fold, and "oof"."""
+    """Return pairs of scores, lwlrap or, of one tag, mAP, by the name of the fold, and "oof"."""
     def flat(manifest: dict[str, Any]) -> dict[str, float]:
-        scores = manifest.get("lwlrap", {})
+        scores = manifest.get("map", manifest.get("lwlrap", {}))
         return {**{f"fold {k}": v for k, v in scores.get("folds", {}).items()}, "oof": scores.get("oof", float("nan"))}
 
     before, after = flat(then), flat(now)

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 from fastcore.meta import delegates
 
+from fatai.data.clip_names import unique_names
+from fatai.data.copies import sound_groups, warn_about_copies
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.data.folds import make_folds
+from fatai.data.folds import ALWAYS_TRAINING, make_folds
 from fatai.data.labels import multi_hot
 from fatai.data.tables import check_readable, is_sound_table
 from fatai.distributed import init
@@ -24,7 +26,7 @@ from fatai.ensemble.ensemble import ensemble
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.experiment.fold import FoldContext, FoldResult, fold_learner
 from fatai.experiment.launch import split_work
-from fatai.experiment.manifest import data_digest, read_manifest, write_folds, write_manifest
+from fatai.experiment.manifest import data_digest, read_manifest, times_digest, write_folds, write_manifest
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.self_training import SelfTrainingRounds
 from fatai.experiment.stage import curated_only, prepare_stage
@@ -32,7 +34,7 @@ from fatai.inference.learner import FatLearner
 from fatai.inference.predictions import Predictions
 from fatai.io.atomic import translate_os_errors, write_text
 from fatai.io.lock import lock_output
-from fatai.metrics.ranking import lwlrap
+from fatai.metrics.classification import main_metric, main_score
 from fatai.training.cross_validation import CrossValResult, fit_folds
 
 __all__ = ["RunResult", "preview_learner", "recipe_learner", "run_recipe"]
@@ -50,7 +52,8 @@ class RunResult:
     out
         The run folder.
     fold_scores, oof_score
-        lwlrap of each fold's held-out clips by fold number, and over all of them.
+        lwlrap of each fold's held-out clips by fold number, and over all of them; with one tag, for which lwlrap is
+        always 1, the average precision.
     oof, test
         Out-of-fold predictions, and those of the test part averaged over the folds; None without a test part.
     unreadable
@@ -147,7 +150,7 @@ def run_recipe(
     }
     note = partial(write_manifest, out, data, recipe, digest, command, run_options)
     with lock_output(out) if group.is_main else nullcontext():
-        if group.is_main and not (resume and _can_resume(out, recipe, digest)):
+        if group.is_main and not (resume and _can_resume(out, recipe, data, digest)):
             _create_folder(out, recipe, table, folds)
             note()  # the last of the three: a folder with a manifest has recipe.toml and folds.csv
         main_log(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
@@ -207,15 +210,20 @@ def _out_of_fold(
     def held_out(fold: int, fold_table: pd.DataFrame) -> np.ndarray:
         oof = results[fold].oof
         assert oof is not None
-        log(f"fold {fold}: lwlrap {lwlrap(oof.probs, targ[folds == fold]):.4f}")
+        log(f"fold {fold}: {_metric_name(data)} {main_score(oof.probs, targ[folds == fold]):.4f}")
         return oof.probs
 
     joined: CrossValResult = fit_folds(
-        table, folds, len(data.tags), held_out, lambda probs, rows: lwlrap(probs, targ[rows]), run_folds=list(results)
+        table, folds, len(data.tags), held_out, lambda probs, rows: main_score(probs, targ[rows]),
+        run_folds=list(results),
     )
     trained = ~np.isnan(joined.oof).any(axis=1)
     oof = Predictions(tuple(table["fname"][trained]), data.tags, joined.oof[trained])
-    return oof, _Scores(joined.scores, lwlrap(oof.probs, targ[trained]))
+    return oof, _Scores(joined.scores, main_score(oof.probs, targ[trained]))
+
+
+def _metric_name(data: FATDataset) -> str:
+    return "lwlrap" if main_metric(len(data.tags)) == "lwlrap" else "average precision"
 
 
 def _create_folder(out: Path, recipe: Recipe, table: pd.DataFrame, folds: np.ndarray) -> None:
@@ -230,7 +238,7 @@ def _create_folder(out: Path, recipe: Recipe, table: pd.DataFrame, folds: np.nda
     write_folds(out, list(table["fname"]), folds, list(table["labels"]))
 
 
-def _can_resume(out: Path, recipe: Recipe, digest: str) -> bool:
+def _can_resume(out: Path, recipe: Recipe, data: FATDataset, digest: str) -> bool:
     """Return True if `out` holds a resumable run of the recipe and data; remove partial files."""
     manifest = read_manifest(out)
     for partial_file in out.rglob(".*.part*"):
@@ -246,7 +254,11 @@ def _can_resume(out: Path, recipe: Recipe, digest: str) -> bool:
         )
     if manifest["data"].get("digest") != digest:
         raise CheckpointError(
-            f"{out} holds a run of other data: names, sizes or labels of clips have changed. Choose another folder"
+            f"{out} holds a run of other data: names, labels or sounds of clips have changed. Choose another folder"
+        )
+    if manifest["data"].get("modified", times := times_digest(data)) != times:
+        raise CheckpointError(
+            f"{out} holds a run of other data: sounds have been written anew since it began. Choose another folder"
         )
     return True
 
@@ -300,7 +312,7 @@ def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[
 
     Returns
     -------
-    The table of readable curated clips; the names of unreadable ones; the fold of each readable clip, int64, shape
+    The table of readable curated clips, with a column `sound` if the recipe groups by it; the names of unreadable ones; the fold of each readable clip, int64, shape
     (clips,).
 
     Raises
@@ -315,6 +327,8 @@ def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[
         raise DataError(
             f"{data.path} has {len(table)} readable curated clips; expected at least one for each of {config.n} folds"
         )
+    if config.splitter == "group" and config.group_col == "sound" and "sound" not in table.columns:
+        table = table.assign(sound=sound_groups(table["path"].tolist()))
     groups = None if config.group_col is None else _groups(table, config.group_col, data.path)
     targ = multi_hot(table["labels"], data.tags)
     folds = make_folds(
@@ -326,7 +340,17 @@ def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[
             f"the column {config.group_col} of {data.path.name} has {n_found} folds, but the recipe {recipe.name} has "
             f"folds.n = {config.n}; give --folds {n_found}"
         )
+    _warn_about_copies(data, recipe, table, folds)
     return table, unreadable, folds
+
+
+def _warn_about_copies(data: FATDataset, recipe: Recipe, table: pd.DataFrame, folds: np.ndarray) -> None:
+    """Warn about sounds that a fold holds out and trains on, among curated and noisy clips."""
+    if data.noisy is not None and any(stage.noisy_labels is not None for stage in recipe.stages):
+        table = pd.concat([table[["fname", "path"]], data.noisy[["fname", "path"]]], ignore_index=True)
+        folds = np.concatenate([folds, np.full(len(table) - len(folds), ALWAYS_TRAINING)])
+    paths = [str(path) for path in table["path"]]
+    warn_about_copies(folds, unique_names(table["fname"].tolist(), paths), paths)
 
 
 def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
@@ -374,7 +398,7 @@ def _write_predictions(result: RunResult, data: FATDataset, log: Callable[[str],
     """Write oof.csv, and test.csv and submission.csv where there is a test part."""
     out, test = result.out, result.test
     result.oof.to_csv(out / "oof.csv")
-    log(f"out of fold: lwlrap {result.oof_score:.4f} over {len(result.oof)} clips")
+    log(f"out of fold: {_metric_name(data)} {result.oof_score:.4f} over {len(result.oof)} clips")
     if test is None:
         return
     test.to_csv(out / "test.csv")
@@ -398,8 +422,9 @@ def draw_report(report: Report | None, out: Path, data: FATDataset, log: Callabl
 
 
 def _manifest_results(result: RunResult) -> dict[str, Any]:
+    scores = {"folds": {str(k): v for k, v in result.fold_scores.items()}, "oof": result.oof_score}
     return {
         "seconds": round(result.seconds, 1),
-        "lwlrap": {"folds": {str(k): v for k, v in result.fold_scores.items()}, "oof": result.oof_score},
+        main_metric(len(result.oof.tags)): scores,
         "unreadable": {"train": list(result.unreadable), "test": list(result.test.unreadable) if result.test else []},
     }

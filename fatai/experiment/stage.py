@@ -31,6 +31,7 @@ from fatai.errors import OptionError
 from fatai.experiment.linear_head import solve_last_layer
 from fatai.experiment.schema import Stage, build_named
 from fatai.inference.learner import FatLearner
+from fatai.metrics.classification import main_metric
 from fatai.registry import AUGMENTATIONS, MIXERS
 from fatai.training.learner import named_loss
 
@@ -105,7 +106,7 @@ def _gradient_callbacks(learn: FatLearner, stage: Stage) -> list[Callback]:
 def _stopping_callbacks(learn: FatLearner, stage: Stage) -> list[Callback]:
     cbs: list[Callback] = []
     if stage.early_stopping_patience is not None and len(learn.dls.valid_ds):
-        cbs.append(EarlyStoppingCallback(monitor="lwlrap", patience=stage.early_stopping_patience))
+        cbs.append(EarlyStoppingCallback(monitor=main_metric(len(learn.tags)), patience=stage.early_stopping_patience))
     if stage.min_lr_stop is not None:
         cbs.append(StopAtLR(stage.min_lr_stop))
     return cbs
@@ -150,7 +151,7 @@ def fit_stage(
     cbs = [*cbs, *prepare_stage(learn, stage, source_weights=source_weights), TerminateOnNaN(), SplitBatchOnOOM()]
     cbs.append(EpochCSVLogger(learn.path / "history.csv", stage.name, append=number > 0))
     if (best is not None or stage.checkpoint != "last") and len(learn.dls.valid_ds):
-        cbs.append(best or SaveBestModel(monitor="lwlrap", fname=f"best_of_stage_{number}"))
+        cbs.append(best or SaveBestModel(fname=f"best_of_stage_{number}"))
     with warnings.catch_warnings(), translate_errors(f"batches of {stage.bs} clips"):
         warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
         _fit(learn, stage, cbs)
@@ -162,7 +163,10 @@ def _fit(learn: FatLearner, stage: Stage, cbs: list[Callback]) -> None:
     if stage.schedule == "one_cycle":
         learn.fit_one_cycle(stage.epochs, lr, cbs=cbs, **stage.schedule_options)
     else:
-        scheduler = schedule_callback(stage.schedule, stage.epochs, stage.lr, **stage.schedule_options)
+        options = dict(stage.schedule_options)
+        if options.get("monitor") == "lwlrap":
+            options["monitor"] = main_metric(len(learn.tags))
+        scheduler = schedule_callback(stage.schedule, stage.epochs, stage.lr, **options)
         learn.fit(stage.epochs, lr, cbs=[*cbs, scheduler])
 
 

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.meta import delegates
-from torch import nn
+from torch import Tensor, nn
 
 from fatai.augment.base import augmentation_callbacks
 from fatai.augment.show import show_augs
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.labels import multi_hot
 from fatai.inference import plots
+from fatai.inference.clips import clip_at
 from fatai.inference.embeddings import Embeddings, embed_clips
 from fatai.inference.predictions import Predictions
 from fatai.inference.tta import (
@@ -34,10 +37,10 @@ from fatai.inference.tta import (
     predict_files,
     with_priors,
 )
-from fatai.metrics.ranking import lwlrap
+from fatai.metrics.classification import main_score
 from fatai.registry import EXPORTS, REPORTS
-from fatai.training.learner import TagLearner, add_callbacks, build_model, check_options, named_loss
-from fatai.training.metrics import LwLRAP
+from fatai.training.learner import TagLearner, add_callbacks, build_model, check_options, layer_groups, named_loss
+from fatai.training.metrics import default_metric
 from fatai.training.precision import learner_precision
 
 __all__ = ["FatLearner", "fat_learner"]
@@ -52,7 +55,8 @@ class FatLearner(TagLearner):
 
     def predict(
         self,
-        item: str | Path | np.ndarray,
+        item: str | Path | np.ndarray | Tensor | tuple[np.ndarray | Tensor, int],
+        sr: int | None = None,
         *,
         n: int | None = None,
         views: str = "even",
@@ -64,7 +68,10 @@ class FatLearner(TagLearner):
         Parameters
         ----------
         item
-            A path, or an array (samples,) at the learner's rate.
+            A path; or an array or tensor (samples,) or (1, samples), integers or floats within [-1, 1]; or such
+            samples and their rate, `(samples, sr)`.
+        sr
+            Rate of the samples in Hz; None is that of a `TensorWave`, or else the learner's.
         n, views, average, options
             Views, as in `tta`.
 
@@ -76,8 +83,11 @@ class FatLearner(TagLearner):
         ------
         AudioError
             If the file cannot be read.
+        ShapeError, OptionError
+            If samples have another shape, or `sr` is not above 0 or given for a path.
         """
-        probs = predict_clip(learner_predictor(self, build_views(views, n, **options), average=average), item)
+        clip = clip_at(item, sr, self.clip_config.sr)
+        probs = predict_clip(learner_predictor(self, build_views(views, n, **options), average=average), clip)
         if self.calibration is not None:
             probs = self.calibration.select(self.tags).apply(probs[None])[0]
         return TagScores.sorted(self.tags, probs)
@@ -138,6 +148,26 @@ class FatLearner(TagLearner):
         if self.calibration is not None:
             preds = preds.calibrated(self.calibration)
         return self._with_oof_score(preds) if dl is None and items is None and ds_idx == 1 else preds
+
+    def get_tta_preds(self, ds_idx: int = 1, dl: Any = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """Predict as `tta` does, in the form of fastai's `Learner.tta`: `preds, targs = learn.get_tta_preds()`.
+
+        Parameters
+        ----------
+        ds_idx, dl
+            Part of the loaders, or another loader.
+        options
+            Of `tta`.
+
+        Returns
+        -------
+        Probabilities and multi-hot targets, both float32 (clips, tags); None in place of targets that `dl` lacks.
+        """
+        probs = torch.from_numpy(self.tta(ds_idx, dl, **options).probs).float()
+        items = self._items(ds_idx, dl)
+        if not isinstance(items, pd.DataFrame) or "labels" not in items.columns:
+            return probs, None
+        return probs, torch.from_numpy(multi_hot(items["labels"], self.tags)).float()
 
     def embed(
         self, items: Any, *, n: int | None = None, views: str = "even", bs: int | None = None, **options: Any
@@ -323,8 +353,8 @@ class FatLearner(TagLearner):
         return (self.dls.loaders[ds_idx] if dl is None else dl).dataset.items
 
     def _with_oof_score(self, preds: Predictions) -> Predictions:
-        """Add the lwlrap of predictions of the validation part; NaN, where no clip has a tag, becomes None."""
-        score = lwlrap(preds.probs, multi_hot(self.dls.files(1)["labels"], self.tags))
+        """Add the score of predictions of the validation part; NaN, where no clip has a tag, becomes None."""
+        score = main_score(preds.probs, multi_hot(self.dls.files(1)["labels"], self.tags))
         return replace(preds, oof_score=None if np.isnan(score) else score)
 
 
@@ -362,7 +392,8 @@ def fat_learner(
     loss_func
         A name of `LOSSES`, or any loss of (logits, targ), both (batch, tags).
     metrics
-        Metrics of the table of epochs; None computes lwlrap over the whole validation set.
+        Metrics of the table of epochs; None computes lwlrap over the whole validation set, or with one tag, for which
+        lwlrap is always 1, the average precision.
     no_weight_decay
         Parameters without weight decay, a key of `NO_WEIGHT_DECAY`.
     precision
@@ -372,6 +403,9 @@ def fat_learner(
         Augmentation of training batches: names of `MIXERS` and `AUGMENTATIONS`, or such callbacks.
     cbs
         Further callbacks.
+    splitter
+        Function from the model to groups of parameters, on which `freeze`, `unfreeze`, `fine_tune` and `slice(lr)` act;
+        those of the model's `layer_groups`, body and head, unless given.
     path
         Folder that the learner writes to, for instance below `models/`; the current folder, not that of the data.
 
@@ -387,8 +421,10 @@ def fat_learner(
     check_options(dls, no_weight_decay)
     # fastai's default is the folder of the data, which may be read-only or shared.
     kwargs.setdefault("path", Path())
+    kwargs.setdefault("splitter", layer_groups)
     model = build_model(dls, arch, width=width, options=arch_options)
     loss = named_loss(loss_func, model, **(loss_options or {}))
-    learn = FatLearner(dls, model, loss_func=loss, metrics=LwLRAP() if metrics is None else metrics, **kwargs)
+    metrics = default_metric(len(dls.tags)) if metrics is None else metrics
+    learn = FatLearner(dls, model, loss_func=loss, metrics=metrics, **kwargs)
     learn.no_weight_decay = no_weight_decay
     return add_callbacks(learn, precision, augment=(spec_augment, *augment), mixup=mixup, cbs=cbs)

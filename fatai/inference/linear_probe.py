@@ -26,7 +26,7 @@ from fatai.inference.predictions import Predictions
 from fatai.io.atomic import write_file
 from fatai.io.json import parse_json
 from fatai.io.progress import track
-from fatai.metrics.ranking import lwlrap
+from fatai.metrics.classification import main_score
 
 __all__ = ["LinearProbe", "LinearProbeFit", "fit_linear_probe"]
 
@@ -201,9 +201,10 @@ class LinearProbeFit(NamedTuple):
     probe
         Fitted on all clips.
     oof
-        Predictions of each clip by the probe that was not fitted on its fold, with their lwlrap as `oof_score`.
+        Predictions of each clip by the probe that was not fitted on its fold, with their lwlrap as `oof_score`, or
+        with one tag their average precision.
     scores
-        Fold number to lwlrap.
+        Fold number to that score.
     folds
         Fold number of each clip of `oof`, shape (clips,).
     """
@@ -263,8 +264,8 @@ def fit_linear_probe(
         valid = numbers == number
         fitted = LinearProbe.fit(values[~valid], targ[~valid], tags, C=C, max_iter=max_iter)
         probs[valid] = fitted.predict(Embeddings(tuple(np.array(fnames, dtype=object)[valid]), values[valid])).probs
-        scores[number] = lwlrap(probs[valid], targ[valid])
-    score = lwlrap(probs, targ)
+        scores[number] = main_score(probs[valid], targ[valid])
+    score = main_score(probs, targ)
     oof = Predictions(fnames, tuple(tags), probs, oof_score=None if np.isnan(score) else score)
     return LinearProbeFit(LinearProbe.fit(values, targ, tags, C=C, max_iter=max_iter), oof, scores, numbers)
 

@@ -24,8 +24,7 @@ from fatai.io.atomic import write_file
 from fatai.io.csv import format_names, read_sample_submission, row_chunks, write_rows
 from fatai.metrics.bootstrap import Difference, Interval, Score, score_difference, score_interval
 from fatai.metrics.calibration import Calibration
-from fatai.metrics.classification import tag_scores
-from fatai.metrics.ranking import lwlrap
+from fatai.metrics.classification import main_score, tag_scores
 from fatai.metrics.thresholds import Thresholds
 
 __all__ = ["PairedPredictions", "Predictions", "check_submission", "submission_problems"]
@@ -229,8 +228,11 @@ class Predictions:
         return PairedPredictions(self.select(both).probs, targ)
 
     def score(self, truth: Table, *, partial: bool = False) -> float:
-        """Compute the lwlrap against ground truth, within [0, 1]; arguments and errors are those of `align_with`."""
-        return lwlrap(*self.align_with(truth, partial=partial))
+        """Compute the lwlrap against ground truth, or with one tag, for which it is always 1, the average precision.
+
+        It is within [0, 1]; arguments and errors are those of `align_with`.
+        """
+        return main_score(*self.align_with(truth, partial=partial))
 
     def per_tag(self, truth: Table, *, partial: bool = False) -> pd.DataFrame:
         """Score each tag; arguments and errors are those of `align_with`.

@@ -28,7 +28,7 @@ from scipy.special import ndtri
 
 from fatai.errors import OptionError, ShapeError
 from fatai.metrics._validation import CheckedInputs, check_inputs
-from fatai.metrics.ranking import lwlrap_per_class
+from fatai.metrics.ranking import lwlrap, lwlrap_per_class
 
 __all__ = ["d_prime", "mean_ap", "roc_auc", "tag_scores"]
 
@@ -100,10 +100,24 @@ def tag_scores(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.D
     if len(names) != n_tags:
         raise ShapeError(f"there are {len(names)} names of tags; probs has {n_tags} columns")
     clips, in_order = checked.present.sum(axis=0), SortedScores(checked, "macro")
-    lwlrap, weight = lwlrap_per_class(*checked[:2])
+    scores, weight = lwlrap_per_class(*checked[:2])
     auc = in_order.auc()
-    return pd.DataFrame({"tag": names, "clips": clips, "lwlrap": np.where(clips > 0, lwlrap, np.nan), "weight": weight,
+    return pd.DataFrame({"tag": names, "clips": clips, "lwlrap": np.where(clips > 0, scores, np.nan), "weight": weight,
                          "ap": in_order.average_precision(), "auc": auc, "d_prime": math.sqrt(2) * ndtri(auc)})
+
+
+def main_metric(n_tags: int) -> Literal["lwlrap", "map"]:
+    """Return the name of the metric that epochs are selected by and runs are reported with.
+
+    It is lwlrap, but with one tag, for which lwlrap is always 1, mean average precision.
+    """
+    return "map" if n_tags == 1 else "lwlrap"
+
+
+def main_score(probs: Any, targ: Any) -> float:
+    """Compute the `main_metric` of predictions; parameters, range and errors are those of `mean_ap`."""
+    score = lwlrap if main_metric(np.shape(probs)[-1] if np.ndim(probs) else 0) == "lwlrap" else mean_ap
+    return score(probs, targ)
 
 
 def check_average(average: Average) -> Average:

@@ -10,7 +10,7 @@ import torch
 from fastai.learner import Learner, Metric
 
 from fatai.errors import OptionError
-from fatai.metrics.classification import Average, check_average, d_prime, mean_ap, roc_auc
+from fatai.metrics.classification import Average, check_average, d_prime, main_metric, mean_ap, roc_auc
 from fatai.metrics.ranking import lwlrap
 
 __all__ = ["DPrime", "LwLRAP", "MeanAP", "RankingMetric", "RocAUC"]
@@ -47,8 +47,8 @@ class RankingMetric(Metric):
     def accumulate(self, learn: Learner) -> None:
         """Store the probabilities and targets (clips, tags) of a batch."""
         activation = getattr(learn.loss_func, "activation", torch.sigmoid)
-        # In float32: in lower precision rounding makes ties.
-        probs = activation(learn.to_detach(learn.pred.float()))
+        # In float64 on the CPU: in float32 the sigmoids of logits above 17 are all 1, and tie.
+        probs = activation(learn.to_detach(learn.pred).double())
         self.probs.append(probs.as_subclass(torch.Tensor))
         self.targs.append(learn.to_detach(learn.y).as_subclass(torch.Tensor))
 
@@ -99,3 +99,8 @@ class DPrime(_AveragedMetric):
     """d-prime, "macro" or "micro"; see `fatai.metrics.classification.d_prime`."""
 
     score, column = staticmethod(d_prime), "d_prime"
+
+
+def default_metric(n_tags: int) -> RankingMetric:
+    """Return the metric of the table of epochs unless others are given, that of `main_metric`."""
+    return LwLRAP() if main_metric(n_tags) == "lwlrap" else MeanAP()

@@ -48,7 +48,7 @@ def files(tmp_path):
 @pytest.mark.parametrize(
     "scores, best",
     [
-        ([0.1, 0.5, 0.3, 0.5, 0.4], 1),
+        ([0.1, 0.5, 0.3, 0.4], 1),
         ([0.1, 0.2, 0.3], 2),
         ([0.9, 0.2, 0.3], 0),
         ([NAN, 0.2, NAN, 0.1], 1),
@@ -63,6 +63,37 @@ def test_the_weights_of_the_best_epoch_are_loaded(tmp_path, scores, best):
     load_weights(keep.path_of_best, stored)
     assert torch.equal(stored.weight, recorded.weights[best])
     assert len({w.sum().item() for w in recorded.weights}) == len(scores), "epochs must differ"
+
+
+class ScriptedLoss(Callback):
+    """Replaces the validation loss of each epoch."""
+
+    order = 51  # after the recorder, before the checkpoint callback
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def after_epoch(self):
+        self.learn.recorder.values[-1][1] = self.losses[self.epoch]
+
+
+@pytest.mark.parametrize(
+    "losses, best",
+    [([0.3, 0.1, 0.2], 1), ([0.1, 0.2, 0.3], 0), ([0.2, 0.1, 0.1], 2), ([NAN, 0.5, NAN], 1), ([0.1, NAN, 0.1], 2)],
+)
+@pytest.mark.parametrize("first", [[], [0.9]])
+def test_of_equal_scores_the_lowest_loss_is_the_best_and_of_equal_losses_the_last(tmp_path, losses, best, first):
+    learn, recorded, keep = learner(tmp_path, [*first, 1.0, 1.0, 1.0]), RecordWeights(), SaveBestModel()
+    scripted = ScriptedLoss([*[0.0 for _ in first], *losses])
+    learn.fit(3 + len(first), 0.1, cbs=[scripted, keep, recorded])
+    assert torch.equal(learn.model.weight, recorded.weights[len(first) + best]) and keep.best == 1.0
+
+
+def test_without_lwlrap_in_the_table_the_default_monitor_is_the_mean_average_precision(tmp_path):
+    learn, keep = learner(tmp_path, [0.2, 0.6, 0.4]), SaveBestModel()
+    learn.metrics[0].name = "map"
+    learn.fit(3, 0.1, cbs=keep)
+    assert (keep.monitor, keep.best) == ("map", 0.6)
 
 
 def test_at_most_the_best_file_and_the_one_before_are_on_the_disk(tmp_path):

@@ -3,10 +3,12 @@
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile as sf
 import torch
 
 from fatai.callbacks.csv_logger import EpochCSVLogger
@@ -359,3 +361,26 @@ def test_weights_come_back_as_they_were(tmp_path):
     save_weights(tmp_path / "w.safetensors", first, {})
     load_weights(tmp_path / "w.safetensors", second)
     assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
+
+
+def test_a_run_with_one_tag_is_selected_and_scored_by_average_precision(tiny_recipe, tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(8):
+        sf.write(tmp_path / f"{k}.wav", 0.1 * rng.standard_normal(8000) * (1 + (k % 2)), 16000)
+    rows = "".join(f"{k}.wav,{'Rain' if k % 2 else ''}\n" for k in range(8))
+    (tmp_path / "one.csv").write_text("file,tags\n" + rows)
+    stage = {"epochs": 2, "bs": 4, "checkpoint": "best", "schedule": "plateau", "early_stopping_patience": 5}
+    monitor = {"schedule_options": {"monitor": "lwlrap", "patience": 0}}
+    recipe = type(tiny_recipe).model_validate({**tiny_recipe.model_dump(), "stages": [{**stage, **monitor}]})
+    lines = []
+    out = tmp_path / "run"
+    result = run_recipe(tmp_path / "one.csv", recipe, out, num_workers=0, log=lines.append)
+    values = result.oof.probs[:, 0]
+    present = np.array([int(Path(name).stem) % 2 == 1 for name in result.oof.fnames])
+    precision = [(present & (values >= v)).sum() / (values >= v).sum() for v in values[present]]
+    assert result.oof_score == pytest.approx(np.mean(precision))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["map"]["oof"] == result.oof_score and "lwlrap" not in manifest
+    assert list(pd.read_csv(out / "fold_0" / "history.csv").columns)[4] == "map"
+    assert any(line.startswith("out of fold: average precision") for line in lines)
+    assert not any("lwlrap" in line for line in lines)

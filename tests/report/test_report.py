@@ -287,6 +287,47 @@ def test_no_run_makes_more_than_15_megabytes(mp3, tmp_path, rng, monkeypatch):
     assert "100 more" in shown.texts["tags"] and "4800 more" in shown.texts["data"]
 
 
+def scored_report(probs, targ, tags, **given):
+    fnames = tuple(f"{k}.wav" for k in range(len(probs)))
+    truth = dict(zip(fnames, np.array(targ, dtype=bool), strict=True))
+    folds = {fname: k % 2 for k, fname in enumerate(fnames)}
+    return ReportData(
+        name="small", kind="run", tags=tags, predictions=Predictions(fnames, tags, np.array(probs)), truth=truth,
+        folds=folds, **given,
+    )
+
+
+def test_with_one_tag_average_precision_is_reported_and_lwlrap_is_not_applicable():
+    # Present: 0.9 (rank 1) and 0.4 (rank 3): AP = (1/1 + 2/3) / 2; three of four pairs are in order.
+    report = scored_report(
+        [[0.9], [0.2], [0.6], [0.4]], [[1], [0], [0], [1]], ("Rain",), manifest={"map": {"folds": {"0": 0.75}}}
+    )
+    overall = metrics.overall(report)
+    assert overall["lwlrap"] is None and overall["auc"] == 0.75
+    assert overall["map"] == overall["interval"].value == pytest.approx(5 / 6)
+    html = report_html(report)
+    texts = Page(html).texts
+    assert "0.833average precision" in texts["overall"] and "lwlrap: not applicable" in texts["overall"]
+    assert "not applicable to one tag. Between clips: average precision 0.833, AUC 0.750." in texts["costs"]
+    assert "No tag" not in texts["costs"] + texts["confusions"]
+    assert re.search(r"Rain\s*2\s*–", texts["tags"]), "lwlrap is a dash"
+    assert "average precision" in texts["folds"] and "0.750" in texts["folds"]
+
+
+def test_a_perfect_lwlrap_beside_a_poor_auc_is_not_called_without_cost():
+    # Every clip ranks its own tag first, but the third, without a tag, scores highest of all.
+    # AUC: a 1/2, b 0; AP: a 1/2, b 1/3.
+    report = scored_report([[0.5, 0.4], [0.1, 0.2], [0.9, 0.8]], [[1, 0], [0, 1], [0, 0]], ("a", "b"))
+    text = Page(report_html(report)).texts["costs"]
+    assert "lwlrap is 1" in text and "Between clips: average precision 0.417, AUC 0.250." in text
+    assert "No tag costs" not in text
+
+
+def test_the_best_epoch_of_a_stage_is_the_one_that_is_selected():
+    part = pd.DataFrame({"stage": "fit", "valid_loss": [0.5, 0.2, 0.2, 0.1], "map": [1.0, 1.0, 1.0, 0.9]})
+    assert training._stage_row(part, "map")["best_epoch"] == 3
+
+
 def test_a_calibrated_run_shows_both_curves(rng):
     # Known probabilities, drawn tags, and predictions that are four times too confident in log-odds.
     logits = rng.normal(size=(900, 4))

@@ -12,7 +12,7 @@ from fatai.metrics import per_class
 from fatai.metrics.bootstrap import score_interval
 from fatai.metrics.calibration import cross_calibrate
 from fatai.metrics.calibration_curve import calibration_curve, plot_calibration_curve
-from fatai.metrics.classification import mean_ap, roc_auc, tag_scores
+from fatai.metrics.classification import main_metric, mean_ap, roc_auc, tag_scores
 from fatai.report.data import ReportData, SectionUnavailable
 from fatai.report.media import COLORS, figure_svg, new_figure, shorten
 from fatai.report.sections.training import MAX_ROWS
@@ -26,39 +26,66 @@ _MAX_TAG = 28  # characters of a tag in a picture
 
 
 def overall(report: ReportData) -> dict[str, Any]:
-    """Compute lwlrap with its interval, mean average precision and ROC AUC."""
+    """Compute the main metric with its interval, mean average precision and ROC AUC.
+
+    The main metric is lwlrap; with one tag it is the average precision, and lwlrap is None.
+    """
     fnames, probs, targ = report.scored()
+    metric = main_metric(targ.shape[1])
+    interval = score_interval(probs, targ, metric)
     return {
         "clips": len(fnames),
         "tags": int(targ.any(axis=0).sum()),
-        "lwlrap": score_interval(probs, targ),
+        "lwlrap": interval if metric == "lwlrap" else None,
+        "interval": interval,
         "map": mean_ap(probs, targ),
         "auc": roc_auc(probs, targ),
     }
 
 
 def per_tag(report: ReportData) -> dict[str, Any]:
-    """Compute the scores and interval of every tag, the lowest lwlrap first."""
+    """Compute the scores and interval of every tag, the lowest lwlrap first; with one tag lwlrap is NaN."""
     _, probs, targ = report.scored()
     table = per_class.tag_intervals(probs, targ, report.tags).merge(
         tag_scores(probs, targ, report.tags)[["tag", "ap", "auc"]], on="tag"
     )
+    if main_metric(targ.shape[1]) != "lwlrap":
+        interval = score_interval(probs, targ, "map")
+        table = table.assign(lwlrap=np.nan, low=interval.low, high=interval.high)
     table = table.sort_values(["lwlrap", "tag"], ignore_index=True)
     present = table[table["clips"] > 0]
     without = list(table["tag"][table["clips"] == 0])
-    return {"rows": _records(present.head(MAX_ROWS)), "n_tags": len(present), "without_clips": without[:MAX_ROWS]}
+    return {
+        "metric": main_metric(targ.shape[1]),
+        "rows": _records(present.head(MAX_ROWS)),
+        "n_tags": len(present),
+        "without_clips": without[:MAX_ROWS],
+    }
 
 
 def costs(report: ReportData) -> dict[str, Any]:
     """Find the tags that would raise lwlrap the most if they were ranked perfectly."""
     _, probs, targ = report.scored()
+    if main_metric(targ.shape[1]) != "lwlrap":
+        raise SectionUnavailable(
+            f"A cost is a gain of lwlrap, which is not applicable to one tag. {_within_tags(report)}"
+        )
     table = per_class.tag_costs(probs, targ, report.tags).sort_values(
         ["cost", "tag"], ascending=[False, True], ignore_index=True
     )
     table = table[table["cost"] > 0].head(_N_COSTLY)
     if not len(table):
-        raise SectionUnavailable("No tag costs anything: the tags of every clip are ranked above all others.")
+        raise SectionUnavailable(
+            f"lwlrap is 1: in every clip its tags are ranked above all others. {_within_tags(report)}"
+        )
     return {"figure": _cost_figure(table), "rows": _records(table)}
+
+
+def _within_tags(report: ReportData) -> str:
+    """Return a sentence with the scores of the order of the clips within a tag."""
+    _, probs, targ = report.scored()
+    values = [("average precision", mean_ap(probs, targ)), ("AUC", roc_auc(probs, targ))]
+    return "Between clips: " + ", ".join(f"{name} {value:.3f}" for name, value in values if value == value) + "."
 
 
 def _cost_figure(table: pd.DataFrame) -> Markup:
@@ -84,6 +111,8 @@ def _cost_figure(table: pd.DataFrame) -> Markup:
 def confusions(report: ReportData) -> dict[str, Any]:
     """Find pairs of tags of which the absent one ranks as high as the present one."""
     _, probs, targ = report.scored()
+    if targ.shape[1] == 1:
+        raise SectionUnavailable("There is only one tag, which cannot be confused with another.")
     table = per_class.confusions(probs, targ, report.tags)
     if not len(table):
         raise SectionUnavailable("No tag is ranked below one that its clip does not have.")

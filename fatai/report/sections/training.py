@@ -16,6 +16,7 @@ from fatai.audio.io import audio_info
 from fatai.data.folds import absent_tags, fold_table
 from fatai.errors import AudioError, FataiError
 from fatai.experiment.build import recipe_parameters
+from fatai.metrics.classification import main_metric
 from fatai.report.data import ReportData, SectionUnavailable
 from fatai.report.media import COLORS, figure_svg, new_figure
 
@@ -116,6 +117,7 @@ def fold_summary(report: ReportData) -> dict[str, Any]:
     rows = [(tag, [int(row[k]) for k in numbers], int(row["all"])) for tag, row in table.head(MAX_ROWS).iterrows()]
     return {
         "folds": [{"fold": k, "clips": int((folds == k).sum()), "score": scores.get(str(k))} for k in numbers],
+        "metric": "average precision" if main_metric(len(report.tags)) == "map" else "lwlrap",
         "numbers": numbers,
         "n_tags": len(table),
         "max_clips": max(1, int(table["all"].max())),
@@ -129,7 +131,7 @@ def _join_some(names: Sequence[str], n: int = 10) -> str:
 
 
 def _fold_scores(report: ReportData) -> dict[str, float]:
-    scores = report.manifest.get("lwlrap")
+    scores = report.manifest.get(main_metric(len(report.tags)))
     folds = scores.get("folds") if isinstance(scores, dict) else None
     if not isinstance(folds, dict):
         return {}
@@ -212,11 +214,17 @@ def _stage_row(part: pd.DataFrame, metric: str) -> dict[str, Any]:
     losses = [key for key in ("train_loss", "valid_loss") if key in part and np.isfinite(last[key])]
     row: dict[str, Any] = {"stage": last["stage"], "epochs": len(part), **{key: float(last[key]) for key in losses}}
     if metric and part[metric].notna().any():
-        best_epoch = int(part[metric].argmax()) + 1
+        best_epoch = _best_epoch(part, metric)
         row |= {"last": float(last[metric]), "best": float(part[metric].max()), "best_epoch": best_epoch}
     if "seconds" in part and part["seconds"].notna().any():
         row |= {"epoch_s": float(part["seconds"].median()), "seconds": float(part["seconds"].sum())}
     return row
+
+
+def _best_epoch(part: pd.DataFrame, metric: str) -> int:
+    """Return the epoch of a stage, from 1, that `SaveBestModel` would choose: on ties by the loss, then the last."""
+    order = part.assign(number=np.arange(1, len(part) + 1), loss=part.get("valid_loss", np.inf))
+    return int(order.sort_values([metric, "loss", "number"], ascending=[False, True, False])["number"].iloc[0])
 
 
 def speed(report: ReportData) -> dict[str, Any]:
