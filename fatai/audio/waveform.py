@@ -105,7 +105,7 @@ def _offset(wave: np.ndarray, frame_length: int) -> np.ndarray:
     """Return the constant offset of the channels of a wave (channels, samples), shape (channels, 1).
 
     It is the mean of the frame with the lowest variance, where the least sound is; 0 if that frame has more sound than
-    offset.
+    offset, or the whole wave far less offset than the frame, whose mean is that of a low tone then.
     """
     samples = wave.shape[-1]
     length = min(frame_length, samples)
@@ -113,7 +113,9 @@ def _offset(wave: np.ndarray, frame_length: int) -> np.ndarray:
     variance, mean = frames.var(-1, dtype=np.float64), frames.mean(-1, dtype=np.float64)
     quietest = variance.argmin(1)[:, None]
     offset, variance = np.take_along_axis(mean, quietest, 1), np.take_along_axis(variance, quietest, 1)
-    return np.where(np.square(offset) > variance, offset, 0).astype(wave.dtype)
+    whole = wave.mean(-1, keepdims=True, dtype=np.float64)
+    is_constant = (np.square(offset) > variance) & (whole * offset > np.square(offset) / 4)
+    return np.where(is_constant, offset, 0).astype(wave.dtype)
 
 
 def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.ndarray:

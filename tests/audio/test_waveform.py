@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fatai.audio.io import load_audio
+from fatai.audio.io import load_audio, save_audio
 from fatai.audio.waveform import PAD_MODES, fit_length, nonsilent_section, peak_db, resample, trim_silence
 from fatai.errors import OptionError, ShapeError
 
@@ -62,6 +62,46 @@ def test_trimming_ends():
     assert torch.equal(trim_silence(both), both[:, start:stop])
     assert torch.equal(trim_silence(trim_silence(wave)), trim_silence(wave))
     assert trim_silence(wave).untyped_storage().data_ptr() == wave.untyped_storage().data_ptr()
+
+
+class TestOffset:
+    @pytest.fixture
+    def event(self):
+        """A second of 16-bit silence with a tone from sample 10240 to 20480."""
+        wave = torch.zeros(44100)
+        wave[10240:20480] = 0.4 * torch.sin(torch.arange(10240) * 0.3)
+        return (wave * 32768).round() / 32768
+
+    @pytest.mark.parametrize("offset", [-0.5, -0.02, 0.01, 0.3, 100.0])
+    def test_a_constant_offset_changes_no_section(self, event, offset):
+        # Frames of 2048 centred samples: the first with the tone is at 9728 or before, the last at 21504 or before.
+        assert tuple(nonsilent_section(event)) == (9728, 21504)
+        assert tuple(nonsilent_section(event + offset)) == (9728, 21504)
+        assert torch.equal(trim_silence(event + offset), event[9728:21504] + offset), "it stays in the wave"
+
+    def test_each_channel_has_its_own(self, event):
+        both = torch.stack([event + 0.1, 0.5 * event - 0.2])
+        assert tuple(nonsilent_section(both)) == (9728, 21504)
+
+    def test_an_offset_under_noise(self, event):
+        noisy = event + 1e-5 * torch.randn(44100, generator=torch.Generator().manual_seed(0)) + 0.02
+        assert tuple(nonsilent_section(noisy)) == (9728, 21504)
+
+    @pytest.mark.parametrize("hz", [1, 3, 30])
+    def test_a_low_tone_is_sound(self, hz):
+        tone = 0.5 * torch.sin(torch.arange(44100) * (2 * np.pi * hz / 44100))
+        assert tuple(nonsilent_section(tone)) == librosa_section(tone.numpy(), 60.0)
+
+    @pytest.mark.parametrize("samples", [1, 2, 100, 2047, 2048, 5000])
+    def test_nothing_but_an_offset_has_no_silence_to_trim(self, samples):
+        assert tuple(nonsilent_section(torch.full((samples,), 0.25))) == (0, samples)
+
+    @pytest.mark.parametrize("subtype", ["ALAW", "ULAW", "PCM_24"])
+    def test_the_value_of_silence_in_a_coding_is_no_sound(self, event, subtype, tmp_path):
+        # Silence in A-law is decoded as 8 / 32768.
+        quiet = 0.1 * event
+        path = save_audio(tmp_path / "a.wav", quiet, 44100, subtype=subtype)
+        assert tuple(nonsilent_section(load_audio(path))) == tuple(nonsilent_section(quiet)) == (9728, 21504)
 
 
 def test_trimming_options_out_of_range_are_named():

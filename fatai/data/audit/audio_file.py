@@ -37,6 +37,8 @@ class AudioFileInfo:
         Number of channels, and of samples per channel.
     peak
         Highest magnitude over all channels, 1.0 at full scale.
+    level
+        The same without the mean of each channel.
     clipped
         Number of samples that, like the two before each, are at full scale in some channel.
     digest
@@ -59,6 +61,7 @@ class AudioFileInfo:
     error: str = ""
     detail: str = ""
     mismatch: str = ""
+    level: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -98,11 +101,23 @@ class _Measurement:
     clipped: int = 0
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
     tail: np.ndarray = field(default_factory=lambda: np.zeros(2, dtype=bool))
+    sums: np.ndarray | float = 0.0
+    highest: np.ndarray | float = -np.inf
+    lowest: np.ndarray | float = np.inf
+
+    @property
+    def level(self) -> float:
+        """Highest magnitude over all channels without the mean of each."""
+        mean = self.sums / max(1, self.samples)
+        return float(np.maximum(self.highest - mean, mean - self.lowest).max())
 
     def add(self, block: np.ndarray) -> None:
         """Add a block of finite samples, shape (samples, channels)."""
         magnitude = np.abs(block)
         self.samples += len(block)
+        self.sums = self.sums + block.sum(0, dtype=np.float64)
+        self.highest = np.maximum(self.highest, block.max(0))
+        self.lowest = np.minimum(self.lowest, block.min(0))
         self.peak = max(self.peak, float(magnitude.max()))
         mono = np.rint(block.mean(1, dtype=np.float64) * 32768).clip(-32768, 32767)
         self.digest.update(mono.astype("<i2").tobytes())
@@ -131,7 +146,15 @@ def _measure(path: Path, info: AudioInfo) -> AudioFileInfo:
         return AudioFileInfo(path, info.sr, info.channels, error="unreadable", detail=detail)
     digest = found.digest.hexdigest()
     return AudioFileInfo(
-        path, info.sr, info.channels, found.samples, found.peak, found.clipped, digest, mismatch=info.mismatch
+        path,
+        info.sr,
+        info.channels,
+        found.samples,
+        found.peak,
+        found.clipped,
+        digest,
+        mismatch=info.mismatch,
+        level=found.level,
     )
 
 
