@@ -12,6 +12,7 @@ from fastcore.basics import GetAttr
 from torch import Tensor
 
 from fatai.augment.base import TrainOnlyCallback
+from fatai.data.clip_names import match_clips
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.losses.composite import weighted_loss
 
@@ -28,23 +29,25 @@ class SampleWeights(TrainOnlyCallback):
     Parameters
     ----------
     weights
-        File name to weight, as a dict or a Series: a number from 0 up, or one number for each tag, shape (tags,), in
-        the order of the tags. Clips that are not in it have weight 1. A single number is the weight of every noisy
+        Clip to weight, as a dict or a Series: a number from 0 up, or one number for each tag, shape (tags,), in the
+        order of the tags. A clip is called by its path, its name, or an end of its path that no other clip of the
+        loaders has. Clips that are not in it have weight 1. A single number is the weight of every noisy
         clip, the others having weight 1. None uses the column `weight` of the loaders' table if there is one. Lower the
         weight of noisy clips when their labels are unreliable. A new value, `learn.sample_weights.weights = 0.75`,
         takes effect from the next epoch on.
     noisy
-        File names of noisy clips. None uses the column `noisy` of the table, which
+        Noisy clips, called as in `weights`. None uses the column `noisy` of the table, which
         `FATDataLoaders.from_path(noisy=True)` fills.
     targets
-        File name to row of targets within [0, 1], for targets that a list of labels cannot express: soft ones, shape
+        Clip to row of targets within [0, 1], for targets that a list of labels cannot express: soft ones, shape
         (tags,), or more columns than tags. Where there are more columns, every training clip needs a row.
 
     Raises
     ------
     OptionError, ShapeError
-        When the fit begins: weights that are negative or belong to no training clip, rows of weights that are not as
-        long as the targets, targets outside [0, 1], or a loss that accepts no weights, which all of `LOSSES` do.
+        When the fit begins: weights that are negative or belong to no training clip, a name that several clips have,
+        rows of weights that are not as long as the targets, targets outside [0, 1], or a loss that accepts no weights,
+        which all of `LOSSES` do.
     """
 
     # Before all augmentations and mixers, since the latter mix the weights that the loss was given.
@@ -70,13 +73,14 @@ class SampleWeights(TrainOnlyCallback):
     def values(self) -> tuple[Tensor, Tensor]:
         """Return weights, shape (clips,) or (clips, tags), and noisy flags, shape (clips,), one for each clip."""
         table = self._table()
-        noisy = _noisy_flags(table, self.noisy)
+        noisy = _column(table, "noisy", default=0.0) if self.noisy is None else self._noisy_flags(self.noisy)
         if self.weights is None:
-            return _checked_weights(_weight_column(table), table), noisy
+            return _checked_weights(_column(table, "weight", default=1.0), table), noisy
         if isinstance(self.weights, (int, float)):
             return _checked_weights(torch.where(noisy > 0, float(self.weights), 1.0), table), noisy
         n_columns = len(self.learn.dls.tags) if not self.targets else len(next(iter(self.targets.values())))
-        return _checked_weights(_weights_by_name(table, self.weights, n_columns), table), noisy
+        values = self._values_of_rows(dict(self.weights.items()), "names with weights")
+        return _checked_weights(_stack_weights(values, table, n_columns), table), noisy
 
     def _table(self) -> pd.DataFrame:
         table = getattr(self.learn.dls.train.dataset, "items", None)
@@ -84,21 +88,43 @@ class SampleWeights(TrainOnlyCallback):
             raise DataError("the training clips have no file names, by which weights are found; use FATDataLoaders")
         return table
 
+    def _values_of_rows(self, values: Mapping[str, Any], what: str) -> list[Any]:
+        """Return the value of each training clip, None where it has none; at least one must have one."""
+        n_train = len(self._table())
+        parts = [getattr(loader.dataset, "items", None) for loader in self.learn.dls.loaders]
+        # Clips that are held out count too: a name that one of them shares must not be taken for a training clip.
+        clips = pd.concat([part for part in parts if isinstance(part, pd.DataFrame)], ignore_index=True)
+        names = [str(name) for name in clips["fname"]]
+        paths = [str(path) for path in clips["path"]] if "path" in clips.columns else names
+        rows: list[Any] = [None] * len(clips)
+        by_name = {str(name): value for name, value in values.items()}
+        for name, matched in match_clips(by_name, names, paths).items():
+            for row in matched:
+                rows[row] = by_name[name]
+        if values and all(value is None for value in rows[:n_train]):
+            raise OptionError(f"none of the {len(values)} {what} is a training clip; names look like {names[0]!r}")
+        return rows[:n_train]
+
+    def _noisy_flags(self, names: Collection[str]) -> Tensor:
+        rows = self._values_of_rows(dict.fromkeys(names, True), "noisy names")
+        return torch.tensor([0.0 if row is None else 1.0 for row in rows])
+
     def _target_rows(self) -> list[Tensor | None] | None:
         """Return for each training clip the row that replaces its labels, None where there is none."""
         if not self.targets:
             return None
-        names, n_tags = list(self._table()["fname"]), len(self.learn.dls.tags)
-        rows = {name: _checked_target(name, row) for name, row in self.targets.items()}
-        lengths = {len(row) for row in rows.values()}
-        missing = [name for name in names if name not in rows]
+        n_tags = len(self.learn.dls.tags)
+        targets = {str(name): _checked_target(name, row) for name, row in self.targets.items()}
+        lengths = {len(row) for row in targets.values()}
+        rows = self._values_of_rows(targets, "names with targets")
+        missing = [name for name, row in zip(self._table()["fname"], rows, strict=True) if row is None]
         if len(lengths) > 1 or (lengths != {n_tags} and missing):
             without = f" and {missing[0]} has none" if missing else ""
             raise ShapeError(
                 f"targets have {sorted(lengths)} columns for {n_tags} tags{without}; expected one number for each tag, "
                 "or rows of one length for all clips"
             )
-        return [rows.get(name) for name in names]
+        return rows
 
     def attach(self) -> None:
         """Replace the training set by one whose items also have a weight and a flag."""
@@ -155,21 +181,6 @@ def _checked_target(name: str, row: Any) -> Tensor:
     return target
 
 
-def _noisy_flags(table: pd.DataFrame, names: Collection[str] | None) -> Tensor:
-    if names is None:
-        return _column(table, "noisy", default=0.0)
-    flags = table["fname"].isin({str(n) for n in names}).to_numpy(dtype=np.float32)
-    if len(names) and not flags.any():
-        raise OptionError(
-            f"none of the {len(names)} noisy names is a training clip; names look like {table['fname'].iloc[0]!r}"
-        )
-    return torch.from_numpy(flags.copy())
-
-
-def _weight_column(table: pd.DataFrame) -> Tensor:
-    return _column(table, "weight", default=1.0)
-
-
 def _column(table: pd.DataFrame, name: str, *, default: float) -> Tensor:
     """Return a column as float32, shape (clips,), or the default for each clip where there is no such column."""
     if name not in table.columns:
@@ -177,15 +188,9 @@ def _column(table: pd.DataFrame, name: str, *, default: float) -> Tensor:
     return torch.from_numpy(table[name].to_numpy(dtype=np.float32).copy())
 
 
-def _weights_by_name(table: pd.DataFrame, weights: Mapping[str, Any] | pd.Series, n_columns: int) -> Tensor:
-    """Return weights of shape (clips,), or (clips, columns) where any clip has one for each column."""
-    known = dict(weights.items())
-    if known and not table["fname"].isin(known).any():
-        raise OptionError(
-            f"none of the {len(known)} names with weights is a training clip; "
-            f"names look like {table['fname'].iloc[0]!r}"
-        )
-    rows = [np.asarray(known.get(name, 1.0), dtype=np.float32) for name in table["fname"]]
+def _stack_weights(values: list[Any], table: pd.DataFrame, n_columns: int) -> Tensor:
+    """Return weights of shape (clips,), or (clips, columns) where any clip has one for each column; None is 1."""
+    rows = [np.asarray(1.0 if value is None else value, dtype=np.float32) for value in values]
     for name, row in zip(table["fname"], rows, strict=True):
         if row.shape not in ((), (n_columns,)):
             raise ShapeError(

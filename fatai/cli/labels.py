@@ -126,7 +126,7 @@ def relabel(
 
     Example: fatai-submit relabel DATA --predictions noisy.csv --method scoring_1000 --out train_noisy_relabelled.csv
     """
-    from fatai.data.datasets.fat2019 import load_dataset
+    from fatai.data.datasets.fat2019 import load_dataset, noisy_clip_names
     from fatai.errors import DataError
     from fatai.inference.predictions import Predictions
     from fatai.noisy_labels.io import write_corrections, write_labels
@@ -138,12 +138,12 @@ def relabel(
     predicted = Predictions.from_csv(predictions)
     predicted = predicted.select(predicted.fnames, dataset.tags)
     selected = select_noisy_labels(
-        dataset.noisy,
+        dataset.noisy.assign(fname=noisy_clip_names(dataset)) if corrections else dataset.noisy,
         dataset.tags,
         method,
         probs=predicted.probs,
         fnames=predicted.fnames,
-        trained_on=dataset.curated["fname"],
+        trained_on=dataset.curated["path"],
         out_of_fold=out_of_fold,
     )
     (write_corrections if corrections else write_labels)(selected, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +39,8 @@ def read_sound_list(file: Path) -> list[tuple[str, Path]]:
 def sound_files(sounds: list[Path]) -> list[tuple[str, Path]]:
     """Find files and all sounds below folders; return names and paths.
 
-    A sound below a folder is named by its path relative to that folder; where two names are equal, by the path as
-    given. Broken links are listed too, so that every sound gets a row in the output.
+    A sound below a folder is named by its path relative to that folder; where two names are equal, by the shortest
+    unique path. Broken links are listed too, so that every sound gets a row in the output.
 
     Raises
     ------
@@ -105,7 +104,9 @@ def check_one_input(sounds: list[Path], input_list: Path | None) -> None:
 
 
 def _unique_names(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """Return each sound once; replace names that occur twice by the path."""
+    """Return each sound once; replace names that occur twice by the shortest unique path."""
+    from fatai.data.clip_names import unique_names
+
     found = list(dict.fromkeys(found))
-    count = Counter(name for name, _ in found)
-    return [(name if count[name] == 1 else str(path), path) for name, path in found]
+    names = unique_names([name for name, _ in found], [str(path) for _, path in found])
+    return [(name, path) for name, (_, path) in zip(names, found, strict=True)]

@@ -31,7 +31,9 @@ from fatai.audio.front_ends import front_end as find_front_end
 from fatai.audio.io import AUDIO_EXTENSIONS
 from fatai.data.cache import ClipCache
 from fatai.data.config import ClipConfig
+from fatai.data.copies import warn_about_copies
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset, training_table
+from fatai.data.folds import ALWAYS_TRAINING
 from fatai.data.labels import (
     apply_corrections,
     check_labels,
@@ -234,8 +236,8 @@ class FATDataLoaders(DataLoaders):
             None loads in the main process on a CPU, where the network needs the cores, and in fastai's default number
             on a GPU.
         check_files
-            Open every file first, to leave out those that cannot be read. Turn it off for tables that were checked
-            before.
+            Open every file first, to leave out those that cannot be read, and warn about copies of a file in both
+            training and validation. Turn it off for tables that were checked before.
         cache, cache_dir
             "wave" stores the trimmed clips as 16-bit samples in a folder, "features" the output of the front end;
             `fatai.data.cache` describes how its crops differ. "none" decodes the files in every epoch.
@@ -265,7 +267,15 @@ class FATDataLoaders(DataLoaders):
         plain = block.dataloaders(table, path=Path(path), bs=bs, **_worker_options(num_workers), **kwargs)
         dls = cls(*plain.loaders, path=plain.path, device=plain.device)
         dls.clip_config, dls.tags, dls.unreadable = clip_config, tags, unreadable
+        if check_files:
+            dls._warn_about_copies()
         return dls
+
+    def _warn_about_copies(self) -> None:
+        """Warn about copies of a sound in both the training and the validation part."""
+        parts = [self.files(0), self.files(1)]
+        table = pd.concat(parts, ignore_index=True)
+        warn_about_copies(np.repeat([ALWAYS_TRAINING, 0], [len(part) for part in parts]), table["fname"], table["path"])
 
     @classmethod
     @delegates(from_df)

@@ -401,6 +401,13 @@ def find_leaks(
     return leaks
 
 
+def find_sound_leaks(
+    folds: Sequence[int] | np.ndarray, fnames: Sequence[str], sounds: Sequence[str | None]
+) -> list[Leak]:
+    """Find equal sounds in more than one fold; arguments as in `find_leaks`, `sounds` being its `hashes`."""
+    return _leaks_of_kind("sound", sounds, folds, fnames)
+
+
 def _leaks_of_kind(
     kind: str, keys: Sequence[Any], folds: Sequence[int] | np.ndarray, fnames: Sequence[str]
 ) -> list[Leak]:
@@ -428,6 +435,7 @@ def warn_about_leaks(leaks: Sequence[Leak]) -> None:
     if parts:
         warnings.warn(
             f"in training and validation of one split: {'; '.join(parts)}; the scores are too high, split by group "
-            "instead",
+            "instead: splitter = \"group\" in a recipe, with group_col = \"sound\" for copies of a sound; or "
+            "a valid_col",
             stacklevel=2,
         )

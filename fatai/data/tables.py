@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from fatai.audio.io import AUDIO_EXTENSIONS, check_audio
+from fatai.data.clip_names import unique_names
 from fatai.data.labels import parse_labels, read_labels, read_table
 from fatai.errors import AudioError, DataError
 from fatai.registry import did_you_mean
@@ -85,7 +86,8 @@ def standardize_table(
 
     Returns
     -------
-    Columns fname, path, labels (lists of tags) and is_valid; also weight, noisy and source if `df` has them.
+    Columns fname, path, labels (lists of tags) and is_valid; also weight, noisy and source if `df` has them. Where
+    several files have one name, `fname` is their shortest unique path.
 
     Raises
     ------
@@ -98,6 +100,7 @@ def standardize_table(
         table["path"] = [str(root / f"{n}{suff}") for n in names]
     else:
         table["path"] = [str(p) for p in _column(df, path_col, "path_col")]
+    table["fname"] = unique_names(table["fname"].tolist(), table["path"].tolist())
     table["labels"] = [parse_labels(cell, label_delim) for cell in _column(df, label_col, "label_col")]
     table["is_valid"] = False if valid_col is None else _booleans(_column(df, valid_col, "valid_col"), "valid_col")
     return table.assign(**_optional_columns(df))

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -288,14 +289,12 @@ def fold_learner(
 
 def _with_noisy(context: FoldContext, table: pd.DataFrame, selection: LabelSelection) -> pd.DataFrame:
     """Append the selected noisy clips to the curated ones; the labels of soft targets are the tags above 0.5."""
-    assert context.noisy is not None
-    paths = dict(zip(context.noisy["fname"], context.noisy["path"], strict=True))
     tags = context.data.tags
     labels = [[tags[k] for k in np.flatnonzero(row[:len(tags)] > 0.5)] for row in selection.targ]
     rows = pd.DataFrame(
         {
             "fname": list(selection.fnames),
-            "path": [paths[name] for name in selection.fnames],
+            "path": _noisy_paths(context, selection),
             "labels": pd.Series(labels, dtype=object),
             "is_valid": False,
             "noisy": selection.noisy,
@@ -305,6 +304,13 @@ def _with_noisy(context: FoldContext, table: pd.DataFrame, selection: LabelSelec
     return pd.concat([table.assign(noisy=False, source="curated"), rows], ignore_index=True)
 
 
+def _noisy_paths(context: FoldContext, selection: LabelSelection) -> list[str]:
+    """Return the path of each selected row."""
+    assert context.noisy is not None
+    paths = dict(zip(context.noisy["fname"], context.noisy["path"], strict=True))
+    return [str(paths[name]) for name in selection.fnames]
+
+
 def sample_weight_callbacks(
     context: FoldContext, learn: FatLearner, selection: LabelSelection | None
 ) -> list[Callback]:
@@ -312,14 +318,18 @@ def sample_weight_callbacks(
     two_heads = has_two_heads(context.recipe)
     if selection is None and not two_heads:
         return []
-    weights = {} if selection is None else dict(selection.weights_by_fname)
-    targets = {} if selection is None else dict(selection.targets_by_fname)
+    weights: dict[str, Any] = {}
+    targets: dict[str, np.ndarray] = {}
+    if selection is not None:
+        # By path: a curated clip may have the name of a noisy one.
+        paths = _noisy_paths(context, selection)
+        weights, targets = (dict(zip(paths, v, strict=True)) for v in (selection.weight, selection.targ))
     if two_heads:
         curated = learn.dls.files(0)
-        curated = curated[~curated["fname"].isin(targets)]
+        curated = curated[~curated["path"].isin(targets)]
         second = second_head(multi_hot(curated["labels"], learn.tags), noisy=False)
-        for fname, targ, weight in zip(curated["fname"], *second, strict=True):
-            targets[fname], weights[fname] = targ, weight
+        for path, targ, weight in zip(curated["path"], *second, strict=True):
+            targets[path], weights[path] = targ, weight
     elif selection is not None and not selection.is_soft:
         targets = {}
     return [SampleWeights(weights, targets=targets)]

@@ -312,8 +312,8 @@ def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[
 
     Returns
     -------
-    The table of readable curated clips, with a column `sound` if the recipe groups by it; the names of unreadable ones; the fold of each readable clip, int64, shape
-    (clips,).
+    The table of readable curated clips, with a column `sound` if the recipe groups by it; the names of unreadable
+    ones; the fold of each readable clip, int64, shape (clips,).
 
     Raises
     ------

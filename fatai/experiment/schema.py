@@ -246,7 +246,8 @@ class Folds(Section):
     run_folds
         Folds that are trained, counted from 0; None trains all.
     group_col
-        Column of train_curated.csv with the groups ("group") or the fold of each clip ("predefined").
+        Column of train_curated.csv with the groups ("group") or the fold of each clip ("predefined"). With "group",
+        "sound" makes a group of each sound and its copies under other names; it needs no column.
     """
 
     splitter: Annotated[str, _among(SPLITTERS)] = "stratified"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from fatai.data.clip_names import unique_names
 from fatai.errors import AudioError, DataError
 from fatai.inference.predictions import Predictions
 from fatai.inference.predictor import ClipPredictions, Predictor
@@ -92,7 +93,7 @@ def predict_files(
 
 
 def names_and_paths(items: Any) -> tuple[list[str], list[str]]:
-    """Return the name and the path of each clip.
+    """Return the name and the path of each clip; files of one name are called by their shortest unique path.
 
     Parameters
     ----------
@@ -113,10 +114,10 @@ def names_and_paths(items: Any) -> tuple[list[str], list[str]]:
             )
         paths = [str(p) for p in items["path"]]
         names = [str(n) for n in items["fname"]] if "fname" in items.columns else [Path(p).name for p in paths]
-        return names, paths
-    if isinstance(items, (str, Path)):
-        items = [items]
-    return [Path(p).name for p in items], [str(p) for p in items]
+    else:
+        paths = [str(p) for p in ([items] if isinstance(items, (str, Path)) else items)]
+        names = [Path(p).name for p in paths]
+    return unique_names(names, paths), paths
 
 
 def with_priors(

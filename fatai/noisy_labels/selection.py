@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from fatai.data.clip_names import match_clips, unique_names
 from fatai.data.folds import noisy_fold_masks
 from fatai.data.labels import check_labels, multi_hot, parse_labels
 from fatai.errors import DataError, OptionError, ShapeError
@@ -208,16 +209,18 @@ def attach_predictions(
     Parameters
     ----------
     table
-        Columns `fname` and `labels` (lists, or cells with commas or semicolons); no clip twice.
+        Columns `fname` and `labels` (lists, or cells with commas or semicolons); no clip twice. With a column `path`,
+        files of one name are called by their shortest unique path.
     tags
         The vocabulary: the order of the columns of `probs`.
     probs
         Shape (predicted clips, tags), within [0, 1]; None for methods that need no predictions.
     fnames
-        The clip of each row of `probs`, in any order; clips that are not in `table` are left out.
+        The clip of each row of `probs`, in any order: its name, or with a column `path` its path or an end of it that
+        no other clip has; clips that are not in `table` are left out.
     trained_on
-        Names of the clips that the models behind `probs` were trained on. None of the table's may be among them, unless
-        `out_of_fold`.
+        Names of the clips that the models behind `probs` were trained on, or their paths where `table` has a column
+        `path`. None of the table's may be among them, unless `out_of_fold`.
     out_of_fold
         True if every row comes only from models that were not trained on its clip, as rows of `out_of_fold_mean` do.
 
@@ -246,8 +249,11 @@ def attach_predictions(
         return NoisyLabelData(names, tags, given)
     if fnames is None:
         raise OptionError("got probs without fnames; expected the clip of each row, since rows are matched by name")
-    check_no_leakage(names, trained_on, out_of_fold=out_of_fold)
-    matched = _match_rows(names, tags, probs, tuple(str(name) for name in fnames))
+    paths = _paths(table, names)
+    training_clips = {str(name) for name in trained_on}
+    training_names = (name for name, path in zip(names, paths, strict=True) if {name, path} & training_clips)
+    check_no_leakage(names, training_names, out_of_fold=out_of_fold)
+    matched = _match_rows(names, tags, probs, _names_of(fnames, names, paths))
     return NoisyLabelData(names, tags, given, _read_only(matched, np.float64), out_of_fold)
 
 
@@ -255,8 +261,21 @@ def _checked_names(table: pd.DataFrame) -> tuple[str, ...]:
     if not {"fname", "labels"} <= set(table.columns):
         raise DataError(f"the table has the columns {', '.join(map(str, table.columns))}; expected fname and labels")
     names = tuple(str(name) for name in table["fname"])
+    names = tuple(unique_names(names, _paths(table, names)))
     _check_unique(names, "the table")
     return names
+
+
+def _paths(table: pd.DataFrame, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the path of each clip; its name in a table without paths."""
+    return tuple(str(path) for path in table["path"]) if "path" in table.columns else names
+
+
+def _names_of(keys: Iterable[str], names: tuple[str, ...], paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of clips that are called by a name, a path or an end of it; unknown ones stay."""
+    keys = [str(key) for key in keys]
+    matched = match_clips(keys, names, paths)
+    return tuple(names[matched[key][0]] if key in matched else key for key in keys)
 
 
 def _given_labels(names: tuple[str, ...], cells: pd.Series, tags: tuple[str, ...]) -> np.ndarray:

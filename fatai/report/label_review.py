@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fatai.audio.io import load_audio
-from fatai.data.datasets.fat2019 import FATDataset, load_dataset
+from fatai.data.datasets.fat2019 import FATDataset, load_dataset, noisy_clip_names
 from fatai.errors import AudioError, DataError
 from fatai.experiment.manifest import noted_data, read_manifest
 from fatai.inference.predictions import Predictions
@@ -216,7 +216,9 @@ def _top_scores(probs: np.ndarray, tags: Sequence[str], labels: Sequence[str]) -
 
 def _predicted_labels(dataset: FATDataset, predicted: Predictions) -> pd.DataFrame:
     """Return the labelled clips of both parts that are predicted, each name once."""
-    parts = [dataset.curated] if dataset.noisy is None else [dataset.curated, dataset.noisy]
+    parts = [dataset.curated]
+    if dataset.noisy is not None:
+        parts.append(dataset.noisy.assign(fname=noisy_clip_names(dataset)))
     table = pd.concat([part[["fname", "labels", "path"]] for part in parts], ignore_index=True).drop_duplicates("fname")
     known = table[table["fname"].isin(predicted.fnames)]
     if not len(known):

@@ -141,9 +141,8 @@ def test_weights_of_a_stage(ten):
 def weights_in_training(clips, **options):
     """What `SampleWeights` would tell the loss of the clips of a table."""
     callback = SampleWeights(**options)
-    callback.learn = SimpleNamespace(
-        dls=SimpleNamespace(train=SimpleNamespace(dataset=SimpleNamespace(items=clips)), tags=TAGS)
-    )
+    train = SimpleNamespace(dataset=SimpleNamespace(items=clips))
+    callback.learn = SimpleNamespace(dls=SimpleNamespace(train=train, loaders=[train], tags=TAGS))
     return [values.tolist() for values in callback.values()]
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
@@ -122,7 +122,8 @@ def load_dataset(
     path
         The folder that contains `train_curated.csv`; or a CSV of files and tags, as `fatai.data.tables` describes it.
     corrections
-        A CSV of corrected labels (`fname`, and `labels` or "remove"), applied to the curated and the noisy part.
+        A CSV of corrected labels (`fname`, and `labels` or "remove"), applied to the curated and the noisy part. A name
+        that both parts have is the curated clip; write train_noisy/1.wav for the noisy one.
     corrupted_files
         What to do with the competition's six corrupted curated files, if they are present: "keep" them; "drop" them;
         move them to the "noisy" part; or "relabel" three of them as the 1st place did and drop the others.
@@ -366,13 +367,50 @@ def _relabel_corrupted_files(curated: pd.DataFrame, tags: tuple[str, ...]) -> pd
 def _correct(data: FATDataset, path: str | Path) -> FATDataset:
     """Apply a file of corrected labels to both training parts."""
     corrections = read_corrections(path, tags=data.tags)
-    known: list[str] = [*data.curated["fname"], *data.missing["fname"], *CORRUPTED_FILES]
+    curated = _apply_to_part(data.curated, list(data.curated["fname"]), corrections)
+    known = [*data.curated["fname"], *data.missing["fname"], *CORRUPTED_FILES]
     noisy = data.noisy
     if noisy is not None:
-        known += list(noisy["fname"])
-        noisy = apply_corrections(noisy, corrections)
-    warn_unused_corrections(corrections, known, path)
-    return _check_curated(replace(data, curated=apply_corrections(data.curated, corrections), noisy=noisy))
+        names = noisy_clip_names(data)
+        noisy = _apply_to_part(noisy, names, corrections)
+        known += names
+        _warn_shared_names(corrections, data, path)
+    # Either part may be named in front of any clip.
+    named = corrections.assign(fname=[_without_part(name, known) for name in corrections["fname"]])
+    warn_unused_corrections(named, known, path)
+    return _check_curated(replace(data, curated=curated, noisy=noisy))
+
+
+def noisy_clip_names(data: FATDataset) -> list[str]:
+    """Return names of the noisy clips that no curated clip has: train_noisy/1.wav where both parts have a 1.wav."""
+    assert data.noisy is not None
+    curated = set(data.curated["fname"])
+    return [f"train_noisy/{name}" if name in curated else name for name in data.noisy["fname"]]
+
+
+def _without_part(name: str, known: Collection[str]) -> str:
+    return name if name in known else name.removeprefix("train_curated/").removeprefix("train_noisy/")
+
+
+def _apply_to_part(part: pd.DataFrame, names: Sequence[str], corrections: pd.DataFrame) -> pd.DataFrame:
+    """Apply corrections to the clips of a part, which are called `names`, or by the folder and their name."""
+    called = {f"train_{row}/{fname}": name for row, fname, name in zip(part["part"], part["fname"], names, strict=True)}
+    fixes = corrections.assign(fname=[called.get(name, name) for name in corrections["fname"]])
+    own = dict(zip(names, part["fname"], strict=True))
+    corrected = apply_corrections(part.assign(fname=list(names)), fixes)
+    return corrected.assign(fname=[own[name] for name in corrected["fname"]])
+
+
+def _warn_shared_names(corrections: pd.DataFrame, data: FATDataset, path: str | Path) -> None:
+    assert data.noisy is not None
+    shared = set(data.curated["fname"]).intersection(data.noisy["fname"], corrections["fname"])
+    if shared:
+        first = min(shared)
+        warnings.warn(
+            f"{path}: {len(shared)} names, such as {first}, are in both parts; the corrections are of the curated "
+            f"clips: write train_noisy/{first} for the noisy one",
+            stacklevel=4,
+        )
 
 
 def _check_curated(data: FATDataset) -> FATDataset:
