@@ -108,7 +108,7 @@ def combined(name: str, *, weights: Sequence[float] | None = None, reduction: st
 class SplitLoss(TagLoss):
     """One loss for clips with curated labels, another for clips flagged `noisy`; a fraction in between mixes both.
 
-    Without flags every clip counts as curated. The 1st place's loss is the default with both weights at 0.5.
+    Without flags every clip counts as curated. The defaults are the 1st place's: half of each loss.
 
     Parameters
     ----------
@@ -119,8 +119,8 @@ class SplitLoss(TagLoss):
     """
 
     def __init__(
-        self, curated_loss: str | TagLoss = "bce", noisy_loss: str | TagLoss = "lsoft", *, curated_weight: float = 1.0,
-        noisy_weight: float = 1.0, reduction: str = "mean",
+        self, curated_loss: str | TagLoss = "bce", noisy_loss: str | TagLoss = "lsoft", *, curated_weight: float = 0.5,
+        noisy_weight: float = 0.5, reduction: str = "mean",
     ):
         super().__init__(reduction=reduction)
         self.curated_loss, self.noisy_loss = _build_loss(curated_loss, reduction), _build_loss(noisy_loss, reduction)
