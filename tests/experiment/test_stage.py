@@ -1,5 +1,6 @@
 """Stages: the callbacks and optimizers that their settings give a learner."""
 
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.tracker import EarlyStoppingCallback
@@ -11,6 +12,7 @@ from fatai.callbacks.schedulers import StopAtLR
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import fit_stage, prepare_stage
 from fatai.inference.learner import fat_learner
+from fatai.losses import class_weights
 
 
 @pytest.fixture
@@ -40,6 +42,21 @@ def test_every_setting_becomes_its_callback(learn):
     assert single(cbs, GradientAccumulation).n_acc == 24, "fastai counts clips"
     assert single(cbs, EarlyStoppingCallback).patience == 4 and single(cbs, StopAtLR).min_lr == 1e-7
     assert learn.dls.train.bs == 8 and prepare_stage(learn, Stage()) == []
+
+
+def test_counts_of_a_weighted_loss_are_of_curated_clips_alone(learn, monkeypatch):
+    tags = learn.dls.tags
+    table = pd.DataFrame({
+        "fname": list("abcde"), "noisy": [False, False, True, True, True],
+        "labels": [(tags[0],), (tags[0], tags[1]), (tags[1],), (tags[1],), (tags[2],)],
+    })
+    monkeypatch.setattr(learn.dls, "files", lambda part: table)
+    prepare_stage(learn, Stage(loss="bce_class"))
+    expected = class_weights([2, 1, *[0] * (len(tags) - 2)])  # with the noisy clips: 2, 3 and 1
+    torch.testing.assert_close(learn.loss_func.weight, expected)
+    monkeypatch.setattr(learn.dls, "files", lambda part: table.drop(columns="noisy"))
+    prepare_stage(learn, Stage(loss="bce_class"))
+    torch.testing.assert_close(learn.loss_func.weight, class_weights([2, 3, 1, *[0] * (len(tags) - 3)]))
 
 
 @pytest.mark.parametrize("optimizer, reference", [
