@@ -152,10 +152,11 @@ class Predictor:
             dataset = _ViewDataset(clips, self.settings, self.views, self.seed)
             loader: DataLoader = DataLoader(dataset, batch_size=None, num_workers=self.num_workers)
             for waves, index in _view_batches(track(loader, desc, total=len(clips)), self.bs, errors):
-                logits = split_on_oom(self._logits, waves)
+                # In float64: in float32 the sigmoids of logits above 17 are all 1, and tie.
+                logits = split_on_oom(self._logits, waves).cpu().double()
                 probs = self.activation(logits)
                 if on_views is not None:
-                    on_views(index, probs.cpu().numpy())
+                    on_views(index, probs.float().numpy())
                 means.add(index[:, 0], probs if self.average == "probs" else logits)
         averaged = means.values()
         return ClipPredictions((averaged if self.average == "probs" else self.activation(averaged)).numpy(), errors)
@@ -226,7 +227,7 @@ class _ClipMeans:
     def add(self, clips: np.ndarray, rows: Tensor) -> None:
         """Add rows (views, outputs) to the clips at the positions `clips` (views,)."""
         positions = torch.from_numpy(clips)
-        self._sums.index_add_(0, positions, rows.cpu().double())
+        self._sums.index_add_(0, positions, rows)
         self._counts.index_add_(0, positions, torch.ones(len(positions), dtype=torch.float64))
 
     def values(self) -> Tensor:

@@ -40,6 +40,18 @@ def test_whole_clips_share_batches_by_length_and_are_predicted_as_if_alone(clips
         )
 
 
+def test_saturated_sigmoids_make_no_ties(clips):
+    class Sure(nn.Module):
+        """Logits whose sigmoids are all 1 in float32."""
+
+        def forward(self, spec):
+            return torch.tensor([20.0, 22.0, 21.0]).expand(len(spec), 3)
+
+    probs = Predictor(Sure(), SETTINGS, build_views("even", 2), 3).predict([clips[0]]).probs[0]
+    np.testing.assert_allclose(1 - probs, np.exp([-20.0, -22.0, -21.0]), rtol=1e-6)
+    assert np.argsort(-probs).tolist() == [1, 2, 0]
+
+
 def test_views_that_wait_for_others_of_their_length_are_few(rng):
     waiting, counts = set(), []
 

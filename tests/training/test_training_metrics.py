@@ -122,6 +122,13 @@ def test_half_precision_makes_no_ties():
         assert learn.validate()[1] == 1.0
 
 
+def test_saturated_sigmoids_make_no_ties():
+    # In float32 the sigmoids of 20 and 22 are both 1; the tag that is there has the higher logit in both clips.
+    logits, targ = [[20.0, 22.0, -1.0], [22.0, 20.0, -1.0]], [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    metrics = [LwLRAP(), RocAUC("micro")]
+    assert validated(np.float32(logits), np.float32(targ), metrics, 2) == [1.0, 1.0]
+
+
 def test_before_the_first_batch_there_is_no_value():
     assert LwLRAP().value is None
 
