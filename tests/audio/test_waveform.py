@@ -96,6 +96,16 @@ class TestOffset:
     def test_nothing_but_an_offset_has_no_silence_to_trim(self, samples):
         assert tuple(nonsilent_section(torch.full((samples,), 0.25))) == (0, samples)
 
+    @pytest.mark.parametrize(
+        ("subtype", "snr_db"), [("PCM_U8", 30), ("ALAW", 34), ("ULAW", 34), ("IMA_ADPCM", 20), ("MS_ADPCM", 20)]
+    )
+    def test_a_coding_differs_by_its_own_noise(self, event, subtype, snr_db, tmp_path):
+        coded = load_audio(save_audio(tmp_path / "a.wav", event, 44100, subtype=subtype))[:44100]
+        section, coded_section = (np.array(nonsilent_section(wave)) for wave in (event, coded))
+        assert np.abs(section - coded_section).max() <= 1024, "two frames"
+        noise = coded - event
+        assert 10 * (event.square().mean() / (noise - noise.mean()).square().mean()).log10() > snr_db
+
     @pytest.mark.parametrize("subtype", ["ALAW", "ULAW", "PCM_24"])
     def test_the_value_of_silence_in_a_coding_is_no_sound(self, event, subtype, tmp_path):
         # Silence in A-law is decoded as 8 / 32768.
