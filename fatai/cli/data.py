@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fatai.cli.options import Data, MaybeData, RecipeName
+from fatai.cli.options import Data, FileCol, MaybeData, RecipeName, TagsCol, TagSep
 
 __all__ = ["app"]
 
@@ -25,6 +25,9 @@ def scan(
     max_findings: Annotated[
         int, typer.Option("--max-findings", help="Findings of a kind that are listed before the rest is counted.")
     ] = 20,
+    file_col: FileCol = None,
+    tags_col: TagsCol = None,
+    tag_sep: TagSep = None,
 ) -> None:
     """Read every sound of a data set and report problems.
 
@@ -35,8 +38,10 @@ def scan(
     For programs: fatai-submit scan DATA --json > scan.json
     """
     from fatai.data.audit.dataset import check_dataset
+    from fatai.data.table_columns import TableColumns
 
-    report = check_dataset(data, front_end=front_end, n_folds=folds)
+    columns = TableColumns(file_col, tuple(tags_col) if tags_col else None, tag_sep)
+    report = check_dataset(data, front_end=front_end, n_folds=folds, columns=columns)
     typer.echo(report.to_json() if as_json else report.to_text(max_per_kind=max_findings))
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "Data",
     "DryRun",
     "Epochs",
+    "FileCol",
     "FinishedRun",
     "FoldCount",
     "Folds",
@@ -46,16 +47,29 @@ __all__ = [
     "Seed",
     "Shard",
     "StepS",
+    "TagSep",
+    "TagsCol",
     "TimeLimit",
     "Tta",
     "Weights",
     "Width",
 ]
 
-_DATA = ("A CSV of your sounds (columns file and tags; the sounds beside it or in folders below), "
-         "or a folder with train_curated.csv, train_curated/, and maybe train_noisy, test and sample_submission.csv.")
+_DATA = ("A CSV of your sounds (columns file and tags, or one of 0 and 1 per tag; the sounds beside it or in folders "
+         "below), a folder with a folder of sounds for each tag, or a folder with train_curated.csv, train_curated/, "
+         "and maybe train_noisy, test and sample_submission.csv.")
 Data = Annotated[Path, typer.Argument(metavar="DATA", help=_DATA)]
 MaybeData = Annotated[Path | None, typer.Argument(metavar="DATA", help=_DATA)]
+FileCol = Annotated[
+    str | None, typer.Option("--file-col", help="Column of the files in a CSV of sounds, where it isn't found.")
+]
+TagsCol = Annotated[
+    list[str] | None,
+    typer.Option("--tags-col", help="Column of the tags in a CSV of sounds, or a column of 0 and 1; may be repeated."),
+]
+TagSep = Annotated[
+    str | None, typer.Option("--tag-sep", help="Separator of the tags in a cell; by default commas and semicolons.")
+]
 FinishedRun = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a model folder that export wrote.")]
 RunData = Annotated[

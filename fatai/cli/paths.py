@@ -27,7 +27,8 @@ def read_sound_list(file: Path) -> list[tuple[str, Path]]:
     from fatai.errors import DataError
 
     try:
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        # utf-8-sig leaves out the byte-order mark of a spreadsheet or editor.
+        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as e:
         raise DataError(f"the list {file} cannot be read: {e.strerror}") from None
     paths = [Path(line.strip()) for line in lines if line.strip()]
@@ -70,10 +71,11 @@ def _sounds_below(folder: Path) -> list[tuple[str, Path]]:
     return [(str(f.relative_to(folder)), f) for f in files]
 
 
-def sound_table(sounds: list[Path], input_list: Path | None) -> pd.DataFrame:
+def sound_table(sounds: list[Path], input_list: Path | None, file_col: str | None = None) -> pd.DataFrame:
     """Build a table of `fname` and `path` from the arguments SOUND or from --input-list.
 
-    A data folder gives its test part, a CSV the sounds in it, folders and files what `sound_files` finds.
+    A data folder gives its test part, a table the sounds that exist of its column `file_col`, folders and files what
+    `sound_files` finds.
 
     Raises
     ------
@@ -83,7 +85,9 @@ def sound_table(sounds: list[Path], input_list: Path | None) -> pd.DataFrame:
     import pandas as pd
 
     from fatai.data.datasets.fat2019 import load_dataset
-    from fatai.data.tables import is_sound_table
+    from fatai.data.table_columns import TableColumns
+    from fatai.data.tables import is_sound_table, read_sound_files
+    from fatai.errors import OptionError
 
     check_one_input(sounds, input_list)
     if input_list is not None:
@@ -91,8 +95,28 @@ def sound_table(sounds: list[Path], input_list: Path | None) -> pd.DataFrame:
     if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
         return load_dataset(sounds[0]).test
     if len(sounds) == 1 and is_sound_table(sounds[0]):
-        return load_dataset(sounds[0]).curated[["fname", "path"]]
+        return _existing_sounds(read_sound_files(sounds[0], TableColumns(file_col)), sounds[0])
+    if file_col is not None:
+        raise OptionError(f"--file-col is {file_col!r}, but no table of sounds is given; expected one, as sounds.csv")
     return pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
+
+
+def _existing_sounds(table: pd.DataFrame, source: Path) -> pd.DataFrame:
+    """Return the rows whose file exists; a warning names the others."""
+    import warnings
+
+    from fatai.errors import DataError
+
+    exists = [Path(path).is_file() for path in table["path"]]
+    missing = [name for name, is_there in zip(table["fname"], exists, strict=True) if not is_there]
+    if len(missing) == len(table):
+        raise DataError(
+            f"none of the {len(table)} sounds in {source}, such as {missing[0]}, is in {source.parent} or below"
+        )
+    if missing:
+        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        warnings.warn(f"{source}: {len(missing)} rows without a sound file are left out: {names}", stacklevel=2)
+    return table[exists].reset_index(drop=True)
 
 
 def check_one_input(sounds: list[Path], input_list: Path | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fatai.cli.options import Average, Calibrate, InputList, Merge, Nproc, NumWorkers, NViews, Run, Shard, Tta
+from fatai.cli.options import Average, Calibrate, FileCol, InputList, Merge, Nproc, NumWorkers, NViews, Run, Shard, Tta
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +54,7 @@ def predict(
     shard: Shard = None,
     nproc: Nproc = None,
     merge: Merge = None,
+    file_col: FileCol = None,
 ) -> None:
     """Predict tags of sounds with every fold of a run, averaged.
 
@@ -67,7 +68,7 @@ def predict(
     from fatai.io.lock import lock_output
 
     thresholds = None if labels is None else thresholds_of_run(run)
-    table = sound_table(sounds or [], input_list)
+    table = sound_table(sounds or [], input_list, file_col)
     options: dict[str, Any] = {"views": tta, "n": n_views, "average": average, "num_workers": num_workers or 0}
     if out is not None and labels is None and save_views is None:
         _predict_to_table(run, table, out, {**options, "calibrated": calibrate}, shard, nproc)

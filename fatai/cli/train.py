@@ -7,9 +7,9 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from fatai.cli.options import (
     Data,
     DryRun,
     Epochs,
+    FileCol,
     FoldCount,
     Folds,
     LearningRate,
@@ -34,6 +35,8 @@ from fatai.cli.options import (
     ReuseRun,
     Scale,
     Seed,
+    TagsCol,
+    TagSep,
     TimeLimit,
     Weights,
     Width,
@@ -62,6 +65,7 @@ class _Training:
     corrections: Path | None = None
     scale: str = "full"
     num_workers: int | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_ensemble(self) -> bool:
@@ -72,12 +76,18 @@ class _Training:
     def load(self) -> tuple[FATDataset, Recipe]:
         """Load the recipe, overridden and scaled, and the data as it reads them."""
         from fatai.data.datasets.fat2019 import load_dataset
+        from fatai.data.table_columns import TableColumns
         from fatai.experiment.recipe import load_recipe
         from fatai.experiment.scaling import scale_recipe
 
         recipe = load_recipe(self.recipe)
         recipe.override(self.overrides)  # raises before any file is read
-        data = load_dataset(self.data, self.corrections, corrupted_files=recipe.clips.corrupted_files)
+        data = load_dataset(
+            self.data,
+            self.corrections,
+            corrupted_files=recipe.clips.corrupted_files,
+            columns=TableColumns.from_dict(self.columns),
+        )
         n_noisy = None if data.noisy is None else len(data.noisy)
         return data, scale_recipe(recipe, self.scale, n_noisy, len(data.curated)).override(self.overrides)
 
@@ -187,6 +197,9 @@ def run(
     time_limit: TimeLimit = None,
     reuse_run: ReuseRun = None,
     nproc: Nproc = None,
+    file_col: FileCol = None,
+    tags_col: TagsCol = None,
+    tag_sep: TagSep = None,
 ) -> None:
     """Train the folds of a recipe, predict, and write a report.
 
@@ -213,7 +226,9 @@ def run(
         seed=seed,
         precision=precision,
     )
-    training = _Training(data, recipe, out, overrides, tuple(fold) if fold else None, corrections, scale, num_workers)
+    columns = {"fn_col": file_col, "label_col": tags_col, "label_delim": tag_sep}
+    run_folds = tuple(fold) if fold else None
+    training = _Training(data, recipe, out, overrides, run_folds, corrections, scale, num_workers, columns)
     if not predict and training.is_ensemble:
         raise OptionError(
             f"--no-predict is given with the ensemble {recipe}; an ensemble averages predictions of the test part"

@@ -1,14 +1,18 @@
 """Tables of labels, vocabularies, multi-hot targets and corrections.
 
-A *cell* of labels holds tags, separated by commas or semicolons. A table of labels is a DataFrame with the columns
-`fname` and `labels` (a list of tags in each row, in the order of the cell, without duplicates); other columns of the
-CSV are kept as text.
+A *cell* of labels holds tags, separated by commas or semicolons, or a list as Python and pandas write it. Tags are in
+Unicode's normal form C, so that a tag has one spelling whatever the keyboard. Cells "NaN", "None" and "null", which
+programs write for missing values, hold no tag; reading a table warns about them. A table of labels is a DataFrame with
+the columns `fname` and `labels` (a list of tags in each row, in the order of the cell, without duplicates); other
+columns of the CSV are kept as text.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -35,6 +39,13 @@ __all__ = [
 REMOVE = "remove"
 """Label of clips to remove in a table of corrections."""
 
+_MISSING_WORDS = ("nan", "none", "null")
+_FLAGS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False, "": False, "nan": False}
+_LIST = re.compile(r"[\[({].*[\])}]", re.DOTALL)
+# A tag in brackets alone, such as [noise], is no list.
+_LIST_WITHOUT_QUOTES = re.compile(r"\[(\s*|.*,.*|[\d.]+)\]", re.DOTALL)
+_QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
+
 
 def parse_labels(cell: Any, delim: str | None = None) -> list[str]:
     """Split a cell into tags, stripped and without duplicates.
@@ -42,7 +53,8 @@ def parse_labels(cell: Any, delim: str | None = None) -> list[str]:
     Parameters
     ----------
     cell
-        Text, or a sequence of tags; None, NaN and empty text have no tags.
+        Text, also of a list; or a sequence of tags. None, NaN, empty text, and the words NaN, None and null have no
+        tags.
     delim
         Separator; None accepts commas and semicolons.
 
@@ -57,9 +69,11 @@ def parse_labels(cell: Any, delim: str | None = None) -> list[str]:
     ['Bark', 'Meow', 'Purr']
     >>> parse_labels("Bark Meow", " ")
     ['Bark', 'Meow']
+    >>> parse_labels("['Bark', 'Meow']")
+    ['Bark', 'Meow']
     """
     if isinstance(cell, str):
-        parts = re.split("[,;]", cell) if delim is None else cell.split(delim)
+        parts = [] if is_missing_word(cell) else _split_text(cell, delim)
     elif cell is None or (isinstance(cell, float) and np.isnan(cell)) or cell is pd.NA:
         parts = []
     elif isinstance(cell, (list, tuple, set, frozenset, np.ndarray)):
@@ -69,7 +83,60 @@ def parse_labels(cell: Any, delim: str | None = None) -> list[str]:
         raise LabelError(
             f"a cell of labels is {cell!r} ({type(cell).__name__}); expected text such as 'Bark,Meow' or a list of tags"
         )
-    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    tags = (unicodedata.normalize("NFC", part).strip() for part in parts)
+    return list(dict.fromkeys(tag for tag in tags if tag))
+
+
+def _split_text(cell: str, delim: str | None) -> list[str]:
+    # Before the split: the normal form of the Greek question mark is a semicolon.
+    text = unicodedata.normalize("NFC", cell).strip()
+    if _LIST.fullmatch(text):
+        quoted = [single or double for single, double in _QUOTED.findall(text[1:-1])]
+        if quoted:
+            return [re.sub(r"\\(.)", r"\1", tag) for tag in quoted]
+        if _LIST_WITHOUT_QUOTES.fullmatch(text):
+            text = text[1:-1]
+    return re.split("[,;]", text) if delim is None else text.split(delim)
+
+
+def is_missing_word(cell: Any) -> bool:
+    """Return whether a cell is a word that programs write for a missing value: NaN, None or null."""
+    return isinstance(cell, str) and cell.strip().lower() in _MISSING_WORDS
+
+
+def is_flag(cell: Any) -> bool:
+    """Return whether a cell says if a clip has the tag of its column: 0 or 1, true or false, or empty."""
+    return str(cell).strip().lower() in _FLAGS
+
+
+def parse_flag_columns(table: pd.DataFrame) -> list[list[str]]:
+    """Return the names of the columns that are true in each row.
+
+    Parameters
+    ----------
+    table
+        Cells for which `is_flag` is true; an empty one is false.
+
+    Examples
+    --------
+    >>> parse_flag_columns(pd.DataFrame({"Bark": [1, 0], "Purr": ["True", "False"]}))
+    [['Bark', 'Purr'], []]
+    """
+    flags = [[_FLAGS[str(cell).strip().lower()] for cell in table[column]] for column in table.columns]
+    names = [unicodedata.normalize("NFC", str(column)) for column in table.columns]
+    return [[name for name, flag in zip(names, row, strict=True) if flag] for row in zip(*flags, strict=True)]
+
+
+def warn_missing_words(cells: Iterable[Any], source: str | Path) -> None:
+    """Warn about cells of labels that hold a word for a missing value and so count as empty."""
+    words = Counter(cell.strip() for cell in cells if is_missing_word(cell))
+    if words:
+        counts = ", ".join(f"{word} ({n})" for word, n in words.items())
+        warnings.warn(
+            f"{source}: cells of labels that mean a missing value count as empty, without a tag: {counts}; "
+            "rename a tag of such a name",
+            stacklevel=4,
+        )
 
 
 def join_labels(labels: Sequence[str]) -> str:
@@ -88,20 +155,23 @@ def join_labels(labels: Sequence[str]) -> str:
     for label in labels:
         if parse_labels(label) != [label]:
             raise LabelError(
-                f"the tag {label!r} cannot be written to a cell: remove commas, semicolons and spaces around it"
+                f"the tag {label!r} cannot be written to a cell: remove commas, semicolons, spaces and brackets around "
+                "it, and rename NaN, None or null"
             )
     return ",".join(labels)
 
 
-def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+def read_table(path: str | Path, columns: Sequence[str], *, delimiter: str | None = None) -> pd.DataFrame:
     """Read a CSV with a header, every cell as text (also "NA").
 
     Parameters
     ----------
     path
-        The CSV, in UTF-8.
+        The CSV, in UTF-8 or UTF-16; anything else is read as Windows-1252, with a warning.
     columns
         Names of columns that must exist.
+    delimiter
+        Separator of cells; None takes a tab, a semicolon or a comma, whichever the header has most of.
 
     Raises
     ------
@@ -109,18 +179,18 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
         If the file or a column is missing, a column occurs twice, or a row has more or fewer cells than the header:
         most often a cell of several labels without quotes.
     """
-    path, wanted = Path(path), ", ".join(columns)
+    path, wanted = Path(path), ", ".join(columns) or "file and tags"
     if not path.is_file():
         raise DataError(f"there is no table {path}; expected a CSV with the columns {wanted}")
+    text = _decode(path)
     try:
-        # utf-8-sig reads plain files as well as those that a spreadsheet starts with a byte-order mark.
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            rows = [row for row in csv.reader(f, strict=True) if row]
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise DataError(f"{path} is no comma-separated table in UTF-8 ({e}); expected a header with {wanted}") from e
+        rows = [row for row in _split_rows(text, delimiter) if row]
+    except csv.Error as e:
+        raise DataError(f"{path} is no table of cells ({e}); expected a header with {wanted}") from e
     if not rows:
         raise DataError(f"{path} is empty; expected a header with {wanted}")
-    header = [column.strip() for column in rows[0]]
+    rows = _without_empty_columns(rows)
+    header = [unicodedata.normalize("NFC", column.strip()) for column in rows[0]]
     _check_header(header, columns, path)
     for k, row in enumerate(rows[1:]):
         if len(row) != len(header):
@@ -129,6 +199,56 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
                 'put "quotes" around a cell with commas'
             )
     return pd.DataFrame(rows[1:], columns=header, dtype=str)
+
+
+def _decode(path: Path) -> str:
+    """Return the text of a table in UTF-8 or UTF-16, or else in Windows-1252, with a warning."""
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    elif data[1:2] == b"\0" or data[:1] == b"\0":
+        # Without a byte-order mark, every other byte of ASCII text in UTF-16 is zero.
+        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
+    else:
+        # utf-8-sig reads plain files as well as those that a spreadsheet starts with a byte-order mark.
+        encoding = "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as e:
+        error = e
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, line {line} is not text in UTF-8 ({error.reason}); save the table as CSV in UTF-8"
+        ) from None
+    warnings.warn(
+        f"{path} is not in UTF-8 and was read as Windows-1252; check letters with accents, and save it in UTF-8",
+        stacklevel=4,
+    )
+    return text
+
+
+def _split_rows(text: str, delimiter: str | None) -> Iterable[list[str]]:
+    first, _, rest = text.partition("\n")
+    # A spreadsheet may name the separator in a line before the header.
+    named = re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"))
+    if named:
+        delimiter, text = delimiter or named[1], rest
+    header = re.sub('"[^"]*"', "", text.partition("\n")[0])
+    delimiter = delimiter or max(",;\t", key=header.count)
+    return csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+
+
+def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
+    """Drop cells without content beyond the header, and columns without a name and content."""
+    width = len(rows[0])
+    rows = [row[:width] if len(row) > width and not any(c.strip() for c in row[width:]) else row for row in rows]
+    if any(len(row) != width for row in rows):
+        return rows
+    used = [k for k in range(width) if any(row[k].strip() for row in rows)]
+    return rows if len(used) == width else [[row[k] for k in used] for row in rows]
 
 
 def _check_header(header: Sequence[str], columns: Sequence[str], path: Path) -> None:
@@ -174,6 +294,7 @@ def read_labels(
     table = read_table(path, [fn_col, label_col]).rename(columns={fn_col: "fname", label_col: "labels"})
     table["fname"] = [name.strip() for name in table["fname"]]
     _check_names(table["fname"], Path(path))
+    warn_missing_words(table["labels"], path)
     table["labels"] = pd.Series(
         [parse_labels(cell, label_delim) for cell in table["labels"]], index=table.index, dtype=object
     )

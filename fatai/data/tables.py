@@ -3,14 +3,17 @@
 A *standard table* has the columns fname, path, labels (a list of tags) and is_valid, whatever the user's table calls
 them; the optional columns weight (sample weight), noisy (whether the labels are noisy) and source are kept.
 
-A *sound table* is a CSV of sound files and their tags, beside the files or above them. The column of files may be
-called fname, file, filename, path or sound, that of tags labels, label, tags, tag, category or class. A file is looked
-up by its path from the folder of the CSV, then by its name in all folders below.
+A *sound table* is a CSV of sound files and their tags, beside the files or above them; its cells may also be separated
+by tabs or semicolons. `fatai.data.table_columns` describes which columns hold the files and the tags, and
+`fatai.data.locate` where the files are looked up. Several rows of a file, such as a row for each tag, are joined.
+
+A *folder of classes* has a folder for each tag, with the sound files of the tag in it and below.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +24,25 @@ import pandas as pd
 
 from fatai.audio.io import AUDIO_EXTENSIONS, check_audio
 from fatai.data.clip_names import unique_names
-from fatai.data.labels import parse_labels, read_labels, read_table
+from fatai.data.labels import is_flag, parse_flag_columns, parse_labels, read_table, warn_missing_words
+from fatai.data.locate import locate_files
+from fatai.data.table_columns import TableColumns, find_columns, find_file_column, parse_tags, segment_columns
 from fatai.errors import AudioError, DataError
 from fatai.registry import did_you_mean
 
-__all__ = ["check_readable", "is_sound_table", "read_sound_table", "standardize_columns", "standardize_table"]
+__all__ = [
+    "check_data_folder",
+    "check_readable",
+    "is_class_folder",
+    "is_sound_table",
+    "read_class_folder",
+    "read_sound_files",
+    "read_sound_labels",
+    "read_sound_table",
+    "standardize_table",
+]
 
-_SYNONYMS = {"fname": ("file", "filename", "path", "sound"), "labels": ("label", "tags", "tag", "category", "class")}
+_TABLE_EXTENSIONS = (".csv", ".tsv", ".txt")
 _BOOLEANS = {
     "true": True, "1": True, "1.0": True, "yes": True,
     "false": False, "0": False, "0.0": False, "no": False, "": False,
@@ -64,7 +79,7 @@ def standardize_table(
     root: Path,
     fn_col: int | str,
     path_col: int | str | None,
-    label_col: int | str,
+    label_col: int | str | Sequence[int | str],
     valid_col: int | str | None,
     suff: str,
     label_delim: str | None,
@@ -78,7 +93,7 @@ def standardize_table(
     root
         Folder of the files.
     fn_col, path_col, label_col, valid_col
-        Names or positions of columns of `df`.
+        Names or positions of columns of `df`; `label_col` may be several columns, of tags or of 0 and 1.
     suff
         Suffix to append to file names.
     label_delim
@@ -101,9 +116,42 @@ def standardize_table(
     else:
         table["path"] = [str(p) for p in _column(df, path_col, "path_col")]
     table["fname"] = unique_names(table["fname"].tolist(), table["path"].tolist())
-    table["labels"] = [parse_labels(cell, label_delim) for cell in _column(df, label_col, "label_col")]
+    table["labels"] = pd.Series(_labels(df, label_col, label_delim), index=table.index, dtype=object)
     table["is_valid"] = False if valid_col is None else _booleans(_column(df, valid_col, "valid_col"), "valid_col")
-    return table.assign(**_optional_columns(df))
+    return _join_tags(table.assign(**_optional_columns(df)))
+
+
+def _join_tags(table: pd.DataFrame) -> pd.DataFrame:
+    """Join the rows of one file with different tags, with a warning; equal rows are repetitions and stay."""
+    rest = [column for column in table.columns if column not in ("labels", "fname")]
+    labels = table["labels"].map(tuple)
+    differing = labels.groupby(table["path"]).transform("nunique") > 1
+    if not differing.any():
+        return table
+    keys = [repr(row) if many else str(k) for k, (row, many) in enumerate(
+        zip(table[rest].itertuples(index=False, name=None), differing, strict=True)
+    )]
+    notices: list[str] = []
+    joined = _join_rows(table, keys, Path("the table"), notices)
+    for notice in notices:
+        warnings.warn(notice, stacklevel=5)
+    return joined
+
+
+def _labels(df: pd.DataFrame, label_col: int | str | Sequence[int | str], delim: str | None) -> list[list[str]]:
+    """Return the tags of each row; columns of 0 and 1 are tags that are called by the column."""
+    if isinstance(label_col, (int, str)):
+        cells = list(_column(df, label_col, "label_col"))
+        warn_missing_words(cells, "the table")
+        return [parse_labels(cell, delim) for cell in cells]
+    columns = [_column(df, column, "label_col") for column in label_col]
+    if not columns:
+        raise DataError("label_col is an empty list; expected the column of tags, or a column for each tag")
+    if all(is_flag(cell) for column in columns for cell in column):
+        return parse_flag_columns(pd.concat(columns, axis=1))
+    warn_missing_words([cell for column in columns for cell in column], "the table")
+    rows = zip(*([parse_labels(cell, delim) for cell in column] for column in columns), strict=True)
+    return [list(dict.fromkeys(label for labels in row for label in labels)) for row in rows]
 
 
 def _optional_columns(df: pd.DataFrame) -> dict[str, list[Any]]:
@@ -153,86 +201,198 @@ def _booleans(column: pd.Series, argument: str) -> list[bool]:
 
 
 def is_sound_table(path: str | Path) -> bool:
-    """Return whether a path is a CSV file rather than a folder in the competition's layout."""
-    return Path(path).suffix.lower() == ".csv" and Path(path).is_file()
+    """Return whether a path is a table of cells rather than a folder in the competition's layout."""
+    return Path(path).suffix.lower() in _TABLE_EXTENSIONS and Path(path).is_file()
 
 
-def standardize_columns(columns: Sequence[str]) -> list[str]:
-    """Replace synonyms of fname and labels in column names.
-
-    Examples
-    --------
-    >>> standardize_columns(["Filename", "fold", "category"])
-    ['fname', 'fold', 'labels']
-    >>> standardize_columns(["fname", "file", "labels"])
-    ['fname', 'file', 'labels']
-    """
-    standard = list(columns)
-    for name, synonyms in _SYNONYMS.items():
-        lowered = [column.lower() for column in standard]
-        position = next((lowered.index(word) for word in (name, *synonyms) if word in lowered), None)
-        if name not in standard and position is not None:
-            standard[position] = name
-    return standard
+def check_data_folder(root: Path) -> None:
+    """Raise `DataError` if there is no folder `root`, but a file or nothing at all."""
+    if root.is_file():
+        raise DataError(
+            f"{root} is neither a folder nor a table of sounds; expected a .csv, .tsv or .txt of cells, as "
+            "spreadsheets save them"
+        )
+    if not root.is_dir():
+        if root.suffix.lower() in _TABLE_EXTENSIONS:
+            raise DataError(f"there is no table {root}; expected one with a column of files and a column of tags")
+        raise DataError(
+            f"there is no folder {root}; expected one with train_curated.csv and train_curated/ "
+            "(fatai.data.datasets.fat2019.fat_sample() returns one; fatai-submit download gets others)"
+        )
 
 
-def read_sound_table(path: str | Path) -> pd.DataFrame:
-    """Read a CSV of sound files and tags, and locate the files.
+def read_sound_labels(path: str | Path, columns: TableColumns | None = None) -> pd.DataFrame:
+    """Read a table of sound files and tags, without looking for the files.
+
+    One warning names what was taken for files and tags, where the names of the columns don't tell, and columns that
+    are not used although they change the meaning of a row.
 
     Parameters
     ----------
     path
-        The CSV; its header may use any of the names that the module's docstring lists.
+        The table, with a header.
+    columns
+        Its columns, where they cannot be found.
 
     Returns
     -------
-    Columns `fname`, `labels` (lists of tags), `path`, `exists` (whether the file was found), and the other columns of
-    the CSV.
+    Columns `fname`, `labels` (lists of tags), and the other columns of the table; a row for each file.
 
     Raises
     ------
     DataError
-        If a column of files or tags or all rows are missing, or a name leads out of the folder or fits several files
-        below it.
+        If a column of files or tags, all rows or a file name are missing, or a file has several segments.
     """
-    csv = Path(path)
-    header = list(read_table(csv, []).columns)
-    standard = standardize_columns(header)
-    for name, synonyms in _SYNONYMS.items():
-        if name not in standard:
-            content = "file names" if name == "fname" else "tags"
-            raise DataError(
-                f"{csv} has no column of {content}: it has {', '.join(header)}; call one {name} (or "
-                f"{', '.join(synonyms)})"
-            )
-    table = read_labels(csv, fn_col=header[standard.index("fname")], label_col=header[standard.index("labels")])
+    source, given = Path(path), columns or TableColumns()
+    table = read_table(source, [])
+    file_col, label_cols, notices = find_columns(table, source, given)
+    names = _file_names(table, file_col, source)
+    labels = parse_tags(table, label_cols, given, source, notices)
+    rest = table.drop(columns=[c for c in {file_col, *label_cols, "", "fname", "labels"} if c in table.columns])
+    tags = pd.Series(labels, index=table.index, dtype=object)
+    named = pd.concat([pd.DataFrame({"fname": names, "labels": tags}), rest], axis=1)
+    joined = _join_rows(named, named["fname"], source, notices)
+    if notices:
+        warnings.warn(f"{source}: {'; '.join(notices)}", stacklevel=3)
+    return joined
+
+
+def _file_names(table: pd.DataFrame, file_col: str, source: Path) -> list[str]:
     if not len(table):
-        raise DataError(f"{csv} has a header but no rows; expected a file name and its labels in each")
-    files = _files_by_name(csv.parent)
-    paths = [_locate(fname, csv, files) for fname in table["fname"]]
-    rest = table.drop(columns=[c for c in ("path", "exists", "part") if c in table.columns])
-    return rest.assign(path=[str(p) for p in paths], exists=[os.path.isfile(p) for p in paths])
+        raise DataError(f"{source} has a header but no rows; expected a file name and its labels in each")
+    names = [name.strip() for name in table[file_col]]
+    if "" in names:
+        row = names.index("")
+        raise DataError(f"{source}, row {row + 1} (line {row + 2}) has no file name: fill it in or remove the row")
+    return names
 
 
-def _files_by_name(folder: Path) -> dict[str, list[Path]]:
-    """Map names to the sound files of that name in a folder and below."""
-    files: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in AUDIO_EXTENSIONS:
-            files.setdefault(file.name, []).append(file)
-    return files
+def read_sound_files(path: str | Path, columns: TableColumns | None = None) -> pd.DataFrame:
+    """Read the files of a table of sounds, which needs no tags.
+
+    Parameters
+    ----------
+    path, columns
+        As in `read_sound_labels`.
+
+    Returns
+    -------
+    Columns `fname` and `path`, a row for each file; also for those that don't exist.
+
+    Raises
+    ------
+    DataError
+        As in `read_sound_table`, but for the tags.
+    """
+    source = Path(path)
+    table = read_table(source, [])
+    notices: list[str] = []
+    file_col = find_file_column(table, source, columns or TableColumns(), notices)
+    names = list(dict.fromkeys(_file_names(table, file_col, source)))
+    if notices:
+        warnings.warn(f"{source}: {notices[0]}", stacklevel=3)
+    return pd.DataFrame({"fname": names, "path": [str(file) for file in locate_files(names, source)]})
 
 
-def _locate(fname: str, csv: Path, files: dict[str, list[Path]]) -> Path:
-    direct = csv.parent / fname
-    if Path(fname).is_absolute() or ".." in Path(fname).parts:
-        raise DataError(f"{csv} names the file {fname!r}, which is outside {csv.parent}; expected files in it or below")
-    if os.path.isfile(direct):
-        return direct
-    matches = files.get(fname, [])
-    if len(matches) > 1:
+def _join_rows(table: pd.DataFrame, keys: Sequence[str], source: Path, notices: list[str]) -> pd.DataFrame:
+    """Join the rows with the same key: all tags of them, and the other cells of the first.
+
+    Raises
+    ------
+    DataError
+        If a key has several rows and the table has segments.
+    """
+    first: dict[str, int] = {}
+    labels: list[list[str]] = []
+    for key, row in zip(keys, table["labels"], strict=True):
+        if key not in first:
+            first[key] = len(labels)
+            labels.append([])
+        known = labels[first[key]]
+        known += [label for label in row if label not in known]
+    if len(labels) == len(table):
+        return table
+    is_first = ~pd.Series(list(keys), index=table.index).duplicated()
+    repeated = table["fname"][~is_first].iloc[0]
+    times = segment_columns(list(table.columns))
+    if times:
         raise DataError(
-            f"{csv} names the file {fname!r}, which exists {len(matches)} times ({matches[0]}, {matches[1]}); "
-            "include the folder in the name"
+            f"{source} has several segments ({' to '.join(times)}) of {repeated}, but every clip is a whole file; cut "
+            "the segments to files of their own, and name those in the table"
         )
-    return matches[0] if matches else direct
+    notices.append(f"{len(table)} rows are {len(labels)} files; the tags of a file's rows were joined: {repeated}, ...")
+    joined = table[is_first].reset_index(drop=True)
+    joined["labels"] = pd.Series(labels, index=joined.index, dtype=object)
+    return joined
+
+
+def read_sound_table(path: str | Path, columns: TableColumns | None = None) -> pd.DataFrame:
+    """Read a table of sound files and tags, and locate the files.
+
+    Parameters
+    ----------
+    path, columns
+        As in `read_sound_labels`.
+
+    Returns
+    -------
+    Columns `fname`, `labels` (lists of tags), `path`, `exists` (whether the file was found), and the other columns of
+    the table.
+
+    Raises
+    ------
+    DataError
+        As in `read_sound_labels`; also if a name leads out of the folder or fits several files below it.
+    """
+    source = Path(path)
+    table = read_sound_labels(source, columns)
+    paths = [str(file) for file in locate_files(list(table["fname"]), source)]
+    rest = table.drop(columns=[c for c in ("path", "exists", "part") if c in table.columns])
+    located = rest.assign(path=paths, exists=[os.path.isfile(file) for file in paths])
+    notices: list[str] = []
+    joined = _join_rows(located, paths, source, notices)
+    if notices:
+        warnings.warn(f"{source}: {notices[0]}", stacklevel=3)
+    return joined
+
+
+def is_class_folder(path: str | Path) -> bool:
+    """Return whether a folder has no table, and at least two folders with sound files."""
+    root = Path(path)
+    if not root.is_dir() or any(is_sound_table(file) for file in root.iterdir()):
+        return False
+    return len({file.relative_to(root).parts[0] for file in _files_in_folders(root)}) > 1
+
+
+def read_class_folder(path: str | Path, *, depth: int = 0) -> pd.DataFrame:
+    """List the sound files of a folder of classes.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    depth
+        Number of folders above that of the tag: 0 for `path/<tag>/<file>`, 1 for `path/train/<tag>/<file>`.
+
+    Returns
+    -------
+    Columns `fname` (the path from the folder, with slashes), `labels` (a list with the tag) and `path`.
+    """
+    root = Path(path)
+    files = [file for file in _files_in_folders(root) if len(file.relative_to(root).parts) > depth + 1]
+    names = [file.relative_to(root) for file in files]
+    labels = [parse_labels([name.parts[depth]]) for name in names]
+    return pd.DataFrame({
+        "fname": [name.as_posix() for name in names],
+        "labels": pd.Series(labels, index=range(len(names)), dtype=object),
+        "path": [str(file) for file in files],
+    })
+
+
+def _files_in_folders(root: Path) -> list[Path]:
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in AUDIO_EXTENSIONS and file.is_file())
+    parts = ((file, file.relative_to(root).parts) for file in files)
+    return [
+        file for file, names in parts
+        if len(names) > 1 and not any(name.startswith(".") or name == "__MACOSX" for name in names)
+    ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 
 from fatai import __version__
 from fatai.data.datasets.fat2019 import FATDataset
-from fatai.data.tables import is_sound_table
+from fatai.data.table_columns import TableColumns
+from fatai.data.tables import is_class_folder, is_sound_table
 from fatai.errors import CheckpointError
 from fatai.experiment.recipe import Recipe
 from fatai.io.atomic import write_text
@@ -25,6 +27,7 @@ from fatai.io.json import read_json_limited
 
 __all__ = ["read_manifest"]
 
+_EDGE = 1 << 14  # bytes at either end of a sound that its digest reads
 _PACKAGES = ("fatai", "fastai", "torch", "numpy", "pandas", "librosa", "soundfile", "soxr", "scikit-learn", "timm")
 
 
@@ -54,9 +57,12 @@ def write_manifest(
         "recipe": recipe.name,
         "seed": recipe.seed,
         "command": command,
-        "run_options": {"data": str(data.path), **run_options},
+        "run_options": {"data": str(data.path), **_columns(data), **run_options},
         "tags": list(data.tags),
-        "data": {"folder": data.path.name, "digest": digest, "curated": len(data.curated), "test": len(data.test)},
+        "data": {
+            "folder": data.path.name, "digest": digest, "modified": times_digest(data), "curated": len(data.curated),
+            "test": len(data.test),
+        },
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         "machine": {"system": platform.platform(), "device": _device(), "threads": torch.get_num_threads()},
         "finished": None if results is None else datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -104,20 +110,62 @@ def noted_data(run: Path) -> Path | None:
     options = (read_manifest(run) or {}).get("run_options")
     data = options.get("data") if isinstance(options, dict) else None
     path = Path(data) if isinstance(data, str) else None
-    return path if path is not None and (is_sound_table(path) or (path / "train_curated.csv").is_file()) else None
+    if path is None:
+        return None
+    is_data = is_sound_table(path) or (path / "train_curated.csv").is_file() or is_class_folder(path)
+    return path if is_data else None
+
+
+def noted_columns(run: Path) -> TableColumns:
+    """Return how the table of sounds of a run was read."""
+    return columns_of(read_manifest(run) or {})
+
+
+def columns_of(manifest: Mapping[str, Any]) -> TableColumns:
+    """Return how the table of sounds of a run was read, as its manifest notes it."""
+    options = manifest.get("run_options")
+    return TableColumns.from_dict(options.get("columns") if isinstance(options, dict) else None)
 
 
 def data_digest(data: FATDataset) -> str:
-    """Return a SHA-256 over names, file sizes and labels of all clips; it changes with the data and reads no sound."""
+    """Return a SHA-256 over names, labels, file sizes and both ends of the files of all clips; copies have the same."""
     digest = hashlib.sha256()
-    for part in (data.curated, data.noisy, data.test):
-        if part is None:
-            continue
+    for part in _parts(data):
         labels = part["labels"] if "labels" in part.columns else [()] * len(part)
         for fname, path, tags in zip(part["fname"], part["path"], labels, strict=True):
             size = Path(path).stat().st_size if Path(path).is_file() else -1
             digest.update(f"{fname}\0{size}\0{','.join(tags)}\n".encode())
+            if size > 0:
+                digest.update(_ends(Path(path), size))
     return digest.hexdigest()
+
+
+def times_digest(data: FATDataset) -> str:
+    """Return a SHA-256 over the times at which the files of all clips were modified, which copies do not share."""
+    digest = hashlib.sha256()
+    for part in _parts(data):
+        for path in map(Path, part["path"]):
+            digest.update(f"{path.stat().st_mtime_ns if path.is_file() else -1}\n".encode())
+    return digest.hexdigest()
+
+
+def _parts(data: FATDataset) -> list[pd.DataFrame]:
+    return [part for part in (data.curated, data.noisy, data.test) if part is not None]
+
+
+def _ends(path: Path, size: int) -> bytes:
+    """Return the digest of the first and the last bytes of a file; of nothing if it cannot be opened."""
+    digest = hashlib.sha256()
+    with suppress(OSError), path.open("rb") as file:
+        digest.update(file.read(_EDGE))
+        file.seek(max(0, size - _EDGE))
+        digest.update(file.read(_EDGE))
+    return digest.digest()
+
+
+def _columns(data: FATDataset) -> dict[str, Any]:
+    given = data.columns.to_dict()
+    return {"columns": given} if given else {}
 
 
 def _version(package: str) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import CheckpointError, DataError
 from fatai.experiment.launch import start_processes
-from fatai.experiment.manifest import noted_data, read_manifest
+from fatai.experiment.manifest import noted_columns, noted_data, read_manifest
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import Report, run_recipe
 from fatai.inference.predictions import Predictions
@@ -128,12 +129,17 @@ def reproduce_run(
     if options["nproc"] > 1:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         arguments = _arguments(run, found, reproduced, options, resume)
+        arguments += noted_columns(run).arguments()
         start_processes(options["nproc"], arguments, f"the run in {reproduced}")
     else:
         torch.set_num_threads(threads)
+        recipe = load_recipe(run / "recipe.toml")
+        corrupted_files = recipe.clips.corrupted_files
         run_recipe(
-            found,
-            run / "recipe.toml",
+            load_dataset(
+                found, options["corrections"], corrupted_files=corrupted_files, columns=noted_columns(run)
+            ),
+            recipe,
             reproduced,
             run_folds=options["run_folds"],
             predict_test=options["predict_test"],

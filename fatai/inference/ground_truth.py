@@ -1,7 +1,7 @@
 """Ground truth: the tags of each clip, from CSV files or data frames in either of two layouts.
 
 Either a column `labels`, whose cells list tags, or a column of 0 and 1 for each tag; both beside a column `fname`.
-Tables of one's own sounds may have the other column names that `fatai.data.tables` accepts.
+Tables of one's own sounds may have any of the shapes that `fatai.data.table_columns` describes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from fatai.data.labels import parse_labels
-from fatai.data.tables import standardize_columns
+from fatai.data.table_columns import standardize_columns
+from fatai.data.tables import read_sound_labels
 from fatai.errors import DataError, LabelError
 from fatai.io.csv import CsvTable, Duplicates, Row, format_names, read_csv, width_error
 from fatai.registry import did_you_mean
@@ -51,7 +52,7 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
         If a label is not one of `tags`.
     """
     table = _open(truth, tags)
-    has_flags = set(tags) <= set(table.columns)
+    has_flags = _has_flags(table, tags)
     _check_columns(table, tags, has_flags)
     name_column = table.columns.index("fname")
     flags: dict[str, np.ndarray] = {}
@@ -69,9 +70,22 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
 def _open(truth: Table, tags: Sequence[str]) -> CsvTable:
     """Open a table; its columns are standardized unless they are the tags."""
     table = _from_frame(truth) if isinstance(truth, pd.DataFrame) else read_csv(truth)
-    if set(tags) <= set(table.columns):
+    has_fname = "fname" in table.columns
+    if has_fname and _has_flags(table, tags):
         return table
-    return table._replace(columns=tuple(standardize_columns(table.columns)))
+    # A table with the columns of some tags lacks others; it must not be taken for one without these tags.
+    lacks_tags = not set(tags).isdisjoint(table.columns) and not _has_flags(table, tags)
+    if isinstance(truth, pd.DataFrame) or has_fname or lacks_tags:
+        return table._replace(columns=tuple(standardize_columns(table.columns)))
+    return _from_frame(read_sound_labels(os.fsdecode(truth))[["fname", "labels"]])._replace(path=table.path)
+
+
+def _has_flags(table: CsvTable, tags: Sequence[str]) -> bool:
+    """Return whether there is a column for each tag; a tag may have the name of the column fname."""
+    columns = list(table.columns)
+    if "fname" in columns:
+        columns.remove("fname")
+    return set(tags) <= set(columns)
 
 
 def _from_frame(frame: pd.DataFrame) -> CsvTable:

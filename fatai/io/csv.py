@@ -109,7 +109,9 @@ def read_csv(path: str | os.PathLike[str]) -> CsvTable:
     if header is None:
         raise DataError(f"{path}: the file is empty; expected a header with fname and one column per tag")
     columns = tuple(cell.strip() for cell in header.cells)
-    duplicates = sorted(column for column, n in Counter(columns).items() if n > 1)
+    # After the column of names, a tag may be called fname too.
+    names = columns[1:] if columns[0] == "fname" else columns
+    duplicates = sorted(column for column, n in Counter(names).items() if n > 1)
     if duplicates:
         raise DataError(f"{path}: line {header.line}: the column {format_names(duplicates)} appears twice")
     return CsvTable(str(path), columns, rows)

@@ -122,7 +122,7 @@ class SpectrogramModel(nn.Module):
         if self.training and shape[0] == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.modules()):
             raise ShapeError(
                 f"the input of the model is one clip, shape {shape}; the batch norm of its head needs at least 2 in "
-                "training: raise bs"
+                "training: take bs of 2 or more, and as many training clips"
             )
         return self._pad(spec)
 

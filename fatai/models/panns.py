@@ -153,7 +153,8 @@ class PannsModel(SpectrogramModel):
         if self.training and len(spec) == 1 and max(spec.shape[2:]) < 2 * self.min_frames:
             raise ShapeError(
                 f"the input of the model is one clip, shape {tuple(spec.shape)}, halved to one number per channel; "
-                f"batch norm needs several in training: raise bs, or give it at least {2 * self.min_frames} frames"
+                f"batch norm needs several in training: take more clips and a bs above 1, or give it at least "
+                f"{2 * self.min_frames} frames"
             )
         return spec
 

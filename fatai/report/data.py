@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
+from fatai.data.table_columns import TableColumns
 from fatai.ensemble.members import read_folds
 from fatai.errors import CheckpointError, FataiError
-from fatai.experiment.manifest import read_manifest
+from fatai.experiment.manifest import columns_of, read_manifest
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run_folder import trained_model
 from fatai.export.pretrained import Pretrained
@@ -148,7 +149,7 @@ def load_report_data(run: str | Path, data: str | Path | FATDataset | None = Non
     recipe = _load_or_none(load_recipe, run / "recipe.toml") if is_run else None
     predictions = _load_if_exists(Predictions.from_csv, run / "oof.csv")
     tags = predictions.tags if predictions is not None else _manifest_tags(manifest)
-    dataset = None if data is None else _load_dataset(data, recipe)
+    dataset = None if data is None else _load_dataset(data, recipe, columns_of(manifest))
     folds_csv = run / (members[0] if members else ".") / "folds.csv"
     return ReportData(
         name=run.resolve().name,
@@ -196,12 +197,13 @@ def _manifest_tags(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, tags)) if isinstance(tags, list) else ()
 
 
-def _load_dataset(data: str | Path | FATDataset, recipe: Recipe | None) -> FATDataset:
+def _load_dataset(data: str | Path | FATDataset, recipe: Recipe | None, columns: TableColumns) -> FATDataset:
     if isinstance(data, FATDataset):
         return data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report lists what is missing
-        return load_dataset(data, corrupted_files=recipe.clips.corrupted_files if recipe is not None else "keep")
+        corrupted_files = recipe.clips.corrupted_files if recipe is not None else "keep"
+        return load_dataset(data, corrupted_files=corrupted_files, columns=columns)
 
 
 def _load_truth(folds_csv: Path, dataset: FATDataset | None, tags: tuple[str, ...]) -> dict[str, np.ndarray]:

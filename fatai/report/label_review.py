@@ -24,7 +24,7 @@ from markupsafe import Markup
 from fatai.audio.io import load_audio
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset, noisy_clip_names
 from fatai.errors import AudioError, DataError
-from fatai.experiment.manifest import noted_data, read_manifest
+from fatai.experiment.manifest import noted_columns, noted_data, read_manifest
 from fatai.inference.predictions import Predictions
 from fatai.io.atomic import write_text
 from fatai.noisy_labels.label_issues import find_label_issues
@@ -166,7 +166,7 @@ def label_issues_of_run(
         If there are no predictions, no data, no clip that both have, or no issue.
     """
     predicted = Predictions.from_csv(predictions or Path(run) / "oof.csv")
-    dataset = load_dataset(_data_of(Path(run)) if data is None else data)
+    dataset = load_dataset(_data_of(Path(run)) if data is None else data, columns=noted_columns(Path(run)))
     labels = _predicted_labels(dataset, predicted)
     pairs = predicted.align_with(labels[["fname", "labels"]], partial=True)
     known = set(labels["fname"])

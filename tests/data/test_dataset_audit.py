@@ -59,7 +59,7 @@ def make_empty(path):
     ("kind", "spoil", "detail"),
     [
         ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:30]), "cut short"),
-        ("unreadable", lambda p: p.write_bytes(p.read_bytes()[:-1000]), "cut short"),
+        ("cut", lambda p: p.write_bytes(p.read_bytes()[:-882]), r"0\.290 s are there; its header declares 26,460"),
         ("unreadable", lambda p: p.write_text("<html>not found</html>"), "web page"),
         ("empty", lambda p: p.write_bytes(b""), "0 bytes"),
         ("empty", make_empty, "no samples"),
@@ -71,6 +71,8 @@ def make_empty(path):
         ("not_finite", lambda p: put(p, np.array([0.1, -np.inf] * 9, np.float32), subtype="FLOAT"), "sample 1 is -inf"),
         ("silent", lambda p: put(p, np.zeros(SR, np.float32)), r"all samples are 0 \(1\.00 s\)"),
         ("silent", lambda p: put(p, noise(3, level=1e-4).clip(-3e-4, 3e-4)), "-70 dB|-71 dB"),
+        ("silent", lambda p: put(p, noise(3, level=1e-4).clip(-3e-4, 3e-4) + 0.1), "-70 dB|-71 dB"),
+        ("silent", lambda p: put(p, np.full(SR, 0.25, np.float32)), r"all samples are equal \(1\.00 s\)"),
         ("clipped", lambda p: put(p, (noise(3, level=2.0) * 50).clip(-1, 1)), "in a row at full scale"),
         ("rate", lambda p: put(p, noise(3), sr=22050), "22,050 Hz; most files have 44,100 Hz"),
         ("channels", lambda p: put(p, np.stack([noise(3), noise(4)], 1)), "2 channels"),

@@ -1,5 +1,7 @@
 """Tables of labels: cells, CSVs, targets, corrections."""
 
+import unicodedata
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +27,8 @@ NAMES = st.text(
     st.characters(blacklist_characters=",;", blacklist_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]),
     min_size=1,
     max_size=8,
+).map(lambda name: unicodedata.normalize("NFC", name)).filter(
+    lambda name: name[0] not in "[({" and ";" not in name and name.lower() not in ("nan", "none", "null")
 )
 
 
@@ -47,6 +51,18 @@ NAMES = st.text(
         ({"Purr", "Bark"}, ["Bark", "Purr"]),
         ("Fill_(with_liquid)", ["Fill_(with_liquid)"]),
         ("NA", ["NA"]),
+        ("None", []),
+        (" null ", []),
+        ("['Rain', 'loud']", ["Rain", "loud"]),
+        ('["Bird\'s", \'a,b\']', ["Bird's", "a,b"]),
+        ("('Rain',)", ["Rain"]),
+        ("['Rain' 'loud']", ["Rain", "loud"]),
+        ("[Rain, loud]", ["Rain", "loud"]),
+        ("[]", []),
+        ("[3]", ["3"]),
+        ("[noise]", ["[noise]"]),
+        ("(unknown)", ["(unknown)"]),
+        ("Cafe\u0301", ["Caf\u00e9"]),
         ("Walk and footsteps", ["Walk and footsteps"]),
     ],
 )
@@ -68,7 +84,7 @@ def test_joining_and_parsing_are_inverse(labels):
     assert parse_labels(join_labels(labels)) == labels
 
 
-@pytest.mark.parametrize("tag", ["a,b", "a;b", " a", ""])
+@pytest.mark.parametrize("tag", ["a,b", "a;b", " a", "", "None", "['a']", "Cafe\u0301"])
 def test_a_tag_that_would_not_be_parsed_back_is_not_joined(tag):
     with pytest.raises(LabelError, match="cannot be written"):
         join_labels(["Bark", tag])
@@ -88,10 +104,11 @@ def test_a_table_keeps_order_and_other_columns_and_the_word_na(tmp_path):
     assert table["site"].tolist() == ["NA", ""]
 
 
-def test_a_tag_called_na_or_none_is_a_tag(tmp_path):
-    csv = write(tmp_path / "t.csv", "fname,labels\n1.wav,NA\n2.wav,None\n003,nan\n")
-    table = read_labels(csv)
-    assert table["labels"].tolist() == [["NA"], ["None"], ["nan"]] and table["fname"].tolist()[2] == "003"
+def test_words_for_missing_values_are_no_tags_and_are_named(tmp_path):
+    csv = write(tmp_path / "t.csv", "fname,labels\n1.wav,NA\n2.wav,None\n003,NaN\n4.wav,null\n5.wav,NaN\n")
+    with pytest.warns(UserWarning, match=r"t\.csv: .*count as empty.*: None \(1\), NaN \(2\), null \(1\)"):
+        table = read_labels(csv)
+    assert table["labels"].tolist() == [["NA"], [], [], [], []] and table["fname"].tolist()[2] == "003"
 
 
 def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
@@ -137,7 +154,7 @@ def test_a_label_similar_to_none_raises_with_the_known_tags():
         ),
         ("fname,labels\na.wav,Bark\nb.wav\n", r"row 2 \(line 3\) has 1 cells"),
         ("fname,labels,labels\na.wav,Bark,Meow\n", "column 'labels' twice"),
-        ('fname,labels\na.wav,"Bark\n', "no comma-separated table"),
+        ('fname,labels\na.wav,"Bark\n', "no table of cells"),
     ],
 )
 def test_an_invalid_table_raises_with_the_problem(tmp_path, text, message):
@@ -150,11 +167,38 @@ def test_no_table_at_all(tmp_path):
         read_labels(tmp_path / "t.csv")
 
 
-def test_a_table_in_another_encoding_raises_an_error_about_utf8(tmp_path):
+def test_a_table_of_a_western_windows_is_read_with_a_warning(tmp_path):
     csv = tmp_path / "t.csv"
-    csv.write_bytes("fname,labels\né.wav,Bark\n".encode("latin-1"))
-    with pytest.raises(DataError, match="UTF-8"):
-        read_table(csv, ["fname"])
+    csv.write_bytes("fname,labels\né.wav,Caf\u00e9\n".encode("cp1252"))
+    with pytest.warns(UserWarning, match="was read as Windows-1252"):
+        table = read_table(csv, ["fname"])
+    assert table.to_numpy().tolist() == [["é.wav", "Caf\u00e9"]]
+
+
+def test_bytes_of_no_encoding_raise_with_the_line_and_the_remedy(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"fname,labels\na.wav,\x81\n")
+    with pytest.raises(DataError, match=r"t\.csv, line 2 is not text in UTF-8 \(.*\); save the table as CSV in UTF-8$"):
+        read_table(tmp_path / "t.csv", ["fname"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_encoding_and_separator_are_found(tmp_path, encoding, delimiter):
+    text = delimiter.join(["fname", "labels", "site"]) + "\r\n" + delimiter.join(["a.wav", '"Bark, Meow"', ""]) + "\r\n"
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    assert read_labels(tmp_path / "t.csv").to_dict("records") == [
+        {"fname": "a.wav", "labels": ["Bark", "Meow"], "site": ""}
+    ]
+
+
+@pytest.mark.parametrize("text", [
+    "fname,labels\na.wav,Bark,\n", "fname,labels,\na.wav,Bark,\n", "fname,labels,,\na.wav,Bark,,\n",
+    "sep=;\nfname;labels\na.wav;Bark\n",
+])
+def test_what_spreadsheets_add_is_left_out(tmp_path, text):
+    assert read_table(write(tmp_path / "t.csv", text), ["fname"]).to_dict("records") == [
+        {"fname": "a.wav", "labels": "Bark"}
+    ]
 
 
 @given(st.lists(st.lists(st.sampled_from(TAGS), unique=True, max_size=3), max_size=6))

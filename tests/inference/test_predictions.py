@@ -237,7 +237,8 @@ def test_clips_of_only_one_side_are_an_error_unless_partial(preds, file):
             LabelError,
             "line 2: 'Barc' is not a tag of the predictions; did you mean Bark",
         ),
-        ("name,labels\na.wav,Bark\n", DataError, "the columns are 'name', 'labels'; expected fname"),
+        ("name,labels\na,Bark\n", DataError, "no column of file names: it has name, labels; call one fname"),
+        ("name,Bark,Meow\na,1,0\n", DataError, "the columns are 'name', 'Bark', 'Meow'; expected fname"),
         (
             "fname,tag_name\na.wav,Bark\n",
             DataError,

@@ -8,6 +8,7 @@ measured value.
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections import Counter
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import combinations, pairwise
 from os.path import isfile  # unlike Path.is_file it returns False, and raises no error, for invalid names
 from pathlib import Path
 
@@ -29,7 +30,14 @@ from fatai.data.audit.audio_file import MIN_CLIPPED_SAMPLES, AudioFileInfo, chec
 from fatai.data.audit.report import FINDING_KINDS, CostEstimate, DatasetReport, Finding
 from fatai.data.folds import fold_table, make_folds
 from fatai.data.labels import multi_hot, read_labels, read_table, unique_tags
-from fatai.data.tables import is_sound_table, read_sound_table
+from fatai.data.table_columns import TableColumns
+from fatai.data.tables import (
+    check_data_folder,
+    is_class_folder,
+    is_sound_table,
+    read_class_folder,
+    read_sound_table,
+)
 from fatai.errors import DataError
 from fatai.io.progress import track
 from fatai.registry import did_you_mean
@@ -37,7 +45,7 @@ from fatai.registry import did_you_mean
 __all__ = ["check_dataset"]
 
 SILENCE_DB = -60.0
-"""A file counts as silent if its peak is below this level, in dB of full scale."""
+"""A file counts as silent if its peak without an offset is below this level, in dB of full scale."""
 DURATION_EDGES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, float("inf"))
 """Edges of the duration histogram, in seconds."""
 _PARTS = ("curated", "noisy", "test")
@@ -96,14 +104,15 @@ def check_dataset(
     n_folds: int = 5,
     seed: int = 2019,
     threads: int | None = None,
+    columns: TableColumns | None = None,
 ) -> DatasetReport:
     """Decode all files of a data set and report what is wrong or unusual.
 
     Parameters
     ----------
     path
-        A folder in the competition's layout, whose noisy and test parts are optional; or a CSV of sound files, as
-        `fatai.data.tables` describes it.
+        A folder in the competition's layout, whose noisy and test parts are optional; or a table of sound files or a
+        folder of classes, as `fatai.data.tables` describes them.
     front_end
         Front end for the estimates of cache size and epoch time.
     folds, n_folds, seed
@@ -111,6 +120,8 @@ def check_dataset(
         precedence.
     threads
         Files that are decoded in parallel; None takes one thread per core.
+    columns
+        The columns of a table of sounds, where they cannot be found.
 
     Returns
     -------
@@ -121,7 +132,7 @@ def check_dataset(
     DataError
         If there is no such folder, or tables lack their columns; all other problems are findings.
     """
-    tables = _read_tables(Path(path))
+    tables = _read_tables(Path(path), columns)
     listed = tables.existing_files()
     start = time.perf_counter()
     sounds = _check_files([tables.file(part, fname) for part, fname in listed], threads)
@@ -152,13 +163,13 @@ def _sorted_findings(
     return tuple(sorted(findings, key=lambda f: (order[f.kind], _PARTS.index(f.part), f.fname)))
 
 
-def _read_tables(root: Path) -> _Tables:
-    if is_sound_table(root):
-        table = read_sound_table(root)
+def _read_tables(root: Path, columns: TableColumns | None = None) -> _Tables:
+    is_table = is_sound_table(root)
+    if is_table or (not (root / "train_curated.csv").is_file() and is_class_folder(root)):
+        table = read_sound_table(root, columns) if is_table else read_class_folder(root).assign(exists=True)
         paths = {fname: Path(path) for fname, path in zip(table["fname"], table["path"], strict=True)}
         return _Tables(root, {"curated": table.drop(columns=["path", "exists"])}, sound_paths=paths)
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root}; expected one with train_curated.csv and train_curated/")
+    check_data_folder(root)
     tables = _Tables(root)
     for part in ("curated", "noisy"):
         csv = root / f"train_{part}.csv"
@@ -211,9 +222,12 @@ def _sound_findings(listed: Sequence[tuple[str, str]], sounds: Sequence[AudioFil
 
 def _oddities(sound: AudioFileInfo, common_sr: int) -> Iterator[tuple[str, str]]:
     """Yield kind and detail of what is unusual about a file that can be decoded."""
-    if sound.peak < 10 ** (SILENCE_DB / 20):
-        level = f"its peak is {20 * np.log10(sound.peak):.0f} dB" if sound.peak else "all samples are 0"
+    if sound.level < 10 ** (SILENCE_DB / 20):
+        level = f"its peak is {20 * np.log10(sound.level):.0f} dB" if sound.level else "all samples are equal"
+        level = level if sound.peak else "all samples are 0"
         yield "silent", f"{level} ({sound.seconds:.2f} s)"
+    if sound.mismatch:
+        yield "cut", f"{sound.seconds:.3f} s are there; {sound.mismatch}"
     if sound.clipped >= MIN_CLIPPED_SAMPLES:
         yield "clipped", f"{sound.clipped:,} of {sound.samples:,} samples are in a row at full scale"
     if sound.sr != common_sr:
@@ -248,10 +262,11 @@ def _label_findings(tables: _Tables) -> Iterator[Finding]:
     labeled = tables.labeled()
     count = Counter(label for rows in labeled.values() for row in rows["labels"] for label in row)
     similar = _similar_labels(count) if tables.tags is None else {}
+    yield from _spelling_findings(labeled, count, similar) if tables.tags is None else ()
     for part, rows in labeled.items():
         for fname, labels in zip(rows["fname"], rows["labels"], strict=True):
             if not labels:
-                yield Finding("no_label", part, fname, "its cell of labels is empty")
+                yield Finding("no_label", part, fname, "its cell of labels is empty, or says NaN, None or null")
             for label in labels:
                 detail = _label_problem(label, tables.tags, similar, count)
                 if detail:
@@ -276,6 +291,38 @@ def _similar_labels(count: Counter[str]) -> dict[str, str]:
         if near:
             similar[label] = frequent[near[0]]
     return similar
+
+
+def _spelling_findings(
+    labeled: dict[str, pd.DataFrame], count: Counter[str], similar: dict[str, str]
+) -> Iterator[Finding]:
+    """Yield pairs of tags that differ in case, spaces or a letter, at the first clip of the rarer tag."""
+    first = {
+        label: (part, fname)
+        for part, rows in reversed(labeled.items())
+        for fname, labels in reversed(list(zip(rows["fname"], rows["labels"], strict=True)))
+        for label in labels
+    }
+    # The pairs that _similar_labels found are named at every clip.
+    for one, other in combinations(sorted(count, key=lambda label: (count[label], label)), 2):
+        if one not in similar and _differ_little(one, other):
+            part, fname = first[one]
+            counts = f"{one!r} ({count[one]} clips) and {other!r} ({count[other]})"
+            yield Finding("label", part, fname, f"the tags {counts} differ little: are they the same?")
+
+
+def _differ_little(one: str, other: str, min_length: int = 4) -> bool:
+    """Return whether two tags differ only in case, spaces and hyphens, or by one letter of a longer word."""
+    one, other = (re.sub(r"[\s_-]+", "", label).casefold() for label in (one, other))
+    short, long = sorted((one, other), key=len)
+    if short == long:
+        return True
+    if len(short) < min_length or len(long) - len(short) > 1:
+        return False
+    start = next((k for k, letter in enumerate(short) if letter != long[k]), len(short))
+    # Numbered tags, such as Site_1 and Site_2, differ on purpose.
+    changed = long[start] + (short[start] if len(short) == len(long) else "")
+    return changed.isalpha() and long[start + 1:] == short[start + (len(short) == len(long)):]
 
 
 def _file_findings(tables: _Tables) -> Iterator[Finding]:

@@ -7,8 +7,9 @@ A data set in this layout is a folder with
     sample_submission.csv, test/          `fname` and one column per tag; clips to predict; optional
 
 The CSVs have the columns `fname` and `labels`. The vocabulary is the sample submission's columns in its order; without
-that file, the sorted labels. No sound file is opened here, and no other file of the folder is read. A CSV of sound
-files, as `fatai.data.tables` describes it, may take the place of the folder; it is the curated part then.
+that file, the sorted labels. No sound file is opened here, and no other file of the folder is read. A table of sound
+files or a folder of classes, as `fatai.data.tables` describes them, may take the place of the folder; it is the curated
+part then.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 
@@ -34,7 +35,15 @@ from fatai.data.labels import (
     unique_tags,
     warn_unused_corrections,
 )
-from fatai.data.tables import is_sound_table, read_sound_table
+from fatai.data.locate import is_outside
+from fatai.data.table_columns import TableColumns
+from fatai.data.tables import (
+    check_data_folder,
+    is_class_folder,
+    is_sound_table,
+    read_class_folder,
+    read_sound_table,
+)
 from fatai.errors import DataError, OptionError
 
 __all__ = ["CORRUPTED_FILES", "FATDataset", "fat_sample", "load_dataset"]
@@ -60,7 +69,7 @@ class FATDataset:
     Attributes
     ----------
     path
-        The folder, or the CSV.
+        The folder, or the table.
     curated
         Columns `fname`, `labels` (lists of tags), `path`, `part` ("curated"), and the other columns of the CSV.
     noisy
@@ -74,6 +83,8 @@ class FATDataset:
         Path of the sample submission, or None.
     missing
         Columns `part`, `fname`, `path`: rows whose file is missing. They are in neither `curated` nor `noisy`.
+    columns
+        How the table was read, where its columns were given.
     """
 
     path: Path
@@ -83,6 +94,7 @@ class FATDataset:
     tags: tuple[str, ...]
     sample: Path | None
     missing: pd.DataFrame
+    columns: TableColumns = field(default_factory=TableColumns)
 
     def __str__(self) -> str:
         noisy = "no noisy part" if self.noisy is None else f"{len(self.noisy)} noisy"
@@ -111,7 +123,8 @@ def fat_sample() -> Path:
 
 
 def load_dataset(
-    path: str | Path, corrections: str | Path | None = None, *, corrupted_files: str = "keep"
+    path: str | Path, corrections: str | Path | None = None, *, corrupted_files: str = "keep",
+    columns: TableColumns | None = None,
 ) -> FATDataset:
     """Read the tables of a data set and locate its files.
 
@@ -120,13 +133,16 @@ def load_dataset(
     Parameters
     ----------
     path
-        The folder that contains `train_curated.csv`; or a CSV of files and tags, as `fatai.data.tables` describes it.
+        The folder that contains `train_curated.csv`; or a table of files and tags or a folder of classes, as
+        `fatai.data.tables` describes them.
     corrections
         A CSV of corrected labels (`fname`, and `labels` or "remove"), applied to the curated and the noisy part. A name
         that both parts have is the curated clip; write train_noisy/1.wav for the noisy one.
     corrupted_files
         What to do with the competition's six corrupted curated files, if they are present: "keep" them; "drop" them;
         move them to the "noisy" part; or "relabel" three of them as the 1st place did and drop the others.
+    columns
+        The columns of a table of sounds, where they cannot be found.
 
     Raises
     ------
@@ -141,18 +157,20 @@ def load_dataset(
         raise OptionError(
             f"corrupted_files is {corrupted_files!r}; expected one of {', '.join(CORRUPTED_FILES_ACTIONS)}"
         )
-    root = Path(path)
+    root, given = Path(path), columns or TableColumns()
     if is_sound_table(root):
-        data = _load_sound_table(root)
+        data = _without_parts(root, read_sound_table(root, given), given)
+    elif given != TableColumns():
+        raise OptionError(f"columns of a table are given, but {root} is no table; expected one, such as labels.csv")
+    elif not (root / "train_curated.csv").is_file() and is_class_folder(root):
+        data = _without_parts(root, _read_class_folder(root), given)
     else:
         data = _handle_corrupted_files(_load_folder(root), corrupted_files)
     return data if corrections is None else _correct(data, corrections)
 
 
 def _load_folder(root: Path) -> FATDataset:
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root}; expected one with train_curated.csv and train_curated/ "
-                        "(fatai.data.datasets.fat2019.fat_sample() returns one; fatai-submit download gets others)")
+    check_data_folder(root)
     curated, noisy = _part_table(root, "curated"), _part_table(root, "noisy")
     if curated is None:
         raise DataError(_no_curated_message(root))
@@ -183,12 +201,29 @@ def _no_curated_message(root: Path) -> str:
     return (
         f"{root} has no train_curated.csv ({content}); expected one with the columns fname and labels; "
         "for a table with another name or in another place, pass its path instead of the folder: such as "
-        "my_sounds/labels.csv"
+        "my_sounds/labels.csv; a folder of classes has a folder of sounds for each tag, and no table"
     )
 
 
-def _load_sound_table(csv: Path) -> FATDataset:
-    table = read_sound_table(csv).assign(part="curated")
+_SPLIT_FOLDERS = frozenset({
+    "train", "training", "valid", "val", "validation", "test", "train_curated", "train_noisy",
+})
+
+
+def _read_class_folder(root: Path) -> pd.DataFrame:
+    table = read_class_folder(root)
+    tags = unique_tags(table["labels"])
+    if _SPLIT_FOLDERS.issuperset(tag.lower() for tag in tags):
+        raise DataError(
+            f"{root} has the folders {', '.join(tags)}, which are parts and no tags; expected a folder for each tag, "
+            "or a table of files and tags"
+        )
+    return table.assign(exists=True)
+
+
+def _without_parts(csv: Path, table: pd.DataFrame, columns: TableColumns) -> FATDataset:
+    """Return a data set with a curated part alone."""
+    table = table.assign(part="curated")
     missing = _missing_rows(table)
     _warn_missing(missing, csv)
     no_test = pd.DataFrame({"fname": pd.Series(dtype=str), "path": pd.Series(dtype=str)})
@@ -197,7 +232,7 @@ def _load_sound_table(csv: Path) -> FATDataset:
             f"none of the {len(table)} sound files in {csv}, such as {table['fname'].iloc[0]}, is in {csv.parent} or "
             "below"
         )
-    return FATDataset(csv, _existing_rows(table), None, no_test, unique_tags(table["labels"]), None, missing)
+    return FATDataset(csv, _existing_rows(table), None, no_test, unique_tags(table["labels"]), None, missing, columns)
 
 
 def training_table(
@@ -261,7 +296,8 @@ def _part_table(root: Path, part: str) -> pd.DataFrame | None:
 def _with_files(table: pd.DataFrame, folder: Path, part: str, table_path: Path) -> pd.DataFrame:
     """Add `path`, `part`, and `exists`: whether the file is in `folder`."""
     for fname in table["fname"]:
-        if PurePosixPath(fname).is_absolute() or PureWindowsPath(fname).drive or ".." in PureWindowsPath(fname).parts:
+        is_absolute = PurePosixPath(fname).is_absolute() or PureWindowsPath(fname).drive
+        if is_absolute or is_outside(fname):
             raise DataError(
                 f"{table_path} names the file {fname!r}, which is outside {folder}; expected names of files in it"
             )
