@@ -25,9 +25,10 @@ from fatai.callbacks.resume import ResumeTraining
 from fatai.callbacks.sample_weights import SampleWeights
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import FATDataset
+from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
-from fatai.errors import CheckpointError
+from fatai.errors import CheckpointError, DataError
 from fatai.experiment.build import has_two_heads, recipe_network
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.stage import fit_stage
@@ -42,6 +43,7 @@ from fatai.noisy_labels.selection import LabelSelection
 __all__ = ["FoldContext", "FoldResult"]
 
 WEIGHTS = "model.safetensors"
+_N_INNER = 5  # parts of a fold's training clips, of which one selects the epoch
 RANK_SEED_STRIDE = 1_000_003  # distance of the seeds of ranks, since folds and users take neighboring seeds
 
 
@@ -260,8 +262,14 @@ def fold_learner(
         One row per curated clip: fname, path, labels, is_valid.
     selection
         Noisy clips to train on besides the curated ones.
+
+    Raises
+    ------
+    DataError
+        If the recipe selects epochs on an inner split, and the training clips are too few or of a single group.
     """
     recipe = context.recipe
+    table = _inner_split(context, table) if recipe.folds.select_on == "inner" else table
     # Before the loaders are made: they draw the seed of their shuffling.
     set_seed(recipe.seed + fold, reproducible=True)
     with context.group.main_process_first():
@@ -285,6 +293,25 @@ def fold_learner(
         # The same weights and batches on all ranks, but different crops and augmentations.
         set_seed(recipe.seed + fold + RANK_SEED_STRIDE * context.group.rank, reproducible=True)
     return learn
+
+
+def _inner_split(context: FoldContext, table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the held-out clips, and set `is_valid` for about a fifth of the others; groups stay together."""
+    config = context.recipe.folds
+    train = table[~table["is_valid"].astype(bool)].reset_index(drop=True)
+    groups = None if config.group_col is None else list(train[config.group_col])
+    n = min(_N_INNER, len(train) if groups is None else len(set(groups)))
+    if n < 2:
+        parts = "training clip" if groups is None else f"value of {config.group_col} among its training clips"
+        raise DataError(
+            f'folds.select_on is "inner", but a fold has only {n} {parts}; expected at least 2: use more folds, or '
+            'checkpoint = "last" with select_on = "held_out"'
+        )
+    inner = make_folds(
+        multi_hot(train["labels"], context.data.tags), splitter="group" if groups else config.splitter, n=n,
+        seed=config.seed, groups=groups, tags=context.data.tags,
+    )
+    return train.assign(is_valid=inner == 0)
 
 
 def _with_noisy(context: FoldContext, table: pd.DataFrame, selection: LabelSelection) -> pd.DataFrame:

@@ -109,6 +109,15 @@ class Recipe(Section):
             selected = selected or stage.noisy_labels is not None
         return self
 
+    @property
+    def selects_on_held_out(self) -> bool:
+        """True if a fold selects its epoch by the score of its held-out clips: the out-of-fold score is optimistic."""
+        selects = [
+            stage.linear_probe is None and (stage.checkpoint != "last" or stage.early_stopping_patience is not None)
+            for stage in self.stages
+        ]
+        return self.folds.select_on == "held_out" and any(selects)
+
     def tracks_best(self, number: int) -> bool:
         """Return True if a later stage compares its best weights with those of stage `number`, counted from 0."""
         for later in self.stages[number + 1:]:

@@ -43,6 +43,12 @@ Report: TypeAlias = Callable[[Path, FATDataset], Path]
 """Draws the report of a finished run folder and returns its path, as `fatai.report.html.run_report`."""
 
 
+_OPTIMISTIC = (
+    "this out-of-fold score is optimistic: each fold selected its epoch by the score of its own held-out clips; "
+    'checkpoint = "last" or folds.select_on = "inner" avoids that'
+)
+
+
 @dataclass(frozen=True)
 class RunResult:
     """Result of a run.
@@ -173,7 +179,9 @@ def run_recipe(
         )
         if group.is_main:
             _write_predictions(result, data, log)
-            note(_manifest_results(result))
+            if recipe.selects_on_held_out:
+                log(_OPTIMISTIC)
+            note({**_manifest_results(result), "selects_on_held_out": recipe.selects_on_held_out})
             draw_report(report, out, data, log)
             log(f"{out}: done in {result.seconds:.0f} s")
     return result

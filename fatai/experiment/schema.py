@@ -248,6 +248,10 @@ class Folds(Section):
     group_col
         Column of train_curated.csv with the groups ("group") or the fold of each clip ("predefined"). With "group",
         "sound" makes a group of each sound and its copies under other names; it needs no column.
+    select_on
+        Clips by whose score a fold selects its epoch and stops early: "held_out", its own held-out clips, as the
+        published systems did, which makes the out-of-fold score optimistic; or "inner", about a fifth of its training
+        clips, which are then not trained on.
     """
 
     splitter: Annotated[str, _among(SPLITTERS)] = "stratified"
@@ -255,6 +259,7 @@ class Folds(Section):
     seed: Seed = 2019
     run_folds: tuple[int, ...] | None = None
     group_col: str | None = None
+    select_on: Literal["held_out", "inner"] = "held_out"
 
     @model_validator(mode="after")
     def _run_folds_exist(self) -> Folds:
@@ -325,8 +330,9 @@ class Stage(Section):
         End the stage when lwlrap has not improved for that many epochs, or when the learning rate has fallen to that
         value.
     checkpoint
-        Weights that the stage ends with: "best" (epoch of the best lwlrap), "last", or "best_overall": the best epoch
-        of this stage and the ones before it, back to the last stage with checkpoint "best" or `reinit`.
+        Weights that the stage ends with: "last"; "best" (epoch of the best lwlrap), or "best_overall": the best epoch
+        of this stage and the ones before it, back to the last stage with checkpoint "best" or `reinit`. The latter two
+        make the out-of-fold score optimistic, unless `folds.select_on` is "inner".
     mixup, augment
         The `name` of a mixer with its options; a list of augmentations by `name` with their options, applied in order.
     item_tfms
@@ -372,7 +378,7 @@ class Stage(Section):
     grad_accum: int = Field(1, ge=1, le=10_000)
     early_stopping_patience: int | None = Field(None, ge=1)
     min_lr_stop: float | None = Field(None, gt=0)
-    checkpoint: Literal["best", "last", "best_overall"] = "best"
+    checkpoint: Literal["best", "last", "best_overall"] = "last"
     mixup: dict[str, Any] | None = None
     augment: tuple[dict[str, Any], ...] = ()
     item_tfms: tuple[dict[str, Any], ...] = ()

@@ -1,5 +1,6 @@
 """Runs of a recipe: files of the run folder, reproducibility, resuming, and messages for wrong input."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -13,14 +14,18 @@ import torch
 
 from fatai.callbacks.csv_logger import EpochCSVLogger
 from fatai.callbacks.failure import TerminateOnNaN
+from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import CheckpointError, DataError
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.run import run_recipe
+from fatai.experiment.run import folded_table, recipe_learner, run_recipe
 from fatai.experiment.run_folder import predict_with_run
+from fatai.experiment.schema import Stage
 from fatai.inference.learner import FatLearner
 from fatai.inference.predictions import Predictions, check_submission
 from fatai.metrics.ranking import lwlrap
 from fatai.models.checkpoint import load_weights, save_weights
+from fatai.report.data import load_report_data
+from fatai.report.sections import metrics
 from fatai.training.cross_validation import fit_folds
 
 
@@ -384,3 +389,65 @@ def test_a_run_with_one_tag_is_selected_and_scored_by_average_precision(tiny_rec
     assert list(pd.read_csv(out / "fold_0" / "history.csv").columns)[4] == "map"
     assert any(line.startswith("out of fold: average precision") for line in lines)
     assert not any("lwlrap" in line for line in lines)
+
+
+def test_only_a_recipe_that_selects_epochs_on_held_out_clips_has_an_optimistic_score(tiny_recipe):
+    def recipe(select_on="held_out", **stage):
+        plain = tiny_recipe.model_dump()
+        return type(tiny_recipe).model_validate(
+            {**plain, "folds": {**plain["folds"], "select_on": select_on}, "stages": [stage]}
+        )
+
+    assert Stage().checkpoint == "last" and not recipe().selects_on_held_out
+    assert recipe(checkpoint="best").selects_on_held_out and recipe(early_stopping_patience=3).selects_on_held_out
+    assert not recipe("inner", checkpoint="best").selects_on_held_out
+    assert not load_recipe("quick").selects_on_held_out and not load_recipe("esc10").selects_on_held_out
+    assert load_recipe("ninth").selects_on_held_out and load_recipe("gold_plan").selects_on_held_out
+
+
+@pytest.mark.parametrize("select_on, optimistic", [("held_out", True), ("inner", False)])
+def test_the_run_and_its_report_say_that_the_score_is_optimistic(
+    select_on, optimistic, tiny_run, tiny_recipe, sample, tmp_path
+):
+    plain = tiny_recipe.model_dump()
+    folds = {**plain["folds"], "select_on": select_on}
+    recipe = type(tiny_recipe).model_validate(
+        {**plain, "folds": folds, "stages": [{**plain["stages"][0], "checkpoint": "best"}]}
+    )
+    out, lines = tmp_path / "run", []
+    shutil.copytree(tiny_run.out, out)
+    (out / "recipe.toml").write_text(recipe.resolved())
+    run_recipe(sample, recipe, out, resume=True, num_workers=0, log=lines.append)
+    assert any("this out-of-fold score is optimistic" in line for line in lines) == optimistic
+    assert json.loads((out / "manifest.json").read_text())["selects_on_held_out"] == optimistic
+    assert metrics.overall(load_report_data(out))["optimistic"] == optimistic
+
+
+@pytest.mark.parametrize("options", [{}, {"splitter": "group", "group_col": "street"}])
+def test_an_inner_split_holds_the_fold_out_and_selects_on_a_fifth_of_the_rest(options, tiny_recipe, sample):
+    plain = tiny_recipe.model_dump()
+    data = load_dataset(sample)
+    data = dataclasses.replace(data, curated=data.curated.assign(street=[k // 4 for k in range(120)]))
+    recipe = type(tiny_recipe).model_validate(
+        {**plain, "folds": {**plain["folds"], "select_on": "inner", **options}}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        learn = recipe_learner(data, recipe, 0, num_workers=0)
+        table, _, folds = folded_table(data, recipe)
+    held_out = set(table["fname"][folds == 0])
+    train, valid = (set(learn.dls.files(k)["fname"]) for k in (0, 1))
+    assert not held_out & (train | valid) and not train & valid and len(held_out | train | valid) == 120
+    assert len(valid) == pytest.approx((120 - len(held_out)) / 5, abs=4)
+    if options:
+        street = dict(zip(table["fname"], table["street"], strict=True))
+        assert not {street[f] for f in train} & {street[f] for f in valid}
+
+
+def test_an_inner_split_of_a_single_group_is_refused(tiny_recipe, sample):
+    data = load_dataset(sample)
+    data = dataclasses.replace(data, curated=data.curated.assign(street=[k % 2 for k in range(120)]))
+    folds = {"n": 2, "select_on": "inner", "splitter": "group", "group_col": "street"}
+    recipe = type(tiny_recipe).model_validate({**tiny_recipe.model_dump(), "folds": folds})
+    with pytest.raises(DataError, match="only 1 value of street among its training clips; expected at least 2"):
+        recipe_learner(data, recipe, 0, num_workers=0)

@@ -38,6 +38,7 @@ def overall(report: ReportData) -> dict[str, Any]:
         "tags": int(targ.any(axis=0).sum()),
         "lwlrap": interval if metric == "lwlrap" else None,
         "interval": interval,
+        "optimistic": report.recipe is not None and report.recipe.selects_on_held_out,
         "map": mean_ap(probs, targ),
         "auc": roc_auc(probs, targ),
     }
