@@ -6,6 +6,7 @@ otherwise). A batch of items becomes spectrograms on the learner's device.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,17 +19,19 @@ from fastai.data.all import (
     ColReader,
     ColSplitter,
     DataBlock,
+    DataLoader,
     DataLoaders,
+    FilteredBase,
     IndexSplitter,
     MultiCategoryBlock,
     RandomSplitter,
+    TfmdDL,
     TransformBlock,
     delegates,
 )
 
 from fatai.audio.front_ends import FrontEnd
 from fatai.audio.front_ends import front_end as find_front_end
-from fatai.audio.io import AUDIO_EXTENSIONS
 from fatai.data.cache import ClipCache
 from fatai.data.config import ClipConfig
 from fatai.data.copies import warn_about_copies
@@ -39,12 +42,14 @@ from fatai.data.labels import (
     check_labels,
     multi_hot,
     read_corrections,
+    read_table,
     unique_tags,
     warn_unused_corrections,
 )
-from fatai.data.tables import check_readable, standardize_table
-from fatai.data.transforms import CenterCrop, LoadClip, RandomCrop, WaveToSpec, WholeClip
-from fatai.errors import DataError
+from fatai.data.tables import check_readable, read_class_folder, standardize_table
+from fatai.data.transforms import CenterCrop, LoadClip, RandomCrop, WaveToSpec
+from fatai.errors import DataError, OptionError
+from fatai.registry import did_you_mean
 
 __all__ = ["AudioBlock", "FATDataLoaders", "SpectrogramBlock"]
 
@@ -64,7 +69,7 @@ def AudioBlock(config: ClipConfig | None = None, cache: ClipCache | None = None)
     A block whose items are `TensorWave`, shape (crop_samples,).
     """
     config = config or ClipConfig()
-    crops = [RandomCrop(config), CenterCrop(config), WholeClip(config)]
+    crops = [RandomCrop(config), CenterCrop(config)]
     return TransformBlock(type_tfms=LoadClip(config, cache), item_tfms=crops)
 
 
@@ -147,6 +152,15 @@ def _worker_options(num_workers: int | None) -> dict[str, int]:
     return {"num_workers": num_workers or 0}
 
 
+def _check_loader_options(options: dict[str, Any], from_df: Callable) -> None:
+    """Raise `OptionError` for an option that fastai would swallow."""
+    functions = (from_df, FilteredBase.dataloaders, DataBlock.dataloaders, DataLoader.__init__, TfmdDL.__init__)
+    known = {name for function in functions for name in inspect.signature(function).parameters}
+    for name in options:
+        if name not in known and name.removeprefix("val_") not in known:
+            raise OptionError(f"there is no option {name!r}; {did_you_mean(name, sorted(known))}")
+
+
 class FATDataLoaders(DataLoaders):
     """Data loaders of spectrograms and multi-hot tags.
 
@@ -177,7 +191,7 @@ class FATDataLoaders(DataLoaders):
         path_col: int | str | None = None,
         folder: str | Path | None = None,
         suff: str = "",
-        label_col: int | str = 1,
+        label_col: int | str | Sequence[int | str] = 1,
         label_delim: str | None = None,
         valid_col: int | str | None = None,
         vocab: Sequence[str] | None = None,
@@ -211,7 +225,8 @@ class FATDataLoaders(DataLoaders):
             Fraction of rows to hold out at random, and the seed; `valid_pct` is ignored if `valid_col` is given.
         fn_col, label_col
             Names or positions of the columns with the file name and the tags: text with one or several tags, separated
-            by commas or semicolons, or a list of tags.
+            by commas or semicolons, or a list of tags. `label_col` may be several columns: of tags, or of 0 and 1 for
+            the tag that the column is called by.
         path_col
             Column with the full path of each file.
         suff
@@ -241,14 +256,19 @@ class FATDataLoaders(DataLoaders):
         cache, cache_dir
             "wave" stores the trimmed clips as 16-bit samples in a folder, "features" the output of the front end;
             `fatai.data.cache` describes how its crops differ. "none" decodes the files in every epoch.
+        kwargs
+            Options of fastai's `DataLoaders.from_dblock` and `TfmdDL`, such as `val_bs`, `shuffle` or `device`.
 
         Raises
         ------
+        OptionError
+            If fastai has no such option.
         DataError
             If columns or rows are missing, or no file can be read.
         LabelError
             If a tag is not in `vocab`; the message has its row and the nearest tag.
         """
+        _check_loader_options(kwargs, cls.from_df)
         root = Path(path) / folder if folder else Path(path)
         columns = {
             "fn_col": fn_col, "path_col": path_col, "label_col": label_col, "valid_col": valid_col,
@@ -280,7 +300,7 @@ class FATDataLoaders(DataLoaders):
     @classmethod
     @delegates(from_df)
     def from_csv(
-        cls, path: str | Path, csv_fname: str = "train_curated.csv", *, delimiter: str = ",", **kwargs: Any
+        cls, path: str | Path, csv_fname: str = "train_curated.csv", *, delimiter: str | None = None, **kwargs: Any
     ) -> FATDataLoaders:
         """Create loaders from a CSV with a header.
 
@@ -289,7 +309,7 @@ class FATDataLoaders(DataLoaders):
         path, csv_fname
             The CSV is `path/csv_fname`.
         delimiter
-            Separator of cells.
+            Separator of cells; None takes a tab, a semicolon or a comma, whichever the header has most of.
         kwargs
             As in `from_df`.
 
@@ -301,13 +321,12 @@ class FATDataLoaders(DataLoaders):
         csv = Path(path) / csv_fname
         if not csv.is_file():
             raise DataError(f"there is no table {csv}; expected a CSV with a column of file names and a column of tags")
-        df = pd.read_csv(csv, sep=delimiter, dtype=str, keep_default_na=False)
-        return cls.from_df(df, path, **kwargs)
+        return cls.from_df(read_table(csv, [], delimiter=delimiter), path, **kwargs)
 
     @classmethod
     @delegates(from_df)
     def from_folder(cls, path: str | Path, *, valid: str | None = None, **kwargs: Any) -> FATDataLoaders:
-        """Create loaders from a folder with one subfolder per tag: `path/<tag>/<file>`.
+        """Create loaders from a folder with one subfolder per tag: `path/<tag>/<file>`, or further below.
 
         Parameters
         ----------
@@ -325,19 +344,17 @@ class FATDataLoaders(DataLoaders):
             If there is no such folder, or no sound file in it.
         """
         root = Path(path)
+        if root.is_file():
+            raise DataError(f"{root} is a file; expected a folder with a folder of sound files for each tag")
         if not root.is_dir():
             raise DataError(f"there is no folder {root}; expected one with a folder of sound files for each tag")
-        files = sorted(
-            f for f in root.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS and f.is_file() and f.parent != root
-        )
-        if not files:
+        df = read_class_folder(root, depth=0 if valid is None else 1)
+        if not len(df):
             raise DataError(
                 f"there are no sound files in folders of {root}; expected {root}/<tag>/<file>.wav (or flac, ogg, mp3)"
             )
-        fnames = [str(f.relative_to(root)) for f in files]
-        df = pd.DataFrame({"fname": fnames, "labels": [[f.parent.name] for f in files]})
         if valid is not None:
-            df["is_valid"] = [f.relative_to(root).parts[0] == valid for f in files]
+            df["is_valid"] = [name.split("/")[0] == valid for name in df["fname"]]
             kwargs = {"valid_col": "is_valid", **kwargs}
         return cls.from_df(df, root, **kwargs)
 

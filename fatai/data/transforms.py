@@ -7,6 +7,7 @@ the sample rate, crop length and padding. Item transforms run on the CPU, `WaveT
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class RandomCrop(Transform):
 
 
 class CenterCrop(RandomCrop):
-    """Crop the middle `crop_s` seconds, in validation only."""
+    """Crop the middle `crop_s` seconds, in validation and where the split is not known."""
 
     order, split_idx = 6, 1
 
@@ -104,25 +105,9 @@ class CenterCrop(RandomCrop):
         """Return half of `spare`, the samples or frames by which the clip is longer."""
         return spare // 2
 
-
-class WholeClip(Transform):
-    """Read a cached clip whole if no crop applied: fastai requests one item before the split is known.
-
-    Parameters
-    ----------
-    config
-        Padding of short clips.
-    """
-
-    order = 7
-
-    def __init__(self, config: ClipConfig):
-        super().__init__()
-        self.config = config
-
-    def encodes(self, clip: CachedClip):
-        """Read all samples or frames of the clip."""
-        return _read_crop(clip, 0, len(clip), self.config)
+    def __call__(self, x: Any, split_idx: int | None = None, **kwargs: Any) -> Any:
+        """Crop also where the split is not known: in the first item that fastai asks for and `DataBlock.summary`."""
+        return super().__call__(x, split_idx=self.split_idx if split_idx is None else split_idx, **kwargs)
 
 
 class WaveToSpec(Transform):

@@ -163,11 +163,11 @@ class FatLearner(TagLearner):
         -------
         Probabilities and multi-hot targets, both float32 (clips, tags); None in place of targets that `dl` lacks.
         """
-        probs = torch.from_numpy(self.tta(ds_idx, dl, **options).probs).float()
+        probs = torch.tensor(self.tta(ds_idx, dl, **options).probs, dtype=torch.float32)
         items = self._items(ds_idx, dl)
         if not isinstance(items, pd.DataFrame) or "labels" not in items.columns:
             return probs, None
-        return probs, torch.from_numpy(multi_hot(items["labels"], self.tags)).float()
+        return probs, torch.tensor(multi_hot(items["labels"], self.tags), dtype=torch.float32)
 
     def embed(
         self, items: Any, *, n: int | None = None, views: str = "even", bs: int | None = None, **options: Any

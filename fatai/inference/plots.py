@@ -8,6 +8,7 @@ seconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,23 @@ def _play(waves: Sequence[Any], sr: int, titles: Sequence[str]) -> None:
     plain = [torch.as_tensor(wave).detach().cpu().as_subclass(Tensor).numpy() for wave in waves]
     captions = [title.replace("\n", ", ") for title in titles]
     display(audio_players([(wave, sr, caption) for wave, caption in zip(plain, captions, strict=True)]))
+
+
+def _refuse_tags(name: str) -> None:
+    """Let a method of fastai's interpretation raise for learners of tags; it expects one class for each clip."""
+    of_fastai = getattr(ClassificationInterpretation, name)
+
+    @wraps(of_fastai)
+    def method(self: ClassificationInterpretation, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.learn, TagLearner):
+            raise OptionError(
+                f"{name} of fastai counts one class for each clip, and these clips may have several tags; take "
+                "confusions(probs, targ, tags) of fatai.metrics.per_class, with probs, targ = learn.get_preds()"
+            )
+        return of_fastai(self, *args, **kwargs)
+
+    setattr(ClassificationInterpretation, name, method)
+
+
+for _name in ("confusion_matrix", "print_classification_report"):
+    _refuse_tags(_name)

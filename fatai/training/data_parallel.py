@@ -34,6 +34,7 @@ from fatai.audio.waveform import exact_dtype
 from fatai.callbacks.progress import PlainProgress
 from fatai.distributed import ProcessGroup, fastai_env
 from fatai.errors import OptionError, ShapeError
+from fatai.training.recorder import loss_per_clip
 
 __all__ = ["DistributedCallback", "distribute"]
 
@@ -142,8 +143,6 @@ class DistributedCallback(Callback):
     def after_fit(self) -> None:
         """Undo all changes to the learner."""
         self._restore()
-
-    after_cancel_fit = after_fit
 
     after_cancel_fit = after_fit
 
@@ -262,7 +261,7 @@ class _AllReduceLoss(AvgLoss):
 
     def accumulate(self, learn: Learner) -> None:
         n = sum(learn.dl.counts)
-        self.total += learn.to_detach(learn.loss.mean()) * n
+        self.total += learn.to_detach(loss_per_clip(learn)) * n
         self.count += n
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from fastai.callback.core import Callback
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
+from fastai.torch_core import trainable_params
 from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from fatai.models import create_model
 from fatai.registry import AUGMENTATIONS, LOSSES, MIXERS, MODELS, did_you_mean
 from fatai.training.data_parallel import distribute
 from fatai.training.precision import precision_callbacks
+from fatai.training.recorder import record_loss_per_clip
 
 __all__ = ["NO_WEIGHT_DECAY", "TagLearner", "named_loss", "named_model"]
 
@@ -57,6 +59,13 @@ class TagLearner(Learner):
     calibration: Calibration | None = None
     group: ProcessGroup = SINGLE_PROCESS
     logger: Callable[..., Any]
+
+    def add_cb(self, cb: Any) -> TagLearner:
+        """Add a callback; a recorder records losses per clip."""
+        super().add_cb(cb)
+        if isinstance(self.cbs[-1], Recorder):
+            record_loss_per_clip(self.cbs[-1])
+        return self
 
     @contextmanager
     def distrib_ctx(
@@ -143,6 +152,11 @@ def check_options(dls: Any, no_weight_decay: str) -> None:
             f"dls is a {type(dls).__name__}; expected FATDataLoaders: make them with FATDataLoaders.from_path or "
             "from_df"
         )
+
+
+def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Split the parameters of a model for `freeze` and `slice(lr)`: its own `layer_groups`, or else all in one."""
+    return model.layer_groups() if hasattr(model, "layer_groups") else trainable_params(model)  # type: ignore[operator]
 
 
 def build_model(

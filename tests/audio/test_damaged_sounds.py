@@ -121,10 +121,10 @@ class TestNames:
         (tmp_path / "b/folder.wav").mkdir()
         found = sound_files([tmp_path / "a", tmp_path / "b", tmp_path / "a"])
         assert [name for name, _ in found] == [
-            str(tmp_path / "a/x.wav"),
+            "a/x.wav",
             "itself.wav",
             "nowhere.wav",
-            str(tmp_path / "b/x.wav"),
+            "b/x.wav",
             "y.wav",
         ]
 

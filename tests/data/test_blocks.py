@@ -110,6 +110,53 @@ def test_from_csv_from_folder_and_from_df_load_the_same_clips(tones):
     assert by_csv.tags == by_folder.tags == by_df.tags == ("high", "low")
 
 
+def test_several_columns_of_labels_are_0_and_1_or_tags(tones):
+    root, df = tones
+    flags = df.assign(low=[1, 1, 1, 0, 0, 0], high=[0, 0, 0, 1, 1, 1], loud=[True, False] * 3)
+    options = {"fn_col": "name", "suff": ".wav", "valid_pct": 0, "bs": 2, "num_workers": 0}
+    dls = FATDataLoaders.from_df(flags, root, label_col=["low", "high", "loud"], **options)
+    labels = [["low", "loud"], ["low"], ["low", "loud"], ["high"], ["high", "loud"], ["high"]]
+    assert list(dls.files(0)["labels"]) == labels and dls.tags == ("high", "loud", "low")
+    more = df.assign(more=["loud", "", "loud", None, "loud", "high"])
+    dls = FATDataLoaders.from_df(more, root, label_col=["tag", "more"], **options)
+    assert list(dls.files(0)["labels"]) == labels
+
+
+def test_a_row_for_each_tag_is_joined_and_repeated_rows_stay(tones):
+    root, df = tones
+    twice = pd.concat([df, df.head(1), df.iloc[1:2].assign(tag="loud")], ignore_index=True)
+    with pytest.warns(UserWarning, match=r"8 rows are 7 files; the tags of a file's rows were joined: low/1"):
+        dls = load(root, twice, valid_pct=0)
+    assert list(dls.files(0)["fname"]) == ["low/0", "low/1", "low/2", "high/3", "high/4", "high/5", "low/0"]
+    assert dls.files(0)["labels"][1] == ["low", "loud"]
+
+
+def test_from_csv_finds_separator_and_encoding(tones):
+    root, df = tones
+    df.to_csv(root / "mine.csv", sep=";", index=False, encoding="utf-16")
+    dls = FATDataLoaders.from_csv(root, "mine.csv", suff=".wav", valid_pct=0, bs=2, num_workers=0)
+    assert list(dls.files(0)["labels"]) == [[tag] for tag in df["tag"]]
+
+
+def test_an_unknown_option_raises_with_the_nearest(tones):
+    root, df = tones
+    with pytest.raises(OptionError, match=r"no option 'valid_pc'; did you mean valid_pct"):
+        load(root, df, valid_pc=0.5)
+    with pytest.raises(OptionError, match="no option 'vaild'"):
+        FATDataLoaders.from_folder(root, vaild="low")
+    assert load(root, df, val_bs=1, shuffle=False, device="cpu", after_iter=None).valid.bs == 1
+
+
+def test_the_first_folder_is_the_tag(tones):
+    root, _ = tones
+    (root / "low" / "site").mkdir()
+    shutil.move(root / "low" / "0.wav", root / "low" / "site")
+    dls = FATDataLoaders.from_folder(root, valid_pct=0, bs=2, num_workers=0)
+    assert dls.tags == ("high", "low") and "low/site/0.wav" in list(dls.files(0)["fname"])
+    with pytest.raises(DataError, match="is a file; expected a folder with a folder"):
+        FATDataLoaders.from_folder(root / "low" / "1.wav")
+
+
 def test_from_folder_can_hold_out_one_folder(tones):
     root, _ = tones
     for part in ("train", "test"):

@@ -11,8 +11,8 @@ from fatai.registry import EXPORTS, REPORTS
 from fatai.training.learner import TagLearner
 
 METHODS = (
-    "embed", "plot_filters", "plot_lwlrap", "plot_top_losses", "predict", "report", "save_pretrained", "show_cam",
-    "tta",
+    "embed", "get_tta_preds", "plot_filters", "plot_lwlrap", "plot_top_losses", "predict", "report", "save_pretrained",
+    "show_cam", "tta",
 )
 
 
