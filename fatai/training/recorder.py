@@ -27,6 +27,8 @@ class _LossPerClip(AvgLoss):
 class _SmoothLossPerClip(AvgSmoothLoss):
     """fastai's smoothed training loss."""
 
+    val: Tensor  # reset by fastai
+
     def accumulate(self, learn: Learner) -> None:
         self.count += 1
         self.val = loss_per_clip(learn).detach().to(self.val).lerp(self.val, self.beta)
