@@ -82,7 +82,8 @@ class FrontEnd:
         "db": 10 log10(max(x, amin)), or 20 log10(max(x, amin ** 0.5)) of a magnitude, then at least the clip's peak -
         top_db (None: no floor). "ln": ln(x + log_offset). "pcen": see `PCEN`. "none": x.
     pcen_gain, pcen_bias, pcen_power, pcen_time_s, pcen_eps, pcen_trainable
-        Constants of `PCEN`; trainable means one of each per row, learned.
+        Constants of `PCEN`; trainable means one of each per row, learned, in networks that have the `Spectrogram` as a
+        layer: `ClipConfig` refuses it.
     normalize, mean, std, eps, clamp
         "none". "global": (x - mean) / std, numbers. "bin": the same with one mean and std per row. "clip": with the
         clip's own mean and (population) std + eps. "image": standardized, then scaled to 0..255 and rounded down; all 0

@@ -137,7 +137,7 @@ class ClipCache:
             Loading of clips, and for "features" the front end.
         kind
             "features" saves the time of decoding and of the front end, "wave" only that of decoding, but allows
-            augmentations of the wave and a trainable PCEN.
+            augmentations of the wave.
         folder
             Parent folder of caches; None takes `default_cache_folder()`.
         threads
@@ -148,7 +148,7 @@ class ClipCache:
         CacheError
             If the folder is not writable, or features are too large for 16 bits.
         OptionError
-            If `kind` is unknown, or the front end is trainable.
+            If `kind` is unknown.
         """
         root = Path(folder) if folder is not None else default_cache_folder()
         paths = [str(f) for f in files]

@@ -80,10 +80,6 @@ def _cache_key(config: ClipConfig, kind: str) -> dict[str, Any]:
     }
     if kind == "features":
         front_end = asdict(config.front_end)
-        if config.front_end.log == "pcen" and config.front_end.pcen_trainable:
-            raise OptionError(
-                "pcen_trainable is set, but features that change in training cannot be cached; choose cache='wave'"
-            )
         del front_end["channels"]  # computed from the crop, each time
         key |= {"front_end": front_end, "crop_samples": config.crop_samples, "pad_mode": config.pad_mode}
     return key

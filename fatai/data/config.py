@@ -38,7 +38,8 @@ class ClipConfig:
     Raises
     ------
     OptionError
-        If `crop_s` is out of range or `channels` is unknown.
+        If `crop_s` is out of range, `channels` is unknown, or the front end has constants to be trained: spectrograms
+        are computed before the network, outside of training.
     """
 
     front_end: FrontEnd = field(default_factory=lambda: find_front_end("ninth"))
@@ -52,6 +53,12 @@ class ClipConfig:
             raise OptionError(f"crop_s is {self.crop_s}; expected seconds between 0.05 and 600")
         if self.channels is not None and self.channels not in CHANNELS:
             raise OptionError(f"channels is {self.channels!r}; {did_you_mean(self.channels, CHANNELS.names())}")
+        if self.front_end.pcen_trainable:
+            raise OptionError(
+                "pcen_trainable is True; expected False, since nothing is trained in spectrograms, which are computed "
+                "before the network: take fixed constants (pcen_gain, ...), or make PCEN(rows, trainable=True) a layer "
+                "of your network"
+            )
 
     @property
     def sr(self) -> int:
