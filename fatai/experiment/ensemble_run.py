@@ -202,15 +202,15 @@ def _combine(
 
 
 def _stacker_options(stacker: StackerConfig, scale: str) -> dict[str, Any]:
-    """Return the options of a stacker; in a smaller scale an "mlp" is narrower and has fewer draws."""
+    """Return the options of a stacker; in a smaller scale an "mlp" is narrower and has fewer samples per epoch."""
     config = SCALES[scale]
     if config is None or stacker.how != "mlp":
         return stacker.options
-    base, draws = stacker.options.get("base", 512), stacker.options.get("draws", 32_768)
+    base, n_samples = stacker.options.get("base", 512), stacker.options.get("samples_per_epoch", 32_768)
     return {
         **stacker.options,
         "base": max(1, round(base * config.width)),
-        "draws": round(draws * config.width**2),
+        "samples_per_epoch": round(n_samples * config.width**2),
         "max_epochs": max(1, config.passes),
     }
 
