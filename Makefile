@@ -44,6 +44,7 @@ bench-data: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz_all.py
+	$(BIN)/python -m pytest -q --hypothesis-profile=random -m "not slow and not network and not gpu" $$(grep -rl "from hypothesis" tests --include="test_*.py")
 
 coverage: $(STAMP)
 	$(BIN)/python -m coverage run -m pytest -q -m "not network and not gpu"

@@ -13,6 +13,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run of the tests; `make fuzz` takes new ones by --hypothesis-profile=random.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
