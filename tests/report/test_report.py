@@ -492,6 +492,7 @@ def test_an_untrained_learner_has_no_curves(small_dls):
 
 
 def test_the_plots_of_the_start_page_run(small_dls, tmp_path, monkeypatch):
+    plt.close("all")  # those of other tests
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "start.md").read_text(encoding="utf-8")
     (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "learn.report(" in b]
