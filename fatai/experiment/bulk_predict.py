@@ -115,7 +115,8 @@ def predict_to_csv(
     identity = {
         "run": _run_digest(Path(run)),
         "clips": _digest(names),
-        "options": {k: repr(v) for k, v in sorted(options.items())},
+        # Without the number of workers, which does not change the predictions and may change between two calls.
+        "options": {k: repr(v) for k, v in sorted(options.items()) if k != "num_workers"},
     }
     with lock_output(out):
         return _predict_with_journal(run, items, out, identity, options, chunk, keep_journal)
@@ -127,13 +128,11 @@ def _predict_with_journal(
 ) -> int:
     journal = _journal_path(out)
     n_done = _resume_journal(journal, identity)
-    # The number of workers may change between two calls: it does not change the predictions.
-    workers = {k: options.pop(k) for k in ("num_workers",) if k in options}
     with translate_os_errors(journal), journal.open("a", encoding="utf-8", newline="\n") as f:
         if journal.stat().st_size == 0:
             f.write(json.dumps({"made": _FORMAT, "by": identity}) + "\n")
         for start in range(n_done, len(items), chunk):
-            predictions = predict_with_run(run, items.iloc[start:start + chunk], **workers, **options)
+            predictions = predict_with_run(run, items.iloc[start:start + chunk], **options)
             if start == 0:
                 f.write(json.dumps({"tags": predictions.tags}) + "\n")
             _append_rows(f, predictions.fnames, predictions.probs.tolist())

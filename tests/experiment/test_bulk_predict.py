@@ -32,13 +32,14 @@ def test_a_list_is_predicted_in_chunks_and_continues_after_a_kill(tiny_run, item
 
     monkeypatch.setattr(bulk_predict, "predict_with_run", killed_after_four)
     with pytest.raises(KilledError):
-        predict_to_csv(tiny_run.out, items, out, chunk=2)
+        predict_to_csv(tiny_run.out, items, out, chunk=2, num_workers=0)
     journal = tmp_path / "tags.csv.journal"
     with journal.open("a") as f:
         f.write('["half a line')  # as left by a process that is killed while it writes
     monkeypatch.setattr(bulk_predict, "predict_with_run", predict_with_run)
     with pytest.raises(DataError, match="was written for other clips, another run or other options"):
         predict_to_csv(tiny_run.out, items[:6], out, chunk=2)
+    # Another number of workers, or none given, continues: it does not change the predictions.
     assert not out.exists() and predict_to_csv(tiny_run.out, items, out, chunk=2) == 7 and not journal.exists()
     got = Predictions.from_csv(out)
     assert got.fnames == whole.fnames and abs(got.probs - whole.probs).max() < 1e-6
