@@ -1,7 +1,10 @@
-# make demo | test | test-slow | lint | figures | docs | bench | fuzz | coverage: each creates .venv first and reuses it while setup.cfg is unchanged.
+# make demo | test | test-slow | test-engines | lint | figures | docs | bench | bench-all | fuzz | coverage: each creates .venv first and reuses it while setup.cfg is unchanged.
+# make docs executes the notebooks, some minutes the first time; NOTEBOOKS=00_* executes these alone, NOTEBOOKS=none builds the pages without outputs.
 # make figures prints how much of the code is documented and how long its functions are.
-# make bench runs the benchmarks that need no data, make bench-data DATA=FOLDER those that train on clips with a known truth. Those of a run,
-# of ESC-10 and of a GPU (benchmarks.inference, tagging, ensembles, esc10, gpu) are run one by one; their first lines show how.
+# make bench writes the summary, in minutes; make bench-all runs the benchmarks that need no data, in hours; make bench-data DATA=FOLDER those that
+# train on clips with a known truth. Those of a run,
+# of ESC-10 and of a GPU (benchmarks.inference, backends, tagging, ensembles, esc10, few_shot, shapes, label_loop, background, first_answer, competition, gpu) are run one by one; their first lines show how.
+# make test-engines starts Ray, Dask and, where there is a JVM, Spark on this machine; elsewhere these tests are skipped.
 # make test-oldest runs the tests with the oldest versions that setup.cfg allows, in a separate environment (some GB, so by hand and not in CI).
 
 PYTHON ?= python3
@@ -11,19 +14,23 @@ STAMP := $(VENV)/.installed
 
 OLDEST_VENV ?= .venv-oldest
 
-MEASURES := data front_end lsep lwlrap models overhead scale whole_clips
-DATA_MEASURES := augmentation label_issues noisy precision systems
+MEASURES := data front_end loader lsep lwlrap models overhead parts scale threads whole_clips
+DATA_MEASURES := augmentation ingredients label_issues noisy precision systems
 
-.PHONY: demo test test-slow test-oldest lint figures docs bench bench-data fuzz coverage clean
+.PHONY: demo test test-slow test-engines test-oldest lint figures docs bench bench-all bench-data fuzz coverage clean
 
 demo: $(STAMP)
 	$(BIN)/fatai-submit demo --out runs/demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not network and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 -m "not slow and not network and not gpu"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m "slow and not network and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 -m "slow and not network and not gpu"
+
+test-engines: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[ray,dask]" pyspark
+	$(BIN)/python -m pytest -q -s -m slow tests/experiment/test_engines.py
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check
@@ -36,6 +43,10 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check torchlibrosa
+	$(BIN)/python -m benchmarks.summary
+
+bench-all: $(STAMP)
 	for name in $(MEASURES); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 bench-data: $(STAMP)

@@ -1,11 +1,12 @@
 """ESC-10 by its published five folds: accuracy and lwlrap of the validation clips, with intervals.
 
     python -m benchmarks.esc10 DATA [--recipe esc10] [--work FOLDER] [--fold 0 ...] [--out benchmarks/results/esc10.md]
+    python -m benchmarks.esc10 DATA --recipe finetune --weights mn04_as --work runs/esc10_finetune --out FILE
 
 DATA is the repository of ESC-50 (meta/esc50.csv, audio/), of which ten classes are used, or a folder with esc10.csv
 (filename, fold, label) and audio/. The clips are linked, not copied, into FOLDER/data in the competition's layout. An
 interrupted run in FOLDER is continued, and processes with different folds may share it: a last one without --fold then
-scores them all.
+scores them all. Any recipe is given the published folds; --set changes other settings, as in fatai-submit run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from benchmarks.timing import write_report
 from fatai.ensemble.members import align_out_of_fold
 from fatai.experiment.build import recipe_parameters
+from fatai.experiment.overrides import Overrides, parse_settings
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.inference.predictions import Predictions
@@ -77,9 +79,8 @@ def markdown(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
     known = align_out_of_fold([oof], labels, oof.tags)
     lines = [
         f"Recipe {recipe.name}: {recipe.model.arch}, {recipe_parameters(recipe, len(oof.tags)):,} parameters, "
-        f"{recipe.stages[0].epochs} epochs from scratch, {recipe.folds.n} published folds, the last epoch of each. "
-        f"{len(oof.fnames)} clips, {seconds / 60:.0f} minutes of processes with {torch.get_num_threads()} thread(s) "
-        "each.",
+        f"{_training(recipe)}, {recipe.folds.n} published folds, the last epoch of each. {len(oof.fnames)} clips, "
+        f"{seconds:.0f} CPU seconds in processes with {torch.get_num_threads()} thread(s) each.",
         "",
         f"accuracy {right}; lwlrap {lwlrap}",
         "",
@@ -101,18 +102,29 @@ def markdown(run: Path, recipe: Recipe, labels: Path, seconds: float) -> str:
     return "\n".join(lines)
 
 
+def _training(recipe: Recipe) -> str:
+    """Return how the network of a recipe is trained."""
+    if recipe.stages[0].linear_probe is not None:
+        return "frozen, with a logistic regression"
+    start = "from published weights" if recipe.model.options.get("pretrained") else "from scratch"
+    return f"{recipe.stages[0].epochs} epochs {start}"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and write its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--recipe", default="esc10")
+    parser.add_argument("--weights")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--fold", type=int, nargs="+")
     parser.add_argument("--work", type=Path, default=Path("runs") / "esc10")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "esc10.md")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-    data, recipe = lay_out(args.data, args.work / "data"), load_recipe(args.recipe)
-    start = time.monotonic()
+    settings = {"folds.splitter": "predefined", "folds.group_col": "fold", "folds.n": 5, **parse_settings(args.set)}
+    recipe = load_recipe(args.recipe).override(Overrides(weights=args.weights, values=settings))
+    data, start = lay_out(args.data, args.work / "data"), time.process_time()
     result = run_recipe(
         data,
         recipe,
@@ -124,10 +136,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     # A continued run took longer than its last part; the file keeps the sum.
     total = args.work / "seconds.txt"
-    seconds = time.monotonic() - start + (float(total.read_text()) if total.exists() else 0.0)
+    seconds = time.process_time() - start + (float(total.read_text()) if total.exists() else 0.0)
     write_text(total, f"{seconds:.1f}\n")
     text = markdown(result.out, recipe, data / "train_curated.csv", seconds)
-    write_report("ESC-10", f"python -m benchmarks.esc10 {args.data.name}", text, args.out)
+    command = f"python -m benchmarks.esc10 {args.data.name} --recipe {args.recipe}"
+    write_report("ESC-10", command + (f" --weights {args.weights}" if args.weights else ""), text, args.out)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from fatai.io.atomic import write_text
 from fatai.models import count_parameters, create_model
 from fatai.models.summary import PUBLISHED_CHANNELS
 from fatai.registry import MODELS
+from fatai.training.autocast import autocast_for, best_dtype, fast_layout
 from fatai.training.learner import named_loss
-from fatai.training.precision import autocast_for, best_dtype, fast_layout
 
 N_TAGS = 80
 NO_TILES = (
@@ -64,51 +65,67 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def gflop(name: str, spec: Tensor, in_channels: int) -> float:
+def gflop(name: str, spec: Tensor, in_channels: int, **options: Any) -> float:
     """Return the GFLOP of one clip forward, counted without computing."""
     with torch.device("meta"):
-        model = create_model(name, N_TAGS, in_channels).eval()
+        model = create_model(name, N_TAGS, in_channels, **options).eval()
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             model(torch.empty(1, *spec.shape[1:]))
     return counter.get_total_flops() / 1e9
 
 
-def measure(name: str, bs: int, mels: int, frames: int, rounds: int, device: torch.device) -> Measured:
-    """Measure one model."""
-    in_channels = PUBLISHED_CHANNELS.get(name, 1)
-    spec = torch.randn(bs, in_channels, mels, frames, device=device)
-    targ = torch.zeros(bs, N_TAGS, device=device)
+def steps(name: str, spec: Tensor, width: float | None = None) -> dict[tuple[str, str], Callable[[], None]]:
+    """Return functions that train ("train") and predict ("infer") one batch, each "fp32" and "auto".
+
+    Parameters
+    ----------
+    name, width
+        The model; None is the published width.
+    spec
+        Shape (batch, channels, mels, frames).
+    """
+    device, options = spec.device, {} if width is None else {"width": width}
+    targ = torch.zeros(len(spec), N_TAGS, device=device)
     torch.manual_seed(0)
-    plain = create_model(name, N_TAGS, in_channels).to(device)
-    fast = create_model(name, N_TAGS, in_channels).to(device)
+    plain = create_model(name, N_TAGS, spec.shape[1], **options).to(device)
+    fast = create_model(name, N_TAGS, spec.shape[1], **options).to(device)
     fast.load_state_dict(plain.state_dict())
     fast_layout(fast, device)
-    ways = ((plain, "fp32"), (fast, "auto"))
-    times: dict[tuple[str, str], list[float]] = {
-        (mode, precision): [] for mode in ("train", "infer") for _, precision in ways
-    }
 
-    def step(model: nn.Module, precision: str) -> None:
+    def train(model: nn.Module, precision: str) -> None:
+        model.train()
         with autocast_for(device, precision):
             logits = model(spec)
         named_loss("bce", model)(logits, targ).backward()
 
     def infer(model: nn.Module, precision: str) -> None:
+        model.eval()
         with torch.inference_mode(), autocast_for(device, precision):
             model(spec)
 
+    return {
+        (mode, precision): partial(run, model, precision)
+        for model, precision in ((plain, "fp32"), (fast, "auto"))
+        for mode, run in (("train", train), ("infer", infer))
+    }
+
+
+def measure(name: str, bs: int, mels: int, frames: int, rounds: int, device: torch.device) -> Measured:
+    """Measure one model."""
+    in_channels = PUBLISHED_CHANNELS.get(name, 1)
+    spec = torch.randn(bs, in_channels, mels, frames, device=device)
+    ways = steps(name, spec)
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in ways}
     for k in range(rounds + 1):
-        for model, precision in ways:
-            for mode, run in (("train", step), ("infer", infer)):
-                model.train(mode == "train")
-                took = seconds(lambda: run(model, precision), device)  # noqa: B023 - called at once
-                if k:  # the first round warms up
-                    times[mode, precision].append(took)
+        for key, run in ways.items():
+            took = seconds(run, device)
+            if k:  # the first round warms up
+                times[key].append(took)
     ms = {key: 1000 * statistics.median(values) / bs for key, values in times.items()}
     return Measured(
-        name, count_parameters(plain), gflop(name, spec, in_channels), (ms["train", "fp32"], ms["train", "auto"]),
-        (ms["infer", "fp32"], ms["infer", "auto"]),
+        name, count_parameters(create_model(name, N_TAGS, in_channels)), gflop(name, spec, in_channels),
+        (ms["train", "fp32"], ms["train", "auto"]), (ms["infer", "fp32"], ms["infer", "auto"]),
     )
 
 

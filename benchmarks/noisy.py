@@ -34,9 +34,10 @@ from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.labels import multi_hot, read_labels
 from fatai.ensemble.ensemble import ensemble
 from fatai.experiment.build import recipe_network
-from fatai.experiment.fold import WEIGHTS, FoldContext, _noisy_predictions_path, _round_path, train_fold
+from fatai.experiment.clip_tables import folded_table, noisy_table
+from fatai.experiment.fold import FoldContext, _noisy_predictions_path, _round_path, train_fold
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.experiment.run import folded_table, noisy_table
+from fatai.experiment.run_folder import WEIGHTS
 from fatai.experiment.self_training import SelfTrainingRounds
 from fatai.metrics.ranking import lwlrap
 from fatai.models import count_parameters

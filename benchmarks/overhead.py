@@ -40,7 +40,7 @@ from fatai.data.blocks import FATDataLoaders  # noqa: E402
 from fatai.data.datasets.fat2019 import fat_sample  # noqa: E402
 from fatai.inference.learner import FatLearner, fat_learner  # noqa: E402
 from fatai.models import count_parameters  # noqa: E402
-from fatai.training.precision import best_dtype  # noqa: E402
+from fatai.training.autocast import best_dtype  # noqa: E402
 
 # Of a fold of the competition's curated clips, without the six corrupted ones.
 CLIPS = 4964 * 4 // 5

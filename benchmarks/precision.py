@@ -21,7 +21,7 @@ from benchmarks.timing import write_report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.training.precision import best_dtype
+from fatai.training.autocast import best_dtype
 
 WAYS = ("fp32", "auto")
 SCORES = ("oof", "test")

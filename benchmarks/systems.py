@@ -8,8 +8,10 @@ recipes are scaled by the rule of `small`, so that all see as many clips in trai
 of a fold), and use the same two folds and seeds. The best epoch of a recipe is selected on validation clips, as
 published; nothing is chosen by the test part, and the best ensemble is the best out of fold. `--more` names a system
 that is also tried with more clips seen, more folds and a wider network (or `--by` some of these), one at a time, to
-find what limits its score. Every finished run is a line of FOLDER/rows.jsonl and a run folder beside it; finished runs
-are not trained again and interrupted ones continued: several processes may share the work, each with its own names.
+find what limits its score. Two baselines without a network, statistics of MFCCs with a logistic regression and a random
+forest (`benchmarks.mfcc`), are fitted on the same folds and are in no ensemble. Every finished run is a line of
+FOLDER/rows.jsonl and a run folder beside it; finished runs are not trained again and interrupted ones continued:
+several processes may share the work, each with its own names.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.mfcc import BASELINES, fit_baseline
 from benchmarks.timing import write_report
 from benchmarks.trials import Row, parser, read_with_truth, spread, trials
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.ensemble.members import align_out_of_fold
 from fatai.experiment.build import recipe_parameters
+from fatai.experiment.clip_tables import folded_table
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.experiment.run_folder import predict_with_run
@@ -148,6 +152,19 @@ def trial(data: FATDataset, way: str, seed: int, size: Scale, work: Path) -> Row
     }
 
 
+def baseline_trial(data: FATDataset, name: str, seed: int, size: Scale) -> Row:
+    """Fit a baseline on the folds of the recipes and score it."""
+    table, _, folds = folded_table(data, recipe_of("ninth", data, seed, size))
+    oof, test, fit_s, test_s = fit_baseline(name, table, folds, data.test, data.tags, seed)
+    scores = zip(("oof", "test"), intervals(data, oof, test), strict=True)
+    row = {
+        key: value for part, found in scores
+        for key, value in ((part, found.value), (f"{part}_low", found.low), (f"{part}_high", found.high))
+    }
+    ms_a_clip = round(1000 * test_s / len(data.test), 1)
+    return {**row, "seconds": round(fit_s, 1), "ms_a_clip": ms_a_clip, "parameters": None}
+
+
 def intervals(data: FATDataset, oof: Predictions, test: Predictions) -> tuple[Interval, Interval]:
     """Return the scores out of fold and on the test part."""
     found = []
@@ -188,7 +205,8 @@ def table_of_runs(rows: dict[tuple[str, int], Row], ways: list[str], seeds: list
         cells = [way]
         for part in ("oof", "test"):
             cells += [spread(values(way, part)), _between(values(way, f"{part}_low"), values(way, f"{part}_high"))]
-        cells += [f"{rows[way, seeds[0]]['parameters']:,}", _minutes(values(way, "seconds"))]
+        parameters = rows[way, seeds[0]]["parameters"]
+        cells += ["-" if parameters is None else f"{parameters:,}", _minutes(values(way, "seconds"))]
         lines.append(f"| {' | '.join(cells)} | {statistics.mean(values(way, 'ms_a_clip')):.0f} |")
     return lines
 
@@ -273,7 +291,8 @@ def markdown(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int
         "network of panns_logreg is random and gold_plan trains from scratch; as published, both "
         "start from weights trained on AudioSet."
     )
-    lines = [about, "", *table_of_runs(rows, ways, seeds)]
+    baselines = [name for name in BASELINES if name in done]
+    lines = [about, "", *table_of_runs(rows, [*ways, *baselines], seeds)]
     if len(ways) > 1:
         results = ensembles_of_seeds(data, ways, seeds, work)
         results = dict(
@@ -289,7 +308,7 @@ def markdown(data: FATDataset, rows: dict[tuple[str, int], Row], seeds: list[int
 
 def main(argv: list[str] | None = None) -> None:
     """Run the benchmark and write its report."""
-    options = parser(__doc__, "systems", "passes", 40, list(WAYS))
+    options = parser(__doc__, "systems", "passes", 40, [*WAYS, *BASELINES])
     options.set_defaults(seeds=[0, 1])
     options.add_argument("--more", choices=list(WAYS), help="a system of which more is tried, too")
     options.add_argument(
@@ -303,15 +322,17 @@ def main(argv: list[str] | None = None) -> None:
     size = replace(small, passes=args.passes)
     same = {"passes": args.passes, "data": data.path.name}
     ways = [*args.only, *(f"{args.more} with {more}" for more in args.by if args.more)]
-    rows = trials(
-        args.work / "rows.jsonl", ways, args.seeds, same, lambda way, seed: trial(data, way, seed, size, args.work),
-    )
+
+    def run(way: str, seed: int) -> Row:
+        return baseline_trial(data, way, seed, size) if way in BASELINES else trial(data, way, seed, size, args.work)
+
+    rows = trials(args.work / "rows.jsonl", ways, args.seeds, same, run)
     command = (
         f"python -m benchmarks.systems {data.path.name} --seeds {' '.join(map(str, args.seeds))} --passes {args.passes}"
     )
     command += f" --more {args.more}" if args.more else ""
     command += f" --by {shlex.join(args.by)}" if args.more and args.by != list(MORE) else ""
-    command += f" --only {shlex.join(args.only)}" if set(args.only) != set(WAYS) else ""
+    command += f" --only {shlex.join(args.only)}" if set(args.only) != {*WAYS, *BASELINES} else ""
     write_report("The systems, small", command, markdown(data, rows, args.seeds, size, args.work), args.out)
 
 

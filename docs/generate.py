@@ -1,12 +1,11 @@
-"""MkDocs hook: generates tables of the registries and the pages of recipes, notebooks, results and reference.
+"""MkDocs hook: generates tables of the registries and the pages of recipes, results and reference.
 
-A line `<!-- table: models -->` of a page becomes that table when the site is built. `python docs/generate.py` writes
-the table of recipes into README.md.
+A line `<!-- table: models -->` of a page becomes that table when the site is built.
 """
 
 from __future__ import annotations
 
-import json
+import ast
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,24 +13,45 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README_TABLE = re.compile(r"(<!-- recipes -->\n).*?(<!-- /recipes -->)", re.S)
 _MARK = re.compile(r"<!-- table: ([\w ]+) -->")
-_PACKAGES = {
-    "audio": "Audio",
-    "metrics": "Metrics",
-    "losses": "Losses",
-    "models": "Models",
-    "data": "Data",
-    "augment": "Augmentation",
-    "noisy_labels": "Noisy labels",
-    "callbacks": "Callbacks",
-    "training": "Training",
-    "inference": "Inference",
-    "export": "Export",
-    "ensemble": "Ensembles",
-    "experiment": "Recipes and runs",
-    "report": "Reports",
+# The pages of the reference: title, contents and modules. A package stands for its modules that no other page names.
+_TASKS = {
+    "sounds": ("Read sounds", "files, streams, channels, silence, segments; needs no fastai", (
+        "audio", "data.annotations")),
+    "spectrograms": ("Make spectrograms", "front ends, mel bands, PCEN, input channels, mean and deviation", (
+        "audio.front_ends", "audio.spectrogram", "audio.channels", "audio.stft", "audio.mel", "audio.pcen",
+        "audio.stats", "data.spectrograms", "data.stats")),
+    "data": ("Load data sets and make batches", "tables, labels, data blocks and loaders, caches, samplers", ("data",)),
+    "checks": ("Check and split data", "checks of files and labels, copies, folds", (
+        "data.audit", "data.copies", "data.folds", "data.background", "experiment.background")),
+    "augment": ("Augment", "augmentations of waves and spectrograms, mixup", ("augment",)),
+    "networks": ("Build networks", "networks, published weights, timm, checkpoints", ("models", "experiment.build")),
+    "training": ("Train a learner", "`fat_learner`, losses, callbacks, schedules, precision, data parallelism", (
+        "inference.learner", "training", "callbacks", "losses")),
+    "noisy_labels": ("Train on noisy labels", "selection, relabeling, pseudo-labels, label issues, distillation", (
+        "noisy_labels", "experiment.noisy_decision", "experiment.self_training", "experiment.distill")),
+    "recipes": ("Run recipes", "recipes and their keys, runs, budgets, search of settings", ("experiment",)),
+    "predict": ("Predict clips", "views, test-time augmentation, tables of predictions, embeddings, linear probes", (
+        "inference",)),
+    "events": ("Tag long recordings", "sliding windows, events, their files, false alarms in background", (
+        "inference.events", "experiment.false_alarms", "experiment.run_folder")),
+    "labels": ("Find and label sounds", "index of windows, search, the label loop, reviews", (
+        "inference.search", "experiment.encoder", "report.decisions", "report.label_review", "report.window_page",
+        "report.window_review")),
+    "scores": ("Score, calibrate and compare", "metrics, intervals, thresholds, calibration, comparison of runs", (
+        "metrics", "inference.ground_truth", "inference.sanity_checks", "experiment.calibrate", "experiment.compare")),
+    "ensembles": ("Combine models and submit", "averages, stacking, ensembles of recipes, checked submissions", (
+        "ensemble", "experiment.ensemble_folder", "experiment.ensemble_recipe", "experiment.ensemble_run",
+        "inference.submission")),
+    "scale": ("Predict very many sounds", "shards, parts, Ray, Dask and Spark, several processes", (
+        "experiment.bulk_predict", "experiment.parts", "experiment.engines", "experiment.tag_batch",
+        "experiment.launch", "inference.prediction_files")),
+    "export": ("Export and share", "model folders, ONNX, the Hugging Face Hub", ("export", "experiment.held_out")),
+    "report": ("Explain and report", "the report of a run, plots of a learner, Grad-CAM, learning curves", (
+        "report", "inference.plots", "inference.grad_cam", "inference.learning_curve", "experiment.frozen_baseline")),
 }
+_REFERENCE = ("audio", "metrics", "losses", "models", "data", "augment", "noisy_labels", "callbacks", "training",
+              "inference", "export", "ensemble", "experiment", "report")
 _NOT_MEASURED = "not measured yet"
 _LONG = {
     "systems": "Comparison of all systems", "esc10": "ESC-10 with its five folds",
@@ -123,12 +143,20 @@ def commands() -> str:
     )
 
 
+def tasks() -> str:
+    """Return the table of the pages of the reference."""
+    return _table(["to", "contents"], [
+        _row([f"[{title.lower()}]({name}.md)", contents]) for name, (title, contents, _) in _TASKS.items()
+    ])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "models": models,
     "front ends": front_ends,
     "recipes": recipes,
     "ensembles": ensembles,
     "commands": commands,
+    "tasks": tasks,
     **{
         title: (lambda name=name: registry_table(name))
         for title, name in {
@@ -229,27 +257,26 @@ def results_page() -> str:
     return "\n\n".join([*head, *parts])
 
 
-def notebook_page(path: Path) -> str:
-    """Return a notebook as a page, without outputs."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    text = "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in sources)
-    note = f"*From the notebook `nbs/{path.name}`. Run it for figures and audio players.*"
-    return f"{text.replace('.ipynb)', '.md)')}\n\n{note}\n"
+def reference_modules() -> dict[str, list[str]]:
+    """Return the modules of each page of the reference; a module is on the page that names most of its path."""
+    found: dict[str, list[str]] = {name: [] for name in _TASKS}
+    owners = {prefix: name for name, (_, _, prefixes) in _TASKS.items() for prefix in prefixes}
+    for file in sorted(f for package in _REFERENCE for f in (ROOT / "fatai" / package).rglob("*.py")):
+        parts = file.relative_to(ROOT / "fatai").with_suffix("").parts
+        if not file.stem.startswith("_"):
+            longest = next(k for k in range(len(parts), 0, -1) if ".".join(parts[:k]) in owners)
+            found[owners[".".join(parts[:longest])]].append(".".join(parts))
+    for name, (_, _, prefixes) in _TASKS.items():
+        found[name].sort(key=lambda module: next(k for k, p in enumerate(prefixes) if f"{module}.".startswith(f"{p}.")))
+    return found
 
 
-def reference_page(package: str) -> str:
-    """Return the reference of a package's modules, from their docstrings."""
-    files = sorted((ROOT / "fatai" / package).rglob("*.py"))
-    names = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files if not f.stem.startswith("_")]
-    modules = sorted(names, key=lambda name: (name.count("."), name))
-    return "\n\n".join([f"# {_PACKAGES[package]}", *(f"## {module}\n\n::: {module}" for module in modules)]) + "\n"
-
-
-def readme_recipes() -> str:
-    """Return the table of recipes in README.md, with links into the repository."""
-    table = re.sub(r"\]\((\w+)\.md\)", r"](fatai/recipes/\1.toml)", recipes())
-    return table.replace(f"{_NOT_MEASURED} |", "- |")
+def reference_page(name: str) -> str:
+    """Return the reference of a task, from the docstrings of its modules; headings are their first sentences."""
+    parts = [f"# {_TASKS[name][0]}"]
+    for module in reference_modules()[name]:
+        parts += [f"## {_summary(module)}", f"`fatai.{module}`", f"::: fatai.{module}"]
+    return "\n\n".join(parts) + "\n"
 
 
 def pages() -> dict[str, str]:
@@ -258,8 +285,7 @@ def pages() -> dict[str, str]:
 
     return {
         **{f"recipes/{name}.md": recipe_page(name) for name in recipe_names()},
-        **{f"notebooks/{path.stem}.md": notebook_page(path) for path in sorted((ROOT / "nbs").glob("*.ipynb"))},
-        **{f"reference/{package}.md": reference_page(package) for package in _PACKAGES},
+        **{f"reference/{name}.md": reference_page(name) for name in _TASKS},
         "results.md": results_page(),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "]("),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
@@ -268,7 +294,8 @@ def pages() -> dict[str, str]:
 
 def on_config(config: Any) -> Any:
     """Replace the folders in the navigation by the generated pages in them."""
-    generated = list(pages())
+    notebooks = [f"notebooks/{path.stem}.md" for path in sorted((ROOT / "nbs").glob("*.ipynb"))]
+    generated = [*pages(), *notebooks]
     for section in (entry for entry in config.nav if isinstance(entry, dict)):
         for title, entries in section.items():
             if isinstance(entries, list):
@@ -298,6 +325,13 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     return _MARK.sub(lambda found: TABLES[found[1]](), markdown)
 
 
+def _summary(module: str) -> str:
+    """Return what a module is for: its docstring to the first colon, semicolon or full stop."""
+    file = ROOT / "fatai" / Path(*module.split(".")).with_suffix(".py")
+    text = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or module).split("\n\n")[0]
+    return re.split(r"[:;.](?:\s|$)", " ".join(text.split()))[0]
+
+
 def _result(name: str) -> str:
     path = RESULTS / f"{name}.md"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -319,9 +353,3 @@ def _table(head: list[str], rows: list[str]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-if __name__ == "__main__":
-    table, readme = readme_recipes(), ROOT / "README.md"
-    text = README_TABLE.sub(lambda found: f"{found[1]}{table}\n{found[2]}", readme.read_text(encoding="utf-8"))
-    readme.write_text(text, encoding="utf-8")

@@ -1,6 +1,7 @@
 """fatai: audio tagging on fastai.
 
-`from fatai.all import *` is for notebooks; `import fatai` alone loads neither torch nor fastai.
+`from fatai.all import *` is for notebooks; `import fatai` alone loads neither torch nor fastai. It sets how the threads
+of OpenMP wait (`fatai.threads`), so import it before torch.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+from fatai.threads import wait_passively
+
+__version__ = "0.2.0"
 
 # Names and the modules that define them, imported on first use (PEP 562), so that `import fatai` stays quick.
 _MODULES = {
@@ -24,6 +27,8 @@ _MODULES = {
 }
 
 __all__ = ["__version__", *_MODULES]  # noqa: F822
+
+wait_passively()
 
 
 def __getattr__(name: str) -> Any:

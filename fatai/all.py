@@ -30,10 +30,12 @@ from fatai.augment.wave import (
     WaveChain,
 )
 from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.averaging import WeightAverage
 from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
 from fatai.callbacks.csv_logger import EpochCSVLogger
 from fatai.callbacks.failure import SplitBatchOnOOM, TerminateOnNaN
 from fatai.callbacks.gradients import ClipGradValue
+from fatai.callbacks.layer_decay import LayerDecay
 from fatai.callbacks.progress import PlainProgress, quiet_unless_terminal
 from fatai.callbacks.resume import ResumeTraining
 from fatai.callbacks.sample_weights import SampleWeights
@@ -63,6 +65,7 @@ from fatai.experiment.reproduce import reproduce_run
 from fatai.experiment.run import preview_learner, recipe_learner, run_recipe
 from fatai.experiment.run_folder import Tagger, predict_with_run, trained_model
 from fatai.experiment.stage import fit_stage
+from fatai.experiment.tag_batch import TagBatch
 from fatai.export.onnx import export_onnx
 from fatai.export.pretrained import Pretrained, load_pretrained
 from fatai.inference.embeddings import Embeddings, embed_clips
@@ -99,17 +102,17 @@ OWN_NAMES = (
     "ClipGradValue", "Cutout", "DPrime", "DataError", "DisableAugmentation", "ENSEMBLES", "Embeddings",
     "EnsembleResult", "EpochCSVLogger", "FATDataLoaders", "FATDataset", "FRONT_ENDS", "FatLearner", "FataiError",
     "Focal", "FrontEnd", "Gain", "ItemAugmentations", "LOSSES", "LRSchedulerCallback", "LSEP", "LabelError",
-    "LabelSmoothing", "LengthGroupedBatchSampler", "LinearMixUp", "LinearProbe", "LoadClip", "LwLRAP", "MIXERS",
-    "MODELS", "MeanAP", "MixUpOr", "NOISY", "OneOfMixers", "OptionError", "Overdrive", "PitchShift",
+    "LabelSmoothing", "LayerDecay", "LengthGroupedBatchSampler", "LinearMixUp", "LinearProbe", "LoadClip", "LwLRAP",
+    "MIXERS", "MODELS", "MeanAP", "MixUpOr", "NOISY", "OneOfMixers", "OptionError", "Overdrive", "PitchShift",
     "PlainProgress", "Predictions", "Pretrained", "RandomCrop", "RandomResizedCrop", "RandomTimeCrop", "Recipe",
-    "RepeatPad", "ResumeTraining", "Reverb", "RocAUC", "SCHEDULES", "SampleWeights", "SaveBestModel",
-    "SaveSnapshots", "Shift", "SigmoidConcat", "SlidingWindowTagger", "SoundEvent", "SpecAugment",
-    "SpectrogramBlock", "SpectrogramModel", "SpeedPerturb", "SplitBatchOnOOM", "SplitLoss", "StopAtLR", "TagLoss",
-    "Tagger", "TensorSpec", "TensorWave", "TerminateOnNaN", "Thresholds", "TimeReverse", "TimeStretch", "TimeWarp",
-    "TrimToLongest", "VIEWS", "WaveChain", "WaveToSpec", "apply_corrections", "attach_predictions", "audio_info",
-    "augmentation_callbacks", "calibrate_run", "calibration_curve", "check_dataset", "check_environment",
-    "check_submission", "class_weights", "compare_runs", "confusions", "count_parameters", "create_model",
-    "d_prime", "data_stats", "download", "embed_clips", "ensemble", "ensemble_report", "estimate_run",
+    "RepeatPad", "ResumeTraining", "Reverb", "RocAUC", "SCHEDULES", "SampleWeights", "SaveBestModel", "SaveSnapshots",
+    "Shift", "SigmoidConcat", "SlidingWindowTagger", "SoundEvent", "SpecAugment", "SpectrogramBlock",
+    "SpectrogramModel", "SpeedPerturb", "SplitBatchOnOOM", "SplitLoss", "StopAtLR", "TagBatch", "TagLoss", "Tagger",
+    "TensorSpec", "TensorWave", "TerminateOnNaN", "Thresholds", "TimeReverse", "TimeStretch", "TimeWarp",
+    "TrimToLongest", "VIEWS", "WaveChain", "WaveToSpec", "WeightAverage", "apply_corrections", "attach_predictions",
+    "audio_info", "augmentation_callbacks", "calibrate_run", "calibration_curve", "check_dataset", "check_environment",
+    "check_submission", "class_weights", "compare_runs", "confusions", "count_parameters", "create_model", "d_prime",
+    "data_stats", "download", "embed_clips", "ensemble", "ensemble_report", "estimate_run",
     "expected_calibration_error", "export_onnx", "f1_thresholds", "fat_learner", "fat_sample", "find_label_issues",
     "find_leaks", "fit_folds", "fit_length", "fit_linear_probe", "fit_stage", "front_end", "gold_plan_stages",
     "grad_cam", "load_audio", "load_checkpoint", "load_dataset", "load_ensemble", "load_pretrained", "load_recipe",

@@ -62,6 +62,7 @@ class Registry:
         self.kind, self.module = kind, module
         self._entries: dict[str, tuple[Callable[..., Any], str]] = {}
         self._patterns: dict[str, tuple[Callable[..., Any], str]] = {}
+        self._suggesters: list[Callable[[str], str | None]] = []
 
     def register(self, name: str, *, source: str) -> Callable[[Builder], Builder]:
         """Return a decorator that adds a builder.
@@ -90,14 +91,27 @@ class Registry:
 
         return add
 
-    def register_pattern(self, substring: str, *, source: str) -> Callable[[Builder], Builder]:
+    def register_pattern(
+        self, substring: str, *, source: str, suggest: Callable[[str], str | None] | None = None
+    ) -> Callable[[Builder], Builder]:
         """Return a decorator that adds a builder for every name with a given substring, such as "timm:" or "+".
 
         The builder is called with the whole name as its first argument.
+
+        Parameters
+        ----------
+        substring
+            Part of the names.
+        source
+            As in `register`.
+        suggest
+            Maps an unknown name to the one of this pattern that was probably meant, or to None.
         """
 
         def add(builder: Builder) -> Builder:
             self._patterns[substring] = (builder, source)
+            if suggest is not None:
+                self._suggesters.append(suggest)
             return builder
 
         return add
@@ -112,7 +126,13 @@ class Registry:
                     named = functools.partial(builder, name)
                     named.__doc__ = builder.__doc__
                     return named, source
-            raise UnknownNameError(f"no {self.kind} named {name!r}; {did_you_mean(name, self.names())}") from None
+            raise UnknownNameError(f"no {self.kind} named {name!r}; {self.suggestion(name)}") from None
+
+    def suggestion(self, name: str) -> str:
+        """Return the end of a message about an unknown name: the nearest name, or all of them if none is near."""
+        self._load()
+        meant = next((found for suggest in self._suggesters if (found := suggest(str(name)))), None)
+        return f"did you mean {meant}?" if meant else did_you_mean(name, self.names())
 
     def _load(self) -> None:
         if self.module:

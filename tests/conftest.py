@@ -6,6 +6,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # For small tensors several threads are slower than one. Set before torch is imported, and inherited by commands.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -42,19 +43,46 @@ def sample():
 
 
 @pytest.fixture(scope="session")
-def small_dls(sample):
-    """Loaders of the sample's curated part with a validation part of a quarter."""
+def clip_cache(tmp_path_factory):
+    """A folder of cached clips, the same for all processes of the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "clips"
+
+
+@pytest.fixture(scope="session")
+def few_clips(sample, tmp_path_factory):
+    """A third of the sample, without its truth: 40 curated, 24 noisy and 20 test clips, each tag at least twice."""
+    folder = tmp_path_factory.mktemp("few") / "sample"
+    for part in ("train_curated", "train_noisy", "test"):
+        table = sample / ("sample_submission.csv" if part == "test" else f"{part}.csv")
+        head, *rows = table.read_text().splitlines()
+        (folder / part).mkdir(parents=True)
+        (folder / table.name).write_text("\n".join([head, *rows[::3]]) + "\n")
+        for row in rows[::3]:
+            fname = row.split(",")[0]
+            shutil.copy2(sample / part / fname, folder / part / fname)
+    return folder
+
+
+def _small_loaders(sample, clip_cache):
     from fatai.data.blocks import FATDataLoaders
 
-    return FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0)
+    return FATDataLoaders.from_path(
+        sample, channels="mono", crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0, check_files=False,
+        cache="wave", cache_dir=clip_cache,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_dls(sample, clip_cache):
+    """Loaders of the sample's curated part with a validation part of a quarter."""
+    return _small_loaders(sample, clip_cache)
 
 
 @pytest.fixture
-def own_dls(sample):
+def own_dls(sample, clip_cache):
     """The same loaders for a single test, which may change them, as a stage of a recipe does."""
-    from fatai.data.blocks import FATDataLoaders
-
-    return FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0, check_files=False)
+    return _small_loaders(sample, clip_cache)
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +134,36 @@ def main_with(monkeypatch, capsys):
         return subprocess.CompletedProcess(args, caught.value.code, output.out, output.err)
 
     return run_main
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A web server on loopback."""
+    monkeypatch.setattr("time.sleep", lambda s: None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    from helpers.file_server import FileServer
+
+    server = FileServer()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.fixture
+def hub_server(tmp_path, monkeypatch):
+    """An empty Hugging Face Hub on loopback, a cache without files, and the token of its owner."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    from helpers.hub_server import HubServer
+
+    server = HubServer()
+    # huggingface_hub reads the environment when it is imported.
+    url = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {
+        "ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": url, "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_XET": True, "HF_HUB_DISABLE_PROGRESS_BARS": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", "hf_owner")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    yield server
+    server.close()

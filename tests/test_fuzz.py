@@ -10,12 +10,12 @@ def test_there_are_a_thousand_damaged_sounds_of_every_kind(sample):
     assert len(made) >= 1000 and len({d.name for d in made}) == len(made)
 
 
-@pytest.mark.parametrize("every", [120, pytest.param(1, marks=pytest.mark.slow)])
-def test_every_damaged_sound_has_a_result(tmp_path, every):
+@pytest.mark.slow
+def test_every_damaged_sound_has_a_result(tmp_path):
     report = Report()
-    sounds_through_commands(tmp_path, report, every=every)
+    sounds_through_commands(tmp_path, report)
     assert not report.faults, str(report)
-    assert sum(report.tried.values()) >= 1000 / every
+    assert sum(report.tried.values()) >= 1000
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "fatai"
 
 # Rank of every package and top-level module, from the ground up.
 RANKS = {
-    "errors": 0, "registry": 0, "io": 0, "distributed": 0,
+    "errors": 0, "registry": 0, "io": 0, "distributed": 0, "threads": 0, "device": 0,
     "audio": 1, "metrics": 1, "losses": 1, "models": 1,
     "data": 2,
     "augment": 3, "noisy_labels": 3,

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import CHANNELS
 
-__all__ = ["Coord", "Deltas", "ImageNet", "Repeat", "Windows", "delta"]
+__all__ = ["DEFAULT_CHANNELS", "Coord", "Deltas", "ImageNet", "Repeat", "Windows", "delta"]
+
+DEFAULT_CHANNELS = "repeat3"
+"""Channels of the loaders, blocks and the recipe `default` where neither a front end nor channels are given."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -213,3 +213,37 @@ def baseline(**overrides: Any) -> Spectrogram:
         .replace(**overrides)
         .build()
     )
+
+
+@FRONT_ENDS.register(
+    "efficientat", source="EfficientAT, arXiv:2211.04772, https://github.com/fschmid56/EfficientAT (MIT); own code"
+)
+def efficientat(**overrides: Any) -> Spectrogram:
+    """32 kHz, pre-emphasis, 128 Kaldi mel bands up to 15 kHz, (ln(x + 1e-5) + 4.5) / 5: the input of mn04 to mn40.
+
+    As in the authors' evaluation: clips shorter than a window are extended by zeros.
+    """
+    return (
+        FrontEnd(
+            sr=32000,
+            min_samples=800,
+            preemphasis=0.97,
+            n_fft=1024,
+            win_length=800,
+            hop_length=320,
+            periodic=False,
+            pad_mode="reflect",
+            n_mels=128,
+            fmax=15000.0,
+            htk=True,
+            norm=None,
+            mel_triangles="mel",
+            log="ln",
+            log_offset=1e-5,
+            normalize="global",
+            mean=-4.5,
+            std=5.0,
+        )
+        .replace(**overrides)
+        .build()
+    )

@@ -11,8 +11,8 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -30,6 +30,9 @@ from fatai.audio.containers import (
     flac_ends,
     missing_from_ogg,
 )
+from fatai.audio.downmix import ChannelLevels, Downmix, check_channel
+from fatai.audio.ffmpeg import decoded_by_ffmpeg, find_container
+from fatai.audio.segments import split_segment
 from fatai.audio.waveform import resample
 from fatai.errors import AudioError, OptionError, ShapeError
 from fatai.io.atomic import TRANSIENT_ERRORS, retry, write_file
@@ -45,7 +48,10 @@ __all__ = [
 ]
 
 AUDIO_EXTENSIONS = frozenset(
-    {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
+    {
+        ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd",
+        ".w64", ".wav",
+    }
 )
 """Suffixes, in lower case, of sound files in a folder; `load_audio` depends on the content only."""
 
@@ -61,13 +67,27 @@ _INT16_STEP = 1 / 32768
 # Of all channels, read at once, before or after resampling: 1 GiB, or 100 minutes at 44.1 kHz.
 _MAX_SAMPLES = 1 << 28
 _HIGH_RATE = 48_000
+_LOW_RATE = 4_000  # below it even speech is cut off
 _BLOCK = 1 << 18  # samples of all channels per block, where they are not needed at once
 # Containers whose number of samples libsndfile computes from the size of the file.
 _LENGTH_CHECKED = frozenset({"WAV", "WAVEX", "AIFF", "RF64", "W64", "AU"})
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of samples of a FLAC file that declares none is higher
 # Codings whose samples are always finite and not compressed.
 _PLAIN = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ALAW", "ULAW"})
+_FLOATS = frozenset({"FLOAT", "DOUBLE"})
+# Bits for each sample of codings whose noise may change tags, by what the coding is called.
+_COARSE = {
+    "ALAW": ("A-law", 8), "ULAW": ("mu-law", 8), "IMA_ADPCM": ("IMA ADPCM", 4), "MS_ADPCM": ("MS ADPCM", 4),
+    "VOX_ADPCM": ("VOX ADPCM", 4), "NMS_ADPCM_16": ("NMS ADPCM", 2), "NMS_ADPCM_24": ("NMS ADPCM", 3),
+    "NMS_ADPCM_32": ("NMS ADPCM", 4), "G721_32": ("G.721", 4), "G723_24": ("G.723", 3), "G723_40": ("G.723", 5),
+    "GSM610": ("GSM 06.10", 2), "DPCM_8": ("DPCM", 8),
+}
+_EIGHT_BITS_DB = -53  # the power of an error that is uniform within a step of 1/128
+_STRETCHES = 16  # of _BLOCK values each, by which the channels of a long file are measured
 _mismatches_warned: set[str] = set()  # names of files
+_notices_given: set[tuple[str, str]] = set()  # paths and notices
+_downmixes: dict[tuple[object, ...], Downmix] = {}  # by path, identity of the file, and channel
+_MAX_REMEMBERED = 1 << 16  # files and notices
 _SUFFIX_FORMATS = {".aif": "AIFF", ".oga": "OGG", ".opus": "OGG"}  # where it is not the suffix in capitals
 
 
@@ -86,7 +106,8 @@ class AudioInfo:
     samples
         Number of samples per channel.
     format, subtype
-        libsndfile's names of container and coding: "WAV", "PCM_16".
+        libsndfile's names of container and coding: "WAV", "PCM_16". Of a file that ffmpeg decodes, the name of the
+        container, such as "MPEG-4", and "FLOAT".
     mismatch
         Difference between the length that the header declares and `samples`: the end of the file is missing, or its
         header is wrong. Empty if they agree.
@@ -107,7 +128,7 @@ class AudioInfo:
 
 
 def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """Read rate, channels and length of a sound file.
+    """Read rate, channels and length of a sound file, or of a segment of it (`fatai.audio.segments`).
 
     The length is that of the samples which are there. At most the last sample is decoded, of a compressed file, unless
     its end is missing.
@@ -117,34 +138,41 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     AudioError
         If the file cannot be read or has no samples.
     """
-    path = Path(path)
+    name, segment = Path(path), split_segment(path)
+    file = Path(segment.path)
 
     def read() -> AudioInfo:
-        with open_sound(path) as sound:
+        with open_sound(file) as sound:
+            start, stop = (round(s * sound.samplerate) for s in segment.section(sound.frames / sound.samplerate))
             return AudioInfo(
-                path, sound.samplerate, sound.channels, sound.frames, sound.format, sound.subtype, sound.mismatch
+                name, sound.samplerate, sound.channels, max(1, stop - start), sound.format, sound.subtype,
+                sound.mismatch,
             )
 
-    return _retry_reading(path, read)
+    return _retry_reading(file, read)
 
 
 def check_audio(path: str | os.PathLike[str]) -> None:
     """Raise the `AudioError` that loading the whole file, at any rate up to 48 kHz, would raise.
 
     Compressed samples, and floats, which may not be finite, are decoded in blocks; for other files the header and the
-    size are enough.
+    size are enough. Of a segment only its times are checked.
     """
+    if split_segment(path).end_s is not None:
+        audio_info(path)
+        return
     path = Path(path)
 
     def read() -> None:
         with open_sound(path) as sound:
             _check_length(path, sound, sound.frames, max(sound.samplerate, _HIGH_RATE))
             warn_of_mismatch(path, sound)
+            warn_of_quality(path, sound, _HIGH_RATE)
             if sound.format in _LENGTH_CHECKED and sound.subtype in _PLAIN:
                 return
             n = max(1, _BLOCK // sound.channels)
             for start in range(0, sound.frames, n):
-                to_mono(path, read_samples(path, sound, min(n, sound.frames - start)))
+                read_floats(path, sound, min(n, sound.frames - start))
 
     _retry_reading(path, read)
 
@@ -186,44 +214,66 @@ def _retry_reading(path: Path, read: Callable[[], T]) -> T:
 
 
 def load_audio(
-    path: str | os.PathLike[str], sr: int | None = 44100, *, offset_s: float = 0.0, duration_s: float | None = None
+    path: str | os.PathLike[str],
+    sr: int | None = 44100,
+    *,
+    offset_s: float = 0.0,
+    duration_s: float | None = None,
+    channel: str | int = "auto",
 ) -> Tensor:
     """Read a sound file, or a section of it, as one channel.
 
     Parameters
     ----------
     path
-        Anything that libsndfile reads: WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF and more.
+        Anything that libsndfile reads: WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF and more; also AAC, WebM, WMA and
+        others if the program ffmpeg is on the PATH; also a segment, as "rec.wav#t=12.5,15" (`fatai.audio.segments`),
+        within which the section lies.
     sr
         Rate of the result in Hz; a file of another rate is resampled with soxr (quality HQ). None keeps the rate of the
         file.
     offset_s, duration_s
-        Section to read, in seconds of the file; only that section is decoded. It ends with the file.
+        Section to read, in seconds of the file; only that section is decoded, and once for a file of several channels
+        or of floats the stretches by which they are measured. It ends with the file.
+    channel
+        "auto" averages the channels, except where they cancel (opposite phase), or only one of them has sound: then it
+        takes the loudest, with a warning. "mean" always averages. "loudest" takes the channel with the most power
+        besides a constant offset. A number takes that channel, counted from 1. "each" keeps them apart. All sections
+        of a file are treated alike.
 
     Returns
     -------
-    Shape (samples,), float32. Several channels are averaged. 16-bit samples are divided by 32,768, so they lie in [-1,
-    1); a float file may exceed full scale and is not scaled. Of a file whose end is missing, or whose header declares a
-    wrong length, all that is there is read, with one warning for each file.
+    Shape (samples,), with `channel="each"` (channels, samples), float32. 16-bit samples are divided by 32,768, so they
+    lie in [-1, 1); a float file may exceed full scale and is not scaled, unless it holds integers as floats, by the
+    rule of `fatai.audio.downmix`. Of a file whose end is missing, or whose header declares a wrong length, all that is
+    there is read. There is one warning for each file and reason; of codings with few bits, one for each folder.
 
     Raises
     ------
     AudioError
         If the file is missing, a folder, empty, without samples, damaged, not sound, or has samples that are not finite
         or exceed `MAX_MAGNITUDE`; if its rate is outside `RATES`, or the result would exceed 1 GiB; if the section
-        starts at or after the end; if the file system failed several times.
+        starts at or after the end; if it has fewer channels than `channel`; if the file system failed several times.
     OptionError
-        If `sr`, `offset_s` or `duration_s` is out of range.
+        If `sr`, `offset_s`, `duration_s` or `channel` is out of range.
     """
-    path = Path(path)
+    segment = split_segment(path)
+    path = Path(segment.path)
     _check_section(sr, offset_s, duration_s)
+    check_channel(channel)
 
     def read() -> tuple[int, Tensor]:
         with open_sound(path, plain_wav=True) as sound:
             warn_of_mismatch(path, sound)
+            warn_of_quality(path, sound, sr)
             rate = sound.samplerate
+            start_s, stop_s = segment.section(sound.frames / rate)
+            offset = round((start_s + offset_s) * rate)
             samples = None if duration_s is None else round(duration_s * rate)
-            return rate, _decode(path, sound, round(offset_s * rate), samples, sr or rate)
+            if segment.end_s is not None:
+                left = round(stop_s * rate) - offset
+                samples = left if samples is None else min(samples, left)
+            return rate, _decode(path, sound, offset, samples, sr or rate, channel)
 
     rate, wave = _retry_reading(path, read)
     return wave if sr is None or sr == rate else resample(wave, rate, sr)
@@ -350,6 +400,10 @@ class _PlainWav:
         known = data.fmt[:2] == b"\1\0" and bits == 16 and align == 2 * channels > 0 and any(data.fmt[4:8])
         return cls(file, data) if known and align <= data.length else None
 
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
     def seek(self, to: int) -> None:
         """Move to a sample, counted from the first."""
         self._file.seek(self._start + 2 * self.channels * to)
@@ -380,9 +434,12 @@ class Decoder:
         self.format, self.subtype = source.format, source.subtype
 
     def seek(self, to: int) -> None:
-        """Move to a sample, counted from the first."""
-        self._source.seek(to)
-        self._at = to
+        """Move to a sample, counted from the first; codings without a seek (GSM, G.721) are decoded up to there."""
+        if self._source.seekable():
+            self._source.seek(to)
+            self._at = to
+        while self._at < to and len(self.read(min(_BLOCK, to - self._at), dtype="float32")):
+            pass
 
     def read(self, samples: int, dtype: str) -> np.ndarray:
         """Read at most `samples` samples, shape (n,) or (n, channels)."""
@@ -407,23 +464,32 @@ def open_sound(path: Path, *, plain_wav: bool = False) -> Iterator[Decoder]:
     AudioError
         If the file is not a sound file with samples, or its rate is outside `RATES`.
     """
-    with _open_bytes(path) as file:
+    with ExitStack() as stack:
+        file, problem = stack.enter_context(_open_bytes(path)), ""
+        container = find_container(file)
+        if container:
+            file, problem = stack.enter_context(decoded_by_ffmpeg(path, container))
         data = find_sound_data(path, file)
         if plain_wav and data and (plain := _PlainWav.open(file, data)):
             decoder = Decoder(plain, plain.frames, data.mismatch)
             _check_rate(path, decoder)
             yield decoder
             return
-        there = _find_samples(path, file, data)
+        sound = stack.enter_context(_open_decoder(path, file, data))
+        there = _find_samples(path, file, data, sound)
         if there.frames <= 0:
-            problem = "has a header but no samples; leave it out or record it again"
+            reason = "has a header but no samples; leave it out or record it again"
             if there.mismatch:
-                problem = f"is cut short ({there.mismatch}), and no sample is left; download or copy it again"
-            raise AudioError(f"{path}: the file {problem}")
-        with _open_decoder(path, file, there.data) as sound:
-            decoder = Decoder(sound, there.frames, there.mismatch)
-            _check_rate(path, decoder)
-            yield decoder
+                reason = f"is cut short ({there.mismatch}), and no sample is left; download or copy it again"
+            raise AudioError(f"{path}: the file {reason}")
+        if there.was_probed:
+            sound.close()
+            sound = stack.enter_context(_open_decoder(path, file, there.data))
+        decoder = Decoder(sound, there.frames, problem or there.mismatch)
+        if container:
+            decoder.format = container.name
+        _check_rate(path, decoder)
+        yield decoder
 
 
 def warn_of_mismatch(path: Path, sound: Decoder, *, name: str | None = None) -> None:
@@ -438,22 +504,64 @@ def warn_of_mismatch(path: Path, sound: Decoder, *, name: str | None = None) -> 
         )
 
 
+def warn_of_quality(path: Path, sound: Decoder, sr: int | None, *, name: str | None = None) -> None:
+    """Warn of a low rate, once for each file, and of a coarse coding, once for each folder of such files.
+
+    Parameters
+    ----------
+    path, sound
+        A file and its decoder.
+    sr
+        Rate in Hz to which it is resampled; None is its own.
+    name
+        Shown for the path.
+    """
+    rate = sound.samplerate
+    if rate < _LOW_RATE <= (sr or rate):
+        notice = f"its rate is {rate:,} Hz, so it has no sound above {rate // 2:,} Hz, which many tags need"
+        _give_notices(path, [notice], name)
+    if notice := coding_notice(sound.subtype):
+        _give_notices(path.parent, [f"{notice}; so it is with files of this coding beside it"], name or str(path))
+
+
+def coding_notice(subtype: str) -> str:
+    """Return a notice on a coding, by libsndfile's name of it, whose noise may change tags; "" for others."""
+    if subtype in ("PCM_U8", "PCM_S8"):
+        return (
+            f"coded with 8 bits for each sample: sound below their noise, {_EIGHT_BITS_DB} dB of full scale, is lost, "
+            "and probabilities may differ from those of a recording with 16 bits"
+        )
+    if subtype not in _COARSE:
+        return ""
+    name, bits = _COARSE[subtype]
+    return (
+        f"coded as {name}, with {bits} bits for each sample: its noise may change probabilities, compared with a "
+        "recording with 16 bits"
+    )
+
+
 class _Samples(NamedTuple):
-    """Number of samples that can be decoded, its difference from the header as in `AudioInfo`, and where they are."""
+    """Number of samples that can be decoded, its difference from the header as in `AudioInfo`, and where they are.
+
+    `was_probed` is true if other decoders have moved the position of the file.
+    """
 
     frames: int
     mismatch: str
     data: SoundData | None
+    was_probed: bool = True
 
 
-def _find_samples(path: Path, file: BinaryIO, data: SoundData | None) -> _Samples:
+def _find_samples(path: Path, file: BinaryIO, data: SoundData | None, sound: soundfile.SoundFile) -> _Samples:
+    """Find the samples of a file that a decoder has opened; opening one of Ogg takes as long as decoding seconds."""
     mismatch = data.mismatch if data else ""
-    with _open_decoder(path, file, data) as sound:
-        declared, format_ = sound.frames, sound.format
+    declared, format_ = sound.frames, sound.format
     if format_ == "OGG":
+        position = file.seek(0, os.SEEK_CUR)  # of the decoder, which shares the descriptor
         mismatch = missing_from_ogg(file)
+        file.seek(position)
     if format_ in _LENGTH_CHECKED or declared <= 0 or format_ == "OGG" and not mismatch:
-        return _Samples(declared, mismatch, data)
+        return _Samples(declared, mismatch, data, was_probed=False)
     probe = _Probe(path, file)
     try:
         if declared < _UNKNOWN_FRAMES and probe.count(data, declared - 1):
@@ -580,21 +688,100 @@ def _check_length(path: Path, sound: Decoder, samples: int, sr: int) -> None:
         )
 
 
-def _decode(path: Path, sound: Decoder, offset: int, samples: int | None, sr: int) -> Tensor:
-    """Return `samples` samples from `offset` on as a mono wave (n,); raise if they are too many at the rate `sr`."""
+def _decode(
+    path: Path, sound: Decoder, offset: int, samples: int | None, sr: int, channel: str | int
+) -> Tensor:
+    """Return `samples` samples from `offset` on, as `load_audio`; raise if they are too many at the rate `sr`."""
     available = sound.frames - offset
     if available <= 0:
         raise AudioError(f"{path}: the file is {sound.frames / sound.samplerate:.3f} s long, "
                          f"but the section starts at {offset / sound.samplerate:.3f} s; start earlier")
     n = available if samples is None else min(available, max(1, samples))
     _check_length(path, sound, n, sr)
+    if n == sound.frames <= _STRETCHES * _stretch(sound):
+        # The whole of a short file: it is measured as it is, not read twice.
+        whole = read_floats(path, sound, n)
+        return _measured_downmix(path, sound, channel, [whole]).apply(whole)
+    downmix = find_downmix(path, sound, channel)
     if offset:
         _seek(path, sound, offset)
-    return to_mono(path, read_samples(path, sound, n))
+    return downmix.apply(read_floats(path, sound, n))
 
 
-def to_mono(path: Path | str, samples: np.ndarray) -> Tensor:
-    """Average the channels of decoded samples.
+def find_downmix(
+    path: Path, sound: Decoder, channel: str | int, *, name: str | None = None, notify: bool = True
+) -> Downmix:
+    """Decide on the channel and the scale of a file, which is at its first sample before and after.
+
+    A file of up to 16 stretches of 2^18 values is decoded for it, of a longer one 16 such stretches. The decision is
+    kept as long as the process lives and the file stays as it is.
+
+    Parameters
+    ----------
+    channel
+        As in `load_audio`.
+    name
+        Shown for the path in warnings.
+    notify
+        Whether to warn of what is unusual.
+
+    Raises
+    ------
+    AudioError
+        If the file has fewer channels than `channel`, or cannot be decoded.
+    """
+    def stretches() -> Iterator[Tensor]:
+        n = _stretch(sound)
+        count = min(_STRETCHES, -(-sound.frames // n))
+        for k in range(count):
+            start = k * n if sound.frames <= _STRETCHES * n else k * (sound.frames - n) // (_STRETCHES - 1)
+            _seek(path, sound, start)
+            yield read_floats(path, sound, min(n, sound.frames - start))
+        _seek(path, sound, 0)
+
+    return _measured_downmix(path, sound, channel, stretches(), name, notify)
+
+
+def _stretch(sound: Decoder) -> int:
+    return max(1, _BLOCK // sound.channels)
+
+
+def _measured_downmix(
+    path: Path, sound: Decoder, channel: str | int, blocks: Iterable[Tensor], name: str | None = None,
+    notify: bool = True,
+) -> Downmix:
+    """Return the decision on a file by the levels of `blocks`, each (samples,) or (samples, channels), or a known one.
+
+    Nothing is measured where the number of channels decides alone.
+    """
+    levels = ChannelLevels(sound.channels)
+    if sound.subtype not in _FLOATS and (sound.channels == 1 or channel not in ("auto", "loudest")):
+        return levels.decide(name or path, channel, floats=False)
+    status = os.stat(path)
+    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino, channel)
+    if key not in _downmixes:
+        for block in blocks:
+            levels.add(block)
+        if len(_downmixes) >= _MAX_REMEMBERED:
+            _downmixes.clear()
+        _downmixes[key] = levels.decide(name or path, channel, floats=sound.subtype in _FLOATS)
+    if notify:
+        _give_notices(path, _downmixes[key].notices, name)
+    return _downmixes[key]
+
+
+def _give_notices(path: Path, notices: Iterable[str], name: str | None = None) -> None:
+    """Warn, once for each path and notice; `name` is shown for the path."""
+    for notice in notices:
+        if (str(path), notice) not in _notices_given:
+            if len(_notices_given) >= _MAX_REMEMBERED:
+                _notices_given.clear()
+            _notices_given.add((str(path), notice))
+            warnings.warn(f"{name or path}: {notice}", stacklevel=4)
+
+
+def as_floats(path: Path | str, samples: np.ndarray) -> Tensor:
+    """Return decoded samples as floats, after checking them.
 
     Parameters
     ----------
@@ -605,7 +792,7 @@ def to_mono(path: Path | str, samples: np.ndarray) -> Tensor:
 
     Returns
     -------
-    Shape (samples,), float32; 16-bit samples are divided by 32,768.
+    The same shape, float32; 16-bit samples are divided by 32,768.
 
     Raises
     ------
@@ -613,17 +800,20 @@ def to_mono(path: Path | str, samples: np.ndarray) -> Tensor:
         If a sample is not finite or exceeds `MAX_MAGNITUDE`.
     """
     # 16-bit samples are read as they are: this conversion is exact and several times faster than libsndfile's.
-    wave = torch.from_numpy(samples)
+    floats = torch.from_numpy(samples)
     if samples.dtype == np.int16:
-        wave = wave.float().mul_(_INT16_STEP)
-    if wave.ndim > 1:
-        wave = wave.mean(dim=1)
-    if samples.dtype != np.int16 and len(wave):
-        low, high = wave.aminmax()
+        return floats.float().mul_(_INT16_STEP)
+    if len(floats):
+        low, high = floats.aminmax()
         if not (low >= -MAX_MAGNITUDE and high <= MAX_MAGNITUDE):  # also True for NaN
-            problem = "far beyond full scale" if torch.isfinite(wave).all() else "that are not finite numbers"
+            problem = "far beyond full scale" if torch.isfinite(floats).all() else "that are not finite numbers"
             raise AudioError(f"{path}: the file has samples {problem}; write it again from its source")
-    return wave
+    return floats
+
+
+def read_floats(path: Path, sound: Decoder, samples: int) -> Tensor:
+    """Decode the next samples as floats, shape (samples,) or (samples, channels); errors of both steps."""
+    return as_floats(path, read_samples(path, sound, samples))
 
 
 def _seek(path: Path, sound: Decoder, to: int) -> None:

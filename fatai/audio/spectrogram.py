@@ -9,17 +9,17 @@ a batch is computed independently: `top_db` and the normalization of a clip depe
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fatai.audio.mel import mel_filters, mel_frequencies, mel_frequency_filters
 from fatai.audio.pcen import PCEN, smoothing
 from fatai.audio.stft import STFT_PAD_MODES, ShortTimeSpectra, pad_ends
 from fatai.errors import FrontEndError, OptionError, ShapeError
@@ -31,6 +31,7 @@ _CHOICES = {
     "pad_mode": STFT_PAD_MODES,
     "framing": ("fft", "window"),
     "norm": ("slaney", None),
+    "mel_triangles": ("hz", "mel"),
     "log": ("db", "ln", "pcen", "none"),
     "normalize": ("none", "global", "clip", "bin", "image"),
 }
@@ -48,9 +49,12 @@ _POSITIVE = (
     "pcen_power",
     "pcen_eps",
     "clamp",
+    "min_samples",
 )
-_NON_NEGATIVE = ("fmin", "eps", "pcen_gain", "pcen_bias")
-_MAX = {"sr": 1_000_000, "n_fft": 1 << 17, "win_length": 1 << 17, "n_mels": 4096}
+_NON_NEGATIVE = ("fmin", "eps", "pcen_gain", "pcen_bias", "preemphasis")
+_MAX = {
+    "sr": 1_000_000, "n_fft": 1 << 17, "win_length": 1 << 17, "n_mels": 4096, "min_samples": 1 << 17, "preemphasis": 1,
+}
 _MAX_WINDOWS = 8
 
 
@@ -62,12 +66,19 @@ class FrontEnd:
     ----------
     sr
         Rate of the waves in Hz.
+    min_samples
+        Shorter waves are first extended by zeros, at their end, to so many samples.
+    preemphasis
+        Factor c within [0, 1] of the filter x[t] - c * x[t - 1]. Its result is one sample shorter than the wave, since
+        the first one has no predecessor; a wave of a single sample is extended by one zero before. 0: no filter.
     n_fft, win_length, hop_length
         In samples; `win_length` None means `n_fft`. A shorter window is centred in the transform. A longer window
         resolves frequencies better, a shorter one time.
     windows
         Lengths of several transforms (each its own window) with the same hop, whose spectrograms are stacked along the
         rows, those of the first length first; the channels "windows" separate them again. Empty: only `n_fft`.
+    periodic
+        True for the periodic Hann window, the usual one of spectral analysis; False for the symmetric one.
     center, pad_mode
         True centres frame t on sample t * hop_length; `pad_mode` is the padding at the ends: "constant" (zeros),
         "reflect" or "edge".
@@ -78,6 +89,9 @@ class FrontEnd:
     n_mels, fmin, fmax, htk, norm
         Mel filters of `librosa.filters.mel`, frequencies in Hz; `fmax` None means sr / 2; `norm` "slaney" or None.
         `n_mels` None keeps the n_fft // 2 + 1 bins of the transform.
+    mel_triangles
+        "hz": the sides of the filters are straight lines over the frequency, as librosa's. "mel": over the mel scale,
+        as Kaldi's and `torchaudio.compliance.kaldi.get_mel_banks`, which has HTK's scale and no `norm`.
     log, amin, top_db, log_offset
         "db": 10 log10(max(x, amin)), or 20 log10(max(x, amin ** 0.5)) of a magnitude, then at least the clip's peak -
         top_db (None: no floor). "ln": ln(x + log_offset). "pcen": see `PCEN`. "none": x.
@@ -98,10 +112,13 @@ class FrontEnd:
     """
 
     sr: int = 44100
+    min_samples: int = 1
+    preemphasis: float = 0.0
     n_fft: int = 2048
     win_length: int | None = None
     hop_length: int = 512
     windows: tuple[int, ...] = ()
+    periodic: bool = True
     center: bool = True
     pad_mode: str = "constant"
     framing: str = "fft"
@@ -111,6 +128,7 @@ class FrontEnd:
     fmax: float | None = None
     htk: bool = False
     norm: str | None = "slaney"
+    mel_triangles: str = "hz"
     log: str = "db"
     amin: float = 1e-10
     top_db: float | None = None
@@ -215,6 +233,11 @@ class FrontEnd:
         """Number of samples of a frame when frames are not centred."""
         return (self.win_length or self.n_fft) if self.framing == "window" else self.n_fft
 
+    @property
+    def shortest(self) -> int:
+        """Number of samples that shorter waves are extended to: `min_samples`, with pre-emphasis at least 2."""
+        return max(self.min_samples, 1 + (self.preemphasis > 0))
+
     def frames(self, samples: int) -> int:
         """Return the number of frames, at least 1, of a wave of `samples` samples.
 
@@ -223,26 +246,28 @@ class FrontEnd:
         >>> FrontEnd(hop_length=512).frames(1024)
         3
         """
+        samples = max(samples, self.shortest) - (self.preemphasis > 0)
         if self.center:
             return 1 + samples // self.hop_length
         return 1 + max(0, samples - self.frame_length) // self.hop_length
 
     def samples(self, frames: int) -> int:
-        """Return the smallest number of samples, at least 1, that gives `frames` frames."""
+        """Return the smallest number of samples, at least 1, that gives at least `frames` frames."""
         if frames < 1:
             raise OptionError(f"frames={frames}; expected at least 1")
-        return max(1, (frames - 1) * self.hop_length + (0 if self.center else self.frame_length))
+        samples = (frames - 1) * self.hop_length + (0 if self.center else self.frame_length) + (self.preemphasis > 0)
+        return samples if samples > self.shortest else 1
 
     def frequencies_hz(self) -> np.ndarray:
         """Return the centre frequency of each row of one transform, shape (bins,), float64, rising."""
         if self.n_mels is None:
             return np.arange(self.bins) * (self.sr / self.n_fft)
-        import librosa
-
-        return librosa.mel_frequencies(self.n_mels + 2, fmin=self.fmin, fmax=self.max_hz, htk=self.htk)[1:-1]
+        return mel_frequencies(self.n_mels + 2, self.fmin, self.max_hz, self.htk)[1:-1]
 
     def filters(self, n_fft: int | None = None) -> Tensor | None:
-        """Return mel filters for a transform of `n_fft` samples; None without mel bands; see `librosa.filters.mel`.
+        """Return mel filters for a transform of `n_fft` samples; None without mel bands.
+
+        See `librosa.filters.mel`, and the setting `mel_triangles`.
 
         Returns
         -------
@@ -251,7 +276,8 @@ class FrontEnd:
         """
         if self.n_mels is None:
             return None
-        filters = _mel_filters(
+        make = mel_filters if self.mel_triangles == "hz" else mel_frequency_filters
+        filters = make(
             self.sr, n_fft or self.n_fft, self.n_mels, float(self.fmin), float(self.max_hz), self.htk, self.norm
         )
         return torch.from_numpy(filters.astype(np.float32))
@@ -275,23 +301,6 @@ class FrontEnd:
     def build(self) -> Spectrogram:
         """Return the module that computes the spectrogram."""
         return Spectrogram(self)
-
-
-@lru_cache(maxsize=32)
-def _mel_filters(
-    sr: int, n_fft: int, n_mels: int, fmin: float, fmax: float, htk: bool, norm: str | None
-) -> np.ndarray:
-    """Return mel filters, shape (n_mels, n_fft // 2 + 1), float64, read-only."""
-    # float64, to be rounded once: librosa's float32 filters are rounded several times.
-    from librosa.filters import mel  # its import takes most of a second, which only the first spectrogram should cost
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Empty filters detected")  # as published systems have them
-        filters = mel(
-            sr=sr, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=cast(Any, norm), dtype=np.float64
-        )
-    filters.setflags(write=False)
-    return filters
 
 
 class Spectrogram(nn.Module):
@@ -319,6 +328,7 @@ class Spectrogram(nn.Module):
                 settings.hop_length,
                 settings.power,
                 settings.filters(n_fft),
+                periodic=settings.periodic,
                 amin=settings.amin if settings.log == "db" else 0.0,
                 top_db=settings.top_db if settings.log == "db" else None,
             )
@@ -361,11 +371,18 @@ class Spectrogram(nn.Module):
             )
         device = wave.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            wave = (wave if torch.compiler.is_compiling() else wave.as_subclass(Tensor)).float()
+            wave = self._emphasize((wave if torch.compiler.is_compiling() else wave.as_subclass(Tensor)).float())
             return self._finish(
                 [spectra(*_pad(wave, self.settings, n_fft))
                  for n_fft, spectra in zip(self.settings.transforms, self.spectra, strict=True)]
             )
+
+    def _emphasize(self, wave: Tensor) -> Tensor:
+        """Extend short waves (batch, samples) by zeros, and apply the pre-emphasis."""
+        missing = self.settings.shortest - wave.shape[1]
+        wave = F.pad(wave, (0, missing)) if missing > 0 else wave
+        factor = self.settings.preemphasis
+        return wave[:, 1:] - factor * wave[:, :-1] if factor else wave
 
     def from_linear(self, levels: Tensor) -> Tensor:
         """Apply logarithm, normalization and clamp to mel levels, such as those of a mix of spectrograms.

@@ -39,6 +39,8 @@ class ShortTimeSpectra(nn.Module):
         1 for magnitude, 2 for power.
     filters
         Shape (rows, n_fft // 2 + 1), non-negative; None keeps the bins of the transform.
+    periodic
+        True for the periodic Hann window, False for the symmetric one.
     amin, top_db
         Levels may be inaccurate if they are below `amin`, or more than `top_db` below the peak of their clip. On a CPU
         either saves most of the float64 for bands of power: only frames that have bands above both limits, but faint
@@ -49,14 +51,14 @@ class ShortTimeSpectra(nn.Module):
     filters: Tensor
 
     def __init__(self, n_fft: int, win_length: int, hop_length: int, power: float, filters: Tensor | None = None,
-                 *, amin: float = 0.0, top_db: float | None = None):
+                 *, periodic: bool = True, amin: float = 0.0, top_db: float | None = None):
         super().__init__()
         # The C library returns freed memory to the system above a limit that follows the largest block ever freed;
         # fetching it again for every clip takes as long as half of the work. This block is never touched, so it costs
         # nothing.
         torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
         self.n_fft, self.win_length, self.hop_length, self.power = n_fft, win_length, hop_length, power
-        self.amin, self.top_db = amin, top_db
+        self.periodic, self.amin, self.top_db = periodic, amin, top_db
         self.register_buffer("window", self._float64_window(None).float(), persistent=False)
         self.register_buffer("filters", torch.empty(0) if filters is None else filters.float(), persistent=False)
         self._bands = None if filters is None or power not in (1.0, 2.0) else _Bands.from_filters(self.filters)
@@ -70,14 +72,15 @@ class ShortTimeSpectra(nn.Module):
         )
 
     def _float64_window(self, device: torch.device | None) -> Tensor:
-        """Return the periodic Hann window, padded to (n_fft,), in float64; in float32 where that may be missing."""
+        """Return the Hann window, padded to (n_fft,), in float64; in float32 where that may be missing."""
         if device is not None and device.type not in ("cpu", "cuda"):
             return self.window
         if torch.compiler.is_compiling():  # by its formula, since older versions of onnxscript lack the window
-            angles = torch.arange(self.win_length, dtype=torch.float64, device=device) * (2 * math.pi / self.win_length)
+            period = self.win_length if self.periodic else max(1, self.win_length - 1)
+            angles = torch.arange(self.win_length, dtype=torch.float64, device=device) * (2 * math.pi / period)
             window = 0.5 - 0.5 * torch.cos(angles)
         else:
-            window = torch.hann_window(self.win_length, periodic=True, dtype=torch.float64, device=device)
+            window = torch.hann_window(self.win_length, periodic=self.periodic, dtype=torch.float64, device=device)
         left = (self.n_fft - self.win_length) // 2
         return F.pad(window, (left, self.n_fft - self.win_length - left))
 

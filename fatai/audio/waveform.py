@@ -18,11 +18,27 @@ from torch import Tensor
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import did_you_mean
 
-__all__ = ["PAD_MODES", "Section", "fit_length", "nonsilent_section", "peak_db", "resample", "trim_silence"]
+__all__ = [
+    "PAD_MODES",
+    "SILENCE_DB",
+    "Section",
+    "fit_length",
+    "is_silent",
+    "nonsilent_section",
+    "peak_db",
+    "remove_offset",
+    "resample",
+    "trim_silence",
+]
 
 PAD_MODES = ("constant_center", "constant_right", "wrap_right", "wrap_center", "edge_center", "minimum_center")
 """Modes of `fit_length`: values as in `numpy.pad`, and the position of the clip between them."""
 
+SILENCE_DB = -60.0
+"""A sound is silent if its peak without a constant offset is below this level, in dB of full scale."""
+
+_OFFSET_FRAME = 2048  # samples
+_MIN_OFFSET = 10 ** (SILENCE_DB / 20)
 _SILENCE_AMIN = 1e-5  # librosa's floor of an amplitude, -100 dB: lower levels are equally silent
 
 
@@ -99,6 +115,46 @@ def trim_silence(wave: Tensor, top_db: float = 60.0, *, frame_length: int = 2048
     """
     start, stop = nonsilent_section(wave, top_db, frame_length=frame_length, hop_length=hop_length)
     return wave[..., start:stop]
+
+
+def remove_offset(wave: Tensor) -> Tensor:
+    """Subtract a constant offset from each row of a wave (..., samples), if it is above 0.001, the level of silence.
+
+    The offset is the mean of the 2,048 samples with the least sound, unless they have more sound than offset. A wave
+    without one is returned as it is.
+
+    Examples
+    --------
+    >>> remove_offset(torch.tensor([0.25, 0.25, 0.25])), remove_offset(torch.tensor([0.5, -0.5]))
+    (tensor([0., 0., 0.]), tensor([ 0.5000, -0.5000]))
+    """
+    if wave.numel() == 0:
+        return wave
+    rows = wave.detach().cpu().numpy().reshape(-1, wave.shape[-1])
+    # An offset is at most four times the mean of the whole, which is far below the limit in nearly all waves.
+    if (np.abs(rows.mean(-1, dtype=np.float64)) <= _MIN_OFFSET / 4).all():
+        return wave
+    offset = _offset(rows, _OFFSET_FRAME)
+    offset[np.abs(offset) <= _MIN_OFFSET] = 0
+    return wave - torch.from_numpy(offset).reshape(*wave.shape[:-1], 1).to(wave.device) if offset.any() else wave
+
+
+def is_silent(wave: Tensor, silence_db: float = SILENCE_DB) -> bool:
+    """Return whether no channel of a wave (..., samples) reaches a level besides a constant offset.
+
+    Parameters
+    ----------
+    wave
+        One clip, full scale [-1, 1].
+    silence_db
+        Peak in dB of full scale below which the wave is silent.
+
+    Examples
+    --------
+    >>> is_silent(torch.full((100,), 0.3)), is_silent(torch.tensor([0.3, 0.31]))
+    (True, False)
+    """
+    return wave.numel() == 0 or bool((peak_db(wave - wave.mean(-1, keepdim=True)) < silence_db).all())
 
 
 def _offset(wave: np.ndarray, frame_length: int) -> np.ndarray:

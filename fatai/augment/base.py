@@ -239,10 +239,11 @@ class BatchInput:
             A `TensorWave` (batch, samples), or spectrograms (batch, channels, mels, frames), as `TensorSpec` with their
             waves and front end.
         to_spec
-            The transform that made the spectrograms.
+            The transform that made the spectrograms, or that makes them of waves.
         """
         if isinstance(x, TensorWave):
-            return cls(wave=to_plain_tensor(x), sr=x.sr, takes_wave=True)
+            front_end = None if to_spec is None else to_spec.config.front_end
+            return cls(to_plain_tensor(x), None, None, x.sr, front_end, to_spec, takes_wave=to_spec is None)
         if not isinstance(x, TensorSpec):
             return cls(spec=to_plain_tensor(x), to_spec=to_spec)
         wave = None if x.wave is None else to_plain_tensor(x.wave)
@@ -291,7 +292,13 @@ class BatchInput:
         return dataclasses.replace(self, wave=None, power=None, spec=values)
 
     def to_tensor(self, like: Tensor) -> Tensor:
-        """Return the network's input, (batch, ...), with the type and attributes of `like`, which it came from."""
+        """Return the network's input, (batch, ...), with the type and attributes of `like`, which it came from.
+
+        Of waves that the network does not take, it is their spectrograms.
+        """
+        if isinstance(like, TensorWave) and not self.takes_wave:
+            wave = None if self.wave is None else restore_type(self.wave, like)
+            return TensorSpec(self.at("log"), front_end=self.front_end, wave=wave)
         if not isinstance(like, TensorSpec):
             return restore_type(self.at("log"), like)
         wave = None if self.wave is None else restore_type(self.wave, like.wave)
@@ -348,30 +355,50 @@ class BatchInput:
 class AugmentBatch(FastaiCallback):
     """Run all augmentations of a learner on each training batch, in their order, and render the spectrogram once.
 
-    The first `BatchAugmentation` of a fit adds it to the learner; validation and prediction never get an augmented
-    batch.
+    The first `BatchAugmentation` of a fit adds it to the learner. Batches of validation get those alone that are
+    `in_validation`, predictions by `tta` none. Where waves or linear spectrograms are changed, batches come as waves,
+    so that the spectrograms which would be replaced are not computed.
     """
 
     # Behind SampleWeights (-8), before fastai's cast to plain tensors (9).
     order = -5
-    run_valid = False
+
+    def before_train(self) -> None:
+        """Defer the spectrograms of the next batch, if an augmentation changes what they are made of."""
+        self._defer(any(augmentation.domain in ("wave", "power") for augmentation in self.augmentations))
+
+    before_validate = after_batch = before_train
+
+    def after_train(self) -> None:
+        """Compute the spectrograms with the batches again."""
+        self._defer(False)
+
+    # CancelFitException in a batch skips the other events.
+    after_cancel_train = after_validate = after_cancel_validate = after_cancel_fit = after_train
+
+    def _defer(self, deferred: bool) -> None:
+        to_spec = self._to_spec
+        if to_spec is not None:
+            to_spec.deferred = deferred
 
     def before_batch(self) -> None:
         """Replace the input of the network by the augmented one; mixers replace the labels too."""
         x = self.xb[0]
         batch = start = BatchInput.from_tensor(x, self._to_spec)
+        is_deferred = isinstance(x, TensorWave) and not batch.takes_wave
         with torch.no_grad():
             for augmentation in self.augmentations:
                 batch = augmentation.augment_input(batch)
-            if batch is not start:
+            if batch is not start or is_deferred:
                 self.learn.xb = (batch.to_tensor(x), *self.xb[1:])
 
     @property
     def augmentations(self) -> list[BatchAugmentation]:
-        """The learner's augmentations that are switched on and act on the input of the network, in their order."""
+        """The augmentations of the current batches that act on the input of the network, in their order."""
         return [
             cb for cb in self.learn.cbs.sorted("order")
             if isinstance(cb, BatchAugmentation) and cb.active and cb.run and cb.domain != "bn0"
+            and (self.learn.training or cb.in_validation)
         ]
 
     @property
@@ -391,6 +418,9 @@ class Augmentation(FastaiCallback):
     is_random = True
     """False for a change that stays on where random ones are switched off."""
 
+    in_validation = False
+    """True for a change of batches that is made in validation too."""
+
     active = True
 
 
@@ -398,7 +428,8 @@ class BatchAugmentation(Augmentation):
     """A random change of training batches that can be switched off.
 
     A subclass writes `augment_values`. `active` may be set to False at any time, for instance for the last epochs;
-    `augmentation_callbacks` finds all augmentations of a learner. Nothing happens in validation or prediction.
+    `augmentation_callbacks` finds all augmentations of a learner. Nothing happens in prediction, nor in
+    validation unless `in_validation` is True.
 
     Parameters
     ----------
@@ -561,7 +592,7 @@ class SpecAugmentation(BatchAugmentation):
         if len(rows) == 0:
             return spec
         on_device = rows.to(spec.device)
-        return spec.index_copy(0, on_device, self.apply(spec[on_device], take_rows(drawn, rows)))
+        return spec.index_copy(0, on_device, self.apply(spec.index_select(0, on_device), take_rows(drawn, rows)))
 
     def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
         """Return the spectrograms: (batch, rows, frames) in "power", else (batch, channels, mels, frames)."""

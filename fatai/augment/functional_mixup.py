@@ -9,6 +9,7 @@ its partner gets 1 - lam; numbers for each pair have shape (batch,). Shape, dtyp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -116,9 +117,12 @@ def content(x: Tensor, domain: str) -> Content:
     """
     silence = x.new_zeros(len(x)) if domain in ("wave", "power") else x.flatten(1).amin(1)
     is_sound = (x != expand_like(silence, x)).flatten(1, -2).any(1) if x.ndim > 2 else x != expand_like(silence, x)
-    size = x.shape[-1]
-    start, padding = is_sound.int().argmax(-1), is_sound.flip(-1).int().argmax(-1)
-    return Content(start, size - padding, silence)
+    if x.device.type == "cpu":  # NumPy stops at the first sample of sound
+        values = is_sound.numpy()
+        start, padding = (torch.from_numpy(part.argmax(-1)) for part in (values, values[:, ::-1]))
+    else:
+        start, padding = is_sound.int().argmax(-1), is_sound.flip(-1).int().argmax(-1)
+    return Content(start, x.shape[-1] - padding, silence)
 
 
 def mix_or(
@@ -159,15 +163,20 @@ def mix_or(
     sound, partner = content(x, domain), content(other, domain)
     same, swap = sound.length == partner.length, sound.length < partner.length
     lam = torch.where(same, 0.5, lam)
-    long, short = (torch.where(expand_like(swap, x).bool(), a, b) for a, b in ((other, x), (x, other)))
     outer, inner = _select(swap, partner, sound), _select(swap, sound, partner)
     begin = outer.start + (position * (outer.length - inner.length + 1)).long()
-    inside, moved = _move(short, inner, torch.where(same, outer.start, begin))
+    begin = torch.where(same, outer.start, begin)
+    weight = torch.where(swap, 1 - lam, lam)
+    if x.device.type == "cpu" and x.ndim == 2 and domain == "wave":
+        pairs = [(b, a) if swapped else (a, b) for a, b, swapped in zip(x, other, swap.tolist(), strict=True)]
+        return _mix_waves(pairs, inner, begin, lam, overwrite & ~same, like=x), weight
+    long, short = (torch.where(expand_like(swap, x).bool(), a, b) for a, b in ((other, x), (x, other)))
+    inside, moved = _move(short, inner, begin)
     mixed = mix_linear(long, moved, lam)
     if overwrite:
         overwritten = inside & ~expand_like(same, x).bool()
         mixed = torch.where(overwritten, moved * expand_like(1 - lam, x), mixed)
-    return mixed, torch.where(swap, 1 - lam, lam)
+    return mixed, weight
 
 
 def _select(condition: Tensor, one: Content, other: Content) -> Content:
@@ -182,6 +191,24 @@ def _move(x: Tensor, sound: Content, begin: Tensor) -> tuple[Tensor, Tensor]:
     shape = [len(x), *[1] * (x.ndim - 2), x.shape[-1]]
     inside = inside.view(shape)
     return inside, torch.where(inside, x.gather(-1, source.view(shape).expand_as(x)), expand_like(sound.silence, x))
+
+
+def _mix_waves(
+    pairs: Sequence[tuple[Tensor, Tensor]], inner: Content, begin: Tensor, lam: Tensor, overwrite: Tensor, *,
+    like: Tensor,
+) -> Tensor:
+    """Mix pairs of a longer and a shorter wave (samples,) one by one, within a core's cache; the same values."""
+    mixed, moved = torch.empty_like(like), torch.zeros_like(like[:1]).flatten()
+    weights, rest = expand_like(lam, like)[:, 0], expand_like(1 - lam, like)[:, 0]
+    numbers = zip(*(v.tolist() for v in (inner.start, inner.length, begin, overwrite)), strict=True)
+    for k, ((long, short), (start, length, first, overwrites)) in enumerate(zip(pairs, numbers, strict=True)):
+        there = slice(first, min(first + length, len(moved)))
+        moved[there] = short[start:start + there.stop - first]
+        torch.lerp(moved, long, weights[k], out=mixed[k])
+        if overwrites:
+            torch.mul(moved[there], rest[k], out=mixed[k, there])
+        moved[there] = 0
+    return mixed
 
 
 def concat_sigmoid(x: Tensor, other: Tensor, steepness: Tensor) -> Tensor:

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
 
-import librosa
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 
-from fatai.audio.waveform import exact_dtype, fit_length, resample
+from fatai.audio.waveform import fit_length, resample
 from fatai.errors import MissingDependencyError, OptionError
+from fatai.io.lazy import librosa, signal
 
 __all__ = [
     "ENGINES",
@@ -62,19 +61,30 @@ def _build_effect(kind: str, **parameters: Any) -> Callable[[np.ndarray, int], n
 
 
 def pink(white: Tensor) -> Tensor:
-    """Turn white noise (samples,) into pink noise of the same shape: the same power in every octave, mean square 1.
+    """Make pink noise of white noise: the same power in every octave, mean square 1.
+
+    The white noise is the spectrum of the pink noise, before its power is divided by the frequency: the transform of
+    white noise is white noise as well, so that it need not be computed.
+
+    Parameters
+    ----------
+    white
+        Shape (samples,), normally distributed.
+
+    Returns
+    -------
+    Shape (samples,); 0 for fewer than two samples.
 
     Examples
     --------
     >>> pink(torch.randn(1000)).square().mean().item()
     1.0...
     """
-    dtype = exact_dtype(white.device)
-    spectrum = torch.fft.rfft(white.to(dtype))
-    rate = torch.arange(len(spectrum), device=white.device, dtype=dtype)
-    spectrum = spectrum * torch.where(rate > 0, rate.clamp(min=1).rsqrt(), 0.0)
-    noise = torch.fft.irfft(spectrum, n=len(white))
-    return (noise / noise.square().mean().sqrt().clamp(min=torch.finfo(dtype).tiny)).to(white)
+    n = len(white) // 2
+    rate = torch.arange(1, n + 1, device=white.device, dtype=white.dtype)
+    spectrum = torch.view_as_complex(white[:2 * n].view(n, 2)) * rate.rsqrt()
+    noise = torch.fft.irfft(torch.nn.functional.pad(spectrum, (1, 0)), n=len(white))  # without a constant part
+    return noise / noise.square().mean().sqrt().clamp(min=torch.finfo(noise.dtype).tiny)
 
 
 def add_noise(wave: Tensor, noise: Tensor, snr_db: float) -> Tensor:
@@ -171,7 +181,7 @@ def overdrive(wave: Tensor, gain_db: float, *, color: float = 20.0) -> Tensor:
         driven = np.clip(y.astype(np.float64) * gain + offset, -1, 1)
         driven = driven - driven ** 3 / 3
         # The filter that removes the constant part starts at rest, as if silence had gone before.
-        return 0.5 * y + 0.75 * lfilter([1.0, -1.0], [1.0, -0.995], driven)
+        return 0.5 * y + 0.75 * signal.lfilter([1.0, -1.0], [1.0, -0.995], driven)
 
     return _with_numpy(wave, distort)
 

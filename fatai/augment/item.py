@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fasttransform import Transform
+from torch import Tensor
 
 from fatai.augment.base import Augmentation, TrainOnlyCallback, restore_type, to_plain_tensor
 from fatai.augment.wave import WaveAugmentation
+from fatai.data.cache import CachedClip
 from fatai.data.tensors import TensorWave
+from fatai.errors import OptionError
 
 __all__ = ["ItemAugmentations"]
 
@@ -46,7 +49,7 @@ class ItemAugmentations(TrainOnlyCallback, Augmentation):
 
 
 class _AugmentItem(Transform):
-    """Augment waves of any length, before RandomCrop (order 6) cuts them."""
+    """Augment waves of any length, also cached ones, before RandomCrop (order 6) cuts them."""
 
     order = 5
 
@@ -54,7 +57,17 @@ class _AugmentItem(Transform):
         super().__init__()
         self.augmentations = augmentations
 
-    def encodes(self, wave: TensorWave):
+    def encodes(self, clip: CachedClip):
+        if not clip.is_wave:
+            raise OptionError(
+                "item transforms augment waves, but the cache holds features; choose cache='wave', 'device' or 'none'"
+            )
+        return self._augmented(TensorWave(clip.crop(), sr=clip.sr))
+
+    def encodes(self, wave: TensorWave):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
+        return self._augmented(wave)
+
+    def _augmented(self, wave: TensorWave) -> Tensor:
         augmented = to_plain_tensor(wave)
         for augmentation in self.augmentations:
             if augmentation.active:

@@ -208,11 +208,13 @@ class Mixer(BatchAugmentation):
         mixed = pairs.mixed.nonzero().flatten()
         rows, others = pairs.rows[mixed].to(x.device), pairs.partners[mixed].to(x.device)
         row_draws = take_rows(drawn, mixed)
-        values, weights = self.mix(x[rows], other_x[others], row_draws, (level[rows], other_level[others]))
+        x_rows, other_rows = x.index_select(0, rows), other_x.index_select(0, others)  # faster than x[rows] on a CPU
+        values, weights = self.mix(x_rows, other_rows, row_draws, (level[rows], other_level[others]))
         targets = self.mix_targ(targ[rows], other_targ[others], weights.to(targ), row_draws)
         first, at = pairs.rows.to(x.device), mixed.to(x.device)
         lam = torch.ones(len(pairs.rows), dtype=torch.float64).index_copy(0, mixed, weights.cpu().double())
-        return Mixed(x[first].index_copy(0, at, values), targ[first].index_copy(0, at, targets), pairs, lam)
+        mixtures = x.index_select(0, first).index_copy_(0, at, values)
+        return Mixed(mixtures, targ[first].index_copy(0, at, targets), pairs, lam)
 
     # In the batch
 
@@ -264,12 +266,15 @@ class Mixer(BatchAugmentation):
     # Partners from the whole training set
 
     def _next_partners(self, n: int) -> _PartnerBatch:
+        to_spec = find_front_end(self.learn.dls)
+        if to_spec is not None:
+            to_spec.deferred = self.domain in ("wave", "power")
         batch = None if self._partners is None else next(self._partners, None)
         if batch is None:
             self._partners = self._load_partners()
             batch = next(self._partners)
         targets = batch[getattr(self.learn.dls.train, "n_inp", 1):]
-        inputs = BatchInput.from_tensor(batch[0], find_front_end(self.learn.dls))
+        inputs = BatchInput.from_tensor(batch[0], to_spec)
         return _PartnerBatch(inputs, targets[0][:n], tuple(r[:n] for r in targets[1:]))
 
     def _load_partners(self) -> Iterator[Any]:

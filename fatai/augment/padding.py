@@ -60,17 +60,18 @@ class RepeatPad(WaveAugmentation):
     source="FAT2019 3rd place repository (Apache-2.0): batches padded to their longest clip; own code",
 )
 class TrimToLongest(BatchAugmentation):
-    """Cut off the zeros that all clips of a batch end with, so that the network trains on no needless silence.
+    """Cut off the zeros that all clips of a batch end with, so that the network computes no needless silence.
 
     The 3rd place padded each batch to its longest clip; with `crop_s = 15` and `pad_mode = "constant_right"` the result
-    is the same. It is no random change, and stays on where those are switched off.
+    is the same. It is no random change: it stays on where those are switched off, and in validation.
 
     Parameters
     ----------
     min_s
         Seconds that are kept in any case.
     margin
-        Silence left behind the longest clip, as a fraction of its length, for augmentations that lengthen it.
+        Silence left behind the longest clip, as a fraction of its length, for augmentations that lengthen it; none is
+        left in validation.
     before_mixing
         True cuts the clips before they are mixed, False the mixtures.
 
@@ -81,6 +82,7 @@ class TrimToLongest(BatchAugmentation):
     """
 
     is_random = False
+    in_validation = True
 
     def __init__(self, *, min_s: float = 1.5, margin: float = 0.0, before_mixing: bool = False):
         super().__init__("wave", -1 if before_mixing else 1)
@@ -90,12 +92,13 @@ class TrimToLongest(BatchAugmentation):
             )
         self.min_s, self.margin = min_s, margin
 
-    def augment(self, wave: Tensor, sr: int) -> Tensor:
-        """Return waves (batch, samples) of rate `sr` in Hz, all cut to the same length."""
+    def augment(self, wave: Tensor, sr: int, *, margin: float | None = None) -> Tensor:
+        """Return waves (batch, samples) of rate `sr` in Hz, all cut to the same length; None takes the own margin."""
         longest = int(content(wave, "wave").stop.max())
-        length = max(round(longest * (1 + self.margin)), round(self.min_s * sr))
+        length = max(round(longest * (1 + (self.margin if margin is None else margin))), round(self.min_s * sr))
         return wave if length >= wave.shape[1] else wave[:, :length]
 
     def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
         """Return the waves (batch, samples), cut."""
-        return self.augment(x, batch.rate)
+        is_validation = self.learn is not None and not self.learn.training
+        return self.augment(x, batch.rate, margin=0.0 if is_validation else None)

@@ -26,6 +26,8 @@ from fatai.errors import DataError
 
 __all__ = ["augmented", "show_augs", "show_each"]
 
+_BEFORE, _AFTER = "before", "after"  # names of rows
+
 
 def augmented(dls: DataLoaders, augs: Any, n: int = 4) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return the first `n` training clips as they are read, and augmented.
@@ -119,8 +121,9 @@ def show_augs(dls: DataLoaders, augs: Any, n: int = 4, *, figsize: tuple[float, 
     """
     batches = augmented(dls, augs, n)
     axes = np.array(subplots(2, n, figsize=figsize or (3.4 * n, 5.8))[1]).reshape(2, n)
-    for row, (x, targ) in zip(axes, batches, strict=True):
+    for row, name, (x, targ) in zip(axes, (_BEFORE, _AFTER), batches, strict=True):
         _draw_row(row, x, targ, dls.vocab)
+        _label_row(row, name, last=name == _AFTER)
     axes[0, 0].figure.tight_layout()
     return axes
 
@@ -180,7 +183,7 @@ def show_each(dls: DataLoaders, augs: Mapping[str, Any], n: int = 4, *, seed: in
     for i, (name, (x, targ)) in enumerate(rows.items()):
         _draw_row(axes[i], x, targ, dls.vocab)
         _label_row(axes[i], name, last=i == len(rows) - 1)
-    clean = to_plain_tensor(rows["as read"][0]).float()
+    clean = to_plain_tensor(rows[_BEFORE][0]).float()
     for image in (image for axis in axes.flat for image in axis.images):
         image.set_clim(float(clean.min()), float(clean.max()))
     _add_colorbar(figure, axes)
@@ -196,7 +199,7 @@ def _augmented_rows(dls: DataLoaders, augs: Mapping[str, Any], n: int, seed: int
             name, group = f"{name} (p {group[0].p:g})", [_with_p_1(group[0])]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            rows["as read"], rows[name] = augmented(dls, group, n)
+            rows[_BEFORE], rows[f"{_AFTER} {name}"] = augmented(dls, group, n)
     return rows
 
 

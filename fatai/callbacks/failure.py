@@ -1,12 +1,9 @@
-"""Failures during a fit or a prediction: a loss that is NaN, too little memory, worker processes that were killed."""
+"""Failures during a fit: a loss that is NaN, batches that need too much memory."""
 
 from __future__ import annotations
 
-import re
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +15,10 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fatai.callbacks.out_of_memory import out_of_memory_message, release_memory
 from fatai.errors import FataiError, WorkerError
 
-__all__ = ["NonFiniteError", "SplitBatchOnOOM", "TerminateOnNaN", "split_on_oom", "translate_errors"]
+__all__ = ["NonFiniteError", "SplitBatchOnOOM", "TerminateOnNaN"]
 
 # Files of a batch that a message lists.
 _MAX_LISTED_FILES = 8
@@ -144,7 +142,7 @@ class SplitBatchOnOOM(Callback):
             except torch.OutOfMemoryError as e:
                 if not self.network.training:
                     raise
-                _free(e)
+                release_memory(e)
                 self._halve(len(inputs[0]))
         return self._forward_halves(inputs)
 
@@ -153,8 +151,8 @@ class SplitBatchOnOOM(Callback):
             halves = zip(*(x.chunk(2) for x in inputs), strict=True)
             return _concat([checkpoint(self._forward_whole, *half, use_reentrant=False) for half in halves])
         except torch.OutOfMemoryError as e:
-            _free(e)
-            raise WorkerError(_out_of_memory(f"half a batch of {len(inputs[0])} clips")) from None
+            release_memory(e)
+            raise WorkerError(out_of_memory_message(f"half a batch of {len(inputs[0])} clips")) from None
 
     def before_backward(self) -> None:
         """Run the backward pass here, where an error can be caught."""
@@ -163,8 +161,8 @@ class SplitBatchOnOOM(Callback):
         except torch.OutOfMemoryError as e:
             bs = self.learn.dls.train.bs
             if self.halved:
-                raise WorkerError(_out_of_memory(f"half a batch of {bs} clips")) from e
-            _free(e)
+                raise WorkerError(out_of_memory_message(f"half a batch of {bs} clips")) from e
+            release_memory(e)
             self._halve(bs, "; this one is left out")
             self.learn.opt.zero_grad()
             raise CancelBatchException from None
@@ -188,75 +186,6 @@ class SplitBatchOnOOM(Callback):
         if self._forward_whole is not None:
             vars(self.network).pop("forward", None)
             self._forward_whole = None
-
-
-def split_on_oom(predict: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Call a function with a batch; where memory is too small, with its two halves, and warn.
-
-    Parameters
-    ----------
-    predict
-        Function from shape (batch, ...) to shape (batch, ...).
-    batch
-        Shape (batch, ...).
-
-    Returns
-    -------
-    The output for the whole batch, shape (batch, ...).
-
-    Raises
-    ------
-    WorkerError
-        If half a batch, or a single clip, is too much as well.
-    """
-    try:
-        return predict(batch)
-    except torch.OutOfMemoryError as e:
-        if len(batch) < 2:
-            raise WorkerError(_out_of_memory("a single clip")) from None
-        _free(e)
-    warnings.warn(f"the memory of the device is too small for a batch of {len(batch)}: it is halved", stacklevel=2)
-    with translate_errors(f"half a batch of {len(batch)}"):
-        return torch.cat([predict(half) for half in batch.chunk(2)])
-
-
-@contextmanager
-def translate_errors(desc: str) -> Iterator[None]:
-    """Raise `WorkerError`, with a remedy, for torch's errors about missing memory and killed worker processes.
-
-    Parameters
-    ----------
-    desc
-        What needs the memory, for the message: "batches of 64 clips".
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise WorkerError(_out_of_memory(desc)) from None
-    except RuntimeError as e:
-        killed = re.search(r"DataLoader worker.*?(killed by signal: \w+|exited unexpectedly)", str(e), re.DOTALL)
-        if killed is None:
-            raise
-        raise WorkerError(
-            f"a process that reads sound ended ({killed[1]}); most often memory ran out: give fewer --num-workers, "
-            "or 0, and continue with --resume"
-        ) from None
-
-
-def _free(error: torch.OutOfMemoryError) -> None:
-    """Free the memory that a failed call still holds through the traceback of its error.
-
-    This also ends the hooks of `torch.utils.checkpoint`, which would otherwise stay active for as long as the traceback
-    lives.
-    """
-    traceback.clear_frames(error.__traceback__)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _out_of_memory(desc: str) -> str:
-    remedy = "give a smaller --bs, --width or --crop-s, and continue with --resume"
-    return f"the memory of the device is too small for {desc}; {remedy}"
 
 
 def _concat(halves: list[Any]) -> Any:

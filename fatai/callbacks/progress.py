@@ -22,13 +22,15 @@ class PlainProgress(Callback):
     ----------
     out
         Stream to print to; None is the standard output at the time of printing.
+    prefix
+        Begin of every line, such as "fold 2: " where several processes print.
     """
 
     # That of fastai's progress bar, which this replaces.
     order = ProgressCallback.order
 
-    def __init__(self, out: TextIO | None = None):
-        self.out = out
+    def __init__(self, out: TextIO | None = None, prefix: str = ""):
+        self.out, self.prefix = out, prefix
 
     def before_fit(self) -> None:
         """Replace the logger of the learner."""
@@ -45,7 +47,7 @@ class PlainProgress(Callback):
             for name, value in zip(self.recorder.metric_names, values, strict=False)
             if name != "time" and value is not None
         ]
-        line = "  ".join(parts) + f"  {time.monotonic() - self.started:.0f} s"
+        line = self.prefix + "  ".join(parts) + f"  {time.monotonic() - self.started:.0f} s"
         print(line, file=self.out or sys.stdout, flush=True)
 
     def after_fit(self) -> None:
@@ -56,11 +58,14 @@ class PlainProgress(Callback):
     after_cancel_fit = after_fit
 
 
-def quiet_unless_terminal(learn: Learner) -> Learner:
-    """Replace fastai's progress bars by `PlainProgress` unless the output is a terminal or notebook; return `learn`."""
+def quiet_unless_terminal(learn: Learner, prefix: str | None = None) -> Learner:
+    """Replace fastai's progress bars by `PlainProgress` unless the output is a terminal or notebook; return `learn`.
+
+    With a `prefix` they are replaced there too: bars of several processes would overwrite each other.
+    """
     # fastai draws bars into log files too: its own check for a terminal is always true.
-    if not sys.stdout.isatty():
+    if prefix is not None or not sys.stdout.isatty():
         learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback)])
         if not any(isinstance(cb, PlainProgress) for cb in learn.cbs):
-            learn.add_cb(PlainProgress())
+            learn.add_cb(PlainProgress(prefix=prefix or ""))
     return learn

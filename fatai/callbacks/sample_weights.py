@@ -173,6 +173,15 @@ class _WeightedDataset(GetAttr):
         row = None if self.targets is None else self.targets[i]
         return (*inputs, targ if row is None else row.as_subclass(type(targ)), self.weight[i], self.noisy[i])
 
+    def batch_targets(self, rows: Tensor, targ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what follows the input of a batch of rows, (batch,), from its targets (batch, tags)."""
+        if self.targets is not None:
+            own = [self.targets[i] for i in rows.tolist()]
+            plain = targ.as_subclass(Tensor)
+            targets = [t if row is None else row.to(plain.device) for row, t in zip(own, plain, strict=True)]
+            targ = torch.stack(targets).as_subclass(type(targ))
+        return targ, self.weight[rows], self.noisy[rows]
+
 
 def _checked_target(name: str, row: Any) -> Tensor:
     target = torch.from_numpy(np.array(row, dtype=np.float32))

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from fatai import __version__
-from fatai.cli import data, evaluate, export, labels, predict, preview, runs, serve, tag, train
+from fatai.cli import data, evaluate, export, index, labels, predict, preview, runs, serve, tag, train, tune, weights
 from fatai.cli import list as listing
 from fatai.cli.options import CommandPanels
 from fatai.errors import FataiError
@@ -29,7 +29,7 @@ app = typer.Typer(
     name="fatai-submit",
     help="Tag sounds: from a folder of clips to a model, a report and a checked submission.\n\n"
     "Example: fatai-submit demo\n\n"
-    "Your own sounds: fatai-submit run my_sounds/labels.csv --recipe quick --out runs/mine",
+    "Your own sounds: fatai-submit run my_sounds/labels.csv --out runs/mine",
     epilog="Options with their units and defaults, and an example: fatai-submit COMMAND --help",
     no_args_is_help=True,
     add_completion=True,
@@ -37,7 +37,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (train, predict, tag, serve, export, evaluate, preview, data, labels, runs, listing):
+for module in (
+    train, tune, predict, tag, serve, export, evaluate, preview, data, labels, index, runs, listing, weights,
+):
     app.add_typer(module.app)
 
 

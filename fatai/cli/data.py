@@ -46,6 +46,38 @@ def scan(
 
 
 @app.command(rich_help_panel="Data")
+def background(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to write, such as my_sounds/background: new or empty.")
+    ],
+    seconds: Annotated[float, typer.Option("--seconds", min=1, max=3600, help="Seconds of each sound.")] = 30.0,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of sounds of each kind.")] = 4,
+    sr: Annotated[int, typer.Option("--sr", min=8000, max=192_000, help="Sampling rate in Hz.")] = 32000,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind", help="hum, hiss, rain, speech_shaped or silence; may be repeated; by default all of them."
+        ),
+    ] = None,
+) -> None:
+    """Write generated sounds without events: hum, hiss, rain, speech-shaped noise, silence.
+
+    A run on data with a folder background/ trains with them as clips without tags, and reports false alarms per hour of
+    each tag. Add recordings of your place without the sounds that you look for: they are nearer to what will be tagged.
+
+    Example: fatai-submit background my_sounds/background
+    """
+    from fatai.audio.background import BACKGROUNDS
+    from fatai.data.background import write_background
+    from fatai.errors import DataError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is not empty; choose another folder")
+    paths = write_background(out, seconds=seconds, sr=sr, n=n, kinds=kinds or tuple(BACKGROUNDS))
+    typer.echo(f"{out}: {len(paths)} sounds of {seconds:g} s")
+
+
+@app.command(rich_help_panel="Data")
 def download(
     name: Annotated[str, typer.Argument(metavar="NAME", help="fsdkaggle2019 (the competition's sounds) or esc50.")],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write; an interrupted download continues.")],

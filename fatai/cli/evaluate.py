@@ -81,13 +81,21 @@ def calibrate(
         Path, typer.Option("--truth", help="Labels of the training clips, such as DATA/train_curated.csv.")
     ],
     method: Annotated[
-        str, typer.Option("--method", help="platt (slope and shift of each tag's logit) or temperature (slope alone).")
+        str,
+        typer.Option(
+            "--method",
+            help="platt (slope and shift of each tag's logit), temperature (slope alone), or shared (one slope and "
+            "shift for all tags, as every run has it; lwlrap does not change).",
+        ),
     ] = "platt",
     thresholds: Annotated[
         str | None,
         typer.Option(
             "--thresholds",
-            help="Also find a threshold of each tag: f1 (maximum F1), or a minimum precision such as 0.9.",
+            help="Also find thresholds: half (0.5 before calibration), f1_shared (one for all tags, of the highest "
+            "F1), f1_shrunk (one for each tag, near that of all where a tag has few clips), best (of these three the "
+            "one with the highest F1 across folds, as every run has it), f1 (one for each tag), or a minimum precision "
+            "such as 0.9.",
         ),
     ] = None,
     plot: Annotated[
@@ -96,9 +104,8 @@ def calibrate(
 ) -> None:
     """Calibrate the probabilities of a run on its out-of-fold predictions.
 
-    The result is written to RUN/calibration.json. The printed errors are cross-fitted: each fold is calibrated on the
-    others. predict, tag and serve apply the calibration with
-    --calibrate.
+    The result is written to RUN/calibration.json, in place of the one that the run ended with. The printed errors are
+    cross-fitted: each fold is calibrated on the others. predict, tag and serve apply the calibration.
 
     Example: fatai-submit calibrate runs/ninth --truth DATA/train_curated.csv --plot reliability.png
     """
@@ -107,6 +114,10 @@ def calibrate(
     result = calibrate_run(run, truth, method=method, thresholds=thresholds)
     for name, (before, after) in {"calibration error": result.errors, "lwlrap": result.scores}.items():
         typer.echo(f"{name} out of fold, {result.clips} clips: {before:.4f} before, {after:.4f} after")
+    if result.f1 is not None:
+        typer.echo(f"mean F1 out of fold: {result.f1.before:.4f} at 0.5, {result.f1.after:.4f} at the thresholds")
+        if result.f1_of:
+            typer.echo(f"thresholds: {result.criterion}; " + ", ".join(f"{k} {v:.4f}" for k, v in result.f1_of.items()))
     if plot is not None:
         result.draw(plot)
     typer.echo(f"{result.path}: {method}, {len(result.calibration.tags)} tags")

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fatai.cli.options import ModelFold, NumWorkers, NViews, Run, Tta
+from fatai.cli.options import ModelFold, NumWorkers, NViews, Run, StepS, Tta
+
+if TYPE_CHECKING:
+    from fatai.export.pretrained import Pretrained
+    from fatai.inference.events.tagger import SlidingWindowTagger
 
 __all__ = ["app"]
 
 app = typer.Typer()
+
+_FORMATS = ("folder", "onnx", "page")
 
 
 @app.command(rich_help_panel="Models")
 def export(
     run: Run,
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="model.onnx for one ONNX graph; any other name for a model folder.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="model.onnx for one ONNX graph; any other name for a model folder, or a page's."
+        ),
     ],
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="folder, onnx (the default by the name OUT), or page: a tagger that needs no server."
+        ),
+    ] = None,
     fold: Annotated[
         int | None,
         typer.Option(
@@ -28,36 +44,62 @@ def export(
     ] = None,
     folds: Annotated[
         str | None,
-        typer.Option("--folds", help="all: the average of all folds as one ONNX graph; the default without --fold."),
+        typer.Option(
+            "--folds", help="all: the average of all folds, as one ONNX graph or page; the default without --fold."
+        ),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, help="ONNX: maximum difference of its probabilities from torch's.")
+        float,
+        typer.Option("--tolerance", min=0, help="ONNX and page: maximum difference of probabilities from torch's."),
     ] = 1e-4,
+    step_s: StepS = None,
+    onnxruntime_web: Annotated[
+        Path | None,
+        typer.Option(
+            "--onnxruntime-web",
+            help="page: the npm package, an archive of npm pack or a folder; by default it is downloaded once.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a run as an ONNX file, the average of its folds or one of them, or one fold as a model folder.
+    """Write a run as an ONNX file or a page, the average of its folds or one of them, or one fold as a model folder.
 
-    Both are checked before they are written.
+    All are checked before they are written. The page tags sounds in the browser of its visitor, from any static host.
 
     Example: fatai-submit export runs/ninth model.onnx
     """
     from fatai.io.lock import lock_output
+    from fatai.registry import did_you_mean
 
+    chosen = format_ or ("onnx" if out.suffix == ".onnx" else "folder")
+    if chosen not in _FORMATS:
+        raise typer.BadParameter(did_you_mean(chosen, _FORMATS), param_hint="--format")
+    for option, value in (("--step-s", step_s), ("--onnxruntime-web", onnxruntime_web)):
+        if value is not None and chosen != "page":
+            raise typer.BadParameter("only a page has it; add --format page, or leave it out", param_hint=option)
     if folds not in (None, "all"):
         raise typer.BadParameter(f"it is {folds!r}; expected all, or --fold K for a single fold", param_hint="--folds")
     if folds is not None and fold is not None:
         raise typer.BadParameter(f"all is given together with --fold {fold}; give one of the two", param_hint="--folds")
     with lock_output(out):
-        if out.suffix == ".onnx":
+        if chosen == "onnx":
             _export_graph(run, out, fold, tolerance)
+        elif chosen == "page":
+            _export_page(run, out, fold, tolerance, step_s, onnxruntime_web)
         else:
             _export_folder(run, out, fold, folds)
 
 
 def _export_graph(run: Path, out: Path, fold: int | None, tolerance: float) -> None:
     """Write one fold, or the average of all, as an ONNX file."""
-    from fatai.experiment.run_folder import FinishedRun, trained_model
+    from fatai.experiment.ensemble_folder import is_ensemble_folder
+    from fatai.experiment.run_folder import FinishedRun, ensemble_models, trained_model
     from fatai.export.onnx import export_onnx
 
+    if is_ensemble_folder(run) and fold is None:
+        models, weights = ensemble_models(run)
+        difference = export_onnx(models, out, weights=weights, tolerance=tolerance)
+        _print_graph(out, f"weighted mean of {len(models)} networks: ", models[0], difference)
+        return
     numbers, average = _fold_numbers(run), "mean"
     chosen = numbers if fold is None else [fold]
     if len(chosen) > 1:
@@ -67,19 +109,47 @@ def _export_graph(run: Path, out: Path, fold: int | None, tolerance: float) -> N
     if len(chosen) > 1:
         source = f"{average} of the folds {', '.join(map(str, chosen))}: "
     else:
-        source = _name_fold(chosen, numbers)
-    settings = models[0].settings
+        source = _name_fold(run, chosen, numbers)
+    _print_graph(out, source, models[0], difference)
+
+
+def _print_graph(out: Path, source: str, model: Pretrained, difference: float) -> None:
+    settings = model.settings
     typer.echo(
         f"{out}: {source}wave (batch, {settings.crop_samples}) at {settings.sr} Hz "
-        f"to probs (batch, {len(models[0].tags)}); "
+        f"to probs (batch, {len(model.tags)}); "
         f"onnxruntime differs from torch by at most {difference:.1e}"
+    )
+
+
+def _export_page(
+    run: Path, out: Path, fold: int | None, tolerance: float, step_s: float | None, package: Path | None
+) -> None:
+    """Write one fold, or the average of all, as a page that tags sounds in the browser."""
+    from fatai.experiment.run_folder import Tagger, has_calibration, trained_model
+    from fatai.web.onnxruntime_web import load_onnxruntime_web
+    from fatai.web.static_page import write_static_page
+    from fatai.web.tagger_app import page_title
+
+    runtime = load_onnxruntime_web(package)
+    if fold is None:
+        tagger: SlidingWindowTagger = Tagger(run, step_s=step_s, calibrated=has_calibration(run))
+    else:
+        tagger = trained_model(run, fold).tagger(step_s=step_s)
+    difference = write_static_page(tagger, out, page_title(run), runtime, tolerance=tolerance)
+    n_bytes = sum(file.stat().st_size for file in out.iterdir())
+    networks = f"mean of {len(tagger.networks)} networks" if len(tagger.networks) > 1 else "one network"
+    typer.echo(
+        f"{out}: {networks}, {len(tagger.tags)} tags, {n_bytes / 1e6:.1f} MB with onnxruntime-web {runtime.version}; "
+        f"onnxruntime differs from torch by at most {difference:.1e}. Copy the folder to any web server, or try it: "
+        f"python -m http.server -d {shlex.quote(str(out))}"
     )
 
 
 def _export_folder(run: Path, out: Path, fold: int | None, folds: str | None) -> None:
     """Write one fold as a model folder."""
     from fatai.errors import OptionError
-    from fatai.experiment.run_folder import trained_model
+    from fatai.experiment.held_out import scored_model
 
     numbers = _fold_numbers(run)
     if folds is not None and len(numbers) > 1:
@@ -88,24 +158,74 @@ def _export_folder(run: Path, out: Path, fold: int | None, folds: str | None) ->
             f"or --fold K for one of {', '.join(map(str, numbers))}"
         )
     chosen = numbers[:1] if fold is None else [fold]
-    model = trained_model(run, *chosen)
+    model = scored_model(run, *chosen)
     typer.echo(
-        f"{model.save(out)}: {_name_fold(chosen, numbers)}{len(model.tags)} tags; load it with load_pretrained, or "
-        "give it as RUN"
+        f"{model.save(out)}: {_name_fold(run, chosen, numbers)}{len(model.tags)} tags; load it with load_pretrained, "
+        "or give it as RUN"
+    )
+
+
+@app.command(rich_help_panel="Models")
+def push(
+    run: Run,
+    repository: Annotated[
+        str,
+        typer.Argument(metavar="REPOSITORY", help="owner/name on the Hugging Face Hub; created if there is none."),
+    ],
+    fold: Annotated[
+        int | None,
+        typer.Option("--fold", min=0, help="Fold of the run, counted from 0; by default the first one."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Name of the training data for the card; by default that of its folder."),
+    ] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="License of the model for the card, such as cc-by-4.0.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository visible to its owner only.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Upload nothing; print the card.")
+    ] = False,
+) -> None:
+    """Upload one fold to the Hugging Face Hub: the model folder of export, and a model card with its scores.
+
+    load_pretrained("owner/name") loads it on any machine. Log in by hf auth login, or set HF_TOKEN.
+
+    Example: fatai-submit push runs/mine owner/dawn-birds --license cc-by-4.0
+    """
+    from fatai.experiment.held_out import scored_model
+
+    numbers = _fold_numbers(run)
+    chosen = numbers[:1] if fold is None else [fold]
+    model = scored_model(run, *chosen)
+    if dry_run:
+        typer.echo(model.model_card(repository, dataset=dataset, license=license_), nl=False)
+        return
+    commit = model.push_to_hub(repository, dataset=dataset, license=license_, private=private or None)
+    typer.echo(
+        f"{repository}: {_name_fold(run, chosen, numbers)}{len(model.tags)} tags, commit {commit}; load it with "
+        f'load_pretrained("{repository}"), or this very model with revision="{commit}"'
     )
 
 
 def _fold_numbers(run: Path) -> list[int]:
-    """Return the folds of a run; none of a model folder."""
+    """Return the folds of a run, or of the run with the highest weight of an ensemble; none of a model folder."""
+    from fatai.experiment.ensemble_folder import main_run
     from fatai.experiment.run_folder import FinishedRun
     from fatai.export.pretrained import is_model_folder
 
-    return [] if is_model_folder(run) else FinishedRun.open(run).fold_numbers
+    return [] if is_model_folder(run) else FinishedRun.open(main_run(run)).fold_numbers
 
 
-def _name_fold(chosen: list[int], numbers: list[int]) -> str:
-    """Name the fold that is taken of a run with several; empty where there is no choice."""
-    return f"fold {chosen[0]} alone of {len(numbers)} folds, " if len(numbers) > 1 else ""
+def _name_fold(run: Path, chosen: list[int], numbers: list[int]) -> str:
+    """Name the run of an ensemble and the fold that is taken of several; empty where there is no choice."""
+    from fatai.experiment.ensemble_folder import is_ensemble_folder, main_run
+
+    member = f"run {main_run(run).name} alone of the ensemble, " if is_ensemble_folder(run) else ""
+    return member + (f"fold {chosen[0]} alone of {len(numbers)} folds, " if len(numbers) > 1 else "")
 
 
 @app.command(rich_help_panel="Predict")
@@ -139,5 +259,5 @@ def embed(
         embeddings = trained_model(run, fold).embed(items, views=tta or "even", n=n_views, num_workers=num_workers or 0)
         embeddings.save(out)
     n_clips, n_features = embeddings.values.shape
-    source = _name_fold([fold], _fold_numbers(run))
+    source = _name_fold(run, [fold], _fold_numbers(run))
     typer.echo(f"{out}: {source}{n_clips} clips, {n_features} features; names in {out.with_suffix('.csv')}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fatai.cli.options import Data, FinishedRun, Host, Port, Predictions, RunData
+from fatai.cli.options import Data, Host, Port, Predictions, RunData
 from fatai.cli.serve import warn_if_public
 
 __all__ = ["app"]
@@ -17,7 +17,9 @@ app = typer.Typer()
 
 @app.command(rich_help_panel="Labels")
 def review(
-    run: FinishedRun,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished run, or an index that fatai-submit index wrote.")
+    ],
     data: RunData = None,
     out: Annotated[
         Path | None,
@@ -38,23 +40,67 @@ def review(
     n: Annotated[
         int | None,
         typer.Option(
-            "-n", min=1, help="Maximum number of clips, the most doubtful first; by default 100 in a page, else all."
+            "-n",
+            min=1,
+            help="Maximum number of clips, the most suspect first; by default 100 in a page, else all. For an index: "
+            "windows to ask about at a time, by default 20.",
         ),
     ] = None,
     max_seconds: Annotated[
         float, typer.Option("--max-seconds", min=0.1, help="Seconds of each clip that are embedded in a page.")
     ] = 10.0,
     predictions: Predictions = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="For an index: the tag to ask about.")] = None,
+    example: Annotated[
+        Path | None, typer.Option("--example", help="For an index: a sound that has the tag, to begin with.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", help="For an index: labels to continue and with --serve to write; by default INDEX/labels.csv."
+        ),
+    ] = None,
+    user: Annotated[str, typer.Option("--user", help="For an index: your name, written to each label.")] = "",
+    holdout: Annotated[
+        float,
+        typer.Option(
+            "--holdout",
+            min=0,
+            max=0.9,
+            help="For an index: fraction of sounds, and of questions, that are for the score alone.",
+        ),
+    ] = 0.2,
     host: Host = "127.0.0.1",
     port: Port = 8000,
 ) -> None:
-    """Review clips whose labels look wrong or missing, and keep, relabel or remove them.
+    """Review clips whose labels look wrong or missing, or windows of an index that may have a tag.
 
-    The result is corrections.csv: fatai-submit run DATA --corrections corrections.csv trains with it. With --out
-    issues.csv, write the label issues as a table instead, the most doubtful first.
+    For a run, keep, relabel or remove clips: fatai-submit run DATA --corrections corrections.csv trains with the
+    result. With --out issues.csv, write the label issues as a table instead, the most suspect first.
+
+    For an index, answer whether windows have --tag, and train on the answers from the page. The result is labels.csv:
+    fatai-submit run labels.csv trains on it, too.
 
     Example: fatai-submit review runs/demo --serve
+
+    Example: fatai-submit review index --tag Rooster --example rooster.wav --serve
     """
+    from fatai.errors import OptionError
+    from fatai.inference.search.index import is_sound_index
+
+    if is_sound_index(run):
+        _refuse(
+            {"--data": data, "--corrections": corrections, "--predictions": predictions},
+            f"is for a run, and {run} is an index; expected --tag, and maybe --example and --labels",
+        )
+        if out is not None and out.suffix == ".csv":
+            raise OptionError(f"--out is {out}; expected an .html page for an index, whose answers go to --labels")
+        _review_windows(run, tag, example, labels or run / "labels.csv", user, holdout, n or 20, out, serve, host, port)
+        return
+    _refuse(
+        {"--tag": tag, "--example": example, "--labels": labels},
+        f"is for an index, and {run} is none; make one with fatai-submit index",
+    )
     corrections = corrections or run / "corrections.csv"
     if serve:
         _serve_review(run, data, corrections, n, predictions, host, port)
@@ -62,6 +108,44 @@ def review(
         _write_issues(run, data, out, n, predictions)
     else:
         _write_page(run, data, out or run / "review.html", corrections, n or 100, max_seconds, predictions)
+
+
+def _refuse(options: dict[str, object], why: str) -> None:
+    """Raise `OptionError` if one of some options is given."""
+    from fatai.errors import OptionError
+
+    for option, value in options.items():
+        if value is not None:
+            raise OptionError(f"{option} {why}")
+
+
+def _review_windows(
+    folder: Path, tag: str | None, example: Path | None, labels: Path, user: str, holdout: float, n: int,
+    out: Path | None, serve: bool, host: str, port: int,
+) -> None:
+    from fatai.cli.index import example_features
+    from fatai.errors import OptionError
+    from fatai.inference.search.index import SoundIndex
+    from fatai.inference.search.label_loop import LabelLoop
+    from fatai.report.window_review import WindowReview, write_window_review
+    from fatai.web.label_loop_app import label_loop_app
+    from fatai.web.server import serve as serve_app
+
+    if tag is None:
+        raise OptionError(f"{folder} is an index; expected the tag to ask about, such as --tag Rooster")
+    index = SoundIndex(folder)
+    features = None if example is None else example_features(index, example)
+    loop = LabelLoop(index, tag, labels, examples=features, holdout=holdout, user=user)
+    review = WindowReview(loop, n)
+    if serve:
+        warn_if_public(host)
+        serve_app(
+            label_loop_app(review), host, port, log=lambda address: typer.echo(f"answers to {labels}: {address}")
+        )
+        return
+    page = out or folder / "review.html"
+    write_window_review(review, page)
+    typer.echo(f"{page}: {len(review.questions)} windows, {page.stat().st_size / 1e6:.1f} MB")
 
 
 def _serve_review(

@@ -12,6 +12,8 @@ app = typer.Typer()
 recipes_app = typer.Typer(
     help="List the recipes, or show one.\n\nExample: fatai-submit recipes show ninth", rich_markup_mode=None
 )
+# Where to start; the published systems follow.
+_FIRST = ("default", "ensembles/best", "probe", "finetune", "ensembles/pretrained", "quick")
 app.add_typer(recipes_app, name="recipes", rich_help_panel="Models")
 
 
@@ -26,13 +28,11 @@ def recipes(context: typer.Context) -> None:
     from fatai.experiment.ensemble_recipe import ensemble_names, load_ensemble
     from fatai.experiment.recipe import load_recipe, recipe_names
 
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        typer.echo(f"{name:28s} {recipe.source}" + (f"; {recipe.reference_score}" if recipe.reference_score else ""))
-    for name in ensemble_names():
-        ensemble = load_ensemble(name)
-        n_models = len(ensemble.members) + len(ensemble.stackers)
-        typer.echo(f"{name:28s} {n_models} models; {ensemble.source}; {ensemble.reference_score}")
+    summaries = {name: load_recipe(name).summary for name in recipe_names()}
+    summaries |= {name: load_ensemble(name).summary for name in ensemble_names()}
+    for name in [*_FIRST, *(name for name in summaries if name not in _FIRST)]:
+        typer.echo(f"{name:26s} {summaries[name]}")
+    typer.echo("\nWith source and published score: fatai-submit recipes show NAME")
 
 
 @recipes_app.command("show")
@@ -66,7 +66,9 @@ def models(
     Example: fatai-submit models --tags 80
     """
     from fatai.models.summary import model_table
+    from fatai.registry import MODELS
 
     for row in model_table(tags):
         smallest = f"{row.n_mels or row.min_mels}x{row.min_frames}"
         typer.echo(f"{row.name:24s} {row.parameters:12,d}  {smallest:>8s}  {row.source}")
+    typer.echo(f"{'timm:NAME':24s} {'any of timm':>12s}  {'':8s}  {MODELS.source('timm:NAME')}")

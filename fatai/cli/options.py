@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +15,17 @@ __all__ = [
     "Arch",
     "Average",
     "BatchSize",
+    "Budget",
     "Calibrate",
+    "Channel",
     "CommandPanels",
     "Corrections",
     "CropS",
     "Data",
+    "Device",
     "DryRun",
     "Epochs",
+    "Engine",
     "FileCol",
     "FinishedRun",
     "FoldCount",
@@ -45,14 +50,20 @@ __all__ = [
     "RunData",
     "Scale",
     "Seed",
+    "Settings",
     "Shard",
     "StepS",
     "TagSep",
     "TagsCol",
+    "Threads",
     "TimeLimit",
     "Tta",
     "Weights",
     "Width",
+    "EXIT_UNREADABLE",
+    "check_device",
+    "Strict",
+    "exit_if_unreadable",
 ]
 
 _DATA = ("A CSV of your sounds (columns file and tags, or one of 0 and 1 per tag; the sounds beside it or in folders "
@@ -71,7 +82,32 @@ TagSep = Annotated[
     str | None, typer.Option("--tag-sep", help="Separator of the tags in a cell; by default commas and semicolons.")
 ]
 FinishedRun = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a model folder that export wrote.")]
+
+
+def _download_run(run: Path) -> Path:
+    """Return the folder of a run; a repository of the Hugging Face Hub is downloaded into its cache."""
+    # Where runs/ is a folder, a typing error in runs/mine is asked of no server.
+    if os.path.lexists(run.parent) or len(run.parts) != 2:
+        return run
+    from fatai.errors import FataiError
+    from fatai.export.hub import download_model_folder, is_repo_id
+
+    if not is_repo_id(run.as_posix()):
+        return run
+    try:
+        return download_model_folder(run.as_posix())
+    except FataiError as e:
+        raise type(e)(f"there is no folder {run}, and on the Hugging Face Hub: {e}") from None
+
+
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        callback=_download_run,
+        help="Folder of a run, a model folder that export wrote, or owner/name of one on the Hugging Face Hub.",
+    ),
+]
 RunData = Annotated[
     Path | None,
     typer.Option("--data", help="The data of the run; by default the path in its manifest."),
@@ -100,8 +136,50 @@ Width = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None,
-    typer.Option("--weights", help="File of pretrained weights of the model, such as Cnn14_mAP=0.431.pth of PANNs."),
+    str | None,
+    typer.Option(
+        "--weights",
+        help="Pretrained weights of the model: a name (list: fatai-submit weights), or a file such as "
+        "Cnn14_mAP=0.431.pth.",
+    ),
+]
+
+
+def _set_threads(n: int | None) -> int | None:
+    from fatai.threads import set_threads
+
+    if n is not None:
+        set_threads(n)
+    return n
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        callback=_set_threads,
+        help="Threads to compute with, in each process; by default one for a small network, else one per core. More "
+        "threads than free cores are slower than one.",
+    ),
+]
+
+
+def _set_device(name: str | None) -> str | None:
+    from fatai.device import set_device
+
+    if name is not None:
+        set_device(name)
+    return name
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        callback=_set_device,
+        help="Device to compute on: cpu, cuda, cuda:1 (the second GPU), mps, or auto, the default.",
+    ),
 ]
 CropS = Annotated[float | None, typer.Option("--crop-s", help="Seconds of a crop instead of the recipe's.")]
 Tta = Annotated[
@@ -122,6 +200,15 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed instead of the re
 Precision = Annotated[
     str | None,
     typer.Option("--precision", help="Arithmetic instead of the recipe's: auto (the fastest here), fp32 or bf16."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="KEY=VALUE: any other setting of the recipe by its dotted key, such as clips.channels=deltas, or "
+        "stages.0.lr=1e-3; may be repeated.",
+        metavar="<str>",
+    ),
 ]
 NumWorkers = Annotated[
     int | None,
@@ -144,6 +231,20 @@ Nproc = Annotated[
     int | None,
     typer.Option(
         "--nproc", help="Number of processes on this machine; they share the folds, or with fewer folds each batch."
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        help="Predict in parts by ray, dask or, in this process, local; with --nproc workers. --out may be .parquet.",
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="What runs the networks: torch, or openvino, which is faster on CPUs and needs fatai[openvino].",
     ),
 ]
 Resume = Annotated[
@@ -175,6 +276,14 @@ TimeLimit = Annotated[
         "--time-limit", help="As --dry-run, and print whether the run fits into this time, such as 9h, 90m or 600s."
     ),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Time for the run, such as 30m or 8h: measures a few steps and takes the folds, steps and, with --recipe "
+        "best, networks that fit.",
+    ),
+]
 ReuseRun = Annotated[
     list[Path] | None,
     typer.Option(
@@ -183,7 +292,32 @@ ReuseRun = Annotated[
     ),
 ]
 Calibrate = Annotated[
-    bool, typer.Option("--calibrate", help="Apply the calibration that fatai-submit calibrate wrote into the run.")
+    bool | None,
+    typer.Option(
+        "--calibrate/--no-calibrate",
+        help="Apply the calibration of the run. By default it is applied, if the run has one, except to the "
+        "probabilities of predict --out, which stay those of test.csv.",
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 3 if a sound cannot be read, after the others are done.")
+]
+
+
+def _parse_channel(text: str | None) -> str | int | None:
+    from fatai.audio.downmix import parse_channel
+
+    return None if text is None else parse_channel(text)
+
+
+Channel = Annotated[
+    str | None,
+    typer.Option(
+        "--channel",
+        callback=_parse_channel,
+        help="Channel of the sounds: auto (the mean, or the loudest where the mean cancels or only one has sound), "
+        "mean, loudest, a number from 1, or each to predict every channel. By default that of training.",
+    ),
 ]
 StepS = Annotated[
     float | None, typer.Option("--step-s", help="Seconds between windows; by default half a window.")
@@ -193,6 +327,15 @@ Predictions = Annotated[
 ]
 Host = Annotated[str, typer.Option("--host", help="Address to listen at; by default only this machine can connect.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0 takes any free one.")]
+
+def check_device(device: str | None, nproc: int | None) -> None:
+    """Raise `OptionError` if one GPU is chosen for several processes, which take one each."""
+    if device is not None and ":" in device and nproc not in (None, 1):
+        raise OptionError(f"--device {device} is one GPU, and --nproc {nproc} takes one for each process: give one")
+
+
+EXIT_UNREADABLE = 3
+"""Exit code of --strict if a sound cannot be read."""
 
 _PANELS = ("Train", "Predict", "Evaluate", "Data", "Labels", "Models", "Competition")
 _OLD_COMMANDS = {
@@ -248,6 +391,12 @@ class CommandPanels(TyperGroup):
             if option in _OLD_OPTIONS and option not in known:
                 raise OptionError(f"the option {option} of {name} has become {_OLD_OPTIONS[option]}")
         return name, command, rest
+
+
+def exit_if_unreadable(n: int) -> None:
+    """Exit with the code of --strict if a number of sounds is not 0."""
+    if n:
+        raise typer.Exit(EXIT_UNREADABLE)
 
 
 def _merge_shards(out: Path | None) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["part_path", "read_sound_list", "sound_files", "sound_table"]
+Sound = TypeVar("Sound", Path, Path | str)
+
+__all__ = ["part_path", "read_sound_list", "sound_files", "sounds_by_name"]
 
 
 def part_path(path: Path, name: str) -> Path:
@@ -16,8 +20,8 @@ def part_path(path: Path, name: str) -> Path:
     return path / name if path.is_dir() else path
 
 
-def read_sound_list(file: Path) -> list[tuple[str, Path]]:
-    """Read a text file with one path per line; return names and paths, named as in `sound_files`.
+def read_sound_list(file: Path) -> list[tuple[str, Path | str]]:
+    """Read a text file with one path or URL per line; return names and paths, named as in `sound_files`.
 
     Raises
     ------
@@ -27,14 +31,16 @@ def read_sound_list(file: Path) -> list[tuple[str, Path]]:
     from fatai.errors import DataError
 
     try:
-        # utf-8-sig leaves out the byte-order mark of a spreadsheet or editor.
-        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        data = file.read_bytes()
     except OSError as e:
         raise DataError(f"the list {file} cannot be read: {e.strerror}") from None
-    paths = [Path(line.strip()) for line in lines if line.strip()]
+    # PowerShell writes UTF-16. utf-8-sig leaves out the byte-order mark of an editor; names of files need not be text.
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    lines = data.decode(encoding, errors="replace" if encoding == "utf-16" else "surrogateescape").splitlines()
+    paths = [line.strip() if "://" in line else Path(line.strip()) for line in lines if line.strip()]
     if not paths:
         raise DataError(f"the list {file} is empty; expected one path of a sound per line")
-    return _unique_names([(path.name, path) for path in paths])
+    return _unique_names([(Path(path).name, path) for path in paths])
 
 
 def sound_files(sounds: list[Path]) -> list[tuple[str, Path]]:
@@ -62,17 +68,19 @@ def sound_files(sounds: list[Path]) -> list[tuple[str, Path]]:
 
 
 def _sounds_below(folder: Path) -> list[tuple[str, Path]]:
-    from fatai.audio.io import AUDIO_EXTENSIONS
+    from fatai.audio.folders import find_sounds
     from fatai.errors import DataError
 
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in AUDIO_EXTENSIONS and not f.is_dir())
+    files = find_sounds(folder)
     if not files:
         raise DataError(f"there are no sound files below {folder}; expected .wav, .flac, .ogg, .mp3 or similar")
     return [(str(f.relative_to(folder)), f) for f in files]
 
 
-def sound_table(sounds: list[Path], input_list: Path | None, file_col: str | None = None) -> pd.DataFrame:
-    """Build a table of `fname` and `path` from the arguments SOUND or from --input-list.
+def sounds_by_name(
+    sounds: list[Path], input_list: Path | None, file_col: str | None = None
+) -> Sequence[tuple[str, str | Path]]:
+    """Return names and paths of sounds, from the arguments SOUND or from --input-list.
 
     A data folder gives its test part, a table the sounds that exist of its column `file_col`, folders and files what
     `sound_files` finds.
@@ -82,8 +90,6 @@ def sound_table(sounds: list[Path], input_list: Path | None, file_col: str | Non
     OptionError
         Unless exactly one of the two is given.
     """
-    import pandas as pd
-
     from fatai.data.datasets.fat2019 import load_dataset
     from fatai.data.table_columns import TableColumns
     from fatai.data.tables import is_sound_table, read_sound_files
@@ -91,23 +97,29 @@ def sound_table(sounds: list[Path], input_list: Path | None, file_col: str | Non
 
     check_one_input(sounds, input_list)
     if input_list is not None:
-        return pd.DataFrame(read_sound_list(input_list), columns=["fname", "path"])
+        return read_sound_list(input_list)
     if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
-        return load_dataset(sounds[0]).test
+        return _rows(load_dataset(sounds[0]).test)
     if len(sounds) == 1 and is_sound_table(sounds[0]):
-        return _existing_sounds(read_sound_files(sounds[0], TableColumns(file_col)), sounds[0])
+        return _rows(_existing_sounds(read_sound_files(sounds[0], TableColumns(file_col)), sounds[0]))
     if file_col is not None:
         raise OptionError(f"--file-col is {file_col!r}, but no table of sounds is given; expected one, as sounds.csv")
-    return pd.DataFrame(sound_files(sounds), columns=["fname", "path"])
+    return sound_files(sounds)
+
+
+def _rows(table: pd.DataFrame) -> list[tuple[str, str | Path]]:
+    """Return names and paths of a table with the columns fname and path."""
+    return list(zip(table["fname"], table["path"], strict=True))
 
 
 def _existing_sounds(table: pd.DataFrame, source: Path) -> pd.DataFrame:
     """Return the rows whose file exists; a warning names the others."""
     import warnings
 
+    from fatai.audio.segments import file_of
     from fatai.errors import DataError
 
-    exists = [Path(path).is_file() for path in table["path"]]
+    exists = [Path(file_of(path)).is_file() for path in table["path"]]
     missing = [name for name, is_there in zip(table["fname"], exists, strict=True) if not is_there]
     if len(missing) == len(table):
         raise DataError(
@@ -127,7 +139,7 @@ def check_one_input(sounds: list[Path], input_list: Path | None) -> None:
         raise OptionError("expected either sounds or an --input-list of them")
 
 
-def _unique_names(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+def _unique_names(found: list[tuple[str, Sound]]) -> list[tuple[str, Sound]]:
     """Return each sound once; replace names that occur twice by the shortest unique path."""
     from fatai.data.clip_names import unique_names
 

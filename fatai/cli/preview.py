@@ -98,7 +98,7 @@ def lr_find(
 
     matplotlib.use("Agg")
     loaded = load_recipe(recipe).override(bs=bs, arch=arch, width=width, crop_s=crop_s)
-    found = find_lr(preview_learner(data, loaded, fold, num_workers=num_workers), steps=steps)
+    found = find_lr(preview_learner(data, loaded, fold, num_workers=num_workers), steps=steps, show_progress=True)
     for name, lr in found.suggestions.items():
         typer.echo(f"{name} {lr:.2e}")
     if out is not None:

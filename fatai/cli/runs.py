@@ -1,4 +1,4 @@
-"""Commands on a finished run: its report, and its reproduction."""
+"""Commands on a finished run: its report, its reproduction, and its drift."""
 
 from __future__ import annotations
 
@@ -58,4 +58,40 @@ def reproduce(
     result = reproduce_run(run, data, out, resume=resume, log=typer.echo, report=run_report)
     typer.echo(f"\n{result}")
     if not result.same:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Evaluate")
+def drift(
+    run: FinishedRun,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, help="Largest difference of a probability that is accepted.")
+    ] = 1e-4,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="CSV of the differences of every clip and tag.")
+    ] = None,
+) -> None:
+    """Predict stored clips of a run again, and compare with the predictions at its end.
+
+    Every run stores the middle of up to 16 held-out clips and their predictions. This shows what other versions of
+    packages, another machine or changed files do to them: signed differences by tag and by clip. The exit code is 0 if
+    all are within the tolerance, else 1. Of an ensemble, all its runs are compared.
+
+    Example: fatai-submit drift runs/ninth --tolerance 1e-3
+    """
+    import pandas as pd
+
+    from fatai.experiment.drift import measure_drift
+    from fatai.experiment.ensemble_folder import EnsembleFolder, is_ensemble_folder
+    from fatai.io.atomic import write_text
+
+    runs = EnsembleFolder.open(run).runs if is_ensemble_folder(run) else [run]
+    results = [measure_drift(folder) for folder in runs]
+    for result in results:
+        typer.echo(str(result))
+    if out is not None:
+        table = pd.concat([result.table() for result in results])
+        write_text(out, table.to_csv(index=False, lineterminator="\n"))
+    if any(result.largest > tolerance for result in results):
+        typer.echo(f"above the tolerance of {tolerance:g}")
         raise typer.Exit(1)

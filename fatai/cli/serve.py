@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import webbrowser
 from typing import Annotated
 
 import typer
 
-from fatai.cli.options import Calibrate, Host, Port, Run, StepS
+from fatai.cli.options import Backend, Calibrate, Channel, Device, Host, Port, Run, StepS, Threads
 
 __all__ = ["app", "warn_if_public"]
 
@@ -22,7 +23,12 @@ def serve(
     max_seconds: Annotated[float, typer.Option("--max-seconds", help="Maximum seconds of one sound.")] = 600.0,
     max_files: Annotated[int, typer.Option("--max-files", help="Maximum number of sounds in one upload.")] = 8,
     step_s: StepS = None,
-    calibrate: Calibrate = False,
+    calibrate: Calibrate = None,
+    channel: Channel = None,
+    backend: Backend = "torch",
+    threads: Threads = None,
+    device: Device = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser of this machine.")] = False,
 ) -> None:
     """Serve a page that tags sounds dropped or recorded on it.
 
@@ -30,17 +36,22 @@ def serve(
 
     Example: fatai-submit serve runs/demo
     """
-    from fatai.experiment.run_folder import Tagger
+    from fatai.experiment.run_folder import Tagger, has_calibration
     from fatai.web.server import serve as serve_app
     from fatai.web.tagger_app import page_title, tagger_app
     from fatai.web.uploads import Limits
 
     limits = Limits(upload_mb=max_mb, sound_s=max_seconds, files=max_files)
-    tagger = Tagger(run, step_s=step_s, calibrated=calibrate)
+    calibrated = has_calibration(run) if calibrate is None else calibrate
+    tagger = Tagger(run, step_s=step_s, calibrated=calibrated, channel=channel, backend=backend)
     warn_if_public(host)
-    serve_app(
-        tagger_app(tagger, page_title(run), limits), host, port, log=lambda address: typer.echo(f"{run}: {address}")
-    )
+
+    def announce(address: str) -> None:
+        typer.echo(f"{run}: {address}")
+        if open_browser:
+            webbrowser.open(address.split()[0])
+
+    serve_app(tagger_app(tagger, page_title(run), limits), host, port, log=announce)
 
 
 def warn_if_public(host: str) -> None:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fatai.cli.options import Calibrate, InputList, Run, Shard, StepS
+from fatai.cli.options import (
+    Backend,
+    Calibrate,
+    Channel,
+    Device,
+    InputList,
+    Run,
+    Shard,
+    StepS,
+    Strict,
+    Threads,
+    exit_if_unreadable,
+)
 
 if TYPE_CHECKING:
     from fatai.experiment.run_folder import Tagger
     from fatai.inference.events.progress_log import FileEvents
-    from fatai.metrics.calibration import Calibration
+    from fatai.inference.events.segments import SoundEvent
 
 __all__ = ["app"]
 
@@ -48,20 +60,40 @@ def tag(
         typer.Option(
             min=0,
             max=1,
-            help="Minimum probability of an event: 0.5, or with --calibrate the run's thresholds, if it has any.",
+            help="Minimum probability of an event, instead of the thresholds of the run; 0.5 if it has none.",
         ),
+    ] = None,
+    max_false_alarms: Annotated[
+        float | None,
+        typer.Option(
+            "--max-false-alarms-per-hour",
+            min=0,
+            help="Raise the threshold of each tag until so many events an hour are left in sounds without any tag: the "
+            "background that the run held out, or --background.",
+        ),
+    ] = None,
+    background: Annotated[
+        Path | None,
+        typer.Option("--background", help="Folder of sounds that hold none of the tags, instead of the run's own."),
     ] = None,
     top: Annotated[int | None, typer.Option("--top", min=1, help="Maximum number of tags at a time.")] = None,
     step_s: StepS = None,
     silence_db: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--silence-db", max=0, help="A window whose peak is below this level, in dB of full scale, is silence."
+            "--silence-db",
+            max=0,
+            help="A window whose peak is below this level, in dB of full scale, is silence; by default -60.",
         ),
-    ] = -60.0,
-    calibrate: Calibrate = False,
+    ] = None,
+    calibrate: Calibrate = None,
+    channel: Channel = None,
+    backend: Backend = "torch",
     input_list: InputList = None,
     shard: Shard = None,
+    threads: Threads = None,
+    device: Device = None,
+    strict: Strict = False,
 ) -> None:
     """Detect sound events with start and end times in recordings of any length.
 
@@ -69,7 +101,8 @@ def tag(
 
     Example: fatai-submit tag runs/demo forest.flac --format audacity --out forest.txt
     """
-    from fatai.experiment.run_folder import Tagger
+    from fatai.errors import OptionError
+    from fatai.experiment.run_folder import Tagger, has_calibration
     from fatai.inference.events.formats import EVENT_FORMATS
     from fatai.io.lock import lock_output
     from fatai.registry import did_you_mean
@@ -83,24 +116,38 @@ def tag(
     if shard is not None:
         paths, out = _select_shard(paths, out, shard, file_format)
     _check_out(out, is_one_file, file_format, len(paths))
-    tagger = Tagger(run, calibrated=calibrate, step_s=step_s, silence_db=silence_db)
-    options: dict[str, Any] = {"threshold": _threshold(threshold, tagger.calibration), "top": top}
+    silence = {} if silence_db is None else {"silence_db": silence_db}
+    calibrated = has_calibration(run) if calibrate is None else calibrate
+    tagger = Tagger(run, calibrated=calibrated, step_s=step_s, channel=channel, backend=backend, **silence)
+    by_default = 0.5 if tagger.thresholds is None else tagger.thresholds
+    limit = by_default if threshold is None else threshold
+    if max_false_alarms is not None:
+        limit = _limited(run, tagger, limit, max_false_alarms, background)
+    elif background is not None:
+        raise OptionError("--background is given without --max-false-alarms-per-hour, which sets thresholds from it")
+    options: dict[str, Any] = {"threshold": limit, "top": top}
     if out is None:
-        _print_events(tagger, paths, options, format_)
+        n_faults = _print_events(tagger, paths, options, format_)
+        exit_if_unreadable(strict and n_faults)
         return
     # Shards of a list may write to the same folder; each has a log of its own.
     suffix = "" if is_one_file or shard is None else f".{shard.replace('/', '-of-')}"
     log = out.with_name(f"{out.name}{suffix}.journal")
     with lock_output(log.with_suffix("")):
-        _write_events(tagger, paths, out, log, options, file_format, root)
+        n_faults = _write_events(tagger, paths, out, log, options, file_format, root)
+    exit_if_unreadable(strict and n_faults)
 
 
 def _sound_paths(sounds: list[Path], input_list: Path | None) -> list[Path]:
     from fatai.cli.paths import check_one_input, read_sound_list, sound_files
+    from fatai.errors import DataError
 
     check_one_input(sounds, input_list)
     named = read_sound_list(input_list) if input_list is not None else sound_files(sounds)
-    return list(dict.fromkeys(path for _, path in named))
+    for _, path in named:
+        if isinstance(path, str):
+            raise DataError(f"{input_list}: {path} is a URL; tag reads files: download it first, or mount its folder")
+    return list(dict.fromkeys(Path(path) for _, path in named))
 
 
 def _select_shard(paths: list[Path], out: Path | None, shard: str, format_: str) -> tuple[list[Path], Path]:
@@ -131,29 +178,57 @@ def _check_out(out: Path | None, is_one_file: bool, file_format: str, n_sounds: 
         raise DataError(f"{out} is a {found}; give --out the name of a {expected}")
 
 
-def _threshold(requested: float | None, calibration: Calibration | None) -> float | dict[str, float]:
-    """Return the requested threshold, or those of the calibration, or 0.5."""
-    if requested is None and calibration is not None and calibration.thresholds is not None:
-        # There, a tag that is never predicted has infinity.
-        return {
-            tag: min(value, 1.0) for tag, value in zip(calibration.tags, calibration.thresholds.values, strict=True)
-        }
-    return 0.5 if requested is None else requested
+def _limited(
+    run: Path, tagger: Tagger, threshold: float | Mapping[str, float], max_per_hour: float, background: Path | None
+) -> dict[str, float]:
+    """Return thresholds of at least `threshold` with at most so many false alarms per hour of background."""
+    from fatai.cli.paths import sound_files
+    from fatai.experiment.false_alarms import BackgroundProbs, load_background
+
+    measured = (
+        load_background(run, tagger.tags, is_calibrated=tagger.calibration is not None) if background is None
+        else BackgroundProbs.measure(tagger, [path for _, path in sound_files([background])])
+    )
+    given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(tagger.tags, threshold)
+    limits = measured.thresholds(max_per_hour)
+    raised = [f"{tag} {limits[tag]:.3f}" for tag in tagger.tags if limits[tag] > given[tag]]
+    minutes = f"{60 * measured.hours:.1f} minutes of background"
+    typer.echo(
+        f"thresholds raised for at most {max_per_hour:g} false alarms per hour in {minutes}: "
+        f"{', '.join(raised[:5]) or 'none'}{', ...' if len(raised) > 5 else ''}",
+        err=True,
+    )
+    if max_per_hour * measured.hours < 1:
+        warnings.warn(
+            f"{minutes} are too few to measure {max_per_hour:g} false alarms per hour; thresholds allow none in them",
+            stacklevel=2,
+        )
+    return {tag: max(given[tag], limits[tag]) for tag in tagger.tags}
 
 
-def _print_events(tagger: Tagger, paths: list[Path], options: dict[str, Any], file_format: str | None) -> None:
-    """Print events in a format, or if it is None one a line for people."""
+def _print_events(tagger: Tagger, paths: list[Path], options: dict[str, Any], file_format: str | None) -> int:
+    """Print events in a format, or if it is None one a line for people; return the number of unreadable sounds."""
     from fatai.inference.events.formats import write_events
 
     faults: list[str] = []
     results = _tag_each(tagger, paths, options, faults)
     if file_format is not None:
-        write_events(sys.stdout, results, file_format, high_hz=tagger.settings.front_end.max_hz)
+        write_events(sys.stdout, results, file_format, **_table_options(tagger))
     else:
         for file, events in results:
             for event in events:
-                typer.echo(f"{file}: {event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}")
+                typer.echo(f"{file}: {_event_text(event)}")
     _report_faults(faults, len(paths))
+    return len(faults)
+
+
+def _event_text(event: SoundEvent) -> str:
+    channel = f" channel {event.channel}" if hasattr(event, "channel") else ""
+    return f"{event.start_s:.2f} to {event.end_s:.2f} s {event.tag} {event.prob:.2f}{channel}"
+
+
+def _table_options(tagger: Tagger) -> dict[str, Any]:
+    return {"high_hz": tagger.settings.front_end.max_hz, "channels": tagger.settings.channel == "each"}
 
 
 def _tag_each(
@@ -174,7 +249,7 @@ def _tag_each(
 
 def _write_events(
     tagger: Tagger, paths: list[Path], out: Path, log: Path, options: dict[str, Any], format_: str, root: str | None
-) -> None:
+) -> int:
     from fatai.inference.events.formats import write_events
     from fatai.inference.events.progress_log import read_event_log
 
@@ -182,11 +257,12 @@ def _write_events(
     _report_faults(list(result.errors.values()), len(paths))
     names = {str(path) for path in paths}
     rows = (row for row in read_event_log(log) if row.file in names)
-    write_events(out, rows, format_, high_hz=tagger.settings.front_end.max_hz, root=root)
+    write_events(out, rows, format_, root=root, **_table_options(tagger))
     if not result.errors:
         log.unlink()
     n = len(paths) - len(result.errors)
     typer.echo(f"{out}: events of {n} sound{'s' if n > 1 else ''}")
+    return len(result.errors)
 
 
 def _report_faults(faults: Iterable[str], n_sounds: int) -> None:

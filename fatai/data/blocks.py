@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,9 +30,13 @@ from fastai.data.all import (
     delegates,
 )
 
+from fatai.audio.channels import DEFAULT_CHANNELS
 from fatai.audio.front_ends import FrontEnd
 from fatai.audio.front_ends import front_end as find_front_end
+from fatai.audio.segments import file_of
 from fatai.data.cache import ClipCache
+from fatai.data.cache_choice import CacheChoice, check_memory, find_cache_choice
+from fatai.data.clip_loader import ClipDL
 from fatai.data.config import ClipConfig
 from fatai.data.copies import warn_about_copies
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset, training_table
@@ -46,9 +50,12 @@ from fatai.data.labels import (
     unique_tags,
     warn_unused_corrections,
 )
+from fatai.data.resident import ResidentClips
+from fatai.data.segments import has_segments
 from fatai.data.tables import check_readable, read_class_folder, standardize_table
 from fatai.data.transforms import CenterCrop, LoadClip, RandomCrop, WaveToSpec
-from fatai.errors import DataError, OptionError
+from fatai.device import training_device
+from fatai.errors import CacheError, DataError, OptionError
 from fatai.registry import did_you_mean
 
 __all__ = ["AudioBlock", "FATDataLoaders", "SpectrogramBlock"]
@@ -79,7 +86,8 @@ def SpectrogramBlock(config: ClipConfig | None = None, cache: ClipCache | None =
     Parameters
     ----------
     config
-        As in `AudioBlock`, and the front end and channels.
+        As in `AudioBlock`, and the front end and channels; None takes three channels, the spectrogram and its first two
+        derivatives in time.
     cache
         Clips that need not be decoded, or their features.
 
@@ -87,7 +95,7 @@ def SpectrogramBlock(config: ClipConfig | None = None, cache: ClipCache | None =
     -------
     A block whose batches are `TensorSpec`, shape (batch, channels, mels, frames).
     """
-    config = config or ClipConfig()
+    config = config or ClipConfig(channels=DEFAULT_CHANNELS)
     block = AudioBlock(config, cache)
     return TransformBlock(type_tfms=block.type_tfms, item_tfms=block.item_tfms, batch_tfms=WaveToSpec(config))
 
@@ -121,19 +129,40 @@ def _read_table(
     return table, tags
 
 
+class _UsableClips(NamedTuple):
+    """Rows of readable clips, names of the other files, and where the clips are read from."""
+
+    table: pd.DataFrame
+    unreadable: tuple[str, ...]
+    choice: CacheChoice
+    cache: ClipCache | None = None
+    resident: ResidentClips | None = None
+
+
 def _usable_clips(
-    table: pd.DataFrame, config: ClipConfig, check_files: bool, kind: str, folder: str | Path | None
-) -> tuple[pd.DataFrame, tuple[str, ...], ClipCache | None]:
-    """Return the rows of readable clips, the names of the other files, and the cache unless `kind` is "none"."""
+    table: pd.DataFrame, config: ClipConfig, check_files: bool, cache: str, folder: str | Path | None, device: Any
+) -> _UsableClips:
+    """Leave out clips that cannot be read, and open or build their cache."""
     unreadable: tuple[str, ...] = ()
     if check_files:
         table, unreadable = _keep_readable(table, *check_readable([Path(p) for p in table["path"]]))
-    if kind == "none":
-        return table, unreadable, None
-    cache = ClipCache.open_or_build(table["path"], config, kind=kind, folder=folder)
+    choice = find_cache_choice(list(table["path"]), config, cache, folder, device)
+    if choice.kind is None:
+        return _UsableClips(table, unreadable, choice)
+    try:
+        clips = ClipCache.open_or_build(table["path"], config, kind=choice.kind, folder=folder)
+    except CacheError as e:
+        if cache != "auto":
+            raise
+        return _UsableClips(table, unreadable, CacheChoice("none", str(e)))
+    resident = None
+    if choice.in_memory:
+        choice = check_memory(choice, clips.nbytes, device)
+        resident = ResidentClips.load(clips, config, device) if choice.in_memory else None
+    clips = clips if resident is None else resident.cache
     # A damaged file may open without an error; only building the cache decoded all of it.
-    table, damaged = _keep_readable(table, cache.lengths > 0, list(cache.errors.values()))
-    return table, unreadable + damaged, cache
+    table, damaged = _keep_readable(table, clips.lengths > 0, list(clips.errors.values()))
+    return _UsableClips(table, unreadable + damaged, choice, clips, resident)
 
 
 def _split(
@@ -142,8 +171,24 @@ def _split(
     """Return fastai's splitter and the number of training clips."""
     if valid_col is not None:
         return ColSplitter("is_valid", on=True), len(table) - int(table["is_valid"].sum())
+    if valid_pct and has_segments(table["path"]):
+        held_out = _held_out_files(table["path"], valid_pct, seed)
+        return IndexSplitter(held_out), len(table) - len(held_out)
     splitter = RandomSplitter(valid_pct, seed) if round(valid_pct * len(table)) else IndexSplitter([])
     return splitter, len(table) - int(valid_pct * len(table))
+
+
+def _held_out_files(paths: Sequence[str], valid_pct: float, seed: int | None) -> list[int]:
+    """Return the rows of random files that have at least a fraction of the rows, with all segments of a file."""
+    files = [file_of(path) for path in paths]
+    names = sorted(set(files))
+    order = torch.randperm(len(names), generator=None if seed is None else torch.Generator().manual_seed(seed))
+    rows: list[int] = []
+    for k in order.tolist()[:-1]:  # one file at least is trained on
+        if len(rows) >= valid_pct * len(files):
+            break
+        rows += [row for row, file in enumerate(files) if file == names[k]]
+    return sorted(rows)
 
 
 def _worker_options(num_workers: int | None) -> dict[str, int]:
@@ -172,11 +217,14 @@ class FATDataLoaders(DataLoaders):
         The vocabulary, in the order of the targets' columns.
     unreadable
         Names of files that were left out because they cannot be read.
+    cache
+        Where clips are read from, and why.
     """
 
     clip_config: ClipConfig
     tags: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
+    cache: CacheChoice = CacheChoice("none", "no clips are cached")
 
     @classmethod
     @delegates(DataLoaders.from_dblock)
@@ -196,11 +244,12 @@ class FATDataLoaders(DataLoaders):
         valid_col: int | str | None = None,
         vocab: Sequence[str] | None = None,
         corrections: str | Path | None = None,
-        front_end: str | FrontEnd = "ninth",
+        front_end: str | FrontEnd | None = None,
         channels: str | None = None,
         crop_s: float = 2.0,
         trim_db: float | None = 60.0,
         pad_mode: str = "constant_center",
+        channel: str | int = "auto",
         clip_config: ClipConfig | None = None,
         item_tfms: Any = None,
         batch_tfms: Any = None,
@@ -239,7 +288,12 @@ class FATDataLoaders(DataLoaders):
             Tags in the order of the targets' columns; None takes the sorted tags of `df`.
         corrections
             A CSV of (fname, labels or "remove") to apply first.
-        front_end, channels, crop_s, trim_db, pad_mode
+        front_end, channels
+            A name of `FRONT_ENDS` or settings, and a name of `CHANNELS`. With a front end, None takes its own channels.
+            Without one it is "ninth", and None takes three channels: the spectrogram and its first two derivatives in
+            time. Networks with published weights need the front end of these: "efficientat" for mn04 to mn40, "panns"
+            for PANNs.
+        crop_s, trim_db, pad_mode, channel
             As in `ClipConfig`.
         clip_config
             All of the former at once; takes precedence.
@@ -255,7 +309,10 @@ class FATDataLoaders(DataLoaders):
             training and validation. Turn it off for tables that were checked before.
         cache, cache_dir
             "wave" stores the trimmed clips as 16-bit samples in a folder, "features" the output of the front end;
-            `fatai.data.cache` describes how its crops differ. "none" decodes the files in every epoch.
+            `fatai.data.cache` describes how its crops differ. "device" and "device_features" also hold them in the
+            memory of the device, and gather whole batches there, without workers: the same crops as from disk, several
+            times as fast; where they do not fit, they are read from disk, with a warning. "none" decodes the files in
+            every epoch. "auto" is "device", "wave" or "none", as `fatai.data.cache_choice.choose_cache` describes.
         kwargs
             Options of fastai's `DataLoaders.from_dblock` and `TfmdDL`, such as `val_bs`, `shuffle` or `device`.
 
@@ -275,18 +332,29 @@ class FATDataLoaders(DataLoaders):
             "suff": suff, "label_delim": label_delim,
         }
         table, tags = _read_table(df, root, columns, vocab, corrections)
-        clip_config = clip_config or ClipConfig(find_front_end(front_end), channels, crop_s, trim_db, pad_mode)
-        table, unreadable, clip_cache = _usable_clips(table, clip_config, check_files, cache, cache_dir)
+        if front_end is None:
+            front_end, channels = "ninth", channels or DEFAULT_CHANNELS
+        clip_config = clip_config or ClipConfig(
+            find_front_end(front_end), channels, crop_s, trim_db, pad_mode, channel
+        )
+        device = kwargs.get("device") or training_device()
+        usable = _usable_clips(table, clip_config, check_files, cache, cache_dir, device)
+        table = usable.table
         splitter, n_train = _split(table, valid_col, valid_pct, seed)
         block = DataBlock(
-            blocks=(SpectrogramBlock(clip_config, clip_cache), MultiCategoryBlock(vocab=list(tags))), splitter=splitter,
-            get_x=ColReader("path"), get_y=ColReader("labels"), item_tfms=item_tfms, batch_tfms=batch_tfms,
+            blocks=(SpectrogramBlock(clip_config, usable.cache), MultiCategoryBlock(vocab=list(tags))),
+            splitter=splitter, get_x=ColReader("path"), get_y=ColReader("labels"), item_tfms=item_tfms,
+            batch_tfms=batch_tfms,
         )
         # fastai drops the last, smaller batch: with fewer clips than a batch it would train on nothing.
         bs = min(bs, max(1, n_train))
-        plain = block.dataloaders(table, path=Path(path), bs=bs, **_worker_options(num_workers), **kwargs)
+        workers = _worker_options(num_workers if usable.resident is None else 0)
+        options = {"dl_type": ClipDL, **workers, **kwargs, "device": device}
+        plain = block.dataloaders(table, path=Path(path), bs=bs, **options)
         dls = cls(*plain.loaders, path=plain.path, device=plain.device)
-        dls.clip_config, dls.tags, dls.unreadable = clip_config, tags, unreadable
+        dls.clip_config, dls.tags, dls.unreadable, dls.cache = clip_config, tags, usable.unreadable, usable.choice
+        for loader in dls.loaders:
+            loader.clips = usable.resident
         if check_files:
             dls._warn_about_copies()
         return dls
@@ -409,6 +477,7 @@ class FATDataLoaders(DataLoaders):
         """Return loaders with the same configuration and no clips, which `learn.export` stores."""
         empty = super().new_empty()
         empty.clip_config, empty.tags, empty.unreadable = self.clip_config, self.tags, self.unreadable
+        empty.cache = self.cache
         return empty
 
     @property

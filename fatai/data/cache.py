@@ -31,7 +31,7 @@ from fatai.errors import AudioError, CacheError, OptionError
 
 __all__ = ["CACHE_KINDS", "ClipCache", "default_cache_folder"]
 
-_INT16_STEP = 1 / 32768
+INT16_STEP = 1 / 32768
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,12 @@ class CachedClip:
     ----------
     values
         A memory map of the file, or an array: int16 (samples,) of a wave, float16 (frames, rows) of features.
+    sr
+        Rate of the wave in Hz.
     """
 
     values: np.ndarray
+    sr: int = 44100
 
     @property
     def is_wave(self) -> bool:
@@ -78,7 +81,7 @@ class CachedClip:
             unit = "samples" if self.is_wave else "frames"
             raise OptionError(f"the crop is from {start} to {stop}; expected it within the clip's {len(self)} {unit}")
         part = torch.from_numpy(self.values[start:stop].astype(np.float32))
-        return part.mul_(_INT16_STEP) if self.is_wave else part.T.contiguous()
+        return part.mul_(INT16_STEP) if self.is_wave else part.T.contiguous()
 
 
 class ClipCache:
@@ -90,6 +93,8 @@ class ClipCache:
         Folder of the configuration's digest.
     kind
         "wave" or "features".
+    sr
+        Rate of the waves in Hz.
     rows
         Rows of the features, 1 for waves.
     paths
@@ -104,13 +109,14 @@ class ClipCache:
         self,
         folder: Path,
         kind: str,
+        sr: int,
         rows: int,
         paths: Sequence[str],
         names: np.ndarray,
         lengths: np.ndarray,
         errors: dict[int, str],
     ):
-        self.folder, self.kind, self.rows, self.paths = folder, kind, rows, tuple(paths)
+        self.folder, self.kind, self.sr, self.rows, self.paths = folder, kind, sr, rows, tuple(paths)
         self._names, self.lengths, self.errors = names, lengths, errors
         self._position = {path: i for i, path in enumerate(self.paths)}
 
@@ -154,7 +160,7 @@ class ClipCache:
         paths = [str(f) for f in files]
         written = write_cache(paths, config, kind, root, threads)
         rows = 1 if kind == "wave" else config.front_end.rows
-        return cls(written.folder, kind, rows, paths, written.names, written.lengths, written.errors)
+        return cls(written.folder, kind, config.sr, rows, paths, written.names, written.lengths, written.errors)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -166,6 +172,15 @@ class ClipCache:
     def nbytes(self) -> int:
         """Total size of the clips' files in bytes."""
         return int(self.lengths.sum()) * self.rows * DTYPES[self.kind].itemsize
+
+    @property
+    def names(self) -> list[bytes]:
+        """Names of the clips' files, which change when a sound file does."""
+        return self._names.tolist()
+
+    def position(self, path: str | Path) -> int:
+        """Return the position of a clip; raise `KeyError` if the cache has none of this path."""
+        return self._position[str(path)]
 
     def length(self, i: int) -> int:
         """Return the samples or frames of clip `i`; raise `AudioError` if it could not be read."""
@@ -187,10 +202,11 @@ class ClipCache:
         name = self._names[i].decode()
         shape = (int(self.lengths[i]),) if self.kind == "wave" else (int(self.lengths[i]), self.rows)
         try:
-            return CachedClip(np.memmap(self.folder / name[:2] / name, DTYPES[self.kind], "r", shape=shape))
+            values = np.memmap(self.folder / name[:2] / name, DTYPES[self.kind], "r", shape=shape)
         except (OSError, ValueError) as e:
             raise CacheError(f"{self.paths[i]}: its cached {self.kind} in {self.folder} cannot be read any more ({e}); "
                              "the sound file or the cache was changed since it was opened: open it again") from None
+        return CachedClip(values, self.sr)
 
     def crop(self, i: int, start: int = 0, size: int | None = None) -> Tensor:
         """Read part of clip `i`, as `CachedClip.crop`: float32, shape (size,) of a wave, (rows, size) of features."""

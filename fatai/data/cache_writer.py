@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fatai import __version__
+from fatai.audio.segments import file_of
 from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CacheError, FataiError, OptionError
 from fatai.io.atomic import write_file, write_text
@@ -29,13 +30,22 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["CACHE_KINDS", "default_cache_folder"]
+__all__ = ["CACHES", "CACHE_KINDS", "default_cache_folder"]
 
+CACHES = {
+    "none": "sound files are decoded in every epoch",
+    "wave": "decoded clips as 16-bit samples on disk",
+    "features": "spectrograms of whole clips on disk",
+    "device": "decoded clips on disk, and in the memory of the device",
+    "device_features": "spectrograms of whole clips on disk, and in the memory of the device",
+    "auto": "device, wave or none: the first that fits",
+}
+"""Where training reads clips from: names and what they mean."""
 CACHE_KINDS = ("wave", "features")
 """What a cache holds: decoded waves, or the output of the front end."""
 DTYPES = {"wave": np.dtype("<i2"), "features": np.dtype("<f2")}
 _SUFFIXES = {"wave": ".i16", "features": ".f16"}
-_FORMAT = 1  # raise it when the same configuration leads to other bytes
+_FORMAT = 2  # raise it when the same configuration leads to other bytes
 _LOCK = "build.lock"
 _CHUNK = 256  # clips submitted to the threads together, so that there are never many futures
 
@@ -77,6 +87,7 @@ def _cache_key(config: ClipConfig, kind: str) -> dict[str, Any]:
         raise OptionError(f"there is no cache of kind {kind!r}; {did_you_mean(kind, CACHE_KINDS)}")
     key: dict[str, Any] = {
         "format": _FORMAT, "fatai": __version__, "kind": kind, "sr": config.sr, "trim_db": config.trim_db,
+        "channel": config.channel,
     }
     if kind == "features":
         front_end = asdict(config.front_end)
@@ -132,7 +143,7 @@ def _clip_names(paths: Sequence[str], kind: str) -> tuple[list[str], dict[int, s
 
 def _clip_name(path: str, kind: str) -> str:
     """Join the digests of a sound file's path and of its identity, which changes when it is written."""
-    stat = os.stat(path)
+    stat = os.stat(file_of(path))
     identity = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     return f"{_digest(os.path.abspath(path))}-{_digest(repr(identity))[:16]}{_SUFFIXES[kind]}"
 

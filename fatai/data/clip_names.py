@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
+from fatai.audio.folders import is_sound_name
+from fatai.audio.segments import file_of
 from fatai.errors import OptionError
 
-__all__ = ["match_clips", "unique_names"]
+__all__ = ["match_clips", "pair_names", "unique_names"]
 
 
 def unique_names(names: Sequence[str], paths: Sequence[str]) -> list[str]:
@@ -80,6 +83,82 @@ def match_clips(keys: Iterable[str], names: Sequence[str], paths: Sequence[str])
             )
         found[key] = rows
     return found
+
+
+def pair_names(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Return those of some names that another table has too, and how it calls them.
+
+    Equal names are one clip. Of the others, a name is that of a clip whose path ends with it, in either table; the
+    same holds for those that are left without regard to case and to the suffixes of sounds, unless two names of one
+    table are alike in this way; a warning counts them.
+
+    Parameters
+    ----------
+    names, others
+        Names or paths of the clips of two tables, each once.
+
+    Raises
+    ------
+    OptionError
+        If a name fits several clips of the other table; the message names two of them.
+
+    Examples
+    --------
+    >>> pair_names(["a/1.wav", "b/1.wav", "2.wav"], ["b/1.wav", "sounds/2.wav"])
+    {'b/1.wav': 'b/1.wav', '2.wav': 'sounds/2.wav'}
+    """
+    known = set(others)
+    pairs = {name: name for name in names if name in known}
+    left, right = [n for n in names if n not in pairs], [n for n in others if n not in pairs]
+    if left and right:
+        pairs |= _pair_by_ends(left, right)
+        alike = _pair_alike(names, others, pairs)
+        _warn_of_alike(alike)
+        pairs |= alike
+    return {name: pairs[name] for name in names if name in pairs}
+
+
+def _pair_by_ends(left: Sequence[str], right: Sequence[str]) -> dict[str, str]:
+    """Return the names of one table that are ends of paths in the other one, or the other way round."""
+    pairs: dict[str, str] = {}
+    left_paths, right_paths = ([name.replace("\\", "/") for name in side] for side in (left, right))
+    shorter_right = match_clips(right_paths, left_paths, left_paths)
+    shorter_left = match_clips(left_paths, right_paths, right_paths)
+    by_path = dict(zip(right_paths, right, strict=True))
+    found = [(left[rows[0]], by_path[path]) for path, rows in shorter_right.items()]
+    found += [(name, right[rows[0]]) for name, path in zip(left, left_paths, strict=True)
+              if (rows := shorter_left.get(path))]
+    for name, other in found:
+        if pairs.setdefault(name, other) != other:
+            raise OptionError(
+                f"{name} may be {pairs[name]} or {other}; expected enough of the path to tell them apart"
+            )
+    return pairs
+
+
+def _pair_alike(names: Sequence[str], others: Sequence[str], pairs: dict[str, str]) -> dict[str, str]:
+    """Return the pairs beside `pairs` of names that are equal, or ends, without case and the suffixes of sounds."""
+    taken = {*pairs, *pairs.values()}
+    ours, theirs = ({key: side[rows[0]] for key, rows in _rows_by([_plain(name) for name in side]).items()
+                     if len(rows) == 1 and side[rows[0]] not in taken} for side in (names, others))
+    return {ours[key]: theirs[other] for key, other in _pair_by_ends(list(ours), list(theirs)).items()}
+
+
+def _plain(name: str) -> str:
+    """Return a path in lower case, without the suffix of a sound; the times of a segment stay."""
+    file = file_of(name)
+    path = PurePath(file.replace("\\", "/"))
+    return f"{path.with_suffix('') if is_sound_name(path) else path}{name[len(file):]}".casefold()
+
+
+def _warn_of_alike(pairs: dict[str, str]) -> None:
+    if pairs:
+        name, other = next(iter(pairs.items()))
+        warnings.warn(
+            f"{len(pairs)} names differ in case or suffix, such as {name} and {other}; each pair is taken "
+            "for one clip, since no other name is like it",
+            stacklevel=4,
+        )
 
 
 def _ends(path: str) -> Iterable[str]:

@@ -9,6 +9,7 @@ from os import PathLike, stat
 
 import numpy as np
 
+from fatai.audio.segments import file_of
 from fatai.data.folds import find_sound_leaks, warn_about_leaks
 
 __all__ = ["sound_groups", "warn_about_copies"]
@@ -17,7 +18,7 @@ _SAMPLE_BYTES = 1 << 14
 
 
 def sound_groups(paths: Sequence[str | PathLike[str]]) -> list[str]:
-    """Return for each file a group that it shares with its copies alone.
+    """Return for each file a group that it shares with its copies, and with segments of them, alone.
 
     A file is read to its end only if another one has the same size and the same bytes at its end. Files that cannot be
     read are groups of their own.
@@ -31,7 +32,7 @@ def sound_groups(paths: Sequence[str | PathLike[str]]) -> list[str]:
     -------
     One text for each file; equal for files with the same bytes.
     """
-    names = [str(path) for path in paths]
+    names = [file_of(path) for path in paths]
     groups = {name: _size(name) for name in names}
     for n_bytes in (_SAMPLE_BYTES, None):
         count = Counter(groups.values())

@@ -27,9 +27,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from fatai.errors import DataError, OptionError, ShapeError
+from fatai.io.lazy import pandas as pd
 from fatai.registry import did_you_mean
 
 __all__ = ["SPLITTERS", "absent_tags", "find_leaks", "fold_table", "make_folds", "warn_about_folds", "warn_about_leaks"]

@@ -10,7 +10,6 @@ columns of the CSV are kept as text.
 from __future__ import annotations
 
 import csv
-import io
 import re
 import unicodedata
 import warnings
@@ -20,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from fatai.errors import DataError, LabelError
+from fatai.io.lazy import pandas as pd
+from fatai.io.table_text import detect_encoding, split_cells
 from fatai.registry import did_you_mean
 
 __all__ = [
@@ -182,9 +182,10 @@ def read_table(path: str | Path, columns: Sequence[str], *, delimiter: str | Non
     path, wanted = Path(path), ", ".join(columns) or "file and tags"
     if not path.is_file():
         raise DataError(f"there is no table {path}; expected a CSV with the columns {wanted}")
-    text = _decode(path)
+    encoding = detect_encoding(path, stacklevel=4)
     try:
-        rows = [row for row in _split_rows(text, delimiter) if row]
+        with path.open(encoding=encoding, newline="") as f:
+            rows = [row for row in split_cells(f, delimiter).rows if row]
     except csv.Error as e:
         raise DataError(f"{path} is no table of cells ({e}); expected a header with {wanted}") from e
     if not rows:
@@ -199,46 +200,6 @@ def read_table(path: str | Path, columns: Sequence[str], *, delimiter: str | Non
                 'put "quotes" around a cell with commas'
             )
     return pd.DataFrame(rows[1:], columns=header, dtype=str)
-
-
-def _decode(path: Path) -> str:
-    """Return the text of a table in UTF-8 or UTF-16, or else in Windows-1252, with a warning."""
-    data = path.read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    elif data[1:2] == b"\0" or data[:1] == b"\0":
-        # Without a byte-order mark, every other byte of ASCII text in UTF-16 is zero.
-        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
-    else:
-        # utf-8-sig reads plain files as well as those that a spreadsheet starts with a byte-order mark.
-        encoding = "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as e:
-        error = e
-    try:
-        text = data.decode("cp1252")
-    except UnicodeDecodeError:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}, line {line} is not text in UTF-8 ({error.reason}); save the table as CSV in UTF-8"
-        ) from None
-    warnings.warn(
-        f"{path} is not in UTF-8 and was read as Windows-1252; check letters with accents, and save it in UTF-8",
-        stacklevel=4,
-    )
-    return text
-
-
-def _split_rows(text: str, delimiter: str | None) -> Iterable[list[str]]:
-    first, _, rest = text.partition("\n")
-    # A spreadsheet may name the separator in a line before the header.
-    named = re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"))
-    if named:
-        delimiter, text = delimiter or named[1], rest
-    header = re.sub('"[^"]*"', "", text.partition("\n")[0])
-    delimiter = delimiter or max(",;\t", key=header.count)
-    return csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
 
 
 def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
+from fatai.audio.folders import is_hidden, is_sound_name
 from fatai.audio.io import AUDIO_EXTENSIONS
 from fatai.errors import DataError
 
@@ -77,10 +78,16 @@ class _Locator:
         self.count = Counter(_key(_parts(name)[-1]) for name in set(names) if _parts(name))
         self.by_name: dict[str, list[Path]] = {}
         self.by_stem: dict[str, list[Path]] = {}
-        for file in sorted(self.folder.rglob("*")):
-            if file.suffix.lower() in AUDIO_EXTENSIONS:
-                self.by_name.setdefault(_key(file.name), []).append(file)
+        for file in self._sounds():
+            self.by_name.setdefault(_key(file.name), []).append(file)
+            is_native = file.suffix.lower() in AUDIO_EXTENSIONS
+            if is_native or _key(file.stem) not in self.by_stem:
                 self.by_stem.setdefault(_key(file.stem), []).append(file)
+
+    def _sounds(self) -> list[Path]:
+        """Return the sounds of all folders, those that only ffmpeg decodes last."""
+        files = (f for f in self.folder.rglob("*") if is_sound_name(f) and not is_hidden(f.relative_to(self.folder)))
+        return sorted(files, key=lambda file: (file.suffix.lower() not in AUDIO_EXTENSIONS, file))
 
     def locate(self, name: str) -> Path:
         direct = Path(os.path.normpath(self.folder / name))
@@ -124,7 +131,7 @@ class _Locator:
         if not parts or (len(parts) > 1 and self.count[_key(parts[-1])] > 1):
             return None
         file = parts[-1]
-        has_extension = Path(file).suffix.lower() in AUDIO_EXTENSIONS
+        has_extension = is_sound_name(file)
         stem = Path(file).stem if has_extension else file
         exact = [path for path in self.by_name.get(_key(file), []) if path.name == file]
         matches = exact or self.by_name.get(_key(file)) or self.by_stem.get(_key(stem), [])

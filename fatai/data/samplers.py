@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.data.core import TfmdDL
 from torch import Generator
 from torch.utils.data import Sampler, WeightedRandomSampler
 
+from fatai.data.clip_loader import ClipDL
 from fatai.errors import OptionError, ShapeError
 
 __all__ = [
@@ -317,7 +317,7 @@ class ShardedSampler(Sampler[Any]):
         yield from (epoch + (epoch * self.world_size)[:missing])[self.rank::self.world_size]
 
 
-class SampledDL(TfmdDL):
+class SampledDL(ClipDL):
     """A fastai loader whose order is drawn by a sampler: `dls.train.new(cls=SampledDL, sampler=...)`.
 
     `loader.new(shuffle=False)` has each row once, in the order of the table, as `get_preds` and `Interpretation` of
@@ -367,6 +367,6 @@ class SampledDL(TfmdDL):
     def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> Any:
         """Create a loader like this one; for another data set, without the sampler."""
         if dataset is not None and dataset is not self.dataset:
-            return super().new(dataset, cls or TfmdDL, **kwargs)
+            return super().new(dataset, cls or ClipDL, **kwargs)
         options = {"sampler": self.sampler, **kwargs} if cls in (None, SampledDL) else kwargs
         return super().new(dataset, cls, **options)

@@ -13,17 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import pandas as pd
-
-from fatai.audio.io import AUDIO_EXTENSIONS
+from fatai.audio.folders import is_sound_name
 from fatai.data.labels import is_flag, is_missing_word, parse_flag_columns, parse_labels, warn_missing_words
+from fatai.data.segments import segment_columns
 from fatai.errors import DataError
+from fatai.io.lazy import pandas as pd
 from fatai.registry import did_you_mean
 
-__all__ = ["TableColumns", "find_columns", "find_file_column", "parse_tags", "segment_columns", "standardize_columns"]
+__all__ = ["TableColumns", "find_columns", "find_file_column", "parse_tags", "standardize_columns"]
 
 _SYNONYMS = {
-    "fname": ("file", "filename", "path", "sound", "file_name", "filepath", "file_path", "audio_file", "begin_file"),
+    "fname": ("file", "filename", "path", "sound", "file_name", "filepath", "file_path", "audio_file", "begin_path",
+              "begin_file", "slice_file_name"),
     "labels": ("label", "tags", "tag", "category", "class", "species", "annotation", "primary_label"),
 }
 _SECONDARY = {"primary_label": "secondary_labels"}
@@ -32,10 +33,6 @@ _NO_TAGS = frozenset({
     "manually_verified", "index", "id", "view",
 })
 """Columns of 0 and 1 that describe a clip and are no tags."""
-_SEGMENTS = (
-    ("start_time", "end_time"), ("start", "end"), ("offset", "duration"), ("onset", "offset"),
-    ("begin_time_s", "end_time_s"), ("start_s", "end_s"), ("begin", "end"),
-)
 _UNUSED = ("is_valid", "valid", "split", "noisy", "weight")
 """Columns that from_df reads and a table of sounds does not."""
 
@@ -162,7 +159,7 @@ def find_file_column(table: pd.DataFrame, source: Path, given: TableColumns, not
 
 def _names_sounds(cells: pd.Series) -> bool:
     """Return whether more than half of the cells are names of sound files."""
-    names = [PureWindowsPath(cell.strip()).suffix.lower() in AUDIO_EXTENSIONS for cell in cells]
+    names = [is_sound_name(PureWindowsPath(cell.strip())) for cell in cells]
     return sum(names) * 2 > len(names)
 
 
@@ -176,7 +173,8 @@ def _no_column(table: pd.DataFrame, source: Path, name: str, content: str, optio
 
 def _label_columns(table: pd.DataFrame, rest: list[str], source: Path, notices: list[str]) -> list[str]:
     position = _position(rest, "labels")
-    flags = [column for column in rest if column and _plain(column) not in _NO_TAGS and _has_flags(table[column])]
+    no_tags = {_plain(column) for column in segment_columns(rest)} | _NO_TAGS
+    flags = [column for column in rest if column and _plain(column) not in no_tags and _has_flags(table[column])]
     if position is not None:
         return _named_label_columns(table, rest, rest[position], flags, notices)
     if flags:
@@ -215,25 +213,7 @@ def _has_flags(cells: pd.Series) -> bool:
     return all(is_flag(cell) for cell in cells) and any(cell.strip() for cell in cells)
 
 
-def segment_columns(columns: Sequence[str]) -> list[str]:
-    """Return the columns with the start and the end, or the duration, of a segment of a file; empty if there are none.
-
-    Examples
-    --------
-    >>> segment_columns(["Selection", "Begin Time (s)", "End Time (s)"])
-    ['Begin Time (s)', 'End Time (s)']
-    """
-    plain = {_plain(column): column for column in columns}
-    return next(([plain[start], plain[end]] for start, end in _SEGMENTS if start in plain and end in plain), [])
-
-
 def _note_unused(table: pd.DataFrame, rest: list[str], notices: list[str]) -> None:
-    times = segment_columns(rest)
-    if times:
-        notices.append(
-            f"the columns {times[0]} and {times[1]} are not used: every clip is a whole file; cut segments to files of "
-            "their own"
-        )
     unused = [column for column in rest if _plain(column) in _UNUSED]
     if unused:
         notices.append(f"not used in a table of sounds: {', '.join(unused)}")

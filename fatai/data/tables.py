@@ -20,14 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from fatai.audio.io import AUDIO_EXTENSIONS, check_audio
+from fatai.audio.folders import find_sounds, is_hidden
+from fatai.audio.io import check_audio
+from fatai.audio.segments import Segment, file_of, segment_path, split_segment
+from fatai.data.annotations import read_label_track, recording_beside
 from fatai.data.clip_names import unique_names
 from fatai.data.labels import is_flag, parse_flag_columns, parse_labels, read_table, warn_missing_words
 from fatai.data.locate import locate_files
-from fatai.data.table_columns import TableColumns, find_columns, find_file_column, parse_tags, segment_columns
+from fatai.data.segments import add_segments, segment_columns
+from fatai.data.table_columns import TableColumns, find_columns, find_file_column, parse_tags, standardize_columns
 from fatai.errors import AudioError, DataError
+from fatai.io.lazy import pandas as pd
 from fatai.registry import did_you_mean
 
 __all__ = [
@@ -102,7 +106,8 @@ def standardize_table(
     Returns
     -------
     Columns fname, path, labels (lists of tags) and is_valid; also weight, noisy and source if `df` has them. Where
-    several files have one name, `fname` is their shortest unique path.
+    several files have one name, `fname` is their shortest unique path. Rows with times are segments, as
+    `fatai.data.segments` recognizes them.
 
     Raises
     ------
@@ -110,11 +115,13 @@ def standardize_table(
         If a column is missing, or holds values that are no booleans or numbers where they are expected.
     """
     names = [str(n) for n in _column(df, fn_col, "fn_col")]
-    table = pd.DataFrame({"fname": [Path(n).name if Path(n).is_absolute() else n for n in names]})
+    shown = [Path(n).name if Path(n).is_absolute() else n for n in names]
+    table = pd.DataFrame({"fname": add_segments(shown, df, "the table")})
     if path_col is None:
-        table["path"] = [str(root / f"{n}{suff}") for n in names]
+        paths = [str(root / f"{n}{suff}") for n in names]
     else:
-        table["path"] = [str(p) for p in _column(df, path_col, "path_col")]
+        paths = [str(p) for p in _column(df, path_col, "path_col")]
+    table["path"] = add_segments(paths, df, "the table")
     table["fname"] = unique_names(table["fname"].tolist(), table["path"].tolist())
     table["labels"] = pd.Series(_labels(df, label_col, label_delim), index=table.index, dtype=object)
     table["is_valid"] = False if valid_col is None else _booleans(_column(df, valid_col, "valid_col"), "valid_col")
@@ -216,8 +223,9 @@ def check_data_folder(root: Path) -> None:
         if root.suffix.lower() in _TABLE_EXTENSIONS:
             raise DataError(f"there is no table {root}; expected one with a column of files and a column of tags")
         raise DataError(
-            f"there is no folder {root}; expected one with train_curated.csv and train_curated/ "
-            "(fatai.data.datasets.fat2019.fat_sample() returns one; fatai-submit download gets others)"
+            f"there is no folder {root}; expected a folder with a folder of sounds for each tag, a table of sounds "
+            "such as my_sounds/labels.csv, or a folder with train_curated.csv and train_curated/, as fatai-submit "
+            "download makes"
         )
 
 
@@ -241,12 +249,12 @@ def read_sound_labels(path: str | Path, columns: TableColumns | None = None) -> 
     Raises
     ------
     DataError
-        If a column of files or tags, all rows or a file name are missing, or a file has several segments.
+        If a column of files or tags, all rows, a file name or a time are missing.
     """
     source, given = Path(path), columns or TableColumns()
-    table = read_table(source, [])
+    table = _read_cells(source)
     file_col, label_cols, notices = find_columns(table, source, given)
-    names = _file_names(table, file_col, source)
+    names = add_segments(_file_names(table, file_col, source), table, source)
     labels = parse_tags(table, label_cols, given, source, notices)
     rest = table.drop(columns=[c for c in {file_col, *label_cols, "", "fname", "labels"} if c in table.columns])
     tags = pd.Series(labels, index=table.index, dtype=object)
@@ -285,23 +293,40 @@ def read_sound_files(path: str | Path, columns: TableColumns | None = None) -> p
         As in `read_sound_table`, but for the tags.
     """
     source = Path(path)
-    table = read_table(source, [])
+    table = _read_cells(source)
     notices: list[str] = []
     file_col = find_file_column(table, source, columns or TableColumns(), notices)
-    names = list(dict.fromkeys(_file_names(table, file_col, source)))
+    names = list(dict.fromkeys(add_segments(_file_names(table, file_col, source), table, source)))
     if notices:
         warnings.warn(f"{source}: {notices[0]}", stacklevel=3)
-    return pd.DataFrame({"fname": names, "path": [str(file) for file in locate_files(names, source)]})
+    return pd.DataFrame({"fname": names, "path": _locate_segments(names, source)})
+
+
+def _read_cells(source: Path) -> pd.DataFrame:
+    """Read a table with a header, or the annotations of one recording, whose file becomes the column fname."""
+    if source.is_file() and (track := read_label_track(source)) is not None:
+        return track
+    table = read_table(source, [])
+    columns = standardize_columns(list(table.columns))
+    if "fname" not in columns and "begin time (s)" in [column.lower() for column in columns]:
+        table.insert(0, "fname", recording_beside(source))
+    return table
+
+
+def _locate_segments(names: Sequence[str], source: Path) -> list[str]:
+    """Locate the files of names, which may be segments, and return their paths, with the times of segments."""
+    segments = [split_segment(name) for name in names]
+    files = locate_files([segment.path for segment in segments], source)
+    return [_moved(segment, file) for segment, file in zip(segments, files, strict=True)]
+
+
+def _moved(segment: Segment, file: Path) -> str:
+    """Return the path of a segment whose file is found at another path."""
+    return str(file) if segment.end_s is None else segment_path(file, segment.start_s, segment.end_s)
 
 
 def _join_rows(table: pd.DataFrame, keys: Sequence[str], source: Path, notices: list[str]) -> pd.DataFrame:
-    """Join the rows with the same key: all tags of them, and the other cells of the first.
-
-    Raises
-    ------
-    DataError
-        If a key has several rows and the table has segments.
-    """
+    """Join the rows with the same key: all tags of them, and the other cells of the first."""
     first: dict[str, int] = {}
     labels: list[list[str]] = []
     for key, row in zip(keys, table["labels"], strict=True):
@@ -314,13 +339,10 @@ def _join_rows(table: pd.DataFrame, keys: Sequence[str], source: Path, notices: 
         return table
     is_first = ~pd.Series(list(keys), index=table.index).duplicated()
     repeated = table["fname"][~is_first].iloc[0]
-    times = segment_columns(list(table.columns))
-    if times:
-        raise DataError(
-            f"{source} has several segments ({' to '.join(times)}) of {repeated}, but every clip is a whole file; cut "
-            "the segments to files of their own, and name those in the table"
-        )
-    notices.append(f"{len(table)} rows are {len(labels)} files; the tags of a file's rows were joined: {repeated}, ...")
+    what = "segment" if segment_columns(list(table.columns)) else "file"
+    notices.append(
+        f"{len(table)} rows are {len(labels)} {what}s; the tags of a {what}'s rows were joined: {repeated}, ..."
+    )
     joined = table[is_first].reset_index(drop=True)
     joined["labels"] = pd.Series(labels, index=joined.index, dtype=object)
     return joined
@@ -346,9 +368,9 @@ def read_sound_table(path: str | Path, columns: TableColumns | None = None) -> p
     """
     source = Path(path)
     table = read_sound_labels(source, columns)
-    paths = [str(file) for file in locate_files(list(table["fname"]), source)]
+    paths = _locate_segments(list(table["fname"]), source)
     rest = table.drop(columns=[c for c in ("path", "exists", "part") if c in table.columns])
-    located = rest.assign(path=paths, exists=[os.path.isfile(file) for file in paths])
+    located = rest.assign(path=paths, exists=[os.path.isfile(file_of(path)) for path in paths])
     notices: list[str] = []
     joined = _join_rows(located, paths, source, notices)
     if notices:
@@ -359,7 +381,7 @@ def read_sound_table(path: str | Path, columns: TableColumns | None = None) -> p
 def is_class_folder(path: str | Path) -> bool:
     """Return whether a folder has no table, and at least two folders with sound files."""
     root = Path(path)
-    if not root.is_dir() or any(is_sound_table(file) for file in root.iterdir()):
+    if not root.is_dir() or any(is_sound_table(file) and not is_hidden(file.name) for file in root.iterdir()):
         return False
     return len({file.relative_to(root).parts[0] for file in _files_in_folders(root)}) > 1
 
@@ -390,9 +412,4 @@ def read_class_folder(path: str | Path, *, depth: int = 0) -> pd.DataFrame:
 
 
 def _files_in_folders(root: Path) -> list[Path]:
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in AUDIO_EXTENSIONS and file.is_file())
-    parts = ((file, file.relative_to(root).parts) for file in files)
-    return [
-        file for file, names in parts
-        if len(names) > 1 and not any(name.startswith(".") or name == "__MACOSX" for name in names)
-    ]
+    return [file for file in find_sounds(root) if len(file.relative_to(root).parts) > 1]

@@ -15,6 +15,7 @@ from fastai.basics import TensorBase
 from fastai.torch_core import TensorImageBase
 from torch import Tensor
 
+from fatai.audio.frequency_axis import format_hz, frequency_ticks
 from fatai.audio.front_ends import FrontEnd
 
 __all__ = ["TensorSpec", "TensorWave"]
@@ -149,7 +150,7 @@ class TensorSpec(TensorImageBase):
         extent = (0, seconds, 0, image.shape[0])
         axis.imshow(image, origin="lower", aspect="auto", cmap=_COLORMAP, interpolation="nearest", extent=extent)
         if self.front_end:
-            _label_axes(axis, self.front_end)
+            _label_axes(axis, self.front_end, image.shape[0])
         axis.set_title(title, fontsize=9)
         return axis
 
@@ -160,9 +161,8 @@ class TensorSpec(TensorImageBase):
         return TensorWave(torch.as_tensor(self.wave)).hear()
 
 
-def _label_axes(axis: Any, front_end: FrontEnd) -> None:
-    centers = front_end.frequencies_hz()
-    rows = np.linspace(0, len(centers) - 1, 5).round().astype(int)
-    axis.set_yticks(rows + 0.5, [f"{centers[i]:,.0f}" for i in rows])
+def _label_axes(axis: Any, front_end: FrontEnd, rows: int) -> None:
+    ticks = frequency_ticks(front_end, rows)
+    axis.set_yticks([rows * height for _, height in ticks], [format_hz(hz) for hz, _ in ticks])
     axis.set_ylabel("Hz")
     axis.set_xlabel("seconds")

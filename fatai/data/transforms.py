@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.data.all import Transform
-from torch import Tensor, nn
+from torch import Tensor
 
 from fatai.data.cache import CachedClip, ClipCache
 from fatai.data.config import ClipConfig
+from fatai.data.spectrograms import ClipSpectrograms
 from fatai.data.tensors import TensorFrames, TensorSpec, TensorWave
 
 __all__ = ["CenterCrop", "LoadClip", "RandomCrop", "WaveToSpec"]
@@ -44,6 +45,7 @@ class LoadClip(Transform):
 
     def __init__(self, config: ClipConfig, cache: ClipCache | None = None):
         super().__init__()
+        config.check_one_wave()
         self.config, self.cache = config, cache
 
     def _load(self, path: str) -> TensorWave | CachedClip:
@@ -110,7 +112,7 @@ class CenterCrop(RandomCrop):
         return super().__call__(x, split_idx=self.split_idx if split_idx is None else split_idx, **kwargs)
 
 
-class WaveToSpec(Transform):
+class WaveToSpec(Transform, ClipSpectrograms):
     """Convert waves (batch, samples), or cached features (batch, mels, frames), to a `TensorSpec` on their device.
 
     Parameters
@@ -120,37 +122,26 @@ class WaveToSpec(Transform):
 
     Attributes
     ----------
-    n_channels
-        Channels of the spectrograms.
-    module
-        The front end followed by the channels, without gradients.
+    deferred
+        True leaves the next batch of waves as it is, for augmentations that render it after they have changed it.
     """
 
     order = 0
+    deferred = False
 
     def __init__(self, config: ClipConfig):
-        super().__init__()
-        self.config = config
-        channels = config.channels_module()
-        self.n_channels = int(channels.n_channels)  # type: ignore[arg-type]
-        self.module = nn.Sequential(config.front_end.build(), channels).eval()
-
-    def spec(self, wave: Tensor) -> Tensor:
-        """Convert plain waves (batch, samples) to plain spectrograms (batch, channels, mels, frames)."""
-        return self._apply(self.module, wave)
-
-    def _apply(self, module: nn.Module, batch: Tensor) -> Tensor:
-        device = next(iter(self.module.buffers()), batch).device
-        if device != batch.device:
-            self.module.to(batch.device)
-        with torch.no_grad():
-            return module(batch)
+        Transform.__init__(self)
+        ClipSpectrograms.__init__(self, config)
 
     def encodes(self, wave: TensorWave):
         """Convert waves to spectrograms (batch, channels, mels, frames) that carry their waves."""
+        if self.deferred:
+            self.deferred = False  # for one batch: an error in training must not change what other loops get
+            return wave
         return TensorSpec(self.spec(wave.as_subclass(Tensor)), front_end=self.config.front_end, wave=wave)
 
     def encodes(self, frames: TensorFrames):  # type: ignore[no-redef]  # noqa: F811 - fastai dispatches on the annotation
         """Convert cached features to spectrograms (batch, channels, mels, frames)."""
-        spec = self._apply(self.module[1], frames.as_subclass(Tensor))
+        self.deferred = False
+        spec = self.run(self.module[1], frames.as_subclass(Tensor))
         return TensorSpec(spec, front_end=self.config.front_end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import tempfile
@@ -12,9 +11,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from fatai.threads import available_cores, describe_waiting, torch_came_first
+
 __all__ = ["EnvironmentReport", "check_environment"]
 
-_OPTIONAL = ("audiomentations", "onnxruntime", "tensorboard")
+_OPTIONAL = ("audiomentations", "onnxruntime", "tensorboard", "optuna")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def check_environment() -> EnvironmentReport:
         if problem := _requirement_problem(requirement, version):
             problems.append(problem)
     findings += [(package, _version(package) or "not installed (optional)") for package in _OPTIONAL]
-    for check in (_device, _decoders, _round_trip, _cores, _disk):
+    for check in (_device, _decoders, _round_trip, _cores, _threads, _disk):
         try:
             findings += check()
         except Exception as e:  # noqa: BLE001 - any failure is reported
@@ -94,7 +95,7 @@ def _version(package: str) -> str:
 def _device() -> list[tuple[str, str]]:
     import torch
 
-    from fatai.training.precision import best_dtype
+    from fatai.training.autocast import best_dtype
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
@@ -131,9 +132,14 @@ def _round_trip() -> list[tuple[str, str]]:
 
 
 def _cores() -> list[tuple[str, str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     note = "; fastai loads data in the main process on this system" if sys.platform in ("darwin", "win32") else ""
     return [("cores", f"{cores}{note}")]
+
+
+def _threads() -> list[tuple[str, str]]:
+    late = ", but torch was imported before fatai, which is too late: import fatai first" if torch_came_first() else ""
+    return [("waiting threads", f"{describe_waiting()}{late}")]
 
 
 def _disk() -> list[tuple[str, str]]:

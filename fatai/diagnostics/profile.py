@@ -18,8 +18,9 @@ from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.tables import check_readable
 from fatai.errors import DataError
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.training.learner import named_loss, named_model
-from fatai.training.precision import autocast_for, fast_layout
+from fatai.training.autocast import autocast_for, fast_layout
+from fatai.training.learner import named_loss
+from fatai.training.network import named_model
 
 __all__ = ["StepProfile", "profile_step"]
 
@@ -77,7 +78,7 @@ class StepProfile:
         if self.cache == "none":
             step = "resampling" if self.resample_ms > self.decode_ms else "reading"
             return (
-                f"{step} takes {self.read_ms / total:.0%}: set clips.cache = 'wave' or 'features' {current}, or raise "
+                f"{step} takes {self.read_ms / total:.0%}: set clips.cache = 'auto' {current}, or raise "
                 "--num-workers"
             )
         return f"reading would take {self.read_ms / total:.0%}, but the cache reads each clip only once"
@@ -185,7 +186,7 @@ def _network_ms(
     spec = front_end()
     network = recipe.model
     model = named_model(
-        network.arch, n_tags, spec.shape[1], settings.front_end, width=network.width, options=network.options
+        network.arch, n_tags, spec.shape[1], settings, width=network.width, options=network.options
     ).to(device)
     fast_layout(model, device, recipe.precision).train()
     loss, targ = named_loss("bce", model), torch.zeros(len(batch), n_tags, device=device)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from scipy.stats import rankdata
 
 from fatai.errors import OptionError
+from fatai.io.lazy import stats
 from fatai.registry import ENSEMBLES
 
 __all__ = ["Averager", "FittableEnsemble", "WeightedAverage", "normalized_weights"]
@@ -75,6 +75,10 @@ class Averager:
         mean = sum(
             (weight * each for weight, each in zip(weights, values, strict=True)), start=np.zeros(values.shape[1:])
         )
+        return self.finish(mean)
+
+    def finish(self, mean: np.ndarray) -> np.ndarray:
+        """Return the average, in [0, 1], of the weighted mean (clips, tags) of what `before` returned."""
         # Weights that sum to 1 up to rounding may give a mean of ones of 1 + 2e-16.
         return np.clip(self.after(mean), 0, 1)
 
@@ -205,4 +209,4 @@ def minmax_tag() -> Averager:
 def _scaled_ranks(values: np.ndarray, axis: int) -> np.ndarray:
     """Rank along `axis`, scaled to [0, 1]; a single value has no rank and is kept."""
     n = values.shape[axis]
-    return (rankdata(values, axis=axis) - 1) / (n - 1) if n > 1 else values
+    return (stats.rankdata(values, axis=axis) - 1) / (n - 1) if n > 1 else values

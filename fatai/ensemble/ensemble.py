@@ -20,6 +20,7 @@ import numpy as np
 from fatai.ensemble import stacking  # noqa: F401 - fills ENSEMBLES
 from fatai.ensemble.averaging import Averager, FittableEnsemble, FittedEnsemble, WeightedAverage, normalized_weights
 from fatai.ensemble.members import Member, OutOfFold, PredictionSource, align, align_out_of_fold, load_members
+from fatai.ensemble.streaming import warn_of_unreadable
 from fatai.ensemble.weight_search import WEIGHT_RULES, Rule, WeightSearch
 from fatai.errors import OptionError
 from fatai.inference.ground_truth import Table
@@ -144,8 +145,10 @@ def ensemble_report(
     nested = _nested_predictions(plan, known, first.tags)
     score = None if known is None or nested is None else main_score(nested.probs, known.targ)
     unreadable = tuple(dict.fromkeys(name for m in members for name in m.predictions.unreadable))
+    warn_of_unreadable([name for name in unreadable if any(name not in m.predictions.unreadable for m in members)])
+    silent = tuple(dict.fromkeys(name for m in members for name in m.predictions.silent))
     return EnsembleResult(
-        Predictions(first.fnames, first.tags, combine(probs), unreadable, score),
+        Predictions(first.fnames, first.tags, combine(probs), unreadable, score, silent),
         tuple(m.name for m in members),
         tuple(float(w) for w in combine.weights) if isinstance(combine, WeightedAverage) else None,
         member_scores,

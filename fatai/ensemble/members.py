@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import pandas as pd
 
+from fatai.data.clip_names import pair_names
 from fatai.data.folds import make_folds
 from fatai.errors import DataError, OptionError, SubmissionError
 from fatai.inference.ground_truth import Table, read_truth
-from fatai.inference.predictions import Predictions
+from fatai.inference.predictions import Predictions, warn_of_priors
 from fatai.io.csv import format_names, read_csv, width_error
 from fatai.io.json import read_json_limited
+from fatai.io.lazy import pandas as pd
 
 __all__ = ["Member", "OutOfFold", "PredictionSource", "align_out_of_fold", "load_members", "read_folds"]
 
@@ -95,7 +97,7 @@ def _load_member(source: PredictionSource, position: int, part: str) -> Member:
     preds = Predictions.from_csv(path / part)
     return Member(
         str(path),
-        Predictions(preds.fnames, preds.tags, preds.probs, oof_score=_manifest_score(path / "manifest.json")),
+        replace(preds, oof_score=_manifest_score(path / "manifest.json")),
         Predictions.from_csv(oof) if oof.is_file() else None,
         read_folds(folds) if folds.is_file() else None,
     )
@@ -186,14 +188,17 @@ def align_out_of_fold(
         If a model lacks a tag.
     """
     known = read_truth(truth, tags)
-    common = set(known).intersection(*(part.fnames for part in parts))
-    fnames = tuple(name for name in parts[0].fnames if name in common)
+    common = set(parts[0].fnames).intersection(*(part.fnames for part in parts))
+    names = pair_names([name for name in parts[0].fnames if name in common], list(known))
+    fnames = tuple(names)
     if not fnames:
         raise DataError(
             "no clip is in the truth and in the out-of-fold predictions of every model; expected the truth of "
             "these clips"
         )
-    targ = np.array([known[name] for name in fnames], dtype=bool)
+    unreadable = {name for part in parts for name in part.unreadable}
+    warn_of_priors([name for name in fnames if name in unreadable], len(fnames))
+    targ = np.array([known[names[name]] for name in fnames], dtype=bool)
     if not targ.any():
         raise DataError(
             f"none of the {len(fnames)} clips in both the truth and the out-of-fold predictions has a tag; expected "

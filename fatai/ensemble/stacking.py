@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fatai.device import inference_device
 from fatai.ensemble.averaging import FittedEnsemble
 from fatai.errors import OptionError
 from fatai.metrics.ranking import lwlrap
@@ -253,7 +254,7 @@ def fit_network(inputs: np.ndarray, targ: np.ndarray, settings: MLPStacking) -> 
     -------
     The network of the epoch with the best validation lwlrap, in evaluation mode.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference_device()
     train, valid = _split(len(inputs), settings.seed)
     x, y = torch.from_numpy(inputs[train]).to(device), torch.from_numpy(targ[train]).to(device)
     # Dropout and the initial weights draw from torch's global generator, whose state is restored afterwards.

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fatai.ensemble.averaging import Averager, normalized_weights
 from fatai.errors import DataError, OptionError, SubmissionError
-from fatai.io.atomic import open_atomic
-from fatai.io.csv import (
+from fatai.inference.prediction_files import (
     CHUNK,
-    Duplicates,
     PredictionChunks,
     PredictionRows,
-    read_csv,
+    PredictionWriter,
+    has_times,
     row_chunks,
-    width_error,
-    write_rows,
 )
+from fatai.io.atomic import open_atomic
+from fatai.io.csv import Duplicates, format_names, read_csv, width_error
 from fatai.registry import ENSEMBLES
 
 __all__ = ["ROWWISE_AVERAGES", "average_files"]
@@ -74,14 +75,56 @@ def average_files(
         raise OptionError("files is empty; expected one table of predictions or more")
     weights_of_files = normalized_weights(how, weights, len(files))
     averager: Averager = ENSEMBLES.build(how, **options)
-    n = 0
+    n, marks = 0, scan_files(files)
+    warn_of_unreadable(marks.partly_unreadable)
     with _open_all(files) as tables, open_atomic(out) as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(("fname", *tables[0].tags))
+        writer = PredictionWriter(f, tables[0].tags, statuses=marks.statuses, has_times=marks.has_times)
         while (parts := _next_chunks(files, tables, n))[0].fnames:
-            write_rows(writer, parts[0].fnames, averager(np.stack([part.probs for part in parts]), weights_of_files))
+            mean = averager(np.stack([part.probs for part in parts]), weights_of_files)
+            writer.write(parts[0].fnames, mean)
             n += len(parts[0].fnames)
     return n
+
+
+class FileMarks(NamedTuple):
+    """What prediction files say about their clips.
+
+    Attributes
+    ----------
+    statuses
+        Names of clips with a status other than "ok", and the status.
+    partly_unreadable
+        Clips that are unreadable in some of the files.
+    has_times
+        Whether there are segments.
+    """
+
+    statuses: dict[str, str]
+    partly_unreadable: list[str]
+    has_times: bool
+
+
+def scan_files(files: Sequence[PathLike]) -> FileMarks:
+    """Read prediction files once for their statuses; "unreadable" in one of them outweighs "silent" in another."""
+    statuses: dict[str, str] = {}
+    n_unreadable: Counter[str] = Counter()
+    with_times = False
+    for file in files:
+        for part in row_chunks(file).chunks:
+            with_times = with_times or has_times(part.fnames)
+            n_unreadable.update(name for name, status in part.statuses.items() if status == "unreadable")
+            for name, status in part.statuses.items():
+                statuses[name] = "unreadable" if name in n_unreadable else status
+    return FileMarks(statuses, [name for name, n in n_unreadable.items() if n < len(files)], with_times)
+
+
+def warn_of_unreadable(fnames: Sequence[str]) -> None:
+    """Warn of clips, if there are any, that some members of an average have a prediction for, and others the prior."""
+    if fnames:
+        warnings.warn(
+            f"{len(fnames)} clips could not be read in some members ({format_names(fnames)}), whose prior enters the "
+            "average; they are marked as unreadable", stacklevel=4,
+        )
 
 
 @contextmanager
@@ -100,7 +143,7 @@ def _open_all(files: Sequence[PathLike]) -> Iterator[list[PredictionChunks]]:
 
 def _next_chunks(files: Sequence[PathLike], tables: Sequence[PredictionChunks], n: int) -> list[PredictionRows]:
     """Read the rows after the first `n` of each file; empty at the end."""
-    parts = [next(table.chunks, PredictionRows([], np.empty(0))) for table in tables]
+    parts = [next(table.chunks, PredictionRows([], np.empty(0), {})) for table in tables]
     for file, part in zip(files, parts, strict=True):
         if part.fnames != parts[0].fnames:
             raise SubmissionError(

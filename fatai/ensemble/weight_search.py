@@ -22,10 +22,24 @@ __all__ = ["WEIGHT_RULES", "WeightSearch"]
 
 
 class SearchInputs(NamedTuple):
-    """Inputs of a rule: lwlrap of each model, shape (models,), and of the average, given weights that sum to 1."""
+    """Inputs of a rule.
+
+    Attributes
+    ----------
+    model_scores
+        lwlrap of each model, shape (models,).
+    score
+        lwlrap of the average, given weights that sum to 1.
+    values
+        What the average takes a weighted mean of, shape (models, clips, tags).
+    score_mean
+        lwlrap of the average, given that mean, shape (clips, tags).
+    """
 
     model_scores: np.ndarray
     score: Callable[[np.ndarray], float]
+    values: np.ndarray
+    score_mean: Callable[[np.ndarray], float]
 
 
 Rule = Callable[[SearchInputs], np.ndarray]
@@ -42,9 +56,10 @@ class WeightSearch:
         """Find weights for predictions (models, clips, tags) of clips with the bool targets (clips, tags)."""
         values = self.averager.before(probs)
         model_scores = np.array([main_score(each, targ) for each in probs])
-        weights = self.rule(
-            SearchInputs(model_scores, lambda w: main_score(self.averager.average_transformed(values, w), targ))
-        )
+        weights = self.rule(SearchInputs(
+            model_scores, lambda w: main_score(self.averager.average_transformed(values, w), targ),
+            values, lambda mean: main_score(self.averager.finish(mean), targ),
+        ))
         # Where all models score 0, equal weights are as good as any.
         total = weights.sum()
         return WeightedAverage(self.averager, weights / total if total > 0 else np.full(len(probs), 1 / len(probs)))
@@ -138,12 +153,14 @@ def forward(*, average: str = "mean", rounds: int = 50) -> WeightSearch:
 def _select_forward(search: SearchInputs, rounds: int) -> np.ndarray:
     counts = best = np.zeros(len(search.model_scores))
     best_score = -1.0
+    # The sum of the selected models, so that the time of a candidate does not grow with their number.
+    total = np.zeros(search.values.shape[1:])
     for size in range(1, rounds + 1):
-        candidates = counts + np.eye(len(counts))
-        scores = [search.score(each / size) for each in candidates]
-        counts = candidates[int(np.argmax(scores))]
-        if max(scores) > best_score:
-            best, best_score = counts, max(scores)
+        scores = [search.score_mean((total + each) / size) for each in search.values]
+        added = int(np.argmax(scores))
+        counts, total = counts + np.eye(len(counts))[added], total + search.values[added]
+        if scores[added] > best_score:
+            best, best_score = counts, scores[added]
     return best
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from fatai.audio.front_ends import FrontEnd
+from fatai.data.config import ClipConfig
+from fatai.errors import RecipeError
 from fatai.experiment.recipe import Recipe
 from fatai.models import count_parameters
+from fatai.models.base import without_memory
 from fatai.models.multi_task import TwoHeadModel
-from fatai.training.learner import named_model
+from fatai.models.timm_models import pin_timm_source
+from fatai.models.timm_sources import is_remote, known_arch
+from fatai.training.network import named_model
 
-__all__ = ["recipe_parameters"]
+__all__ = ["pin_architecture", "recipe_parameters"]
 
 _TWO_HEADS = "fourth_place_second_head"
 
 
 def has_two_heads(recipe: Recipe) -> bool:
     """Return True if a stage trains noisy labels with a second head."""
-    return any(stage.noisy_labels is not None and stage.noisy_labels["method"] == _TWO_HEADS for stage in recipe.stages)
+    methods = ((stage.noisy_labels or {}).get("method") for stage in recipe.stages)
+    return any(method == _TWO_HEADS for method in methods)
 
 
 def recipe_network(recipe: Recipe, n_tags: int, in_channels: int, *, pretrained: bool = True) -> nn.Module:
@@ -35,17 +39,47 @@ def recipe_network(recipe: Recipe, n_tags: int, in_channels: int, *, pretrained:
     -------
     A map from spectrograms (clips, in_channels, mels, frames) to logits (clips, n_tags), or (clips, 2 * n_tags) with
     two heads.
+
+    Raises
+    ------
+    RecipeError
+        If `pretrained` is False and the recipe names a repository or a folder as the architecture.
     """
-    front_end = recipe.settings().front_end
-    return _network(recipe if pretrained else _without_weights(recipe), n_tags, in_channels, front_end)
+    if not pretrained and is_remote(recipe.model.arch):
+        raise RecipeError(
+            f"model.arch is {recipe.model.arch!r}, which would be read from elsewhere; expected the name of an "
+            "architecture, as a run writes it into its recipe.toml"
+        )
+    return _network(recipe if pretrained else _without_weights(recipe), n_tags, in_channels, recipe.settings())
 
 
 def recipe_parameters(recipe: Recipe, n_tags: int) -> int:
     """Count the parameters of the network of a recipe without allocating or loading weights."""
     settings = recipe.settings()
     in_channels = int(settings.channels_module().n_channels)  # type: ignore[arg-type]
-    with torch.device("meta"):
-        return count_parameters(_network(_without_weights(recipe), n_tags, in_channels, settings.front_end))
+    with without_memory():
+        return count_parameters(_network(_without_weights(recipe), n_tags, in_channels, settings))
+
+
+def pin_architecture(recipe: Recipe) -> Recipe:
+    """Return the recipe with the architecture that a repository or folder of timm stands for, as a run records it.
+
+    So the run can be used on other machines and without a network. Any other recipe is returned as it is.
+
+    Raises
+    ------
+    CheckpointError
+        If the repository or folder cannot be read.
+    UnknownNameError
+        If timm has no network of the name.
+    """
+    if not is_remote(recipe.model.arch):
+        if recipe.model.arch.startswith("timm:"):
+            known_arch(recipe.model.arch.removeprefix("timm:"))
+        return recipe
+    arch, options = pin_timm_source(recipe.model.arch, recipe.model.options)
+    model = recipe.model.model_copy(update={"arch": arch, "options": options})
+    return recipe.model_copy(update={"model": model})
 
 
 def _without_weights(recipe: Recipe) -> Recipe:
@@ -54,10 +88,10 @@ def _without_weights(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"options": options})})
 
 
-def _network(recipe: Recipe, n_tags: int, in_channels: int, front_end: FrontEnd) -> nn.Module:
+def _network(recipe: Recipe, n_tags: int, in_channels: int, clip_config: ClipConfig) -> nn.Module:
     config, two_heads = recipe.model, has_two_heads(recipe)
     n_outputs = n_tags * (2 if two_heads else 1)
     model = named_model(
-        config.arch, n_outputs, in_channels, front_end, width=config.width, options=config.options
+        config.arch, n_outputs, in_channels, clip_config, width=config.width, options=config.options
     )
     return TwoHeadModel(model, n_tags) if two_heads else model

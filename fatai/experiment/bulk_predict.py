@@ -1,31 +1,37 @@
 """Predict any number of clips into a CSV: in chunks, in shards, resumable after a kill.
 
 Finished rows are kept in a journal beside the table: a text file with a first line that identifies run, clips and
-options, a line with the tags, and then a line of JSON for each clip, `[fname, prob, ...]`. An incomplete last line,
-left by a killed process, is removed.
+options, a line with the tags, and then a line of JSON for each clip, `[fname, prob, ...]`, with a last element
+"unreadable" or "silent" if it is. An incomplete last line, left by a killed process, is removed.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import pandas as pd
+import numpy as np
 
-from fatai.data.datasets.fetch import file_digest
-from fatai.ensemble.streaming import concat_files
+from fatai.ensemble.streaming import concat_files, scan_files
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.experiment.run_folder import predict_with_run
+from fatai.inference.prediction_files import CHUNK, PredictionWriter, has_times, row_chunks
+from fatai.inference.predictions import Predictions
 from fatai.io.atomic import open_atomic, translate_os_errors
+from fatai.io.csv import Duplicates, Row, read_csv
+from fatai.io.fetch import file_digest
 from fatai.io.json import parse_json
+from fatai.io.lazy import is_data_frame
+from fatai.io.lazy import pandas as pd
 from fatai.io.lock import lock_output
 
-__all__ = ["Shard", "merge_shards", "parse_shard", "predict_to_csv"]
+__all__ = ["Shard", "count_unreadable", "merge_shards", "parse_shard", "predict_to_csv", "run_identity"]
 
 _FORMAT = "fatai rows 1"
 
@@ -78,7 +84,7 @@ def parse_shard(text: str) -> Shard:
 
 def predict_to_csv(
     run: str | Path,
-    items: pd.DataFrame,
+    items: pd.DataFrame | Sequence[tuple[str, str | Path]],
     out: str | Path,
     *,
     chunk: int = 2048,
@@ -94,7 +100,7 @@ def predict_to_csv(
     run, options
         As in `fatai.experiment.run_folder.predict_with_run`.
     items
-        A table with the columns fname and path.
+        Pairs of a name and a path, or a table with the columns fname and path.
     chunk
         Clips whose predictions are held in memory; more use larger batches of work between two writes.
     keep_journal
@@ -108,43 +114,64 @@ def predict_to_csv(
     StorageError
         If another command is writing `out`.
     """
-    out, names = Path(out), [str(name) for name in items["fname"]]
-    duplicates = items["fname"][items["fname"].duplicated()]
-    if len(duplicates):
-        raise DataError(f"two clips are named {duplicates.iloc[0]!r}; give every clip a name of its own")
-    identity = {
+    pairs = _pairs(items)
+    out, identity = Path(out), run_identity(run, pairs, options)
+    with lock_output(out):
+        return _predict_with_journal(run, pairs, out, identity, options, chunk, keep_journal)
+
+
+def run_identity(
+    run: str | Path, items: pd.DataFrame | Sequence[tuple[str, str | Path]], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what identifies predictions: digests of run and clips, and the options.
+
+    Raises
+    ------
+    DataError
+        If two clips have the same name.
+    """
+    names = [str(name) for name, _ in _pairs(items)]
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise DataError(f"two clips are named {repeated!r}; give every clip a name of its own")
+    return {
         "run": _run_digest(Path(run)),
         "clips": _digest(names),
         # Without the number of workers, which does not change the predictions and may change between two calls.
         "options": {k: repr(v) for k, v in sorted(options.items()) if k != "num_workers"},
     }
-    with lock_output(out):
-        return _predict_with_journal(run, items, out, identity, options, chunk, keep_journal)
+
+
+def _pairs(items: Any) -> list[tuple[str, str | Path]]:
+    """Return pairs of a name and a path of a table with these columns, or pairs as they are."""
+    return list(zip(items["fname"], items["path"], strict=True)) if is_data_frame(items) else list(items)
 
 
 def _predict_with_journal(
-    run: str | Path, items: pd.DataFrame, out: Path, identity: dict[str, Any], options: dict[str, Any], chunk: int,
-    keep_journal: bool,
+    run: str | Path, pairs: Sequence[tuple[str, str | Path]], out: Path, identity: dict[str, Any],
+    options: dict[str, Any], chunk: int, keep_journal: bool,
 ) -> int:
     journal = _journal_path(out)
     n_done = _resume_journal(journal, identity)
     with translate_os_errors(journal), journal.open("a", encoding="utf-8", newline="\n") as f:
         if journal.stat().st_size == 0:
             f.write(json.dumps({"made": _FORMAT, "by": identity}) + "\n")
-        for start in range(n_done, len(items), chunk):
-            predictions = predict_with_run(run, items.iloc[start:start + chunk], **options)
+        for start in range(n_done, len(pairs), chunk):
+            predictions = predict_with_run(run, pairs[start:start + chunk], **options)
             if start == 0:
                 f.write(json.dumps({"tags": predictions.tags}) + "\n")
-            _append_rows(f, predictions.fnames, predictions.probs.tolist())
+            _append_rows(f, predictions)
     n = _write_table(journal, out)
     if not keep_journal:
         journal.unlink()
     return n
 
 
-def _append_rows(f: IO[str], fnames: tuple[str, ...], probs: list[list[float]]) -> None:
+def _append_rows(f: IO[str], predictions: Predictions) -> None:
     """Append whole lines with a single write, so that the buffer never holds a part of a line."""
-    f.write("".join(json.dumps([name, *row]) + "\n" for name, row in zip(fnames, probs, strict=True)))
+    marks = {name: [status] for name, status in predictions.statuses.items()}
+    rows = zip(predictions.fnames, predictions.probs.tolist(), strict=True)
+    f.write("".join(json.dumps([name, *row, *marks.get(name, [])]) + "\n" for name, row in rows))
     f.flush()
 
 
@@ -175,11 +202,37 @@ def merge_shards(whole: str | Path) -> int:
             f"the shards {', '.join(missing[:5])}{' ...' * (len(missing) > 5)} of {whole} are missing; make them first"
         )
     files = [found[shard] for shard in sorted(found)]
-    n = concat_files(files, whole)
+    n = _concat_shards(files, whole)
     for file in files:
         file.unlink()
         _journal_path(file).unlink(missing_ok=True)
     return n
+
+
+def _concat_shards(files: list[Path], whole: Path) -> int:
+    """Concatenate the tables of shards; if one has a column of statuses or times, so has the result."""
+    headers = {read_csv(file).columns for file in files}
+    if len(headers) < 2 or len({columns[0] for columns in headers} - {"fname"}):
+        return concat_files(files, whole)
+    tables = [row_chunks(file) for file in files]
+    if len({table.tags for table in tables}) > 1:
+        return concat_files(files, whole)  # which says how they differ
+    marks, n, seen = scan_files(files), 0, Duplicates()
+    with open_atomic(whole) as f:
+        writer = PredictionWriter(f, tables[0].tags, statuses=marks.statuses, has_times=marks.has_times)
+        for file, table in zip(files, tables, strict=True):
+            for part in table.chunks:
+                for name in part.fnames:
+                    n += 1
+                    if error := seen.error(Row(n + 1, [name])):
+                        raise DataError(f"{file}: {error}")
+                writer.write(part.fnames, part.probs)
+    return n
+
+
+def count_unreadable(table: str | Path) -> int:
+    """Return the number of clips that are marked as unreadable in a CSV of predictions."""
+    return sum(status == "unreadable" for part in row_chunks(table).chunks for status in part.statuses.values())
 
 
 def _journal_path(out: Path) -> Path:
@@ -224,12 +277,20 @@ def _write_table(journal: Path, out: Path) -> int:
         with journal.open(encoding="utf-8") as f:
             yield from (json.loads(line) for line in f)
 
-    n, lines = -1, rows()
+    lines = rows()
     next(lines)
+    tags, n, with_times = next(lines)["tags"], 0, False
+    statuses: dict[str, str] = {}
+    for name, *values in lines:
+        with_times = with_times or has_times([name])
+        if len(values) > len(tags):
+            statuses[name] = values[-1]
+    lines = islice(rows(), 2, None)
     with open_atomic(out) as f:
-        writer = csv.writer(f, lineterminator="\n")
-        for n, row in enumerate(lines):
-            writer.writerow(row if n else ("fname", *row["tags"]))
+        writer = PredictionWriter(f, tags, statuses=statuses, has_times=with_times)
+        while chunk := list(islice(lines, CHUNK)):
+            writer.write([row[0] for row in chunk], np.array([row[1:len(tags) + 1] for row in chunk]))
+            n += len(chunk)
     return n
 
 

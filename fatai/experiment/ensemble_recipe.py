@@ -8,16 +8,30 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fatai.errors import FataiError, RecipeError
-from fatai.experiment.recipe import Recipe, load_recipe, parse_toml, recipe_text, validated
+from fatai.errors import FataiError, RecipeError, UnknownNameError
+from fatai.experiment.overrides import Overrides, fixed_settings
+from fatai.experiment.recipe import (
+    Recipe,
+    load_recipe,
+    parse_toml,
+    recipe_names,
+    recipe_text,
+    validated,
+    without_none,
+)
 from fatai.experiment.schema import Section, refuse_old_keys
+from fatai.models.weights import WEIGHTS
 from fatai.registry import ENSEMBLES, did_you_mean
 
-__all__ = ["EnsembleMember", "EnsembleRecipe", "StackerConfig", "ensemble_names", "is_ensemble", "load_ensemble"]
+__all__ = [
+    "EnsembleMember", "EnsembleRecipe", "StackerConfig", "ensemble_names", "ensemble_toml", "is_ensemble",
+    "load_ensemble", "with_probe",
+]
 
 _FOLDER = "ensembles/"
 _SECTIONS = ("clips", "folds", "model", "tta")
@@ -37,7 +51,7 @@ class EnsembleMember(Section):
     overrides
         Tables and values that replace those of the recipe, such as `model = { arch = "m1" }`. Values under `stages`
         apply to every stage, but `noisy_labels` only to stages that have noisy labels. Values of `options` are added to
-        the recipe's.
+        the recipe's. What they give is not decided from the data; the width of another network still is.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -49,6 +63,7 @@ class EnsembleMember(Section):
         """Return the recipe with the overrides; raises `RecipeError` if they are not valid."""
         recipe = load_recipe(self.recipe)
         overrides = dict(self.overrides)
+        fixed = _fixed(overrides)
         for key in ("front_end", "stages", *_SECTIONS):
             if not isinstance(overrides.get(key, {}), dict):
                 value = str(overrides[key])[:40]
@@ -61,6 +76,8 @@ class EnsembleMember(Section):
             given = overrides.pop(section, {})
             options = {**plain[section].get("options", {}), **given.get("options", {})}
             plain[section].update({**given, "options": options} if "options" in plain[section] else given)
+        if plain["auto"] is not None:
+            plain["auto"] = [name for name in plain["auto"] if name not in fixed]
         return validated({**plain, **overrides}, f"member {self.name}")
 
     def _stages(self, stages: tuple[dict[str, Any], ...], overrides: dict[str, Any]) -> list[dict[str, Any]]:
@@ -78,6 +95,14 @@ class EnsembleMember(Section):
             }
             for stage in stages[:stop]
         ]
+
+
+def _fixed(overrides: dict[str, Any]) -> set[str]:
+    """Return the names of a recipe's `auto` that overrides leave nothing to decide of."""
+    sections = {key: value for key, value in overrides.items() if isinstance(value, dict)}
+    values = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
+    fixed = fixed_settings(Overrides(values=values))
+    return fixed if "model.width" in values else fixed - {"width"}
 
 
 class StackerConfig(Section):
@@ -101,8 +126,8 @@ class EnsembleRecipe(Section):
 
     Attributes
     ----------
-    source, reference_score
-        Where the ensemble comes from and its published score.
+    summary, source, reference_score
+        What the ensemble is in a few words, where it comes from, and its published score.
     how, options, weights
         As in `fatai.ensemble.ensemble.ensemble`.
     members
@@ -113,6 +138,7 @@ class EnsembleRecipe(Section):
     """
 
     name: str
+    summary: Annotated[str, Field(max_length=90)] = ""
     source: str = ""
     reference_score: str = ""
     how: str = "mean"
@@ -147,8 +173,11 @@ def ensemble_names() -> list[str]:
 
 
 def is_ensemble(name: str | Path) -> bool:
-    """Return True if a name is that of an ensemble of fatai, or of a TOML file that has members."""
-    text = str(name)
+    """Return True if a name is that of an ensemble of fatai, or of a TOML file that has members.
+
+    A name without `ensembles/`, such as "best", is that of the ensemble if no recipe has it.
+    """
+    text = _full_name(str(name))
     if not text.endswith(".toml"):
         return text.startswith(_FOLDER)
     try:
@@ -157,9 +186,15 @@ def is_ensemble(name: str | Path) -> bool:
         return False  # loading it as a recipe reports the error
 
 
+def _full_name(text: str) -> str:
+    """Return the name with its folder, of an ensemble whose name no recipe has."""
+    is_short = _FOLDER + text in ensemble_names() and text not in recipe_names()
+    return _FOLDER + text if is_short else text
+
+
 def ensemble_text(name: str | Path) -> str:
     """Return the text of an ensemble's file; raises `RecipeError` if there is none."""
-    text = str(name)
+    text = _full_name(str(name))
     if not text.endswith(".toml"):
         if text not in ensemble_names():
             raise RecipeError(
@@ -169,13 +204,43 @@ def ensemble_text(name: str | Path) -> str:
     return recipe_text(text)
 
 
+def ensemble_toml(recipe: EnsembleRecipe) -> str:
+    """Return an ensemble as TOML."""
+    return tomli_w.dumps(without_none(recipe.model_dump()))
+
+
+def with_probe(recipe: EnsembleRecipe, weights: str) -> EnsembleRecipe:
+    """Return an ensemble with one more member: recipe `probe` with published weights, in the folds of the first member.
+
+    Parameters
+    ----------
+    weights
+        A name of `fatai.models.weights.WEIGHTS`, such as "mn04_as".
+
+    Raises
+    ------
+    UnknownNameError
+        If there are no such weights.
+    """
+    if weights not in WEIGHTS:
+        raise UnknownNameError(f"no published weights named {weights!r}; {did_you_mean(weights, list(WEIGHTS))}")
+    published = WEIGHTS[weights]
+    folds = {"n": 5, **recipe.members[0].overrides.get("folds", {})}
+    overrides = {
+        "auto": ["splitter"], "folds": folds, "model": {"arch": published.arch, "options": {"pretrained": weights}},
+        "front_end": {"name": published.front_end},
+    }
+    member = EnsembleMember(name="probe", recipe="probe", overrides=overrides)
+    return recipe.model_copy(update={"members": (*recipe.members, member)})
+
+
 def load_ensemble(name: str | Path) -> EnsembleRecipe:
     """Load an ensemble and validate the recipes of its members.
 
     Parameters
     ----------
     name
-        A name ("ensembles/third_place"), or a path that ends in .toml.
+        A name ("ensembles/third_place"; "best"), or a path that ends in .toml.
 
     Raises
     ------

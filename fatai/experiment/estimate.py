@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import sys
@@ -19,19 +20,37 @@ from fastai.callback.core import Callback, CancelFitException, CancelValidExcept
 from fatai.callbacks.progress import PlainProgress
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.errors import OptionError
+from fatai.experiment.adapt import adapt_recipe
 from fatai.experiment.build import recipe_parameters
+from fatai.experiment.clip_tables import folded_table, noisy_table
 from fatai.experiment.fold import FoldContext, fold_learner, sample_weight_callbacks
 from fatai.experiment.manifest import data_digest
+from fatai.experiment.noisy_decision import max_tried
 from fatai.experiment.recipe import Recipe
-from fatai.experiment.run import folded_table, noisy_table
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import curated_only, prepare_stage
 from fatai.inference.learner import FatLearner
 
-__all__ = ["RunEstimate", "StageEstimate", "estimate_run", "fits_budget", "seconds_of"]
+__all__ = ["Costs", "RunEstimate", "StageEstimate", "estimate_run", "fits_budget", "measure_costs", "seconds_of"]
 
-_VALIDATION = 1 / 3  # of a training step: a forward pass, without the backward pass, which takes twice as long
+VALIDATION = 1 / 3  # of a training step: a forward pass, without the backward pass, which takes twice as long
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured times in seconds.
+
+    Attributes
+    ----------
+    step_s
+        Of an optimizer step of each stage.
+    clip_s
+        Of the prediction of a clip.
+    """
+
+    step_s: tuple[float, ...]
+    clip_s: float
 
 
 @dataclass(frozen=True)
@@ -67,11 +86,15 @@ class RunEstimate:
     stages
         Estimates of the stages in one fold.
     predict_s
-        Seconds for the predictions of one fold: held-out, test and noisy clips.
+        Seconds for the predictions of one fold: held-out and test clips, and noisy clips that a stage selects from.
     memory
         Peak in bytes while measuring: of the GPU, or of this process.
     device
         Name of the device.
+    decides_on_noisy
+        Whether one fold, or all of them, are trained again with noisy clips.
+    decide_s
+        Seconds for the predictions of noisy clips that one fold then selects from.
     """
 
     recipe: str
@@ -81,23 +104,36 @@ class RunEstimate:
     predict_s: float
     memory: int
     device: str
+    decides_on_noisy: bool = False
+    decide_s: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """Seconds for all folds."""
-        return self.folds * (sum(stage.seconds for stage in self.stages) + self.predict_s)
+        """Seconds for all folds, one after another; twice as many where noisy clips may be used after a trial."""
+        return self.seconds_with(1)
+
+    def seconds_with(self, n_processes: int) -> float:
+        """Return the seconds for all folds, so many of them side by side; the one that decides is trained alone."""
+        fold_s = sum(stage.seconds for stage in self.stages) + self.predict_s
+        rounds = math.ceil(self.folds / n_processes)
+        if not self.decides_on_noisy:
+            return rounds * fold_s
+        alone = int(n_processes > 1)
+        return (2 * rounds + alone) * fold_s + (rounds + alone) * self.decide_s
 
     def __str__(self) -> str:
         wide = max(len("predicting"), *(len(stage.name) for stage in self.stages))
         rows = [f"{'stage':<{wide}}  epochs  steps  clips   bs   time of a fold"]
         for s in self.stages:
             rows.append(
-                f"{s.name:<{wide}}  {s.epochs:6d} {s.steps:6d} {s.clips:6d} {s.bs:4d}  {_clock(s.seconds):>15s}"
+                f"{s.name:<{wide}}  {s.epochs:6d} {s.steps:6d} {s.clips:6d} {s.bs:4d}  {clock(s.seconds):>15s}"
             )
-        rows.append(f"{'predicting':<{wide}}  {'':24s}  {_clock(self.predict_s):>15s}")
+        rows.append(f"{'predicting':<{wide}}  {'':24s}  {clock(self.predict_s):>15s}")
         heading = f"{self.recipe}: {self.parameters:,d} parameters, {self.folds} folds, on {self.device}"
+        if self.decides_on_noisy:
+            rows.append("then one fold again, to decide on noisy clips, and all of them if these help")
         return "\n".join(
-            [heading, *rows, f"all folds: at most {_clock(self.seconds)}, {self.memory / 2**30:.1f} GiB of memory"]
+            [heading, *rows, f"all folds: at most {clock(self.seconds)}, {self.memory / 2**30:.1f} GiB of memory"]
         )
 
 
@@ -115,6 +151,7 @@ def estimate_run(
     steps
         Steps to measure for each kind of stage; more are more precise.
     """
+    recipe = adapt_recipe(recipe, data)
     table, _, folds = folded_table(data, recipe)
     noisy, _ = noisy_table(data, recipe)
     run_folds = sorted(set(folds.tolist())) if recipe.folds.run_folds is None else list(recipe.folds.run_folds)
@@ -129,7 +166,9 @@ def estimate_run(
         clip_s = _tta_seconds(learn, recipe, fold_table)
         stages = tuple(_stage_estimates(context, learn, fold_table, clip_s, steps))
         memory = _peak_memory(learn)
-    n_predicted = _predicted_clips(context, int(fold_table["is_valid"].sum()), predict_test)
+    n_valid, n_noisy = int(fold_table["is_valid"].sum()), 0 if noisy is None else len(noisy)
+    n_predicted = predicted_clips(recipe, n_valid, n_noisy, len(data.test) if predict_test else 0)
+    decides = bool(recipe.noisy_decision) and data.noisy is not None
     return RunEstimate(
         recipe.name,
         recipe_parameters(recipe, len(data.tags)),
@@ -138,32 +177,67 @@ def estimate_run(
         n_predicted * clip_s,
         memory,
         str(learn.dls.device),
+        decides,
+        clip_s * max_tried(len(data.noisy), len(table)) if decides and data.noisy is not None else 0.0,
     )
+
+
+def measure_costs(data: FATDataset, recipe: Recipe, *, num_workers: int | None = None, steps: int = 4) -> Costs:
+    """Measure a step of each stage of a recipe and the prediction of a clip, with its first fold.
+
+    Parameters
+    ----------
+    num_workers, steps
+        As in `estimate_run`.
+    """
+    recipe = adapt_recipe(recipe, data)
+    table, _, folds = folded_table(data, recipe)
+    fold = int(folds.min()) if recipe.folds.run_folds is None else recipe.folds.run_folds[0]
+    fold_table = table.assign(is_valid=folds == fold)
+    with tempfile.TemporaryDirectory() as scratch:
+        context = FoldContext(
+            data, recipe, Path(scratch), data_digest(data), num_workers=num_workers, log=lambda line: None
+        )
+        learn = fold_learner(context, fold, fold_table)
+        clip_s = _tta_seconds(learn, recipe, fold_table)
+        measured = _StepTimes(context, learn, steps)
+        step_s = tuple(0.0 if stage.linear_probe is not None else measured(stage) for stage in recipe.stages)
+    return Costs(step_s, clip_s)
+
+
+class _StepTimes:
+    """Measure the step of a stage; stages with the same kind of step are measured once."""
+
+    def __init__(self, context: FoldContext, learn: FatLearner, steps: int):
+        self.context, self.learn, self.steps = context, learn, steps
+        self._measured: dict[str, float] = {}
+
+    def __call__(self, stage: Stage) -> float:
+        key = repr((stage.bs, stage.mixup, stage.augment, stage.item_tfms, stage.loss))
+        if key not in self._measured:
+            self._measured[key] = _step_seconds(self.context, self.learn, stage, self.steps)
+        return self._measured[key]
 
 
 def _stage_estimates(
     context: FoldContext, learn: FatLearner, table: pd.DataFrame, clip_s: float, steps: int
 ) -> Iterator[StageEstimate]:
-    """Yield the estimate of each stage in one fold; stages with the same kind of step are measured once."""
+    """Yield the estimate of each stage in one fold."""
     n_valid, n_noisy = int(table["is_valid"].sum()), 0 if context.noisy is None else len(context.noisy)
-    measured: dict[str, float] = {}
+    measured = _StepTimes(context, learn, steps)
     for stage in context.recipe.stages:
         clips, n_steps = clips_and_steps(stage, len(table) - n_valid, n_noisy, context.recipe.folds.n)
         if stage.linear_probe is not None:
             yield StageEstimate(stage.name, 1, n_steps, clips, stage.bs, clips * clip_s)
             continue
-        key = repr((stage.bs, stage.mixup, stage.augment, stage.item_tfms, stage.loss))
-        if key not in measured:
-            measured[key] = _step_seconds(context, learn, stage, steps)
-        seconds = stage.epochs * measured[key] * (n_steps + _VALIDATION * n_valid / stage.bs)
+        seconds = stage.epochs * measured(stage) * (n_steps + VALIDATION * n_valid / stage.bs)
         yield StageEstimate(stage.name, stage.epochs, n_steps, clips, stage.bs, seconds)
 
 
-def _predicted_clips(context: FoldContext, n_valid: int, predict_test: bool) -> int:
-    """Return how many clips a fold predicts: held-out ones, noisy ones once per selection, and the test part."""
-    recipe, n_noisy = context.recipe, 0 if context.noisy is None else len(context.noisy)
+def predicted_clips(recipe: Recipe, n_valid: int, n_noisy: int, n_test: int) -> int:
+    """Return how many clips a fold predicts: held-out ones, noisy ones once per selection, and those of the test."""
     selections = sum(recipe.predicts_noisy_after(k) for k in range(len(recipe.rounds())))
-    return n_valid + n_noisy * selections + (len(context.data.test) if predict_test else 0)
+    return n_valid + n_noisy * selections + n_test
 
 
 def max_clips(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> int:
@@ -174,7 +248,7 @@ def max_clips(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> int:
     n_curated
         Curated clips that a fold trains on.
     n_noisy
-        Noisy clips in all.
+        Noisy clips, or clips without labels, in all.
     n_folds
         Number of folds.
 
@@ -185,7 +259,7 @@ def max_clips(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) -> int:
     (150, 100)
     """
     if stage.noisy_labels is None:
-        return n_curated
+        return n_curated + (n_noisy if stage.teacher_clips is not None else 0)
     wanted = stage.noisy_labels.get("n", stage.noisy_labels.get("k", n_noisy)) if stage.selects_noisy else n_noisy
     # The 3rd place's last step also uses the clips beyond its best k, with predicted labels.
     selected = n_noisy if stage.noisy_labels["method"] == "third_place_pseudo_labels" else min(n_noisy, wanted)
@@ -197,7 +271,7 @@ def clips_and_steps(stage: Stage, n_curated: int, n_noisy: int, n_folds: int) ->
     """Return the largest numbers of clips and optimizer steps in an epoch; parameters as in `max_clips`."""
     clips = max_clips(stage, n_curated, n_noisy, n_folds)
     bs = max(1, min(stage.bs, clips))
-    if stage.sampling == "shuffle":
+    if stage.sampling == "shuffle" and not stage.sampling_options:
         return clips, clips // bs
     drawn = int(stage.sampling_options.get("n", clips))
     return drawn, -(-drawn // bs)
@@ -271,7 +345,7 @@ def fits_budget(seconds: float, budget_s: float) -> str:
     'fits the budget of 9:00:00: 17% of it'
     """
     fraction = seconds / budget_s
-    return f"{'fits' if fraction <= 1 else 'does not fit'} the budget of {_clock(budget_s)}: {fraction:.0%} of it"
+    return f"{'fits' if fraction <= 1 else 'does not fit'} the budget of {clock(budget_s)}: {fraction:.0%} of it"
 
 
 def seconds_of(text: str) -> float:
@@ -294,6 +368,13 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds.
+
+    Examples
+    --------
+    >>> clock(5403.2)
+    '1:30:03'
+    """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

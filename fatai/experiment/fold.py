@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,13 @@ from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
-from fatai.distributed import SINGLE_PROCESS, ProcessGroup
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup, was_started_by_torchrun
 from fatai.errors import CheckpointError, DataError
+from fatai.experiment.background import with_background
 from fatai.experiment.build import has_two_heads, recipe_network
+from fatai.experiment.distill import Student, teacher_callback, teacher_selection
 from fatai.experiment.recipe import Recipe
+from fatai.experiment.run_folder import WEIGHTS
 from fatai.experiment.stage import fit_stage
 from fatai.inference.learner import FatLearner, fat_learner
 from fatai.inference.predictions import Predictions
@@ -42,7 +45,6 @@ from fatai.noisy_labels.selection import LabelSelection
 
 __all__ = ["FoldContext", "FoldResult"]
 
-WEIGHTS = "model.safetensors"
 _N_INNER = 5  # parts of a fold's training clips, of which one selects the epoch
 RANK_SEED_STRIDE = 1_000_003  # distance of the seeds of ranks, since folds and users take neighboring seeds
 
@@ -69,6 +71,8 @@ class FoldContext:
         Function for lines of progress.
     group
         Processes that train every fold together; `SINGLE_PROCESS` where each process trains folds of its own.
+    stage_cbs
+        Returns further callbacks of a fit, from the numbers of its fold and stage.
     """
 
     data: FATDataset
@@ -81,6 +85,7 @@ class FoldContext:
     cache_dir: str | Path | None = None
     log: Callable[[str], None] = print
     group: ProcessGroup = SINGLE_PROCESS
+    stage_cbs: Callable[[int, int], list[Callback]] = lambda fold, stage: []
 
     @property
     def predicts_test(self) -> bool:
@@ -125,14 +130,23 @@ def train_fold(
     finished = _finished(context, fold, number)
     if finished is not None:
         return finished
+    stage = context.recipe.stages[context.recipe.rounds()[number].start]
+    if stage.teacher is not None:
+        selection = teacher_selection(_student(context, fold, table), stage)
     context.log(_start_line(context, fold, table, number, selection))
     learn = fold_learner(context, fold, table, selection)
     is_last = number == len(context.recipe.rounds()) - 1
     with learn.distrib_ctx(group=context.group):
-        _fit_or_load_round(context, fold, learn, number, selection)
+        _fit_or_load_round(context, fold, learn, number, selection, _student(context, fold, table))
         if is_last:
             return _predict(context, fold, learn, table)
         return FoldResult(noisy=_predict_noisy(context, fold, learn, number))
+
+
+def _student(context: FoldContext, fold: int, table: pd.DataFrame) -> Student:
+    """Return what a stage with a teacher needs of a fold."""
+    held_out = tuple(str(name) for name in table["fname"][table["is_valid"].astype(bool)])
+    return Student(context.folder(fold), context.data.tags, held_out, context.noisy, context.group)
 
 
 def _start_line(
@@ -140,12 +154,14 @@ def _start_line(
 ) -> str:
     n_rounds, n_valid = len(context.recipe.rounds()), int(table["is_valid"].sum())
     part = "" if n_rounds == 1 else f"round {number + 1} of {n_rounds}, "
-    noisy = "" if selection is None else f" and {len(selection)} noisy ones"
+    kind = "unlabelled" if selection is not None and selection.method == "teacher" else "noisy"
+    noisy = "" if selection is None else f" and {len(selection)} {kind} ones"
     return f"fold {fold}: {part}training on {len(table) - n_valid} clips{noisy}, {n_valid} held out"
 
 
 def _fit_or_load_round(
-    context: FoldContext, fold: int, learn: FatLearner, number: int, selection: LabelSelection | None
+    context: FoldContext, fold: int, learn: FatLearner, number: int, selection: LabelSelection | None,
+    student: Student,
 ) -> None:
     """Load the weights of a finished round, or fit it and write them; then remove its intermediate states."""
     rounds = context.recipe.rounds()
@@ -154,7 +170,7 @@ def _fit_or_load_round(
     if context.group.broadcast(weights.exists()):
         load_weights(weights, learn.model)
     else:
-        _fit_round(context, fold, learn, number, selection)
+        _fit_round(context, fold, learn, number, selection, student)
         if context.group.is_main:
             _save(learn, weights)
     if context.group.is_main:
@@ -163,12 +179,12 @@ def _fit_or_load_round(
 
 def _predict(context: FoldContext, fold: int, learn: FatLearner, table: pd.DataFrame) -> FoldResult:
     """Predict held-out and test clips and write them; fold.json comes last and marks the fold as finished."""
-    oof = _predict_items(context, learn, table[table["is_valid"]], f"fold {fold}: held-out clips")
+    oof = predict_items(context, learn, table[table["is_valid"]], f"fold {fold}: held-out clips")
     if context.group.is_main:
         oof.to_csv(learn.path / "oof.csv")
     test = None
     if context.predicts_test:
-        test = _predict_items(context, learn, context.data.test, f"fold {fold}: test clips")
+        test = predict_items(context, learn, context.data.test, f"fold {fold}: test clips")
     if context.group.is_main:
         if test is not None:
             test.to_csv(learn.path / "test.csv")
@@ -182,13 +198,13 @@ def _predict_noisy(context: FoldContext, fold: int, learn: FatLearner, number: i
     """Predict the noisy clips and write them; None if no selection needs them."""
     if context.noisy is None or not context.recipe.predicts_noisy_after(number):
         return None
-    noisy = _predict_items(context, learn, context.noisy, f"fold {fold}: noisy clips")
+    noisy = predict_items(context, learn, context.noisy, f"fold {fold}: noisy clips")
     if context.group.is_main:
         noisy.to_csv(learn.path / _noisy_predictions_path(number))
     return noisy
 
 
-def _predict_items(context: FoldContext, learn: FatLearner, items: pd.DataFrame, desc: str) -> Predictions:
+def predict_items(context: FoldContext, learn: FatLearner, items: pd.DataFrame, desc: str) -> Predictions:
     tta = context.recipe.tta
     return learn.tta(
         items=items, desc=desc, views=tta.views, n=tta.n, average=tta.average, seed=context.recipe.seed, **tta.options
@@ -214,7 +230,7 @@ def _finished_fold(context: FoldContext, folder: Path) -> FoldResult | None:
         raise CheckpointError(f"{folder} was trained on other data; choose another folder for this run, or remove it")
     predictions = [Predictions.from_csv(folder / f"{part}.csv") for part in parts]
     return FoldResult(*(
-        Predictions(p.fnames, p.tags, p.probs, unreadable[part]) for p, part in zip(predictions, parts, strict=True)
+        replace(p, unreadable=unreadable[part]) for p, part in zip(predictions, parts, strict=True)
     ))
 
 
@@ -270,6 +286,7 @@ def fold_learner(
     """
     recipe = context.recipe
     table = _inner_split(context, table) if recipe.folds.select_on == "inner" else table
+    table = with_background(table, context.data, fold, recipe.folds.n)
     # Before the loaders are made: they draw the seed of their shuffling.
     set_seed(recipe.seed + fold, reproducible=True)
     with context.group.main_process_first():
@@ -287,8 +304,11 @@ def fold_learner(
             cache=recipe.clips.cache,
             cache_dir=context.cache_dir,
         )
+    if recipe.clips.cache == "auto":
+        context.log(f"fold {fold}: cache = {dls.cache.cache}: {dls.cache.reason}")
     network = recipe_network(recipe, len(dls.tags), dls.to_spec.n_channels)
-    learn = quiet_unless_terminal(fat_learner(dls, network, precision=recipe.precision, path=context.folder(fold)))
+    learn = fat_learner(dls, network, precision=recipe.precision, path=context.folder(fold))
+    learn = quiet_unless_terminal(learn, f"fold {fold}: " if was_started_by_torchrun() else None)
     if not context.group.is_main:
         # The same weights and batches on all ranks, but different crops and augmentations.
         set_seed(recipe.seed + fold + RANK_SEED_STRIDE * context.group.rank, reproducible=True)
@@ -338,6 +358,13 @@ def _noisy_paths(context: FoldContext, selection: LabelSelection) -> list[str]:
     return [str(paths[name]) for name in selection.fnames]
 
 
+def trained_learner(context: FoldContext, fold: int, table: pd.DataFrame) -> FatLearner:
+    """Return the learner of a fold that was trained before, with its weights; parameters as in `fold_learner`."""
+    learn = fold_learner(context, fold, table)
+    load_weights(learn.path / WEIGHTS, learn.model)
+    return learn
+
+
 def sample_weight_callbacks(
     context: FoldContext, learn: FatLearner, selection: LabelSelection | None
 ) -> list[Callback]:
@@ -363,7 +390,8 @@ def sample_weight_callbacks(
 
 
 def _fit_round(
-    context: FoldContext, fold: int, learn: FatLearner, number: int, selection: LabelSelection | None
+    context: FoldContext, fold: int, learn: FatLearner, number: int, selection: LabelSelection | None,
+    student: Student,
 ) -> None:
     """Fit the stages of a round that are not done yet."""
     recipe, stages = context.recipe, context.recipe.rounds()[number]
@@ -374,7 +402,12 @@ def _fit_round(
     source_weights = dict(selection.source_weights) if selection is not None and selection.source_weights else None
     for k in range(first, stages.stop):
         notes = {"recipe": recipe.digest(), "data": context.digest, "fold": fold, "stage": k}
-        cbs = [ResumeTraining(learn.path / _state_path(k), notes), *sample_weight_callbacks(context, learn, selection)]
+        cbs: list[Callback] = [ResumeTraining(learn.path / _state_path(k), notes)]
+        if recipe.stages[k].teacher is None:
+            cbs += sample_weight_callbacks(context, learn, selection)
+        else:
+            cbs.append(teacher_callback(student, recipe.stages[k], learn, selection))
+        cbs += context.stage_cbs(fold, k)
         best = _best_of_stages(recipe, learn.path, k)
         fit_stage(learn, recipe.stages[k], number=k, cbs=cbs, source_weights=source_weights, best=best)
 

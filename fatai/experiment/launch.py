@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fatai.distributed import SINGLE_PROCESS, ProcessGroup, destroy, init, was_started_by_torchrun
+from fatai.distributed import EXIT_PEER_LOST, SINGLE_PROCESS, ProcessGroup, destroy, init, was_started_by_torchrun
 from fatai.errors import FataiError, OptionError
+from fatai.threads import available_cores, threads_for
 
 __all__ = ["WorkerDiedError"]
 
-_EXIT_PEER_LOST = 75
+PROCESS_MEMORY = 3 * 2**29  # bytes that a process with a small network takes at most, most of it torch itself
 # Exit codes of processes that end because another one did, or that torchrun ends.
-_CONSEQUENCES = (_EXIT_PEER_LOST, -15)
+_CONSEQUENCES = (EXIT_PEER_LOST, -15)
 _PARENT_REPORTS = "FATAI_PARENT_REPORTS"  # set in processes whose parent prints the error message
 _CONNECTION_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|process group|Socket", re.IGNORECASE)
 
@@ -61,7 +62,41 @@ def split_work(group: ProcessGroup, n_folds: int, log: Callable[[str], None]) ->
     return WorkSplit(SINGLE_PROCESS, group, log if group.is_main else lambda line: None)
 
 
-def start_processes(n: int, arguments: Sequence[str], desc: str = "the run") -> None:
+def processes_for(n_parameters: int, n_folds: int, cores: int | None = None, memory: int | None = None) -> int:
+    """Return the number of processes that train the folds of a network side by side on a CPU.
+
+    A small network computes with one thread, so that every core can train a fold of its own; a larger one uses all
+    cores, one fold after another. The files are the same byte for byte.
+
+    Parameters
+    ----------
+    n_parameters, n_folds
+        Parameters of the network and number of folds to train.
+    cores
+        Cores to use; None takes `fatai.threads.available_cores`.
+    memory
+        Bytes of memory that are free; None takes those of the machine, within the limit of its container.
+
+    Examples
+    --------
+    >>> [processes_for(1_600_000, n_folds=3, cores=cores, memory=8 * 2**30) for cores in (1, 2, 8)]
+    [1, 2, 3]
+    >>> processes_for(26_000_000, n_folds=5, cores=8, memory=8 * 2**30)
+    1
+    """
+    cores = available_cores() if cores is None else cores
+    if threads_for(n_parameters, cores) > 1 or cores == 1:
+        return 1
+    if memory is None:
+        from fatai.data.resident import available_memory
+
+        memory = available_memory()
+    return max(1, min(cores, n_folds, memory // PROCESS_MEMORY))
+
+
+def start_processes(
+    n: int, arguments: Sequence[str], desc: str = "the run", *, threads: int | None = None
+) -> None:
     """Start `n` processes of `fatai-submit` by torchrun on this machine and wait until they end.
 
     Parameters
@@ -72,6 +107,8 @@ def start_processes(n: int, arguments: Sequence[str], desc: str = "the run") -> 
         Command line arguments of each process.
     desc
         Name of the work in error messages.
+    threads
+        Threads of each process; None shares the cores among them.
 
     Raises
     ------
@@ -82,7 +119,7 @@ def start_processes(n: int, arguments: Sequence[str], desc: str = "the run") -> 
     SystemExit
         With code 2 or 130 if a process ended with it and has printed its message.
     """
-    threads = _threads_per_process(n)
+    n_threads = _threads_per_process(n) if threads is None else str(threads)
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -90,7 +127,7 @@ def start_processes(n: int, arguments: Sequence[str], desc: str = "the run") -> 
     # torchrun logs a page of which one line is needed; it is part of the error below.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ[_PARENT_REPORTS] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", threads)
+    os.environ.setdefault("OMP_NUM_THREADS", n_threads)
     args = torchrun.parse_args(["--standalone", "--nproc-per-node", str(n), "-m", "fatai.cli"])
     # Not through the parser, which would take --nproc for an abbreviation of its own options.
     args.training_script_args = list(arguments)
@@ -159,7 +196,7 @@ def _threads_per_process(n: int) -> str:
     """Return the number of threads for each of `n` processes; raises `OptionError` if `n` is less than 1."""
     if n < 1:
         raise OptionError(f"the number of processes is {n}; expected at least 1")
-    return str(max(1, (os.cpu_count() or 1) // n))
+    return str(max(1, available_cores() // n))
 
 
 def _cause(exitcode: int) -> str:
@@ -211,7 +248,7 @@ def in_process_group(n: int | None = None) -> Iterator[ProcessGroup]:
                 file=sys.stderr, flush=True,
             )
         # Without cleaning up: destroying a group with dead members may block forever.
-        os._exit(_EXIT_PEER_LOST)
+        os._exit(EXIT_PEER_LOST)
     destroy()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -10,17 +12,22 @@ from fatai.data.labels import multi_hot
 from fatai.errors import OptionError
 from fatai.inference.learner import FatLearner
 from fatai.inference.linear_probe import LinearProbe
+from fatai.models.efficientat import EfficientAT
+from fatai.models.panns import PannsModel
 
 __all__ = ["solve_last_layer"]
 
-_LAST = "fc_audioset"
+EMBEDDINGS = "embeddings.npy"
 
 
-def solve_last_layer(learn: FatLearner, *, C: float = 2.0, max_iter: int = 1000) -> None:  # noqa: N803 - scikit-learn's name
-    """Fit the last layer of a PANNs network on the features of the training clips, with all other weights frozen.
+def solve_last_layer(
+    learn: FatLearner, *, C: float | Sequence[float] = 2.0, max_iter: int = 1000  # noqa: N803 - scikit-learn's name
+) -> None:
+    """Fit the last layer of a network of PANNs or EfficientAT on the features of the training clips.
 
-    The gold plan's author did so. Each clip has one view, its middle. The features are standardized for the fit, and
-    the layer includes the standardization: its logits are those of the regressions.
+    All other weights are frozen, as the gold plan's author had them. Each clip has one view, its middle. The features
+    are standardized for the fit, and the layer includes the standardization: its logits are those of the regressions.
+    The learner's `path` gets the features of the training clips, embeddings.npy.
 
     Parameters
     ----------
@@ -32,15 +39,12 @@ def solve_last_layer(learn: FatLearner, *, C: float = 2.0, max_iter: int = 1000)
     OptionError
         If the network has another last layer.
     """
-    last = getattr(learn.model, _LAST, None)
-    if not isinstance(last, nn.Linear) or getattr(learn.model, "head", None) != "published":
-        raise OptionError(
-            "linear_probe needs a PANNs network with its published head, which ends in a linear layer, not "
-            f"{type(learn.model).__name__}"
-        )
+    last = _last_layer(learn.model)
     table = learn.dls.files(0)
     # At the learner's precision, as in the predictions later: standardizing magnifies rounding errors.
     embeddings = learn.embed(table, n=1)
+    if learn.group.is_main:
+        embeddings.save(learn.path / EMBEDDINGS)
     targ = multi_hot(table["labels"], learn.tags)
     probe = LinearProbe.fit(
         embeddings.values[embeddings.readable], targ[embeddings.readable], learn.tags, C=C, max_iter=max_iter
@@ -49,6 +53,18 @@ def solve_last_layer(learn: FatLearner, *, C: float = 2.0, max_iter: int = 1000)
     with torch.no_grad():
         last.weight.copy_(torch.from_numpy(weight).to(last.weight))
         last.bias.copy_(torch.from_numpy(bias).to(last.bias))
+
+
+def _last_layer(model: nn.Module) -> nn.Linear:
+    """Return the layer that maps the features of `embed` to the logits."""
+    if isinstance(model, (PannsModel, EfficientAT)) and model.head == "published":
+        last = model.fc_audioset if isinstance(model, PannsModel) else model.classifier[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+    raise OptionError(
+        "linear_probe needs a network of PANNs or EfficientAT with its published head, which ends in a linear layer, "
+        f"not {type(model).__name__}"
+    )
 
 
 def folded_layer(probe: LinearProbe) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from fatai import __version__
+from fatai.audio.segments import file_of
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.table_columns import TableColumns
 from fatai.data.tables import is_class_folder, is_sound_table
@@ -56,6 +57,7 @@ def write_manifest(
     manifest = {
         "recipe": recipe.name,
         "seed": recipe.seed,
+        **({} if recipe.decided is None else {"decided": recipe.decided}),
         "command": command,
         "run_options": {"data": str(data.path), **_columns(data), **run_options},
         "tags": list(data.tags),
@@ -63,12 +65,19 @@ def write_manifest(
             "folder": data.path.name, "digest": digest, "modified": times_digest(data), "curated": len(data.curated),
             "test": len(data.test),
         },
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
-        "machine": {"system": platform.platform(), "device": _device(), "threads": torch.get_num_threads()},
+        **environment_notes(),
         "finished": None if results is None else datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **(results or {}),
     }
     write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def environment_notes() -> dict[str, dict[str, Any]]:
+    """Return the sections `versions` and `machine` of a manifest: what computes in this process."""
+    return {
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+        "machine": {"system": platform.platform(), "device": _device(), "threads": torch.get_num_threads()},
+    }
 
 
 def write_folds(
@@ -132,7 +141,8 @@ def data_digest(data: FATDataset) -> str:
     digest = hashlib.sha256()
     for part in _parts(data):
         labels = part["labels"] if "labels" in part.columns else [()] * len(part)
-        for fname, path, tags in zip(part["fname"], part["path"], labels, strict=True):
+        files = map(file_of, part["path"])
+        for fname, path, tags in zip(part["fname"], files, labels, strict=True):
             size = Path(path).stat().st_size if Path(path).is_file() else -1
             digest.update(f"{fname}\0{size}\0{','.join(tags)}\n".encode())
             if size > 0:
@@ -144,13 +154,13 @@ def times_digest(data: FATDataset) -> str:
     """Return a SHA-256 over the times at which the files of all clips were modified, which copies do not share."""
     digest = hashlib.sha256()
     for part in _parts(data):
-        for path in map(Path, part["path"]):
+        for path in map(Path, map(file_of, part["path"])):
             digest.update(f"{path.stat().st_mtime_ns if path.is_file() else -1}\n".encode())
     return digest.hexdigest()
 
 
 def _parts(data: FATDataset) -> list[pd.DataFrame]:
-    return [part for part in (data.curated, data.noisy, data.test) if part is not None]
+    return [part for part in (data.curated, data.noisy, data.test, data.background) if part is not None]
 
 
 def _ends(path: Path, size: int) -> bytes:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -23,10 +23,21 @@ from fatai.audio.front_ends import FrontEnd
 from fatai.audio.front_ends import front_end as find_front_end
 from fatai.data.config import ClipConfig
 from fatai.errors import FataiError, RecipeError
-from fatai.experiment.overrides import Overrides
-from fatai.experiment.schema import TTA, Clips, Folds, Model, Section, Seed, Stage, refuse_old_keys
+from fatai.experiment.overrides import Overrides, fixed_settings, set_value
+from fatai.experiment.schema import (
+    TTA,
+    WITHOUT_TRAINING,
+    Clips,
+    Folds,
+    Model,
+    Section,
+    Seed,
+    Stage,
+    refuse_old_keys,
+)
 from fatai.export.config import check_bounds
 from fatai.io.json import read_text_limited
+from fatai.models.weights import find_published
 from fatai.registry import FRONT_ENDS, did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -42,17 +53,31 @@ _MAX_STAGES = 100
 _DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""")
 
 
+AutoName = Literal["front_end", "crop_s", "splitter", "folds", "width", "bs", "epochs", "no_aug_epochs"]
+"""Settings that a recipe may leave to the data."""
+
+
 class Recipe(Section):
     """A complete system.
 
     Attributes
     ----------
-    name, source, reference_score
-        Its name, where it comes from, and its published score.
+    name, summary, source, reference_score
+        Its name, what it is in a few words, where it comes from, and its published score.
     seed
         Fold k starts from seed + k.
     precision
         "bf16" is faster on devices that support it, "auto" uses it there; "fp32" is exact everywhere.
+    auto
+        Settings that are decided from the data when a run begins, by the rules of `fatai.training.defaults`, in
+        this order; None decides nothing. Values given on the command line win.
+    decided
+        The settings that were decided so, each with its reason.
+    steps_factor
+        Factor of the epochs that a rule decides; None is 1.
+    noisy_decision
+        True trains the first fold again with noisy clips, if there are any, and uses them in all folds if they raise
+        the score of its held-out clips by more than noise (`fatai.experiment.noisy_decision`).
     front_end
         `name` of a registered front end, and fields of `FrontEnd` that differ from it.
     clips, folds, model, tta
@@ -63,15 +88,20 @@ class Recipe(Section):
     """
 
     name: str
+    summary: Annotated[str, Field(max_length=90)] = ""
     source: str = ""
     reference_score: str = ""
     seed: Seed = 2019
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    auto: tuple[AutoName, ...] | None = None
+    decided: dict[str, str] | None = None
+    steps_factor: float | None = Field(None, gt=0, le=1000)
+    noisy_decision: bool | None = None
     front_end: dict[str, Any] = {"name": "ninth"}
     clips: Clips = Clips()
     folds: Folds = Folds()
     model: Model = Model()
-    stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
+    stages: tuple[Stage, ...] = Field(default_factory=lambda: (Stage(),), min_length=1)
     tta: TTA = TTA()
 
     @field_validator("stages", mode="before")
@@ -97,6 +127,31 @@ class Recipe(Section):
         if name is not None and name not in FRONT_ENDS:
             raise ValueError(f"name is {name!r}; {did_you_mean(str(name), FRONT_ENDS.names())}")
         return value
+
+    @field_validator("noisy_decision")
+    @classmethod
+    def _off_is_none(cls, value: bool | None) -> bool | None:
+        return value or None
+
+    @model_validator(mode="after")
+    def _noisy_decision_fits(self) -> Recipe:
+        if self.noisy_decision and (len(self.rounds()) > 1 or self.stages[0].noisy_labels is not None):
+            raise ValueError(
+                "noisy_decision adds noisy clips to a recipe of curated clips alone; leave it out, or noisy_labels and "
+                "reinit of the stages"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _noisy_clips_are_the_same(self) -> Recipe:
+        used = {stage.teacher_clips for stage in self.stages} - {None}
+        used |= {"noisy"} if any(stage.noisy_labels is not None for stage in self.stages) else set()
+        if len(used) > 1:
+            raise ValueError(
+                f"teacher_clips and noisy_labels of the stages use {' and '.join(sorted(map(str, used)))}; expected "
+                'the same clips in all stages, those of one folder or "noisy"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _previous_selection_exists(self) -> Recipe:
@@ -138,6 +193,7 @@ class Recipe(Section):
         begins = [
             i for i, stage in enumerate(stages)
             if i == 0 or stage.reinit or stage.noisy_labels or stages[i - 1].noisy_labels
+            or (stage.teacher, stage.teacher_clips) != (stages[i - 1].teacher, stages[i - 1].teacher_clips)
         ]
         return [range(a, b) for a, b in zip(begins, [*begins[1:], len(stages)], strict=True)]
 
@@ -154,12 +210,13 @@ class Recipe(Section):
         overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.front_end.items() if k != "name"}
         front_end = find_front_end(self.front_end.get("name", "ninth"), **overrides)
         trim_db = None if self.clips.trim_db is False else float(self.clips.trim_db)
-        return ClipConfig(front_end, self.clips.channels, self.clips.crop_s, trim_db, self.clips.pad_mode)
+        clips = self.clips
+        return ClipConfig(front_end, clips.channels, clips.crop_s, trim_db, clips.pad_mode, clips.channel)
 
     def with_front_end(self, **values: Any) -> Recipe:
         """Return a copy whose front end has another `name` or other values; a new name drops the old values."""
         old = {} if values.get("name", self.front_end.get("name")) != self.front_end.get("name") else self.front_end
-        plain = {**self.model_dump(), "front_end": {**old, **values}}
+        plain = {**self.model_dump(), "front_end": {**old, **values}, "auto": _without(self.auto, {"front_end"})}
         return validated(plain, "the changed recipe")
 
     def override(self, overrides: Overrides | None = None, /, **settings: Any) -> Recipe:
@@ -175,21 +232,37 @@ class Recipe(Section):
         def given(**options: Any) -> dict[str, Any]:
             return {k: v for k, v in options.items() if v is not None}
 
-        plain = self.model_dump()
+        values = dict(new.values)
+        arch = values.get("model.arch", new.arch)
+        front_end = values.pop("front_end.name", None) or self._front_end_for(arch)
+        plain = (self if front_end is None else self.with_front_end(name=front_end)).model_dump()
         plain["folds"].update(given(n=new.n_folds, run_folds=new.run_folds))
+        is_timm = isinstance(arch, str) and arch.startswith("timm:")
+        if is_timm:
+            plain["model"]["width"] = None  # that of the recipe's own network; those of timm have none
         plain["model"].update(given(arch=new.arch, width=new.width))
         if new.weights is not None:
             plain["model"]["options"]["pretrained"] = str(new.weights)
-        plain["clips"].update(given(crop_s=new.crop_s))
+        plain["clips"].update(given(crop_s=new.crop_s, channel=new.channel))
         plain["tta"].update(given(n=new.n_views))
         for stage in plain["stages"]:
             stage.update(given(epochs=new.epochs, bs=new.bs, lr=new.lr))
-        return validated({**plain, **given(seed=new.seed, precision=new.precision)}, "the changed recipe")
+        plain.update(given(seed=new.seed, precision=new.precision))
+        for key, value in values.items():
+            set_value(plain, key, value)
+        plain["auto"] = _without(self.auto, {*fixed_settings(new), *(["width"] if is_timm else [])})
+        return validated(plain, "the changed recipe")
+
+    def _front_end_for(self, arch: Any) -> str | None:
+        """Return the front end that follows from another network: where both networks have published weights."""
+        old, new = find_published(self.model.arch), find_published(arch)
+        follows = old and new and self.front_end.get("name") == old.front_end != new.front_end
+        return new.front_end if new and follows else None
 
     def resolved(self) -> str:
         """Return the whole recipe as TOML, with all defaults and all constants of the front end."""
-        plain = _without_none(self.model_dump())
-        front_end = _without_none(asdict(self.settings().front_end))
+        plain = without_none(self.model_dump())
+        front_end = without_none(asdict(self.settings().front_end))
         plain["front_end"] = {
             "name": self.front_end.get("name", "ninth"),
             **{k: v for k, v in front_end.items() if k != "name"},
@@ -219,6 +292,11 @@ def _extended(stage: dict[str, Any], number: int, earlier: list[Any]) -> dict[st
     return {**known[base], **{key: value for key, value in stage.items() if key != "extends"}}
 
 
+def _without(names: Sequence[str] | None, left_out: Collection[str]) -> list[str] | None:
+    """Return names without some of them; None stays None."""
+    return None if names is None else [name for name in names if name not in left_out]
+
+
 def _flat(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every value of nested tables with its dotted key."""
     if not isinstance(plain, (dict, list)) or not plain:
@@ -228,12 +306,12 @@ def _flat(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(value, f"{at}.{key}" if at else str(key))
 
 
-def _without_none(plain: Any) -> Any:
+def without_none(plain: Any) -> Any:
     """Return nested tables without the keys that are None, since TOML has no null."""
     if isinstance(plain, dict):
-        return {k: _without_none(v) for k, v in plain.items() if v is not None}
+        return {k: without_none(v) for k, v in plain.items() if v is not None}
     if isinstance(plain, (list, tuple)):
-        return [_without_none(v) for v in plain]
+        return [without_none(v) for v in plain]
     return plain
 
 
@@ -248,8 +326,8 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def validated(plain: dict[str, Any], where: str) -> Recipe:
-    """Validate plain tables as a recipe.
+def validated(plain: dict[str, Any], where: str, *, trains: bool = True) -> Recipe:
+    """Validate plain tables as a recipe; `trains` is that of `load_recipe`.
 
     Raises
     ------
@@ -258,7 +336,7 @@ def validated(plain: dict[str, Any], where: str) -> Recipe:
     """
     refuse_old_keys(plain, where)
     try:
-        return Recipe.model_validate(plain)
+        return Recipe.model_validate(plain, context=None if trains else WITHOUT_TRAINING)
     except ValidationError as e:
         raise RecipeError(f"{where}: " + "; ".join(_faults(e.errors()[:100]))) from None
 
@@ -306,8 +384,16 @@ def recipe_text(name: str) -> str:
     return ((resources.files("fatai") / "recipes") / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def load_recipe(name: str | Path) -> Recipe:
+def load_recipe(name: str | Path, *, trains: bool = True) -> Recipe:
     """Load a recipe by name, or from a path that ends in .toml.
+
+    Parameters
+    ----------
+    name
+        Name or path.
+    trains
+        False leaves the losses, schedules, augmentations and noisy-label methods of the stages unchecked, for a recipe
+        of which only the network and the clips are used; fastai is not imported then.
 
     Raises
     ------
@@ -315,7 +401,7 @@ def load_recipe(name: str | Path) -> Recipe:
         If there is no such recipe, it is not valid TOML, or it has an unknown key, a key of an earlier version or a
         value of the wrong type; the message names file, key and what is allowed.
     """
-    return validated(parse_toml(recipe_text(str(name)), str(name)), str(name))
+    return validated(parse_toml(recipe_text(str(name)), str(name)), str(name), trains=trains)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

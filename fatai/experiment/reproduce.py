@@ -17,11 +17,13 @@ import torch
 
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import CheckpointError, DataError
+from fatai.experiment.ensemble_folder import is_ensemble_folder, main_run
 from fatai.experiment.launch import start_processes
 from fatai.experiment.manifest import noted_columns, noted_data, read_manifest
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import Report, run_recipe
 from fatai.inference.predictions import Predictions
+from fatai.threads import set_threads
 
 __all__ = ["ReproductionResult", "compare_files", "reproduce_run"]
 
@@ -37,6 +39,7 @@ _COMPARED = (
     "fold_*/judged_*.csv",
     "fold_*/oof.csv",
     "fold_*/test.csv",
+    "reference/*",
 )
 _SAME = "same bytes"
 
@@ -132,7 +135,7 @@ def reproduce_run(
         arguments += noted_columns(run).arguments()
         start_processes(options["nproc"], arguments, f"the run in {reproduced}")
     else:
-        torch.set_num_threads(threads)
+        set_threads(threads)
         recipe = load_recipe(run / "recipe.toml")
         corrupted_files = recipe.clips.corrupted_files
         run_recipe(
@@ -174,6 +177,8 @@ def compare_files(run: str | Path, other: str | Path) -> ReproductionResult:
 
 
 def _finished_manifest(run: Path) -> dict[str, Any]:
+    if is_ensemble_folder(run):
+        raise CheckpointError(f"{run} is an ensemble; give one of its runs, such as {main_run(run)}")
     manifest = read_manifest(run)
     if manifest is None or not manifest.get("finished") or not (run / "recipe.toml").is_file():
         raise CheckpointError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,28 +13,45 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from fastai.callback.core import Callback
 from fastcore.meta import delegates
 
-from fatai.data.clip_names import unique_names
-from fatai.data.copies import sound_groups, warn_about_copies
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.data.folds import ALWAYS_TRAINING, make_folds
 from fatai.data.labels import multi_hot
-from fatai.data.tables import check_readable, is_sound_table
 from fatai.distributed import init
 from fatai.ensemble.ensemble import ensemble
-from fatai.errors import CheckpointError, DataError, OptionError
+from fatai.errors import CheckpointError, DataError, FataiError, OptionError
+from fatai.experiment.adapt import adapt_recipe, decision_lines
+from fatai.experiment.background import readable_background
+from fatai.experiment.build import pin_architecture, recipe_parameters
+from fatai.experiment.calibrate import calibrate_new_run
+from fatai.experiment.clip_tables import folded_table, noisy_table, readable_rows
+from fatai.experiment.distill import check_teachers
+from fatai.experiment.drift import store_reference
+from fatai.experiment.false_alarms import measure_background
 from fatai.experiment.fold import FoldContext, FoldResult, fold_learner
+from fatai.experiment.frozen_baseline import frozen_baseline, run_curve
 from fatai.experiment.launch import split_work
+from fatai.experiment.live_history import History, UpdateHistory, draw_history
 from fatai.experiment.manifest import data_digest, read_manifest, times_digest, write_folds, write_manifest
+from fatai.experiment.noisy_decision import (
+    NoisyDecision,
+    check_decided_folds,
+    decide_on_noisy,
+    noisy_notes,
+    replace_folds,
+)
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.self_training import SelfTrainingRounds
 from fatai.experiment.stage import curated_only, prepare_stage
+from fatai.experiment.tracking import StageCallbacks, stage_trackers
 from fatai.inference.learner import FatLearner
 from fatai.inference.predictions import Predictions
 from fatai.io.atomic import translate_os_errors, write_text
 from fatai.io.lock import lock_output
 from fatai.metrics.classification import main_metric, main_score
+from fatai.models.weights import find_published, locate_weights
+from fatai.threads import network_threads
 from fatai.training.cross_validation import CrossValResult, fit_folds
 
 __all__ = ["RunResult", "preview_learner", "recipe_learner", "run_recipe"]
@@ -46,6 +63,12 @@ Report: TypeAlias = Callable[[Path, FATDataset], Path]
 _OPTIMISTIC = (
     "this out-of-fold score is optimistic: each fold selected its epoch by the score of its own held-out clips; "
     'checkpoint = "last" or folds.select_on = "inner" avoids that'
+)
+
+
+_TEACHER_SAW = (
+    "this out-of-fold score is optimistic: networks of the teacher were trained on the held-out clips, or selected by "
+    'their scores; a teacher with the same folds (folds.splitter, n and seed) and checkpoint = "last" avoids that'
 )
 
 
@@ -91,6 +114,9 @@ def run_recipe(
     command: str = "",
     log: Callable[[str], None] = print,
     report: Report | None = None,
+    history: History | None = None,
+    tracker: str | None = None,
+    baseline: bool = True,
 ) -> RunResult:
     """Train the folds of a recipe and write a run folder.
 
@@ -129,6 +155,14 @@ def run_recipe(
     report
         Draws the report of the finished run, such as `fatai.report.html.run_report`; None draws none. An error in it
         becomes a warning.
+    history
+        Draws the page of the run while it trains, such as `fatai.report.history.run_history`, at its begin, after
+        epochs and at its end; None draws none. An error in it becomes a warning.
+    tracker
+        "tensorboard", "wandb" or "mlflow", which every fit is logged to as well; see `stage_trackers`.
+    baseline
+        Whether a recipe that decides by the data, as `default` does, also scores a frozen pretrained network on the
+        same folds; only where its weights are on this machine.
 
     Returns
     -------
@@ -139,14 +173,22 @@ def run_recipe(
     DataError, RecipeError, LabelError
         If the data or the recipe are not valid.
     CheckpointError
-        If `out` holds a run of another recipe or of other data; the message lists the differences.
+        If `out` holds a run of another recipe or of other data; the message lists the differences. If published weights
+        that the recipe names are not on this machine and cannot be downloaded.
     StorageError
         If another command is writing `out`.
+    OptionError, MissingDependencyError
+        If there is no such tracker, or its package is not installed.
     """
+    trackers = None if tracker is None else stage_trackers(tracker, out)
     started, group = time.monotonic(), init()
     main_log = log if group.is_main else _silent
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    recipe = pin_architecture(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    if group.is_main and not resume:
+        _get_weights(recipe)
     data, out = _dataset(data, recipe, corrections), Path(out)
+    data = readable_background(data)
+    recipe = adapt_recipe(recipe, data)
     table, unreadable, folds = folded_table(data, recipe)
     digest = data_digest(data)
     run_options = {
@@ -155,22 +197,40 @@ def run_recipe(
         "corrections": None if corrections is None else str(corrections),
     }
     note = partial(write_manifest, out, data, recipe, digest, command, run_options)
-    with lock_output(out) if group.is_main else nullcontext():
+    # Around the manifest, which notes the number of threads.
+    n_parameters = recipe_parameters(recipe, len(data.tags))
+    with network_threads(n_parameters), lock_output(out) if group.is_main else nullcontext():
         if group.is_main and not (resume and _can_resume(out, recipe, data, digest)):
             _create_folder(out, recipe, table, folds)
             note()  # the last of the three: a folder with a manifest has recipe.toml and folds.csv
         main_log(f"{recipe.name}: {len(table)} clips, {len(data.tags)} tags, {recipe.folds.n} folds")
+        for line in _advice_on_weights(recipe):
+            main_log(line)
+        for line in decision_lines(recipe):
+            main_log(f"  {line}")
         noisy, unreadable_noisy = noisy_table(data, recipe)
+        if group.is_main:
+            replace_folds(out)
         chosen = _chosen_folds(recipe, run_folds, folds)
+        check_decided_folds(out, chosen)
+        is_honest = check_teachers(recipe.stages, [list(table["fname"][folds == fold]) for fold in chosen])
         work = split_work(group, len(chosen), log)
         context = FoldContext(
             data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers,
             cache_dir=cache_dir, log=work.log, group=work.batch_group,
+            stage_cbs=partial(_stage_callbacks, out, trackers, history),
         )
+        if group.is_main and history is not None:
+            draw_history(history, out)
+            log(f"open {out / 'history.html'} in a browser to follow the training")
         rounds = SelfTrainingRounds(context, chosen, work.fold_group)
         group.barrier()
         rounds.train_before_last(table, folds)
         results = rounds.train_last(table, folds)
+        decision: NoisyDecision | None = None
+        if recipe.noisy_decision and data.noisy is not None:
+            tried, unreadable_noisy = readable_rows(data.noisy)
+            results, decision = decide_on_noisy(context, tried, table, folds, results, work.fold_group)
         oof, scores = _out_of_fold(data, table, folds, results, main_log)
         tests = [fold.test for fold in results.values() if fold.test is not None]
         test = ensemble(tests, how=recipe.tta.fold_average) if tests else None
@@ -181,10 +241,53 @@ def run_recipe(
             _write_predictions(result, data, log)
             if recipe.selects_on_held_out:
                 log(_OPTIMISTIC)
-            note({**_manifest_results(result), "selects_on_held_out": recipe.selects_on_held_out})
+            if not is_honest:
+                log(_TEACHER_SAW)
+            calibrated = calibrate_new_run(out, data.curated[["fname", "labels"]], log)
+            measure_background(out, data, recipe.folds.n, log)
+            store_reference(out, table[np.isin(folds, chosen)])
+            is_whole = chosen == sorted(set(folds.tolist()))
+            frozen = _frozen_results(out, recipe, data, table, folds, log, baseline) if is_whole else {}
+            optimistic = {"selects_on_held_out": recipe.selects_on_held_out, "teacher_saw_held_out": not is_honest}
+            note({**_manifest_results(result), **calibrated, **noisy_notes(decision), **optimistic, **frozen})
             draw_report(report, out, data, log)
+            draw_history(history, out)
             log(f"{out}: done in {result.seconds:.0f} s")
     return result
+
+
+def _stage_callbacks(
+    out: Path, trackers: StageCallbacks | None, history: History | None, fold: int, stage: int
+) -> list[Callback]:
+    """Return the callbacks of a fit besides those of its stage."""
+    page = [] if history is None else [UpdateHistory(out, history)]
+    return [*(trackers(fold, stage) if trackers else ()), *page]
+
+
+def _advice_on_weights(recipe: Recipe) -> Iterator[str]:
+    """Yield what to do if a recipe that is made for published weights starts from random ones."""
+    published = find_published(recipe.model.arch)
+    if published is None or recipe.model.options.get("pretrained"):
+        return
+    if any(stage.linear_probe is not None for stage in recipe.stages):
+        effect = "its features are random, and the regression on them learns next to nothing"
+    elif recipe.front_end.get("name") == published.front_end:
+        effect = "few clips do not suffice to train it"
+    else:
+        return
+    yield (
+        f"{recipe.model.arch} starts without its published weights: {effect}. Download them with: fatai-submit weights "
+        f"get {published.name} ({published.size}, {published.license}), and run with --weights {published.name}"
+    )
+    if published.arch != "mn04":
+        yield "or take a small network: fatai-submit weights get mn04_as (4 MB), --arch mn04 --weights mn04_as"
+
+
+def _get_weights(recipe: Recipe) -> None:
+    """Download the published weights that a recipe names, before anything is read or written, and in one process."""
+    pretrained = recipe.model.options.get("pretrained")
+    if find_published(recipe.model.arch) and pretrained:
+        locate_weights(recipe.model.arch, pretrained)
 
 
 def _silent(line: str) -> None:
@@ -226,7 +329,9 @@ def _out_of_fold(
         run_folds=list(results),
     )
     trained = ~np.isnan(joined.oof).any(axis=1)
-    oof = Predictions(tuple(table["fname"][trained]), data.tags, joined.oof[trained])
+    parts = [part for result in results.values() if (part := result.oof) is not None]
+    unreadable, silent = (tuple(n for part in parts for n in getattr(part, f)) for f in ("unreadable", "silent"))
+    oof = Predictions(tuple(table["fname"][trained]), data.tags, joined.oof[trained], unreadable, silent=silent)
     return oof, _Scores(joined.scores, main_score(oof.probs, targ[trained]))
 
 
@@ -266,7 +371,7 @@ def _can_resume(out: Path, recipe: Recipe, data: FATDataset, digest: str) -> boo
         )
     if manifest["data"].get("modified", times := times_digest(data)) != times:
         raise CheckpointError(
-            f"{out} holds a run of other data: sounds have been written anew since it began. Choose another folder"
+            f"{out} holds a run of other data: sounds have been written again since it began. Choose another folder"
         )
     return True
 
@@ -299,107 +404,29 @@ def recipe_learner(
         If there is no such fold.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    data = _dataset(data, recipe)
+    data = readable_background(_dataset(data, recipe))
+    recipe = adapt_recipe(recipe, data)
     table, _, folds = folded_table(data, recipe)
     if fold not in folds:
         raise OptionError(f"fold is {fold}; {recipe.name} has the folds 0 to {recipe.folds.n - 1}")
-    context = FoldContext(data, recipe, Path(path), data_digest(data), num_workers=num_workers, cache_dir=cache_dir)
+    context = FoldContext(
+        data, recipe, Path(path), data_digest(data), num_workers=num_workers, cache_dir=cache_dir, log=_no_log
+    )
     return fold_learner(context, fold, table.assign(is_valid=folds == fold))
+
+
+def _no_log(line: str) -> None:
+    """Leave out the lines of a run."""
 
 
 @delegates(recipe_learner)
 def preview_learner(data: str | Path | FATDataset, recipe: Recipe, fold: int = 0, **kwargs: Any) -> FatLearner:
     """Return a `recipe_learner` with the batches, loss and callbacks of the first stage, on curated clips."""
+    data = _dataset(data, recipe)
+    recipe = adapt_recipe(recipe, data)
     learn = recipe_learner(data, recipe, fold, **kwargs)
     learn.add_cbs(prepare_stage(learn, curated_only(recipe.stages[0])))
     return learn
-
-
-def folded_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame, tuple[str, ...], np.ndarray]:
-    """Split the readable curated clips into folds.
-
-    Returns
-    -------
-    The table of readable curated clips, with a column `sound` if the recipe groups by it; the names of unreadable
-    ones; the fold of each readable clip, int64, shape (clips,).
-
-    Raises
-    ------
-    DataError
-        If there are fewer clips than folds, or the column of groups is absent, incomplete or has another number of
-        folds.
-    """
-    table, unreadable = _readable_rows(data.curated)
-    config = recipe.folds
-    if len(table) < config.n:
-        raise DataError(
-            f"{data.path} has {len(table)} readable curated clips; expected at least one for each of {config.n} folds"
-        )
-    if config.splitter == "group" and config.group_col == "sound" and "sound" not in table.columns:
-        table = table.assign(sound=sound_groups(table["path"].tolist()))
-    groups = None if config.group_col is None else _groups(table, config.group_col, data.path)
-    targ = multi_hot(table["labels"], data.tags)
-    folds = make_folds(
-        targ, splitter=config.splitter, n=config.n, seed=config.seed, groups=groups, tags=data.tags
-    )
-    n_found = int(folds.max()) + 1
-    if n_found != config.n:
-        raise DataError(
-            f"the column {config.group_col} of {data.path.name} has {n_found} folds, but the recipe {recipe.name} has "
-            f"folds.n = {config.n}; give --folds {n_found}"
-        )
-    _warn_about_copies(data, recipe, table, folds)
-    return table, unreadable, folds
-
-
-def _warn_about_copies(data: FATDataset, recipe: Recipe, table: pd.DataFrame, folds: np.ndarray) -> None:
-    """Warn about sounds that a fold holds out and trains on, among curated and noisy clips."""
-    if data.noisy is not None and any(stage.noisy_labels is not None for stage in recipe.stages):
-        table = pd.concat([table[["fname", "path"]], data.noisy[["fname", "path"]]], ignore_index=True)
-        folds = np.concatenate([folds, np.full(len(table) - len(folds), ALWAYS_TRAINING)])
-    paths = [str(path) for path in table["path"]]
-    warn_about_copies(folds, unique_names(table["fname"].tolist(), paths), paths)
-
-
-def _groups(table: pd.DataFrame, column: str, path: Path) -> list[Any]:
-    """Return the values of the column with the groups or folds of the clips."""
-    file = path if is_sound_table(path) else path / "train_curated.csv"
-    if column not in table.columns:
-        raise DataError(
-            f"{file} has no column {column!r}, which the recipe names as folds.group_col; it has "
-            f"{', '.join(str(name) for name in table.columns)}"
-        )
-    empty = table["fname"][table[column].isna()]
-    if len(empty):
-        raise DataError(
-            f"{file}: the column {column} is empty for {empty.iloc[0]} ({len(empty)} such clips); fill it in"
-        )
-    return list(table[column])
-
-
-def noisy_table(data: FATDataset, recipe: Recipe) -> tuple[pd.DataFrame | None, tuple[str, ...]]:
-    """Return the table of readable noisy clips, None if the recipe uses none, and the names of unreadable ones.
-
-    Raises
-    ------
-    DataError
-        If the recipe uses noisy clips and there are none.
-    """
-    if all(stage.noisy_labels is None for stage in recipe.stages):
-        return None, ()
-    if data.noisy is None:
-        raise DataError(
-            f"the recipe {recipe.name} trains on noisy clips, but {data.path} has none: expected train_noisy.csv"
-        )
-    return _readable_rows(data.noisy)
-
-
-def _readable_rows(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    readable, faults = check_readable([Path(p) for p in table["path"]])
-    if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
-        warnings.warn(f"{len(faults)} training files cannot be read and are left out:\n{listed}", stacklevel=4)
-    return table[readable].reset_index(drop=True), tuple(table["fname"][~readable])
 
 
 def _write_predictions(result: RunResult, data: FATDataset, log: Callable[[str], None]) -> None:
@@ -413,6 +440,28 @@ def _write_predictions(result: RunResult, data: FATDataset, log: Callable[[str],
     if data.sample is not None:
         test.to_submission(out / "submission.csv", sample=data.sample)
         log(f"submission: {out / 'submission.csv'}, {len(test)} clips, fits {data.sample.name}")
+
+
+def _frozen_results(
+    out: Path, recipe: Recipe, data: FATDataset, table: pd.DataFrame, folds: np.ndarray, log: Callable[[str], None],
+    baseline: bool,
+) -> dict[str, Any]:
+    """Return notes on what a frozen network gives: its curve over clips per tag, and beside `default` its score."""
+    curve = run_curve(out, recipe, table, folds, data.tags)
+    if curve:
+        return {"clips_per_tag": curve}
+    if not baseline or recipe.decided is None or recipe.model.options.get("pretrained"):
+        return {}
+    try:
+        found = frozen_baseline(table, folds, data.tags)
+    except FataiError as e:
+        warnings.warn(f"no frozen network was scored beside this run: {e}", stacklevel=3)
+        return {}
+    if found is None:
+        return {}
+    log(str(found))
+    notes = {"frozen_baseline": {"text": str(found), "weights": found.weights, found.metric: found.score}}
+    return {**notes, **({"clips_per_tag": found.curve} if found.curve else {})}
 
 
 def draw_report(report: Report | None, out: Path, data: FATDataset, log: Callable[[str], None]) -> None:

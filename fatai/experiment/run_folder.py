@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
+from fatai.data.config import ClipConfig
+from fatai.device import inference_device
 from fatai.ensemble.ensemble import ensemble
 from fatai.errors import CheckpointError, OptionError
 from fatai.experiment.build import recipe_network
-from fatai.experiment.fold import WEIGHTS
+from fatai.experiment.ensemble_folder import EnsembleFolder, is_ensemble_folder, main_run
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.export.pretrained import Pretrained, is_model_folder, load_pretrained
 from fatai.inference.events.tagger import SlidingWindowTagger
@@ -29,12 +30,19 @@ from fatai.inference.predictor import ClipPredictions, Predictor
 from fatai.inference.tta import build_views, names_and_paths, predict_files, with_priors
 from fatai.inference.views import Views
 from fatai.io.json import parse_json
+from fatai.io.lazy import pandas as pd
 from fatai.metrics.calibration import CALIBRATION, Calibration
 from fatai.metrics.thresholds import Thresholds
 from fatai.models.checkpoint import load_weights, read_metadata
-from fatai.training.precision import fast_layout
+from fatai.models.openvino import with_backend
+from fatai.training.autocast import fast_layout
 
-__all__ = ["FinishedRun", "Tagger", "TrainedFold", "predict_with_run", "thresholds_of_run", "trained_model"]
+__all__ = [
+    "FinishedRun", "Tagger", "TrainedFold", "has_calibration", "predict_with_run", "thresholds_of_run", "trained_model",
+]
+
+WEIGHTS = "model.safetensors"
+"""File of the network in the folder of a fold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +80,18 @@ class FinishedRun:
         The weights file of each fold.
     device
         Device of the networks.
+    backend
+        What runs the networks, a name of `fatai.models.openvino.BACKENDS`.
     """
 
     folder: Path
     recipe: Recipe
     weights: tuple[Path, ...]
     device: torch.device
+    backend: str = "torch"
 
     @classmethod
-    def open(cls, run: str | Path) -> FinishedRun:
+    def open(cls, run: str | Path, *, backend: str = "torch") -> FinishedRun:
         """Open a run folder; weights are loaded later.
 
         Raises
@@ -97,8 +108,9 @@ class FinishedRun:
                 f"{run} is not a finished run; expected recipe.toml and fold_0/{WEIGHTS} in it, as fatai-submit run "
                 "writes them"
             )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(run, load_recipe(run / "recipe.toml"), weights, device)
+        # OpenVINO runs networks on the CPU.
+        device = inference_device() if backend == "torch" else torch.device("cpu")
+        return cls(run, load_recipe(run / "recipe.toml", trains=False), weights, device, backend)
 
     @property
     def fold_numbers(self) -> list[int]:
@@ -112,7 +124,7 @@ class FinishedRun:
             model = recipe_network(self.recipe, len(tags), in_channels, pretrained=False)
             load_weights(path, model)
             model = fast_layout(model.to(self.device), self.device, self.recipe.precision).eval()
-            yield TrainedFold(path.parent.name, model, tuple(tags), prior)
+            yield TrainedFold(path.parent.name, with_backend(model, self.backend), tuple(tags), prior)
 
     def calibration(self) -> Calibration:
         """Load the calibration of the run; raises `CheckpointError` if it has none."""
@@ -121,30 +133,40 @@ class FinishedRun:
 
 def predict_with_run(
     run: str | Path,
-    items: pd.DataFrame | Sequence[str | Path],
+    items: pd.DataFrame | Sequence[str | Path | tuple[str, str | Path]],
     *,
     views: str | None = None,
     n: int | None = None,
     average: str | None = None,
     save_views: str | Path | None = None,
     calibrated: bool = False,
+    channel: str | int | None = None,
+    backend: str = "torch",
     bs: int = 64,
     num_workers: int = 0,
     **options: Any,
 ) -> Predictions:
-    """Predict clips with every fold of a finished run, averaged, or with a model folder.
+    """Predict clips with every fold of a finished run, averaged, with all runs of an ensemble, or with a model folder.
 
     Parameters
     ----------
+    run
+        A run folder, the folder of an ensemble, or a model folder.
     items
-        Paths, or a table with columns fname and path.
+        Paths, pairs of a name and a path, or a table with columns fname and path.
     views, n, average, options
         Views and their average, as in `learn.tta`; None takes those of the run's recipe, or for a model folder 8 "even"
         views. With other `views`, number and options of the recipe are not used.
     save_views
-        A folder for the probabilities of every view: a file fold_K.npz per fold, or model.npz, for `load_views`.
+        A folder for the probabilities of every view: a file fold_K.npz per fold, or model.npz, for `load_views`; of an
+        ensemble a folder for each run.
     calibrated
         Whether to apply the calibration of the run or the model folder to the average of the folds.
+    channel
+        Channel of sound files instead of that of training, as in `load_audio`; "each" averages the views of all
+        channels of a clip.
+    backend
+        What runs the networks, a name of `fatai.models.openvino.BACKENDS`: "openvino" is faster than "torch" on CPUs.
     bs, num_workers
         Views per batch and processes that load sound.
 
@@ -159,20 +181,42 @@ def predict_with_run(
         `calibrated` is set.
     """
     if is_model_folder(run):
-        return load_model_folder(run, calibrated).tta(
+        model = load_model_folder(run, calibrated, backend)
+        return replace(model, settings=with_channel(model.settings, channel)).tta(
             items, views=views or "even", n=n, average=average or "probs", bs=bs, num_workers=num_workers,
             save_views=None if save_views is None else Path(save_views) / "model.npz", **options,
         )
-    opened = FinishedRun.open(run)
+    if is_ensemble_folder(run):
+        shared: dict[str, Any] = {"views": views, "n": n, "average": average, "channel": channel, "bs": bs}
+        return _predict_with_members(
+            EnsembleFolder.open(run), items, save_views, calibrated, num_workers=num_workers, backend=backend,
+            **shared, **options,
+        )
+    opened = FinishedRun.open(run, backend=backend)
     tta = opened.recipe.tta
     if views is None:
         views, n, options = tta.views, n or tta.n, {**tta.options, **options}
     calibration = opened.calibration() if calibrated else None  # before predicting, which takes long: it may not exist
     predictor = _FoldPredictor(
-        opened, build_views(views, n, **options), *names_and_paths(items), average or tta.average, bs, num_workers
+        opened, build_views(views, n, **options), *names_and_paths(items), average or tta.average, bs,
+        num_workers, channel,
     )
     parts = predictor.predict() if save_views is None else predictor.predict_and_save(Path(save_views))
     predictions = ensemble(parts, how=tta.fold_average)
+    return predictions if calibration is None else predictions.calibrated(calibration)
+
+
+def _predict_with_members(
+    opened: EnsembleFolder, items: Any, save_views: str | Path | None, calibrated: bool, **options: Any
+) -> Predictions:
+    """Predict with each run of an ensemble and average by its weights; `options` are those of `predict_with_run`."""
+    calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
+    runs = opened.runs
+    parts = [
+        predict_with_run(run, items, save_views=None if save_views is None else Path(save_views) / run.name, **options)
+        for run in runs
+    ]
+    predictions = ensemble(parts, opened.how, list(runs.values()))
     return predictions if calibration is None else predictions.calibrated(calibration)
 
 
@@ -187,12 +231,13 @@ class _FoldPredictor:
     average: str
     bs: int
     num_workers: int
+    channel: str | int | None = None
 
     def predict(self) -> list[Predictions]:
         """Predict with all folds at once: each clip is loaded once for consecutive folds with the same tags."""
         parts = []
-        for folds in _grouped_by_tags(self.run.folds()):
-            output = self._predict_fold(_joined(folds))
+        for folds in grouped_by_tags(self.run.folds()):
+            output = self._predict_fold(joined_folds(folds))
             probs = np.split(output.probs, len(folds), axis=1)
             parts += [
                 with_priors(self.names, fold.tags, output._replace(probs=fold_probs), fold.prior)
@@ -210,11 +255,16 @@ class _FoldPredictor:
     def _predict_fold(self, fold: TrainedFold, save_views: Path | None = None) -> ClipPredictions:
         recipe = self.run.recipe
         predictor = Predictor(
-            fold.model, recipe.settings(), self.views, len(fold.tags), precision=recipe.precision,
-            device=self.run.device, bs=self.bs, num_workers=self.num_workers, seed=recipe.seed, average=self.average,
+            fold.model, with_channel(recipe.settings(), self.channel), self.views, len(fold.tags),
+            precision=recipe.precision, device=self.run.device, bs=self.bs, num_workers=self.num_workers,
+            seed=recipe.seed, average=self.average,
         )
         desc = fold.name.replace("_", " ")
         return predict_files(predictor, self.names, self.paths, fold.tags, save_views=save_views, desc=desc)
+
+
+def with_channel(settings: ClipConfig, channel: str | int | None) -> ClipConfig:
+    return settings if channel is None else replace(settings, channel=channel)
 
 
 class _ConcatModels(nn.Module):
@@ -228,7 +278,7 @@ class _ConcatModels(nn.Module):
         return torch.cat([model(spec) for model in self.models], 1)
 
 
-def _joined(folds: Sequence[TrainedFold]) -> TrainedFold:
+def joined_folds(folds: Sequence[TrainedFold]) -> TrainedFold:
     """Return folds as one network with the outputs of all of them side by side."""
     if len(folds) == 1:
         return folds[0]
@@ -238,26 +288,27 @@ def _joined(folds: Sequence[TrainedFold]) -> TrainedFold:
     )
 
 
-def _grouped_by_tags(folds: Iterable[TrainedFold]) -> Iterator[list[TrainedFold]]:
+def grouped_by_tags(folds: Iterable[TrainedFold]) -> Iterator[list[TrainedFold]]:
     """Yield lists of consecutive folds with the same tags in the same order, as those of one run have."""
     for _, group in groupby(folds, key=lambda fold: fold.tags):
         yield list(group)
 
 
-def load_model_folder(folder: str | Path, calibrated: bool) -> Pretrained:
-    """Load a model folder with or without its calibration.
+def load_model_folder(folder: str | Path, calibrated: bool, backend: str = "torch") -> Pretrained:
+    """Load a model folder with or without its calibration, to be run by a backend.
 
     Raises
     ------
     CheckpointError
         If it has no calibration although `calibrated` is set.
     """
-    model = load_pretrained(folder)
+    model = load_pretrained(folder, device=None if backend == "torch" else "cpu")
     if calibrated and model.calibration is None:
         raise CheckpointError(
             f"{folder} has no calibration; expected a model that was calibrated before it was saved"
         )
-    return model if calibrated else replace(model, calibration=None)
+    calibration = model.calibration if calibrated else None
+    return replace(model, model=with_backend(model.model, backend), calibration=calibration)
 
 
 def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
@@ -266,7 +317,7 @@ def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
     Parameters
     ----------
     run
-        A run or model folder.
+        A run or model folder, or that of an ensemble, of which the run with the highest weight is taken.
     fold
         Number of the fold, from 0; not used for a model folder.
 
@@ -279,18 +330,39 @@ def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
     """
     if is_model_folder(run):
         return load_pretrained(run)
-    opened = FinishedRun.open(run)
+    opened = FinishedRun.open(main_run(run))
     weights = tuple(path for path in opened.weights if path.parent.name == f"fold_{fold}")
     if not weights:
-        raise OptionError(
-            f"{run} has no fold {fold}; expected one of {', '.join(path.parent.name[5:] for path in opened.weights)}"
-        )
+        known = ", ".join(path.parent.name[5:] for path in opened.weights)
+        raise OptionError(f"{opened.folder} has no fold {fold}; expected one of {known}")
     trained, recipe = next(replace(opened, weights=weights).folds()), opened.recipe
     calibration = opened.calibration() if (opened.folder / CALIBRATION).exists() else None
     training = {"recipe": recipe.model_dump(), "fold": fold}
     return Pretrained(
         trained.model, trained.tags, recipe.settings(), trained.prior, calibration, training, {}, recipe.precision
     )
+
+
+def has_calibration(run: str | Path) -> bool:
+    """Return True if a run or model folder has a calibration; those of old runs may have none."""
+    if is_model_folder(run):
+        return load_pretrained(run).calibration is not None
+    return (Path(run) / CALIBRATION).is_file()
+
+
+def ensemble_models(folder: str | Path) -> tuple[list[Pretrained], list[float]]:
+    """Load all folds of the runs of an ensemble folder, with the weight of each in the average.
+
+    Raises
+    ------
+    CheckpointError
+        As in `predict_with_run`, and if the runs read clips differently or their average is not the mean.
+    """
+    models, weights = [], []
+    for opened, weight in _opened_runs(Path(folder)):
+        models += [trained_model(opened.folder, number) for number in opened.fold_numbers]
+        weights += [weight / len(opened.fold_numbers)] * len(opened.fold_numbers)
+    return models, weights
 
 
 def thresholds_of_run(run: str | Path) -> Thresholds:
@@ -307,18 +379,22 @@ def thresholds_of_run(run: str | Path) -> Thresholds:
     return thresholds
 
 
-@delegates(SlidingWindowTagger.__init__, but=["precision", "calibration", "activation"])
+@delegates(SlidingWindowTagger.__init__, but=["precision", "calibration", "activation", "prior", "weights"])
 class Tagger(SlidingWindowTagger):
-    """Tag sound of any length with every fold of a finished run, averaged, or with a model folder.
+    """Tag sound of any length with every fold of a finished run or of the runs of an ensemble, or with a model folder.
 
     `Tagger("runs/demo").tag("forest.flac")` lists the sound events with their start and end times.
 
     Parameters
     ----------
     run
-        A run or model folder.
+        A run or model folder, or that of an ensemble whose runs read clips alike.
     calibrated
         Whether to apply its calibration.
+    channel
+        Channel of recordings instead of that of training, as in `load_audio`; "each" tags every channel.
+    backend
+        What runs the networks, a name of `fatai.models.openvino.BACKENDS`.
     options
         As in `SlidingWindowTagger`.
 
@@ -329,23 +405,49 @@ class Tagger(SlidingWindowTagger):
         no calibration although `calibrated` is set.
     """
 
-    def __init__(self, run: str | Path, *, calibrated: bool = False, **options: Any):
+    def __init__(
+        self, run: str | Path, *, calibrated: bool = False, channel: str | int | None = None, backend: str = "torch",
+        **options: Any,
+    ):
         if is_model_folder(run):
-            model = load_model_folder(run, calibrated)
-            super().__init__([model.model], model.tags, model.settings, calibration=model.calibration, **options)
+            model = load_model_folder(run, calibrated, backend)
+            super().__init__(
+                [model.model], model.tags, with_channel(model.settings, channel), calibration=model.calibration,
+                prior=model.prior, **options,
+            )
             return
-        opened = FinishedRun.open(run)
-        calibration = opened.calibration() if calibrated else None
-        folds = list(opened.folds())
+        weighted = _opened_runs(Path(run), backend)
+        calibration = Calibration.from_json(Path(run) / CALIBRATION) if calibrated else None
+        folds, weights = [], []
+        for opened, weight in weighted:
+            folds += list(opened.folds())
+            weights += [weight / len(opened.weights)] * len(opened.weights)
         for fold in folds:
             if fold.tags != folds[0].tags:
                 raise CheckpointError(
                     f"{run}: {fold.name} has other tags than {folds[0].name}; expected folds of one run"
                 )
+        recipe = weighted[0][0].recipe
         super().__init__(
-            [fold.model for fold in folds], folds[0].tags, opened.recipe.settings(), precision=opened.recipe.precision,
-            calibration=calibration, **options,
+            [fold.model for fold in folds], folds[0].tags, with_channel(recipe.settings(), channel),
+            precision=recipe.precision, calibration=calibration, weights=weights,
+            prior=np.average([fold.prior for fold in folds], axis=0, weights=weights), **options,
         )
+
+
+def _opened_runs(folder: Path, backend: str = "torch") -> list[tuple[FinishedRun, float]]:
+    """Open a run, or the runs of an ensemble, which must read clips alike, with their weights."""
+    if not is_ensemble_folder(folder):
+        return [(FinishedRun.open(folder, backend=backend), 1.0)]
+    opened = EnsembleFolder.open(folder)
+    weighted = [(FinishedRun.open(run, backend=backend), weight) for run, weight in opened.runs.items()]
+    settings = [run.recipe.settings() for run, _ in weighted]
+    if opened.how != "mean" or any(other != settings[0] for other in settings):
+        raise CheckpointError(
+            f"{folder} is an ensemble whose runs read clips differently, or whose average is not the mean; expected "
+            f"runs that are averaged window by window: take one of them, such as {weighted[0][0].folder}"
+        )
+    return weighted
 
 
 def _metadata(path: Path) -> tuple[list[str], int, np.ndarray]:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fatai.errors import OptionError
+from fatai.experiment.epochs import multiply_options, with_epochs
 from fatai.experiment.estimate import max_clips
 from fatai.experiment.recipe import Recipe, validated
 from fatai.experiment.schema import Stage
@@ -34,7 +35,6 @@ from fatai.registry import did_you_mean
 __all__ = ["SCALES", "Scale", "scale_recipe"]
 
 _PUBLISHED_NOISY = 19_815
-_IN_EPOCHS = ("warmup_epochs", "every", "cycle")  # options of schedules that are lengths in epochs
 _IN_CLIPS = ("n", "k")  # options of noisy-label methods that are numbers of clips
 _OVERLAPPING = ("step_frames", "step_s")
 
@@ -152,29 +152,17 @@ def _scale_noisy(stage: dict[str, Any], config: Scale, n_noisy: int | None) -> N
     if stage["noisy_labels"] is not None and n_noisy is not None:
         # At least as many clips as folds, so that they can be split among the folds.
         factor = min(1.0, n_noisy / _PUBLISHED_NOISY)
-        stage["noisy_labels"] = _multiplied(stage["noisy_labels"], _IN_CLIPS, factor, min_value=config.folds)
+        stage["noisy_labels"] = multiply_options(stage["noisy_labels"], _IN_CLIPS, factor, min_value=config.folds)
 
 
 def _scale_stage(stage: dict[str, Any], epochs: int, config: Scale) -> None:
     """Change epochs, batch size and what depends on them in place."""
-    factor, bs = epochs / stage["epochs"], min(config.bs, stage["bs"])
+    bs = min(config.bs, stage["bs"])
     lr_factor = math.sqrt(bs / stage["bs"])
-    stage["schedule_options"] = _multiplied(stage["schedule_options"], _IN_EPOCHS, factor)
+    stage.update(with_epochs(stage, epochs))
     if "start_lr" in stage["schedule_options"]:
         stage["schedule_options"]["start_lr"] *= lr_factor
-    stage.update(epochs=epochs, bs=bs, lr=stage["lr"] * lr_factor)
+    stage.update(bs=bs, lr=stage["lr"] * lr_factor)
     if stage["lr_min"] is not None:
         stage["lr_min"] *= lr_factor
-    if stage["no_aug_epochs"] is not None:
-        stage["no_aug_epochs"] = max(1, round(stage["no_aug_epochs"] * factor)) if epochs > 1 else None
     stage["sampling_options"] = {k: v for k, v in stage["sampling_options"].items() if k != "n"}
-
-
-def _multiplied(
-    options: dict[str, Any], names: tuple[str, ...], factor: float, *, min_value: int = 1
-) -> dict[str, Any]:
-    """Multiply the named options; integers stay integers of at least `min_value`."""
-    def scaled(value: Any) -> Any:
-        return max(min_value, round(value * factor)) if isinstance(value, int) else value * factor
-
-    return {key: scaled(value) if key in names else value for key, value in options.items()}

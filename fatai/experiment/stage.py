@@ -12,19 +12,23 @@ from fastai.callback import schedule  # noqa: F401 - gives learners fit_one_cycl
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.data.core import TfmdDL
-from fastai.optimizer import SGD, Adam, OptimWrapper
+from fastai.optimizer import SGD, OptimWrapper
 from fastai.torch_core import trainable_params
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import RandomSampler, Sampler
 
 from fatai.augment.item import ItemAugmentations
 from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.averaging import WeightAverage
+from fatai.callbacks.batch_norm import FreezeBatchNorm
 from fatai.callbacks.checkpoint import BestOfStages, SaveBestModel
 from fatai.callbacks.csv_logger import EpochCSVLogger
-from fatai.callbacks.failure import SplitBatchOnOOM, TerminateOnNaN, translate_errors
+from fatai.callbacks.failure import SplitBatchOnOOM, TerminateOnNaN
 from fatai.callbacks.gradients import ClipGradValue
+from fatai.callbacks.layer_decay import LayerDecay
+from fatai.callbacks.out_of_memory import translate_errors
 from fatai.callbacks.schedulers import StopAtLR, schedule_callback
+from fatai.data.clip_loader import ClipDL
 from fatai.data.labels import multi_hot
 from fatai.data.samplers import BalancedSampler, MixtureSampler, SampledDL
 from fatai.errors import OptionError
@@ -32,16 +36,19 @@ from fatai.experiment.linear_head import solve_last_layer
 from fatai.experiment.schema import Stage, build_named
 from fatai.inference.learner import FatLearner
 from fatai.metrics.classification import main_metric
+from fatai.models import count_parameters
 from fatai.registry import AUGMENTATIONS, MIXERS
-from fatai.training.learner import named_loss
+from fatai.threads import network_threads
+from fatai.training.learner import decay_layers, named_loss
+from fatai.training.optimizer import FusedAdam
 
 __all__ = ["fit_stage", "prepare_stage"]
 
 # As torch's Adam, which the published systems use; fastai's own defaults are sqr_mom 0.99 and eps 1e-5.
 _OPTIMIZERS: dict[str, Callable[[Stage], Any]] = {
-    "adam": lambda stage: partial(Adam, decouple_wd=False, sqr_mom=stage.sqr_mom, eps=1e-8),
-    "adamw": lambda stage: partial(Adam, decouple_wd=True, sqr_mom=stage.sqr_mom, eps=1e-8),
-    "amsgrad": lambda stage: partial(OptimWrapper, opt=torch.optim.Adam, amsgrad=True),
+    "adam": lambda stage: partial(FusedAdam, decouple_wd=False, sqr_mom=stage.sqr_mom, eps=1e-8),
+    "adamw": lambda stage: partial(FusedAdam, decouple_wd=True, sqr_mom=stage.sqr_mom, eps=1e-8),
+    "amsgrad": lambda stage: partial(OptimWrapper, opt=torch.optim.Adam, amsgrad=True, fused=True),
     "sgd": lambda stage: partial(SGD, mom=stage.momentum, decouple_wd=False),
 }
 
@@ -79,16 +86,30 @@ def prepare_stage(
     _set_tag_counts(learn)
     learn.opt_func, learn.opt = _OPTIMIZERS[stage.optimizer](stage), None
     learn.no_weight_decay, learn.wd = stage.no_weight_decay, stage.wd
-    learn.splitter = trainable_params if stage.lr_min is None else _layer_groups
-    return [*_augmentation_callbacks(stage), *_gradient_callbacks(learn, stage), *_stopping_callbacks(learn, stage)]
+    learn.splitter = _splitter(stage)
+    return [
+        *_augmentation_callbacks(stage),
+        *_gradient_callbacks(learn, stage),
+        *([] if stage.ema_decay is None else [WeightAverage(stage.ema_decay)]),
+        *([] if stage.layer_decay is None else [LayerDecay(stage.layer_decay)]),
+        *([FreezeBatchNorm()] if stage.freeze_bn else []),
+        *_stopping_callbacks(learn, stage),
+    ]
+
+
+def _splitter(stage: Stage) -> Callable[[nn.Module], Any]:
+    """Return the function that splits a model into groups of parameters with learning rates of their own."""
+    if stage.layer_decay is not None:
+        return decay_layers
+    return trainable_params if stage.lr_min is None else _layer_groups
 
 
 def _augmentation_callbacks(stage: Stage) -> list[Callback]:
     cbs = [augmentation for _, augmentation in stage_augmentations(stage)]
     if stage.item_tfms:
         cbs.append(ItemAugmentations(*(build_named(AUGMENTATIONS, table) for table in stage.item_tfms)))
-    if stage.no_aug_epochs is not None:
-        cbs.append(DisableAugmentation(stage.no_aug_epochs))
+    if stage.no_aug_epochs is not None or stage.no_mixup_epochs is not None:
+        cbs.append(DisableAugmentation(stage.no_aug_epochs, last_mixup=stage.no_mixup_epochs))
     return cbs
 
 
@@ -143,8 +164,8 @@ def fit_stage(
     learn.path.mkdir(parents=True, exist_ok=True)
     if stage.linear_probe is not None:
         _set_batches(learn, stage, source_weights)
-        options = stage.linear_probe
-        solve_last_layer(learn, C=options.get("C", 2.0), max_iter=int(options.get("max_iter", 1000)))
+        options: dict[Any, Any] = {"C": 2.0, "max_iter": 1000, **stage.linear_probe}
+        solve_last_layer(learn, C=options["C"], max_iter=int(options["max_iter"]))
         return learn
     # Callbacks that write files belong to this fit only: among the learner's own they would overwrite them at every
     # validate().
@@ -154,7 +175,8 @@ def fit_stage(
         cbs.append(best or SaveBestModel(fname=f"best_of_stage_{number}"))
     with warnings.catch_warnings(), translate_errors(f"batches of {stage.bs} clips"):
         warnings.filterwarnings("ignore", message=".*numpy.core.*", category=DeprecationWarning)
-        _fit(learn, stage, cbs)
+        with network_threads(count_parameters(learn.model)):
+            _fit(learn, stage, cbs)
     return learn
 
 
@@ -199,14 +221,14 @@ def _set_batches(learn: FatLearner, stage: Stage, source_weights: dict[str, floa
     if sampler is not None:
         learn.dls.loaders[0] = train.new(cls=SampledDL, sampler=sampler, bs=bs)
     elif isinstance(train, SampledDL):
-        learn.dls.loaders[0] = train.new(cls=TfmdDL, bs=bs, shuffle=True, drop_last=True, n=None)
+        learn.dls.loaders[0] = train.new(cls=ClipDL, bs=bs, shuffle=True, drop_last=True, n=None)
 
 
 def _sampler(learn: FatLearner, stage: Stage, source_weights: dict[str, float] | None) -> Sampler[int] | None:
-    """Return the sampler of the training clips; None for shuffling."""
-    if stage.sampling == "shuffle":
-        return None
+    """Return the sampler of the training clips; None for shuffling all of them once."""
     table, options = learn.dls.files(0), dict(stage.sampling_options)
+    if stage.sampling == "shuffle":
+        return RandomSampler(range(len(table)), num_samples=options["n"]) if options else None
     if stage.sampling == "balanced":
         return BalancedSampler(multi_hot(table["labels"], learn.dls.tags), **options)
     weights = options.pop("weights", source_weights)

@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -30,6 +31,7 @@ from fatai.errors import CheckpointError, FataiError
 from fatai.io.json import read_text_limited
 from fatai.metrics.calibration import Calibration
 from fatai.models.base import BuiltAs
+from fatai.models.timm_sources import is_remote
 from fatai.registry import did_you_mean
 
 __all__ = ["FORMAT", "ModelConfig", "Network", "check_bounds"]
@@ -88,6 +90,13 @@ class Network(_Section):
                 "options hold pretrained, which would load other weights; expected only the weights of the folder"
             )
         return self
+
+    @field_validator("arch")
+    @classmethod
+    def _refuse_remote(cls, value: str) -> str:
+        if is_remote(value):
+            raise ValueError(f"{value!r} would be read from elsewhere; expected the name of an architecture")
+        return value
 
     @classmethod
     def from_built(cls, built: BuiltAs, two_heads: bool = False) -> Network:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from fatai import __version__
-from fatai.data.blocks import WaveToSpec
+from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
 from fatai.export.pretrained import Pretrained, synthesize_sound
 from fatai.io.atomic import write_file
 from fatai.registry import did_you_mean
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "write_graph"]
 
 _AVERAGES = ("mean", "gmean")
 
@@ -39,6 +39,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     *,
     average: str = "mean",
+    weights: Sequence[float] | None = None,
     tolerance: float = 1e-4,
 ) -> float:
     """Write a model as an ONNX file after comparing the outputs of onnxruntime with those of torch.
@@ -52,6 +53,8 @@ def export_onnx(
         A name that ends in .onnx. Weights above 2 GB do not fit into the file.
     average
         Of several models: "mean", or "gmean" for the geometric mean.
+    weights
+        Weight of each of several models, at least 0 and not all 0; None for equal ones.
     tolerance
         Largest allowed difference between the probabilities of torch and onnxruntime, for a synthesized sound that is
         loud, faint and cut off. Raise it for front ends that quantize to 256 levels, where rounding may move a value by
@@ -64,7 +67,8 @@ def export_onnx(
     Raises
     ------
     OptionError
-        If `path` does not end in .onnx, there is no such average, or models differ in tags or clip settings.
+        If `path` does not end in .onnx, there is no such average, the weights do not fit, or models differ in tags or
+        clip settings.
     MissingDependencyError
         Without the packages of fatai[onnx].
     CheckpointError
@@ -72,21 +76,61 @@ def export_onnx(
     """
     if Path(path).suffix != ".onnx":
         raise OptionError(f"{path} does not end in .onnx; give it that suffix")
-    runtime = _import_runtime()
     models = [model] if isinstance(model, Pretrained) else list(model)
     _check_alike(models)
     settings = models[0].settings
-    graph = _build_graph(models, average)
+    graph = _build_graph(models, average, weights)
     waves = _test_waves(synthesize_sound(settings), settings.crop_samples)
-    program = _trace(graph, waves[:2], type(models[0].model).__name__)
-    program.model.metadata_props.update(_metadata(models))
+    name = f"the network {type(models[0].model).__name__}"
+    return write_graph(graph, waves, path, name=name, metadata=_metadata(models), tolerance=tolerance)
+
+
+def write_graph(
+    graph: nn.Module,
+    waves: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    output: str = "probs",
+    metadata: Mapping[str, str] | None = None,
+    tolerance: float = 1e-4,
+) -> float:
+    """Write a module of waves as an ONNX file after comparing the outputs of onnxruntime with those of torch.
+
+    Parameters
+    ----------
+    graph
+        Maps waves (batch, samples) to one tensor, float32 on the CPU; the number of samples becomes fixed.
+    waves
+        Examples, at least two, that both are compared on, (batch, samples).
+    path
+        File to write.
+    name, output
+        What messages call the module, and the name of its output in the graph, whose input is "wave".
+    metadata
+        Texts that are stored in the file.
+    tolerance
+        Largest allowed difference of an output.
+
+    Returns
+    -------
+    The largest difference.
+
+    Raises
+    ------
+    MissingDependencyError, CheckpointError
+        As in `export_onnx`.
+    """
+    runtime = _import_runtime()
+    program = _trace(graph, waves[:2], name, output)
+    program.model.metadata_props.update(metadata or {})
     with write_file(path) as temporary:
         program.save(temporary, external_data=False)
         with torch.inference_mode():
             expected = graph(waves).numpy()
         session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        output = session.run(None, {"wave": waves.numpy()})[0]
-        difference = float(np.abs(output - expected).max())
+        got = session.run(None, {"wave": waves.numpy()})[0]
+        difference = float(np.abs(got - expected).max())
         if not difference <= tolerance:  # true for NaN too
             raise CheckpointError(
                 f"the outputs of onnxruntime differ from torch's by {difference:.2g}; expected at most {tolerance:g}. "
@@ -109,17 +153,19 @@ def _import_runtime() -> Any:
 class _AverageProbs(nn.Module):
     """Map spectrograms (batch, channels, mels, frames) to the average probabilities of models, (batch, tags)."""
 
-    def __init__(self, models: Iterable[nn.Module], average: str):
+    def __init__(self, models: Iterable[nn.Module], average: str, weights: Sequence[float]):
         super().__init__()
         self.models, self.average = nn.ModuleList(models), average
+        self.weights = [weight / sum(weights) for weight in weights]
 
     def forward(self, spec: Tensor) -> Tensor:
         probs = [model(spec).sigmoid() for model in self.models]
         if len(probs) == 1:
             return probs[0]
         if self.average == "mean":
-            return torch.stack(probs).mean(0)
-        return torch.stack(probs).clamp(min=torch.finfo(torch.float32).tiny).log().mean(0).exp()
+            return torch.stack([weight * p for weight, p in zip(self.weights, probs, strict=True)]).sum(0)
+        logs = [p.clamp(min=torch.finfo(torch.float32).tiny).log() for p in probs]
+        return torch.stack([weight * log for weight, log in zip(self.weights, logs, strict=True)]).sum(0).exp()
 
 
 def _check_alike(models: Sequence[Pretrained]) -> None:
@@ -130,17 +176,23 @@ def _check_alike(models: Sequence[Pretrained]) -> None:
             raise OptionError(f"model {k} has other tags or clip settings than model 0; export them one by one")
 
 
-def _build_graph(models: Sequence[Pretrained], average: str) -> nn.Module:
+def _build_graph(models: Sequence[Pretrained], average: str, weights: Sequence[float] | None) -> nn.Module:
     """Return a module from waves (batch, samples) to probabilities (batch, tags), float32 on the CPU."""
     if average not in _AVERAGES:
         raise OptionError(f"average is {average!r}; {did_you_mean(average, _AVERAGES)}")
+    weights = [1.0] * len(models) if weights is None else list(weights)
+    if len(weights) != len(models) or min(weights) < 0 or not sum(weights) > 0:
+        raise OptionError(
+            f"there are {len(models)} models and the weights {weights[:5]}; expected one number for each, at least 0, "
+            "and not all 0"
+        )
     networks = (copy.deepcopy(model.model) for model in models)
-    graph = nn.Sequential(WaveToSpec(models[0].settings).module, _AverageProbs(networks, average))
+    graph = nn.Sequential(ClipSpectrograms(models[0].settings).module, _AverageProbs(networks, average, weights))
     # ONNX has only this layout, but the exporter copies the strides of channels_last.
     return graph.cpu().float().eval().to(memory_format=torch.contiguous_format)
 
 
-def _trace(graph: nn.Module, waves: Tensor, name: str) -> Any:
+def _trace(graph: nn.Module, waves: Tensor, name: str, output: str) -> Any:
     """Trace a graph with example waves (batch, samples); the batch size stays free."""
     try:
         with _without_logs():
@@ -150,12 +202,12 @@ def _trace(graph: nn.Module, waves: Tensor, name: str) -> Any:
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 input_names=["wave"],
-                output_names=["probs"],
+                output_names=[output],
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as e:
         cause = str(e.__cause__ or e)[:300]
-        raise CheckpointError(f"the network {name} cannot be written as ONNX: {cause}") from None
+        raise CheckpointError(f"{name} cannot be written as ONNX: {cause}") from None
 
 
 def _metadata(models: Sequence[Pretrained]) -> dict[str, str]:

@@ -11,48 +11,54 @@ from __future__ import annotations
 
 import os
 import platform
-import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fatai import __version__
-from fatai.audio.io import audio_info, load_audio, save_audio
+from fatai.audio.io import load_audio, save_audio
+from fatai.audio.stream import Sound
 from fatai.data.config import ClipConfig
-from fatai.errors import AudioError, CheckpointError, FataiError, OptionError
+from fatai.data.labels import multi_hot
+from fatai.device import inference_device
+from fatai.errors import CheckpointError, FataiError, OptionError
 from fatai.export.config import ModelConfig, Network
+from fatai.export.files import CONFIG, REFERENCE, WEIGHTS, check_files, check_target
+from fatai.export.hub import check_repo_id, download_model_folder, find_cache, is_repo_id, upload_model_folder
+from fatai.export.model_card import model_card, score_notes
+from fatai.inference.clips import clip_at
 from fatai.inference.embeddings import Embeddings, embed_clips
+from fatai.inference.events.segments import SoundEvent
 from fatai.inference.events.tagger import SlidingWindowTagger, weights_digest
 from fatai.inference.predictions import Predictions
 from fatai.inference.predictor import Predictor
-from fatai.inference.tta import build_views, names_and_paths, predict_files, with_priors
+from fatai.inference.tta import TagScores, build_views, names_and_paths, predict_clip, predict_files, with_priors
 from fatai.io.atomic import write_text
 from fatai.metrics.calibration import Calibration
 from fatai.models import create_model
+from fatai.models.base import without_memory
 from fatai.models.checkpoint import check_weights, load_weights, save_weights
 from fatai.models.multi_task import TwoHeadModel
+from fatai.models.weights import find_published
 from fatai.registry import EXPORTS
-from fatai.training.learner import TagLearner
-from fatai.training.precision import fast_layout
+from fatai.training.autocast import fast_layout
+
+if TYPE_CHECKING:
+    from fatai.inference.learner import FatLearner
+    from fatai.training.learner import TagLearner
 
 __all__ = ["Pretrained", "is_model_folder", "load_pretrained", "save_model_folder"]
 
-WEIGHTS, CONFIG, REFERENCE = FILES = ("model.safetensors", "config.json", "reference.wav")
 MAX_DRIFT = 1e-4
 """Of a probability of the reference clip; a logit may drift by ten times this fraction of the largest logit."""
-_MAX_WEIGHTS_BYTES = 1 << 32
-_MAX_CONFIG_BYTES = 1 << 62  # checked when it is read
-_MAX_REFERENCE_BYTES = 1 << 25
 _MAX_REFERENCE_S = 10.0
-_CODE_SUFFIXES = frozenset(
-    {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".py", ".so"}
-)
 _PACKAGES = ("fastai", "torch", "numpy", "soundfile", "soxr", "timm")
 
 
@@ -75,7 +81,7 @@ class Pretrained:
     training, versions
         Notes on the training and versions of packages, as stored in the folder.
     precision
-        A name in `fatai.training.precision.PRECISIONS`, used for predictions.
+        A name in `fatai.training.autocast.PRECISIONS`, used for predictions.
     """
 
     model: nn.Module
@@ -96,6 +102,66 @@ class Pretrained:
         """Return the SHA-256 of the weights and the clip settings, in hexadecimal."""
         return weights_digest([self.model], repr(self.settings))
 
+    def predict(
+        self,
+        item: str | Path | np.ndarray | Tensor | tuple[np.ndarray | Tensor, int],
+        sr: int | None = None,
+        *,
+        n: int | None = None,
+        views: str = "even",
+        average: str = "probs",
+        **options: Any,
+    ) -> TagScores:
+        """Predict the tags of one clip, a path or samples; parameters, result and errors are those of `learn.predict`.
+
+        The probabilities are calibrated if the model has a calibration.
+        """
+        clip = clip_at(item, sr, self.settings.sr)
+        predictor = Predictor(
+            self.model, self.settings, build_views(views, n, **options), len(self.tags), precision=self.precision,
+            average=average,
+        )
+        probs = predict_clip(predictor, clip, self.tags, lambda: self.prior)
+        return TagScores.sorted(
+            self.tags, probs if self.calibration is None else self.calibration.apply(probs[None])[0]
+        )
+
+    def tag(
+        self,
+        sound: Sound,
+        sr: int | None = None,
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+        top: int | None = None,
+        **options: Any,
+    ) -> list[SoundEvent]:
+        """Detect the sound events of a recording of any length; `pd.DataFrame(events)` is a table of them.
+
+        Parameters
+        ----------
+        sound, sr, top
+            As in `SlidingWindowTagger.tag`.
+        threshold
+            Lowest probability of a detected tag, one for all or one per tag by name; None takes the thresholds of the
+            calibration, or else 0.5.
+        options
+            Of `SlidingWindowTagger`, such as `step_s`.
+
+        Returns
+        -------
+        The events with start and end in seconds, sorted by start.
+
+        Raises
+        ------
+        AudioError
+            If the file cannot be read to its end.
+        ShapeError, OptionError
+            If the samples or an option are invalid.
+        """
+        tagger = self.tagger(**options)
+        by_default = 0.5 if tagger.thresholds is None else tagger.thresholds
+        return tagger.tag(sound, sr, threshold=by_default if threshold is None else threshold, top=top)
+
     def tta(
         self,
         items: Any,
@@ -112,8 +178,8 @@ class Pretrained:
     ) -> Predictions:
         """Predict clips by the mean over several views of each; the parameters are those of `learn.tta`.
 
-        The result is calibrated if the model has a calibration; unreadable clips get the prior and are listed as
-        unreadable.
+        The result is calibrated if the model has a calibration; unreadable and silent clips get the prior and are
+        listed as such.
         """
         names, paths = names_and_paths(items)
         predictor = Predictor(
@@ -131,7 +197,8 @@ class Pretrained:
     def tagger(self, **options: Any) -> SlidingWindowTagger:
         """Return a tagger of recordings of any length; `options` are those of `SlidingWindowTagger`."""
         return SlidingWindowTagger(
-            [self.model], self.tags, self.settings, precision=self.precision, calibration=self.calibration, **options
+            [self.model], self.tags, self.settings, precision=self.precision, calibration=self.calibration,
+            prior=self.prior, **options,
         )
 
     def save(self, folder: str | os.PathLike[str], *, reference: str | os.PathLike[str] | None = None) -> Path:
@@ -140,6 +207,40 @@ class Pretrained:
             folder, self.model, self.tags, self.settings, self.prior, calibration=self.calibration,
             training=self.training, reference=reference,
         )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        dataset: str | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        reference: str | os.PathLike[str] | None = None,
+    ) -> str:
+        """Upload the model folder and a model card to the Hugging Face Hub, in one commit.
+
+        The card is written from `training`, and says what is missing there, such as scores. None as `dataset` or
+        `license` takes those in `training`. Parameters, result and errors are otherwise those of `learn.push_to_hub`.
+        """
+        card = self.model_card(repo_id, dataset=dataset, license=license)
+        with TemporaryDirectory() as temp:
+            folder = self._shared(dataset, license).save(Path(temp, "model"), reference=reference)
+            return upload_model_folder(folder, repo_id, card, private=private, token=token)
+
+    def model_card(self, repo_id: str, *, dataset: str | None = None, license: str | None = None) -> str:
+        """Return the text of the README.md that `push_to_hub` uploads; parameters and errors as there."""
+        check_repo_id(repo_id)
+        training = self._shared(dataset, license).training
+        config = ModelConfig.from_values(
+            **_config_values(self.model, self.tags, self.settings, self.prior, self.calibration, training)
+        )
+        return model_card(config, repo_id, sum(p.numel() for p in self.model.parameters()))
+
+    def _shared(self, dataset: str | None, license: str | None) -> Pretrained:
+        """Return this model with notes for others."""
+        given = {key: value for key, value in (("dataset", dataset), ("license", license)) if value is not None}
+        return replace(self, training=_without_folders({**self.training, **given}))
 
 
 def is_model_folder(folder: str | os.PathLike[str]) -> bool:
@@ -150,19 +251,27 @@ def is_model_folder(folder: str | os.PathLike[str]) -> bool:
 def load_pretrained(
     folder: str | os.PathLike[str],
     *,
+    revision: str | None = None,
+    token: str | bool | None = None,
     device: torch.device | str | None = None,
     precision: str = "fp32",
 ) -> Pretrained:
-    """Load a model folder, which may be untrusted.
+    """Load a model folder, of this machine or of the Hugging Face Hub; it may be untrusted.
 
     Parameters
     ----------
     folder
-        A folder written by `save_pretrained` or `fatai-submit export`.
+        A folder written by `save_pretrained` or `fatai-submit export`; or a text owner/name that is no folder here, the
+        repository of `learn.push_to_hub` or `fatai-submit push`. Its files are downloaded into the cache of
+        huggingface_hub, which serves them without a network from then on.
+    revision
+        Branch, tag or commit of the repository; None is the branch main. A whole commit is always the same model.
+    token
+        Of an account that may read the repository; None is that of `HF_TOKEN` or of `hf auth login`, False none.
     device
         Device of the network; None takes a GPU if there is one.
     precision
-        A name in `fatai.training.precision.PRECISIONS`, used for predictions; the reference is always computed in
+        A name in `fatai.training.autocast.PRECISIONS`, used for predictions; the reference is always computed in
         float32.
 
     Raises
@@ -171,14 +280,20 @@ def load_pretrained(
         If a file is missing, a link, too large or damaged; if another file in the folder could be code; if the config
         has an unknown key or a value out of range; if the weights do not fit the network; or if the output for the
         reference clip has drifted.
+    OptionError
+        If there is a `revision` or `token` for a folder of this machine.
+    DataError
+        If the repository is not in the cache, and the Hub cannot be reached or refuses.
+    MissingDependencyError
+        If `folder` is a repository and huggingface_hub is not installed.
     """
-    root = Path(folder)
-    _check_files(root)
-    config = ModelConfig.read(root / CONFIG)
-    model = _build_checked(root, config)
-    load_weights(root / WEIGHTS, model)
-    _check_drift(root, config, _reference_logits(root, config, model))
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(folder, str) and is_repo_id(folder) and not os.path.lexists(folder):
+        config, model = _load_repository(folder, revision, token)
+    elif revision is not None or token is not None:
+        raise OptionError(f"revision and token are for repositories of the Hub, owner/name; {folder} is a folder")
+    else:
+        config, model = _load_folder(Path(folder))
+    device = inference_device() if device is None else torch.device(device)
     return Pretrained(
         fast_layout(model.to(device), device, precision).eval(),
         config.tags,
@@ -191,11 +306,30 @@ def load_pretrained(
     )
 
 
+def _load_repository(repo_id: str, revision: str | None, token: str | bool | None) -> tuple[ModelConfig, nn.Module]:
+    """Download and load a model folder of the Hub; messages name the repository in place of the cache."""
+    folder = download_model_folder(repo_id, revision=revision, token=token)
+    try:
+        return _load_folder(folder)
+    except CheckpointError as e:
+        raise CheckpointError(str(e).replace(str(folder), repo_id)) from None
+
+
+def _load_folder(root: Path) -> tuple[ModelConfig, nn.Module]:
+    """Load and check a model folder; the files of one in the cache of the Hub may be links into the cache."""
+    check_files(root, cache=find_cache(root))
+    config = ModelConfig.read(root / CONFIG)
+    model = _build_checked(root, config)
+    load_weights(root / WEIGHTS, model)
+    _check_drift(root, config, _reference_logits(root, config, model))
+    return config, model
+
+
 def _build_checked(root: Path, config: ModelConfig) -> nn.Module:
     """Build the network, after the weights file has been seen to have tensors of its names and shapes."""
     try:
         # On the meta device tensors take no memory: a config cannot allocate more than its weights file holds.
-        with torch.device("meta"):
+        with without_memory():
             check_weights(root / WEIGHTS, _build_network(config))
         return _build_network(config)
     except CheckpointError:
@@ -249,16 +383,8 @@ def save_model_folder(
         If the model was not built by name, or was changed afterwards; or if the folder holds other files.
     """
     root = Path(folder)
-    _check_target(root)
-    values: dict[str, Any] = {
-        "network": _describe_network(model),
-        "clips": settings,
-        "tags": tuple(tags),
-        "prior": tuple(float(p) for p in prior),
-        "calibration": None if calibration is None else calibration.select(tags).to_dict(),
-        "training": dict(training or {}),
-        "versions": _versions(),
-    }
+    check_target(root)
+    values = _config_values(model, tags, settings, prior, calibration, training)
     config = ModelConfig.from_values(**values)
     # A folder without a config is not a model folder: an interrupted save leaves nothing that looks complete.
     (root / CONFIG).unlink(missing_ok=True)
@@ -266,7 +392,7 @@ def save_model_folder(
     sound = (
         synthesize_sound(settings)
         if reference is None
-        else load_audio(reference, settings.sr, duration_s=_MAX_REFERENCE_S)
+        else load_audio(reference, settings.sr, duration_s=_MAX_REFERENCE_S, channel=settings.channel)
     )
     save_audio(root / REFERENCE, sound, settings.sr, subtype="PCM_16")
     # Computed by a network that is built and loaded from the files, which proves that they are complete.
@@ -275,6 +401,26 @@ def save_model_folder(
     logits = _reference_logits(root, config, rebuilt)
     write_text(root / CONFIG, ModelConfig.from_values(**values, logits=tuple(logits.tolist())).to_json())
     return root
+
+
+def _config_values(
+    model: nn.Module,
+    tags: tuple[str, ...],
+    settings: ClipConfig,
+    prior: np.ndarray,
+    calibration: Calibration | None,
+    training: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the values of a config but the logits."""
+    return {
+        "network": _describe_network(model),
+        "clips": settings,
+        "tags": tuple(tags),
+        "prior": tuple(float(p) for p in prior),
+        "calibration": None if calibration is None else calibration.select(tags).to_dict(),
+        "training": dict(training or {}),
+        "versions": _versions(),
+    }
 
 
 @EXPORTS.register("folder", source="own design")
@@ -315,10 +461,58 @@ def save_learner(
     )
 
 
+@EXPORTS.register("hub", source="own design")
+def push_learner(
+    learn: FatLearner, repo_id: str, *, preds: Predictions | None = None, tta: Mapping[str, Any], **options: Any
+) -> str:
+    """Upload the network of a learner as a model folder with a card; `learn.push_to_hub` calls this.
+
+    Parameters
+    ----------
+    preds
+        Predictions of the validation clips without calibration, whose scores the card shows; None computes them, unless
+        there are no such clips.
+    tta
+        Options of `learn.tta`, if it computes the predictions.
+    options
+        Of `Pretrained.push_to_hub`.
+    """
+    check_repo_id(repo_id)
+    if preds is None and len(learn.dls.valid_ds):
+        calibration, learn.calibration = learn.calibration, None  # it was fitted on such clips
+        try:
+            preds = learn.tta(**tta)
+        finally:
+            learn.calibration = calibration
+    scores = [] if preds is None else _validation_scores(learn, preds)
+    with TemporaryDirectory() as temp:
+        folder = save_learner(learn, Path(temp, "model"), training={"scores": scores})
+        return load_pretrained(folder, device="cpu").push_to_hub(repo_id, **options)
+
+
+def _validation_scores(learn: FatLearner, preds: Predictions) -> list[dict[str, Any]]:
+    clips = learn.dls.files(1)
+    labels = dict(zip(clips["fname"], clips["labels"], strict=True))
+    scored = preds.select([name for name in preds.fnames if name in labels], learn.tags)
+    targ = multi_hot([labels[name] for name in scored.fnames], learn.tags)
+    return score_notes(scored.probs, targ, "validation clips")
+
+
+def _without_folders(value: Any) -> Any:
+    """Return notes in which an absolute path is its last part: a shared model need not show the author's folders."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, (str, Path)) and os.path.isabs(value) else value
+
+
 def _training_notes(learn: TagLearner) -> dict[str, Any]:
-    """Return loss, numbers of clips and the metrics of the last epoch."""
+    """Return loss, initial weights, numbers of clips and the metrics of the last epoch."""
+    built = getattr(learn.model, "built_as", None)
     notes: dict[str, Any] = {
         "loss": type(learn.loss_func).__name__,
+        **({} if built is None else initial_weights(built.arch, built.options.get("pretrained"))),
         "train_clips": len(learn.dls.train_ds),
         "valid_clips": len(learn.dls.valid_ds),
     }
@@ -331,6 +525,16 @@ def _training_notes(learn: TagLearner) -> dict[str, Any]:
             if value is not None and np.isfinite(value)
         }
     return notes
+
+
+def initial_weights(arch: str, pretrained: bool | str | os.PathLike[str] | None) -> dict[str, str]:
+    """Return the note `pretrained` on the weights that a network was built with; empty if there are none."""
+    if not pretrained or not isinstance(pretrained, (bool, str, os.PathLike)):
+        return {}
+    published = find_published(arch, pretrained)
+    if published is None:
+        return {"pretrained": "its published weights" if isinstance(pretrained, bool) else Path(pretrained).name}
+    return {"pretrained": f"{published.name} ({published.trained_on}, license {published.license})"}
 
 
 def _describe_network(model: nn.Module) -> Network:
@@ -355,11 +559,12 @@ def _build_network(config: ModelConfig) -> nn.Module:
 def _reference_logits(root: Path, config: ModelConfig, model: nn.Module) -> np.ndarray:
     """Return the logits (tags,) of the middle crop of the reference clip, float64, computed on the CPU.
 
-    The clip is read and trimmed as every other clip.
+    The clip is read and trimmed as every other clip; it has one channel, whichever is taken of others.
     """
     try:
         output = Predictor(
-            model, config.clips, build_views("even", 1), len(config.tags), device="cpu", activation=_identity
+            model, replace(config.clips, channel="mean"), build_views("even", 1), len(config.tags), device="cpu",
+            activation=_identity,
         ).predict([root / REFERENCE], desc="reference")
     except (FataiError, RuntimeError) as e:
         raise CheckpointError(f"{root}: the network cannot be run on the reference clip: {e}") from None
@@ -393,61 +598,6 @@ def _check_drift(root: Path, config: ModelConfig, logits: np.ndarray) -> None:
             f"{root}: the scores of the reference clip have drifted by {drift:.2g} (logits by {logit_drift:.2g} of the "
             f"largest); expected at most {MAX_DRIFT:g}: a file was changed, or a package computes differently than it "
             f"did (made with {versions[:300]})"
-        )
-
-
-def _check_files(root: Path) -> None:
-    """Check the files of an untrusted folder before any of them is opened."""
-    if not root.is_dir():
-        raise CheckpointError(f"{root} is not a folder; expected a model folder with {', '.join(FILES)}")
-    limits = (_MAX_WEIGHTS_BYTES, _MAX_CONFIG_BYTES, _MAX_REFERENCE_BYTES)
-    for name, max_bytes in zip(FILES, limits, strict=True):
-        if not os.path.lexists(root / name):
-            raise CheckpointError(f"{root} is not a model folder: it lacks {name}; expected {', '.join(FILES)}")
-        _check_file(root / name, max_bytes)
-    for entry in os.scandir(root):
-        if Path(entry.name).suffix.lower() in _CODE_SUFFIXES:
-            raise CheckpointError(
-                f"{root} holds {entry.name}, which could be code; no file of the folder was opened. A model folder "
-                f"needs only {', '.join(FILES)}: if you trust its author, move the other files away"
-            )
-    _check_reference(root / REFERENCE)
-
-
-def _check_file(file: Path, max_bytes: int) -> None:
-    status = file.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
-        raise CheckpointError(f"{file} is {kind} and was not opened; expected the file itself")
-    if status.st_size > max_bytes:
-        raise CheckpointError(f"{file} has {status.st_size:,} bytes; expected at most {max_bytes:,}")
-
-
-def _check_reference(path: Path) -> None:
-    try:
-        info = audio_info(path)
-    except AudioError as e:
-        raise CheckpointError(f"the reference clip cannot be read: {e}") from None
-    if info.format != "WAV" or info.channels != 1 or info.seconds > 60:
-        raise CheckpointError(
-            f"{path} is {info.seconds:.0f} s of {info.format} with {info.channels} channels; "
-            "expected a WAV of one channel and at most 60 s"
-        )
-
-
-def _check_target(root: Path) -> None:
-    """Check that a folder can be written without touching files of others."""
-    if root.exists() and not root.is_dir():
-        raise CheckpointError(f"{root} is a file; expected the name of a folder")
-    others = sorted(entry.name for entry in os.scandir(root) if entry.name not in FILES) if root.is_dir() else []
-    if others:
-        raise CheckpointError(
-            f"{root} holds {others[0]}, which is no part of a model folder; choose a new or empty folder"
-        )
-    linked = [name for name in FILES if (root / name).is_symlink()]
-    if linked:
-        raise CheckpointError(
-            f"{root / linked[0]} is a link, which would be followed when writing; choose a new or empty folder"
         )
 
 

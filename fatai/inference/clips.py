@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fatai.audio.waveform import resample
-from fatai.data.tensors import TensorWave
 from fatai.errors import OptionError, ShapeError
 
 __all__ = ["clip_at"]
@@ -46,7 +45,9 @@ def clip_at(item: Any, sr: int | None, sr_to: int) -> str | Path | np.ndarray:
             raise OptionError(f"sr is {sr} for the file {item}; leave it out: the file has its own rate")
         return item
     if sr is None:
-        sr = item.sr if isinstance(item, TensorWave) else sr_to
+        # A TensorWave has a rate. So has the plain tensor that it was made of, which stands for samples without one.
+        is_subclass = isinstance(item, Tensor) and type(item) is not Tensor
+        sr = getattr(item, "sr", sr_to) if is_subclass else sr_to
     if not sr > 0:
         raise OptionError(f"sr is {sr}; expected the rate of the samples in Hz, such as 44100")
     wave = _as_wave(item)

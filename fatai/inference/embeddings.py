@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from fatai.data.config import ClipConfig
-from fatai.data.transforms import WaveToSpec
+from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.inference.predictor import Predictor
 from fatai.inference.tta import build_views, names_and_paths
 from fatai.io.atomic import write_file, write_text
 from fatai.io.csv import Duplicates, format_names, read_csv
+from fatai.io.lazy import pandas as pd
 from fatai.models.base import SpectrogramModel
 from fatai.models.multi_task import TwoHeadModel
 
@@ -140,7 +140,7 @@ class _Encoder(nn.Module):
     def forward(self, spec: Tensor) -> Tensor:
         return self.model.embed(spec)
 
-    def count_features(self, to_spec: WaveToSpec, samples: int, device: torch.device) -> int:
+    def count_features(self, to_spec: ClipSpectrograms, samples: int, device: torch.device) -> int:
         """Return the number of features, by one run over `samples` zeros."""
         was_training = self.training
         with torch.inference_mode():
@@ -179,7 +179,7 @@ def embed_clips(
     n, views, seed, options
         Views, as in `learn.tta`.
     precision
-        A name of `fatai.training.precision.PRECISIONS`.
+        A name of `fatai.training.autocast.PRECISIONS`.
     bs, num_workers
         Views per batch, and processes that read clips.
 
@@ -194,7 +194,7 @@ def embed_clips(
         If the model has no features to return, or an option of the views is wrong.
     """
     names, paths = names_and_paths(items)
-    encoder, to_spec = _Encoder(model), WaveToSpec(settings)
+    encoder, to_spec = _Encoder(model), ClipSpectrograms(settings)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     n_features = encoder.count_features(to_spec, settings.crop_samples, device)
     output = Predictor(

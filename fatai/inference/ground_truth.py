@@ -1,28 +1,32 @@
 """Ground truth: the tags of each clip, from CSV files or data frames in either of two layouts.
 
 Either a column `labels`, whose cells list tags, or a column of 0 and 1 for each tag; both beside a column `fname`.
-Tables of one's own sounds may have any of the shapes that `fatai.data.table_columns` describes.
+Tables of one's own sounds may have any of the shapes that `fatai.data.table_columns` describes, and rows that are
+segments of files, as in `fatai.data.segments`.
 """
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 
 from fatai.data.labels import parse_labels
+from fatai.data.segments import add_segments, segment_columns
 from fatai.data.table_columns import standardize_columns
 from fatai.data.tables import read_sound_labels
 from fatai.errors import DataError, LabelError
 from fatai.io.csv import CsvTable, Duplicates, Row, format_names, read_csv, width_error
+from fatai.io.lazy import is_data_frame
+from fatai.io.lazy import pandas as pd
 from fatai.registry import did_you_mean
 
 __all__ = ["Table", "read_truth"]
 
-Table: TypeAlias = str | os.PathLike[str] | pd.DataFrame
+Table: TypeAlias = "str | os.PathLike[str] | pd.DataFrame"
 """A CSV file or a data frame."""
 
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
@@ -68,16 +72,28 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _open(truth: Table, tags: Sequence[str]) -> CsvTable:
-    """Open a table; its columns are standardized unless they are the tags."""
-    table = _from_frame(truth) if isinstance(truth, pd.DataFrame) else read_csv(truth)
+    """Open a table; its columns are standardized unless they are the tags, and names of segments have their times."""
+    is_frame = is_data_frame(truth)
+    table = _from_frame(truth) if is_frame else read_csv(truth)
+    table = table._replace(columns=tuple(unicodedata.normalize("NFC", column) for column in table.columns))
     has_fname = "fname" in table.columns
-    if has_fname and _has_flags(table, tags):
+    has_times = bool(segment_columns([column for column in table.columns if column not in tags]))
+    if has_times and is_frame and has_fname:
+        return _from_frame(_with_segments(truth, tags))
+    if has_fname and _has_flags(table, tags) and not has_times:
         return table
     # A table with the columns of some tags lacks others; it must not be taken for one without these tags.
     lacks_tags = not set(tags).isdisjoint(table.columns) and not _has_flags(table, tags)
-    if isinstance(truth, pd.DataFrame) or has_fname or lacks_tags:
+    if is_frame or (has_fname and not has_times) or lacks_tags:
         return table._replace(columns=tuple(standardize_columns(table.columns)))
     return _from_frame(read_sound_labels(os.fsdecode(truth))[["fname", "labels"]])._replace(path=table.path)
+
+
+def _with_segments(frame: pd.DataFrame, tags: Sequence[str]) -> pd.DataFrame:
+    """Return a frame whose names of segments have the times that were in columns of their own."""
+    times = frame[[column for column in frame.columns if column not in tags]]
+    names = add_segments([str(name) for name in frame["fname"]], times, "the truth table")
+    return frame.drop(columns=segment_columns(list(times.columns))).assign(fname=names)
 
 
 def _has_flags(table: CsvTable, tags: Sequence[str]) -> bool:

@@ -17,29 +17,41 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from fatai.augment.base import augmentation_callbacks
 from fatai.augment.show import show_augs
+from fatai.callbacks.batch_norm import FreezeBatchNorm
+from fatai.callbacks.layer_decay import LayerDecay
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.labels import multi_hot
 from fatai.inference import plots
 from fatai.inference.clips import clip_at
 from fatai.inference.embeddings import Embeddings, embed_clips
 from fatai.inference.predictions import Predictions
+from fatai.inference.predictor import Predictor
 from fatai.inference.tta import (
     TagScores,
     build_views,
-    learner_predictor,
     names_and_paths,
     predict_clip,
     predict_files,
     with_priors,
 )
+from fatai.inference.views import Views
 from fatai.metrics.classification import main_score
 from fatai.registry import EXPORTS, REPORTS
-from fatai.training.learner import TagLearner, add_callbacks, build_model, check_options, layer_groups, named_loss
+from fatai.training.learner import (
+    TagLearner,
+    add_callbacks,
+    build_model,
+    check_options,
+    decay_layers,
+    layer_groups,
+    named_loss,
+)
 from fatai.training.metrics import default_metric
 from fatai.training.precision import learner_precision
 
@@ -87,7 +99,8 @@ class FatLearner(TagLearner):
             If samples have another shape, or `sr` is not above 0 or given for a path.
         """
         clip = clip_at(item, sr, self.clip_config.sr)
-        probs = predict_clip(learner_predictor(self, build_views(views, n, **options), average=average), clip)
+        predictor = learner_predictor(self, build_views(views, n, **options), average=average)
+        probs = predict_clip(predictor, clip, self.tags, self.dls.prior)
         if self.calibration is not None:
             probs = self.calibration.select(self.tags).apply(probs[None])[0]
         return TagScores.sorted(self.tags, probs)
@@ -134,9 +147,9 @@ class FatLearner(TagLearner):
         Returns
         -------
         `Predictions` with one row per clip, in the clips' order, calibrated if the learner has a `calibration`. A clip
-        that cannot be read gets the fraction of training clips with each tag; a warning lists such clips, and so does
-        `unreadable`. Predictions of the validation part carry their lwlrap as `oof_score`, which `ensemble` can weight
-        them by.
+        that cannot be read or is silent gets the fraction of training clips with each tag; a warning lists such clips,
+        and so do `unreadable` and `silent`. Predictions of the validation part carry their lwlrap as `oof_score`, which
+        `ensemble` can weight them by.
         """
         names, paths = names_and_paths(self._items(ds_idx, dl) if items is None else items)
         predictor = learner_predictor(
@@ -144,7 +157,7 @@ class FatLearner(TagLearner):
             num_workers=self.dls.loaders[0].fake_l.num_workers if num_workers is None else num_workers,
         )
         output = predict_files(predictor, names, paths, self.tags, save_views=save_views, desc=desc)
-        preds = with_priors(names, self.tags, output, self.dls.prior() if output.errors else None)
+        preds = with_priors(names, self.tags, output, self.dls.prior() if output.errors or output.silent else None)
         if self.calibration is not None:
             preds = preds.calibrated(self.calibration)
         return self._with_oof_score(preds) if dl is None and items is None and ds_idx == 1 else preds
@@ -329,6 +342,58 @@ class FatLearner(TagLearner):
         """
         return EXPORTS.build("folder", self, folder, training=training, reference=reference)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        preds: Predictions | None = None,
+        dataset: str | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        reference: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> str:
+        """Upload the network to the Hugging Face Hub, as a model folder with a card that shows its validation scores.
+
+        Parameters
+        ----------
+        repo_id
+            Repository, owner/name, which `load_pretrained(repo_id)` loads; it is created if there is none.
+        preds
+            Predictions of the validation clips without calibration; None computes them, unless there are no such clips.
+        dataset, license
+            Name of the training data and license of the model, such as "cc-by-4.0", for the card, which otherwise says
+            that they are missing.
+        private
+            Whether a new repository is visible to its owner only; None is the owner's default.
+        token
+            Of an account that may write the repository; None is that of `HF_TOKEN` or of `hf auth login`.
+        reference
+            As in `save_pretrained`.
+        options
+            Of `tta`, if it computes the predictions.
+
+        Returns
+        -------
+        The commit, for `load_pretrained(repo_id, revision=...)`.
+
+        Raises
+        ------
+        OptionError
+            If `repo_id` is not of the form owner/name, or as in `save_pretrained`.
+        CheckpointError
+            If the model was not built by name, or the repository holds a file that could be code.
+        DataError
+            If the server cannot be reached or refuses.
+        MissingDependencyError
+            If huggingface_hub is not installed.
+        """
+        return EXPORTS.build(
+            "hub", self, repo_id, preds=preds, tta=options, dataset=dataset, license=license, private=private,
+            token=token, reference=reference,
+        )
+
     def report(
         self, path: str | Path = "report.html", *, preds: Predictions | None = None, **options: Any
     ) -> Path:
@@ -358,17 +423,35 @@ class FatLearner(TagLearner):
         return replace(preds, oof_score=None if np.isnan(score) else score)
 
 
+def learner_predictor(learn: TagLearner, views: Views, **options: Any) -> Predictor:
+    """Return a predictor with the network, front end, loss activation and precision of a learner.
+
+    Parameters
+    ----------
+    views
+        The views of a clip.
+    options
+        Of `Predictor`: `bs`, `num_workers`, `seed`, `average`, `group`.
+    """
+    return Predictor(
+        learn.model, learn.clip_config, views, len(learn.tags), to_spec=learn.dls.to_spec, activation=learn.activation,
+        precision=learner_precision(learn), device=learn.dls.device, **options,
+    )
+
+
 @delegates(Learner.__init__)
 def fat_learner(
     dls: FATDataLoaders,
-    arch: str | Callable[..., nn.Module] | nn.Module = "m3",
+    arch: str | Callable[..., nn.Module] | nn.Module | None = None,
     *,
+    pretrained: bool | str | os.PathLike[str] | None = None,
     width: float | None = None,
     arch_options: dict[str, Any] | None = None,
     loss_func: str | nn.Module | Callable = "bce",
     loss_options: dict[str, Any] | None = None,
     metrics: Any = None,
     no_weight_decay: str = "norm_and_bias",
+    layer_decay: float | None = None,
     precision: str = "auto",
     mixup: str | Callback | None = None,
     spec_augment: str | Callback | None = None,
@@ -384,7 +467,15 @@ def fat_learner(
         Loaders of `FATDataLoaders`; the number of input channels and the tags come from them.
     arch
         A name of `MODELS`; a function of (n_tags, in_channels); or a module from (batch, channels, mels, frames) to
-        logits (batch, tags).
+        logits (batch, tags). None takes "m3", and without `width` a quarter of its channels up to 2,000 training clips,
+        half of them up to 10,000. `learn.fit_default()` fits such a learner well.
+    pretrained
+        Weights to start from, for a named model that has published ones: True for its own, which are downloaded into
+        the user's cache if they are not there; a name of `fatai.models.weights.WEIGHTS`; or the path of a file. The
+        last layer is new unless the tags are as many as in the file. Published weights belong to one front end, such as
+        `FATDataLoaders.from_path(path, front_end="efficientat")` for "mn04"; with another one there is a warning.
+        Batch norms keep the stored means and variances in training (`FreezeBatchNorm`), and `freeze` freezes them too;
+        `train_bn=True` trains them as fastai does.
     width
         Factor for the channels of a named model; below 1 for a smaller network. None leaves it as published.
     arch_options, loss_options
@@ -396,6 +487,8 @@ def fat_learner(
         lwlrap is always 1, the average precision.
     no_weight_decay
         Parameters without weight decay, a key of `NO_WEIGHT_DECAY`.
+    layer_decay
+        Factor of the learning rate from each layer to the one before it, see `LayerDecay`; None for the same rate.
     precision
         Of training and prediction: "auto" takes the fastest that the device supports well, "fp32" full precision,
         "bf16" or "fp16" that one.
@@ -405,7 +498,7 @@ def fat_learner(
         Further callbacks.
     splitter
         Function from the model to groups of parameters, on which `freeze`, `unfreeze`, `fine_tune` and `slice(lr)` act;
-        those of the model's `layer_groups`, body and head, unless given.
+        those of the model's `layer_groups`, body and head, unless given; with `layer_decay` those of its `layers`.
     path
         Folder that the learner writes to, for instance below `models/`; the current folder, not that of the data.
 
@@ -414,17 +507,22 @@ def fat_learner(
     UnknownNameError
         If there is no such arch, loss or augmentation.
     OptionError
-        If an option is not one that it takes.
+        If an option is not one that it takes, or there are no published weights for `arch`.
+    CheckpointError
+        If the weights do not fit, or are not on this machine and cannot be downloaded.
     DataError
         If `dls` are not `FATDataLoaders`.
     """
     check_options(dls, no_weight_decay)
     # fastai's default is the folder of the data, which may be read-only or shared.
     kwargs.setdefault("path", Path())
-    kwargs.setdefault("splitter", layer_groups)
-    model = build_model(dls, arch, width=width, options=arch_options)
+    kwargs.setdefault("splitter", layer_groups if layer_decay is None else decay_layers)
+    train_bn = kwargs.setdefault("train_bn", not pretrained)
+    for_weights = [] if layer_decay is None else [LayerDecay(layer_decay)]
+    for_weights += [FreezeBatchNorm()] if pretrained and not train_bn else []
+    model = build_model(dls, arch, width=width, pretrained=pretrained, options=arch_options)
     loss = named_loss(loss_func, model, **(loss_options or {}))
     metrics = default_metric(len(dls.tags)) if metrics is None else metrics
     learn = FatLearner(dls, model, loss_func=loss, metrics=metrics, **kwargs)
     learn.no_weight_decay = no_weight_decay
-    return add_callbacks(learn, precision, augment=(spec_augment, *augment), mixup=mixup, cbs=cbs)
+    return add_callbacks(learn, precision, augment=(spec_augment, *augment), mixup=mixup, cbs=[*for_weights, *L(cbs)])

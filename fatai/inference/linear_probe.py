@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from scipy.special import expit, logit
 
+from fatai.data.clip_names import pair_names
 from fatai.data.folds import make_folds
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
 from fatai.inference.embeddings import Embeddings
@@ -25,13 +26,15 @@ from fatai.inference.ground_truth import Table, read_truth
 from fatai.inference.predictions import Predictions
 from fatai.io.atomic import write_file
 from fatai.io.json import parse_json
+from fatai.io.lazy import special
 from fatai.io.progress import track
 from fatai.metrics.classification import main_score
 
-__all__ = ["LinearProbe", "LinearProbeFit", "fit_linear_probe"]
+__all__ = ["LinearProbe", "LinearProbeFit", "choose_penalty", "fit_linear_probe"]
 
 _FORMAT = "fatai linear probe 1"
 _ARRAYS = ("prior", "mean", "scale", "coef", "intercept")
+_N_INNER = 5  # folds by which C is chosen
 _MIN_PROB = 1e-7  # probability of a tag that no clip has
 _MAX_BYTES = 1 << 30
 
@@ -85,7 +88,7 @@ class LinearProbe:
         targ: np.ndarray,
         tags: Sequence[str],
         *,
-        C: float = 2.0,  # noqa: N803 - scikit-learn's name
+        C: float | Sequence[float] = 2.0,  # noqa: N803 - scikit-learn's name
         max_iter: int = 1000,
     ) -> LinearProbe:
         """Fit a probe; a tag that no or every clip has keeps its fraction as its probability.
@@ -99,7 +102,8 @@ class LinearProbe:
         tags
             Name of each tag.
         C
-            Inverse strength of the penalty on the coefficients; lower it if the probe overfits.
+            Inverse strength of the penalty on the coefficients; lower it if the probe overfits. Of several values that
+            of `choose_penalty` is taken.
         max_iter
             Iterations at most.
 
@@ -114,15 +118,33 @@ class LinearProbe:
         from sklearn.preprocessing import StandardScaler
 
         targ = np.asarray(targ, dtype=bool)
+        if not isinstance(C, (int, float)):
+            C = choose_penalty(values, targ, C, max_iter=max_iter)  # noqa: N806 - scikit-learn's name
         _check_fit(values, targ, len(tags), C, max_iter)
         scaler = StandardScaler().fit(values.astype(np.float64))
         scaled, prior = scaler.transform(values.astype(np.float64)), targ.mean(axis=0)
-        coef, intercept = np.zeros((len(tags), values.shape[1])), logit(np.clip(prior, _MIN_PROB, 1 - _MIN_PROB))
+        coef = np.zeros((len(tags), values.shape[1]))
+        intercept = special.logit(np.clip(prior, _MIN_PROB, 1 - _MIN_PROB))
         for k in track(range(len(tags)), "logistic regressions"):
             if 0 < prior[k] < 1:
                 fitted = LogisticRegression(C=C, max_iter=max_iter).fit(scaled, targ[:, k])
                 coef[k], intercept[k] = fitted.coef_[0], fitted.intercept_[0]
         return cls(tuple(tags), prior, scaler.mean_, scaler.scale_, coef, intercept)
+
+    def probs(self, values: np.ndarray) -> np.ndarray:
+        """Compute the probabilities, float64 (clips, tags), of features without NaN, shape (clips, features).
+
+        Raises
+        ------
+        ShapeError
+            If there is another number of features.
+        """
+        if values.shape[1] != len(self.mean):
+            raise ShapeError(
+                f"the embeddings have {values.shape[1]} features; expected {len(self.mean)}, those of the network that "
+                "the probe was fitted on"
+            )
+        return special.expit((values - self.mean) / self.scale @ self.coef.T + self.intercept)
 
     def predict(self, embeddings: Embeddings) -> Predictions:
         """Predict clips from their embeddings; unreadable clips get the prior and are listed in `unreadable`.
@@ -136,14 +158,9 @@ class LinearProbe:
         ShapeError
             If the embeddings have another number of features.
         """
-        if embeddings.values.shape[1] != len(self.mean):
-            raise ShapeError(
-                f"the embeddings have {embeddings.values.shape[1]} features; expected {len(self.mean)}, those of the "
-                "network that the probe was fitted on"
-            )
         readable = embeddings.readable
         probs = np.tile(self.prior, (len(embeddings), 1))
-        probs[readable] = expit((embeddings.values[readable] - self.mean) / self.scale @ self.coef.T + self.intercept)
+        probs[readable] = self.probs(embeddings.values[readable])
         unreadable = tuple(name for name, ok in zip(embeddings.fnames, readable, strict=True) if not ok)
         return Predictions(embeddings.fnames, self.tags, probs, unreadable)
 
@@ -178,6 +195,69 @@ class LinearProbe:
             raise
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"{path} cannot be read as a linear probe: {e}") from None
+
+
+def choose_penalty(
+    values: np.ndarray, targ: np.ndarray, Cs: Sequence[float], *, max_iter: int = 1000, seed: int = 42  # noqa: N803
+) -> float:
+    """Choose C for all tags by the lowest log loss over inner folds of the training clips.
+
+    There are five folds, or as many as half of the tags have clips. With fewer than two the middle value is taken.
+
+    Parameters
+    ----------
+    values, targ
+        Features (clips, features) without NaN, and flags (clips, tags).
+    Cs
+        Values to choose from, each above 0.
+    max_iter
+        Iterations at most of each fit.
+    seed
+        Seed of the folds.
+
+    Returns
+    -------
+    One of `Cs`.
+
+    Raises
+    ------
+    OptionError
+        If `Cs` is empty or holds a value that is not above 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, PredefinedSplit
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    ordered, counts = sorted(Cs), targ.sum(axis=0)
+    if not ordered or not ordered[0] > 0:
+        raise OptionError(f"C is {list(Cs)}; expected one or more numbers above 0")
+    n = min(_N_INNER, int(np.median(counts[counts > 0]))) if counts.any() else 0
+    if len(ordered) == 1 or n < 2:
+        return ordered[len(ordered) // 2]
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), OneVsRestClassifier(LogisticRegression(max_iter=max_iter))),
+        {"onevsrestclassifier__estimator__C": ordered}, scoring=_negative_log_loss,
+        cv=PredefinedSplit(_inner_folds(targ, n, seed)), refit=False, error_score="raise",
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
+        search.fit(values.astype(np.float64), targ.astype(int))
+    return float(search.best_params_["onevsrestclassifier__estimator__C"])
+
+
+def _inner_folds(targ: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Return the inner fold of each clip; tags that are rarer than folds, which are in some of them only, are fine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make_folds(targ, splitter="multilabel", n=n, seed=seed)
+
+
+def _negative_log_loss(model: Any, values: np.ndarray, targ: np.ndarray) -> float:
+    """Return minus the mean binary cross-entropy over clips and tags."""
+    probs = np.clip(model.predict_proba(values).reshape(len(targ), -1)[:, -targ.shape[1]:], _MIN_PROB, 1 - _MIN_PROB)
+    return float((targ * np.log(probs) + (1 - targ) * np.log1p(-probs)).mean())
 
 
 def _check_fit(
@@ -226,7 +306,7 @@ def fit_linear_probe(
     *,
     folds: Mapping[str, int] | int = 5,
     seed: int = 42,
-    C: float = 2.0,  # noqa: N803 - scikit-learn's name
+    C: float | Sequence[float] = 2.0,  # noqa: N803 - scikit-learn's name
     max_iter: int = 1000,
 ) -> LinearProbeFit:
     """Fit a linear probe out of fold and on all clips.
@@ -252,12 +332,13 @@ def fit_linear_probe(
         If no clip is in both embeddings and truth, clips lack a fold, or there are fewer than two folds.
     """
     known = read_truth(truth, tags)
+    names = pair_names(embeddings.fnames, list(known))
     readable = zip(embeddings.fnames, embeddings.readable, strict=True)
-    used = [i for i, (name, ok) in enumerate(readable) if ok and name in known]
+    used = [i for i, (name, ok) in enumerate(readable) if ok and name in names]
     if not used:
         raise DataError("no clip is in both the embeddings and the truth; is this the right truth?")
     fnames, values = tuple(embeddings.fnames[i] for i in used), embeddings.values[used]
-    targ = np.array([known[name] for name in fnames], dtype=bool)
+    targ = np.array([known[names[name]] for name in fnames], dtype=bool)
     numbers = _fold_numbers(fnames, targ, tags, folds, seed)
     probs, scores = np.empty(targ.shape), {}
     for number in sorted(set(numbers.tolist())):

@@ -33,7 +33,7 @@ from fatai.training.learner import TagLearner
 
 __all__ = ["plot_top_losses"]
 
-_BLUE, _VERMILION = "#0072B2", "#D55E00"
+_BLUE, _VERMILION, _GRAY = "#0072B2", "#D55E00", "#9a9a9a"
 _MAX_S = 10.0  # of a clip in show_cam
 
 
@@ -156,6 +156,17 @@ def _draw_cam(learn: TagLearner, wave: Tensor, tag: str | None, top: Any, bottom
         np.ones_like(heat), cmap="Wistia", vmin=-1, vmax=1, alpha=0.8 * heat, origin="lower", aspect="auto",
         extent=bottom.images[0].get_extent(),
     )
+    for axis in (top, bottom):
+        _cover_padding(axis, learn.clip_config.sound_span(len(wave)))
+
+
+def _cover_padding(axis: Any, sound: tuple[float, float]) -> None:
+    """Draw gray over a spectrogram outside its sound, which is given as fractions of the width."""
+    right = axis.images[0].get_extent()[1]
+    for start, end in ((0.0, sound[0]), (sound[1], 1.0)):
+        if end > start:
+            axis.axvspan(right * start, right * end, color=_GRAY, alpha=0.85, linewidth=0)
+            axis.set_xlabel("seconds (gray: padding)")
 
 
 def plot_filters(learn: TagLearner, n: int, figsize: tuple[float, float] | None) -> Any:

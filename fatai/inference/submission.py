@@ -10,7 +10,8 @@ import os
 from collections.abc import Sequence
 
 from fatai.errors import DataError, SubmissionError
-from fatai.io.csv import CsvTable, Duplicates, read_csv, read_sample_submission, value_errors, width_error
+from fatai.inference.prediction_files import read_sample_submission
+from fatai.io.csv import CsvTable, Duplicates, read_csv, value_errors, width_error
 
 __all__ = ["check_submission", "submission_problems"]
 
@@ -35,7 +36,7 @@ def submission_problems(path: str | os.PathLike[str], sample: str | os.PathLike[
     """
     fnames, tags = read_sample_submission(sample)
     try:
-        table = read_csv(path)
+        table = read_csv(path, strict=True)
         if problems := _header_problems(table.columns, ("fname", *tags)):
             return problems
         return _row_problems(table, fnames, tags)

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
+from fatai.audio.waveform import SILENCE_DB
 from fatai.data.clip_names import unique_names
 from fatai.errors import AudioError, DataError
 from fatai.inference.predictions import Predictions
-from fatai.inference.predictor import ClipPredictions, Predictor
+from fatai.inference.predictor import SHORT_S, ClipPredictions, Predictor
 from fatai.inference.view_store import view_writer
 from fatai.inference.views import Views
+from fatai.io.csv import format_names
+from fatai.io.lazy import is_data_frame
 from fatai.registry import VIEWS
-from fatai.training.learner import TagLearner
-from fatai.training.precision import learner_precision
 
 __all__ = ["TagScore", "TagScores", "build_views"]
 
@@ -43,22 +43,6 @@ def build_views(views: str, n: int | None = None, **options: Any) -> Views:
         Options of the kind, such as `step_s` of "tiles".
     """
     return VIEWS.build(views, **({} if n is None else {"n": n}), **options)
-
-
-def learner_predictor(learn: TagLearner, views: Views, **options: Any) -> Predictor:
-    """Return a predictor with the network, front end, loss activation and precision of a learner.
-
-    Parameters
-    ----------
-    views
-        The views of a clip.
-    options
-        Of `Predictor`: `bs`, `num_workers`, `seed`, `average`, `group`.
-    """
-    return Predictor(
-        learn.model, learn.clip_config, views, len(learn.tags), to_spec=learn.dls.to_spec, activation=learn.activation,
-        precision=learner_precision(learn), device=learn.dls.device, **options,
-    )
 
 
 def predict_files(
@@ -98,15 +82,15 @@ def names_and_paths(items: Any) -> tuple[list[str], list[str]]:
     Parameters
     ----------
     items
-        A table with a column `path` and, if the names are not those of the files, `fname`; a list of paths; or one
-        path.
+        A table with a column `path` and, if the names are not those of the files, `fname`; a list of paths, or of pairs
+        of a name and a path; or one path.
 
     Raises
     ------
     DataError
         If a table has no column `path`.
     """
-    if isinstance(items, pd.DataFrame):
+    if is_data_frame(items):
         if "path" not in items.columns:
             columns = ", ".join(map(str, items.columns))
             raise DataError(
@@ -115,8 +99,9 @@ def names_and_paths(items: Any) -> tuple[list[str], list[str]]:
         paths = [str(p) for p in items["path"]]
         names = [str(n) for n in items["fname"]] if "fname" in items.columns else [Path(p).name for p in paths]
     else:
-        paths = [str(p) for p in ([items] if isinstance(items, (str, Path)) else items)]
-        names = [Path(p).name for p in paths]
+        several = [items] if isinstance(items, (str, Path)) else items
+        pairs = [item if isinstance(item, tuple) else (Path(item).name, item) for item in several]
+        names, paths = [str(name) for name, _ in pairs], [str(path) for _, path in pairs]
     return unique_names(names, paths), paths
 
 
@@ -126,7 +111,7 @@ def with_priors(
     output: ClipPredictions,
     prior: np.ndarray | None,
 ) -> Predictions:
-    """Return `Predictions` with the row `prior` for each unreadable clip, after one warning that lists such clips.
+    """Return `Predictions` with the row `prior` for each unreadable or silent clip, after warnings that list them.
 
     Parameters
     ----------
@@ -135,9 +120,9 @@ def with_priors(
     output
         Probabilities (clips, tags), with rows of NaN for unreadable clips.
     prior
-        Fraction of the training clips with each tag, shape (tags,); may be None if all clips could be read.
+        Fraction of the training clips with each tag, shape (tags,); may be None if all clips could be read. Rows of
+        silent clips are then left as the network predicts them.
     """
-    probs = output.probs.copy()
     if output.errors:
         listed = "\n".join(f"  {error}" for error in output.errors.values())
         warnings.warn(
@@ -145,12 +130,43 @@ def with_priors(
             f"{listed}",
             stacklevel=3,
         )
+    if output.silent:
+        _warn_of_silence([names[i] for i in output.silent], len(names), prior is not None)
+    if output.short:
+        warnings.warn(
+            f"{len(output.short)} of {len(names)} clips are short, with at most {SHORT_S:g} s of sound; their tags are "
+            f"uncertain: {format_names([names[i] for i in output.short])}",
+            stacklevel=3,
+        )
+    return fill_priors(names, tags, output, prior)
+
+
+def fill_priors(
+    names: Sequence[str], tags: Sequence[str], output: ClipPredictions, prior: np.ndarray | None
+) -> Predictions:
+    """Return what `with_priors` returns, without its warnings."""
+    probs = output.probs.copy()
+    if output.errors:
         probs[list(output.errors)] = prior
-    return Predictions(tuple(names), tuple(tags), probs, unreadable=tuple(names[i] for i in output.errors))
+    if output.silent and prior is not None:
+        probs[list(output.silent)] = prior
+    unreadable, silent = (tuple(names[i] for i in part) for part in (output.errors, output.silent))
+    return Predictions(tuple(names), tuple(tags), probs, unreadable=unreadable, silent=silent)
 
 
-def predict_clip(predictor: Predictor, clip: str | Path | np.ndarray) -> np.ndarray:
-    """Return the probabilities (outputs,) of one clip, a path or an array (samples,).
+def _warn_of_silence(names: Sequence[str], n_clips: int, has_prior: bool) -> None:
+    row = "the training prior of each tag" if has_prior else "that of the network, since no training prior is stored"
+    warnings.warn(
+        f"{len(names)} of {n_clips} clips are silent (no peak reaches {SILENCE_DB:g} dB of full scale); their row is "
+        f"{row}; amplify a recording that is quiet: {format_names(names)}",
+        stacklevel=4,
+    )
+
+
+def predict_clip(
+    predictor: Predictor, clip: str | Path | np.ndarray, tags: Sequence[str], prior: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Return the probabilities (tags,) of one clip, a path or an array (samples,); of a silent one `prior()`.
 
     Raises
     ------
@@ -160,7 +176,8 @@ def predict_clip(predictor: Predictor, clip: str | Path | np.ndarray) -> np.ndar
     output = predictor.predict([clip])
     if output.errors:
         raise AudioError(output.errors[0])
-    return output.probs[0]
+    name = Path(clip).name if isinstance(clip, (str, Path)) else "the given samples"
+    return with_priors([name], tags, output, prior() if output.silent else None).probs[0]
 
 
 class TagScore(NamedTuple):

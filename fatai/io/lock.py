@@ -17,10 +17,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["lock_output"]
+__all__ = ["has_locks", "lock_output"]
 
 _held: set[Path] = set()  # by this process, which the system would let lock a file twice
 _held_lock = threading.Lock()
+
+
+def has_locks() -> bool:
+    """Return True if this system has such locks; Windows has none."""
+    return fcntl is not None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Sized
 from typing import TypeVar
 
 __all__ = ["track"]
@@ -14,7 +14,7 @@ T = TypeVar("T")
 _LINE_EVERY_S = 15.0
 
 
-def track(items: Iterable[T], desc: str, *, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], desc: str, *, total: int | None = None) -> Generator[T, None, None]:
     """Yield `items` and show the progress on standard error.
 
     Parameters

@@ -11,39 +11,49 @@ temperature
 platt
     Slope and shift of each tag's logit, a logistic regression of scikit-learn against Platt's softened targets, (n + 1)
     / (n + 2) and 1 / (n + 2), without which a perfectly separated tag would get probabilities of 0 and 1.
+shared
+    As platt, but one slope and one shift for the pairs of all clips and tags: the order of tags within a clip is
+    preserved as well, so lwlrap does not change, and two numbers need few clips. Every run is calibrated so.
 
-A tag of no clip or of every clip gives no information and is not changed.
+A tag of no clip or of every clip gives no information and is not changed, except by "shared".
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.special import expit, log_expit, logit
 
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
 from fatai.io.atomic import write_text
 from fatai.io.json import read_json_limited
+from fatai.io.lazy import special
 from fatai.metrics._validation import check_inputs
-from fatai.metrics.thresholds import Thresholds
+from fatai.metrics.thresholds import Thresholds, f1_thresholds
 from fatai.registry import did_you_mean
 
-__all__ = ["CALIBRATION", "Calibration", "cross_calibrate"]
+__all__ = ["CALIBRATION", "Calibration", "cross_calibrate", "cross_decide"]
 
 CALIBRATION = "calibration.json"
 """Name of the file in a run folder."""
 
-_FLOOR = 1e-7  # minimum distance of probabilities from 0 and 1, so that logits are finite
+FLOOR = 1e-7
+"""Minimum distance from 0 and 1 of probabilities that are fitted, or rescaled, which makes logits finite."""
+
+FINE_FLOOR = 1e-100
+"""That of probabilities that are calibrated and not rescaled: the order of improbable tags is preserved."""
+
 _MIN_SLOPE, _MAX_SLOPE = 1e-2, 1e2
 _FLAT = 1e-6  # range of logits that are taken as equal
 _MAX_JSON_BYTES = 1 << 26
 _FORMAT = "fatai calibration 1"
+
+_FindThresholds: TypeAlias = Callable[[Any, Any], Thresholds]
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class Calibration:
         tags
             Names of the columns; their indices if None.
         method
-            "platt" or "temperature"; the latter is safer for few clips.
+            "platt", "temperature" or "shared"; the latter two are safer for few clips.
         stretch
             True rescales each tag's range among these clips to [0, 1] first, as the gold plan does with mean ranks.
 
@@ -129,14 +139,18 @@ class Calibration:
         ShapeError, DataError
             If the tables do not fit each other, or `probs` exceeds [0, 1].
         """
-        if method not in _METHODS:
-            raise OptionError(f"no calibration method named {method!r}; {did_you_mean(method, list(_METHODS))}")
+        if method not in (*_METHODS, "shared"):
+            known = [*_METHODS, "shared"]
+            raise OptionError(f"no calibration method named {method!r}; {did_you_mean(method, known)}")
         checked = check_inputs(probs, targ)
         values = _check_probabilities(checked.scores)
         names = tuple(str(i) for i in range(values.shape[1])) if tags is None else tuple(tags)
         low, high = _range(values) if stretch else ((), ())
-        columns = zip(_logits(values, low, high).T, checked.present.T, strict=True)
-        pairs = [_METHODS[method](z, y) if y.any() and not y.all() else (1.0, 0.0) for z, y in columns]
+        logits, present = _logits(values, low, high), checked.present
+        if method == "shared":
+            pairs = [_fit_column("platt", logits.ravel(), present.ravel())] * len(names)
+        else:
+            pairs = [_fit_column(method, z, y) for z, y in zip(logits.T, present.T, strict=True)]
         return cls(names, tuple(slope for slope, _ in pairs), tuple(shift for _, shift in pairs), low, high)
 
     def apply(self, probs: Any) -> np.ndarray:
@@ -161,7 +175,15 @@ class Calibration:
             raise ShapeError(
                 f"probs has shape {values.shape}; expected (clips, {len(self.tags)}), a column for each tag"
             )
-        return expit(np.array(self.slope) * _logits(values, self.low, self.high) + np.array(self.shift))
+        logits = _logits(values, self.low, self.high, FLOOR if self.low else FINE_FLOOR)
+        return _sigmoid(np.array(self.slope) * logits + np.array(self.shift))
+
+    @property
+    def method(self) -> str:
+        """The method whose result has this form: "shared", "temperature" or "platt"."""
+        if len(set(zip(self.slope, self.shift, strict=True))) == 1:
+            return "shared"
+        return "platt" if any(self.shift) else "temperature"
 
     def select(self, tags: Sequence[str]) -> Calibration:
         """Return the calibration of some tags, in the given order; a missing tag raises a `DataError`."""
@@ -250,6 +272,29 @@ def cross_calibrate(probs: Any, targ: Any, folds: Any, *, method: str = "platt",
     return calibrated
 
 
+def cross_decide(probs: Any, targ: Any, folds: Any, *, thresholds: _FindThresholds = f1_thresholds) -> np.ndarray:
+    """Decide the tags of the clips of each fold by thresholds that were found on the other folds.
+
+    Parameters
+    ----------
+    probs, targ, folds
+        As in `cross_calibrate`, whose result may be `probs`.
+    thresholds
+        Finds thresholds from probabilities and labels, such as `fatai.metrics.thresholds.f1_thresholds`.
+
+    Returns
+    -------
+    The decided tags, bool, shape (clips, tags).
+    """
+    checked, fold_of_clip = check_inputs(probs, targ), np.asarray(folds)
+    decided = np.zeros(checked.scores.shape, dtype=bool)
+    for number in np.unique(fold_of_clip):
+        held_out = fold_of_clip == number
+        found = thresholds(checked.scores[~held_out], checked.present[~held_out])
+        decided[held_out] = found.apply(checked.scores[held_out])
+    return decided
+
+
 def _check_probabilities(values: np.ndarray) -> np.ndarray:
     """Return values of any shape as float64; raise unless all are within [0, 1]."""
     values = values.astype(np.float64)
@@ -265,11 +310,25 @@ def _range(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(np.where(flat, 0.0, low).tolist()), tuple(np.where(flat, 1.0, high).tolist())
 
 
-def _logits(values: np.ndarray, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+def _logits(
+    values: np.ndarray, low: Sequence[float], high: Sequence[float], floor: float = FLOOR
+) -> np.ndarray:
     """Rescale probabilities (clips, tags) if there is a range, and return their logits."""
     if low:
         values = (values - np.array(low)) / (np.array(high) - np.array(low))
-    return logit(np.clip(values, _FLOOR, 1 - _FLOOR))
+    clipped = np.clip(values, floor, min(1 - floor, np.nextafter(1.0, 0.0)))
+    return np.log(clipped) - np.log1p(-clipped)
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    """Return the sigmoid without scipy, which predictions need not import."""
+    small = np.exp(-np.abs(values))
+    return np.where(values >= 0, 1.0, small) / (1.0 + small)
+
+
+def _fit_column(method: str, z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Return slope and shift for logits and flags, each of shape (n,); 1 and 0 if all flags are equal."""
+    return _METHODS[method](z, y) if y.any() and not y.all() else (1.0, 0.0)
 
 
 def _fit_temperature(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -316,8 +375,9 @@ def _fit_shift(z: np.ndarray, soft: np.ndarray) -> float:
     """Return the shift of logits (clips,) at which their mean probability is that of soft targets (clips,)."""
     from scipy.optimize import brentq
 
-    mean = logit(soft.mean())
-    return float(brentq(lambda shift: (expit(z + shift) - soft).mean(), mean - z.max() - 1, mean - z.min() + 1))
+    mean = special.logit(soft.mean())
+    low, high = mean - z.max() - 1, mean - z.min() + 1
+    return float(brentq(lambda shift: (special.expit(z + shift) - soft).mean(), low, high))
 
 
 _METHODS = {"platt": _fit_platt, "temperature": _fit_temperature}
@@ -325,7 +385,7 @@ _METHODS = {"platt": _fit_platt, "temperature": _fit_temperature}
 
 def _log_loss(z: np.ndarray, y: np.ndarray) -> float:
     """Return the mean binary log loss of logits (clips,) against targets (clips,)."""
-    return float(-(y * log_expit(z) + (1 - y) * log_expit(-z)).mean())
+    return float(-(y * special.log_expit(z) + (1 - y) * special.log_expit(-z)).mean())
 
 
 def _parse(data: Any) -> dict[str, Any]:

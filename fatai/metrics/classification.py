@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import pandas as pd
-from scipy.special import ndtri
 
 from fatai.errors import OptionError, ShapeError
+from fatai.io.lazy import pandas as pd
+from fatai.io.lazy import special
 from fatai.metrics._validation import CheckedInputs, check_inputs
 from fatai.metrics.ranking import lwlrap, lwlrap_per_class
 
@@ -103,7 +103,7 @@ def tag_scores(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> pd.D
     scores, weight = lwlrap_per_class(*checked[:2])
     auc = in_order.auc()
     return pd.DataFrame({"tag": names, "clips": clips, "lwlrap": np.where(clips > 0, scores, np.nan), "weight": weight,
-                         "ap": in_order.average_precision(), "auc": auc, "d_prime": math.sqrt(2) * ndtri(auc)})
+                         "ap": in_order.average_precision(), "auc": auc, "d_prime": math.sqrt(2) * special.ndtri(auc)})
 
 
 def main_metric(n_tags: int) -> Literal["lwlrap", "map"]:
@@ -129,7 +129,7 @@ def check_average(average: Average) -> Average:
 
 def auc_to_d_prime(auc: float) -> float:
     """Return the d-prime of two normal distributions of equal variance whose area under the ROC curve is `auc`."""
-    return float(math.sqrt(2) * ndtri(auc))
+    return float(math.sqrt(2) * special.ndtri(auc))
 
 
 class SortedScores:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from fatai.errors import ShapeError
+from fatai.io.lazy import pandas as pd
 from fatai.metrics._validation import CheckedInputs, check_inputs
 from fatai.metrics.bootstrap import check_resampling
 from fatai.metrics.ranking import precision_hits

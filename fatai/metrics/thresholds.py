@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fatai.errors import DataError, OptionError, ShapeError
+from fatai.io.lazy import special
 from fatai.metrics._validation import check_inputs
 
-__all__ = ["Thresholds", "f1_thresholds", "precision_thresholds"]
+__all__ = ["Thresholds", "f1_thresholds", "mean_f1", "precision_thresholds"]
 
+_N_CANDIDATES = 401  # of one threshold for all tags: quantiles of the probabilities
+_MIN_PROB = 1e-7  # and its distance from 1, so that logits are finite
 _ROUNDING = 1e-12  # precision and recall are fractions of counts: closer values differ by rounding only
 
 
@@ -105,7 +108,9 @@ class _Curve(NamedTuple):
     thresholds: np.ndarray
 
 
-def f1_thresholds(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> Thresholds:
+def f1_thresholds(
+    probs: Any, targ: Any, tags: Sequence[str] | None = None, *, shrink: float = 0.0
+) -> Thresholds:
     """Find the threshold of each tag with the highest F1, of equal ones the highest; infinity for a tag of no clip.
 
     Parameters
@@ -114,6 +119,15 @@ def f1_thresholds(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> T
         Shape (clips, tags), as in `fatai.metrics.ranking.lwlrap`.
     tags
         Names of the columns; their indices if None.
+    shrink
+        Clips of a tag at which its threshold lies halfway, in logits, between its own best one and the one that is best
+        for all tags together; with fewer it is nearer to the latter. 0 takes its own: with few clips that overfits;
+        infinity takes the one for all.
+
+    Raises
+    ------
+    OptionError
+        If `shrink` is negative, or `probs` exceeds [0, 1] with one above 0.
 
     Examples
     --------
@@ -126,7 +140,37 @@ def f1_thresholds(probs: Any, targ: Any, tags: Sequence[str] | None = None) -> T
         f1 = 2 * curve.precision * curve.recall / np.where(total > 0, total, 1)
         return float(curve.thresholds[f1 >= f1.max() - _ROUNDING][-1])
 
-    return _for_each_tag(probs, targ, tags, best)
+    if shrink < 0:
+        raise OptionError(f"shrink is {shrink}; expected a number of clips of at least 0")
+    own = _for_each_tag(probs, targ, tags, best)
+    return own if shrink == 0 else _shrunk(own, probs, targ, shrink)
+
+
+def _shrunk(own: Thresholds, probs: Any, targ: Any, shrink: float) -> Thresholds:
+    """Move thresholds towards the one with the highest mean F1 of all tags."""
+    values, present = np.asarray(probs, dtype=np.float64), np.asarray(targ, dtype=bool)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise OptionError("probs exceeds [0, 1], and shrink is not 0; expected probabilities")
+    common = _common_threshold(values, present)
+    counts = present.sum(axis=0)
+    weight, thresholds = counts / (counts + shrink), np.array(own.values)
+    known = np.isfinite(thresholds)
+    logits = [special.logit(np.clip(x, _MIN_PROB, 1 - _MIN_PROB)) for x in (np.where(known, thresholds, 0.5), common)]
+    moved = np.where(known, special.expit(weight * logits[0] + (1 - weight) * logits[1]), math.inf)
+    return Thresholds(own.tags, tuple(moved.tolist()))
+
+
+def _common_threshold(values: np.ndarray, present: np.ndarray) -> float:
+    """Return the threshold of all tags with the highest mean F1, among quantiles of values (clips, tags)."""
+    candidates = np.unique(np.quantile(values, np.linspace(0, 1, _N_CANDIDATES)))
+    known = present.any(axis=0)
+    f1 = np.zeros((len(candidates), int(known.sum())))
+    for k, (column, flags) in enumerate(zip(values.T[known], present.T[known], strict=True)):
+        decided, hits = (len(x) - np.searchsorted(np.sort(x), candidates) for x in (column, column[flags]))
+        f1[:, k] = 2 * hits / (decided + flags.sum())
+    mean = f1.sum(axis=1)
+    best = np.flatnonzero(mean >= mean.max() - _ROUNDING)
+    return float(candidates[best[len(best) // 2]])
 
 
 def precision_thresholds(probs: Any, targ: Any, precision: float, tags: Sequence[str] | None = None) -> Thresholds:
@@ -159,6 +203,26 @@ def precision_thresholds(probs: Any, targ: Any, precision: float, tags: Sequence
         return float(sufficient[0]) if len(sufficient) else math.inf
 
     return _for_each_tag(probs, targ, tags, lowest)
+
+
+def mean_f1(decided: Any, targ: Any) -> float:
+    """Compute the mean over tags (macro average) of F1; NaN if no clip has a tag.
+
+    Parameters
+    ----------
+    decided, targ
+        Shape (clips, tags), 0 and 1: predicted and true tags. Tags of no clip are left out.
+
+    Examples
+    --------
+    >>> mean_f1([[1, 0], [1, 0]], [[1, 0], [0, 0]])   # precision 1/2, recall 1
+    0.6666666666666666
+    """
+    decided, present = np.asarray(decided, dtype=bool), np.asarray(targ, dtype=bool)
+    known = present.any(axis=0)
+    hits = (decided & present).sum(axis=0)[known]
+    total = (decided.sum(axis=0) + present.sum(axis=0))[known]
+    return float((2 * hits / total).mean()) if known.any() else float("nan")
 
 
 def _for_each_tag(probs: Any, targ: Any, tags: Sequence[str] | None, choose: Callable[[_Curve], float]) -> Thresholds:

@@ -10,6 +10,7 @@ from typing import Any
 from fatai.models import (
     backbones,
     convblock,
+    efficientat,
     mobilenetv3,
     multilevel,
     panns,
@@ -17,6 +18,7 @@ from fatai.models import (
     panns_resnet,
     resnet_cbam,
     skip_attention,
+    timm_models,
 )
 from fatai.models.base import BuiltAs, SpectrogramModel, count_parameters
 from fatai.registry import MODELS
@@ -27,6 +29,7 @@ __all__ = ["MODELS", "SpectrogramModel", "count_parameters", "create_model"]
 _FAMILIES = (
     backbones,
     convblock,
+    efficientat,
     mobilenetv3,
     multilevel,
     panns,
@@ -34,6 +37,7 @@ _FAMILIES = (
     panns_resnet,
     resnet_cbam,
     skip_attention,
+    timm_models,
 )
 
 
@@ -68,5 +72,6 @@ def create_model(name: str, n_tags: int, in_channels: int = 1, **options: Any) -
     6380753
     """
     model = MODELS.build(name, n_tags, in_channels, **options)
-    model.built_as = BuiltAs(name, options)
+    if model.built_as is None:  # a builder may record other options
+        model.built_as = BuiltAs(name, options)
     return model

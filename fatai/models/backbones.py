@@ -1,24 +1,22 @@
-"""ResNets from scratch with fastai's head, and any network of timm.
+"""ResNets from scratch with fastai's head.
 
 The public kernel "CNN 2D Basic Solution Powered by fast.ai" trained `resnet18`, without pretraining, on three equal
-channels. The bodies are torchvision's and fastai's, cut and headed by fastai's own functions; fastai and timm are
-imported when a model is built.
+channels. The bodies are torchvision's and fastai's, cut and headed by fastai's own functions; fastai is imported
+when a model is built.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fatai.errors import OptionError, UnknownNameError
+from fatai.errors import OptionError
 from fatai.models.base import SpectrogramModel
 from fatai.models.layers import scale_channels
-from fatai.registry import MODELS, did_you_mean
+from fatai.registry import MODELS
 
-__all__ = ["FastaiNet", "RESNETS", "TimmNet", "XRESNETS", "resnet_body", "timm_model"]
+__all__ = ["FastaiNet", "RESNETS", "XRESNETS", "resnet_body"]
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 XRESNETS = (
@@ -139,80 +137,3 @@ def _register(arch: str) -> None:
 
 for _arch in (*RESNETS, *XRESNETS):
     _register(_arch)
-
-
-class TimmNet(SpectrogramModel):
-    """A network of timm with its own pooling, dropout and one linear layer.
-
-    For networks that require one size of image (most transformers) the spectrogram is resized to it, bilinearly.
-
-    Parameters
-    ----------
-    arch
-        Name of the network in timm, with or without a tag of its weights.
-    pretrained
-        True to download the weights of timm; the competition forbade them.
-    dropout
-        Before the last layer.
-
-    Raises
-    ------
-    OptionError
-        For fewer than 1 or more than 4 input channels.
-    UnknownNameError
-        If timm has no such network; the nearest name is suggested.
-    """
-
-    def __init__(self, n_tags: int, in_channels: int = 1, *, arch: str, pretrained: bool = False, dropout: float = 0.0):
-        import timm
-
-        super().__init__(n_tags, in_channels)
-        if not 1 <= in_channels <= 4:
-            raise OptionError(f"in_channels={in_channels}; timm networks take 1 to 4 channels")
-        if not timm.is_model(arch):
-            raise UnknownNameError(f"timm has no network named {arch!r}; {did_you_mean(arch, timm.list_models())}")
-        self.body = timm.create_model(arch, pretrained=pretrained, num_classes=0, in_chans=in_channels)
-        cfg = self.body.default_cfg
-        self.fixed_size: tuple[int, int] | None = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else None
-        self.min_mels, self.min_frames, n_features = self._find_min_size(cfg["input_size"][1:])
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_features, n_tags))
-
-    def _find_min_size(self, native: tuple[int, int]) -> tuple[int, int, int]:
-        """Find by trial the smallest mels and frames that the body accepts; return them and the number of features."""
-        if self.fixed_size:
-            return 1, 1, self._count_features(self.fixed_size)
-        # Most networks halve five times; with twice as many frames, batch norm has two positions even of a single clip.
-        for mels, frames in ((32, 64), (64, 64), (128, 128)):
-            try:
-                return mels, frames, self._count_features((mels, frames))
-            except (RuntimeError, ValueError, AssertionError):
-                continue
-        return *native, self._count_features(native)
-
-    def _count_features(self, size: tuple[int, int]) -> int:
-        """Return the number of features of the body for an image of `size`."""
-        training, like = self.body.training, next(self.body.parameters())
-        with torch.no_grad():
-            features = self.body.eval()(like.new_zeros(1, self.in_channels, *size))
-        self.body.train(training)
-        return features.shape[-1]
-
-    def features(self, spec: Tensor) -> Tensor:
-        """Return features (batch, features) of spectrograms (batch, channels, mels, frames)."""
-        if self.fixed_size and tuple(spec.shape[2:]) != self.fixed_size:
-            spec = F.interpolate(spec, self.fixed_size, mode="bilinear", align_corners=False)
-        return self.body(spec)
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Return logits (batch, tags) of features (batch, features)."""
-        return self.head(features)
-
-
-@MODELS.register_pattern(
-    "timm:", source="timm, github.com/huggingface/pytorch-image-models (Apache-2.0); weights have their own licences"
-)
-def timm_model(
-    name: str, n_tags: int, in_channels: int = 1, *, pretrained: bool = False, dropout: float = 0.0
-) -> TimmNet:
-    """Build any network of timm as `timm:NAME`, without its weights unless `pretrained`."""
-    return TimmNet(n_tags, in_channels, arch=name.removeprefix("timm:"), pretrained=pretrained, dropout=dropout)

@@ -6,16 +6,18 @@ are (batch, tags), before the sigmoid. This module needs torch alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fatai.errors import OptionError, ShapeError
 
-__all__ = ["BuiltAs", "SpectrogramModel", "count_parameters", "in_float32"]
+__all__ = ["BuiltAs", "SpectrogramModel", "count_parameters", "in_float32", "without_memory"]
 
 
 class BuiltAs(NamedTuple):
@@ -138,11 +140,48 @@ class SpectrogramModel(nn.Module):
         head = {id(p) for name in self.head_names for p in self.get_submodule(name).parameters()}
         return [[p for p in self.parameters() if id(p) not in head], [p for p in self.parameters() if id(p) in head]]
 
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of each layer, from the first to the head, for layer-wise decay of the learning rate.
+
+        They are those of `layer_groups`, unless a model has finer ones.
+        """
+        return self.layer_groups()
+
 
 def count_parameters(modules: nn.Module | Sequence[nn.Module], *, trainable: bool = False) -> int:
     """Return the number of parameters of a module, or of several; only those with a gradient if `trainable`."""
     several = [modules] if isinstance(modules, nn.Module) else modules
     return sum(p.numel() for m in several for p in m.parameters() if p.requires_grad or not trainable)
+
+
+_RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+
+class _SkipRandomValues(TorchFunctionMode):
+    """Leave out random values of tensors without memory; torch imports its compiler to compute none of them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build networks whose tensors have a shape and no values, on the device "meta"; it takes milliseconds.
+
+    Examples
+    --------
+    >>> with without_memory():
+    ...     layer = nn.Linear(100_000, 100_000)
+    >>> layer.weight.device.type, count_parameters(layer)
+    ('meta', 10000100000)
+    """
+    with torch.device("meta"), _SkipRandomValues():
+        yield
 
 
 def in_float32(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Nothing here needs anything but torch.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ __all__ = [
     "init_kaiming",
     "match_layout",
     "prior_linear",
+    "publish_body_as_features",
     "scale_channels",
 ]
 
@@ -282,3 +283,25 @@ def init_kaiming(module: nn.Module, *, mode: Literal["fan_in", "fan_out"] = "fan
             nn.init.kaiming_normal_(m.weight, mode=mode, nonlinearity="relu")
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
+
+
+def publish_body_as_features(model: nn.Module) -> None:
+    """Name the submodule `body` "features" in the state of a model, as published files do.
+
+    Every model has a method `features`, so that the submodule cannot have the name itself.
+    """
+    model.register_state_dict_post_hook(_to_published)
+    model.register_load_state_dict_pre_hook(_from_published)
+
+
+def _to_published(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    _rename(state, f"{prefix}body.", f"{prefix}features.")
+
+
+def _from_published(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    _rename(state, f"{prefix}features.", f"{prefix}body.")
+
+
+def _rename(state: dict[str, Any], old: str, new: str) -> None:
+    for key in [key for key in state if key.startswith(old)]:
+        state[new + key.removeprefix(old)] = state.pop(key)

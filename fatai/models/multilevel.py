@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fatai.errors import OptionError
 from fatai.models.base import SpectrogramModel
 from fatai.models.layers import GRUPool, scale_channels
+from fatai.models.prelu import ChannelPReLU
 from fatai.registry import MODELS
 
 __all__ = ["BackboneNet", "MultiLevelNet", "ResidualUnit", "cnn1d_multilevel", "cnn2d_multilevel"]
@@ -46,11 +47,11 @@ class ResidualUnit(nn.Module):
         super().__init__()
         conv, norm, _ = LAYERS[ndim]
         self.inner = nn.Sequential(
-            conv(depth, depth, 1), norm(depth), nn.PReLU(depth),
-            conv(depth, depth, 3, padding=1), norm(depth), nn.PReLU(depth),
+            conv(depth, depth, 1), norm(depth), ChannelPReLU(depth),
+            conv(depth, depth, 3, padding=1), norm(depth), ChannelPReLU(depth),
             conv(depth, depth, 1), norm(depth),
         )
-        self.activation = nn.PReLU(depth)
+        self.activation = ChannelPReLU(depth)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return maps of the same shape."""
@@ -73,7 +74,7 @@ def level_block(in_channels: int, depth: int, ndim: int) -> nn.Sequential:
         conv(in_channels, depth, 3, padding=1),
         pool(2),
         norm(depth),
-        nn.PReLU(depth),
+        ChannelPReLU(depth),
         ResidualUnit(depth, ndim),
     )
 

@@ -19,6 +19,7 @@ from fatai.errors import OptionError, ShapeError
 from fatai.models.base import SpectrogramModel
 from fatai.models.checkpoint import LoadReport, load_checkpoint
 from fatai.models.layers import AttentionPool, TagAttentionPool, scale_channels
+from fatai.models.weights import locate_weights
 from fatai.registry import MODELS, did_you_mean
 
 __all__ = ["Cnn6", "Cnn10", "Cnn14", "PannsBlock", "PannsModel", "SOURCE"]
@@ -51,9 +52,9 @@ class PannsModel(SpectrogramModel):
         dropout, logits. "tag_attention": `fc1` for each segment of time, then attention for each tag (see
         `TagAttentionPool`), as in the published decision-level networks.
     pretrained
-        File of published weights, or of a model of this class; see the attribute of this name. The classifier is loaded
-        if it has `n_tags` tags and is newly initialized otherwise. With several input channels a network for one
-        channel is loaded into the first, and the others have no influence at first.
+        True or the name of published weights, see `fatai.models.weights`; or the path of a file of them, or of a model
+        of this class. The classifier is loaded if it has `n_tags` tags and is newly initialized otherwise. With several
+        input channels a network for one channel is loaded into the first, and the others have no influence at first.
 
     Attributes
     ----------
@@ -87,7 +88,7 @@ class PannsModel(SpectrogramModel):
 
     def __init__(
         self, n_tags: int, in_channels: int = 1, *, width: float = 1.0, n_mels: int = 64, head: str = "published",
-        pretrained: str | os.PathLike[str] | None = None,
+        pretrained: bool | str | os.PathLike[str] | None = None,
     ):
         super().__init__(n_tags, in_channels)
         self.min_frames = 2**self.halvings
@@ -109,7 +110,7 @@ class PannsModel(SpectrogramModel):
                 nn.init.xavier_uniform_(m.weight)
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
-        self.pretrained = None if pretrained is None else self._load(pretrained)
+        self.pretrained = self._load(locate_weights(type(self).__name__.lower(), pretrained)) if pretrained else None
 
     def _add_head(self, channels: int, hidden: int) -> None:
         if self.head == "attention":

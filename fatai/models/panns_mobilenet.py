@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch.nn as nn
 from torch import Tensor
 
-from fatai.models.layers import scale_channels
+from fatai.models.layers import publish_body_as_features, scale_channels
 from fatai.models.panns import SOURCE, PannsModel
 from fatai.registry import MODELS
 
@@ -50,19 +50,6 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.add_input else self.conv(x)
 
 
-def _to_published(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    _rename(state, f"{prefix}body.", f"{prefix}features.")
-
-
-def _from_published(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    _rename(state, f"{prefix}features.", f"{prefix}body.")
-
-
-def _rename(state: dict[str, Any], old: str, new: str) -> None:
-    for key in [key for key in state if key.startswith(old)]:
-        state[new + key.removeprefix(old)] = state.pop(key)
-
-
 class _MobileNet(PannsModel):
     """A sequence of blocks, `body`, whose name in the state is the published `features`, a method of every model."""
 
@@ -73,8 +60,7 @@ class _MobileNet(PannsModel):
     def add_body(self, width: float) -> int:
         """Add the blocks, and the hooks that rename them in the state."""
         self.body, channels = self.make_body(width)
-        self.register_state_dict_post_hook(_to_published)
-        self.register_load_state_dict_pre_hook(_from_published)
+        publish_body_as_features(self)
         return channels
 
     def make_body(self, width: float) -> tuple[nn.Sequential, int]:

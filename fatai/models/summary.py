@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from fatai.models import count_parameters, create_model
 from fatai.models.backbones import RESNETS, XRESNETS
+from fatai.models.base import without_memory
 from fatai.registry import MODELS
 
 __all__ = ["ModelRow", "model_table"]
@@ -69,7 +68,7 @@ def model_table(n_tags: int = 80, in_channels: int | None = None) -> list[ModelR
     rows = []
     for name in MODELS.names():
         channels = PUBLISHED_CHANNELS.get(name, 1) if in_channels is None else in_channels
-        with torch.device("meta"):
+        with without_memory():
             model = create_model(name, n_tags, channels)
         rows.append(ModelRow(
             name, count_parameters(model), channels, model.min_mels, model.min_frames, model.n_mels,

@@ -30,7 +30,7 @@ from fatai.io.csv import read_csv
 from fatai.io.json import read_text_limited
 from fatai.metrics.calibration import CALIBRATION, Calibration
 
-__all__ = ["ReportData", "SectionUnavailable", "load_report_data"]
+__all__ = ["ReportData", "SectionUnavailable", "load_histories", "load_report_data"]
 
 _RUN_FILES = ("recipe.toml", "oof.csv", "folds.csv")
 _SHOWN_TEXTS = {"recipe.toml": "Recipe", "manifest.json": "Manifest", "blend.txt": "Ensemble"}
@@ -76,6 +76,8 @@ class ReportData:
         Texts that are shown as they are, by title.
     members
         Names of the runs of an ensemble.
+    background
+        False alarms of each tag: columns tag, threshold, events, hours and per_hour; None for a run without background.
     """
 
     name: str
@@ -94,6 +96,7 @@ class ReportData:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     members: tuple[str, ...] = ()
+    background: pd.DataFrame | None = None
 
     def scored(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Return the clips that have both predictions and a truth.
@@ -161,13 +164,14 @@ def load_report_data(run: str | Path, data: str | Path | FATDataset | None = Non
         paths={} if dataset is None else _curated_paths(dataset),
         parts={} if dataset is None else _paths_of_parts(dataset),
         broken=_broken_files(manifest, dataset),
-        histories=_load_histories(run),
+        histories=load_histories(run),
         network=None if members or recipe is None else partial(_load_network, run),
         calibration=_load_if_exists(Calibration.from_json, run / CALIBRATION),
         recipe=recipe,
         manifest=manifest,
         notes=_load_texts(run),
         members=members,
+        background=_load_background(run / "background.csv"),
     )
 
 
@@ -240,7 +244,8 @@ def _broken_files(manifest: Mapping[str, Any], dataset: FATDataset | None) -> tu
     return tuple(sentences)
 
 
-def _load_histories(run: Path) -> dict[str, pd.DataFrame]:
+def load_histories(run: Path) -> dict[str, pd.DataFrame]:
+    """Load the epochs of each fold that has any, by the name of its folder: numbers, and the column `stage`."""
     tables = {path.parent.name: _load_history(path) for path in sorted(run.glob("fold_*/history.csv"))}
     return {name: table for name, table in tables.items() if table is not None}
 
@@ -255,6 +260,16 @@ def _load_history(path: Path) -> pd.DataFrame | None:
         return None
     numbers = table.drop(columns="stage").apply(pd.to_numeric, errors="coerce")
     return numbers.assign(stage=table["stage"])
+
+
+def _load_background(path: Path) -> pd.DataFrame | None:
+    """Load the false alarms of a run; None if the file is absent or damaged."""
+    numbers = ["threshold", "events", "hours", "per_hour"]
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=_MAX_EPOCHS)
+        return table[["tag", *numbers]].assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _load_texts(run: Path) -> dict[str, str]:

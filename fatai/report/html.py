@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.io.atomic import write_text
 from fatai.report.data import ReportData, SectionUnavailable, load_report_data
 from fatai.report.media import shorten
 from fatai.report.sections.examples import best_and_worst_clips, first_layer_filters
-from fatai.report.sections.metrics import calibration, confusions, costs, overall, per_tag
-from fatai.report.sections.training import data_summary, fold_summary, speed, training_curves
+from fatai.report.sections.metrics import calibration, confusions, costs, false_alarms, overall, per_tag
+from fatai.report.sections.training import clips_per_tag, data_summary, fold_summary, speed, training_curves
 
 __all__ = ["REPORT", "report_html", "run_report"]
 
@@ -29,9 +30,11 @@ _SECTIONS: dict[str, Callable[[ReportData], dict[str, Any]]] = {
     "confusions": confusions,
     "clips": best_and_worst_clips,
     "calibration": calibration,
+    "background": false_alarms,
     "curves": training_curves,
     "data": data_summary,
     "folds": fold_summary,
+    "amount": clips_per_tag,
     "filters": first_layer_filters,
     "speed": speed,
 }
@@ -69,10 +72,11 @@ def report_html(report: ReportData) -> str:
             sections[name] = make(report)
         except SectionUnavailable as e:
             sections[name] = str(e)
-    return _environment().get_template("report.html").render(report=report, **sections)
+    return page_environment().get_template("report.html").render(report=report, **sections)
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Return the environment of the pages' templates."""
     # All that is no Markup is escaped: names of files and tags are untrusted.
     environment = Environment(
         loader=PackageLoader("fatai.report"),
@@ -81,8 +85,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shorten": shorten, "number": _format_number}
+    environment.filters |= {"shorten": shorten, "number": _format_number, "breakable": _breakable}
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """Let a narrow column break a name after its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def _format_number(value: Any, digits: int = 3) -> str:

@@ -1,7 +1,7 @@
 """The review of label issues, as data and as a page in one file.
 
 A label issue is a clip and a tag, found by `fatai.noisy_labels.label_issues`: a given tag that looks wrong, or another
-that looks missing. The page goes through them tag by tag, the most doubtful first. A decision on a clip applies to all
+that looks missing. The page goes through them tag by tag, the most suspect first. A decision on a clip applies to all
 its issues.
 """
 
@@ -92,7 +92,7 @@ class LabelIssue:
 
 @dataclass(frozen=True)
 class Review:
-    """The clips and their issues, which are ordered by tag as in the vocabulary, and by doubt within a tag."""
+    """The clips and their issues, which are ordered by tag as in the vocabulary, the most suspect of a tag first."""
 
     title: str
     tags: tuple[str, ...]
@@ -125,7 +125,7 @@ class RunIssues(NamedTuple):
     Attributes
     ----------
     issues
-        As `find_label_issues` returns them, the most doubtful first.
+        As `find_label_issues` returns them, the most suspect first.
     n_clips
         Number of clips that were compared.
     labels
@@ -158,7 +158,7 @@ def label_issues_of_run(
         A CSV to use instead of the run's oof.csv, for instance of noisy clips; its models must not have been trained on
         these clips.
     n
-        Maximum number of clips, the most doubtful ones; None for all.
+        Maximum number of clips, the most suspect ones; None for all.
 
     Raises
     ------
@@ -302,35 +302,43 @@ def write_review(
     values = review.to_dict()
     for clip, shown in zip(review.clips, values["clips"], strict=True):
         shown.update(clip_media(clip, max_s))
-    write_text(out, review_page(review, {**values, "decided": decided}))
+    write_text(out, review_page(review.title, {**values, "decided": decided}))
     return review
 
 
 def page_files() -> dict[str, str]:
     """Return the style sheets and scripts of the page, by their names."""
-    return {name: _template(name) for name in (*_STYLES, *_SCRIPTS)}
+    return {name: page_text(name) for name in (*_STYLES, *_SCRIPTS)}
 
 
-def review_page(review: Review, data: Mapping[str, Any] | None = None, token: str = "") -> str:
-    """Render the page; with `data` it is self-contained, without it loads them from the server that issued `token`."""
-    style, script = ("".join(_template(name) for name in names) for names in (_STYLES, _SCRIPTS))
+def review_page(title: str, data: Mapping[str, Any] | None = None, token: str = "", mode: str = "labels") -> str:
+    """Render the page; with `data` it is self-contained, without it loads them from the server that issued `token`.
+
+    The `mode` is "labels" for a `Review`, or "windows" for a `WindowReview`.
+    """
+    style, script = ("".join(page_text(name) for name in names) for names in (_STYLES, _SCRIPTS))
     environment = Environment(loader=PackageLoader("fatai.report"), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("review.html").render(
-        title=review.title,
+        title=title,
+        mode=mode,
         data=data,
         token=token,
         styles=_STYLES,
         scripts=_SCRIPTS,
         style=Markup(style),
         script=Markup(script),
-        policy=(
-            "default-src 'none'; img-src data:; media-src data:; "
-            f"style-src '{_digest(style)}'; script-src '{_digest(script)}'"
-        ),
+        policy=script_policy(style, script),
     )
 
 
-def _template(name: str) -> str:
+def script_policy(style: str, script: str = "") -> str:
+    """Return a content security policy for a page in one file with this inline style and, unless empty, script."""
+    policy = f"default-src 'none'; img-src data:; media-src data:; style-src '{_digest(style)}'"
+    return f"{policy}; script-src '{_digest(script)}'" if script else policy
+
+
+def page_text(name: str) -> str:
+    """Read a style sheet or script of the pages."""
     return (files("fatai.report") / "templates" / name).read_text(encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,7 @@ from markupsafe import Markup
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fatai.audio.frequency_axis import format_hz, frequency_ticks
 from fatai.audio.front_ends import FrontEnd
 from fatai.errors import ShapeError
 
@@ -35,7 +36,6 @@ __all__ = [
     "audio_player",
     "audio_uri",
     "figure_svg",
-    "frequency_ticks",
     "image_uri",
     "new_figure",
     "overview_image",
@@ -49,18 +49,21 @@ MAX_SECONDS = 10.0
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colors, distinct for every kind of color vision; lines and hatches differ too."""
 
+OVERVIEW_COLUMNS, OVERVIEW_DB = 1000, 80.0
+"""Maximum width of an overview in pixels, and its range in dB below the maximum."""
+
 _MP3_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 _MP3_LEVEL = 0.8  # libsndfile's scale of constant rates: 96 kbit/s at 44.1 kHz, 40 at 16 kHz
 _WAV_RATE = 16000
 _MAX_PIXELS = (128, 400)  # rows, columns
 _HEAT_PIXELS = (64, 128)
-_TICKS_HZ = (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
-_MIN_TICK_DISTANCE = 0.09  # of the height; nearer labels would overlap
 _STEPS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _HEAT = (255, 140, 0)
+_LEFT, _TOP, _INNER_WIDTH, _INNER_HEIGHT = 46, 6, 346, 144  # of a plot of 400 by 180 units
+_PADDING, _MIN_PADDING_NAME = "#9a9a9a", 50  # of 400 units of width
 # Replaced by the page's text color when the SVG is written.
 _INK = "#010203"
-_OVERVIEW_ROWS, _OVERVIEW_DB = 96, 80.0
+_OVERVIEW_ROWS = 96
 _FRAMES_AT_ONCE = 1024
 
 
@@ -149,18 +152,17 @@ def image_uri(
     max_size
         Maximum number of rows and columns.
     """
-    import matplotlib
-
     table = _downsample(np.nan_to_num(_to_table(values), nan=np.nan, posinf=np.nan, neginf=np.nan), max_size)
     finite = table[np.isfinite(table)]
     low = float(finite.min()) if vmin is None and len(finite) else vmin or 0.0
     high = float(finite.max()) if vmax is None and len(finite) else vmax or 0.0
     level = np.zeros(table.shape) if high <= low else (np.nan_to_num(table, nan=low) - low) / (high - low)
-    palette = matplotlib.colormaps[cmap](np.arange(256), bytes=True)[:, :3]
-    return _png_uri((255 * level.clip(0, 1)).round().astype(np.uint8)[::-1], palette)
+    return _png_uri((255 * level.clip(0, 1)).round().astype(np.uint8)[::-1], cmap_colors(cmap))
 
 
-def spectrogram_svg(values: Any, front_end: FrontEnd, *, heat: Any = None, label: str = "") -> Markup:
+def spectrogram_svg(
+    values: Any, front_end: FrontEnd, *, heat: Any = None, sound: tuple[float, float] = (0.0, 1.0), label: str = ""
+) -> Markup:
     """Return a spectrogram as inline SVG, with axes in Hz and seconds.
 
     Parameters
@@ -171,32 +173,56 @@ def spectrogram_svg(values: Any, front_end: FrontEnd, *, heat: Any = None, label
         Gives the frequencies of the rows and the seconds of a frame.
     heat
         Shape (rows, frames), within [0, 1]: drawn over the spectrogram, which is then gray; 1 is the strongest.
+    sound
+        Where the sound begins and ends, as fractions of the width; the padding at its sides is greyed.
     label
         Description for screen readers.
     """
     table = _to_table(values)
-    width, height, left, bottom = 400, 180, 46, 30
-    inner_w, inner_h = width - left - 8, height - bottom - 6
-    image = Markup('<image x="{}" y="6" width="{}" height="{}" preserveAspectRatio="none" href="{}"{}/>')
-    uri = image_uri(table, cmap="magma" if heat is None else "gray")
-    layers = [image.format(left, inner_w, inner_h, uri, Markup(' style="image-rendering:pixelated"'))]
+    layers = [_plot_image(image_uri(table, cmap="magma" if heat is None else "gray"), "pixelated")]
     if heat is not None:
-        layers.append(image.format(left, inner_w, inner_h, _heat_uri(heat), ""))
-    frequencies = frequency_ticks(front_end, table.shape[0])
-    seconds = _time_ticks(table.shape[1] * front_end.seconds_per_frame)
-    labels = [_text_left(left - 6, 6 + inner_h * (1 - y), _format_hz(hz)) for hz, y in frequencies]
-    labels += [_text_below(left + inner_w * x, height - bottom + 14, f"{s:g}") for s, x in seconds]
+        layers.append(_plot_image(_heat_uri(heat)))
+    spans = [(start, end) for start, end in ((0.0, sound[0]), (sound[1], 1.0)) if end > start]
+    layers += [_padding(start, end) for start, end in spans]
+    seconds = table.shape[1] * front_end.seconds_per_frame
+    return _plot_svg(layers, frequency_ticks(front_end, table.shape[0]), seconds, label)
+
+
+def _plot_image(uri: str, rendering: str = "auto") -> Markup:
+    """Return an image that fills a plot."""
+    element = Markup(
+        '<image x="{}" y="{}" width="{}" height="{}" preserveAspectRatio="none" image-rendering="{}" href="{}"/>'
+    )
+    return element.format(_LEFT, _TOP, _INNER_WIDTH, _INNER_HEIGHT, rendering, uri)
+
+
+def _padding(start: float, end: float) -> Markup:
+    """Return a gray rectangle over padding, given as fractions of the width, with its name if there is room for it."""
+    x, width = _LEFT + _INNER_WIDTH * start, _INNER_WIDTH * (end - start)
+    rect = Markup('<rect class="padding" x="{:.1f}" y="{}" width="{:.1f}" height="{}" fill="{}" fill-opacity="0.85"/>')
+    drawn = rect.format(x, _TOP, width, _INNER_HEIGHT, _PADDING)
+    if width < _MIN_PADDING_NAME:
+        return drawn
+    text = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle" fill="#000000">padding</text>')
+    return drawn + text.format(x + width / 2, _TOP + _INNER_HEIGHT / 2)
+
+
+def _plot_svg(layers: list[Markup], frequencies: Sequence[tuple[float, float]], seconds: float, label: str) -> Markup:
+    """Return layers with axes: frequencies in Hz and their height from 0 to 1, and seconds from 0."""
+    labels = [_text_left(_LEFT - 6, _TOP + _INNER_HEIGHT * (1 - y), format_hz(hz)) for hz, y in frequencies]
+    below = _TOP + _INNER_HEIGHT
+    labels += [_text_below(_LEFT + _INNER_WIDTH * x, below + 14, f"{s:g}") for s, x in _time_ticks(seconds)]
     labels += [
-        _text_below(left + inner_w / 2, height - 3, "seconds"),
+        _text_below(_LEFT + _INNER_WIDTH / 2, below + 27, "seconds"),
         Markup('<text transform="translate(9 {:.1f}) rotate(-90)" text-anchor="middle">Hz</text>').format(
-            6 + inner_h / 2
+            _TOP + _INNER_HEIGHT / 2
         ),
     ]
     frame = Markup(
-        '<svg class="spectrogram" viewBox="0 0 {} {}" role="img" aria-label="{}" font-size="11" '
+        '<svg class="spectrogram" viewBox="0 0 400 180" role="img" aria-label="{}" font-size="11" '
         'fill="currentColor">{}</svg>'
     )
-    return frame.format(width, height, label, Markup("").join([*layers, *labels]))
+    return frame.format(label, Markup("").join([*layers, *labels]))
 
 
 def _text_left(x: float, y: float, text: str) -> Markup:
@@ -209,7 +235,7 @@ def _text_below(x: float, y: float, text: str) -> Markup:
 
 
 class OverviewImage(NamedTuple):
-    """A spectrogram of a whole sound.
+    """A spectrogram of a whole sound, without axes.
 
     Attributes
     ----------
@@ -222,8 +248,12 @@ class OverviewImage(NamedTuple):
     uri: str
     ticks: list[tuple[float, float]]
 
+    def svg(self, seconds: float, label: str = "") -> Markup:
+        """Return it with axes, as `spectrogram_svg`, given the length of the sound."""
+        return _plot_svg([_plot_image(self.uri)], self.ticks, seconds, label)
 
-def overview_image(wave: Tensor, sr: int, columns: int = 1000) -> OverviewImage:
+
+def overview_image(wave: Tensor, sr: int, columns: int = OVERVIEW_COLUMNS) -> OverviewImage:
     """Draw the mel spectrogram of a whole sound without margins, so that a page can place a playhead exactly on it.
 
     The range is 80 dB below the maximum. Memory does not grow with the length but with the frames only.
@@ -244,15 +274,29 @@ def overview_image(wave: Tensor, sr: int, columns: int = 1000) -> OverviewImage:
     """
     if wave.ndim != 1 or not len(wave):
         raise ShapeError(f"got a wave of shape {tuple(wave.shape)}; expected (samples,) with at least one sample")
-    n_fft = 2048 if sr >= 16000 else 512
-    n_mels = _OVERVIEW_ROWS if n_fft == 2048 else _OVERVIEW_ROWS // 2
+    front_end = overview_front_end(sr)
     # A short sound gets enough frames to be legible, a long one no more than its columns can show.
-    hop = int(min(n_fft // 2, max(n_fft // 16, len(wave) // columns)))
-    front_end = FrontEnd(sr=sr, n_fft=n_fft, hop_length=hop, center=False, n_mels=n_mels, fmin=20.0)
+    hop = int(min(front_end.n_fft // 2, max(front_end.n_fft // 16, len(wave) // columns)))
+    front_end = front_end.replace(hop_length=hop)
     values = _spectrogram_in_parts(wave, front_end)
     high = float(values.max())
-    uri = image_uri(values, vmin=high - _OVERVIEW_DB, vmax=high, max_size=(_OVERVIEW_ROWS, columns))
+    low = high - OVERVIEW_DB if float(values.min()) < high else high  # silence is dark
+    uri = image_uri(values, vmin=low, vmax=high, max_size=(_OVERVIEW_ROWS, columns))
     return OverviewImage(uri, frequency_ticks(front_end, front_end.rows))
+
+
+def overview_front_end(sr: int) -> FrontEnd:
+    """Return the front end of `overview_image` at a rate in Hz; the hop depends on the length of a sound."""
+    n_fft = 2048 if sr >= 16000 else 512
+    n_mels = _OVERVIEW_ROWS if n_fft == 2048 else _OVERVIEW_ROWS // 2
+    return FrontEnd(sr=sr, n_fft=n_fft, center=False, n_mels=n_mels, fmin=20.0)
+
+
+def cmap_colors(cmap: str) -> np.ndarray:
+    """Return 256 colors of a color map of matplotlib, uint8, shape (256, 3)."""
+    import matplotlib
+
+    return matplotlib.colormaps[cmap](np.arange(256), bytes=True)[:, :3]
 
 
 def _spectrogram_in_parts(wave: Tensor, front_end: FrontEnd) -> Tensor:
@@ -368,26 +412,6 @@ def _data_uri(mime_type: str, content: bytes) -> str:
     return f"data:{mime_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def frequency_ticks(front_end: FrontEnd, rows: int) -> list[tuple[float, float]]:
-    """Return round frequencies in Hz and the height of their row's center, from 0 at the bottom to 1 at the top.
-
-    Those too near another are left out.
-    """
-    centers = front_end.frequencies_hz()
-    centers = centers if len(centers) == rows else np.linspace(centers[0], centers[-1], rows)
-    ticks: list[tuple[float, float]] = []
-    for hz in _TICKS_HZ:
-        if centers[0] <= hz <= centers[-1]:
-            height = (float(np.interp(hz, centers, np.arange(rows))) + 0.5) / rows
-            if not ticks or height - ticks[-1][1] > _MIN_TICK_DISTANCE:
-                ticks.append((hz, height))
-    return ticks
-
-
 def _time_ticks(seconds: float) -> list[tuple[float, float]]:
     step = next((s for s in _STEPS_S if seconds / s <= 8), _STEPS_S[-1])
     return [(round(k * step, 6), k * step / seconds) for k in range(int(seconds / step + 1e-9) + 1)]
-
-
-def _format_hz(hz: float) -> str:
-    return f"{hz / 1000:g}k" if hz >= 1000 else f"{hz:g}"

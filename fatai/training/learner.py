@@ -6,40 +6,40 @@ The methods that predict and explain are those of its subclass `FatLearner`, one
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fastai.callback import schedule  # noqa: F401 - gives learners fit_one_cycle
 from fastai.callback.core import Callback
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import trainable_params
 from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
-from fatai.audio.front_ends import FrontEnd
+from fatai.augment.base import Augmentation
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.config import ClipConfig
+from fatai.data.samplers import SampledDL
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup, init
 from fatai.errors import DataError, OptionError
 from fatai.losses.composite import AuxLoss
 from fatai.metrics.calibration import Calibration
-from fatai.models import create_model
+from fatai.models import count_parameters
+from fatai.models.weights import archs_with_weights
 from fatai.registry import AUGMENTATIONS, LOSSES, MIXERS, MODELS, did_you_mean
+from fatai.training import defaults
 from fatai.training.data_parallel import distribute
+from fatai.training.network import NO_WEIGHT_DECAY, named_model
 from fatai.training.precision import precision_callbacks
 from fatai.training.recorder import record_loss_per_clip
 
-__all__ = ["NO_WEIGHT_DECAY", "TagLearner", "named_loss", "named_model"]
-
-NO_WEIGHT_DECAY = {
-    "norm_and_bias": "every bias and the weights of normalization layers (fastai's default)",
-    "bias": "parameters whose name contains 'bias' (the 9th place kernel)",
-    "none": "all parameters decay",
-}
-"""Parameters that weight decay leaves out: names and what they mean."""
+__all__ = ["TagLearner", "named_loss"]
 
 
 class TagLearner(Learner):
@@ -100,6 +100,29 @@ class TagLearner(Learner):
         """Map of the loss from logits to probabilities, both (batch, tags); the sigmoid if it has none of its own."""
         return getattr(self.loss_func, "activation", torch.sigmoid)
 
+    def tracked_settings(self) -> dict[str, str | float]:
+        """Return the settings of the learner that a tracker of experiments shows, as texts and numbers."""
+        built, front_end = getattr(self.model, "built_as", None), self.clip_config.front_end
+        return {
+            "arch": type(self.model).__name__ if built is None else built.arch,
+            **({} if built is None else {f"arch.{name}": str(value) for name, value in built.options.items()}),
+            "parameters": count_parameters(self.model), "loss": type(self.loss_func).__name__,
+            "tags": len(self.tags), "batch size": self.dls.bs, "train clips": len(self.dls.train_ds),
+            "valid clips": len(self.dls.valid_ds), "sample rate": front_end.sr, "mels": str(front_end.n_mels),
+            "hop_length": front_end.hop_length, "crop_s": self.clip_config.crop_s,
+            "channels": self.clip_config.channels_name, "callbacks": ", ".join(str(cb) for cb in self.cbs),
+        }
+
+    def gather_args(self) -> dict[str, Any]:
+        """Log the settings to Weights & Biases, for fastai's `WandbCallback`, which calls this; return no others.
+
+        The callback takes `vars` of each value that is returned, which texts and numbers lack.
+        """
+        import wandb
+
+        wandb.config.update(self.tracked_settings(), allow_val_change=True)
+        return {}
+
     def _with_events(self, f: Callable[[], Any], event_type: str, ex: Any, final: Callable[[], Any] = noop) -> None:
         """Run a part of the training loop; if an exception ends it, let the callbacks undo their changes.
 
@@ -132,6 +155,36 @@ class TagLearner(Learner):
             cb.run = True
         self._end_cleanup()
 
+    def fit_default(
+        self, n_epoch: int | None = None, lr: float = defaults.LR, *, bs: int | None = None, cbs: Any = None
+    ) -> None:
+        """Fit as the recipe `default` does: one cycle, augmentation, mixing by OR, averaged weights.
+
+        In the last epochs clips are neither augmented nor mixed. The learner ends with the averaged weights.
+
+        Parameters
+        ----------
+        n_epoch
+            Number of epochs, each a pass over the clips; None takes at least 3,000 steps in epochs of at least 100, by
+            the rules `epoch_clips` and `fit_epochs` of `fatai.training.defaults`.
+        lr
+            Largest learning rate of the cycle.
+        bs
+            Clips per batch in this fit; None chooses by the number of training clips, from 8 to 64.
+        cbs
+            Further callbacks. Augmentations of the learner or among these take the place of the default ones.
+        """
+        n_clips = len(self.dls.train_ds)
+        batch = min(n_clips, defaults.batch_size(n_clips).value if bs is None else bs)
+        n_drawn = defaults.epoch_clips(n_clips, batch).value if n_epoch is None else None
+        epochs = defaults.fit_epochs(n_clips, batch, n_drawn).value if n_epoch is None else n_epoch
+        own = [cb for cb in [*self.cbs, *L(cbs)] if isinstance(cb, Augmentation) and cb.is_random]
+        augmentations = [] if own else defaults.default_augmentations()
+        with _batches(self.dls, batch, n_drawn):
+            self.fit_one_cycle(
+                epochs, lr, wd=defaults.WD, cbs=[*augmentations, *defaults.fit_callbacks(epochs), *L(cbs)]
+            )
+
     def create_opt(self) -> None:
         """Create the optimizer as fastai does, without weight decay for the parameters of `no_weight_decay`."""
         self.wd_bn_bias = self.no_weight_decay != "norm_and_bias"
@@ -140,6 +193,23 @@ class TagLearner(Learner):
             for name, parameter in self.model.named_parameters():
                 if "bias" in name:
                     self.opt.state[parameter]["do_wd"] = False
+
+
+@contextmanager
+def _batches(dls: FATDataLoaders, bs: int, n_drawn: int | None) -> Iterator[None]:
+    """Set the number of clips per batch, and of those of a training epoch unless it is None, within a context."""
+    loaders, before = list(dls.loaders), [dl.bs for dl in dls.loaders]
+    try:
+        for dl in dls.loaders:
+            dl.bs = bs
+        if n_drawn is not None:
+            sampler = RandomSampler(range(len(dls.train_ds)), num_samples=n_drawn)
+            dls.loaders[0] = dls.train.new(cls=SampledDL, sampler=sampler, bs=bs)
+        yield
+    finally:
+        dls.loaders[:] = loaders
+        for dl, old in zip(dls.loaders, before, strict=True):
+            dl.bs = old
 
 
 def check_options(dls: Any, no_weight_decay: str) -> None:
@@ -159,50 +229,56 @@ def layer_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     return model.layer_groups() if hasattr(model, "layer_groups") else trainable_params(model)  # type: ignore[operator]
 
 
+def decay_layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Split the parameters of a model for layer-wise decay of the learning rate: its own `layers`, or `layer_groups`.
+
+    Raises
+    ------
+    OptionError
+        If the model has neither.
+    """
+    for method in ("layers", "layer_groups"):
+        if hasattr(model, method):
+            return getattr(model, method)()
+    raise OptionError(
+        f"layer_decay is set, but {type(model).__name__} has no layers; leave it out, or add a method layers that "
+        "returns a list of parameters per layer"
+    )
+
+
 def build_model(
     dls: FATDataLoaders,
-    arch: str | Callable[..., nn.Module] | nn.Module,
+    arch: str | Callable[..., nn.Module] | nn.Module | None,
     *,
     width: float | None = None,
+    pretrained: bool | str | os.PathLike[str] | None = None,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Build the network of a learner by name or by a function of (n_tags, in_channels), or return a module as it is."""
+    """Build the network of a learner by name or by a function of (n_tags, in_channels), or return a module as it is.
+
+    Without any, `m3` in a width that suits the number of training clips.
+    """
+    if arch is None:
+        arch = defaults.ARCH
+        width = defaults.network_width(len(dls.train_ds)).value if width is None else width
     n_tags, in_channels = len(dls.tags), dls.to_spec.n_channels
+    if pretrained:
+        _check_takes_weights(arch, pretrained)
+        options = {**(options or {}), "pretrained": pretrained}
     if isinstance(arch, str):
-        return named_model(arch, n_tags, in_channels, dls.clip_config.front_end, width=width, options=options)
+        return named_model(arch, n_tags, in_channels, dls.clip_config, width=width, options=options)
     return arch if isinstance(arch, nn.Module) else arch(n_tags=n_tags, in_channels=in_channels, **(options or {}))
 
 
-def named_model(
-    arch: str,
-    n_tags: int,
-    in_channels: int,
-    front_end: FrontEnd,
-    *,
-    width: float | None = None,
-    options: dict[str, Any] | None = None,
-) -> nn.Module:
-    """Build a model by name for the spectrograms of a front end.
-
-    Parameters
-    ----------
-    arch
-        A name of `MODELS`.
-    n_tags, in_channels
-        Number of outputs and of input channels.
-    front_end
-        The front end; networks with an option `n_mels` get its number of bins.
-    width, options
-        Factor for the channels, and further options of the model.
-
-    Returns
-    -------
-    A network from (batch, in_channels, mels, frames) to logits (batch, n_tags).
-    """
-    options = {**(options or {}), **({} if width is None else {"width": width})}
-    if "n_mels" in inspect.signature(MODELS.builder(arch)).parameters:
-        options.setdefault("n_mels", front_end.bins)
-    return create_model(arch, n_tags, in_channels, **options)
+def _check_takes_weights(arch: str | Callable[..., nn.Module], pretrained: bool | str | os.PathLike[str]) -> None:
+    """Raise `OptionError` if a network cannot be built with published weights."""
+    if isinstance(arch, str) and "pretrained" in inspect.signature(MODELS.builder(arch)).parameters:
+        return
+    given = arch if isinstance(arch, str) else "a network of your own"
+    raise OptionError(
+        f"pretrained={pretrained!r} with {given}, for which there are no published weights; networks that have some: "
+        f"{', '.join(archs_with_weights())}, and those of timm as timm:NAME"
+    )
 
 
 def named_loss(loss: str | Callable, model: nn.Module, /, **options: Any) -> Callable:

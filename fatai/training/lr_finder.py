@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.schedule import steep, valley
 from fastai.learner import Learner
 from torch import Tensor
 
 from fatai.errors import DataError, OptionError
 from fatai.io.atomic import write_file
+from fatai.io.progress import track
 
 __all__ = ["LRFinderResult", "find_lr"]
 
@@ -62,7 +64,9 @@ class LRFinderResult(NamedTuple):
         plt.close(figure)
 
 
-def find_lr(learn: Learner, *, steps: int = 100, start_lr: float = 1e-7, end_lr: float = 10.0) -> LRFinderResult:
+def find_lr(
+    learn: Learner, *, steps: int = 100, start_lr: float = 1e-7, end_lr: float = 10.0, show_progress: bool = False
+) -> LRFinderResult:
     """Suggest learning rates with fastai's `lr_find`.
 
     The rate grows batch by batch until the loss is four times its best.
@@ -75,6 +79,9 @@ def find_lr(learn: Learner, *, steps: int = 100, start_lr: float = 1e-7, end_lr:
         Batches from `start_lr` to `end_lr`, at least 20. More give a smoother curve.
     start_lr, end_lr
         First and last learning rate.
+    show_progress
+        Whether to show the batches on standard error, as a bar on a terminal and as lines elsewhere, instead of what
+        the learner shows.
 
     Returns
     -------
@@ -92,7 +99,7 @@ def find_lr(learn: Learner, *, steps: int = 100, start_lr: float = 1e-7, end_lr:
     if not 0 < start_lr < end_lr:
         raise OptionError(f"start_lr is {start_lr} and end_lr {end_lr}; expected 0 < start_lr < end_lr")
     functions = [_with_check(suggest, learn, steps) for suggest in (valley, steep)]
-    with _temporary_folder(learn):
+    with _temporary_folder(learn), _progress(learn, steps) if show_progress else nullcontext():
         suggested = learn.lr_find(start_lr, end_lr, num_it=steps, show_plot=False, suggest_funcs=functions)
     recorder = learn.recorder
     return LRFinderResult(_to_tensor(recorder.lrs), _to_tensor(recorder.losses), suggested._asdict())
@@ -114,6 +121,29 @@ def _with_check(suggest: Callable[..., Any], learn: Learner, steps: int) -> Call
         return suggest(lrs[:n_finite], losses[:n_finite], num_it)
 
     return checked
+
+
+class _BatchProgress(Callback):
+    """Show how many batches are done."""
+
+    def __init__(self, steps: int):
+        self.bar = track(range(steps), "batches with growing learning rates")
+
+    def before_fit(self) -> None:
+        """Show that there is none yet."""
+        next(self.bar)
+
+    def after_batch(self) -> None:
+        """Advance."""
+        next(self.bar, None)
+
+
+@contextmanager
+def _progress(learn: Learner, steps: int) -> Iterator[None]:
+    """Show the batches of a search instead of the epochs of fastai's bar."""
+    shown = _BatchProgress(steps)
+    with closing(shown.bar), learn.no_bar(), learn.added_cbs([shown]):
+        yield
 
 
 @contextmanager

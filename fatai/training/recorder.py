@@ -38,4 +38,6 @@ def record_loss_per_clip(recorder: Recorder) -> None:
     """Let a recorder record losses per clip."""
     # Through vars, because fastai warns that the learner has attributes of these names as well.
     attributes = vars(recorder)
+    if isinstance(attributes["loss"], _LossPerClip):
+        return  # FetchPredsCallback removes and adds the recorder in the middle of an epoch, whose sums must stay
     attributes["loss"], attributes["smooth_loss"] = _LossPerClip(), _SmoothLossPerClip(recorder.smooth_loss.beta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
     decisions.read()
 
     async def index(request: Request) -> Response:
-        return HTMLResponse(review_page(review, token=token))
+        return HTMLResponse(review_page(review.title, token=token))
 
     async def data(request: Request) -> Response:
         return JSONResponse({**review.to_dict(), "decided": await asyncio.to_thread(decisions.read)})
@@ -62,14 +62,9 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
         return JSONResponse(await asyncio.to_thread(clip_media, review.clips[k], _MAX_CLIP_S))
 
     async def decide(request: Request) -> Response:
-        try:
-            return await _decide(request, decisions, token)
-        except HTTPError as e:
-            return e.response()
-        except OSError as e:  # before FataiError, of which that of a full disk is one too
-            return _write_error(e, decisions.path).response()
-        except FataiError as e:
-            return HTTPError(422, str(e)).response()
+        require_token(request, token)
+        fname, change = _parse_decision(await read_json(request), decisions)
+        return JSONResponse({"file": fname, "decided": await asyncio.to_thread(change)})
 
     async def download(request: Request) -> Response:
         text = decisions.path.read_text(encoding="utf-8") if decisions.path.is_file() else "fname,labels\n"
@@ -82,18 +77,32 @@ def review_app(review: Review, corrections: str | Path) -> FastHTML:
             Route("/", index),
             Route("/data", data),
             Route("/clip/{k:int}", clip),
-            Route("/decide", decide, methods=["POST"]),
+            Route("/decide", with_error_responses(decide, decisions.path), methods=["POST"]),
             Route("/corrections.csv", download),
         ],
         page_files(),
     )
 
 
-async def _decide(request: Request, decisions: Decisions, token: str) -> Response:
+def with_error_responses(route: Callable[[Request], Awaitable[Response]], path: Path) -> Callable[..., Any]:
+    """Return a route whose errors are responses that the page shows; `path` is the file of decisions."""
+    async def handled(request: Request) -> Response:
+        try:
+            return await route(request)
+        except HTTPError as e:
+            return e.response()
+        except OSError as e:  # before FataiError, of which that of a full disk is one too
+            return _write_error(e, path).response()
+        except FataiError as e:
+            return HTTPError(422, str(e)).response()
+
+    return handled
+
+
+def require_token(request: Request, token: str) -> None:
+    """Raise `HTTPError` unless a request has the token of the page."""
     if not hmac.compare_digest(request.headers.get("x-fatai-token", "").encode(), token.encode()):
         raise HTTPError(403, "this page belongs to a server that has ended; reload it")
-    fname, change = _parse_decision(await _read_json(request), decisions)
-    return JSONResponse({"file": fname, "decided": await asyncio.to_thread(change)})
 
 
 def _write_error(error: OSError, path: Path) -> HTTPError:
@@ -119,7 +128,8 @@ def _parse_decision(decision: Any, decisions: Decisions) -> tuple[str, Callable[
     return decision["file"], partial(decisions.decide, decision["file"], labels)
 
 
-async def _read_json(request: Request) -> Any:
+async def read_json(request: Request) -> Any:
+    """Read a decision; raises `HTTPError` if it is too long or no JSON."""
     body = b""
     async for chunk in request.stream():
         body += chunk

@@ -10,7 +10,7 @@ from typing import Any
 
 from fasthtml.common import Body, FastHTML, Head, Html, Link, Meta, Script, Title, to_xml
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fatai.errors import OptionError
@@ -66,8 +66,10 @@ async def _server_error(request: Request, exc: Exception) -> Response:
     return json_error(500, "the server failed to process the request; see the error message in its terminal")
 
 
-def render_page(title: str, *content: Any, scripts: Sequence[str], style: str, **data: Any) -> HTMLResponse:
-    """Render a page.
+def render_page(
+    title: str, *content: Any, scripts: Sequence[str], style: str, policy: str | None = None, **data: Any
+) -> str:
+    """Render a page as HTML, whose files are beside it.
 
     Parameters
     ----------
@@ -77,20 +79,23 @@ def render_page(title: str, *content: Any, scripts: Sequence[str], style: str, *
         FastHTML elements of the body.
     scripts, style
         Names of assets; the common style is always included.
+    policy
+        Content-Security-Policy of a page that is served without headers; None leaves it to the server.
     data
         Values of `data-*` attributes of the body, for the scripts.
     """
     head = Head(
         Meta(charset="utf-8"),
+        *([] if policy is None else [Meta(http_equiv="Content-Security-Policy", content=policy)]),
         Meta(name="viewport", content="width=device-width, initial-scale=1"),
         Title(title),
         Link(rel="icon", href="data:,"),
-        Link(rel="stylesheet", href="/common.css"),
-        Link(rel="stylesheet", href=f"/{style}"),
-        *(Script(src=f"/{script}", defer=True) for script in scripts),
+        Link(rel="stylesheet", href="common.css"),
+        Link(rel="stylesheet", href=style),
+        *(Script(src=script, defer=True) for script in scripts),
     )
     body = Body(*content, **{f"data_{name}": str(value) for name, value in data.items()})
-    return HTMLResponse(to_xml(Html(head, body, lang="en")))
+    return to_xml(Html(head, body, lang="en"))
 
 
 def read_package_text(package: str, name: str) -> str:

@@ -1,20 +1,21 @@
 "use strict";
-// The web tagger: uploads sounds and draws their tags over time. The threshold is applied here, without the server.
+// The tagger: draws the tags of sounds over time. The threshold is applied here.
+// A second script has `tagSound`, which returns the tags of a file, and PARALLEL_SOUNDS, how many of them run at once.
 
 const limits = Object.fromEntries(Object.entries(document.body.dataset).map(([name, value]) => [name, Number(value)]));
 const cards = [];
-const PARALLEL_UPLOADS = 2, MAX_TRIES = 20;
 
-const threshold = () => Number(byId("threshold").value) / 100;
+let isMoved = false;  // until then each tag has the threshold of the run, where it has one
+const threshold = own => isMoved || own === null ? Number(byId("threshold").value) / 100 : own;
 const showMessage = text => { byId("message").textContent = text; };
 
 /** Adjacent steps in which a tag reaches the threshold form one event. */
 function eventsOf(sound) {
   const events = [];
-  for (const {tag, probs} of sound.tags) {
+  for (const {tag, probs, threshold: own} of sound.silent ? [] : sound.tags) {
     let current = null;
     probs.forEach((prob, k) => {
-      if (prob < threshold()) { current = null; return; }
+      if (prob < threshold(own)) { current = null; return; }
       if (!current) events.push(current = {file: sound.file, start: sound.times[k], tag, prob: 0});
       current.end = sound.times[k + 1];
       current.prob = Math.max(current.prob, prob);
@@ -37,7 +38,7 @@ function bars(sound, probs, isShown) {
   return probs.map((prob, k) => (isShown(prob) ? bar(prob, k) : "")).join("");
 }
 
-function tagRow(sound, {tag, probs}) {
+function tagRow(sound, {tag, probs, threshold: own}) {
   const highest = Math.max(...probs), svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", "0 0 1000 100");
   svg.setAttribute("preserveAspectRatio", "none");
@@ -51,15 +52,16 @@ function tagRow(sound, {tag, probs}) {
   });
   const name = make("div", {className: "tag"}, make("span", {}, tag), make("b", {}, `${Math.round(100 * highest)} %`));
   const draw = () => {
-    below.setAttribute("d", bars(sound, probs, prob => prob < threshold()));
-    above.setAttribute("d", bars(sound, probs, prob => prob >= threshold()));
-    name.classList.toggle("faint", highest < threshold());
+    below.setAttribute("d", bars(sound, probs, prob => prob < threshold(own)));
+    above.setAttribute("d", bars(sound, probs, prob => prob >= threshold(own)));
+    name.classList.toggle("faint", highest < threshold(own));
   };
   return {elements: [name, svg], draw};
 }
 
 function summary(sound) {
-  const detected = sound.tags.filter(({probs}) => Math.max(...probs) >= threshold()).map(({tag}) => tag);
+  if (sound.silent) return "silent: no tag is detected";
+  const detected = sound.tags.filter(({probs, threshold: own}) => Math.max(...probs) >= threshold(own)).map(({tag}) => tag);
   const more = detected.length > 4 ? ` and ${detected.length - 4} more` : "";
   return detected.length ? `detected: ${detected.slice(0, 4).join(", ")}${more}` : "no tag reaches the threshold";
 }
@@ -74,7 +76,8 @@ function show(card, sound, file) {
   card.sound = sound;
   card.draw = () => { rows.forEach(row => row.draw()); detected.textContent = summary(sound); };
   card.onClose = () => URL.revokeObjectURL(audio.src);
-  card.body.replaceChildren(detected, audio, note, soundView(sound, audio, rows.map(row => row.elements)));
+  const notices = make("ul", {className: "notices", hidden: !sound.notices.length}, ...sound.notices.map(text => make("li", {}, text)));
+  card.body.replaceChildren(detected, notices, audio, note, soundView(sound, audio, rows.map(row => row.elements)));
   card.length.textContent = `${sound.seconds.toFixed(2)} s`;
   card.draw();
   byId("tools").hidden = false;
@@ -96,20 +99,6 @@ function newCard(name) {
 }
 
 const showError = (card, text) => card.body.replaceChildren(make("p", {className: "error", role: "alert"}, text));
-const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
-
-/** Upload a file and return the status and body of the response; try again while the server is busy. */
-async function upload(card, file) {
-  for (let attempt = 1; ; attempt++) {
-    const form = new FormData();
-    form.append("sound", file, file.name);
-    const response = await fetch("/tag", {method: "POST", body: form});
-    const busy = response.status === 503 || response.status === 429;
-    if (!busy || attempt === MAX_TRIES) return {status: response.status, body: await response.json()};
-    card.body.replaceChildren(muted("the server is busy; waiting …", "p"));
-    await sleep(1000 * Number(response.headers.get("Retry-After") || 5));
-  }
-}
 
 /** Convert any sound that the browser can decode to a WAV file of one channel and 16 bits. */
 async function asWav(blob, name) {
@@ -136,21 +125,14 @@ async function asWav(blob, name) {
 async function tag(file) {
   const card = newCard(file.name);
   if (file.size > limits.maxBytes) {
-    const advice = `expected at most ${limits.maxBytes / 1e6} MB: cut the sound, or send FLAC, Ogg or MP3`;
+    const advice = `expected at most ${limits.maxBytes / 1e6} MB: cut the sound, or save it as FLAC, Ogg or MP3`;
     showError(card, `${file.name} has ${(file.size / 1e6).toFixed(1)} MB; ${advice}`);
     return;
   }
   try {
-    let {status, body} = await upload(card, file);
-    if (status === 415) {
-      // Browsers decode some formats that the server cannot: AAC, WebM.
-      const wav = await asWav(file, file.name).catch(() => null);
-      if (wav && wav.size <= limits.maxBytes) ({status, body} = await upload(card, wav));
-    }
-    if (status === 200) show(card, body.sounds[0], file);
-    else showError(card, body.error);
+    show(card, await tagSound(file, text => card.body.replaceChildren(muted(text, "p"))), file);
   } catch (error) {
-    showError(card, `the server cannot be reached (${error.message}); is it still running?`);
+    showError(card, error.message);
   }
 }
 
@@ -158,7 +140,7 @@ async function tagAll(files) {
   const queue = [...files].slice(0, limits.maxFiles);
   showMessage(files.length > limits.maxFiles ? `${files.length} files are too many at once; the first ${limits.maxFiles} are tagged` : "");
   const worker = async () => { while (queue.length) await tag(queue.shift()); };
-  await Promise.all(Array.from({length: PARALLEL_UPLOADS}, worker));
+  await Promise.all(Array.from({length: PARALLEL_SOUNDS}, worker));
 }
 
 async function record(button) {
@@ -203,6 +185,7 @@ byId("record").addEventListener("click", async event => {
 });
 byId("files").addEventListener("change", event => { tagAll(event.target.files); event.target.value = ""; });
 byId("threshold").addEventListener("input", () => {
+  isMoved = true;
   byId("level").textContent = `${byId("threshold").value} %`;
   cards.forEach(card => card.draw && card.draw());
 });

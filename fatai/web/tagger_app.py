@@ -6,19 +6,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fasthtml.common import H1, A, Button, Div, FastHTML, Header, Input, Label, Main, Output, P, Section, Span
+from fasthtml.common import FastHTML
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fatai.export.hub import shown_name
 from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.web.job_queue import JobQueue
 from fatai.web.security import HTTPError
-from fatai.web.server import create_app, read_package_text, render_page
-from fatai.web.tagging import MIN_PROB, tag_upload
+from fatai.web.server import create_app
+from fatai.web.tagger_page import tagger_files, tagger_page
+from fatai.web.tagging import tag_upload
 from fatai.web.uploads import Limits, Upload, receive_uploads
 
 __all__ = ["tagger_app"]
+
+_SCRIPT = "tag_on_server.js"
 
 
 def tagger_app(tagger: SlidingWindowTagger, title: str, limits: Limits | None = None) -> FastHTML:
@@ -54,13 +58,10 @@ def tagger_app(tagger: SlidingWindowTagger, title: str, limits: Limits | None = 
         })
 
     async def index(request: Request) -> Response:
-        return _index(title, tagger, limits)
+        return HTMLResponse(tagger_page(title, tagger, limits, script=_SCRIPT, note="Uploads are not stored."))
 
     routes = [Route("/", index), Route("/tag", tag, methods=["POST"]), Route("/health", health)]
-    return create_app(routes, {
-        **{name: read_package_text("fatai.report", f"templates/{name}") for name in ("common.css", "common.js")},
-        **{name: read_package_text("fatai.web", name) for name in ("tagger.js", "tagger.css")},
-    }, on_shutdown=queue.close)
+    return create_app(routes, tagger_files(_SCRIPT), on_shutdown=queue.close)
 
 
 async def _tag_queued(
@@ -81,56 +82,6 @@ def _response(sounds: list[dict[str, Any]]) -> JSONResponse:
     return JSONResponse({"sounds": sounds}, status)
 
 
-def _index(title: str, tagger: SlidingWindowTagger, limits: Limits) -> HTMLResponse:
-    return render_page(
-        title,
-        Header(H1(title), P(f"{len(tagger.tags)} tags, predicted in windows of {tagger.window_s:g} s")),
-        Main(
-            _upload_section(limits),
-            P(id="message", role="status", aria_live="polite"),
-            _tools_section(),
-            Div(id="sounds"),
-        ),
-        scripts=("common.js", "tagger.js"),
-        style="tagger.css",
-        max_bytes=limits.upload_bytes,
-        max_seconds=limits.sound_s,
-        max_files=limits.files,
-    )
-
-
-def _upload_section(limits: Limits) -> Any:
-    allowed = f"Sounds of up to {limits.sound_s:g} seconds and {limits.upload_mb:g} MB, {limits.files} at a time"
-    return Section(
-        P("Drop sounds here, or"),
-        Div(
-            Label(
-                "choose files",
-                Input(type="file", id="files", multiple=True, accept="audio/*,.flac,.ogg,.aif,.aiff,.caf,.au"),
-                cls="button primary",
-            ),
-            Button("record", id="record", type="button"),
-            cls="row",
-        ),
-        P(f"{allowed}. Uploads are not stored.", cls="muted"),
-        id="drop",
-    )
-
-
-def _tools_section() -> Any:
-    return Section(
-        Label(
-            "show tags with a probability of at least ",
-            Input(type="range", id="threshold", min=f"{100 * MIN_PROB:g}", max="100", value="50"),
-            Output("50 %", id="level"),
-        ),
-        Span(A("download CSV", id="csv", href="#", download="tags.csv", cls="button")),
-        id="tools",
-        cls="row",
-        hidden=True,
-    )
-
-
 def page_title(run: str | Path) -> str:
     """Return the title of the page of a run."""
-    return f"fatai: {Path(run).resolve().name}"
+    return f"fatai: {shown_name(run)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ __all__ = ["tag_upload"]
 MIN_PROB = 0.05
 """Tags whose probability never reaches this are not displayed, except the few most probable ones."""
 
-_MIN_TAGS, _MAX_TAGS = 5, 24
+MIN_TAGS, MAX_TAGS = 5, 24
+"""Minimum and maximum number of displayed tags."""
 # More samples per second, over all channels, come only from files made to keep a server busy.
 _MAX_SAMPLES_PER_S = 400_000
 _AUDIO_MAGIC = (b"RIFF", b"RF64", b"riff", b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"ID3")
@@ -44,30 +47,52 @@ def tag_upload(tagger: SlidingWindowTagger, upload: Upload, limits: Limits) -> d
     Returns
     -------
     Values that JSON can hold: `file`; `seconds`; `times`, the start of each step and the end of the last, in seconds;
-    `tags`, for each displayed tag, most probable first, its name and its `probs`, shape (steps,), in [0, 1], rounded to
-    four digits; `picture`, the spectrogram as a data URI, and its `ticks`, pairs of Hz and height in [0, 1].
+    `tags`, for each displayed tag, most probable first, its name, its `probs`, shape (steps,), in [0, 1], rounded to
+    four digits, and its `threshold`, None if the tagger has none; `silent`, whether the sound is silent throughout, so
+    that `probs` are a guess; `notices`, sentences on what is unusual in the file, such as the channel that is taken;
+    `picture`, the spectrogram as a data URI, and its `ticks`, pairs of Hz and height in [0, 1].
 
     Raises
     ------
     HTTPError
         415 if it is not a sound, 422 if the sound is damaged or too long; the message names the file.
     """
-    wave = _read_wave(upload, tagger.settings.sr, limits)
-    steps = list(tagger.frame_probs(wave))
+    with _notices(upload.name) as notices:
+        wave = _read_wave(upload, tagger.settings.sr, tagger.settings.channel, limits)
+        steps = list(tagger.frame_probs(wave, name=upload.name))
     probs = np.stack([step.probs for step in steps], 1).round(4)
-    spectrogram = overview_image(wave, tagger.settings.sr)
+    thresholds = tagger.thresholds or {}
+    spectrogram = overview_image(wave if wave.ndim == 1 else wave.mean(0), tagger.settings.sr)
     return {
         "file": upload.name,
-        "seconds": round(len(wave) / tagger.settings.sr, 3),
+        "seconds": round(wave.shape[-1] / tagger.settings.sr, 3),
         "times": [round(step.start_s, 4) for step in steps] + [round(steps[-1].end_s, 4)],
-        "tags": [{"tag": tagger.tags[i], "probs": probs[i].tolist()} for i in _displayed(probs.max(1))],
+        "tags": [
+            {"tag": tagger.tags[i], "probs": probs[i].tolist(), "threshold": thresholds.get(tagger.tags[i])}
+            for i in _displayed(probs.max(1))
+        ],
+        "silent": all(step.is_silent for step in steps),
+        "notices": notices,
         "picture": spectrogram.uri,
         "ticks": spectrogram.ticks,
     }
 
 
-def _read_wave(upload: Upload, sr: int, limits: Limits) -> Tensor:
-    """Read a sound within the limits as a wave (samples,) at `sr` Hz."""
+@contextmanager
+def _notices(name: str) -> Iterator[list[str]]:
+    """Give a list that is filled at the end with the warnings on a sound, without its name; they are given on, too."""
+    notices: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notices
+    for warning in caught:
+        warnings.warn(warning.message, warning.category, stacklevel=3)
+    texts = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    notices += dict.fromkeys(text.removeprefix(f"{name}: ") for text in texts if text.startswith(name))
+
+
+def _read_wave(upload: Upload, sr: int, channel: str | int, limits: Limits) -> Tensor:
+    """Read a sound within the limits as a wave (samples,), with the channel "each" (channels, samples), at `sr` Hz."""
     try:
         info = audio_info(upload.path)
         if info.seconds > limits.sound_s or info.samples * info.channels > _MAX_SAMPLES_PER_S * limits.sound_s:
@@ -76,7 +101,10 @@ def _read_wave(upload: Upload, sr: int, limits: Limits) -> Tensor:
                 f"{upload.name} is {info.seconds:,.1f} s long, in {info.channels} channels of {info.sr:,} Hz; expected "
                 f"at most {limits.sound_s:g} s: send a part of it, or use fatai-submit tag",
             )
-        return torch.cat(list(_limited(stream_audio(upload.path, sr), upload, sr, limits)))
+        channels = range(1, info.channels + 1) if channel == "each" else [channel]
+        streams = [stream_audio(upload.path, sr, channel=k, name=upload.name) for k in channels]
+        waves = [torch.cat(list(_limited(stream, upload, sr, limits))) for stream in streams]
+        return torch.stack(waves) if channel == "each" else waves[0]
     except AudioError as e:
         status = 422 if _starts_like_audio(upload.path) else 415
         raise HTTPError(status, str(e).replace(str(upload.path), upload.name)) from None
@@ -85,7 +113,7 @@ def _read_wave(upload: Upload, sr: int, limits: Limits) -> Tensor:
 def _displayed(max_probs: np.ndarray) -> list[int]:
     """Return the positions of the tags to display, given the maximum of each tag over time, shape (tags,)."""
     order = np.argsort(-max_probs, kind="stable")
-    return [int(i) for k, i in enumerate(order[:_MAX_TAGS]) if k < _MIN_TAGS or max_probs[i] >= MIN_PROB]
+    return [int(i) for k, i in enumerate(order[:MAX_TAGS]) if k < MIN_TAGS or max_probs[i] >= MIN_PROB]
 
 
 def _limited(blocks: Iterator[Tensor], upload: Upload, sr: int, limits: Limits) -> Iterator[Tensor]:

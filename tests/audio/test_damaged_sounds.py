@@ -9,7 +9,7 @@ import soundfile
 
 from fatai.audio.io import audio_info, check_audio, load_audio
 from fatai.audio.stream import stream_audio
-from fatai.cli.paths import sound_files
+from fatai.cli.paths import sound_files, sounds_by_name
 from fatai.data.audit.dataset import check_dataset
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.tables import check_readable
@@ -17,6 +17,7 @@ from fatai.errors import AudioError
 from fatai.inference.events.formats import write_events
 from fatai.inference.events.progress_log import FileEvents
 from fatai.inference.predictions import Predictions
+from fatai.metrics.thresholds import Thresholds
 
 SR = 44100
 
@@ -69,7 +70,9 @@ def test_samples_whose_power_would_overflow_are_refused(clip, read, value):
 
 def test_floats_on_the_scale_of_32_bit_integers_are_read(clip):
     samples = np.array([2.0**31, -2.0**31, 1.0], np.float32)
-    np.testing.assert_array_equal(load_audio(clip(samples=samples, subtype="FLOAT")), samples)
+    with pytest.warns(UserWarning, match="the scale of 32-bit integers"):
+        wave = load_audio(clip(samples=samples, subtype="FLOAT"))
+    np.testing.assert_array_equal(wave, samples / 2.0**31)
 
 
 def test_ten_hours_are_not_read_at_once_but_streamed_and_read_in_sections(tmp_path):
@@ -132,6 +135,16 @@ class TestNames:
         name = os.fsdecode(b"caf\xe9.wav")
         Predictions([name], ["Bark"], [[0.5]]).to_csv(tmp_path / "p.csv")
         assert Predictions.from_csv(tmp_path / "p.csv").fnames == (r"caf\udce9.wav",)
+
+    def test_lists_of_names_that_are_not_text_or_in_utf_16_become_tables(self, tmp_path):
+        (tmp_path / "list.txt").write_bytes(b"caf\xe9.wav\n")
+        names = [name for name, _ in sounds_by_name([], tmp_path / "list.txt")]
+        assert names == [os.fsdecode(b"caf\xe9.wav")]
+        preds = Predictions(names, ["Bark"], [[0.5]])
+        frames = [preds.top(1), preds.to_frame(), preds.decide(Thresholds(("Bark",), (0.5,)))]
+        assert all(frame["fname"].tolist() == list(preds.fnames) for frame in frames)
+        (tmp_path / "list.txt").write_text("blüte.wav\r\n", encoding="utf-16")
+        assert [name for name, _ in sounds_by_name([], tmp_path / "list.txt")] == ["blüte.wav"]
 
     def test_events_of_the_longest_name_get_a_file(self, tmp_path):
         names = ["a" * 251 + ".wav", "a" * 250 + "b.wav"]

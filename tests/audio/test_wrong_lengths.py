@@ -27,7 +27,7 @@ def riff(data, declared, *, fmt=None, before=b"", after=b"", riff_size=0):
 
 
 def read(path):
-    """What each way to read returns, which is the same, with the texts of the warnings."""
+    """What each way to read returns, which is the same, with the texts of the warnings, but for those of a coding."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         wave = load_audio(path, None)
@@ -35,7 +35,7 @@ def read(path):
         check_audio(path)
     assert np.array_equal(streamed, wave) and audio_info(path).samples == len(wave)
     assert np.array_equal(load_audio(path, None, offset_s=(len(wave) - 1) / SR), wave[-1:])
-    return wave.numpy(), [str(w.message) for w in caught]
+    return wave.numpy(), [str(w.message) for w in caught if "bits for each sample" not in str(w.message)]
 
 
 @pytest.mark.parametrize("declared", [0, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 0xFFFFFFFE, 201, 216])

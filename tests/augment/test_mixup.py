@@ -27,6 +27,7 @@ from fatai.augment.mixup_base import Mixer
 from fatai.augment.spec_augment import SpecAugment
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import load_dataset
+from fatai.data.tensors import TensorSpec
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import LOSSES, MIXERS
 
@@ -392,7 +393,7 @@ def loaders(sample, clips, bs, **options):
         crop_s=0.3,
         bs=bs,
         num_workers=0,
-        **options,
+        **{"channels": "mono", **options},
     )
 
 
@@ -613,7 +614,7 @@ def test_missing_waves_and_bn0_raise(dls):
         order = -9
 
         def before_batch(self):
-            self.xb[0].wave = None
+            self.learn.xb = (TensorSpec(torch.zeros(len(self.xb[0]), 1, 64, 20)),)
 
     with pytest.raises(
         OptionError, match="don't carry their waves: read waves instead of stored features, or take domain='log'"

@@ -43,9 +43,9 @@ def test_a_batch_is_cut_behind_its_longest_clip(options, expected):
     assert torch.equal(cut, wave[:, :expected])
 
 
-def test_training_batches_get_shorter_and_validation_stays(small_dls, tmp_path):
+def test_batches_of_training_and_validation_get_shorter(small_dls, tmp_path):
     seen = {True: [], False: []}
-    learn = fat_learner(small_dls, "m1", width=0.05, path=tmp_path, cbs=TrimToLongest(min_s=0.2))
+    learn = fat_learner(small_dls, "m1", width=0.05, path=tmp_path, cbs=TrimToLongest(min_s=0.2, margin=0.2))
     augment = TrimToLongest.augment
     forward = learn.model.forward
 
@@ -55,16 +55,17 @@ def test_training_batches_get_shorter_and_validation_stays(small_dls, tmp_path):
 
     learn.model.forward = watched
     # Clips of the sample last half a second and more; their crops have one second.
-    TrimToLongest.augment = lambda self, wave, sr: augment(
-        self, torch.where(torch.arange(wave.shape[1]) < 30_000, wave, 0.0), sr
+    TrimToLongest.augment = lambda self, wave, sr, **options: augment(
+        self, torch.where(torch.arange(wave.shape[1]) < 30_000, wave, 0.0), sr, **options
     )
     try:
         with learn.no_bar(), learn.no_logging():
             learn.fit(1)
     finally:
         TrimToLongest.augment = augment
-    frames = learn.clip_config.front_end.frames(44_100)
-    assert set(seen[False]) == {frames} and set(seen[True]) == {learn.clip_config.front_end.frames(30_000)}
+    frames = learn.clip_config.front_end.frames
+    assert set(seen[False]) == {frames(30_000)} and set(seen[True]) == {frames(36_000)}, "no margin in validation"
+    assert not small_dls.to_spec.deferred and small_dls.valid.one_batch()[0].shape[-1] == frames(44_100)
     assert not [c for c in augmentation_callbacks(learn) if isinstance(c, TrimToLongest)], (
         "it isn't switched off with the random ones"
     )

@@ -157,6 +157,17 @@ def test_augmentation_and_mixing_are_off_in_the_last_epochs_and_on_again_after(s
     assert masks.active and mix.active and gain.active
 
 
+def test_mixing_alone_or_earlier_than_augmentation_is_off_in_the_last_epochs(small_dls):
+    for last, last_mixup, expected in [(1, 2, [(True, True), (True, False), (False, False)]),
+                                       (None, 1, [(True, True), (True, True), (True, False)]),
+                                       (2, 1, [(True, True), (False, True), (False, False)])]:
+        masks, mix, recorded = SpecAugment(), LinearMixUp(), RecordActive()
+        learn = audio_learner(small_dls, masks, mix)
+        learn.fit(3, cbs=[DisableAugmentation(last, last_mixup=last_mixup), recorded])
+        assert recorded.active == expected
+        assert masks.active and mix.active
+
+
 def test_an_augmentation_that_was_off_before_is_off_after(small_dls):
     masks, mix = SpecAugment(), LinearMixUp()
     masks.active = False
@@ -208,6 +219,10 @@ def test_item_augmentation_is_off_in_workers_even_persistent_ones(sample, worker
 def test_a_number_of_epochs_below_one_is_refused():
     with pytest.raises(OptionError, match="last is 0"):
         DisableAugmentation(0)
+    with pytest.raises(OptionError, match="last_mixup is 0"):
+        DisableAugmentation(1, last_mixup=0)
+    with pytest.raises(OptionError, match="at least one of them"):
+        DisableAugmentation(None)
 
 
 # Lines

@@ -17,7 +17,8 @@ from fastai.callback.core import Callback
 
 import fatai.audio.io
 from fatai.audio.io import audio_info, check_audio, load_audio
-from fatai.callbacks.failure import NonFiniteError, SplitBatchOnOOM, TerminateOnNaN, split_on_oom, translate_errors
+from fatai.callbacks.failure import NonFiniteError, SplitBatchOnOOM, TerminateOnNaN
+from fatai.callbacks.out_of_memory import split_on_oom, translate_errors
 from fatai.callbacks.resume import ResumeTraining, resume_point
 from fatai.errors import AudioError, StorageError, WorkerError
 from fatai.inference.learner import fat_learner

@@ -18,6 +18,8 @@ from fatai.augment.mixup import LinearMixUp
 from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.wave import Gain
 from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.averaging import WeightAverage
+from fatai.callbacks.batch_norm import FreezeBatchNorm
 from fatai.callbacks.checkpoint import BestOfStages, SaveBestModel, SaveSnapshots
 from fatai.callbacks.csv_logger import EpochCSVLogger
 from fatai.callbacks.failure import SplitBatchOnOOM, TerminateOnNaN
@@ -26,19 +28,24 @@ from fatai.callbacks.progress import PlainProgress
 from fatai.callbacks.resume import ResumeTraining
 from fatai.callbacks.sample_weights import SampleWeights
 from fatai.callbacks.schedulers import LRSchedulerCallback, StopAtLR
+from fatai.callbacks.trackers import LogTagScores, MLflowCallback
 from fatai.data.blocks import FATDataLoaders
 from fatai.distributed import ProcessGroup
 from fatai.inference.learner import fat_learner
 from fatai.training.data_parallel import DistributedCallback
+from fatai.training.lr_finder import _BatchProgress
 from fatai.training.precision import MixedOnCPU, MixedOnCUDA
 
 CALLBACKS = {
     "DisableAugmentation": lambda path: [DisableAugmentation(1), SpecAugment(), ItemAugmentations(Gain(p=1.0))],
+    "WeightAverage": lambda path: [WeightAverage()],
     "SpecAugment": lambda path: [SpecAugment()],
     "SpecAugment behind bn0": lambda path: [SpecAugment(domain="bn0")],
     "Gain": lambda path: [Gain(p=1.0)],
     "ItemAugmentations": lambda path: [ItemAugmentations(Gain(p=1.0))],
     "LinearMixUp": lambda path: [LinearMixUp()],
+    "FreezeBatchNorm": lambda path: [FreezeBatchNorm()],
+    "LogTagScores": lambda path: [LogTagScores(lambda scores, step: None)],
     "SampleWeights": lambda path: [SampleWeights(0.5)],
     "SampleWeights and LinearMixUp": lambda path: [SampleWeights(0.5), LinearMixUp()],
     "BestOfStages": lambda path: [BestOfStages(None, path / "best")],
@@ -55,13 +62,16 @@ CALLBACKS = {
     "StopAtLR": lambda path: [StopAtLR()],
     "MixedOnCPU": lambda path: [MixedOnCPU()],
     "MixedOnCUDA": lambda path: [MixedOnCUDA()],
+    "_BatchProgress": lambda path: [_BatchProgress(100)],
     "DistributedCallback": lambda path: [DistributedCallback(ProcessGroup(), sync_bn=False)],
 }
 
 
 @pytest.fixture(scope="module")
-def dls(sample):
-    return FATDataLoaders.from_path(sample, crop_s=0.25, bs=4, seed=0, num_workers=0, check_files=False)
+def dls(few_clips, clip_cache):
+    return FATDataLoaders.from_path(
+        few_clips, crop_s=0.25, bs=4, seed=0, num_workers=0, check_files=False, cache="wave", cache_dir=clip_cache
+    )
 
 
 @pytest.fixture
@@ -207,6 +217,7 @@ def callback_classes():
 def test_every_callback_is_interrupted_here(tmp_path):
     tested = {type(cb) for build in CALLBACKS.values() for cb in build(tmp_path)}
     bases = {AugmentBatch, Augmentation, BatchAugmentation, SpecAugmentation, TrainOnlyCallback}
+    bases.add(MLflowCallback)  # it needs MLflow: test_trackers.py
     hooks = {f"{when}_{what}" for when in ("before", "after") for what in ("fit", "epoch", "train", "batch")}
     missing = {
         cls.__name__ for cls in callback_classes()

@@ -22,6 +22,7 @@ from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.spec_augment import SpecAugment
 from fatai.augment.wave import Gain
 from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.averaging import WeightAverage
 from fatai.callbacks.base import ResumableCallback
 from fatai.callbacks.checkpoint import SaveBestModel, SaveSnapshots
 from fatai.callbacks.csv_logger import EpochCSVLogger
@@ -63,24 +64,19 @@ class Net(nn.Module):
         return self.head(self.body(spec).mean((2, 3)))
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-def new_learner(sample, cache, seed, workers=0, cbs=(), **options):
+def new_learner(few_clips, clip_cache, seed, workers=0, cbs=(), **options):
     """Return a learner as a new process has it, from its own seed."""
     set_seed(seed)
     dls = FATDataLoaders.from_path(
-        sample,
+        few_clips,
         crop_s=0.5,
-        bs=16,
+        bs=6,
         valid_pct=0.25,
         seed=0,
         num_workers=workers,
         check_files=False,
         cache="wave",
-        cache_dir=cache,
+        cache_dir=clip_cache,
     )
     learn = fat_learner(dls, Net, precision="fp32", cbs=list(cbs), **options)
     learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
@@ -119,17 +115,18 @@ def outcome(learn):
 
 
 def check_resumes(
-    sample, cache, tmp_path, fit, *, workers=0, epochs=4, kill_in=2, make_cbs=lambda: (), fit_cbs=lambda: (), **options
+    few_clips, clip_cache, tmp_path, fit, *, workers=0, epochs=4, kill_in=2, make_cbs=lambda: (), fit_cbs=lambda: (),
+    **options,
 ):
-    uninterrupted = new_learner(sample, cache, 1, workers, make_cbs(), **options)
+    uninterrupted = new_learner(few_clips, clip_cache, 1, workers, make_cbs(), **options)
     fit(uninterrupted, epochs, list(fit_cbs()))
     expected = outcome(uninterrupted)
     state = tmp_path / "state.pt"
-    killed = new_learner(sample, cache, 1, workers, make_cbs(), **options)
+    killed = new_learner(few_clips, clip_cache, 1, workers, make_cbs(), **options)
     with pytest.raises(KilledError):
         fit(killed, epochs, [KillIn(kill_in), ResumeTraining(state), *fit_cbs()])
     assert resume_point(state).done == kill_in
-    resumed = new_learner(sample, cache, 99, workers, make_cbs(), **options)
+    resumed = new_learner(few_clips, clip_cache, 99, workers, make_cbs(), **options)
     fit(resumed, epochs, [ResumeTraining(state), *fit_cbs()])
     got = outcome(resumed)
     assert got[1] == expected[1]
@@ -138,18 +135,18 @@ def check_resumes(
 
 
 @pytest.mark.parametrize("fit, workers", [(one_cycle, 0), (one_cycle, 2), (scheduled, 0)])
-def test_a_killed_fit_resumes_to_the_same_bytes(sample, cache, tmp_path, fit, workers):
-    check_resumes(sample, cache, tmp_path, fit, workers=workers)
+def test_a_killed_fit_resumes_to_the_same_bytes(few_clips, clip_cache, tmp_path, fit, workers):
+    check_resumes(few_clips, clip_cache, tmp_path, fit, workers=workers, epochs=3, kill_in=1)
 
 
 @pytest.mark.parametrize("opt_func", [
     partial(SGD, mom=0.9), partial(OptimWrapper, opt=torch.optim.AdamW, amsgrad=True),
 ], ids=["sgd", "torch"])
-def test_a_fit_resumes_with_any_optimizer(sample, cache, tmp_path, opt_func):
-    check_resumes(sample, cache, tmp_path, plain_fit, epochs=3, kill_in=1, opt_func=opt_func)
+def test_a_fit_resumes_with_any_optimizer(few_clips, clip_cache, tmp_path, opt_func):
+    check_resumes(few_clips, clip_cache, tmp_path, plain_fit, epochs=3, kill_in=1, opt_func=opt_func)
 
 
-def test_augmentations_and_samplers_with_their_own_generators_resume(sample, cache, tmp_path):
+def test_augmentations_and_samplers_with_their_own_generators_resume(few_clips, clip_cache, tmp_path):
     def make_cbs():
         own = torch.Generator().manual_seed(3)
         return [SpecAugment(generator=own), MixUpOr(partner="dataset", generator=own), LinearMixUp()]
@@ -162,10 +159,10 @@ def test_augmentations_and_samplers_with_their_own_generators_resume(sample, cac
         learn.dls.loaders[0] = learn.dls.train.new(cls=SampledDL, sampler=sampler)
         learn.fit(epochs, 1e-2, cbs=cbs)
 
-    check_resumes(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=3, kill_in=1)
+    check_resumes(few_clips, clip_cache, tmp_path, fit, make_cbs=make_cbs, epochs=3, kill_in=1)
 
 
-def test_all_callbacks_of_a_recipe_resume(sample, cache, tmp_path):
+def test_all_callbacks_of_a_recipe_resume(few_clips, clip_cache, tmp_path):
     """Weights, augmentation that ends before the fit, snapshots, the best epoch, the table of epochs."""
     rows = {}
 
@@ -190,13 +187,13 @@ def test_all_callbacks_of_a_recipe_resume(sample, cache, tmp_path):
     def make_cbs():
         return [SpecAugment(), LinearMixUp(partner="dataset"), ItemAugmentations(Gain())]
 
-    check_resumes(sample, cache, tmp_path, fit, make_cbs=make_cbs, epochs=6, kill_in=3, path=tmp_path)
+    check_resumes(few_clips, clip_cache, tmp_path, fit, make_cbs=make_cbs, epochs=6, kill_in=3, path=tmp_path)
     assert rows[0] == rows[2] and len(rows[0]) == 7 and rows[1] == rows[0][:4], (
         "stage, epoch, losses and scores; seconds differ"
     )
 
 
-def test_an_epoch_that_is_trained_again_has_one_row_and_one_best_file(sample, cache, tmp_path):
+def test_an_epoch_that_is_trained_again_has_one_row_and_one_best_file(few_clips, clip_cache, tmp_path):
     class KillAfter(Callback):
         order = 80
 
@@ -212,22 +209,39 @@ def test_an_epoch_that_is_trained_again_has_one_row_and_one_best_file(sample, ca
         ]
 
     with pytest.raises(KilledError):
-        new_learner(sample, cache, 1, path=tmp_path).fit(3, 1e-2, cbs=[*cbs(), KillAfter()])
-    new_learner(sample, cache, 2, path=tmp_path).fit(3, 1e-2, cbs=cbs())
+        new_learner(few_clips, clip_cache, 1, path=tmp_path).fit(3, 1e-2, cbs=[*cbs(), KillAfter()])
+    new_learner(few_clips, clip_cache, 2, path=tmp_path).fit(3, 1e-2, cbs=cbs())
     epochs = [line.split(",")[1] for line in (tmp_path / "history.csv").read_text().splitlines()]
     assert epochs == ["epoch", "0", "1", "2"]
     assert len(list((tmp_path / "models").glob("best_*"))) <= 2
 
 
-def test_accumulated_gradients_are_not_lost(sample, cache, tmp_path):
+@pytest.mark.parametrize("best", [False, True])
+def test_averaged_weights_resume(few_clips, clip_cache, tmp_path, best):
     def fit_cbs():
-        return [GradientAccumulation(n_acc=16 * 4)]
+        return [WeightAverage(0.9), *([SaveBestModel("train_loss")] if best else [])]
 
-    uninterrupted, _ = check_resumes(sample, cache, tmp_path, plain_fit, fit_cbs=fit_cbs, epochs=3, kill_in=2)
+    check_resumes(few_clips, clip_cache, tmp_path, one_cycle, fit_cbs=fit_cbs, path=tmp_path)
+
+
+def test_the_state_of_a_finished_fit_restores_averaged_weights(few_clips, clip_cache, tmp_path):
+    weights = []
+    for seed in (1, 2):
+        learn = new_learner(few_clips, clip_cache, seed)
+        one_cycle(learn, 2, [WeightAverage(0.9), ResumeTraining(tmp_path / "s.pt")])
+        weights.append(learn.model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_accumulated_gradients_are_not_lost(few_clips, clip_cache, tmp_path):
+    def fit_cbs():
+        return [GradientAccumulation(n_acc=6 * 4)]
+
+    uninterrupted, _ = check_resumes(few_clips, clip_cache, tmp_path, plain_fit, fit_cbs=fit_cbs, epochs=3, kill_in=2)
     assert 2 * len(uninterrupted.dls.train) % 4, "in the epoch before, some gradients were left over"
 
 
-def test_trackers_keep_their_best_score_and_their_patience(sample, cache, tmp_path):
+def test_trackers_keep_their_best_score_and_their_patience(few_clips, clip_cache, tmp_path):
     def trackers():
         # Never better than the first epoch, so that both act in the epochs after the kill.
         return [
@@ -235,23 +249,25 @@ def test_trackers_keep_their_best_score_and_their_patience(sample, cache, tmp_pa
             EarlyStoppingCallback("valid_loss", patience=4, min_delta=1e9),
         ]
 
-    uninterrupted, resumed = check_resumes(sample, cache, tmp_path, plain_fit, fit_cbs=trackers, epochs=8, kill_in=2)
+    uninterrupted, resumed = check_resumes(
+        few_clips, clip_cache, tmp_path, plain_fit, fit_cbs=trackers, epochs=8, kill_in=2
+    )
     assert len(uninterrupted.recorder.values) == 5, "stopped early, in the same epoch"
     assert resumed.opt.hypers[-1]["lr"] == pytest.approx(1e-4), "lowered after 2 and after 4 epochs"
 
 
-def test_the_state_of_a_finished_fit_restores_the_finished_learner(sample, cache, tmp_path):
-    done = new_learner(sample, cache, 1)
+def test_the_state_of_a_finished_fit_restores_the_finished_learner(few_clips, clip_cache, tmp_path):
+    done = new_learner(few_clips, clip_cache, 1)
     one_cycle(done, 2, [ResumeTraining(tmp_path / "s.pt")])
     expected = outcome(done)
-    again = new_learner(sample, cache, 2)
+    again = new_learner(few_clips, clip_cache, 2)
     one_cycle(again, 2, [ResumeTraining(tmp_path / "s.pt")])
     assert outcome(again) == expected
     assert resume_point(tmp_path / "s.pt") == (2, 2, {}) and resume_point(tmp_path / "none") is None
 
 
-def test_predictions_and_lr_find_do_not_touch_the_state(sample, cache, tmp_path):
-    learn = new_learner(sample, cache, 1, path=tmp_path)
+def test_predictions_and_lr_find_do_not_touch_the_state(few_clips, clip_cache, tmp_path):
+    learn = new_learner(few_clips, clip_cache, 1, path=tmp_path)
     state = ResumeTraining(tmp_path / "s.pt")
     learn.fit(1, 1e-3, cbs=state)
     before = state.path_of_state.read_bytes()
@@ -262,10 +278,10 @@ def test_predictions_and_lr_find_do_not_touch_the_state(sample, cache, tmp_path)
     assert state.path_of_state.read_bytes() == before
 
 
-def test_temporary_files_of_a_killed_writer_are_removed(sample, cache, tmp_path):
+def test_temporary_files_of_a_killed_writer_are_removed(few_clips, clip_cache, tmp_path):
     (tmp_path / ".s.123456.part.pt").write_bytes(b"half")
     (tmp_path / ".other.123456.part.pt").write_bytes(b"half")
-    new_learner(sample, cache, 1).fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.pt"))
+    new_learner(few_clips, clip_cache, 1).fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.pt"))
     assert sorted(p.name for p in tmp_path.iterdir()) == [".other.123456.part.pt", "s.pt"]
 
 
@@ -275,8 +291,8 @@ def test_temporary_files_of_a_killed_writer_are_removed(sample, cache, tmp_path)
     ({"notes": {}}, "recipe was 'a' and is None"),
     ({"bs": 4}, "batches was 5 and is"),
 ])
-def test_another_fit_is_refused_and_the_differences_are_listed(sample, cache, tmp_path, change, words):
-    learn = new_learner(sample, cache, 1)
+def test_another_fit_is_refused_and_the_differences_are_listed(few_clips, clip_cache, tmp_path, change, words):
+    learn = new_learner(few_clips, clip_cache, 1)
     learn.fit(2, 1e-3, cbs=ResumeTraining(tmp_path / "s.pt", notes={"recipe": "a"}))
     if "bs" in change:
         learn.dls.train.bs = change["bs"]
@@ -288,15 +304,15 @@ def test_another_fit_is_refused_and_the_differences_are_listed(sample, cache, tm
         )
 
 
-def test_another_network_or_optimizer_is_refused(sample, cache, tmp_path):
+def test_another_network_or_optimizer_is_refused(few_clips, clip_cache, tmp_path):
     state = tmp_path / "s.pt"
-    new_learner(sample, cache, 1).fit(2, 1e-3, cbs=ResumeTraining(state))
-    other = new_learner(sample, cache, 1)
+    new_learner(few_clips, clip_cache, 1).fit(2, 1e-3, cbs=ResumeTraining(state))
+    other = new_learner(few_clips, clip_cache, 1)
     other.model.head = nn.Linear(4, 10, bias=False)
     with pytest.raises(CheckpointError, match="another network: head.bias differ"):
         other.fit(2, 1e-3, cbs=ResumeTraining(state))
     with pytest.raises(CheckpointError, match="does not fit the optimizer or the callbacks of this learner"):
-        new_learner(sample, cache, 1, opt_func=partial(OptimWrapper, opt=torch.optim.SGD)).fit(
+        new_learner(few_clips, clip_cache, 1, opt_func=partial(OptimWrapper, opt=torch.optim.SGD)).fit(
             2, 1e-3, cbs=ResumeTraining(state)
         )
 
@@ -308,14 +324,14 @@ STATE = {"format": 2, "done": 1, "epochs": 1, "batches": 1, "notes": {}}
     b"", b"not tensors", {}, {**STATE, "format": 9}, {**STATE, "notes": []}, {**STATE, "done": "1"},
     {**STATE, "done": 10**30}, {**STATE, "done": 0}, [1], torch.ones(1),
 ])
-def test_files_that_are_not_a_state_are_refused(sample, cache, tmp_path, content):
+def test_files_that_are_not_a_state_are_refused(few_clips, clip_cache, tmp_path, content):
     state = tmp_path / "s.pt"
     if isinstance(content, bytes):
         state.write_bytes(content)
     else:
         torch.save(content, state)
     with pytest.raises(CheckpointError, match="s.pt .*delete it to start the fit again"):
-        new_learner(sample, cache, 1).fit(1, 1e-3, cbs=ResumeTraining(state))
+        new_learner(few_clips, clip_cache, 1).fit(1, 1e-3, cbs=ResumeTraining(state))
 
 
 class Malicious:
@@ -328,8 +344,8 @@ class Malicious:
         return open, (str(self.witness), "w")
 
 
-def test_the_state_is_read_without_executing_code(sample, cache, tmp_path):
-    learn = new_learner(sample, cache, 1)
+def test_the_state_is_read_without_executing_code(few_clips, clip_cache, tmp_path):
+    learn = new_learner(few_clips, clip_cache, 1)
     learn.fit(1, 1e-3, cbs=ResumeTraining(tmp_path / "s.pt"))
     content = torch.load(tmp_path / "s.pt", weights_only=True)
     assert set(content["model"]) == set(learn.model.state_dict())
@@ -339,7 +355,7 @@ def test_the_state_is_read_without_executing_code(sample, cache, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_callback_with_a_state_that_cannot_be_stored_is_named(sample, cache, tmp_path):
+def test_a_callback_with_a_state_that_cannot_be_stored_is_named(few_clips, clip_cache, tmp_path):
     class Odd(ResumableCallback):
         resume_state = ("value",)
 
@@ -347,7 +363,7 @@ def test_a_callback_with_a_state_that_cannot_be_stored_is_named(sample, cache, t
             self.value = {"deep": [object()]}
 
     with pytest.raises(CheckpointError, match="state/callbacks/Odd1/value/deep/0 is a object"):
-        new_learner(sample, cache, 1).fit(1, 1e-3, cbs=[Odd(), ResumeTraining(tmp_path / "s.pt")])
+        new_learner(few_clips, clip_cache, 1).fit(1, 1e-3, cbs=[Odd(), ResumeTraining(tmp_path / "s.pt")])
     assert not (tmp_path / "s.pt").exists()
 
 

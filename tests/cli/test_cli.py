@@ -1,10 +1,12 @@
 """The real command, as a user types it."""
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +18,7 @@ from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_labels
 from fatai.errors import DataError
 from fatai.experiment.recipe import tomllib
+from fatai.models.weights import WEIGHTS
 
 COMMANDS = [
     "run",
@@ -27,17 +30,24 @@ COMMANDS = [
     "recipes",
     "doctor",
     "models",
+    "weights",
     "scan",
     "stats",
     "download",
     "relabel",
+    "index",
+    "find",
+    "labels",
+    "background",
     "tag",
     "calibrate",
     "show-augs",
     "lr-find",
     "export",
+    "push",
     "embed",
     "reproduce",
+    "drift",
     "serve",
     "review",
     "report",
@@ -75,8 +85,8 @@ def test_the_command_itself_loads_neither_torch_nor_fastai():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_an_example_in_its_help(command):
-    shown = fatai_submit(command, "--help")
+def test_every_command_has_an_example_in_its_help(command, main_with):
+    shown = main_with(command, "--help")
     assert shown.returncode == 0 and f"Example: fatai-submit {command}" in shown.stdout
 
 
@@ -105,7 +115,7 @@ def parameters():
 
     for name, command in get_command(app).commands.items():
         for parameter in command.params:
-            if parameter.name not in ("help", "ctx") and name != "recipes":
+            if parameter.name not in ("help", "ctx") and name not in ("recipes", "weights"):
                 yield name, parameter
 
 
@@ -123,7 +133,7 @@ def test_the_same_option_has_the_same_help_everywhere():
     )
     for key in same:
         assert len(texts[key]) == 1, f"{key} is explained in {len(texts[key])} ways"
-    assert len(texts["RUN"]) == 2, "a finished run, and one that may be a model folder"
+    assert len(texts["RUN"]) == 3, "a finished run, and one that may be a model folder or an index"
 
 
 def test_a_run_is_always_the_first_argument():
@@ -133,7 +143,10 @@ def test_a_run_is_always_the_first_argument():
             first.setdefault(name, parameter.metavar)
             assert parameter.metavar != "RUN" or first[name] == "RUN", f"{name}: RUN comes after {first[name]}"
     with_run = {name for name, metavar in first.items() if metavar == "RUN"}
-    assert with_run == {"predict", "tag", "serve", "report", "review", "export", "embed", "calibrate", "reproduce"}
+    assert with_run == {
+        "predict", "tag", "serve", "report", "review", "export", "push", "embed", "calibrate", "reproduce",
+        "drift",
+    }
 
 
 def test_help_shows_every_command_once_in_its_panel(main_with):
@@ -157,7 +170,6 @@ def test_help_shows_every_command_once_in_its_panel(main_with):
     (["panns-logreg", "DATA"], "the command panns-logreg has become: fatai-submit run --recipe panns_logreg"),
     (["run", "DATA", "--only-fold", "1"], "the option --only-fold of run has become --fold"),
     (["run", "DATA", "--workers=2"], "the option --workers of run has become --num-workers"),
-    (["run", "DATA", "--budget", "9h"], "the option --budget of run has become --time-limit"),
     (["run", "DATA", "--reuse", "RUN"], "the option --reuse of run has become --reuse-run"),
     (["predict", "RUN", "--list", "l.txt"], "the option --list of predict has become --input-list"),
     (["predict", "RUN", "--processes", "2"], "the option --processes of predict has become --nproc"),
@@ -269,6 +281,10 @@ def test_ctrl_c_ends_cleanly(sample, tmp_path):
             "quick",
             "--epochs",
             "500",
+            "--width",
+            "0.0625",
+            "--crop-s",
+            "0.5",
             "--out",
             str(tmp_path / "run"),
         ],
@@ -300,6 +316,33 @@ def test_models_lists_names_parameters_smallest_inputs_and_sources(main_with):
     listed = main_with("models", "--tags", 80).stdout
     assert re.search(r"^m3 +26,129,489 +16x16 +9th place", listed, re.M)
     assert re.search(r"^cnn14 +79,837,712 ", listed, re.M)
+
+
+def test_weights_are_listed_with_what_is_here_and_downloaded(main_with, server, tmp_path, monkeypatch):
+    content = b"weights"
+    entry = replace(
+        WEIGHTS["mn04_as"],
+        url=server.url + "mn04_as_mAP_432.pt",
+        checksum=f"sha256:{hashlib.sha256(content).hexdigest()}",
+    )
+    monkeypatch.setitem(WEIGHTS, "mn04_as", entry)
+    monkeypatch.setenv("FATAI_WEIGHTS", str(tmp_path / "files"))
+    server.files["mn04_as_mAP_432.pt"] = content
+    listed = main_with("weights").stdout
+    assert re.search(r"^mn04_as +mn04 +AudioSet, mAP 0.432 +4 MB +MIT +not here$", listed, re.M)
+    assert re.search(r"^cnn14 +cnn14 +AudioSet, mAP 0.431 +327 MB +CC BY 4.0 +not here$", listed, re.M)
+    assert listed.endswith(f"files: {tmp_path / 'files'}\n")
+    got = main_with("weights", "get", "mn04_as")
+    assert got.returncode == 0 and "mn04 trained on AudioSet, license MIT" in got.stdout
+    assert "--set front_end.name=efficientat --weights mn04_as" in got.stdout
+    assert (tmp_path / "files" / "mn04_as_mAP_432.pt").read_bytes() == content
+    assert re.search(r"^mn04_as .* here$", main_with("weights").stdout, re.M)
+    wrong = main_with("weights", "get", "mn04")
+    assert wrong.returncode == 2 and "did you mean mn04_as" in wrong.stderr
+    server.errors = [404]
+    (tmp_path / "files" / "mn04_as_mAP_432.pt").unlink()
+    refused = main_with("weights", "get", "mn04_as")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "returned 404" in refused.stderr
 
 
 def test_scan_prints_text_or_json(main_with, sample):

@@ -15,7 +15,7 @@ from fatai.metrics.bootstrap import score_interval
 from fatai.metrics.calibration import Calibration, cross_calibrate
 from fatai.metrics.calibration_curve import expected_calibration_error
 from fatai.metrics.ranking import lwlrap
-from fatai.metrics.thresholds import f1_thresholds
+from fatai.metrics.thresholds import f1_thresholds, mean_f1
 
 TAGS = ("Bark", "Meow", "Oboe")
 NAMES = [f"{i:03d}.wav" for i in range(300)]
@@ -117,7 +117,7 @@ def test_an_ensemble_of_tables_needs_them_whole_only_where_their_orders_differ(d
         (["score", "{d}/run0", "--truth", "{d}/truth.csv", "--part", "train"], "expected oof or test"),
         (["calibrate", "{d}", "--truth", "{d}/truth.csv"], "oof.csv: no such file"),
         (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--method", "plat"], "did you mean platt"),
-        (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--thresholds", "f2"], "expected f1, or a precision"),
+        (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--thresholds", "f2"], "expected best, half,"),
         (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--plot", "{d}/plot.wav"], "plot.wav cannot be drawn"),
     ],
 )
@@ -190,8 +190,44 @@ def test_thresholds_of_a_precision_hold_it_out_of_fold(data):
         calibrate_run(data / "run1", truth_of(data), thresholds="2")
 
 
-def test_one_trained_fold_is_not_enough(data):
+@pytest.mark.parametrize(
+    ("n", "spread", "noise", "expected"),
+    [(3000, 2.0, 1.5, {"f1_shrunk"}), (60, 0.0, 1.5, {"f1_shared", "f1_shrunk"}), (60, 0.0, 0.0, {"half"})],
+)
+def test_the_best_rule_for_thresholds_is_chosen_across_folds(n, spread, noise, expected, tmp_path):
+    """Tags with levels of their own need thresholds of their own; of rules that decide alike the simplest is taken."""
+    rng = np.random.default_rng(7)
+    targ = rng.random((n, 3)) < 0.15
+    targ[~targ.any(axis=1), 0] = True
+    level = spread * np.array([-1.0, 0.0, 1.0]) - (5 if noise else 2)
+    probs = expit(4.0 * targ + rng.normal(0, noise, (n, 3)) + level)
+    names = [f"{i}.wav" for i in range(n)]
+    labels = [",".join(np.array(TAGS)[row]) for row in targ]
+    Predictions(names, TAGS, probs).to_csv(tmp_path / "oof.csv")
+    table = pd.DataFrame({"fname": names, "fold": np.arange(n) % 4, "labels": labels})
+    table.to_csv(tmp_path / "folds.csv", index=False)
+    found = calibrate_run(tmp_path, table[["fname", "labels"]], method="shared", thresholds="best")
+    assert found.criterion in expected and found.f1_of[found.criterion] == max(found.f1_of.values())
+    assert found.f1.before == found.f1_of["half"] and found.f1.after <= found.f1_of[found.criterion]
+    if found.criterion == "half":
+        assert found.f1.after == 1.0
+        np.testing.assert_allclose(found.calibration.thresholds.values, found.calibration.apply([[0.5] * 3])[0])
+    else:
+        assert found.f1.after > found.f1.before
+
+
+def test_one_trained_fold_is_calibrated_across_parts_of_its_clips(data):
     Predictions.from_csv(data / "run0" / "oof.csv").select(NAMES[::3]).to_csv(data / "run0" / "oof.csv")
-    with pytest.raises(DataError, match="predictions of 1 folds; expected at least two"):
+    found = calibrate_run(data / "run0", truth_of(data), method="shared", thresholds="f1")
+    assert found.clips == 100 and found.errors.after < found.errors.before
+    probs = Predictions.from_csv(data / "run0" / "oof.csv").probs
+    targ = pd.get_dummies(truth_of(data)["labels"])[list(TAGS)].to_numpy()[::3]
+    own = mean_f1(found.calibration.thresholds.apply(found.calibration.apply(probs)), targ)
+    assert found.f1.after < own, "thresholds of the clips that they were found on score higher"
+
+
+def test_one_clip_is_not_enough(data):
+    Predictions.from_csv(data / "run0" / "oof.csv").select(NAMES[:1]).to_csv(data / "run0" / "oof.csv")
+    with pytest.raises(DataError, match="predictions of 1 clip; expected at least two"):
         calibrate_run(data / "run0", truth_of(data))
     assert not (data / "run0" / "calibration.json").exists()

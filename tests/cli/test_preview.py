@@ -1,5 +1,8 @@
 """The commands show-augs and lr-find, and the functions that they call."""
 
+import itertools
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -144,7 +147,9 @@ def test_each_row_shows_one_change_of_the_same_crops(small_dls):
     )
     assert len(mixed) == 2, "two pairs"
     np.testing.assert_allclose(mixed[0], 0.25 * clean[0] + 0.75 * clean[1], atol=1e-5)
-    assert [row[0].get_ylabel() for row in axes] == ["as read\nHz", "backwards (p 0.01)\nHz", "both\nHz"]
+    assert [row[0].get_ylabel() for row in axes] == [
+        "before\nHz", "after backwards (p 0.01)\nHz", "after both\nHz"
+    ]
     assert [row[0].get_xlabel() for row in axes] == ["", "", "seconds"] and {
         a.get_ylabel() for a in axes[:, 1:].flat if a.images
     } == {""}
@@ -198,6 +203,16 @@ def test_find_lr_suggests_what_fastai_suggests(small_dls, tmp_path):
     found = find_lr(ours, steps=40)
     assert found.suggestions == {"valley": expected.valley, "steep": expected.steep}
     assert len(found.lrs) == len(found.losses) and found.lrs[0] == pytest.approx(1e-7)
+
+
+def test_a_search_shows_its_batches(small_dls, monkeypatch, capsys):
+    clock = itertools.count(0, 16)
+    monkeypatch.setattr("fatai.io.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    learn = narrow(small_dls)
+    find_lr(learn, steps=20, show_progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "batches with growing learning rates: 0 of 20" and len(lines) > 6
+    assert all(line.endswith(" of 20") for line in lines) and not [cb for cb in learn.cbs if "BatchProgress" in cb.name]
 
 
 def test_a_search_leaves_the_learner_and_its_folder_as_they_were(small_dls, tmp_path):

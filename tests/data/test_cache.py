@@ -221,6 +221,7 @@ def test_cached_clips_of_arrays_are_scaled_alike():
 
 def load(files, **options):
     df = pd.DataFrame({"name": files, "tag": ["a", "b", "a", "b", "a"], "valid": [False] * 3 + [True] * 2})
+    options = {"channels": "mono", **options}
     return FATDataLoaders.from_df(df, path_col="name", valid_col="valid", crop_s=0.4, bs=3, num_workers=0, **options)
 
 

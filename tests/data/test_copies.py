@@ -12,7 +12,7 @@ from fatai.data.blocks import FATDataLoaders
 from fatai.data.copies import sound_groups
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import DataError
-from fatai.experiment.run import folded_table
+from fatai.experiment.clip_tables import folded_table
 
 COPIES = r"1 sound \(0.wav = copy.wav\).*too high"
 

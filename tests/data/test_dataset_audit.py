@@ -86,6 +86,29 @@ def test_each_problem_of_a_file_is_found_and_described(data, kind, spoil, detail
     assert f"{FINDING_KINDS[kind]} (1)" in report.to_text()
 
 
+@pytest.mark.parametrize(
+    ("kinds", "spoil", "detail"),
+    [
+        (["downmix", "channels"], lambda p: put(p, np.stack([noise(3), -noise(3)], 1)), "cancel .* the loudest"),
+        (["downmix", "channels"], lambda p: put(p, np.stack([0 * noise(3), noise(3)], 1)), "channel 2, the loudest"),
+        (["downmix"], lambda p: put(p, noise(3) * np.float32(32768), subtype="FLOAT"), "scale of 16-bit integers"),
+        (["coding"], lambda p: put(p, noise(3), subtype="ULAW"), "coded as mu-law, with 8 bits"),
+        (["coding"], lambda p: put(p, noise(3), subtype="PCM_U8"), "8 bits for each sample"),
+    ],
+)
+def test_files_whose_channels_or_floats_are_not_taken_as_they_are_are_listed(data, kinds, spoil, detail):
+    spoil(data / "train_curated" / "c3.wav")
+    report = check_dataset(data)
+    assert found_in(report) == [(kind, "curated", "c3.wav") for kind in kinds]
+    assert re.search(detail, report.findings[0].detail)
+
+
+def test_files_in_opposite_phase_are_no_duplicates_of_each_other(data):
+    for k, seed in ((3, 30), (4, 40)):
+        put(data / "train_curated" / f"c{k}.wav", np.stack([noise(seed), -noise(seed)], 1))
+    assert not check_dataset(data).of_kind("duplicate")
+
+
 def test_five_problems_at_once_are_each_named(data):
     curated = data / "train_curated"
     make_empty(curated / "c0.wav")

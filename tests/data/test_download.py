@@ -6,9 +6,7 @@ import io
 import json
 import stat
 import struct
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -18,123 +16,7 @@ from fatai.data.datasets import download as download_module
 from fatai.data.datasets.archives import unpack
 from fatai.data.datasets.download import DATASETS, DatasetSource, download
 from fatai.data.datasets.fat2019 import load_dataset
-from fatai.data.datasets.fetch import fetch
 from fatai.errors import DataError, OptionError
-
-
-class Server:
-    """Serves `files` by name; `breaks` cuts a name's next response after that many bytes, `ranges` allows to resume."""
-
-    def __init__(self):
-        self.files, self.breaks, self.ranges, self.requests, self.errors = {}, {}, True, [], []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                name = self.path.rpartition("/")[2]
-                wanted = self.headers.get("Range")
-                server.requests.append((name, wanted))
-                if server.errors:
-                    self.send_error(server.errors.pop(0))
-                    return
-                if name not in server.files:
-                    self.send_error(404)
-                    return
-                data, start = server.files[name], 0
-                if wanted and server.ranges:
-                    start = int(wanted.removeprefix("bytes=").rstrip("-"))
-                    if start >= len(data):
-                        self.send_response(416)
-                        self.send_header("Content-Range", f"bytes */{len(data)}")
-                        self.send_header("Content-Length", "0")
-                        self.end_headers()
-                        return
-                    self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-                else:
-                    self.send_response(200)
-                self.send_header("Content-Length", str(len(data) - start))
-                self.end_headers()
-                stop = server.breaks.pop(name, None)
-                self.wfile.write(data[start:] if stop is None else data[start:start + stop])
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda s: None)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-
-
-DATA = bytes(range(256)) * 40_000
-
-
-def test_an_interrupted_file_is_resumed(server, tmp_path):
-    server.files["a.bin"], server.breaks["a.bin"] = DATA, 3_000_000
-    assert (
-        fetch(server.url + "a.bin", tmp_path / "a.bin", checksum=f"md5:{hashlib.md5(DATA).hexdigest()}").read_bytes()
-        == DATA
-    )
-    assert server.requests == [("a.bin", None), ("a.bin", "bytes=3000000-")]
-    fetch(server.url + "a.bin", tmp_path / "a.bin")
-    assert len(server.requests) == 2 and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
-
-
-def test_partial_files_of_an_earlier_call_are_used(server, tmp_path):
-    server.files["a.bin"] = DATA
-    (tmp_path / "a.bin.part").write_bytes(DATA[:1000])
-    assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA and server.requests == [
-        ("a.bin", "bytes=1000-")
-    ]
-    (tmp_path / "b.bin.part").write_bytes(DATA)
-    server.files["b.bin"] = DATA
-    assert fetch(server.url + "b.bin", tmp_path / "b.bin").read_bytes() == DATA
-
-
-def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
-    server.files["a.bin"], server.breaks["a.bin"], server.ranges = DATA, 5000, False
-    assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA
-
-
-def test_a_partial_file_longer_than_the_file_is_discarded(server, tmp_path):
-    server.files["a.bin"] = DATA
-    (tmp_path / "a.bin.part").write_bytes(DATA + b"more")
-    assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == DATA
-
-
-def test_a_busy_server_is_retried_and_a_missing_file_is_not(server, tmp_path):
-    server.files["a.bin"], server.errors = b"x", [503, 429]
-    assert fetch(server.url + "a.bin", tmp_path / "a.bin").read_bytes() == b"x"
-    with pytest.raises(DataError, match="returned 404"):
-        fetch(server.url + "none.bin", tmp_path / "none.bin")
-    assert len(server.requests) == 4
-    server.errors = [500] * 9
-    with pytest.raises(DataError, match="in 3 tries .500 .*0 bytes are kept"):
-        fetch(server.url + "a.bin", tmp_path / "other.bin", tries=3)
-
-
-def test_a_wrong_checksum_removes_the_file(server, tmp_path):
-    server.files["a.bin"] = b"x"
-    with pytest.raises(DataError, match="the md5 is 9dd4e461268c8034f5c8564e155c67a6, expected 00"):
-        fetch(server.url + "a.bin", tmp_path / "a.bin", checksum="md5:00")
-    assert not list(tmp_path.iterdir())
-
-
-def test_only_web_addresses_are_opened(tmp_path):
-    (tmp_path / "secret").write_text("x")
-    with pytest.raises(DataError, match="no web address"):
-        fetch((tmp_path / "secret").as_uri(), tmp_path / "copy")
-
 
 # Archives
 

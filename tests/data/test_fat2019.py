@@ -118,7 +118,7 @@ def test_a_sample_submission_without_test_sounds_still_gives_the_tags(data):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(DataError, match=r"no folder .*nowhere; expected one with train_curated\.csv"):
+    with pytest.raises(DataError, match=r"no folder .*nowhere; expected a folder with a folder of sounds for each tag"):
         load_dataset(tmp_path / "nowhere")
 
 

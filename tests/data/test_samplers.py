@@ -166,7 +166,7 @@ def test_fastais_loader_accepts_the_samplers_with_and_without_workers(sample):
             np.testing.assert_array_equal(np.asarray(targets), reference)
     short = dls.train.new(cls=SampledDL, sampler=BalancedSampler(targ, n=40))
     assert sum(len(y) for _, y in short) == 40 and len(short.new()) == 3
-    assert type(short.new(dls.valid_ds)).__name__ == "TfmdDL"
+    assert type(short.new(dls.valid_ds)).__name__ == "ClipDL"
 
 
 @pytest.mark.parametrize(

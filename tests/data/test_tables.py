@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fatai.cli.paths import read_sound_list
-from fatai.cli.paths import sound_table as sound_paths
+from fatai.cli.paths import read_sound_list, sounds_by_name
 from fatai.data.audit.dataset import check_dataset
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.table_columns import TableColumns, standardize_columns
@@ -75,7 +74,6 @@ def test_corrections_are_applied(sound_table):
     ("file,tags\n../a.wav,dog\n", r"'../a.wav', which is outside"),
     ("file,tags\naudio/../../a.wav,dog\n", r"'audio/../../a.wav', which is outside"),
     ("file,tags\n..\\a.wav,dog\n", r"which is outside"),
-    ("file,start,end,tags\na.wav,0,1,dog\na.wav,1,2,cat\n", r"several segments \(start to end\) of a.wav, but every"),
     ("file,tags\n,dog\n", r"row 1 \(line 2\) has no file name"),
 ])
 def test_an_invalid_table_raises_with_the_problem(sound_table, table, message):
@@ -150,7 +148,6 @@ DOG_AND_CAT = {"audio/a.wav": ["dog"], "late/c.wav": ["cat"]}
     "who,species,recording\nme,dog,a.wav\nme,cat,c.wav\n",
     "file,what\na.wav,dog\nc.wav,cat\n",
     "file,tags\na.wav,['dog']\nc.wav,\"['cat', 'cat']\"\n",
-    "Selection\tBegin Time (s)\tEnd Time (s)\tBegin File\tAnnotation\n1\t0\t1\ta.wav\tdog\n2\t0\t1\tc.wav\tcat\n",
 ])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_shape_of_a_table_gives_the_same_clips(sound_table, text):
@@ -178,7 +175,6 @@ def test_absolute_paths_lead_anywhere(sound_table, tmp_path_factory):
      [["dog"], []]),
     ("file,tags\na.wav,1\nc.wav,0\n", "taken as two tags", [["1"], ["0"]]),
     ("file,present\na.wav,1\nc.wav,0\n", "are the tags: present", [["present"], []]),
-    ("file,start,end,tags\na.wav,0,1,dog\n", "columns start and end are not used", [["dog"]]),
     ("file,tags,weight\na.wav,dog,2\n", "not used in a table of sounds: weight", [["dog"]]),
     ("file,tags,loud,near\na.wav,dog,1,0\nc.wav,cat,0,1\n", "columns of 0 and 1 are no tags: loud, near",
      [["dog"], ["cat"]]),
@@ -266,8 +262,8 @@ def test_truth_is_read_from_the_shapes_of_tables(sound_table):
 def test_sounds_to_predict_need_no_tags(sound_table):
     (sound_table / "mine.csv").write_text("recording,site\na.wav,x\nc.wav,y\nz.wav,y\n")
     with pytest.warns(UserWarning, match="1 rows without a sound file are left out: z.wav"):
-        table = sound_paths([sound_table / "mine.csv"], None)
-    assert table["path"].tolist() == [str(sound_table / "audio/a.wav"), str(sound_table / "late/c.wav")]
+        named = sounds_by_name([sound_table / "mine.csv"], None)
+    assert named == [("a.wav", str(sound_table / "audio/a.wav")), ("c.wav", str(sound_table / "late/c.wav"))]
     (sound_table / "list.txt").write_text(f"{sound_table}/audio/a.wav\n", encoding="utf-8-sig")
     assert read_sound_list(sound_table / "list.txt") == [("a.wav", sound_table / "audio/a.wav")]
 

@@ -94,6 +94,20 @@ def test_forward_selection_worked_by_hand():
     )
 
 
+def test_forward_selection_adds_the_model_whose_weighted_average_is_best(rng):
+    targ = np.eye(5, dtype=bool)[rng.integers(0, 5, 60)]
+    probs = np.clip(targ * 0.3 + rng.random((4, 60, 5)) * 0.7, 0, 1)
+    for average in ("mean", "gmean"):
+        averager, counts, scores = ENSEMBLES.build(average), [np.zeros(4)], []
+        for size in range(1, 8):
+            found = [lwlrap(averager(probs, (counts[-1] + model) / size), targ) for model in np.eye(4)]
+            counts.append(counts[-1] + np.eye(4)[int(np.argmax(found))])
+            scores.append(max(found))
+        best = int(np.argmax(scores)) + 1
+        fitted = ENSEMBLES.build("forward", average=average, rounds=7).fit(probs, targ)
+        np.testing.assert_allclose(fitted.weights, counts[best] / best)
+
+
 def test_forward_selection_never_scores_below_the_best_member(known):
     probs, targ = known
     for average in ("mean", "gmean", "rank_clip", "rank_tag"):

@@ -8,8 +8,8 @@ import pytest
 from fatai.ensemble.ensemble import ensemble
 from fatai.ensemble.streaming import average_files, concat_files
 from fatai.errors import DataError, OptionError, SubmissionError
+from fatai.inference.prediction_files import row_chunks
 from fatai.inference.predictions import Predictions
-from fatai.io.csv import row_chunks
 
 TAGS = ("Bark", "Meow", "Purr")
 

@@ -84,7 +84,7 @@ def test_stages_whose_best_weights_are_tracked():
 def recipe(tiny_recipe):
     """A fit that ends with its last weights, and two refits with the best weights overall, in a round of their own."""
     plain = tiny_recipe.override(epochs=2).model_dump()
-    stage = {**plain["stages"][0], "augment": (), "bs": 32}
+    stage = {**plain["stages"][0], "augment": (), "bs": 8}
     stages = (
         {**stage, "name": "fit", "checkpoint": "last", "noisy_labels": {"method": "as_given"}},
         {**stage, "name": "refit 1", "checkpoint": "best_overall", "lr": 1e-5},
@@ -93,12 +93,12 @@ def recipe(tiny_recipe):
     return type(tiny_recipe).model_validate({**plain, "stages": stages})
 
 
-def test_a_killed_run_ends_with_the_same_best_weights(recipe, sample, tmp_path, monkeypatch):
+def test_a_killed_run_ends_with_the_same_best_weights(recipe, few_clips, tmp_path, monkeypatch):
     def run(out, **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return run_recipe(
-                sample,
+                few_clips,
                 recipe,
                 tmp_path / out,
                 run_folds=[0],

@@ -27,7 +27,7 @@ def test_a_list_is_predicted_in_chunks_and_continues_after_a_kill(tiny_run, item
     def killed_after_four(run, part, **options):
         if len(predicted) == 4:
             raise KilledError
-        predicted.extend(part["fname"])
+        predicted.extend(name for name, _ in part)
         return predict_with_run(run, part, **options)
 
     monkeypatch.setattr(bulk_predict, "predict_with_run", killed_after_four)

@@ -41,7 +41,7 @@ PUBLISHED = {
 
 
 def test_all_published_ensembles_are_there():
-    assert ensemble_names() == sorted(PUBLISHED)
+    assert ensemble_names() == sorted([*PUBLISHED, "ensembles/best", "ensembles/pretrained"])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -180,20 +180,20 @@ def test_the_commands_take_ensembles(main_with, sample, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def runs_at_tiny(name, sample, out):
+def runs_at_tiny(name, few_clips, out):
     # One fold of each run is enough: the combination is the same, in half the time.
-    result = quietly(sample, name, out, scale="tiny", overrides=Overrides(run_folds=(0,)))
-    check_submission(out / "submission.csv", sample / "sample_submission.csv")
+    result = quietly(few_clips, name, out, scale="tiny", overrides=Overrides(run_folds=(0,)))
+    check_submission(out / "submission.csv", few_clips / "sample_submission.csv")
     n_members, n_stackers, _, _ = PUBLISHED[name]
     assert (
         len(result.runs) == n_members
         and len(result.ensembled.members) == n_members + n_stackers
-        and 0.15 < result.test.oof_score <= 1
+        and 0.1 < result.test.oof_score <= 1
     )
     assert load_recipe(result.runs[0] / "recipe.toml").model.width == 1 / 16
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_ensemble_runs_from_csv_to_submission(name, sample, tmp_path):
-    runs_at_tiny(name, sample, tmp_path / "out")
+def test_every_ensemble_runs_from_csv_to_submission(name, few_clips, tmp_path):
+    runs_at_tiny(name, few_clips, tmp_path / "out")

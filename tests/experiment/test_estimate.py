@@ -53,6 +53,14 @@ def test_the_table_and_the_sentence_about_the_budget():
     assert fits_budget(estimate.seconds, 3 * 3600) == "does not fit the budget of 3:00:00: 150% of it"
 
 
+def test_a_decision_on_noisy_clips_takes_all_folds_twice_and_the_deciding_one_alone():
+    stage = StageEstimate("fit", 30, 100, 1600, 16, 20.0)
+    estimate = RunEstimate("x", 1_600_000, 3, (stage,), 10.0, 2**30, "cpu", decides_on_noisy=True, decide_s=4.0)
+    assert estimate.seconds == 2 * 3 * 30 + 3 * 4
+    # Three folds at once, the first with noisy clips, then the two others.
+    assert estimate.seconds_with(3) == 3 * 30 + 2 * 4
+
+
 @pytest.mark.parametrize("text", ["", "9", "h", "9 h", "-1h", "0s", "1x"])
 def test_an_invalid_time_limit_is_refused(text):
     with pytest.raises(OptionError, match="such as 9h, 90m or 1h30m"):

@@ -10,10 +10,12 @@ import time
 import pytest
 from helpers.processes import in_processes
 
+from fatai.cli import train
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.errors import OptionError
-from fatai.experiment.launch import in_process_group, split_work, start_processes, start_shards
+from fatai.experiment.estimate import RunEstimate, StageEstimate
+from fatai.experiment.launch import in_process_group, processes_for, split_work, start_processes, start_shards
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.inference.predictions import Predictions
@@ -87,6 +89,64 @@ def test_each_process_gets_the_arguments_of_the_command(monkeypatch):
     assert args.training_script_args == ["run", "data", "--nproc", "2", "--num-workers", "0"]
 
 
+@pytest.mark.parametrize("n_parameters, n_folds, cores, gib, expected", [
+    (1_600_000, 3, 2, 8, 2), (1_600_000, 3, 8, 8, 3), (1_600_000, 5, 8, 4, 2), (1_600_000, 5, 8, 1, 1),
+    (1_600_000, 1, 8, 8, 1), (1_600_000, 5, 1, 8, 1), (2_000_000, 5, 8, 64, 1),
+])
+def test_small_networks_train_a_fold_per_core_within_the_memory(n_parameters, n_folds, cores, gib, expected):
+    assert processes_for(n_parameters, n_folds, cores, gib * 2**30) == expected
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Numbers of processes and of their threads that a command starts, on two free cores without a GPU."""
+    found = []
+    monkeypatch.setattr("fatai.experiment.launch.start_processes", lambda n, *_, threads: found.append((n, threads)))
+    monkeypatch.setattr("fatai.experiment.launch.available_cores", lambda: 2)
+    monkeypatch.setattr("fastai.torch_core.default_device", lambda: "cpu")
+    monkeypatch.setattr(train._Training, "run", lambda self, **options: found.append("here"))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+@pytest.mark.parametrize("options, expected", [
+    ([], (2, 1)), (["--nproc", "1"], "here"), (["--nproc", "2"], (2, None)), (["--fold", "0"], "here"),
+    (["--recipe", "ninth"], "here"), (["--threads", "1"], "here"),
+])
+def test_a_command_trains_the_folds_of_a_small_network_side_by_side(options, expected, started, main_with, tmp_path):
+    ended = main_with("run", fat_sample(), "--out", tmp_path / "run", *options)
+    assert started == [expected] and ended.returncode == 0
+    assert ("2 folds are trained side by side" in ended.stdout) == (options == [])
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["--dry-run"], True), (["--time-limit", "70s"], True), (["--dry-run", "--nproc", "1"], False),
+])
+def test_an_estimate_is_that_of_folds_side_by_side(options, expected, started, monkeypatch, main_with, tmp_path):
+    stage = StageEstimate("fit", 30, 100, 1600, 16, 20.0)
+    estimate = RunEstimate("default", 1_600_000, 3, (stage,), 10.0, 2**30, "cpu")  # two rounds on two cores
+    monkeypatch.setattr("fatai.experiment.estimate.estimate_run", lambda *args, **kwargs: estimate)
+    ended = main_with("run", fat_sample(), "--out", tmp_path / "run", *options)
+    assert ended.returncode == 0 and not started
+    assert ("2 folds side by side: at most 0:01:00, and 2 times the memory" in ended.stdout) == expected, ended.stdout
+
+
+@pytest.mark.slow
+def test_folds_side_by_side_have_the_files_of_folds_one_after_another(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    command = [sys.executable, "-m", "fatai.cli", "run", str(fat_sample()), "--epochs", "2", "--width", "0.0625"]
+    for name, options in (("two", []), ("one", ["--nproc", "1"])):
+        ended = subprocess.run(
+            [*command, "--out", str(tmp_path / name), *options], env=env, capture_output=True, text=True, timeout=300,
+            check=True,
+        )
+        assert ("side by side" in ended.stdout) == (name == "two" and len(os.sched_getaffinity(0)) > 1)
+        assert ("fold 1: epoch 1  train_loss" in ended.stdout) == ("side by side" in ended.stdout)
+    for name in ("oof.csv", "test.csv", "fold_0/model.safetensors", "fold_1/model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("option", [["--nproc", "3"], ["--nproc=3"]])
 def test_each_shard_gets_its_number_and_starts_no_processes(monkeypatch, option):
     started = []
@@ -134,7 +194,7 @@ def run_it(recipe, out, seed, run_folds):
 
 @pytest.mark.slow
 def test_two_processes_with_folds_of_their_own_write_the_bytes_of_one(tmp_path):
-    recipe = recipe_file(tmp_path, cache="wave")
+    recipe = recipe_file(tmp_path, cache="device")
     one = run_it(recipe, tmp_path / "one", 1, None)
     two = in_processes(2, run_it, recipe, tmp_path / "two", 1, None)
     assert two[0][:2] == two[1][:2] == one[:2]

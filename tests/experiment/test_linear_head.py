@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import multi_hot
 from fatai.ensemble.ensemble import ensemble
-from fatai.errors import FataiError, OptionError
+from fatai.errors import CheckpointError, FataiError, OptionError
 from fatai.experiment.linear_head import folded_layer, solve_last_layer
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
@@ -74,7 +74,7 @@ def test_predictions_are_those_of_the_layer_on_the_embeddings(learn):
 
 
 def test_other_networks_are_refused(small_dls, tmp_path):
-    with pytest.raises(OptionError, match="needs a PANNs network .* not ConvBlockNet"):
+    with pytest.raises(OptionError, match="needs a network of PANNs .* not ConvBlockNet"):
         solve_last_layer(fat_learner(small_dls, "m1", width=0.05, path=tmp_path))
     with pytest.raises(OptionError, match="published head"):
         solve_last_layer(
@@ -105,34 +105,34 @@ def run(*args, **options):
         return run_recipe(*args, num_workers=0, **{"log": lambda line: None, **options})
 
 
-def test_the_recipe_goes_from_sounds_to_a_submission(panns_logreg, sample, tmp_path):
+def test_the_recipe_goes_from_sounds_to_a_submission(panns_logreg, few_clips, tmp_path):
     out, lines = tmp_path / "panns", []
-    result = run(sample, panns_logreg, out, log=lines.append)
-    data = load_dataset(sample)
+    result = run(few_clips, panns_logreg, out, log=lines.append)
+    data = load_dataset(few_clips)
     assert len(result.oof) == len(data.curated) and any("out of fold: lwlrap" in line for line in lines)
     np.testing.assert_allclose(result.oof.probs, Predictions.from_csv(out / "oof.csv").probs)
-    check_submission(out / "submission.csv", sample / "sample_submission.csv")
+    check_submission(out / "submission.csv", few_clips / "sample_submission.csv")
     noted = pd.read_csv(out / "folds.csv").merge(
-        pd.read_csv(sample / "train_curated.csv"), on="fname", suffixes=("", "_given")
+        pd.read_csv(few_clips / "train_curated.csv"), on="fname", suffixes=("", "_given")
     )
     assert len(noted) == len(result.oof) and (noted["labels"] == noted["labels_given"]).all()
     np.testing.assert_allclose(ensemble([out, out], weights="lwlrap").probs, result.test.probs)
 
 
 def test_a_finished_recipe_is_not_fitted_again_and_never_continued_with_other_data(
-    panns_logreg, sample, tmp_path, monkeypatch
+    panns_logreg, few_clips, tmp_path, monkeypatch
 ):
     out = tmp_path / "panns"
-    run(sample, panns_logreg, out, run_folds=[0], predict_test=False)
+    run(few_clips, panns_logreg, out, run_folds=[0], predict_test=False)
     monkeypatch.setattr("fatai.experiment.linear_head.LinearProbe", None)
-    run(sample, panns_logreg, out, run_folds=[0], predict_test=False, resume=True)
-    (tmp_path / "corrections.csv").write_text(f"fname,labels\n{load_dataset(sample).curated['fname'][0]},remove\n")
+    run(few_clips, panns_logreg, out, run_folds=[0], predict_test=False, resume=True)
+    (tmp_path / "corrections.csv").write_text(f"fname,labels\n{load_dataset(few_clips).curated['fname'][0]},remove\n")
     with pytest.raises(FataiError, match="holds a run of other data"):
-        run(sample, panns_logreg, out, run_folds=[0], resume=True, corrections=tmp_path / "corrections.csv")
+        run(few_clips, panns_logreg, out, run_folds=[0], resume=True, corrections=tmp_path / "corrections.csv")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     with pytest.raises(FataiError, match="exists and is not empty"):
-        run(sample, panns_logreg, tmp_path / "mine")
+        run(few_clips, panns_logreg, tmp_path / "mine")
 
 
 def test_the_recipe_takes_the_middle_ten_seconds_or_pads_at_the_end():
@@ -149,3 +149,52 @@ def test_missing_weights_are_named(panns_logreg, sample, tmp_path):
     (tmp_path / "Cnn6.pth").unlink()
     with pytest.raises(FataiError, match="there is no file .*Cnn6.pth"):
         run(sample, panns_logreg, tmp_path / "out", run_folds=[0])
+
+
+def test_the_last_layer_of_efficientat_is_fitted_too(own_dls, tmp_path):
+    learn = fat_learner(own_dls, "mn04", width=0.3, path=tmp_path, precision="fp32")
+    before = {k: v.clone() for k, v in learn.model.state_dict().items() if not k.startswith("classifier.5.")}
+    solve_last_layer(learn)
+    assert all(torch.equal(v, learn.model.state_dict()[k]) for k, v in before.items()), "only the last layer changes"
+    table = learn.dls.files(0)
+    embeddings = learn.embed(table, n=1)
+    targ = multi_hot(table["labels"], learn.tags)
+    probe = LinearProbe.fit(embeddings.values, targ, learn.tags, C=2.0, max_iter=1000)
+    weight, bias = folded_layer(probe)
+    np.testing.assert_array_equal(learn.model.classifier[5].weight.detach().numpy(), weight.astype(np.float32))
+    np.testing.assert_array_equal(learn.model.classifier[5].bias.detach().numpy(), bias.astype(np.float32))
+
+
+@pytest.mark.parametrize(("name", "words"), [("panns_logreg", "its features are random"), ("gold_plan", "few clips")])
+def test_a_recipe_for_published_weights_says_at_the_start_that_it_has_none(name, words, sample, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("fatai.experiment.run.locate_weights", lambda arch, pretrained: None)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fatai.experiment.run.SelfTrainingRounds", stop)
+    for overrides, expected in (
+        ({}, ["get cnn14 (327 MB, CC BY 4.0), and run with --weights cnn14", "--arch mn04 --weights mn04_as"]),
+        ({"arch": "mn04"}, ["get mn04_as (4 MB, MIT), and run with --weights mn04_as"]),
+        ({"weights": "cnn14"}, []),
+    ):
+        lines.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(
+                sample, load_recipe(name).override(**overrides), tmp_path / str(len(expected)), num_workers=0,
+                log=lines.append,
+            )
+        advice = [line for line in lines if "fatai-submit weights get" in line]
+        assert len(advice) == len(expected) and all(map(str.endswith, advice, expected)), advice
+        assert not expected or words in advice[0]
+
+
+def test_weights_that_cannot_be_had_end_a_run_before_anything_is_written(sample, tmp_path, monkeypatch):
+    monkeypatch.setenv("FATAI_WEIGHTS", str(tmp_path / "none"))
+    recipe = load_recipe("panns_logreg").override(arch="mn04", weights="mn04_as")
+    with pytest.raises(CheckpointError, match="copy mn04_as_mAP_432.pt into it, .*weights get mn04_as"):
+        run_recipe(sample, recipe, tmp_path / "run", num_workers=0)
+    with pytest.raises(CheckpointError, match="mn04_as are of mn04, not of cnn14; choose cnn14, or build mn04"):
+        run_recipe(sample, load_recipe("panns_logreg").override(weights="mn04_as"), tmp_path / "run", num_workers=0)
+    assert not list(tmp_path.iterdir())

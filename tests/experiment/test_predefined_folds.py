@@ -5,8 +5,9 @@ import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import DataError
+from fatai.experiment.clip_tables import folded_table
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.experiment.run import folded_table, run_recipe
+from fatai.experiment.run import run_recipe
 from fatai.experiment.scaling import scale_recipe
 
 

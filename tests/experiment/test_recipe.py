@@ -1,10 +1,13 @@
 """Recipes: typed, checked settings from TOML."""
 
+import re
+
 import pytest
 
 from fatai.audio.front_ends import front_end as find_front_end
-from fatai.errors import RecipeError
+from fatai.errors import OptionError, RecipeError
 from fatai.experiment.ensemble_recipe import load_ensemble
+from fatai.experiment.overrides import Overrides, parse_settings
 from fatai.experiment.recipe import Recipe, load_recipe, recipe_names, recipe_text
 from fatai.experiment.schema import OLD_KEYS, OLD_VALUES
 
@@ -18,7 +21,7 @@ def write(tmp_path, text):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_names_its_source(name):
     recipe = load_recipe(name)
-    assert recipe.name == name and recipe.source and recipe.reference_score
+    assert recipe.name == name and recipe.source and recipe.reference_score and recipe.summary
 
 
 def test_ninth_has_the_published_constants():
@@ -230,6 +233,58 @@ def test_all_old_keys_of_a_recipe_are_named_at_once(tmp_path):
     )
 
 
+@pytest.mark.parametrize("overrides", [{"arch": "mn04"}, {"values": {"model.arch": "mn04"}}])
+@pytest.mark.parametrize("name", ["gold_plan", "panns_logreg"])
+def test_the_front_end_of_published_weights_follows_the_network(name, overrides):
+    changed = load_recipe(name).override(weights="mn04_as", **overrides)
+    assert changed.front_end == {"name": "efficientat"} and changed.settings().sr == 32000
+    assert (changed.model.arch, changed.model.options["pretrained"]) == ("mn04", "mn04_as")
+    same = load_recipe(name).override(arch="cnn10")
+    assert same.front_end == load_recipe(name).front_end
+    chosen = load_recipe(name).override(arch="mn04", values={"front_end.name": "ninth"})
+    assert chosen.front_end == {"name": "ninth"}
+
+
+def test_a_front_end_that_was_not_that_of_the_weights_stays():
+    assert load_recipe("ninth").override(arch="mn04").front_end == load_recipe("ninth").front_end
+    own = load_recipe("gold_plan").with_front_end(name="panns_plan")
+    assert own.override(arch="mn04").front_end["name"] == "panns_plan"
+
+
+def test_any_setting_can_be_overridden_by_its_dotted_key():
+    values = parse_settings([
+        "clips.channels=deltas",
+        "stages.lr=1e-3",
+        'stages.0.mixup={ name = "mixup_or", p = 0.25 }',
+        "front_end.name=panns",
+        "front_end.n_mels=32",
+    ])
+    recipe = load_recipe("ninth").override(Overrides(values=values))
+    assert recipe.clips.channels == "deltas" and {stage.lr for stage in recipe.stages} == {1e-3}
+    assert recipe.stages[0].mixup == {"name": "mixup_or", "p": 0.25}
+    assert recipe.front_end == {"name": "panns", "n_mels": 32}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("clips.channel_s=deltas", "unknown key clips.channel_s"),
+        ("clip.channels=deltas", "unknown key 'clip'; did you mean clips?"),
+        ("stages.9.lr=1", "there is no number 9"),
+        ("seed.x=1", "seed.x leads into 2019"),
+        ("stages.0.lr=-1", "stages.0.lr is -1"),
+    ],
+)
+def test_a_wrong_dotted_key_or_value_is_named(setting, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load_recipe("ninth").override(Overrides(values=parse_settings([setting])))
+
+
+def test_a_setting_without_a_value_is_refused():
+    with pytest.raises(OptionError, match="'clips.channels' is not a setting; expected KEY=VALUE"):
+        parse_settings(["clips.channels"])
+
+
 def test_old_keys_in_the_overrides_of_a_member_are_refused(tmp_path):
     member = '[[members]]\nname = "a"\nrecipe = "ninth"\noverrides.stages = { keep = "last" }\n'
     with pytest.raises(RecipeError, match="member a is written for .*the key stages.0.keep is now checkpoint"):
@@ -241,3 +296,12 @@ def test_keeping_silence_is_false_and_not_zero_decibels(tmp_path):
     assert settings.trim_db == 0 and settings.trim_db is not None
     with pytest.raises(RecipeError, match="clips.trim_db"):
         load_recipe(write(tmp_path, 'name = "x"\n[clips]\ntrim_db = true\n'))
+
+
+def test_a_network_of_timm_has_no_width_unless_it_is_given_one():
+    quick = load_recipe("quick")
+    assert quick.model.width is not None and quick.override(arch="m1").model.width == quick.model.width
+    assert quick.override(arch="timm:resnet10t").model.width is None
+    assert quick.override(values={"model.arch": "timm:resnet10t"}).model.width is None
+    default = load_recipe("default")
+    assert "width" in default.auto and "width" not in default.override(arch="timm:resnet10t").auto

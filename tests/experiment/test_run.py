@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,16 @@ from fatai.callbacks.csv_logger import EpochCSVLogger
 from fatai.callbacks.failure import TerminateOnNaN
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import CheckpointError, DataError
+from fatai.experiment.clip_tables import folded_table
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.run import folded_table, recipe_learner, run_recipe
+from fatai.experiment.run import recipe_learner, run_recipe
 from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.schema import Stage
 from fatai.inference.learner import FatLearner
 from fatai.inference.predictions import Predictions, check_submission
+from fatai.metrics.calibration import Calibration, cross_calibrate, cross_decide
 from fatai.metrics.ranking import lwlrap
+from fatai.metrics.thresholds import f1_thresholds, mean_f1
 from fatai.models.checkpoint import load_weights, save_weights
 from fatai.report.data import load_report_data
 from fatai.report.sections import metrics
@@ -39,6 +43,9 @@ def test_a_run_folder_has_its_files(tiny_run, sample):
         "oof.csv",
         "test.csv",
         "submission.csv",
+        "calibration.json",
+        "reference/probs.csv",
+        *(f"reference/{k:02d}.flac" for k in range(16)),
         *(
             f"fold_{k}/{f}"
             for k in (0, 1)
@@ -65,6 +72,26 @@ def test_out_of_fold_predictions_cover_each_curated_clip_once(tiny_run, sample):
     oof = Predictions.from_csv(tiny_run.out / "oof.csv")
     assert list(oof.fnames) == list(pd.read_csv(sample / "train_curated.csv", dtype=str)["fname"])
     assert oof.score(sample / "train_curated.csv") == pytest.approx(tiny_run.oof_score)
+
+
+def test_a_run_stores_calibration_and_thresholds_that_are_scored_across_folds(tiny_run, sample):
+    calibration = Calibration.from_json(tiny_run.out / "calibration.json")
+    probs, targ = tiny_run.oof.align_with(sample / "train_curated.csv")
+    assert calibration.method == "shared" and calibration.thresholds is not None
+    assert lwlrap(calibration.apply(probs), targ) == lwlrap(probs, targ)
+    folds = pd.read_csv(tiny_run.out / "folds.csv").set_index("fname")["fold"][list(tiny_run.oof.fnames)].to_numpy()
+    crossed = cross_calibrate(probs, targ, folds, method="shared")
+    notes = json.loads((tiny_run.out / "manifest.json").read_text())["calibration"]
+    expected = {"half": mean_f1(probs >= 0.5, targ)}
+    for rule, shrink in (("f1_shared", np.inf), ("f1_shrunk", 100)):
+        find = partial(f1_thresholds, shrink=shrink)
+        expected[rule] = mean_f1(cross_decide(crossed, targ, folds, thresholds=find), targ)
+    assert notes["f1_of"] == expected and notes["thresholds"] == max(expected, key=expected.get)
+    assert notes["f1"]["before"] == expected["half"] and notes["f1"]["after"] <= max(expected.values())
+    section = metrics.calibration(load_report_data(tiny_run.out))
+    assert [f1 for _, f1, _ in section["f1"]["rows"]] == list(expected.values())
+    assert section["f1"]["stored"] == notes["thresholds"]
+    assert [stored for _, _, stored in section["f1"]["rows"]] == [rule == notes["thresholds"] for rule in expected]
 
 
 def test_the_test_predictions_are_the_mean_over_the_folds(tiny_run, sample):
@@ -201,19 +228,15 @@ class KilledError(Exception):
 def two_stages(tiny_recipe):
     """A recipe of two epochs without mixup and two with it."""
     plain = tiny_recipe.model_dump()
-    second = {
-        **plain["stages"][0],
-        "name": "mixed",
-        "mixup": {"name": "mixup", "domain": "log"},
-        "schedule": "warmup_cosine",
-    }
-    return type(tiny_recipe).model_validate({**plain, "stages": (plain["stages"][0], second)})
+    first = {**plain["stages"][0], "bs": 8}
+    second = {**first, "name": "mixed", "mixup": {"name": "mixup", "domain": "log"}, "schedule": "warmup_cosine"}
+    return type(tiny_recipe).model_validate({**plain, "stages": (first, second)})
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(sample, two_stages, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_bytes(few_clips, two_stages, tmp_path, monkeypatch):
     def run(out, **options):
         return run_recipe(
-            sample, two_stages, tmp_path / out, run_folds=[1], num_workers=0, log=lambda line: None, **options
+            few_clips, two_stages, tmp_path / out, run_folds=[1], num_workers=0, log=lambda line: None, **options
         )
 
     kills = [("fit", 0), ("fit", 1), ("mixed", 0), ("mixed", 1), ("views", 0)]

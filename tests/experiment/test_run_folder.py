@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fatai.data.config import ClipConfig
-from fatai.errors import CheckpointError, OptionError, RecipeError
+from fatai.errors import CheckpointError, OptionError, RecipeError, UnknownNameError
 from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.experiment.run_folder import FinishedRun, predict_with_run
+from fatai.experiment.run import run_recipe
+from fatai.experiment.run_folder import FinishedRun, has_calibration, predict_with_run
 from fatai.inference.predictor import Predictor
 from fatai.inference.tta import build_views
 from fatai.inference.view_store import load_views
@@ -50,12 +51,42 @@ def test_the_pretrained_weights_of_a_recipe_are_not_needed_again(tiny_run, clips
     np.testing.assert_array_equal(predict_with_run(run, clips).probs, predict_with_run(tiny_run.out, clips).probs)
 
 
+def test_a_run_of_a_network_of_timm_needs_neither_the_folder_nor_the_weights_again(tiny_recipe, sample, tmp_path):
+    import timm
+
+    timm.models.save_for_hf(timm.create_model("test_vit", num_classes=7), tmp_path / "net", safe_serialization=True)
+    model = {"arch": f"timm:local-dir:{tmp_path / 'net'}", "options": {"pretrained": True, "drop_path_rate": 0.1}}
+    stage = {"epochs": 1, "bs": 32, "layer_decay": 0.7}
+    plain = {**tiny_recipe.model_dump(), "model": model, "stages": [stage]}
+    recipe = Recipe.model_validate(plain).override(run_folds=(0,))
+    run_recipe(sample, recipe, tmp_path / "run", num_workers=0, predict_test=False, log=lambda line: None)
+    shutil.rmtree(tmp_path / "net")
+    written = load_recipe(tmp_path / "run" / "recipe.toml")
+    assert written.model.arch == "timm:test_vit" and written.model.options["drop_path_rate"] == 0.1
+    probs = predict_with_run(tmp_path / "run", sorted((sample / "test").iterdir())[:2], n=1).probs
+    assert probs.shape == (2, 10) and np.isfinite(probs).all()
+
+
+def test_an_unknown_network_of_timm_is_refused_before_a_folder_is_written(tiny_recipe, sample, tmp_path):
+    with pytest.raises(UnknownNameError, match="did you mean resnet"):
+        run_recipe(sample, tiny_recipe.override(arch="timm:resnt18"), tmp_path / "run", num_workers=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_would_read_its_network_from_elsewhere_is_refused(tiny_run, clips, tmp_path):
+    shutil.copytree(tiny_run.out, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('arch = "m1"', 'arch = "timm:hf-hub:someone/net"'))
+    with pytest.raises(RecipeError, match="would be read from elsewhere"):
+        predict_with_run(tmp_path / "run", clips)
+
+
 def test_folds_share_loaded_clips_and_each_has_its_own_prior(tiny_run, clips, tmp_path, monkeypatch):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
     loaded = []
-    read = ClipConfig.read
-    monkeypatch.setattr(ClipConfig, "read", lambda self, path: loaded.append(path) or read(self, path))
+    read = ClipConfig.read_each
+    monkeypatch.setattr(ClipConfig, "read_each", lambda self, path: loaded.append(path) or read(self, path))
     with pytest.warns(UserWarning, match="1 of 3 clips cannot be read"):
         got = predict_with_run(tiny_run.out, [clips[0], broken, clips[1]])
     assert loaded == [str(clips[0]), str(broken), str(clips[1])], "once, not once per fold"
@@ -117,6 +148,8 @@ def test_the_calibration_of_a_run_is_applied_if_asked_for(tiny_run, clips, tmp_p
     run = tmp_path / "run"
     shutil.copytree(tiny_run.out, run)
     plain = predict_with_run(run, clips)
+    (run / "calibration.json").unlink()  # as a run of an earlier version
+    assert not has_calibration(run)
     with pytest.raises(
         CheckpointError, match="calibration.json: no such file; expected a calibration, as fatai-submit calibrate"
     ):

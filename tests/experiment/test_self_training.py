@@ -33,8 +33,8 @@ def staged(tiny_recipe):
 
 
 @pytest.fixture
-def run(sample, tmp_path):
-    def run_it(recipe, out="run", data=sample, **options):
+def run(few_clips, tmp_path):
+    def run_it(recipe, out="run", data=few_clips, **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return run_recipe(
@@ -72,16 +72,16 @@ def test_rounds_start_where_clips_or_weights_change(staged):
     assert staged({}, {}).rounds() == [range(0, 2)]
 
 
-def test_the_best_clips_by_curated_models_are_added_in_one_stage(staged, run, sample, spied, tmp_path):
+def test_the_best_clips_by_curated_models_are_added_in_one_stage(staged, run, few_clips, spied, tmp_path):
     lines = []
-    ninth = {"method": "ninth_place_low_loss", "n": 20, "per_tag": 3}
+    ninth = {"method": "ninth_place_low_loss", "n": 8, "per_tag": 3}
     recipe = staged({}, {"noisy_labels": ninth, "noisy_sample_weight": 0.5, "reinit": True}, {})
     result = run(recipe, log=lines.append)
-    data = load_dataset(sample)
+    data = load_dataset(few_clips)
     predicted = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_0.csv") for k in (0, 1)]
     mean = (predicted[0].probs + predicted[1].probs) / 2
     expected = select_noisy_labels(
-        data.noisy, data.tags, "ninth_place_low_loss", probs=mean, fnames=predicted[0].fnames, n=20, per_tag=3
+        data.noisy, data.tags, "ninth_place_low_loss", probs=mean, fnames=predicted[0].fnames, n=8, per_tag=3
     )
     written = pd.read_csv(tmp_path / "run" / "noisy_1.csv")
     assert set(written["fname"][written["kept"]]) == set(expected.fnames) and len(written) == len(data.noisy)
@@ -100,8 +100,8 @@ def test_the_best_clips_by_curated_models_are_added_in_one_stage(staged, run, sa
 def test_a_killed_run_with_noisy_clips_resumes_to_the_same_bytes(staged, run, tmp_path, monkeypatch):
     recipe = staged(
         {},
-        {"noisy_labels": {"method": "scoring", "k": 20}, "noisy_fold_split": "own"},
-        {"noisy_labels": {"method": "scoring", "k": 30}},
+        {"noisy_labels": {"method": "scoring", "k": 8}, "noisy_fold_split": "own"},
+        {"noisy_labels": {"method": "scoring", "k": 9}},
     )
     run(recipe, "whole")
 
@@ -133,11 +133,11 @@ def test_a_killed_run_with_noisy_clips_resumes_to_the_same_bytes(staged, run, tm
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_each_clip_is_scored_by_the_fold_that_was_not_trained_on_it(staged, run, sample, tmp_path):
+def test_each_clip_is_scored_by_the_fold_that_was_not_trained_on_it(staged, run, few_clips, tmp_path):
     recipe = staged(
         {},
         {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"},
-        {"noisy_labels": {"method": "scoring", "k": 30}},
+        {"noisy_labels": {"method": "scoring", "k": 9}},
     )
     run(recipe)
     fold = [Predictions.from_csv(tmp_path / "run" / f"fold_{k}" / "judged_1.csv") for k in (0, 1)]
@@ -146,35 +146,35 @@ def test_each_clip_is_scored_by_the_fold_that_was_not_trained_on_it(staged, run,
     trained_on = {names[i] for i in np.flatnonzero(masks[0])}
     unseen = [fold[1 if name in trained_on else 0].probs[fold[0].fnames.index(name)] for name in fold[0].fnames]
     written = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
-    data = load_dataset(sample)
-    expected = select_noisy_labels(data.noisy, data.tags, "scoring_30", probs=np.array(unseen), fnames=fold[0].fnames)
+    data = load_dataset(few_clips)
+    expected = select_noisy_labels(data.noisy, data.tags, "scoring_9", probs=np.array(unseen), fnames=fold[0].fnames)
     assert set(written["fname"][written["kept"]]) == set(expected.fnames)
 
 
-def test_some_folds_alone_score_only_clips_that_one_was_not_trained_on(staged, run, sample, tmp_path):
+def test_some_folds_alone_score_only_clips_that_one_was_not_trained_on(staged, run, few_clips, tmp_path):
     lines = []
     recipe = staged(
         {},
         {"noisy_labels": {"method": "as_given"}, "noisy_fold_split": "own"},
-        {"noisy_labels": {"method": "scoring", "k": 10}},
+        {"noisy_labels": {"method": "scoring", "k": 4}},
     )
     run(recipe, run_folds=[0], log=lines.append)
-    names = sorted(load_dataset(sample).noisy["fname"])
+    names = sorted(load_dataset(few_clips).noisy["fname"])
     mask = noisy_fold_masks(len(names), split="own", n=2, seed=recipe.folds.seed)[0]
     written = pd.read_csv(tmp_path / "run" / "noisy_2.csv")
-    assert set(written["fname"]) == {names[i] for i in np.flatnonzero(~mask)} and written["kept"].sum() == 10
-    assert any(line.startswith("36 noisy clips are in every fold's training set") for line in lines)
+    assert set(written["fname"]) == {names[i] for i in np.flatnonzero(~mask)} and written["kept"].sum() == 4
+    assert any(line.startswith("12 noisy clips are in every fold's training set") for line in lines)
 
 
 def test_models_that_were_all_trained_on_the_clips_cannot_score_them(staged, run):
-    recipe = staged({}, {"noisy_labels": {"method": "as_given"}}, {"noisy_labels": {"method": "scoring", "k": 30}})
+    recipe = staged({}, {"noisy_labels": {"method": "as_given"}}, {"noisy_labels": {"method": "scoring", "k": 9}})
     with pytest.raises(DataError, match="every model was trained on .*split='own' or 'others'"):
         run(recipe)
-    with pytest.raises(OptionError, match="scoring_30 needs probabilities"):
-        run(staged({"noisy_labels": {"method": "scoring", "k": 30}}), "other")
+    with pytest.raises(OptionError, match="scoring_9 needs probabilities"):
+        run(staged({"noisy_labels": {"method": "scoring", "k": 9}}), "other")
 
 
-def test_soft_targets_and_those_of_a_second_head_reach_the_loss(staged, run, spied, sample, tmp_path):
+def test_soft_targets_and_those_of_a_second_head_reach_the_loss(staged, run, spied, few_clips, tmp_path):
     run(staged({"noisy_labels": {"method": "kaggle_fat_soft_labels"}}), "soft", run_folds=[0], predict_test=False)
     _, _, weights, flags, targets = spied.pop()
     noisy = [t for t, flag in zip(targets, flags, strict=True) if flag]
@@ -186,13 +186,13 @@ def test_soft_targets_and_those_of_a_second_head_reach_the_loss(staged, run, spi
     )
     result = run(staged({"noisy_labels": {"method": "fourth_place_second_head"}}, {}), "heads", run_folds=[0])
     _, _, weights, flags, targets = spied[0]
-    assert weights.shape == (60 + 72, 20) and all(len(t) == 20 for t in targets)
+    assert weights.shape == (20 + 24, 20) and all(len(t) == 20 for t in targets)
     for w, flag, targ in zip(weights, flags, targets, strict=True):
         first, second = (w[:10], targ[:10]), (w[10:], targ[10:])
         used, unused = (second, first) if flag else (first, second)
         assert (used[0] == 2).all() and used[1].sum() >= 1 and (unused[0] == 0).all() and (unused[1] == 0).all()
-    assert len(spied) == 2 and result.test.probs.shape == (60, 10)
-    again = predict_with_run(tmp_path / "heads", sorted((sample / "test").iterdir())[:4])
+    assert len(spied) == 2 and result.test.probs.shape == (20, 10)
+    again = predict_with_run(tmp_path / "heads", sorted((few_clips / "test").iterdir())[:4])
     np.testing.assert_allclose(again.probs, result.test.select(again.fnames).probs, atol=1e-5)
 
 
@@ -211,8 +211,8 @@ def test_a_mixture_is_drawn_with_the_weights_of_the_method(staged, run, monkeypa
         run(staged({"sampling": "mixture"}), "none", run_folds=[1])
 
 
-def test_corrections_change_the_training_clips(staged, run, sample, tmp_path):
-    curated = pd.read_csv(sample / "train_curated.csv", dtype=str)["fname"]
+def test_corrections_change_the_training_clips(staged, run, few_clips, tmp_path):
+    curated = pd.read_csv(few_clips / "train_curated.csv", dtype=str)["fname"]
     (tmp_path / "corrections.csv").write_text(f"fname,labels\n{curated[0]},remove\n{curated[1]},Rain\n")
     result = run(staged({}), run_folds=[0, 1], predict_test=False, corrections=tmp_path / "corrections.csv")
     assert set(result.oof.fnames) == set(curated[1:])
@@ -220,13 +220,13 @@ def test_corrections_change_the_training_clips(staged, run, sample, tmp_path):
         run(staged({}), resume=True)
 
 
-def test_invalid_stages_and_data_are_refused(staged, run, sample, tmp_path):
+def test_invalid_stages_and_data_are_refused(staged, run, few_clips, tmp_path):
     with pytest.raises(ValueError, match="reuses the previous selection, but no stage before it selects"):
         staged({"noisy_labels": {"method": "previous"}})
     (tmp_path / "my.toml").write_text('name = "my"\n[[stages]]\nnoisy_labels = { method = "ninth_place_low_los" }\n')
     with pytest.raises(RecipeError, match="did you mean ninth_place_low_loss"):
         load_recipe(tmp_path / "my.toml")
     data = tmp_path / "data"
-    shutil.copytree(sample, data, ignore=shutil.ignore_patterns("truth", "train_noisy*"))
+    shutil.copytree(few_clips, data, ignore=shutil.ignore_patterns("truth", "train_noisy*"))
     with pytest.raises(DataError, match="trains on noisy clips, but .* has none"):
         run(staged({"noisy_labels": {"method": "as_given"}}), "none", data=data)

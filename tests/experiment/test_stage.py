@@ -5,9 +5,13 @@ import pytest
 import torch
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
+from pydantic import ValidationError
 
 from fatai.callbacks.augmentation import DisableAugmentation
+from fatai.callbacks.averaging import WeightAverage
+from fatai.callbacks.batch_norm import FreezeBatchNorm
 from fatai.callbacks.gradients import ClipGradValue
+from fatai.callbacks.layer_decay import LayerDecay
 from fatai.callbacks.schedulers import StopAtLR
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import fit_stage, prepare_stage
@@ -29,19 +33,50 @@ def single(cbs, kind):
 def test_every_setting_becomes_its_callback(learn):
     stage = Stage(
         clip_grad_value=0.5, clip_grad_norm=5.0, grad_accum=3, bs=8, early_stopping_patience=4, min_lr_stop=1e-7,
-        no_aug_epochs=2,
+        no_aug_epochs=2, no_mixup_epochs=3, ema_decay=0.99, freeze_bn=True,
         mixup={"name": "mixup"}, augment=({"name": "spec_augment"},),
     )
     cbs = prepare_stage(learn, stage)
     assert [type(cb).__name__ for cb in cbs[:2]] == ["SpecAugment", "LinearMixUp"]
     assert (
         single(cbs, DisableAugmentation).last == 2
+        and single(cbs, DisableAugmentation).last_mixup == 3
         and single(cbs, ClipGradValue).limit == 0.5
         and single(cbs, GradientClip).max_norm == 5.0
     )
+    assert single(cbs, WeightAverage).decay == 0.99 and single(cbs, FreezeBatchNorm)
     assert single(cbs, GradientAccumulation).n_acc == 24, "fastai counts clips"
     assert single(cbs, EarlyStoppingCallback).patience == 4 and single(cbs, StopAtLR).min_lr == 1e-7
     assert learn.dls.train.bs == 8 and prepare_stage(learn, Stage()) == []
+
+
+def test_layer_decay_makes_a_group_of_every_layer(own_dls, tmp_path):
+    learn = fat_learner(own_dls, "timm:test_resnet", path=tmp_path)
+    cbs = prepare_stage(learn, Stage(layer_decay=0.6))
+    assert single(cbs, LayerDecay).decay == 0.6
+    assert [len(group) for group in learn.splitter(learn.model)] == [len(group) for group in learn.model.layers()]
+
+
+@pytest.mark.parametrize("settings", [{"layer_decay": 0}, {"layer_decay": 1.5}, {"layer_decay": 0.5, "lr_min": 1e-5}])
+def test_layer_decay_is_checked(settings):
+    with pytest.raises(ValidationError, match="layer_decay"):
+        Stage(**settings)
+
+
+def test_an_epoch_of_several_passes_has_every_clip_equally_often(learn):
+    n_clips, before = len(learn.dls.train_ds), learn.dls.train
+    prepare_stage(learn, Stage(bs=8, sampling_options={"n": 3 * n_clips}))
+    drawn = learn.dls.train.get_idxs()
+    assert sorted(drawn) == sorted(3 * list(range(n_clips))) and drawn != learn.dls.train.get_idxs()
+    assert sorted(drawn[:n_clips]) == list(range(n_clips)), "pass by pass"
+    prepare_stage(learn, Stage(bs=8))
+    assert type(learn.dls.train) is type(before) and len(learn.dls.train) == n_clips // 8
+
+
+@pytest.mark.parametrize("options", [{"n": 0}, {"n": "many"}, {"n": True}, {"max_repeats": 3}])
+def test_shuffling_has_no_option_but_the_number_of_clips(options):
+    with pytest.raises(ValidationError, match='expected for sampling "shuffle" nothing but n'):
+        Stage(sampling_options=options)
 
 
 def test_counts_of_a_weighted_loss_are_of_curated_clips_alone(learn, monkeypatch):

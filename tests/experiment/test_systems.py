@@ -1,13 +1,14 @@
 """Every recipe beside the constants of its published system, written down by hand from the sources."""
 
 import warnings
+from importlib.resources import files
 
 import pytest
 import torch
 
 from fatai.callbacks.schedulers import one_cycle
 from fatai.experiment.build import recipe_parameters
-from fatai.experiment.recipe import load_recipe, recipe_names
+from fatai.experiment.recipe import load_recipe, recipe_names, tomllib
 from fatai.experiment.stage import stage_augmentations
 from fatai.registry import SCHEDULES
 
@@ -323,11 +324,18 @@ SYSTEMS["first_place_skip"] = {
         }
     ],
 }
-NOT_PUBLISHED = {"quick", "ninth"}  # ninth is ninth_full's fit stage alone, and has its table in test_recipe.py
+# ninth is ninth_full's fit stage alone, and has its table in test_recipe.py.
+NOT_PUBLISHED = {"default", "finetune", "ninth", "probe", "quick"}
 
 
 def test_every_published_system_has_its_table():
     assert {name for name in recipe_names() if name not in NOT_PUBLISHED} <= {*SYSTEMS, "esc10"}
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "ninth"])
+def test_a_published_system_names_its_channels(name):
+    plain = tomllib.loads((files("fatai.recipes") / f"{name}.toml").read_text())
+    assert plain["clips"]["channels"] == load_recipe(name).clips.channels, "not those of the loaders, which may change"
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

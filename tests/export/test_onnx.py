@@ -108,6 +108,40 @@ def test_the_output_of_a_graph_is_that_of_front_end_and_network(tmp_path, arch, 
         np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves[i:i + 1]), expected[i:i + 1], atol=1e-4)
 
 
+@needs_onnx
+def test_the_output_of_a_graph_with_kaldi_filters_and_preemphasis_is_that_of_the_network(tmp_path):
+    model = pretrained("mn04", "efficientat", width=0.5)
+    waves = sounds(model.settings.crop_samples)
+    spec = model.settings.front_end.build()(waves)[:, None]
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # random statistics overflow in so deep a network
+            module.momentum = 1.0
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(module.weight)
+    model.model.train()(spec)
+    model.model.eval()
+    difference = export_onnx(spread_logits(model, waves), tmp_path / "model.onnx")
+    expected = torch_output(model, waves)
+    assert difference <= 1e-4 and np.ptp(expected, axis=0).min() > 0.2
+    np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves), expected, atol=1e-4)
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("arch", "name", "options"),
+    [
+        ("timm:test_vit", "fastai_kernel", {"spec_size": (128, 44), "imagenet_input": True}),
+        pytest.param("timm:mobilenetv3_small_050", "ninth", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_networks_of_timm_become_graphs(tmp_path, arch, name, options):
+    model = pretrained(arch, name, **options)
+    waves = sounds(model.settings.crop_samples)
+    export_onnx(spread_logits(model, waves), tmp_path / "model.onnx")
+    # The features of an untrained network hardly differ between sounds: spreading them enlarges rounding as well.
+    np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves), torch_output(model, waves), atol=5e-3)
+
+
 WITHOUT_TORCH = """
 import json, sys
 sys.modules["torch"] = sys.modules["fatai"] = None  # an import of either fails

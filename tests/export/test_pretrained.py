@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from helpers.small_model import CALIBRATED, SETTINGS, TAGS, Bomb, network
 from safetensors.torch import load_file, save_file
 
 from fatai.audio.front_ends import front_end
@@ -22,23 +23,8 @@ from fatai.export.pretrained import is_model_folder, load_pretrained, save_model
 from fatai.inference.learner import fat_learner
 from fatai.inference.predictor import Predictor
 from fatai.inference.tta import build_views
-from fatai.metrics.calibration import Calibration
-from fatai.metrics.thresholds import Thresholds
 from fatai.models import create_model
 from fatai.models.multi_task import TwoHeadModel
-
-TAGS = ("Bark", "Meow", "Rain, on a roof")
-SETTINGS = ClipConfig(front_end("ninth", hop_length=1380), crop_s=0.5, trim_db=40.0, pad_mode="wrap_right")
-CALIBRATED = Calibration(TAGS, (0.5, 1.0, 2.0), (0.0, 0.1, -0.2), thresholds=Thresholds(TAGS, (0.5, math.inf, 0.2)))
-
-
-def network(seed=1):
-    """A narrow network whose outputs differ from 1/2 and from each other."""
-    torch.manual_seed(seed)
-    model = create_model("m1", len(TAGS), 1, width=0.125).eval()
-    with torch.no_grad():
-        model.head[-1].bias.copy_(torch.tensor([1.5, -0.5, -2.0]))
-    return model
 
 
 def save(folder, model=None, **options):
@@ -162,7 +148,10 @@ def test_a_network_with_two_heads_keeps_both(tmp_path):
 
 def test_networks_with_a_fixed_number_of_bins_and_of_timm_are_rebuilt(tmp_path):
     settings = ClipConfig(front_end("panns", n_mels=32), crop_s=0.4)
-    for arch, options in (("cnn14", {"width": 0.02, "n_mels": 32}), ("timm:mobilenetv3_small_050", {})):
+    vit = {"spec_size": settings.spec_size, "drop_path_rate": 0.1}
+    for arch, options in (
+        ("cnn14", {"width": 0.02, "n_mels": 32}), ("timm:mobilenetv3_small_050", {}), ("timm:test_vit", vit)
+    ):
         model = create_model(arch, 2, 1, **options).eval()
         folder = save_model_folder(tmp_path / arch.replace(":", "_"), model, ("a", "b"), settings, np.array([0.5, 0.5]))
         loaded = load_pretrained(folder, device="cpu")
@@ -303,16 +292,6 @@ def test_a_changed_reference_drifts(folder):
 
 # Refused at loading: untrusted folders
 
-class Bomb:
-    """Create a file when unpickled."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.touch, (self.mark,)
-
-
 @pytest.fixture
 def mark(tmp_path):
     return tmp_path / "executed"
@@ -414,11 +393,15 @@ def test_a_network_larger_than_its_weights_is_never_built(folder, untouched):
         ({"network__arch": "m33"}, "no model named 'm33'; did you mean m3"),
         (
             {"network__arch": "timm:hf-hub:someone/model", "network__options": {}},
-            "timm has no network named 'hf-hub:someone/model'",
+            "'timm:hf-hub:someone/model' would be read from elsewhere",
         ),
         (
             {"network__arch": "timm:local-dir:/etc", "network__options": {}},
-            "timm has no network named 'local-dir:/etc'",
+            "'timm:local-dir:/etc' would be read from elsewhere",
+        ),
+        (
+            {"network__arch": "timm:resnet18", "network__options": {"checkpoint_path": "/etc/passwd"}},
+            "'checkpoint_path' cannot be set",
         ),
         ({"network__arch": "os.system"}, "no model named 'os.system'"),
         ({"network__two_heads": True}, "lacks model.blocks.0.bn1.bias"),

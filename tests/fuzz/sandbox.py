@@ -145,6 +145,11 @@ def _serve(pipe: Any, commands: Sequence[tuple[str, ...]], allowed: str) -> None
     timer = _Timer(pipe.send)
     timer.install()
     pipe.send("imported")
+    # matplotlib lists the fonts of the machine, and urllib3 opens a socket, when they are imported, at their first use.
+    import matplotlib.font_manager
+    import urllib3
+
+    assert matplotlib.font_manager.fontManager and urllib3
     monitor = _AccessMonitor(Path(os.path.realpath(allowed)))
     sys.addaudithook(monitor.hook)
     for args in commands:
@@ -159,6 +164,7 @@ def _confine(allowed: str) -> None:
     sys.dont_write_bytecode = True
     for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):
         os.environ[name] = allowed
+    os.environ["PATH"] = ""  # no ffmpeg, which tests/audio/test_ffmpeg.py tries: the commands decode by themselves
     tempfile.tempdir = allowed  # it may be cached already
     os.chdir(allowed)
     # Decoders write to the file descriptors themselves.

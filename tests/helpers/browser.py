@@ -1,12 +1,20 @@
 """Chromium for tests: found or installed, headless, recording the requests and errors of a page."""
 
+import base64
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -22,9 +30,22 @@ def chromium_path():
     """
     if os.environ.get("FATAI_NO_BROWSER"):
         pytest.skip("FATAI_NO_BROWSER is set: pages are not tested in a browser")
-    found = os.environ.get("FATAI_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if found:
-        return found
+    with _one_at_a_time():
+        found = os.environ.get("FATAI_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+        return found or _install()
+
+
+@contextmanager
+def _one_at_a_time():
+    """Wait for other processes of the tests, which would install at the same time."""
+    with open(Path(tempfile.gettempdir()) / f"fatai-chromium-{os.getuid() if fcntl else ''}.lock", "w") as file:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _install():
+    """Install Chromium; return its path, or None for the one of playwright."""
     errors = []
     if shutil.which("apt-get"):
         root = [] if os.geteuid() == 0 else ["sudo", "-n"]
@@ -76,13 +97,13 @@ def open_page(browser, address, *, expected="", **options):
 
     Messages that contain `expected` are allowed.
     """
-    outside, messages = [], []
+    outside, messages, origin = [], [], "/".join(address.split("/")[:3])
     context = browser.new_context(**options)
     page = context.new_page()
     page.on(
         "request",
         lambda r: (
-            None if r.url.startswith((address, "data:", f"blob:{address}", "blob:null")) else outside.append(r.url)
+            None if r.url.startswith((f"{origin}/", "data:", f"blob:{origin}/", "blob:null")) else outside.append(r.url)
         ),
     )
     page.on("console", lambda m: messages.append(m.text) if m.type in ("error", "warning") else None)
@@ -114,6 +135,19 @@ def serving(*args):
         process.terminate()
         process.wait(timeout=20)
         process.stdout.close()
+
+
+DROP = """([name, text]) => {
+    const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0)), data = new DataTransfer();
+    data.items.add(new File([bytes], name, {type: 'audio/wav'}));
+    const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
+    document.getElementById('drop').dispatchEvent(event);
+}"""
+
+
+def drop(page, name, content):
+    """Drop a file with this content, bytes, on the page."""
+    page.evaluate(DROP, [name, base64.b64encode(content).decode()])
 
 
 def players(page):

@@ -103,7 +103,8 @@ def test_filters_of_panns_are_oriented_as_a_spectrogram():
     assert first_filters(net)[0, 0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
-NAMES = [n for n in MODELS.names() if "resnet" not in n or n in ("resnet18", "resnet18_cbam", "resnet22", "xresnet18")]
+FAMILIES = ("resnet18", "resnet18_cbam", "resnet22", "xresnet18", "mn04")
+NAMES = [n for n in MODELS.names() if n in FAMILIES or not ("resnet" in n or n.startswith("mn"))]
 
 
 @pytest.mark.parametrize("name", NAMES)

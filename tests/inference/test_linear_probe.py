@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
 from fatai.inference.embeddings import Embeddings
-from fatai.inference.linear_probe import LinearProbe, fit_linear_probe
+from fatai.inference.linear_probe import LinearProbe, choose_penalty, fit_linear_probe
 from fatai.metrics.ranking import lwlrap
 
 TAGS = ("Bark", "Meow", "Rain")
@@ -159,3 +159,21 @@ def test_invalid_arguments_are_errors(known):
         fit_linear_probe(embeddings, truth, TAGS, folds={"0.wav": 0})
     with pytest.raises(DataError, match="all clips are in one fold"):
         fit_linear_probe(embeddings, truth, TAGS, folds=dict.fromkeys(embeddings.fnames, 0))
+
+
+def test_the_penalty_is_chosen_by_the_log_loss_of_inner_folds(rng):
+    values, targ = rng.standard_normal((60, 40)), np.zeros((60, 2), dtype=bool)
+    targ[:, 0] = rng.random(60) < 0.5  # independent of the features: the strongest penalty predicts best
+    targ[:, 1] = rng.random(60) < 0.5
+    assert choose_penalty(values, targ, [1.0, 0.001, 0.1]) == 0.001
+    known = values[:, :1] * [[1, -1]] > 0  # a feature decides: the weakest penalty predicts best
+    assert choose_penalty(np.hstack([values[:, :2]]), known, [0.001, 10.0]) == 10.0
+    same = LinearProbe.fit(values, targ, ("Bark", "Meow"), C=[1.0, 0.001, 0.1])
+    np.testing.assert_array_equal(same.coef, LinearProbe.fit(values, targ, ("Bark", "Meow"), C=0.001).coef)
+
+
+def test_with_a_clip_of_each_tag_the_middle_penalty_is_taken(rng):
+    assert choose_penalty(rng.standard_normal((3, 5)), np.eye(3, dtype=bool), [0.1, 0.01, 0.001]) == 0.01
+    assert choose_penalty(rng.standard_normal((9, 5)), np.arange(9)[:, None] < 4, [0.1, 0.001]) in (0.1, 0.001)
+    with pytest.raises(OptionError, match=r"C is \[0.1, 0\]; expected one or more numbers above 0"):
+        choose_penalty(rng.standard_normal((9, 5)), np.eye(9, dtype=bool), [0.1, 0])

@@ -111,8 +111,20 @@ def test_show_cam_draws_the_heatmap_over_the_spectrogram(learn, played):
         with torch.no_grad():
             prob = learn.model.eval()(spec).sigmoid()[0, learn.tags.index("Rain")]
         assert bottom.get_title().startswith(f"Rain {prob:.2f}") and top.get_title() == ", ".join(clips["labels"][i])
-        assert top.get_xlabel() == "seconds" and top.get_ylabel() == "Hz"
+        assert top.get_xlabel().startswith("seconds") and top.get_ylabel() == "Hz"
     assert played[0].data.count("<audio") == 2
+
+
+def test_show_cam_covers_the_padding_at_both_sides_of_a_short_clip(learn, tmp_path):
+    import soundfile as sf
+
+    config = learn.clip_config
+    sf.write(tmp_path / "half.wav", np.random.uniform(-0.5, 0.5, config.crop_samples // 2), config.sr)
+    for axis in learn.show_cam(items=[tmp_path / "half.wav"])[:, 0]:
+        width = axis.images[0].get_extent()[1]
+        spans = [(patch.get_x() / width, patch.get_width() / width) for patch in axis.patches]
+        np.testing.assert_allclose(spans, [(0, 0.25), (0.75, 0.25)], atol=1e-4)
+        assert axis.get_xlabel() == "seconds (gray: padding)"
 
 
 def test_show_cam_takes_paths_and_the_likeliest_tag(learn, sample):

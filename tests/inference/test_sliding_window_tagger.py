@@ -14,9 +14,11 @@ from fatai.audio import stream
 from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, CheckpointError, OptionError, ShapeError
 from fatai.experiment.run_folder import FinishedRun, Tagger
+from fatai.inference.events import tagger as tagger_module
 from fatai.inference.events.progress_log import read_event_log
 from fatai.inference.events.segments import SoundEvent
 from fatai.inference.events.tagger import SlidingWindowTagger
+from fatai.models import create_model
 
 SR = 44100
 SETTINGS = ClipConfig(crop_s=0.2, trim_db=None)
@@ -72,16 +74,34 @@ def test_a_steps_probability_is_the_mean_of_the_networks_over_the_windows_that_c
     np.testing.assert_allclose([s.probs[0] for s in steps], expected, atol=1e-5)
 
 
-def test_several_networks_are_averaged(rng):
+@pytest.mark.parametrize("weights", [None, [3, 1]])
+def test_several_networks_are_averaged(rng, weights):
     class Other(Loud):
         def forward(self, spec):
             return super().forward(spec) - 3
 
     wave = noise(rng, 1, (0.3, 0.6))
-    both = SlidingWindowTagger([Loud(), Other()], ["Loud", "Never"], SETTINGS)
+    both = SlidingWindowTagger([Loud(), Other()], ["Loud", "Never"], SETTINGS, weights=weights)
     alone = [SlidingWindowTagger([network], ["Loud", "Never"], SETTINGS) for network in (Loud(), Other())]
-    expected = np.mean([[s.probs for s in one.frame_probs(wave)] for one in alone], axis=0)
+    expected = np.average([[s.probs for s in one.frame_probs(wave)] for one in alone], axis=0, weights=weights)
     np.testing.assert_allclose([s.probs for s in both.frame_probs(wave)], expected, atol=1e-9)
+
+
+def test_batch_norms_are_folded_after_the_first_windows_of_a_recording(rng, monkeypatch):
+    network, is_own = create_model("m1", 2, width=0.125).eval(), []
+    one = SlidingWindowTagger([network], ["Loud", "Never"], SETTINGS, bs=4)
+    long, short = noise(rng, 2, (0.3, 0.6)), noise(rng, 0.5, (0.1, 0.3))
+    expected = [[s.probs for s in one.frame_probs(wave)] for wave in (long, short)]
+
+    network.register_forward_hook(lambda module, inputs, out: is_own.append(module is network))  # also of its copy
+    monkeypatch.setattr(tagger_module, "MIN_FOLDED_WINDOWS", 8)
+    got = [[s.probs for s in one.frame_probs(long)]]
+    assert is_own[:2] == [True] * 2 and is_own[-2:] == [False] * 2
+    is_own.clear()
+    got.append([s.probs for s in one.frame_probs(short)])
+    assert is_own and all(is_own), "a short recording has the same probabilities before a long one and after it"
+    for probs, same in zip(got, expected, strict=True):
+        np.testing.assert_allclose(probs, same, atol=1e-5)
 
 
 def probs_of(tagger, sound, sr=None):

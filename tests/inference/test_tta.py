@@ -9,11 +9,13 @@ from torch import nn
 from fatai.audio.waveform import Section
 from fatai.data.config import ClipConfig
 from fatai.errors import AudioError, OptionError
+from fatai.inference import predictor
 from fatai.inference.learner import fat_learner
-from fatai.inference.predictor import Predictor, _view_batches
+from fatai.inference.predictor import Predictor, _Clip, _Marks, _view_batches
 from fatai.inference.tta import TagScores, build_views
 from fatai.inference.view_store import load_views
 from fatai.inference.views import ClipViews, even_views, whole_view
+from fatai.io.ahead import read_ahead
 from fatai.models import create_model
 from fatai.registry import VIEWS
 
@@ -40,6 +42,35 @@ def test_whole_clips_share_batches_by_length_and_are_predicted_as_if_alone(clips
         )
 
 
+def test_batch_norms_are_folded_for_many_clips(clips, monkeypatch):
+    model = create_model("m3", 2, width=0.1).eval()
+    few = Predictor(model, SETTINGS, even_views(2), 2).predict(clips)
+    folded = []
+    fold = predictor.fold_batch_norm
+    monkeypatch.setattr(predictor, "fold_batch_norm", lambda *args: folded.append(fold(*args)) or folded[-1])
+    monkeypatch.setattr(predictor, "MIN_FOLDED_CLIPS", len(clips))
+    many = Predictor(model, SETTINGS, even_views(2), 2).predict(clips)
+    assert len(folded) == 1 and folded[0] is not model and abs(many.probs - few.probs).max() < 1e-5
+
+
+def test_clips_decoded_ahead_are_the_same(clips, tmp_path, monkeypatch):
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    paths = [clips[0], tmp_path / "bad.wav", *clips[1:]]
+    monkeypatch.setattr(predictor, "may_read_ahead", lambda: False)
+    one = Predictor(Loudness(), SETTINGS, even_views(2), 2).predict(paths)
+    threads_used = []
+
+    def counted(*args):
+        threads_used.append(args)
+        return read_ahead(*args)
+
+    monkeypatch.setattr(predictor, "may_read_ahead", lambda: True)
+    monkeypatch.setattr(predictor, "read_ahead", counted)
+    two = Predictor(Loudness(), SETTINGS, even_views(2), 2, bs=2).predict(paths)
+    assert threads_used and list(one.errors) == list(two.errors) == [1]
+    np.testing.assert_allclose(one.probs, two.probs, atol=1e-6)
+
+
 def test_saturated_sigmoids_make_no_ties(clips):
     class Sure(nn.Module):
         """Logits whose sigmoids are all 1 in float32."""
@@ -59,10 +90,10 @@ def test_views_that_wait_for_others_of_their_length_are_few(rng):
         for i in range(400):
             waiting.add(i)
             counts.append(len(waiting))
-            yield ClipViews(torch.zeros(1000 + 7 * i), [Section(0, 1000 + 7 * i)])
+            yield _Clip([ClipViews(torch.zeros(1000 + 7 * i), [Section(0, 1000 + 7 * i)])], False, False)
 
     owners = []
-    for _, index in _view_batches(items(), 2, {}):
+    for _, index in _view_batches(items(), 2, {}, _Marks([], [])):
         waiting.difference_update(index[:, 0].tolist())
         owners += index[:, 0].tolist()
     assert sorted(owners) == list(range(400)) and max(counts) < 40
@@ -70,10 +101,11 @@ def test_views_that_wait_for_others_of_their_length_are_few(rng):
 
 def test_a_view_that_waits_does_not_keep_its_clip_in_memory():
     waves = [torch.zeros(100_000) for _ in range(3)]
-    (batch, index), = _view_batches([ClipViews(wave, [Section(10, 20)]) for wave in waves], 8, {})
+    clips = [_Clip([ClipViews(wave, [Section(10, 20)])], False, False) for wave in waves]
+    (batch, index), = _view_batches(clips, 8, {}, _Marks([], []))
     assert batch.shape == (3, 10) and index.tolist() == [[i, 0, 10, 20] for i in range(3)]
     views = ClipViews(torch.zeros(100_000), [Section(0, 10), Section(5, 15), Section(0, 20)])
-    stream = _view_batches(iter([views]), 2, {})
+    stream = _view_batches(iter([_Clip([views], False, False)]), 2, {}, _Marks([], []))
     waiting = next(stream)[0]
     assert waiting.untyped_storage().nbytes() == 2 * 10 * 4
 

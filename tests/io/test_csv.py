@@ -1,13 +1,13 @@
 """Tables are read row by row, errors name the line, and written numbers read back as the same values."""
 
-import csv
 import io
 
 import numpy as np
 import pytest
 
 from fatai.errors import DataError
-from fatai.io.csv import format_names, read_csv, read_sample_submission, row_chunks, write_rows
+from fatai.inference.prediction_files import PredictionWriter, read_sample_submission, row_chunks
+from fatai.io.csv import format_names, read_csv
 
 
 def table(path, text):
@@ -42,9 +42,7 @@ def test_errors_name_the_line(tmp_path, text, message):
 def test_chunks_joined_are_the_table(tmp_path, rng, rows):
     probs, fnames = rng.random((7, 3)), [f"{i}.wav" for i in range(7)]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("fname", "Bark", "Meow", "Purr"))
-    write_rows(writer, fnames, probs)
+    PredictionWriter(text, ("Bark", "Meow", "Purr")).write(fnames, probs)
     path = table(tmp_path / "a.csv", text.getvalue())
     tags, chunks = row_chunks(path, rows)
     parts = list(chunks)
@@ -56,3 +54,7 @@ def test_chunks_joined_are_the_table(tmp_path, rng, rows):
 
 def test_names_are_shortened():
     assert format_names(["a", "b"]) == "'a', 'b'" and format_names("abcde", 2) == "'a', 'b' and 3 more"
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    assert read_csv(table(tmp_path / "a.csv", "fname,labels,,\na.wav,Bark,,\n")).columns == ("fname", "labels", "", "")

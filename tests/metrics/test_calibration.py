@@ -13,10 +13,10 @@ from sklearn.calibration import _sigmoid_calibration
 from sklearn.metrics import f1_score, log_loss, precision_recall_curve
 
 from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
-from fatai.metrics.calibration import Calibration, cross_calibrate
+from fatai.metrics.calibration import Calibration, cross_calibrate, cross_decide
 from fatai.metrics.calibration_curve import calibration_curve, expected_calibration_error, plot_calibration_curve
 from fatai.metrics.ranking import lwlrap
-from fatai.metrics.thresholds import Thresholds, f1_thresholds, precision_thresholds
+from fatai.metrics.thresholds import Thresholds, f1_thresholds, mean_f1, precision_thresholds
 
 
 @pytest.fixture(scope="module")
@@ -289,3 +289,48 @@ def test_invalid_arguments_of_thresholds_are_named():
         precision_thresholds([[0.5]], [[1]], 0)
     with pytest.raises(ShapeError, match=r"expected \(clips, 1\)"):
         Thresholds(("Bark",), (0.5,)).apply([0.5])
+
+
+def test_a_shared_calibration_preserves_the_order_within_clips_and_fits_as_one_platt(overconfident):
+    probs, targ, true = overconfident
+    fitted = Calibration.fit(probs, targ, method="shared")
+    a, b = _sigmoid_calibration(logit(np.clip(probs, 1e-7, 1 - 1e-7)).ravel(), targ.ravel())
+    assert set(fitted.slope) == {fitted.slope[0]} and set(fitted.shift) == {fitted.shift[0]}
+    assert (fitted.slope[0], fitted.shift[0]) == pytest.approx((-a, -b), abs=1e-3)
+    assert lwlrap(fitted.apply(probs), targ) == lwlrap(probs, targ)
+    assert np.abs(fitted.apply(probs) - true).max() < 0.05 and fitted.method == "shared"
+    faint = fitted.apply([[1e-30, 1e-9, 1e-12, 0.5]])
+    assert np.argsort(faint[0]).tolist() == [0, 2, 1, 3], "the order of improbable tags stays"
+
+
+def test_the_form_of_a_calibration_gives_its_method(overconfident):
+    probs, targ, _ = overconfident
+    assert [Calibration.fit(probs, targ, method=m).method for m in ("platt", "temperature", "shared")] == [
+        "platt", "temperature", "shared",
+    ]
+
+
+def test_thresholds_across_folds_are_found_without_the_clip_itself(rng):
+    targ = rng.random((60, 2)) < 0.3
+    noise, folds = rng.random((60, 2)), np.arange(60) % 3
+    crossed, own = cross_decide(noise, targ, folds), f1_thresholds(noise, targ).apply(noise)
+    for fold in range(3):
+        others = folds != fold
+        expected = f1_thresholds(noise[others], targ[others]).apply(noise[~others])
+        np.testing.assert_array_equal(crossed[~others], expected)
+    assert mean_f1(crossed, targ) < mean_f1(own, targ)
+    assert mean_f1(own, targ) == pytest.approx(f1_score(targ, own, average="macro"))
+    assert math.isnan(mean_f1(own, np.zeros_like(targ)))
+
+
+def test_thresholds_of_few_clips_are_shrunk_towards_the_best_one_for_all(rng):
+    targ = np.zeros((400, 3), dtype=bool)
+    targ[:200, 0] = targ[200:220, 1] = True  # the third tag has no clip
+    probs = np.clip(0.3 * rng.random((400, 3)) + np.where(targ, [0.6, 0.3, 0.0], 0.0), 0, 1)
+    own, shrunk, common = (np.array(f1_thresholds(probs, targ, shrink=n).values) for n in (0, 100, 1e12))
+    assert common[0] == pytest.approx(common[1]) and math.isinf(common[2]) and math.isinf(shrunk[2])
+    assert mean_f1(probs >= common[0], targ) >= max(mean_f1(probs >= t, targ) for t in (0.2, 0.3, 0.4, 0.5)) - 0.02
+    weight = np.array([200 / 300, 20 / 120])
+    np.testing.assert_allclose(logit(shrunk[:2]), weight * logit(own[:2]) + (1 - weight) * logit(common[:2]))
+    with pytest.raises(OptionError, match="shrink is -1"):
+        f1_thresholds(probs, targ, shrink=-1)

@@ -1,4 +1,4 @@
-"""ResNets with fastai's head against fastai's own, networks of timm against timm's."""
+"""ResNets with fastai's head against fastai's own."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fatai.errors import OptionError, ShapeError, UnknownNameError
+from fatai.errors import OptionError
 from fatai.models import MODELS, count_parameters, create_model
 from fatai.models.backbones import RESNETS, XRESNETS, resnet_body
 
@@ -81,60 +81,6 @@ def test_body_returns_the_channels_of_its_maps():
         assert n_features == 64 * expansion
         with torch.no_grad():
             assert body.eval()(torch.randn(1, 2, 64, 64)).shape == (1, n_features, 2, 2)
-
-
-@pytest.mark.parametrize("in_channels", [1, 2, 3, 4])
-def test_timm_logits_are_those_of_timm_with_the_same_weights(in_channels):
-    import timm
-
-    theirs = timm.create_model("mobilenetv3_small_050", num_classes=5, in_chans=in_channels).eval()
-    ours = with_weights_of(create_model("timm:mobilenetv3_small_050", 5, in_channels), theirs).eval()
-    spec = torch.randn(2, in_channels, 64, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(spec), theirs(spec))
-
-
-@pytest.mark.parametrize(
-    ("name", "smallest"), [("resnet10t", (32, 64)), ("test_vit", (1, 1)), ("inception_v3", (128, 128))]
-)
-def test_timm_networks_take_any_size_and_learn(name, smallest):
-    model = create_model(f"timm:{name}", 5, dropout=0.1)
-    assert (model.min_mels, model.min_frames) == smallest and model.training
-    for size in [(1, 1), (64, 33), (96, 200)]:
-        model(torch.randn(2, 1, *size)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    groups = model.layer_groups()
-    assert sum(p.numel() for group in groups for p in group) == count_parameters(model)
-    with pytest.raises(ShapeError, match="3 channels.*in_channels=1"):
-        model(torch.randn(2, 3, 64, 64))
-
-
-def test_timm_network_of_one_size_gets_the_resized_spectrogram():
-    model = create_model("timm:test_vit", 3).eval()
-    spec = torch.randn(1, 1, 64, 200)
-    resized = nn.functional.interpolate(spec, model.fixed_size, mode="bilinear")
-    with torch.no_grad():
-        torch.testing.assert_close(model(spec), model(resized))
-        assert not torch.allclose(model(spec), model(torch.randn_like(spec)))
-
-
-def test_timm_models_trained_on_single_clips_use_two_positions():
-    create_model("timm:resnet10t", 3)(torch.randn(1, 1, 1, 1))
-
-
-def test_timm_errors_name_the_remedy():
-    with pytest.raises(UnknownNameError, match="resnet10x.*did you mean resnet10t"):
-        create_model("timm:resnet10x", 3)
-    with pytest.raises(OptionError, match="in_channels=5.*1 to 4"):
-        create_model("timm:resnet10t", 3, 5)
-    with pytest.raises(OptionError, match="no option 'width'"):
-        create_model("timm:resnet10t", 3, width=0.5)
-    assert "pytorch-image-models" in MODELS.source("timm:resnet10t")
-
-
-def test_timm_can_be_built_on_the_meta_device():
-    with torch.device("meta"):
-        assert count_parameters(create_model("timm:resnet18", 1000, 3)) == 11_689_512    # of He et al.'s ResNet-18
 
 
 def test_importing_the_models_imports_neither_fastai_nor_timm():

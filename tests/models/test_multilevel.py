@@ -57,11 +57,11 @@ def test_block_is_norm_convolution_pooling_norm_and_prelu(ndim):
         f"Conv{ndim}d",
         f"MaxPool{ndim}d",
         f"BatchNorm{ndim}d",
-        "PReLU",
+        "ChannelPReLU",
         "ResidualUnit",
     ]
     unit = [type(m).__name__ for m in ResidualUnit(8, ndim).inner]
-    assert unit == [f"Conv{ndim}d", f"BatchNorm{ndim}d", "PReLU"] * 2 + [f"Conv{ndim}d", f"BatchNorm{ndim}d"]
+    assert unit == [f"Conv{ndim}d", f"BatchNorm{ndim}d", "ChannelPReLU"] * 2 + [f"Conv{ndim}d", f"BatchNorm{ndim}d"]
 
 
 def test_residual_unit_is_a_prelu_where_its_inner_part_is_zero():

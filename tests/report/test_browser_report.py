@@ -75,3 +75,11 @@ def test_a_phone_shows_it_without_scrolling_sideways(chromium, address):
         assert len(heights) > 20 and max(heights) < 80, "names are not broken letter by letter"
         page.click("nav a[href='#clips']")
         assert page.evaluate("() => Math.abs(document.getElementById('clips').getBoundingClientRect().top) < 100")
+
+
+def test_the_tables_of_tags_and_confusions_fit_a_phone(chromium, address):
+    with open_page(chromium, address, viewport={"width": 390, "height": 780}) as page:
+        sizes = page.evaluate("""() => [...document.querySelectorAll('#tags .wide, #confusions .wide:has(table)')]
+            .map(e => e.clientWidth - e.scrollWidth)""")
+        assert sizes == [0, 0]
+        assert page.evaluate("() => document.documentElement.scrollWidth") == 390

@@ -18,7 +18,7 @@ from fatai.report.decisions import Decisions
 from fatai.report.label_review import clip_media, load_review, review_page, write_review
 
 
-def test_issues_are_ordered_by_tag_and_doubt(issue_run):
+def test_issues_are_ordered_by_tag_the_most_suspect_first(issue_run):
     run, ((first, a), (second, b), (third, c)) = issue_run
     review = load_review(run)
     # Log-odds: 6.8 of the first's tag against Rain, 1.4 of Rooster in the second, 0.6 of the third's tag against Rain.
@@ -40,7 +40,7 @@ def test_scores_are_those_of_the_likeliest_and_the_given_tags(issue_run):
     assert clip.scores[0] == ("Rain", 0.95) and dict(clip.scores)[a] == 0.02 and len(clip.scores) == 6
 
 
-def test_n_keeps_the_most_doubtful_clips(issue_run):
+def test_n_keeps_the_most_suspect_clips(issue_run):
     run, ((first, _), *_) = issue_run
     assert [clip.fname for clip in load_review(run, n=1).clips] == [first]
 

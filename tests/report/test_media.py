@@ -16,7 +16,15 @@ from PIL import Image
 from fatai.audio.front_ends import front_end
 from fatai.errors import ShapeError
 from fatai.report import media
-from fatai.report.media import audio_player, audio_uri, figure_svg, image_uri, new_figure, spectrogram_svg
+from fatai.report.media import (
+    audio_player,
+    audio_uri,
+    figure_svg,
+    image_uri,
+    new_figure,
+    overview_image,
+    spectrogram_svg,
+)
 
 NINTH = front_end("ninth")
 
@@ -167,3 +175,21 @@ def test_text_in_any_script_can_be_drawn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "雨" in drawn_figure("雨 \x0b")
+
+
+def test_padding_at_the_sides_of_the_sound_is_greyed_and_named_where_there_is_room():
+    inner = 400 - 46 - 8
+    drawn = spectrogram_svg(np.zeros((64, 20)), NINTH, sound=(0.05, 0.5))
+    found = re.findall(r'class="padding" x="(.*?)" y="6" width="(.*?)"', drawn)
+    spans = [(float(x) - 46, float(width)) for x, width in found]
+    np.testing.assert_allclose(spans, [(0, 0.05 * inner), (0.5 * inner, 0.5 * inner)], atol=0.06)
+    assert drawn.count(">padding<") == 1
+    assert "padding" not in spectrogram_svg(np.zeros((64, 20)), NINTH)
+
+
+def test_the_picture_of_silence_is_dark_and_that_of_sound_is_not():
+    dark, bright = (
+        np.asarray(Image.open(io.BytesIO(content_of(overview_image(wave, 16000).uri, "image/png"))).convert("L"))
+        for wave in (torch.zeros(8000), torch.rand(8000) - 0.5)
+    )
+    assert dark.max() < 10 and bright.max() > 200

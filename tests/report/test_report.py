@@ -42,9 +42,11 @@ SECTIONS = [
     "confusions",
     "clips",
     "calibration",
+    "background",
     "curves",
     "data",
     "folds",
+    "amount",
     "filters",
     "speed",
     "manifest",
@@ -312,6 +314,34 @@ def test_with_one_tag_average_precision_is_reported_and_lwlrap_is_not_applicable
     assert "No tag" not in texts["costs"] + texts["confusions"]
     assert re.search(r"Rain\s*2\s*–", texts["tags"]), "lwlrap is a dash"
     assert "average precision" in texts["folds"] and "0.750" in texts["folds"]
+
+
+def test_the_matrix_of_confusions_has_the_percentages_as_numbers():
+    # Of three clips with Rain alone one ranks Wind as high; of two with Wind alone both rank Rain as high.
+    probs = np.array([[0.9, 0.1], [0.8, 0.1], [0.3, 0.6], [0.7, 0.2], [0.5, 0.5]])
+    targ = np.array([[1, 0], [1, 0], [1, 0], [0, 1], [0, 1]], dtype=bool)
+    drawn = metrics.confusions(scored_report(probs, targ, ("Rain", "Wind")))["figure"]
+    numbers = re.findall(r">(\d+)</text>", drawn)
+    assert numbers.count("33") == 1 and numbers.count("100") == 2, "one 100 is a tick of the colors"
+
+
+def test_the_score_by_clips_per_tag_and_the_frozen_network_are_those_of_the_manifest():
+    manifest = {
+        "clips_per_tag": {"counts": [1, 2, 4.5], "scores": [0.5, 0.7, 0.8], "twice": 0.85},
+        "frozen_baseline": {"text": "a frozen mn04 <b>: 0.937"},
+    }
+    report = scored_report([[0.5, 0.4], [0.1, 0.2]], [[1, 0], [0, 1]], ("a", "b"), manifest=manifest)
+    texts = Page(report_html(report)).texts
+    assert "on the same folds: a frozen mn04 <b>: 0.937" in texts["overall"]
+    assert "not the network of this run" in texts["amount"]
+    assert "With 4.5 of each tag the lwlrap of the held-out clips is 0.800; twice the clips" in texts["amount"]
+    assert "about 0.850" in texts["amount"]
+
+
+@pytest.mark.parametrize("noted", [None, [], {"counts": [1, 2], "scores": [0.5], "twice": 1}, {"counts": ["x", {}]}])
+def test_a_manifest_without_a_curve_gives_a_sentence(noted):
+    report = scored_report([[0.5, 0.4], [0.1, 0.2]], [[1, 0], [0, 1]], ("a", "b"), manifest={"clips_per_tag": noted})
+    assert "was not measured against the number of clips" in Page(report_html(report)).texts["amount"]
 
 
 def test_a_perfect_lwlrap_beside_a_poor_auc_is_not_called_without_cost():

@@ -14,8 +14,10 @@ from fastai.torch_core import set_seed
 from helpers.processes import in_processes
 from torch import nn
 
+from fatai.audio.io import audio_info
 from fatai.augment.item import ItemAugmentations
 from fatai.augment.wave import Gain
+from fatai.callbacks.averaging import WeightAverage
 from fatai.callbacks.resume import ResumeTraining
 from fatai.callbacks.sample_weights import SampleWeights
 from fatai.data.blocks import FATDataLoaders
@@ -54,10 +56,16 @@ class Steps(Callback):
         self.n += 1
 
 
-def new_learner(workers=0, sizes=(31, 13), crop_s=5, seed=11, cache=None, **options):
+def new_learner(workers=0, sizes=(31, 13), crop_s=None, seed=11, cache=None, **options):
     """Create a learner without randomness but weights and the order of the clips: crops are as long as the clips."""
     table = FATDataLoaders.from_path(fat_sample(), crop_s=5, bs=4, valid_pct=0.25, seed=0, check_files=False)
-    rows = [table.files(k).head(size).assign(is_valid=k == 1) for k, size in enumerate(sizes)]
+    rows = []
+    for k, size in enumerate(sizes):
+        files = table.files(k)
+        seconds = files["path"].map(lambda path: audio_info(path).seconds)
+        rows.append(files.assign(is_valid=k == 1, seconds=seconds).sort_values("seconds", kind="stable").head(size))
+    if crop_s is None:
+        crop_s = max(part["seconds"].max() for part in rows) + 0.01
     set_seed(seed)
     dls = FATDataLoaders.from_df(
         pd.concat(rows, ignore_index=True),
@@ -113,6 +121,10 @@ def weights():
     return SampleWeights({name: 1 + k % 3 for k, name in enumerate(table["fname"])})
 
 
+def averaging():
+    return WeightAverage(0.9)
+
+
 def loud():
     return ItemAugmentations(Gain(gain_db=(12.0, 12.0), p=1.0))
 
@@ -132,6 +144,7 @@ def all_fits():
         "workers": fitted(workers=2),
         "accumulated": fitted([accumulation]),
         "weighted": fitted([weights]),
+        "averaged": fitted([averaging]),
         "items": fitted([loud]),
         "sampled": fitted(sampled=True),
         "sampled and accumulated": fitted([accumulation], sampled=True),
@@ -149,7 +162,7 @@ def in_two():
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain", "workers", "accumulated", "weighted", "items", "sampled", "sampled and accumulated"]
+    "kind", ["plain", "workers", "accumulated", "weighted", "averaged", "items", "sampled", "sampled and accumulated"]
 )
 def test_two_processes_train_as_one(in_one, in_two, kind):
     for output in in_two:
@@ -273,6 +286,27 @@ def test_a_resumed_fit_of_two_processes_ends_with_the_same_bytes_and_draws(tmp_p
     for (whole, drawn), (continued, drawn_again) in outputs:
         assert all((continued[name] == value).all() for name, value in whole.items()) and drawn == drawn_again
     assert outputs[0][0][1] != outputs[1][0][1], "each process has its own draws"
+
+
+def begun(folder):
+    """Fit until the middle of the second epoch."""
+    learn = new_learner(crop_s=0.5)
+    with learn.distrib_ctx(group=init()):
+        try:
+            learn.fit(3, 0.1, cbs=[ResumeTraining(folder / "state.pt"), StopIn()])
+        except StoppedError:
+            learn("after_cancel_fit")
+            learn("after_fit")
+
+
+def test_a_fit_of_two_processes_goes_on_in_one_with_the_same_batches(tmp_path):
+    in_processes(2, begun, tmp_path)
+    learn, steps = new_learner(crop_s=0.5), []
+    learn.fit(3, 0.1, cbs=[
+        ResumeTraining(tmp_path / "state.pt"), Callback(after_step=lambda cb: steps.append(len(cb.yb[0]))),
+    ])
+    assert len(steps) == 2 * len(learn.dls.train) and set(steps) == {learn.dls.train.bs}, "the effective batch stays"
+    assert len(learn.recorder.values) == 3
 
 
 def normed():

@@ -9,6 +9,7 @@ from fastai.data.all import ColReader, DataBlock, MultiCategoryBlock
 from fastai.interpret import ClassificationInterpretation
 from torch import nn
 
+from fatai.audio.front_ends import front_end
 from fatai.audio.waveform import resample
 from fatai.data.blocks import AudioBlock, FATDataLoaders, SpectrogramBlock
 from fatai.data.config import ClipConfig
@@ -17,6 +18,7 @@ from fatai.data.tensors import TensorWave
 from fatai.errors import OptionError, ShapeError
 from fatai.inference.clips import clip_at
 from fatai.inference.learner import fat_learner
+from fatai.training.network import named_model
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,56 @@ def test_fine_tune_trains_the_head_and_then_all_with_smaller_rates_below(learn):
 
     learn.fine_tune(1, 1e-3, cbs=Record())
     assert [frozen for frozen, _ in seen] == [1, 1, 0, 0] and seen[-1][1] == 2
+
+
+class Rates(TwoBatches):
+    """Keep the learning rates of the groups at every step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def after_step(self):
+        self.rates.append([h["lr"] for h in self.learn.opt.hypers])
+
+
+@pytest.mark.parametrize("verb", ["fit", "fit_one_cycle", "fine_tune"])
+def test_layer_decay_divides_the_rate_from_layer_to_layer_under_every_schedule(dls, verb):
+    learn = fat_learner(dls, "timm:mobilenetv3_small_050", precision="fp32", layer_decay=0.5)
+    learn.logger, seen = lambda row: None, Rates()
+    with learn.no_bar():
+        getattr(learn, verb)(1, 1e-3, cbs=seen)
+    assert len(seen.rates) == (4 if verb == "fine_tune" else 2) and len(seen.rates[0]) > 10
+    for rates in seen.rates:
+        assert rates == pytest.approx([rates[-1] * 0.5 ** k for k in reversed(range(len(rates)))])
+    assert verb != "fit" or seen.rates[0][-1] == 1e-3
+
+
+def test_layer_decay_of_a_network_without_layers_is_refused(dls):
+    learn = fat_learner(dls, nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), layer_decay=0.5)
+    with pytest.raises(OptionError, match="Sequential has no layers; leave it out, or add a method layers"):
+        learn.create_opt()
+    with pytest.raises(OptionError, match="layer_decay is 1.5; expected a number above 0 and at most 1"):
+        fat_learner(dls, "m1", width=0.125, layer_decay=1.5)
+
+
+def test_a_network_of_timm_is_frozen_up_to_its_head_and_built_for_the_crop(dls):
+    learn = fat_learner(dls, "timm:test_vit", precision="fp32", train_bn=False)
+    mels, frames = dls.clip_config.spec_size
+    assert learn.model.fixed_size == (mels, -(-frames // 16) * 16) and mels == 64
+    learn.freeze()
+    trained = [p for p in learn.model.parameters() if p.requires_grad]
+    assert {id(p) for p in learn.model.head.parameters()} == {id(p) for p in trained}
+    learn.fit(1, slice(1e-5, 1e-3), cbs=TwoBatches())
+    rates = [h["lr"] for h in learn.opt.hypers]
+    assert len(rates) > 3 and rates == sorted(rates) and rates[-1] == pytest.approx(1e-3)
+
+
+def test_channels_of_imagenet_are_noted_by_networks_of_timm(sample):
+    config = ClipConfig(front_end("fastai_kernel"), crop_s=0.25)
+    assert config.channels_name == "imagenet"
+    model = named_model("timm:test_vit", 3, 3, config)
+    assert model.built_as.options == {"spec_size": config.spec_size, "imagenet_input": True}
+    assert model.scale == pytest.approx((0.458, 0.448, 0.45))  # 0.229 / 0.5, ...
 
 
 def test_a_module_without_layer_groups_is_one_group(dls):

@@ -21,6 +21,8 @@ from fatai.all import (
     quiet_unless_terminal,
 )
 from fatai.callbacks.failure import NonFiniteError
+from fatai.data.show import show_results
+from fatai.data.tensors import TensorSpec
 from fatai.errors import DataError, OptionError, UnknownNameError
 
 
@@ -34,10 +36,9 @@ def fit(learn, epochs=1, lr=1e-3, **options):
         learn.fit(epochs, lr, **options)
 
 
-def test_a_learner_beats_chance_within_seconds(sample):
+def test_a_learner_beats_chance_within_seconds(own_dls, sample):
     torch.manual_seed(0)
-    dls = FATDataLoaders.from_path(sample, crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0)
-    learn = fat_learner(dls, "m1", width=0.25)
+    learn = fat_learner(own_dls, "m1", width=0.25)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(8, 3e-3)
     preds = learn.tta(n=2)
@@ -69,7 +70,19 @@ def test_lr_find_suggests_and_leaves_the_weights_unchanged(learn):
 def test_show_results_draws_true_and_predicted_tags(learn):
     learn.show_results(max_n=2)
     titles = [a.get_title() for a in plt.gcf().axes if a.get_title()]
-    assert len(titles) == 2 and all("predicted: " in t for t in titles)
+    assert len(titles) == 2 and all("predicted: " in t and t.count("\n") == 1 for t in titles)
+    plt.close("all")
+
+
+@pytest.mark.parametrize(("predicted", "line", "color"), [
+    (["Bark", "Meow"], "✓ predicted: Bark, Meow", "#00704d"),
+    ([], "✗ predicted: no tag", "#b34a00"),
+    (["Male_speech", "Female_speech", "Child_speech"], "✗ predicted: Male_speech, Female_speech, …", "#b34a00"),
+])
+def test_titles_of_results_have_two_lines_and_the_color_of_right_or_wrong(predicted, line, color):
+    x = TensorSpec(torch.zeros(1, 1, 4, 6))
+    axis, = show_results(x, None, [(x[0], ["Meow", "Bark"])], [(predicted,)])
+    assert axis.get_title() == f"Meow, Bark\n{line}" and axis.title.get_color() == color
     plt.close("all")
 
 

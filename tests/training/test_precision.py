@@ -7,14 +7,8 @@ from fastai.callback.fp16 import MixedPrecision
 from fatai.errors import OptionError
 from fatai.inference.learner import fat_learner
 from fatai.models import create_model
-from fatai.training.precision import (
-    MixedOnCPU,
-    autocast_for,
-    best_dtype,
-    fast_layout,
-    learner_precision,
-    precision_callbacks,
-)
+from fatai.training.autocast import autocast_for, best_dtype, fast_layout
+from fatai.training.precision import MixedOnCPU, learner_precision, precision_callbacks
 
 
 @pytest.fixture

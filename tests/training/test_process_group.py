@@ -1,12 +1,28 @@
 """Collectives of a process group, in three processes and in one."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
 
 import pytest
 import torch
 from helpers.processes import in_processes
 
-from fatai.distributed import SINGLE_PROCESS, ProcessGroup, destroy, fastai_env, init, was_started_by_torchrun
+from fatai.distributed import (
+    EXIT_PEER_LOST,
+    SINGLE_PROCESS,
+    Heartbeats,
+    ProcessGroup,
+    destroy,
+    fastai_env,
+    init,
+    was_started_by_torchrun,
+)
 from fatai.errors import OptionError
 
 
@@ -80,3 +96,87 @@ def test_an_incomplete_environment_is_named(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(OptionError, match="WORLD_SIZE is 2, but RANK, LOCAL_RANK.*start the processes with torchrun"):
         init()
+
+
+class Store:
+    """A store of torch.distributed in this process; it may go."""
+
+    def __init__(self):
+        self.values, self.lock, self.has_gone = Counter(), threading.Lock(), False
+
+    def add(self, key, n):
+        if self.has_gone:
+            raise RuntimeError("Connection reset by peer")
+        with self.lock:
+            self.values[key] += n
+            return self.values[key]
+
+
+def beating(store, rank, found):
+    return Heartbeats(ProcessGroup(rank, 3), store, found.append, beat_s=0.02, silent_s=1.0)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_process_without_a_sign_of_life_is_lost_and_one_that_has_finished_is_not():
+    store, lost = Store(), [[], [], []]
+    beats = [beating(store, rank, lost[rank]) for rank in range(3)]
+    beats[1].stop()
+    beats[2]._stopped.set()  # its machine goes, without a word
+    wait_until(lambda: lost[0])
+    assert lost == [[2], [], []]
+    beats[0].stop()
+
+
+def test_a_store_that_does_not_answer_is_a_lost_machine():
+    store, lost = Store(), []
+    heartbeats = Heartbeats(ProcessGroup(0, 1), store, lost.append, beat_s=0.02, silent_s=0.3)
+    wait_until(lambda: store.values)
+    store.has_gone = True
+    wait_until(lambda: lost)
+    assert lost == [-1]
+    heartbeats.stop()  # raises nothing
+
+
+WAITING = """
+import os, sys, fatai.distributed as d
+d.Heartbeats.__init__.__kwdefaults__.update(beat_s=0.2, silent_s=2.0)
+group = d.init()
+print("joined", flush=True)
+if group.is_main:
+    group.barrier()
+else:
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process by a signal")
+def test_a_machine_that_stops_without_closing_its_connections_is_noticed():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_RANK": "0",
+              "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING], env={**os.environ, **shared, "RANK": str(rank)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        assert [process.stdout.readline() for process in processes] == ["joined\n"] * 2
+        os.kill(processes[1].pid, signal.SIGSTOP)
+        _, stderr = processes[0].communicate(timeout=30)
+        assert processes[0].returncode == EXIT_PEER_LOST
+        assert "process 0 has had no answer from process 1 of 2 for 2 s" in stderr and "--resume" in stderr
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

@@ -1,24 +1,20 @@
 """The web tagger in Chromium: drop, choose and record sounds, see and play them, download the CSV."""
 
-import base64
 import csv
 import io
+import re
+import shutil
+import subprocess
+from contextlib import ExitStack
 
 import pytest
-from helpers.browser import open_page, players, serving
+from helpers.browser import drop, open_page, players, serving
 
 from fatai.experiment.run_folder import Tagger
 from fatai.inference.events.formats import write_events
 from fatai.inference.events.progress_log import FileEvents
 
 pytestmark = pytest.mark.slow
-
-DROP = """([name, text]) => {
-    const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0)), data = new DataTransfer();
-    data.items.add(new File([bytes], name, {type: 'audio/wav'}));
-    const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
-    document.getElementById('drop').dispatchEvent(event);
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +30,7 @@ def sounds(sample):
 
 @pytest.fixture(scope="module")
 def tagger(tiny_run):
-    return Tagger(tiny_run.out)
-
-
-def drop(page, name, content):
-    page.evaluate(DROP, [name, base64.b64encode(content).decode()])
+    return Tagger(tiny_run.out, calibrated=True)
 
 
 def wav(path):
@@ -93,13 +85,13 @@ def test_several_files_are_tagged_at_once_and_their_csv_is_that_of_the_command(
         page.set_input_files("#files", [str(path) for path in sounds])
         expect(page.locator(".lanes")).to_have_count(3)
         # The threshold is a slider; the events follow it.
-        page.locator("#threshold").fill("40")
+        page.locator("#threshold").fill("10")
         with page.expect_download() as download:
             page.click("#csv")
         assert download.value.suggested_filename == "tags.csv"
         rows = list(csv.DictReader(io.StringIO(open(download.value.path(), encoding="utf-8").read())))
         write_events(
-            tmp_path / "events.csv", [FileEvents(path.name, tagger.tag(path, threshold=0.4)) for path in sounds]
+            tmp_path / "events.csv", [FileEvents(path.name, tagger.tag(path, threshold=0.1)) for path in sounds]
         )
         wanted = list(csv.DictReader(open(tmp_path / "events.csv", encoding="utf-8")))
         assert wanted and len(rows) == len(wanted)
@@ -139,3 +131,52 @@ def test_refused_files_are_shown_with_the_reason(chromium, server, tmp_path):
         page.set_input_files("#files", [str(tmp_path / "<b>words.wav")] * 9)
         expect(page.locator("#message")).to_have_text("9 files are too many at once; the first 8 are tagged")
         expect(page.locator(".error")).to_have_count(10)
+
+
+def test_what_is_unusual_in_a_file_is_shown(chromium, server):
+    import numpy as np
+    import soundfile as sf
+    from playwright.sync_api import expect
+
+    file, noise = io.BytesIO(), np.random.default_rng(0).uniform(-0.3, 0.3, 22050)
+    sf.write(file, np.stack([noise, -noise], 1), 44100, format="WAV")
+    with open_page(chromium, server) as page:
+        drop(page, "inverted.wav", file.getvalue())
+        expect(page.locator(".notices li")).to_have_count(1)
+        expect(page.locator(".notices li")).to_contain_text("the 2 channels cancel in their mean")
+        silent = io.BytesIO()
+        sf.write(silent, np.zeros(22050), 44100, format="WAV")
+        drop(page, "silent.wav", silent.getvalue())
+        expect(page.locator("article").nth(1)).to_contain_text("silent (no peak reaches")
+
+
+@pytest.fixture(scope="module")
+def server_without_ffmpeg(tiny_run, tmp_path_factory):
+    with ExitStack() as started:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", str(tmp_path_factory.mktemp("empty_path")))
+            _, address = started.enter_context(serving("serve", tiny_run.out))
+        yield address
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg, which writes the uploads, is not installed")
+@pytest.mark.parametrize(("name", "coding", "kept"), [
+    ("a.m4a", ["-c:a", "aac"], 1.0), ("a.aac", ["-c:a", "aac"], 1.0), ("a.webm", ["-c:a", "libopus"], 1.0),
+    ("cut.aac", ["-c:a", "aac"], 0.5), ("cut.webm", ["-c:a", "libopus"], 0.5),
+])
+def test_what_the_server_cannot_read_is_decoded_by_the_browser(
+    chromium, server_without_ffmpeg, tmp_path, name, coding, kept
+):
+    from playwright.sync_api import expect
+
+    tone = ["-f", "lavfi", "-i", "sine=frequency=440:duration=2"]
+    subprocess.run(["ffmpeg", "-v", "error", *tone, *coding, str(tmp_path / name)], check=True)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:round(kept * len(content))])
+    with open_page(chromium, server_without_ffmpeg, expected="4") as page:
+        page.set_input_files("#files", str(tmp_path / name))
+        expect(page.locator("h2")).to_have_text(name)
+        expect(page.locator(".lanes")).to_have_count(1)
+        expect(page.locator(".notices li").first).to_contain_text("decoded by this browser")
+        shown = float(re.search(r"([\d.]+) s\b", page.locator("article .head").inner_text())[1])
+        assert 0.6 * kept * 2 < shown < 1.3 * kept * 2

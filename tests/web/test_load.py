@@ -122,7 +122,7 @@ def test_fifty_uploads_at_once(tiny_run, tmp_path, monkeypatch):
             responses = pool.map(send, jobs)
             seen = 0
             while seen < 20:  # the server still responds to others while it works
-                health = requests.get(f"{address}health", timeout=5).json()
+                health = requests.get(f"{address}health", timeout=15).json()
                 seen += 1
                 time.sleep(0.05)
             responses = list(responses)

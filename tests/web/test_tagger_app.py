@@ -45,6 +45,9 @@ def sound(seconds=2.0, sr=SR, kind="WAV", channels=1, loud=(0.5, 1.0), **options
     return file.getvalue()
 
 
+NOISE = 0.3 * np.random.default_rng(1).uniform(-1, 1, 22050)
+
+
 @pytest.fixture(scope="module")
 def tagger():
     return SlidingWindowTagger([Loud()], ["Loud", "Never"], ClipConfig(crop_s=0.2, trim_db=None))
@@ -95,6 +98,36 @@ def test_the_response_to_a_sound_holds_the_tags_over_time(client, tagger, temp_f
 def test_every_format_and_rate_is_accepted(client, kind):
     result, = upload(client, sound(sr=32000, channels=2, kind=kind)).json()["sounds"]
     assert result["seconds"] == pytest.approx(2.0, abs=0.1) and result["picture"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(("wave", "options", "notice"), [
+    (np.stack([NOISE, -NOISE], 1), {"subtype": "PCM_16"}, "the 2 channels cancel in their mean"),
+    (NOISE, {"subtype": "PCM_U8"}, "coded with 8 bits"), (8 * NOISE, {"subtype": "FLOAT"}, "the floats reach"),
+    (0 * NOISE, {"subtype": "PCM_16"}, "silent"),
+])
+def test_notices_name_the_upload(client, temp_folder, wave, options, notice):
+    file = io.BytesIO()
+    sf.write(file, wave, SR, format="WAV", **options)
+    # A second client may send another sound of this name.
+    for _ in range(2):
+        with pytest.warns(UserWarning) as caught:
+            result, = upload(client, file.getvalue(), "forest.wav").json()["sounds"]
+        texts = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+        assert len(texts) == 1 and texts[0].startswith(f"forest.wav: {notice}"), texts
+        assert len(result["notices"]) == 1 and result["notices"][0].startswith(notice)
+    assert upload(client, sound()).json()["sounds"][0]["notices"] == []
+
+
+def test_the_channel_of_the_tagger_is_taken(temp_folder):
+    left, right = np.zeros_like(NOISE), np.concatenate([NOISE, 0 * NOISE])[11025:33075]
+    file = io.BytesIO()
+    sf.write(file, np.stack([left, right], 1), SR, format="WAV")
+    tagger = SlidingWindowTagger([Loud()], ["Loud", "Never"], ClipConfig(crop_s=0.2, trim_db=None, channel=2))
+    with TestClient(SecurityMiddleware(tagger_app(tagger, "t", LIMITS)), "http://localhost") as client:
+        result, = upload(client, file.getvalue()).json()["sounds"]
+    assert not result["silent"]
+    probs = [step.probs[0] for step in tagger.frame_probs(file.getvalue())]
+    assert result["tags"][0]["probs"] == pytest.approx(probs, abs=1e-4)
 
 
 def test_several_sounds_are_returned_in_order_with_the_errors_of_bad_ones(client, temp_folder):
@@ -280,10 +313,10 @@ def test_the_page_loads_only_files_of_the_server(client):
     shown = client.get("/").text
     assert "fatai: test" in shown and 'data-max-bytes="1000000"' in shown
     assert "://" not in shown
-    for name in ("common.css", "common.js", "tagger.css", "tagger.js"):
+    for name in ("common.css", "common.js", "tagger.css", "tagger.js", "tag_on_server.js"):
         file = client.get(f"/{name}")
         kind = "text/css" if name.endswith("css") else "text/javascript"
-        assert f"/{name}" in shown and file.status_code == 200 and file.headers["content-type"].startswith(kind)
+        assert f'"{name}"' in shown and file.status_code == 200 and file.headers["content-type"].startswith(kind)
         assert "https://" not in file.text
     assert "script-src 'self'" in client.get("/").headers["content-security-policy"]
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from fatai.audio.io import MAX_MAGNITUDE, AudioInfo, audio_info, open_sound
+from fatai.audio.downmix import Downmix
+from fatai.audio.io import MAX_MAGNITUDE, AudioInfo, Decoder, audio_info, coding_notice, find_downmix, open_sound
 from fatai.errors import AudioError
 
 __all__ = ["CLIPPING_LEVEL", "MIN_CLIPPED_SAMPLES", "AudioFileInfo", "audio_digest", "check_audio_file"]
@@ -49,6 +50,11 @@ class AudioFileInfo:
         Description of the error.
     mismatch
         Difference between the length that the header declares and `samples`, or "".
+    notices
+        Why not the mean of the channels is loaded, or that the floats are on the scale of integers; `peak`, `level`
+        and `clipped` are those after the division.
+    coding
+        A notice on a coding with few bits for each sample, or "".
     """
 
     path: Path
@@ -62,6 +68,8 @@ class AudioFileInfo:
     detail: str = ""
     mismatch: str = ""
     level: float = 0.0
+    notices: tuple[str, ...] = ()
+    coding: str = ""
 
     @property
     def seconds(self) -> float:
@@ -111,15 +119,16 @@ class _Measurement:
         mean = self.sums / max(1, self.samples)
         return float(np.maximum(self.highest - mean, mean - self.lowest).max())
 
-    def add(self, block: np.ndarray) -> None:
-        """Add a block of finite samples, shape (samples, channels)."""
+    def add(self, block: np.ndarray, channel: int | None = None) -> None:
+        """Add a block of finite samples, shape (samples, channels), of which `channel` (None: the mean) is loaded."""
         magnitude = np.abs(block)
         self.samples += len(block)
         self.sums = self.sums + block.sum(0, dtype=np.float64)
         self.highest = np.maximum(self.highest, block.max(0))
         self.lowest = np.minimum(self.lowest, block.min(0))
         self.peak = max(self.peak, float(magnitude.max()))
-        mono = np.rint(block.mean(1, dtype=np.float64) * 32768).clip(-32768, 32767)
+        mono = block.mean(1, dtype=np.float64) if channel is None else block[:, channel]
+        mono = np.rint(mono * 32768).clip(-32768, 32767)
         self.digest.update(mono.astype("<i2").tobytes())
         # The last two flags of the previous block, so that a run across the border counts as one.
         full = np.concatenate([self.tail, (magnitude >= CLIPPING_LEVEL).any(1)])
@@ -130,13 +139,14 @@ class _Measurement:
 def _measure(path: Path, info: AudioInfo) -> AudioFileInfo:
     found = _Measurement()
     with open_sound(path) as sound:
+        downmix = _find_downmix(path, sound)
         while len(values := sound.read(max(1, _BLOCK // info.channels), dtype="float32")):
             block = values.reshape(len(values), info.channels)
             if not np.isfinite(np.abs(block).max()):
                 row = int(np.argmin(np.isfinite(block).all(1)))
                 detail = f"sample {found.samples + row:,} is {', '.join(map(str, block[row]))}"
                 return AudioFileInfo(path, info.sr, info.channels, error="not_finite", detail=detail)
-            found.add(block)
+            found.add(block * np.float32(downmix.gain), downmix.channel)
     detail = ""
     if found.samples < info.samples:
         detail = f"only {found.samples:,} of {info.samples:,} samples can be decoded"
@@ -155,7 +165,18 @@ def _measure(path: Path, info: AudioInfo) -> AudioFileInfo:
         digest,
         mismatch=info.mismatch,
         level=found.level,
+        notices=downmix.notices,
+        coding=coding_notice(info.subtype),
     )
+
+
+def _find_downmix(path: Path, sound: Decoder) -> Downmix:
+    """Return how the channels are loaded; of a file that cannot be decoded the mean; decoding it finds the reason."""
+    try:
+        return find_downmix(path, sound, "auto", notify=False)
+    except AudioError:
+        sound.seek(0)
+        return Downmix()
 
 
 def audio_digest(path: str | Path) -> str | None:

@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -24,8 +24,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fatai.audio.folders import is_hidden
 from fatai.audio.front_ends import FrontEnd
 from fatai.audio.front_ends import front_end as find_front_end
+from fatai.audio.segments import Segment, file_of, split_segment
+from fatai.audio.waveform import SILENCE_DB
 from fatai.data.audit.audio_file import MIN_CLIPPED_SAMPLES, AudioFileInfo, check_audio_file
 from fatai.data.audit.report import FINDING_KINDS, CostEstimate, DatasetReport, Finding
 from fatai.data.folds import fold_table, make_folds
@@ -38,14 +41,12 @@ from fatai.data.tables import (
     read_class_folder,
     read_sound_table,
 )
-from fatai.errors import DataError
+from fatai.errors import AudioError, DataError
 from fatai.io.progress import track
 from fatai.registry import did_you_mean
 
 __all__ = ["check_dataset"]
 
-SILENCE_DB = -60.0
-"""A file counts as silent if its peak without an offset is below this level, in dB of full scale."""
 DURATION_EDGES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, float("inf"))
 """Edges of the duration histogram, in seconds."""
 _PARTS = ("curated", "noisy", "test")
@@ -80,9 +81,14 @@ class _Tables:
         """Return the path of a sound file."""
         return self.sound_paths[fname] if self.sound_paths else self.folder(part) / fname
 
+    def segments(self) -> dict[str, Segment]:
+        """Return the rows of a sound table that are segments, by their names."""
+        rows = {fname: split_segment(path) for fname, path in self.sound_paths.items()}
+        return {fname: segment for fname, segment in rows.items() if segment.end_s is not None}
+
     def existing_files(self) -> list[tuple[str, str]]:
-        """List (part, fname) of all rows whose file exists."""
-        rows = ((part, fname) for part, table in self.parts.items() for fname in table["fname"])
+        """List (part, fname) of all files that rows name, or have segments of, and that exist."""
+        rows = dict.fromkeys((part, file_of(fname)) for part, table in self.parts.items() for fname in table["fname"])
         return [(part, fname) for part, fname in rows if isfile(self.file(part, fname))]
 
     def labeled(self) -> dict[str, pd.DataFrame]:
@@ -155,6 +161,7 @@ def _sorted_findings(
     findings = [
         *_sound_findings(listed, sounds),
         *_duplicates(listed, sounds),
+        *_segment_findings(tables, {sound.path: sound for sound in sounds}),
         *_shared_names(tables),
         *_label_findings(tables),
         *_file_findings(tables),
@@ -167,7 +174,8 @@ def _read_tables(root: Path, columns: TableColumns | None = None) -> _Tables:
     is_table = is_sound_table(root)
     if is_table or (not (root / "train_curated.csv").is_file() and is_class_folder(root)):
         table = read_sound_table(root, columns) if is_table else read_class_folder(root).assign(exists=True)
-        paths = {fname: Path(path) for fname, path in zip(table["fname"], table["path"], strict=True)}
+        rows = list(zip(table["fname"], table["path"], strict=True))
+        paths = {fname: Path(path) for fname, path in [*rows, *((file_of(n), file_of(path)) for n, path in rows)]}
         return _Tables(root, {"curated": table.drop(columns=["path", "exists"])}, sound_paths=paths)
     check_data_folder(root)
     tables = _Tables(root)
@@ -191,7 +199,7 @@ def _read_test(tables: _Tables) -> None:
         tables.tags = tuple(c for c in submission.columns if c != "fname")
         tables.parts["test"] = submission[["fname"]]
     elif folder.is_dir():
-        names = sorted(f.name for f in folder.iterdir() if not f.is_dir())
+        names = sorted(f.name for f in folder.iterdir() if not f.is_dir() and not is_hidden(f.name))
         tables.parts["test"] = pd.DataFrame({"fname": names}, dtype=str)
 
 
@@ -228,12 +236,27 @@ def _oddities(sound: AudioFileInfo, common_sr: int) -> Iterator[tuple[str, str]]
         yield "silent", f"{level} ({sound.seconds:.2f} s)"
     if sound.mismatch:
         yield "cut", f"{sound.seconds:.3f} s are there; {sound.mismatch}"
+    for notice in sound.notices:
+        yield "downmix", notice
+    if sound.coding:
+        yield "coding", sound.coding
     if sound.clipped >= MIN_CLIPPED_SAMPLES:
         yield "clipped", f"{sound.clipped:,} of {sound.samples:,} samples are in a row at full scale"
     if sound.sr != common_sr:
         yield "rate", f"{sound.sr:,} Hz; most files have {common_sr:,} Hz"
     if sound.channels > 1:
-        yield "channels", f"{sound.channels} channels; they are averaged on loading"
+        yield "channels", f"{sound.channels} channels; {'one is taken' if sound.notices else 'averaged'} on loading"
+
+
+def _segment_findings(tables: _Tables, sounds: Mapping[Path, AudioFileInfo]) -> Iterator[Finding]:
+    """Yield segments that lead beyond the end of their file."""
+    for fname, segment in tables.segments().items():
+        sound = sounds.get(Path(segment.path))
+        if sound is not None and not sound.error:
+            try:
+                segment.section(sound.seconds)
+            except AudioError as e:
+                yield Finding("segment", "curated", fname, str(e).removeprefix(f"{segment.path}: "))
 
 
 def _duplicates(listed: Sequence[tuple[str, str]], sounds: Sequence[AudioFileInfo]) -> Iterator[Finding]:
@@ -329,7 +352,7 @@ def _file_findings(tables: _Tables) -> Iterator[Finding]:
     """Yield missing and extra files."""
     if tables.sound_paths:
         for fname, path in tables.sound_paths.items():
-            if not isfile(path):
+            if split_segment(path).end_s is None and not isfile(path):
                 yield Finding("missing", "curated", fname, f"no such file in {tables.root.parent} or below it")
         return
     for part in _PARTS:
@@ -338,7 +361,7 @@ def _file_findings(tables: _Tables) -> Iterator[Finding]:
 
 def _part_findings(part: str, folder: Path, rows: pd.DataFrame | None) -> Iterator[Finding]:
     is_dir = folder.is_dir()
-    names = {f.name for f in folder.iterdir() if isfile(f) and not f.name.startswith(".")} if is_dir else set()
+    names = {f.name for f in folder.iterdir() if isfile(f) and not is_hidden(f.name)} if is_dir else set()
     if rows is None:
         if names:
             yield Finding("extra", part, "", f"{len(names)} files in {folder.name}/, but no table of them")

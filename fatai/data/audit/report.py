@@ -19,6 +19,8 @@ FINDING_KINDS = {
     "not_finite": "samples that are not finite",
     "cut": "cut short, or a wrong length in the header",
     "silent": "silent",
+    "downmix": "channels that cancel or are dead, floats on the scale of integers",
+    "coding": "few bits for each sample",
     "clipped": "clipped",
     "rate": "sample rate differs from most files",
     "channels": "several channels",
@@ -27,6 +29,7 @@ FINDING_KINDS = {
     "label": "unknown labels",
     "no_label": "rows without a label",
     "missing": "rows without a file",
+    "segment": "times beyond the end of a file",
     "extra": "files without a row",
 }
 """Kinds of findings with their titles, in the order of the report."""

@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from fatai.data.datasets.archives import unpack
-from fatai.data.datasets.fetch import fetch
 from fatai.data.labels import join_labels, read_labels, read_table, unique_tags
 from fatai.errors import DataError, OptionError
 from fatai.io.atomic import write_text
+from fatai.io.fetch import fetch
 from fatai.registry import did_you_mean
 
 __all__ = ["DATASETS", "download"]

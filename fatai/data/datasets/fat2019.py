@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 
 import numpy as np
-import pandas as pd
 import torch
 
-from fatai.audio.io import AUDIO_EXTENSIONS
+from fatai.audio.folders import find_sounds
+from fatai.data.background import find_background, split_background
 from fatai.data.labels import (
     apply_corrections,
     check_labels,
@@ -45,6 +45,7 @@ from fatai.data.tables import (
     read_sound_table,
 )
 from fatai.errors import DataError, OptionError
+from fatai.io.lazy import pandas as pd
 
 __all__ = ["CORRUPTED_FILES", "FATDataset", "fat_sample", "load_dataset"]
 
@@ -85,6 +86,9 @@ class FATDataset:
         Columns `part`, `fname`, `path`: rows whose file is missing. They are in neither `curated` nor `noisy`.
     columns
         How the table was read, where its columns were given.
+    background
+        Columns `fname` and `path` of sounds that hold none of the tags, as `fatai.data.background` finds them; None
+        without any.
     """
 
     path: Path
@@ -95,11 +99,15 @@ class FATDataset:
     sample: Path | None
     missing: pd.DataFrame
     columns: TableColumns = field(default_factory=TableColumns)
+    background: pd.DataFrame | None = None
 
     def __str__(self) -> str:
         noisy = "no noisy part" if self.noisy is None else f"{len(self.noisy)} noisy"
         lost = f", {len(self.missing)} files missing" if len(self.missing) else ""
-        counts = f"{len(self.curated)} curated, {noisy}, {len(self.test)} test clips, {len(self.tags)} tags{lost}"
+        sounds = "" if self.background is None else f", {len(self.background)} of background"
+        counts = (
+            f"{len(self.curated)} curated, {noisy}, {len(self.test)} test clips, {len(self.tags)} tags{sounds}{lost}"
+        )
         return f"{self.path}: {counts}"
 
 
@@ -166,7 +174,24 @@ def load_dataset(
         data = _without_parts(root, _read_class_folder(root), given)
     else:
         data = _handle_corrupted_files(_load_folder(root), corrupted_files)
+    data = _with_background(data)
     return data if corrections is None else _correct(data, corrections)
+
+
+def _with_background(data: FATDataset) -> FATDataset:
+    """Move clips whose only tag is "background" to the background, unless a sample submission has this tag."""
+    parts = [part for part in (data.curated, data.noisy) if part is not None]
+    moved = pd.DataFrame({"fname": [], "path": []}, dtype=str)
+    if data.sample is None:
+        curated, moved = split_background(data.curated)
+        if len(moved):
+            noisy = [] if data.noisy is None else [data.noisy]
+            tags = unique_tags(row for part in [curated, *noisy] for row in part["labels"])
+            data = _check_curated(replace(data, curated=curated, tags=tags))
+    used = [path for part in [*parts, data.test] for path in part["path"]]
+    folder = data.path if data.path.is_dir() else data.path.parent
+    found = pd.concat([moved, find_background(folder, used)], ignore_index=True)
+    return replace(data, background=found) if len(found) else data
 
 
 def _load_folder(root: Path) -> FATDataset:
@@ -345,9 +370,7 @@ def _test_table(root: Path, submission: pd.DataFrame | None) -> pd.DataFrame:
     elif submission is not None:
         names = list(submission["fname"])
     else:
-        names = sorted(
-            file.name for file in folder.iterdir() if file.suffix.lower() in AUDIO_EXTENSIONS and not file.is_dir()
-        )
+        names = [file.name for file in find_sounds(folder, below=False)]
     table = pd.DataFrame({"fname": pd.Series(names, dtype=str)})
     return _with_files(table, folder, "test", root / "sample_submission.csv")
 

@@ -18,7 +18,7 @@ from typing import IO
 
 from fatai.errors import DataError, OptionError
 from fatai.inference.events.progress_log import FileEvents
-from fatai.inference.events.segments import SoundEvent
+from fatai.inference.events.segments import ChannelEvent, SoundEvent
 from fatai.io.atomic import write_file
 from fatai.registry import did_you_mean
 
@@ -49,6 +49,7 @@ def write_events(
     *,
     high_hz: float = 22050.0,
     root: str | Path | None = None,
+    channels: bool = False,
 ) -> None:
     """Write the events of recordings to one file, or with `root` to one file for each.
 
@@ -62,11 +63,14 @@ def write_events(
         "csv": a header and the columns file, start_s, end_s, tag, prob. "json": `{"files": [{"file", "events":
         [{"start_s", "end_s", "tag", "prob"}]}]}`; recordings without events are included. "audacity": start, end, and
         tag with probability, tab separated, for File > Import > Labels. "raven": a selection table with a header, tab
-        separated.
+        separated. The channel of a `ChannelEvent` is a last column of CSV, a key of JSON, Raven's column Channel, and
+        in Audacity part of the label.
     high_hz
         Upper edge of Raven's selections in Hz; the lower one is 0.
     root
         A folder that contains all recordings: `root/a/b.wav` gets the file `out/a/b.wav.txt`.
+    channels
+        Whether CSV has a column for the channel.
 
     Raises
     ------
@@ -87,16 +91,16 @@ def write_events(
     if file_format not in EVENT_FORMATS:
         raise OptionError(f"there is no event format {file_format!r}; {did_you_mean(file_format, EVENT_FORMATS)}")
     if not isinstance(out, (str, Path)):
-        _write_text(out, results, file_format, high_hz)
+        _write_text(out, results, file_format, high_hz, channels)
         return
     if root is None:
-        _write(Path(out), results, file_format, high_hz)
+        _write(Path(out), results, file_format, high_hz, channels)
         return
     for result in results:
         relative = os.path.relpath(os.path.abspath(result.file), os.path.abspath(root))
         if relative.startswith(os.pardir):
             raise DataError(f"{result.file} is not below {root}; expected a folder that contains all recordings")
-        _write(Path(out, _shorten_name(f"{relative}.txt")), [result], file_format, high_hz)
+        _write(Path(out, _shorten_name(f"{relative}.txt")), [result], file_format, high_hz, channels)
 
 
 def _shorten_name(path: str) -> str:
@@ -109,18 +113,20 @@ def _shorten_name(path: str) -> str:
     return os.path.join(folder, f"{os.fsdecode(encoded[:200])}.{digest}{name[-8:]}")
 
 
-def _write(path: Path, results: Iterable[FileEvents], file_format: str, high_hz: float) -> None:
+def _write(path: Path, results: Iterable[FileEvents], file_format: str, high_hz: float, channels: bool) -> None:
     # The name of a file that is not UTF-8 is text with surrogates, which only this error handler accepts.
     with (
         write_file(path) as temporary,
         open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f,
     ):
-        _write_text(f, results, file_format, high_hz)
+        _write_text(f, results, file_format, high_hz, channels)
 
 
-def _write_text(f: IO[str], results: Iterable[FileEvents], file_format: str, high_hz: float) -> None:
+def _write_text(
+    f: IO[str], results: Iterable[FileEvents], file_format: str, high_hz: float, channels: bool
+) -> None:
     if file_format == "csv":
-        _write_csv(f, results)
+        _write_csv(f, results, channels)
     elif file_format == "json":
         _write_json(f, results)
     elif file_format == "audacity":
@@ -139,11 +145,18 @@ def _single(results: Iterable[FileEvents], file_format: str) -> FileEvents:
     return found[0]
 
 
-def _write_csv(f: IO[str], results: Iterable[FileEvents]) -> None:
+def _channel(event: SoundEvent) -> int:
+    return event.channel if isinstance(event, ChannelEvent) else 1
+
+
+def _write_csv(f: IO[str], results: Iterable[FileEvents], channels: bool) -> None:
     rows = csv.writer(f, lineterminator="\n")
-    rows.writerow(("file", "start_s", "end_s", "tag", "prob"))
+    rows.writerow(("file", "start_s", "end_s", "tag", "prob", *(["channel"] if channels else [])))
     for file, events in results:
-        rows.writerows((file, f"{e.start_s:.3f}", f"{e.end_s:.3f}", e.tag, f"{e.prob:.4f}") for e in events)
+        rows.writerows(
+            (file, f"{e.start_s:.3f}", f"{e.end_s:.3f}", e.tag, f"{e.prob:.4f}", *([_channel(e)] if channels else []))
+            for e in events
+        )
 
 
 def _write_json(f: IO[str], results: Iterable[FileEvents]) -> None:
@@ -152,6 +165,7 @@ def _write_json(f: IO[str], results: Iterable[FileEvents]) -> None:
     for k, (file, events) in enumerate(results):
         listed = [
             {"start_s": round(e.start_s, 3), "end_s": round(e.end_s, 3), "tag": e.tag, "prob": round(e.prob, 4)}
+            | ({"channel": e.channel} if isinstance(e, ChannelEvent) else {})
             for e in events
         ]
         f.write((",\n" if k else "\n") + json.dumps({"file": file, "events": listed}))
@@ -159,14 +173,17 @@ def _write_json(f: IO[str], results: Iterable[FileEvents]) -> None:
 
 
 def _write_labels(f: IO[str], events: Sequence[SoundEvent]) -> None:
-    f.writelines(f"{e.start_s:.3f}\t{e.end_s:.3f}\t{_cell(e.tag)} {e.prob:.2f}\n" for e in events)
+    for e in events:
+        channel = f" channel {e.channel}" if isinstance(e, ChannelEvent) else ""
+        f.write(f"{e.start_s:.3f}\t{e.end_s:.3f}\t{_cell(e.tag)} {e.prob:.2f}{channel}\n")
 
 
 def _write_selections(f: IO[str], result: FileEvents, high_hz: float) -> None:
     f.write("\t".join(_RAVEN_COLUMNS) + "\n")
     for number, e in enumerate(result.events, 1):
         times = (f"{e.start_s:.3f}", f"{e.end_s:.3f}", "0.0", f"{high_hz:.1f}")
-        row = (str(number), "Spectrogram 1", "1", *times, _cell(result.file), _cell(e.tag), f"{e.prob:.4f}")
+        values = (*times, _cell(result.file), _cell(e.tag), f"{e.prob:.4f}")
+        row = (str(number), "Spectrogram 1", str(_channel(e)), *values)
         f.write("\t".join(row) + "\n")
 
 

@@ -3,7 +3,7 @@
 A log is text: a first line that identifies the format and the settings, then a line of JSON for each file, appended
 when the whole file is done: `{"file": ..., "events": [[start_s, end_s, tag, prob], ...]}`, or `{"file": ..., "error":
 "why it cannot be read"}`. An incomplete last line is left by a killed process, and is removed. A file may have several
-lines, if it could not be read at first; its events count.
+lines, if it could not be read at first; its events count. A `ChannelEvent` has its channel in the last place.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fatai.errors import AudioError, DataError
-from fatai.inference.events.segments import SoundEvent
+from fatai.inference.events.segments import ChannelEvent, SoundEvent
 from fatai.io.json import parse_json
 from fatai.io.progress import track
 
@@ -94,7 +94,7 @@ def _tag_file(tag: Callable[[str], Sequence[SoundEvent]], name: str, result: Tag
         result.errors[name] = str(e)
         return {"file": name, "error": str(e)}
     result.tagged += 1
-    return {"file": name, "events": [[e.start_s, e.end_s, e.tag, e.prob] for e in events]}
+    return {"file": name, "events": [list(astuple(e)) for e in events]}
 
 
 def read_event_log(path: str | Path) -> Iterator[FileEvents]:
@@ -108,15 +108,17 @@ def read_event_log(path: str | Path) -> Iterator[FileEvents]:
     for number, entry in _entries(Path(path)):
         if number > 1 and "events" in entry:
             try:
-                events = [
-                    SoundEvent(float(start), float(end), str(tag), float(prob))
-                    for start, end, tag, prob in entry["events"]
-                ]
+                events = [_event(*row) for row in entry["events"]]
             except (TypeError, ValueError) as e:
                 raise DataError(
                     f"{path}, line {number}: the events are not rows of start, end, tag and probability ({e})"
                 ) from None
             yield FileEvents(str(entry["file"]), events)
+
+
+def _event(start: Any, end: Any, tag: Any, prob: Any, channel: Any = None) -> SoundEvent:
+    values = float(start), float(end), str(tag), float(prob)
+    return SoundEvent(*values) if channel is None else ChannelEvent(*values, int(channel))
 
 
 def _append(log: Any, entry: dict[str, Any]) -> None:

@@ -28,12 +28,23 @@ class SoundEvent:
     prob: float
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelEvent(SoundEvent):
+    """A sound event in one channel of a recording; `channel` is its number, from 1."""
+
+    channel: int = 1
+
+
 class Step(NamedTuple):
-    """A short stretch of time, in seconds, and the probabilities (tags,) in it."""
+    """A short stretch of time, in seconds, and the probabilities (tags,) in it.
+
+    `is_silent` is true in a recording that is silent throughout, whose probabilities are a guess without events.
+    """
 
     start_s: float
     end_s: float
     probs: np.ndarray
+    is_silent: bool = False
 
 
 class OverlapAverager:
@@ -146,9 +157,9 @@ def merge_steps(
     if top is not None and top < 1:
         raise OptionError(f"top is {top}; expected at least one tag, or None for all that reach their threshold")
     ongoing: dict[int, SoundEvent] = {}
-    for start_s, end_s, probs in steps:
+    for start_s, end_s, probs, is_silent in steps:
         likeliest = np.argsort(-probs, kind="stable")[:top]
-        detected = {int(i) for i in likeliest if probs[i] >= threshold[i]}
+        detected = {int(i) for i in likeliest if probs[i] >= threshold[i] and not is_silent}
         for i in [i for i in ongoing if i not in detected]:
             yield ongoing.pop(i)
         for i in detected:

@@ -7,6 +7,8 @@ the one before. Memory holds one batch of windows, whatever the length of the re
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,25 +17,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fatai.audio.stream import Sound, stream_audio
-from fatai.audio.waveform import peak_db
+from fatai.audio.stream import Sound, count_channels, stream_audio
+from fatai.audio.waveform import SILENCE_DB, is_silent
 from fatai.data.config import ClipConfig
-from fatai.data.transforms import WaveToSpec
+from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import OptionError
 from fatai.inference.events.progress_log import TaggingResult, tag_files
-from fatai.inference.events.segments import OverlapAverager, SoundEvent, Step, expand_threshold, merge_steps
+from fatai.inference.events.segments import (
+    ChannelEvent,
+    OverlapAverager,
+    SoundEvent,
+    Step,
+    expand_threshold,
+    merge_steps,
+)
+from fatai.inference.events.windows import Window, cut_windows
+from fatai.io.ahead import read_ahead
 from fatai.metrics.calibration import Calibration
-from fatai.training.precision import autocast_for
+from fatai.models.batch_norm import fold_batch_norm
+from fatai.threads import may_read_ahead
+from fatai.training.autocast import autocast_for
 
 __all__ = ["SlidingWindowTagger"]
 
+MIN_FOLDED_WINDOWS = 64
+"""After this number of windows of a recording, batch norms are folded into the layers before them."""
+_SAMPLES_AHEAD = 1 << 20  # that are decoded while the networks run
 
-class _Window(NamedTuple):
-    """Samples (crop_samples,) of a recording from `start`; `end` is where they, or the recording before them, stop."""
 
-    start: int
-    end: int
-    wave: Tensor
+class _Predicted(NamedTuple):
+    """Starts and ends of windows, their probabilities (windows, tags), and which of them have sound."""
+
+    starts: list[int]
+    ends: list[int]
+    probs: np.ndarray
+    audible: list[bool]
 
 
 class SlidingWindowTagger:
@@ -46,27 +64,35 @@ class SlidingWindowTagger:
     tags
         Names of the outputs.
     settings
-        How the networks' training clips were read. Unlike clips, recordings are not trimmed.
+        How the networks' training clips were read. Unlike clips, recordings are not trimmed. With `channel="each"`
+        every channel of a recording is tagged; its events are `ChannelEvent`s, and probabilities of steps are means
+        over the channels.
     step_s
         Seconds from one window to the next, and so the resolution of events in time; None is half a window. Smaller
         steps take longer.
     silence_db
-        A window whose peak is below this level (dB of full scale) counts as silence: all probabilities are 0, and no
-        network is run. Networks trained on trimmed clips never saw background noise alone and mistake it for padded
-        clips; raise this above the peaks of a recording's background to avoid such false detections.
+        A window whose peak besides a constant offset is below this level (dB of full scale) counts as silence: all
+        probabilities are 0, and no network is run. A recording of nothing but silence has no events; there is a
+        warning, and the probabilities of its steps are the prior. Networks trained on trimmed clips never saw
+        background noise alone and mistake it for padded clips; raise this above the peaks of a recording's background
+        to avoid such false detections.
     bs
         Windows per batch.
     precision
-        A name of `fatai.training.precision.PRECISIONS`.
+        A name of `fatai.training.autocast.PRECISIONS`.
     calibration
         Calibration of the probabilities of a window; silence stays at 0.
     activation
         Map from logits to probabilities, both (windows, tags).
+    prior
+        Fraction of the training clips with each tag, shape (tags,); None if it is not known.
+    weights
+        Weight of each network in the average, at least 0 and not all 0; None for equal ones.
 
     Raises
     ------
     OptionError
-        If there is no network, or `step_s` or `bs` is out of range.
+        If there is no network, the weights do not fit, or `step_s` or `bs` is out of range.
     """
 
     def __init__(
@@ -76,14 +102,22 @@ class SlidingWindowTagger:
         settings: ClipConfig,
         *,
         step_s: float | None = None,
-        silence_db: float = -60.0,
+        silence_db: float = SILENCE_DB,
         bs: int = 16,
         precision: str = "fp32",
         calibration: Calibration | None = None,
         activation: Callable[[Tensor], Tensor] = torch.sigmoid,
+        prior: np.ndarray | None = None,
+        weights: Sequence[float] | None = None,
     ):
         if not networks:
             raise OptionError("there are no networks; expected at least one")
+        self.weights = np.full(len(networks), 1.0) if weights is None else np.asarray(weights, dtype=float)
+        if self.weights.shape != (len(networks),) or (self.weights < 0).any() or not self.weights.sum() > 0:
+            raise OptionError(
+                f"there are {len(networks)} networks and the weights {self.weights.tolist()[:5]}; expected one number "
+                "for each, at least 0, and not all 0"
+            )
         self.step_s = settings.crop_s / 2 if step_s is None else step_s
         if not 0.01 <= self.step_s <= settings.crop_s:
             raise OptionError(
@@ -93,14 +127,30 @@ class SlidingWindowTagger:
             raise OptionError(f"bs is {bs}; expected at least one window in a batch")
         self.networks, self.tags, self.settings = [network.eval() for network in networks], tuple(tags), settings
         self.silence_db, self.bs, self.precision, self.activation = silence_db, bs, precision, activation
+        self.prior = prior
         self.calibration = None if calibration is None else calibration.select(self.tags)
+        self._folded: list[nn.Module] | None = None
         self.device = next((p.device for p in networks[0].parameters()), torch.device("cpu"))
-        self._to_spec = WaveToSpec(settings)
+        # The loops for long recordings are compiled, which loads numba.
+        self._to_spec = ClipSpectrograms(settings)
+
+    @property
+    def thresholds(self) -> dict[str, float] | None:
+        """Thresholds of the calibration by tag, at most 1, for `tag(threshold=...)`; None if it has none."""
+        found = None if self.calibration is None else self.calibration.thresholds
+        if found is None:
+            return None
+        return {tag: min(value, 1.0) for tag, value in zip(found.tags, found.values, strict=True)}
 
     @property
     def window_s(self) -> float:
         """Length of a window in seconds."""
         return self.settings.crop_s
+
+    @property
+    def step(self) -> int:
+        """Samples from one window to the next."""
+        return max(1, round(self.step_s * self.settings.sr))
 
     def tag(
         self,
@@ -137,7 +187,7 @@ class SlidingWindowTagger:
             If the samples or an option are invalid.
         """
         events = self.events(sound, sr, threshold=threshold, top=top)
-        return sorted(events, key=lambda event: (event.start_s, event.end_s, event.tag))
+        return sorted(events, key=lambda event: (event.start_s, event.end_s, event.tag, getattr(event, "channel", 0)))
 
     def events(
         self,
@@ -147,24 +197,80 @@ class SlidingWindowTagger:
         threshold: float | Mapping[str, float] = 0.5,
         top: int | None = None,
     ) -> Iterator[SoundEvent]:
-        """Yield the events of a recording, each as soon as it is over; arguments are those of `tag`."""
-        return merge_steps(self.frame_probs(sound, sr), self.tags, expand_threshold(threshold, self.tags), top)
+        """Yield the events of a recording, each as soon as it is over; arguments are those of `tag`.
 
-    def frame_probs(self, sound: Sound, sr: int | None = None) -> Iterator[Step]:
+        With `channel="each"` those of the first channel come first.
+        """
+        thresholds = expand_threshold(threshold, self.tags)
+        if self.settings.channel != "each":
+            return merge_steps(self.frame_probs(sound, sr), self.tags, thresholds, top)
+        return (
+            ChannelEvent(event.start_s, event.end_s, event.tag, event.prob, channel)
+            for channel in range(1, count_channels(sound) + 1)
+            for event in merge_steps(self._channel_probs(sound, sr, channel), self.tags, thresholds, top)
+        )
+
+    def frame_probs(self, sound: Sound, sr: int | None = None, *, name: str | None = None) -> Iterator[Step]:
         """Yield the probabilities (tags,) of every step of a recording, the mean over the windows that cover it.
 
         Parameters
         ----------
         sound, sr
             As in `tag`.
+        name
+            What warnings call the sound, as in `stream_audio`; by default its path.
         """
+        if self.settings.channel != "each":
+            yield from self._channel_probs(sound, sr, self.settings.channel, name)
+            return
+        channels = [self._channel_probs(sound, sr, k, name) for k in range(1, count_channels(sound) + 1)]
+        for steps in zip(*channels, strict=True):
+            probs = np.mean([step.probs for step in steps], axis=0)
+            yield Step(steps[0].start_s, steps[0].end_s, probs, all(step.is_silent for step in steps))
+
+    def _channel_probs(
+        self, sound: Sound, sr: int | None, channel: str | int, name: str | None = None
+    ) -> Iterator[Step]:
+        """Yield the steps of one channel; those before the first sound when it comes, or at the end if none comes."""
+        n_waiting, last = 0, None
+        blocks = stream_audio(sound, self.settings.sr, sr_from=sr, channel=channel, name=name)
+        for step, has_begun in self._steps(read_ahead(blocks, len, _SAMPLES_AHEAD) if may_read_ahead() else blocks):
+            if not has_begun:
+                n_waiting, last = n_waiting + 1, step
+                continue
+            yield from self._silent_steps(n_waiting)
+            n_waiting = 0
+            yield step
+        if last is not None and n_waiting:
+            self._warn_of_silence(sound, channel, name)
+            for step in self._silent_steps(n_waiting, self.prior):
+                yield step._replace(end_s=min(step.end_s, last.end_s), is_silent=True)
+
+    def _silent_steps(self, n: int, probs: np.ndarray | None = None) -> Iterator[Step]:
+        """Yield the first `n` steps of a recording with the same probabilities (tags,), by default 0."""
+        probs, rate = np.zeros(len(self.tags)) if probs is None else probs, self.settings.sr
+        return (Step(k * self.step / rate, (k + 1) * self.step / rate, probs) for k in range(n))
+
+    def _warn_of_silence(self, sound: Sound, channel: str | int, name: str | None) -> None:
+        name = name or (os.fspath(sound) if isinstance(sound, (str, os.PathLike)) else "the given sound")
+        part = f", channel {channel}" if isinstance(channel, int) else ""
+        probs = "the training prior" if self.prior is not None else "0, since no training prior is stored"
+        warnings.warn(
+            f"{name}{part}: silent (no peak reaches {self.silence_db:g} dB of full scale); there are no events, and "
+            f"the probability of each tag is {probs}; amplify a recording that is quiet",
+            stacklevel=3,
+        )
+
+    def _steps(self, blocks: Iterable[Tensor]) -> Iterator[tuple[Step, bool]]:
+        """Yield the steps of blocks of samples (n,), and whether any window up to then had sound."""
         rate, size = self.settings.sr, self.settings.crop_samples
-        averager, end = OverlapAverager(self._step), 0
-        for starts, ends, probs in self._predict_windows(self._windows(stream_audio(sound, rate, sr_from=sr))):
-            for start, end, row in zip(starts, ends, probs, strict=True):
-                yield from (Step(a / rate, b / rate, p) for a, b, p in averager.before(start))
+        averager, end, has_begun = OverlapAverager(self.step), 0, False
+        for starts, ends, probs, audible in self._predict_windows(cut_windows(blocks, self.settings, self.step)):
+            for start, end, row, is_audible in zip(starts, ends, probs, audible, strict=True):
+                yield from ((Step(a / rate, b / rate, p), has_begun) for a, b, p in averager.before(start))
                 averager.add(start, min(end, start + size), row)
-        yield from (Step(a / rate, b / rate, p) for a, b, p in averager.rest(end))
+                has_begun = has_begun or is_audible
+        yield from ((Step(a / rate, b / rate, p), has_begun) for a, b, p in averager.rest(end))
 
     def tag_files(
         self,
@@ -203,55 +309,47 @@ class SlidingWindowTagger:
 
     def _identity(self) -> dict[str, Any]:
         """Return all that determines the events, besides their thresholds."""
-        digest = weights_digest(self.networks, repr((self.tags, self.settings, self.calibration)))
+        # The settings hold the channel.
+        digest = weights_digest(self.networks, self._settings_text())
         return {"networks": digest[:16], "step_s": self.step_s, "silence_db": self.silence_db}
 
-    @property
-    def _step(self) -> int:
-        return max(1, round(self.step_s * self.settings.sr))
+    def _settings_text(self) -> str:
+        text = repr((self.tags, self.settings, self.calibration))
+        return text if len(set(self.weights)) == 1 else f"{text} {self.weights.tolist()}"
 
-    def _windows(self, blocks: Iterable[Tensor]) -> Iterator[_Window]:
-        """Cut blocks of samples (n,) into windows; the last window ends where the recording does."""
-        size, step = self.settings.crop_samples, self._step
-        # `buffer` starts at sample `first`, no later than the last window; the next window starts `offset` samples
-        # later.
-        buffer, first, offset = torch.zeros(0), 0, 0
-        for block in blocks:
-            buffer = torch.cat([buffer, block])
-            while len(buffer) >= offset + size:
-                yield _Window(first + offset, first + offset + size, buffer[offset:offset + size])
-                buffer, first, offset = buffer[offset:], first + offset, step
-        if offset == 0:
-            yield _Window(0, len(buffer), self.settings.fit(buffer))
-        elif len(buffer) > size:
-            yield _Window(first + len(buffer) - size, first + len(buffer), buffer[-size:])
-
-    def _predict_windows(self, windows: Iterable[_Window]) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
-        """Yield starts and ends of the windows of a batch, and their probabilities (windows, tags)."""
-        batch: list[_Window] = []
+    def _predict_windows(self, windows: Iterable[Window]) -> Iterator[_Predicted]:
+        """Yield the predictions of batches of windows."""
+        batch: list[Window] = []
+        n_before = 0
         for window in windows:
             batch.append(window)
             if len(batch) == self.bs:
-                yield self._predict_batch(batch)
-                batch = []
+                yield self._predict_batch(batch, n_before)
+                n_before, batch = n_before + len(batch), []
         if batch:
-            yield self._predict_batch(batch)
+            yield self._predict_batch(batch, n_before)
 
-    def _predict_batch(self, batch: list[_Window]) -> tuple[list[int], list[int], np.ndarray]:
+    def _predict_batch(self, batch: list[Window], n_before: int) -> _Predicted:
+        """Predict a batch of windows of a recording that follow `n_before` others."""
         wave = torch.stack([window.wave for window in batch])
         probs = np.zeros((len(batch), len(self.tags)))
-        audible = peak_db(wave) >= self.silence_db
+        audible = torch.tensor([not is_silent(window, self.silence_db) for window in wave])
         if audible.any():
-            mean = self._mean_probs(wave[audible])
+            mean = self._mean_probs(wave[audible], n_before)
             probs[audible.numpy()] = mean if self.calibration is None else self.calibration.apply(mean)
-        return [window.start for window in batch], [window.end for window in batch], probs
+        return _Predicted([window.start for window in batch], [window.end for window in batch], probs, audible.tolist())
 
-    def _mean_probs(self, wave: Tensor) -> np.ndarray:
+    def _mean_probs(self, wave: Tensor, n_before: int) -> np.ndarray:
         """Return probabilities (windows, tags), float64, of waves (windows, samples), averaged over the networks."""
         with torch.inference_mode(), autocast_for(self.device, self.precision):
             spec = self._to_spec.spec(wave.to(self.device))
-            probs = [self.activation(network(spec).float()).cpu().double() for network in self.networks]
-        return torch.stack(probs).mean(0).numpy()
+            # Not in half precision, where rounding other weights changes probabilities by up to 0.02.
+            may_fold = n_before >= MIN_FOLDED_WINDOWS and not torch.is_autocast_enabled(self.device.type)
+            if self._folded is None and may_fold:
+                self._folded = [fold_batch_norm(network, spec[:1]) for network in self.networks]
+            networks = self._folded if self._folded is not None and may_fold else self.networks
+            probs = [self.activation(network(spec).float()).cpu().double() for network in networks]
+        return np.average(torch.stack(probs).numpy(), axis=0, weights=self.weights)
 
 
 def weights_digest(networks: Iterable[nn.Module], text: str) -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from fatai.data.config import ClipConfig
-from fatai.data.transforms import WaveToSpec
+from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import AudioError, CheckpointError, FataiError
 from fatai.export.pretrained import Pretrained
 from fatai.inference.grad_cam import filter_mosaic, first_filters, grad_cam
@@ -151,14 +151,14 @@ def _add_media(card: Card, report: ReportData, networks: _NetworkCache) -> None:
         card.fault = f"Its sound cannot be read: {e}"
         return
     card.player = audio_player(wave, settings.sr, card.fname)
-    spec = WaveToSpec(settings).spec(settings.fit(wave)[None])
-    drawn = spectrogram_svg(spec[0, 0], settings.front_end, label=f"Spectrogram of {card.fname}")
+    spec, sound = ClipSpectrograms(settings).spec(settings.fit(wave)[None]), settings.sound_span(len(wave))
+    drawn = spectrogram_svg(spec[0, 0], settings.front_end, sound=sound, label=f"Spectrogram of {card.fname}")
     card.pictures.append(("Spectrogram", drawn))
     if network is None:
         return
     try:
         for tag in dict.fromkeys([card.top[0][0], card.lowest[0]]):
-            card.pictures.append(_grad_cam_picture(network, spec, tag, card.fname))
+            card.pictures.append(_grad_cam_picture(network, spec, sound, tag, card.fname))
     except FataiError as e:
         networks.note(e)
 
@@ -169,12 +169,19 @@ def _clip_settings(report: ReportData, network: Pretrained | None) -> ClipConfig
     return report.recipe.settings() if report.recipe else ClipConfig()
 
 
-def _grad_cam_picture(network: Pretrained, spec: Tensor, tag: str, fname: str) -> tuple[str, Markup]:
-    """Draw the Grad-CAM of a tag over a spectrogram, shape (1, channels, rows, frames); return caption and SVG."""
+def _grad_cam_picture(
+    network: Pretrained, spec: Tensor, sound: tuple[float, float], tag: str, fname: str
+) -> tuple[str, Markup]:
+    """Draw the Grad-CAM of a tag over a spectrogram, shape (1, channels, rows, frames); return caption and SVG.
+
+    `sound` is where the sound begins and ends, as fractions of the width.
+    """
     if tag not in network.tags:
         raise CheckpointError(f"the network of the run lacks the tag {tag!r} of its predictions")
     heat = grad_cam(network.model, spec.to(network.device), network.tags.index(tag))[0]
-    drawn = spectrogram_svg(spec[0, 0], network.settings.front_end, heat=heat, label=f"Evidence for {tag} in {fname}")
+    drawn = spectrogram_svg(
+        spec[0, 0], network.settings.front_end, heat=heat, sound=sound, label=f"Evidence for {tag} in {fname}"
+    )
     return f"{'Evidence' if heat.max() > 0 else 'No evidence'} for {tag} (Grad-CAM)", drawn
 
 

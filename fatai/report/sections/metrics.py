@@ -8,20 +8,24 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from fatai.experiment.calibrate import RULES, OutOfFold, f1_of_rules, find_thresholds
 from fatai.metrics import per_class
 from fatai.metrics.bootstrap import score_interval
-from fatai.metrics.calibration import cross_calibrate
+from fatai.metrics.calibration import Calibration, cross_calibrate
 from fatai.metrics.calibration_curve import calibration_curve, plot_calibration_curve
 from fatai.metrics.classification import main_metric, mean_ap, roc_auc, tag_scores
 from fatai.report.data import ReportData, SectionUnavailable
 from fatai.report.media import COLORS, figure_svg, new_figure, shorten
 from fatai.report.sections.training import MAX_ROWS
 
-__all__ = ["calibration", "confusions", "costs", "overall", "per_tag"]
+__all__ = ["calibration", "confusions", "costs", "false_alarms", "overall", "per_tag"]
 
 _N_COSTLY = 10
+_MAX_FALSE_ALARMS = 20
 _N_CONFUSED = 15
 _N_DRAWN_TAGS = 16  # in the picture of confusions
+_LIGHT_PERCENT = 55  # from here on cividis is so light that black is the more legible color
+_MAX_SENTENCE = 500
 _MAX_TAG = 28  # characters of a tag in a picture
 
 
@@ -33,15 +37,26 @@ def overall(report: ReportData) -> dict[str, Any]:
     fnames, probs, targ = report.scored()
     metric = main_metric(targ.shape[1])
     interval = score_interval(probs, targ, metric)
+    frozen = report.manifest.get("frozen_baseline")
     return {
+        "frozen": str(frozen.get("text", "")) if isinstance(frozen, dict) else "",
         "clips": len(fnames),
         "tags": int(targ.any(axis=0).sum()),
         "lwlrap": interval if metric == "lwlrap" else None,
         "interval": interval,
         "optimistic": report.recipe is not None and report.recipe.selects_on_held_out,
+        "noisy_decision": _noisy_decision(report),
+        "teacher_saw": report.manifest.get("teacher_saw_held_out") is True,
         "map": mean_ap(probs, targ),
         "auc": roc_auc(probs, targ),
     }
+
+
+def _noisy_decision(report: ReportData) -> str | None:
+    """Return the sentence of the manifest on noisy clips; None if the run decided nothing on them."""
+    noted = report.manifest.get("noisy_decision")
+    words = noted.get("in_words") if isinstance(noted, dict) else None
+    return words[:_MAX_SENTENCE] if isinstance(words, str) else None
 
 
 def per_tag(report: ReportData) -> dict[str, Any]:
@@ -121,42 +136,76 @@ def confusions(report: ReportData) -> dict[str, Any]:
 
 
 def _confusion_figure(table: pd.DataFrame) -> Markup:
-    """Draw the fraction of clips of each pair of the tags with the most confusions."""
+    """Draw the percentage of clips of each pair of the tags with the most confusions, as color and number."""
     counts = table.groupby("tag")["clips"].sum().add(table.groupby("above")["clips"].sum(), fill_value=0)
     tags = sorted(sorted(counts.index, key=str), key=lambda tag: -counts[tag])[:_N_DRAWN_TAGS]
     pairs = table.pivot(index="tag", columns="above", values="fraction")
-    fractions = pairs.reindex(index=tags, columns=tags).fillna(0).to_numpy(copy=True)
-    np.fill_diagonal(fractions, np.nan)
-    side = 2 + 0.25 * len(tags)
+    percent = 100 * pairs.reindex(index=tags, columns=tags).fillna(0).to_numpy(copy=True)
+    np.fill_diagonal(percent, np.nan)
+    side = 2 + 0.3 * len(tags)
     names = [shorten(tag, _MAX_TAG) for tag in tags]
     with new_figure(side + 1, side) as (figure, axis):
-        mesh = axis.pcolormesh(fractions, cmap="cividis", vmin=0, vmax=1)
+        mesh = axis.pcolormesh(percent, cmap="cividis", vmin=0, vmax=100)
+        for row, column in np.argwhere(percent > 0):
+            value = percent[row, column]
+            color = "black" if value > _LIGHT_PERCENT else "white"
+            axis.text(column + 0.5, row + 0.5, f"{value:.0f}", color=color, size=7, ha="center", va="center")
         ticks = np.arange(len(tags)) + 0.5
         axis.set_xticks(ticks, names, rotation=60, ha="right", rotation_mode="anchor")
         axis.set_yticks(ticks, names)
         axis.invert_yaxis()
         axis.set(xlabel="absent, but ranked as high or higher", ylabel="present")
-        figure.colorbar(mesh, ax=axis, label="fraction of clips", shrink=0.8)
+        figure.colorbar(mesh, ax=axis, label="% of clips", shrink=0.8)
         return figure_svg(figure, "How often an absent tag ranks as high as a present one")
 
 
 def calibration(report: ReportData) -> dict[str, Any]:
-    """Compute the calibration curve, also with the run's calibration if it has one."""
+    """Compute the calibration curve, also with the run's calibration if it has one, and the F1 of its thresholds.
+
+    Clips are calibrated, and their tags decided, by what was fitted on the other folds.
+    """
     fnames, probs, targ = report.scored()
     curves = {"as predicted": calibration_curve(probs, targ)}
     folds = np.array([report.folds.get(name, -1) for name in fnames])
+    f1 = None
     if report.calibration is not None and len(np.unique(folds)) > 1:
         # Each fold is calibrated on the others, as a new clip would be.
-        curves["calibrated"] = calibration_curve(cross_calibrate(probs, targ, folds), targ)
+        crossed = cross_calibrate(probs, targ, folds, method=report.calibration.method)
+        curves["calibrated"] = calibration_curve(crossed, targ)
+        if report.calibration.thresholds is not None:
+            f1 = _f1_of_thresholds(report.calibration, OutOfFold(probs, crossed, np.asarray(targ, dtype=bool), folds))
     with new_figure(4.2, 4.2) as (figure, axis):
         plot_calibration_curve(curves, axis)
         axis.legend(fontsize=8)
         return {
             "figure": figure_svg(figure, "Fraction of clips with the tag at each level of probability"),
             "errors": {name: curve.error for name, curve in curves.items()},
+            "f1": f1,
             "pairs": int(next(iter(curves.values())).counts.sum()),
         }
 
 
+def _f1_of_thresholds(calibration: Calibration, clips: OutOfFold) -> dict[str, Any]:
+    """Return the F1 of each rule for thresholds, and the rule that found the stored ones; None for other thresholds."""
+    assert calibration.thresholds is not None
+    found = {rule: find_thresholds(rule, calibration, clips.crossed, clips.targ).values for rule in RULES}
+    stored = calibration.thresholds.values
+    rule = next((rule for rule, values in found.items() if np.allclose(values, stored)), None)
+    return {"rows": [(RULES[name], f1, name == rule) for name, f1 in f1_of_rules(clips).items()], "stored": rule}
+
+
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def false_alarms(report: ReportData) -> dict[str, Any]:
+    """List the tags with the most false alarms per hour of background."""
+    table = report.background
+    if table is None or not len(table):
+        return {"rows": [], "n": 0, "minutes": None}
+    firing = table[table["events"] > 0].sort_values("per_hour", ascending=False, kind="stable")
+    rows = [
+        (str(row.tag), float(row.threshold), int(row.events), float(row.per_hour))
+        for row in firing.head(_MAX_FALSE_ALARMS).itertuples()
+    ]
+    return {"rows": rows, "n": len(firing), "minutes": 60 * float(table["hours"].iloc[0])}

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["MAX_ROWS", "clip_lengths", "data_summary", "fold_summary", "speed", "training_curves"]
+__all__ = [
+    "MAX_ROWS", "clip_lengths", "clips_per_tag", "data_summary", "draw_histories", "fold_summary", "speed",
+    "training_curves",
+]
 
 MAX_ROWS = 200
 """Maximum rows of a table; the report states how many more there are."""
@@ -142,13 +145,24 @@ def training_curves(report: ReportData) -> dict[str, Any]:
     """Draw losses and metric by epoch, fold by fold, and summarize the stages."""
     if not report.histories:
         raise SectionUnavailable("No fold has a record of its epochs (history.csv), so there are no curves.")
-    tables = dict(islice(report.histories.items(), _MAX_FOLDS))
+    return draw_histories(report.histories)
+
+
+def draw_histories(histories: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Draw losses and metric by epoch of at most ten folds, and summarize their stages.
+
+    Parameters
+    ----------
+    histories
+        For each fold a table of its epochs, with the column `stage`; at least one.
+    """
+    tables = dict(islice(histories.items(), _MAX_FOLDS))
     metric = _metric_name(next(iter(tables.values())))
     return {
         "figure": _curve_figure(tables, metric),
         "metric": metric,
         "rows": list(islice(_stage_rows(tables), MAX_ROWS)),
-        "n_folds": len(report.histories),
+        "n_folds": len(histories),
         "n_drawn": len(tables),
     }
 
@@ -225,6 +239,41 @@ def _best_epoch(part: pd.DataFrame, metric: str) -> int:
     """Return the epoch of a stage, from 1, that `SaveBestModel` would choose: on ties by the loss, then the last."""
     order = part.assign(number=np.arange(1, len(part) + 1), loss=part.get("valid_loss", np.inf))
     return int(order.sort_values([metric, "loss", "number"], ascending=[False, True, False])["number"].iloc[0])
+
+
+def clips_per_tag(report: ReportData) -> dict[str, Any]:
+    """Draw the score of a frozen network against the clips per tag, with what twice the clips would bring."""
+    noted = report.manifest.get("clips_per_tag")
+    values = noted if isinstance(noted, dict) else {}
+    counts, scores = (_numbers(values.get(key)) for key in ("counts", "scores"))
+    twice = _numbers([values.get("twice")])
+    if len(counts) < 2 or len(counts) != len(scores) or not twice or min(counts) <= 0:
+        raise SectionUnavailable(
+            "The score was not measured against the number of clips: that takes a run of recipe probe, or recipe "
+            "default with published weights on the machine (fatai-submit weights get mn04_as), and all folds."
+        )
+    metric = "average precision" if main_metric(len(report.tags)) == "map" else "lwlrap"
+    with new_figure(5.5, 2.8) as (figure, axis):
+        axis.plot(counts, scores, marker=".", color=COLORS[0], label="held-out clips")
+        axis.plot([counts[-1], 2 * counts[-1]], [scores[-1], twice[0]], ":", marker=".", color=_GRAY, label="expected")
+        axis.set(xlabel="training clips of each tag", ylabel=metric, xscale="log")
+        axis.set_xticks([*counts, 2 * counts[-1]], minor=False)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        axis.xaxis.set_minor_formatter(lambda value, _: "")
+        axis.legend()
+        drawing = figure_svg(figure, "Score by the number of training clips of each tag")
+    is_baseline = isinstance(report.manifest.get("frozen_baseline"), dict)
+    return {
+        "figure": drawing, "metric": metric, "count": counts[-1], "score": scores[-1], "twice": twice[0],
+        "is_baseline": is_baseline,
+    }
+
+
+def _numbers(values: Any) -> list[float]:
+    """Return the finite numbers of a list in a manifest, which need not be trusted; at most 100."""
+    given = values[:100] if isinstance(values, list) else []
+    plain = [float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9]
+    return plain if len(plain) == len(given) else []
 
 
 def speed(report: ReportData) -> dict[str, Any]:

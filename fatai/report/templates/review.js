@@ -1,4 +1,5 @@
-// The review of label issues. Decisions are sent to the server, or kept in the browser until they are downloaded.
+// The review of label issues, or of windows of recordings that may have a tag. Decisions are sent to the server, or kept in the
+// browser until they are downloaded.
 
 const token = document.body.dataset.token;
 const embedded = byId("data") ? JSON.parse(byId("data").textContent) : null;
@@ -6,13 +7,15 @@ let review = null, current = 0, audio = null;
 const decided = new Map(), otherCorrections = new Map(), loaded = new Map(); // decided: what is saved
 const waiting = [], refused = new Map(); // decisions that are still to be saved, in their order; the error of each clip
 const RETRY_MS = 2000;
+const ofWindows = document.body.dataset.mode === "windows"; // whose tag is present, absent, or another one
 
 // ---- decisions
 
 const clipOf = issue => review.clips[issue.clip];
 const shownClip = () => clipOf(review.issues[current]);
 const same = (a, b) => a.length === b.length && a.every(tag => b.includes(tag));
-const isConfirmed = (clip, labels) => Boolean(labels) && same(labels, clip.labels);
+const isConfirmed = (clip, labels) => !ofWindows && Boolean(labels) && same(labels, clip.labels);
+const shownName = clip => clip.name || clip.file;
 
 /** The decision on a clip, saved or not yet: tags, null if it is removed, undefined if there is none. */
 function decisionOn(clip) {
@@ -98,6 +101,7 @@ function showRefused() {
 }
 
 function csv() {
+  if (ofWindows) return windowCsv();
   const rows = new Map(otherCorrections);
   for (const clip of review.clips) {
     const labels = decided.get(clip.file);
@@ -106,6 +110,17 @@ function csv() {
   const words = labels => csvCell(labels === null ? "remove" : labels.join(","));
   const lines = [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([file, labels]) => `${csvCell(file)},${words(labels)}`);
   return ["fname,labels", ...lines].join("\n") + "\n";
+}
+
+/** The answers as a table of window labels, of those of the page and those that were there before. */
+function windowCsv() {
+  const rows = [...review.others];
+  for (const clip of review.clips) {
+    const labels = decided.get(clip.file);
+    const all = labels && [...new Set([...labels, ...clip.labels])];
+    if (labels) rows.push([clip.path, clip.start, clip.end, all.join(","), labels.includes(review.tag) ? "" : review.tag, review.user]);
+  }
+  return ["file,start,end,labels,absent,user", ...rows.map(row => row.map(cell => csvCell(String(cell))).join(","))].join("\n") + "\n";
 }
 
 // ---- navigation
@@ -135,8 +150,12 @@ function progress() {
   const done = review.clips.filter(clip => decided.has(clip.file));
   const changed = done.filter(clip => !isConfirmed(clip, decided.get(clip.file))).length;
   const coming = waiting.length ? `; ${waiting.length} being saved` : "";
-  byId("progress").textContent = `${done.length} of ${review.clips.length} clips decided, ${changed} of them corrected${coming}`;
-  byId("done").value = done.length / review.clips.length;
+  const found = done.filter(clip => (decided.get(clip.file) || []).includes(review.tag)).length;
+  byId("progress").textContent = ofWindows
+    ? `${done.length} of ${review.clips.length} windows answered, ${found} of them ${review.tag}${coming}`
+    : `${done.length} of ${review.clips.length} clips decided, ${changed} of them corrected${coming}`;
+  if (byId("train")) byId("train").disabled = training || waiting.length > 0;
+  byId("done").value = done.length / (review.clips.length || 1);
 }
 
 function showTags() {
@@ -151,7 +170,15 @@ function showTags() {
 
 const percent = prob => `${(100 * prob).toFixed(prob > 0.005 && prob < 0.995 ? 0 : 1)} %`;
 
+const WHY = {
+  similar: score => `similar to what is known to have it, ${score.toFixed(2)}`, likely: score => `likely, ${percent(score)}`,
+  uncertain: score => `uncertain, ${percent(score)}`, random: () => "drawn at random", "held out": () => "drawn at random, for the score alone",
+};
+
 function question(issue) {
+  if (issue.kind === "window") {
+    return make("p", {className: "question"}, "Is ", make("b", {}, issue.tag), " in this window? ", muted(`(${WHY[issue.instead](issue.prob)})`));
+  }
   const bold = tag => make("b", {}, tag), predicted = `predicted with ${percent(issue.prob)}`;
   const likelier = issue.instead ? ["; ", bold(issue.instead), " is likelier"] : [];
   const missing = [` present as well? Not given; ${predicted}.`], wrong = [` present? Given, but ${predicted}`, ...likelier, "."];
@@ -171,25 +198,32 @@ function decisionText(clip) {
   const labels = decisionOn(clip);
   if (labels === undefined) return "";
   if (labels === null) return "Decided: remove the clip.";
+  if (ofWindows) return labels.length ? `Decided: ${labels.join(", ")}.` : `Decided: no ${review.tag}.`;
   return isConfirmed(clip, labels) ? "Decided: the given tags are right." : `Decided: ${labels.join(", ")}.`;
 }
 
 async function mediaOf(k) {
   if (embedded) return review.clips[k];
-  if (!loaded.has(k)) loaded.set(k, fetch(`/clip/${k}`).then(response => response.json()).catch(error => ({error: error.message})));
+  const number = ofWindows ? review.clips[k].row : k;
+  if (!loaded.has(k)) loaded.set(k, fetch(`/clip/${number}`).then(response => response.json()).catch(error => ({error: error.message})));
   return loaded.get(k);
 }
 
 function show() {
+  if (!review.issues.length) {
+    progress();
+    byId("card").replaceChildren(muted("There is no other window to ask about: all of the index are answered.", "p"));
+    return;
+  }
   const issue = review.issues[current], clip = clipOf(issue);
   progress();
   showTags();
   const inTag = review.issues.filter(other => other.tag === issue.tag);
-  const chips = clip.labels.map(tag => make("span", {className: tag === issue.tag ? "chip doubtful" : "chip"}, tag));
+  const chips = clip.labels.map(tag => make("span", {className: tag === issue.tag ? "chip suspect" : "chip"}, tag));
   const media = make("div", {className: "media"}, muted("loading the sound …", "p"));
   byId("card").replaceChildren(
-    make("div", {className: "row"}, make("h2", {}, clip.file), muted(`${issue.tag}: ${inTag.indexOf(issue) + 1} of ${inTag.length}`)),
-    question(issue), make("div", {className: "chips"}, muted("given:"), ...(chips.length ? chips : [muted("no tags")])),
+    make("div", {className: "row"}, make("h2", {title: clip.file}, shownName(clip)), muted(`${issue.tag}: ${inTag.indexOf(issue) + 1} of ${inTag.length}`)),
+    question(issue), ...(ofWindows ? [] : [make("div", {className: "chips"}, muted("given:"), ...(chips.length ? chips : [muted("no tags")]))]),
     media, scores(clip), make("p", {className: "decision", id: "decision"}),
   );
   showDecision();
@@ -208,7 +242,10 @@ const focusCard = () => byId("card").focus({preventScroll: true});
 function showDecision() {
   const clip = shownClip(), labels = decisionOn(clip), kept = isConfirmed(clip, labels);
   byId("decision").textContent = decisionText(clip);
-  const is = {keep: kept, remove: labels === null, relabel: Boolean(labels) && !kept};
+  const has = ofWindows && labels !== undefined && labels.includes(review.tag), others = (labels || []).filter(tag => tag !== review.tag);
+  const is = ofWindows
+    ? {yes: has, no: labels !== undefined && !has, relabel: others.length > 0}
+    : {keep: kept, remove: labels === null, relabel: Boolean(labels) && !kept};
   for (const [id, on] of Object.entries(is)) byId(id).setAttribute("aria-pressed", String(on));
   byId("undo").disabled = labels === undefined;
 }
@@ -233,6 +270,7 @@ function playOrPause() {
 /** The tags by the model: with the missing tag, or with the wrong one replaced. */
 function proposal(issue) {
   const labels = clipOf(issue).labels;
+  if (ofWindows) return labels;
   if (issue.kind === "missing") return [...labels, issue.tag];
   return [...new Set(labels.map(tag => (tag === issue.tag ? issue.instead : tag)).filter(Boolean))];
 }
@@ -256,12 +294,16 @@ function openChoice() {
     const matches = filter.value.trim().toLowerCase();
     buttons.forEach((button, k) => { button.hidden = !order[k].toLowerCase().includes(matches); });
   });
+  const typed = () => { // in recordings there may be tags that no network knows
+    const tag = ofWindows ? filter.value.trim().replace(/[,;]/g, " ") : "";
+    return tag && !order.some(known => known.toLowerCase().includes(tag.toLowerCase())) ? [tag] : [];
+  };
   const take = make("button", {type: "button", className: "primary", id: "take"}, make("kbd", {}, "Enter"), " use these tags");
-  take.addEventListener("click", () => submit(clip, order.filter(tag => chosen.has(tag))));
+  take.addEventListener("click", () => submit(clip, [...order.filter(tag => chosen.has(tag)), ...typed()]));
   const stop = make("button", {type: "button"}, make("kbd", {}, "Esc"), " cancel");
   stop.addEventListener("click", closeChoice);
   const parts = [make("div", {className: "chips"}, ...buttons), make("div", {className: "row"}, take, stop)];
-  const panel = make("section", {id: "choice", "aria-label": "the right tags"}, ...(order.length > 12 ? [filter] : []), ...parts);
+  const panel = make("section", {id: "choice", "aria-label": "the right tags"}, ...(order.length > 12 || ofWindows ? [filter] : []), ...parts);
   panel.pick = k => buttons[k] && buttons[k].click();
   byId("decision").before(panel);
   panel.scrollIntoView({block: "nearest"});
@@ -279,15 +321,20 @@ function submit(clip, labels) {
   else goToUndecided();
 }
 
-const actions = {
+const actions = ofWindows ? {
+  yes: () => submit(shownClip(), [review.tag]),
+  no: () => submit(shownClip(), []),
+} : {
   keep: () => submit(shownClip(), [...shownClip().labels]),
-  relabel: openChoice,
   remove: () => submit(shownClip(), null),
+};
+Object.assign(actions, {
+  relabel: openChoice,
   undo: () => { if (!byId("undo").disabled) submit(shownClip(), undefined); },
   play: playOrPause,
   back: () => go(next(current, -1)),
   next: () => go(next(current, 1)),
-};
+});
 
 function goToTag(name) {
   const first = matches => next(-1, 1, issue => issue.tag === name && matches(issue));
@@ -300,12 +347,12 @@ function goToNextTag() {
 }
 
 const keys = {
-  k: actions.keep, r: openChoice, x: actions.remove, Delete: actions.remove, u: actions.undo,
+  k: actions.keep, y: actions.yes, n: actions.no, r: openChoice, x: actions.remove, Delete: actions.remove, u: actions.undo,
   ArrowLeft: actions.back, ArrowRight: actions.next, t: goToNextTag,
 };
 
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !review.issues.length) return;
   const panel = byId("choice"), target = event.target, typing = target.id === "filter";
   if (event.key === "Escape" && panel) closeChoice();
   else if (event.key === "Enter" && panel && (typing || !target.closest("button"))) byId("take").click();
@@ -320,14 +367,77 @@ function onKey(event) {
   event.preventDefault();
 }
 
+// ---- training
+
+let training = false;
+
+/** Draw the average precision on held-out windows over the answers, and list the last rounds. */
+function showRounds() {
+  if (!byId("rounds")) return;
+  const scored = review.rounds.filter(round => round.ap !== null), last = review.rounds.at(-1);
+  const text = round => round.ap === null
+    ? `no score yet: it needs held-out windows with and without ${review.tag} (${round.held_out_present} and ${round.held_out_absent} so far)`
+    : `average precision ${round.ap.toFixed(3)} on ${round.held_out_present + round.held_out_absent} held-out windows`;
+  byId("rounds").replaceChildren(...(last ? [
+    make("p", {}, last.present
+      ? `${last.answers} answers: trained on ${last.present} with and ${last.absent} without ${review.tag}, ${text(last)}.`
+      : `${last.answers} answers, not trained yet: it needs some with and some without ${review.tag} that are not held out.`),
+    ...(scored.length > 1 ? [chart(scored)] : []),
+  ] : [muted(`Not trained yet: answer some windows with and some without ${review.tag}, then train.`, "p")]));
+}
+
+/** Make a line of scores, 0 at the bottom and 1 at the top. */
+function chart(rounds) {
+  const svg = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  const most = Math.max(...rounds.map(round => round.answers));
+  const points = rounds.map(round => `${(300 * round.answers / most).toFixed(1)},${(60 - 58 * round.ap).toFixed(1)}`);
+  const label = `average precision from ${rounds[0].ap.toFixed(3)} to ${rounds.at(-1).ap.toFixed(3)}`;
+  const picture = svg("svg", {viewBox: "0 0 304 62", role: "img", "aria-label": label, class: "score"});
+  picture.append(svg("polyline", {points: points.join(" "), fill: "none", stroke: "currentColor", "stroke-width": "2"}));
+  return picture;
+}
+
+async function train() {
+  if (training || waiting.length) return;
+  training = true;
+  byId("train").disabled = true;
+  try {
+    const response = await fetch("/train", {method: "POST", headers: {"X-Fatai-Token": token}});
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error);
+    byId("fault").textContent = "";
+    review = answer;
+    loaded.clear();
+    noteDecided();
+    showRounds();
+    training = false;
+    go(next(-1, 1, isUndecided) ?? 0);
+  } catch (error) {
+    byId("fault").textContent = `not trained: ${error.message}`;
+  }
+  training = false;
+  byId("train").disabled = false;
+}
+
+function noteDecided() {
+  const known = new Set(review.clips.map(clip => clip.file));
+  decided.clear();
+  for (const [file, labels] of Object.entries(review.decided)) (known.has(file) ? decided : otherCorrections).set(file, labels);
+}
+
 async function load() {
   review = embedded || await (await fetch("/data")).json();
-  const known = new Set(review.clips.map(clip => clip.file));
-  for (const [file, labels] of Object.entries(review.decided)) (known.has(file) ? decided : otherCorrections).set(file, labels);
+  noteDecided();
   if (embedded) restore();
+  showRounds();
+  if (byId("train")) byId("train").addEventListener("click", train);
   for (const [id, action] of Object.entries(actions)) {
     byId(id).addEventListener("click", event => {
-      action();
+      if (review.issues.length) action();
       if (event.detail) focusCard(); // or else the next space would press the button again
     });
   }
@@ -338,7 +448,7 @@ async function load() {
       document.addEventListener("saved", () => byId("csv").click(), {once: true});
       return;
     }
-    event.currentTarget.href = embedded ? `data:text/csv;charset=utf-8,${encodeURIComponent(csv())}` : "/corrections.csv";
+    event.currentTarget.href = embedded ? `data:text/csv;charset=utf-8,${encodeURIComponent(csv())}` : `/${byId("csv").download}`;
   });
   document.addEventListener("keydown", onKey);
   window.addEventListener("beforeunload", event => { if (waiting.length) event.preventDefault(); });
