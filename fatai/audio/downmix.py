@@ -15,16 +15,30 @@ it.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fatai.audio.decoder import Decoder, read_floats, seek
+from fatai.audio.notices import give_notices
 from fatai.errors import AudioError, OptionError
 from fatai.registry import did_you_mean
 
-__all__ = ["CHANNEL_NAMES", "ChannelLevels", "Downmix", "check_channel", "parse_channel"]
+__all__ = [
+    "CHANNEL_NAMES",
+    "ChannelLevels",
+    "Downmix",
+    "check_channel",
+    "find_downmix",
+    "is_measured_whole",
+    "measure_downmix",
+    "parse_channel",
+]
 
 CHANNEL_NAMES = ("auto", "mean", "loudest", "each")
 """Choices of a channel by name; a number, counted from 1, is the other one."""
@@ -39,6 +53,11 @@ _WHOLE_NUMBER_PEAK = 8.0
 _LOUD_PEAK = 1.05  # resampling exceeds full scale by less
 _BEYOND_FULL_SCALE = 1e-3  # share of the values
 _INTEGER_BITS = (16, 24, 32)
+_FLOATS = frozenset({"FLOAT", "DOUBLE"})  # libsndfile's names of codings
+_BLOCK = 1 << 18  # values of all channels in a stretch
+_STRETCHES = 16  # by which the channels of a long file are measured
+_MAX_REMEMBERED = 1 << 16  # files
+_downmixes: dict[tuple[object, ...], Downmix] = {}  # by path, identity of the file, and channel
 
 
 def check_channel(channel: str | int) -> str | int:
@@ -213,3 +232,70 @@ def _loudness_notice(peak: float) -> str:
         f"the floats reach {peak:,.1f} times full scale and are taken as they are; tags of so loud a sound may differ: "
         "scale the file to the level of other recordings"
     )
+
+
+def find_downmix(
+    path: Path, sound: Decoder, channel: str | int, *, name: str | None = None, notify: bool = True
+) -> Downmix:
+    """Decide on the channel and the scale of a file, which is at its first sample before and after.
+
+    A file of up to 16 stretches of 2^18 values is decoded for it, of a longer one 16 such stretches. The decision is
+    kept as long as the process lives and the file stays as it is.
+
+    Parameters
+    ----------
+    channel
+        As in `load_audio`.
+    name
+        Shown for the path in warnings.
+    notify
+        Whether to warn of what is unusual.
+
+    Raises
+    ------
+    AudioError
+        If the file has fewer channels than `channel`, or cannot be decoded.
+    """
+    def stretches() -> Iterator[Tensor]:
+        n = _stretch(sound)
+        count = min(_STRETCHES, -(-sound.frames // n))
+        for k in range(count):
+            start = k * n if is_measured_whole(sound) else k * (sound.frames - n) // (_STRETCHES - 1)
+            seek(path, sound, start)
+            yield read_floats(path, sound, min(n, sound.frames - start))
+        seek(path, sound, 0)
+
+    return measure_downmix(path, sound, channel, stretches(), name, notify)
+
+
+def measure_downmix(
+    path: Path, sound: Decoder, channel: str | int, blocks: Iterable[Tensor], name: str | None = None,
+    notify: bool = True,
+) -> Downmix:
+    """Return the decision on a file by the levels of `blocks`, each (samples,) or (samples, channels), or a known one.
+
+    Nothing is measured where the number of channels decides alone.
+    """
+    levels = ChannelLevels(sound.channels)
+    if sound.subtype not in _FLOATS and (sound.channels == 1 or channel not in ("auto", "loudest")):
+        return levels.decide(name or path, channel, floats=False)
+    status = os.stat(path)
+    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino, channel)
+    if key not in _downmixes:
+        for block in blocks:
+            levels.add(block)
+        if len(_downmixes) >= _MAX_REMEMBERED:
+            _downmixes.clear()
+        _downmixes[key] = levels.decide(name or path, channel, floats=sound.subtype in _FLOATS)
+    if notify:
+        give_notices(path, _downmixes[key].notices, name)
+    return _downmixes[key]
+
+
+def _stretch(sound: Decoder) -> int:
+    return max(1, _BLOCK // sound.channels)
+
+
+def is_measured_whole(sound: Decoder) -> bool:
+    """Return True if all of a file, rather than stretches of it, is measured for the decision on its channels."""
+    return sound.frames <= _STRETCHES * _stretch(sound)

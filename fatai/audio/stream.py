@@ -14,17 +14,10 @@ import soxr
 import torch
 from torch import Tensor
 
-from fatai.audio.downmix import ChannelLevels, check_channel
-from fatai.audio.io import (
-    RATES,
-    as_floats,
-    audio_info,
-    find_downmix,
-    open_sound,
-    read_floats,
-    warn_of_mismatch,
-    warn_of_quality,
-)
+from fatai.audio.decoder import RATES, as_floats, open_sound, read_floats
+from fatai.audio.downmix import ChannelLevels, check_channel, find_downmix
+from fatai.audio.io import audio_info
+from fatai.audio.notices import warn_of_mismatch, warn_of_quality
 from fatai.audio.waveform import fit_length
 from fatai.errors import AudioError, OptionError, ShapeError
 

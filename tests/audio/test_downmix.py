@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from fatai.audio import io
+from fatai.audio import decoder, downmix
 from fatai.audio.downmix import parse_channel
 from fatai.audio.io import load_audio
 from fatai.audio.stream import stream_audio
@@ -65,12 +65,12 @@ def test_the_mean_is_taken_unless_it_cancels_or_one_channel_alone_has_sound(writ
 
 
 def test_a_long_file_is_measured_by_stretches_of_all_its_length(write, monkeypatch):
-    monkeypatch.setattr(io, "_BLOCK", 256)
+    monkeypatch.setattr(downmix, "_BLOCK", 256)
     # Nothing for the first half, then opposite phase.
     late = TONE * (np.arange(len(TONE)) > SR)
     path, read = write(late, -late), []
-    original = io.read_samples
-    monkeypatch.setattr(io, "read_samples", lambda *args: read.append(args[2]) or original(*args))
+    original = decoder.read_samples
+    monkeypatch.setattr(decoder, "read_samples", lambda *args: read.append(args[2]) or original(*args))
     with pytest.warns(UserWarning, match="opposite phase"):
         section = load_audio(path, None, duration_s=0.1)
     assert not section.any() and sum(read) == 16 * 128 + 800

@@ -15,6 +15,7 @@ import soundfile
 import torch
 from fastai.callback.core import Callback
 
+import fatai.audio.decoder
 import fatai.audio.io
 from fatai.audio.io import audio_info, check_audio, load_audio
 from fatai.callbacks.failure import NonFiniteError, SplitBatchOnOOM, TerminateOnNaN
@@ -170,7 +171,7 @@ class TestNetworkDrive:
                         raise OSError(code, os.strerror(code))
                 return open(file, *args, **options)
 
-            monkeypatch.setattr(fatai.audio.io, "open", unreliable, raising=False)
+            monkeypatch.setattr(fatai.audio.decoder, "open", unreliable, raising=False)
             return path, opened
 
         return set_up

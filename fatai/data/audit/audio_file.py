@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from fatai.audio.downmix import Downmix
-from fatai.audio.io import MAX_MAGNITUDE, AudioInfo, Decoder, audio_info, coding_notice, find_downmix, open_sound
+from fatai.audio.decoder import MAX_MAGNITUDE, Decoder, open_sound
+from fatai.audio.downmix import Downmix, find_downmix
+from fatai.audio.io import AudioInfo, audio_info
+from fatai.audio.notices import coding_notice
 from fatai.errors import AudioError
 
 __all__ = ["CLIPPING_LEVEL", "MIN_CLIPPED_SAMPLES", "AudioFileInfo", "audio_digest", "check_audio_file"]
