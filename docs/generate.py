@@ -325,6 +325,12 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     return _MARK.sub(lambda found: TABLES[found[1]](), markdown)
 
 
+def on_post_page(output: str, **kwargs: Any) -> str:
+    """Name the dialog of the search, to which the theme gives no name."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def _summary(module: str) -> str:
     """Return what a module is for: its docstring to the first colon, semicolon or full stop."""
     file = ROOT / "fatai" / Path(*module.split(".")).with_suffix(".py")

@@ -307,6 +307,14 @@ def run(
             "each tag, and but for mlflow samples.",
         ),
     ] = None,
+    watch: Annotated[
+        int | None,
+        typer.Option(
+            "--watch", min=0, max=65535, metavar="PORT",
+            help="Serve the page of the training at this port of this machine until the run ends; 0 takes any free "
+            "one. Without it, the same page is OUT/history.html.",
+        ),
+    ] = None,
 ) -> None:
     """Train the folds of a recipe, predict, and write a report.
 
@@ -359,11 +367,27 @@ def run(
     if dry_run or time_limit is not None:
         training.print_estimate(time_limit, nproc)
         return
-    with _processes(nproc, training) as is_worker:
+    with _watched(out, watch), _processes(nproc, training) as is_worker:
         if is_worker and training.is_ensemble:
             training.run_ensemble(reuse=reuse_run, resume=resume)
         elif is_worker:
             training.run(predict=predict, resume=resume, baseline=baseline)
+
+
+@contextmanager
+def _watched(out: Path, port: int | None) -> Iterator[None]:
+    """Serve the page of a run during the block; not in processes that another one has started, which does."""
+    from fatai.distributed import was_started_by_torchrun
+    from fatai.experiment.launch import reports_to_parent
+
+    if port is None or reports_to_parent() or (was_started_by_torchrun() and os.environ.get("RANK") != "0"):
+        yield
+        return
+    from fatai.web.watch import watching
+
+    with watching(out, port) as address:
+        typer.echo(f"watch the training at {address} until it ends; its page stays in {out / 'history.html'}")
+        yield
 
 
 @contextmanager

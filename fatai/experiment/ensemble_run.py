@@ -18,7 +18,7 @@ from fatai.errors import DataError
 from fatai.experiment.calibrate import calibrate_new_run
 from fatai.experiment.ensemble_folder import CLIPWISE, ENSEMBLE, EnsembleFolder
 from fatai.experiment.ensemble_recipe import EnsembleRecipe, StackerConfig, ensemble_toml, load_ensemble
-from fatai.experiment.live_history import History
+from fatai.experiment.live_history import History, draw_history
 from fatai.experiment.manifest import data_digest, read_manifest, write_manifest
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import Recipe, load_recipe
@@ -121,7 +121,7 @@ def run_ensemble(
     corrections, num_workers, command, log, report
         As in `fatai.experiment.run.run_recipe`; the report is drawn for each trained member and for the ensemble.
     history
-        As in `fatai.experiment.run.run_recipe`, for each trained member.
+        As in `fatai.experiment.run.run_recipe`, for each trained member and for the ensemble.
 
     Raises
     ------
@@ -141,6 +141,7 @@ def run_ensemble(
         if group.is_main:
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / "ensemble.toml", ensemble_toml(recipe))
+            draw_history(history, out)
         group.barrier()
         runs: list[Path] = []
         n_noisy = None if loaded.noisy is None else len(loaded.noisy)
@@ -172,6 +173,7 @@ def run_ensemble(
             options = {"corrections": None if corrections is None else str(corrections)}
             write_manifest(out, loaded, first, data_digest(loaded), command, options, {"seconds": seconds, **notes})
             draw_report(report, out, loaded, log)
+            draw_history(history, out)
     test = ensembled.predictions if has_test else None
     return EnsembleRunResult(out, tuple(runs), ensembled, time.monotonic() - started, test)
 

@@ -145,6 +145,11 @@ def start_processes(
         raise SystemExit(130) from None
 
 
+def reports_to_parent() -> bool:
+    """Return True if this process was started by `start_processes`, in which the command runs that was typed."""
+    return was_started_by_torchrun() and _PARENT_REPORTS in os.environ
+
+
 def _first_failure(failures: Mapping[int, Any]) -> tuple[int, int]:
     """Return rank and exit code of the process that failed first, not as a consequence of another one."""
     rank, failure = min(
@@ -241,7 +246,7 @@ def in_process_group(n: int | None = None) -> Iterator[ProcessGroup]:
     except RuntimeError as e:
         if isinstance(e, FataiError) or not _CONNECTION_LOST.search(str(e)):
             raise
-        if _PARENT_REPORTS not in os.environ:
+        if not reports_to_parent():
             print(
                 f"fatai-submit: process {group.rank} of {group.world_size} lost the connection to another one, so the "
                 "run has stopped; finished epochs are kept: repeat the command with --resume",

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["HTTPError", "SecurityMiddleware", "is_loopback", "json_error"]
+__all__ = ["POLICY", "HTTPError", "SecurityMiddleware", "is_loopback", "json_error"]
 
 # One name or address and an optional port; no user, path or fragment, which URL parsers read differently.
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_POLICY = (
+POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+"""Content-Security-Policy of pages whose files are beside them."""
+
 _HEADERS = {
-    "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
@@ -79,10 +81,13 @@ class SecurityMiddleware:
     host
         The address that the server is bound to. On loopback only the names of loopback are accepted as host of a
         request, elsewhere also `host` itself and IP addresses.
+    policy
+        Content-Security-Policy of the responses.
     """
 
-    def __init__(self, app: ASGIApp, host: str = _LOOPBACK[0]):
+    def __init__(self, app: ASGIApp, host: str = _LOOPBACK[0], policy: str = POLICY):
         self.app, self.host, self._local = app, host.lower(), is_loopback(host)
+        self._headers = {"content-security-policy": policy, **_HEADERS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request of the ASGI server."""
@@ -90,7 +95,7 @@ class SecurityMiddleware:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             error = self._check(scope["method"], Headers(scope=scope))
-            await (error.response() if error else self.app)(scope, receive, _with_headers(send))
+            await (error.response() if error else self.app)(scope, receive, _with_headers(send, self._headers))
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -124,11 +129,11 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, added: Mapping[str, str]) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in added.items():
                 headers[name] = value
         await send(message)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fatai.errors import OptionError
-from fatai.web.security import SecurityMiddleware, json_error
+from fatai.web.security import POLICY, SecurityMiddleware, json_error
 
 __all__ = ["create_app", "read_package_text", "render_page", "serve"]
 
@@ -103,7 +104,16 @@ def read_package_text(package: str, name: str) -> str:
     return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
-def serve(app: Any, host: str, port: int, log: Callable[[str], None] = print) -> None:
+def serve(
+    app: Any,
+    host: str,
+    port: int,
+    log: Callable[[str], None] = print,
+    *,
+    policy: str = POLICY,
+    until: Callable[[], None] | None = None,
+    option: str = "--port",
+) -> None:
     """Serve an application until it is interrupted.
 
     Parameters
@@ -115,7 +125,13 @@ def serve(app: Any, host: str, port: int, log: Callable[[str], None] = print) ->
     port
         0 takes any free port.
     log
-        Called with the address of the page.
+        Called with the address of the page, and without `until` with how the server is ended.
+    policy
+        Content-Security-Policy of the pages.
+    until
+        Waits in a thread, and the server ends when it returns.
+    option
+        Name of the option of the port, for the error message.
 
     Raises
     ------
@@ -124,20 +140,29 @@ def serve(app: Any, host: str, port: int, log: Callable[[str], None] = print) ->
     """
     import uvicorn
 
-    with _bind(host, port) as listener:
+    with _bind(host, port, option) as listener:
         shown = f"[{host}]" if ":" in host else host
-        log(f"http://{shown}:{listener.getsockname()[1]}/  (press Ctrl-C to stop)")
+        address = f"http://{shown}:{listener.getsockname()[1]}/"
+        log(address if until else f"{address}  (press Ctrl-C to stop)")
         config = uvicorn.Config(
-            SecurityMiddleware(app, host),
+            SecurityMiddleware(app, host, policy),
             log_level="warning",
             server_header=False,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=3,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        if until:
+            threading.Thread(target=_end_after, args=(until, server), daemon=True).start()
+        server.run(sockets=[listener])
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _end_after(until: Callable[[], None], server: Any) -> None:
+    until()
+    server.should_exit = True
+
+
+def _bind(host: str, port: int, option: str) -> socket.socket:
     """Return a server socket; clients that connect before the server runs wait for it."""
     is_ipv6 = ":" in host
     try:
@@ -149,5 +174,5 @@ def _bind(host: str, port: int) -> socket.socket:
         )
     except (OSError, OverflowError) as e:
         raise OptionError(
-            f"cannot listen at {host}, port {port} ({e}); choose another --port, or 0 for any free one"
+            f"cannot listen at {host}, port {port} ({e}); choose another {option}, or 0 for any free one"
         ) from None

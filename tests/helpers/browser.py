@@ -117,9 +117,9 @@ def open_page(browser, address, *, expected="", **options):
 
 
 @contextmanager
-def serving(*args):
+def serving(*args, option="--port"):
     """Run `fatai-submit ARGS --port 0` in a process; yield the process and its address."""
-    command = [sys.executable, "-m", "fatai.cli", *map(str, args), "--port", "0"]
+    command = [sys.executable, "-m", "fatai.cli", *map(str, args), option, "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:

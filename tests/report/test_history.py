@@ -59,6 +59,30 @@ def test_a_run_without_epochs_has_a_page(unfinished):
     assert "0 of 4 epochs." in page and "No epoch has ended yet." in page
 
 
+def test_stages_without_epochs_are_listed_until_the_run_is_done(unfinished, tiny_run):
+    (unfinished / "fold_1" / "history.csv").unlink()
+    page = run_history(unfinished).read_text(encoding="utf-8")
+    folds = re.findall(r'<th scope="row">(fold \d)</th><td class="words">\w+</td><td>(\d of \d)</td>', page)
+    assert folds == [("fold 0", "2 of 2"), ("fold 1", "0 of 2")]
+    shutil.copy(tiny_run.out / "manifest.json", unfinished / "manifest.json")
+    assert "0 of 2" not in run_history(unfinished).read_text(encoding="utf-8")
+
+
+def test_an_ensemble_lists_its_members_and_is_drawn_with_each(unfinished, tiny_run):
+    out = unfinished.parent / "ensemble"
+    shutil.copytree(tiny_run.out, out / "done")
+    shutil.copytree(unfinished, out / "training")
+    members = "".join(f'[[members]]\nname = "{name}"\nrecipe = "quick"\n' for name in ("done", "training", "later"))
+    (out / "ensemble.toml").write_text(f'name = "e"\nhow = "mean"\n{members}', encoding="utf-8")
+    run_history(out / "done")
+    assert run_history(out / "training") == out / "training" / "history.html"
+    page = (out / "history.html").read_text(encoding="utf-8")
+    assert "1 of 3 members." in page and 'href="done/history.html"' in page and "done/" not in page.split("later")[1]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells[:3] == ["4 of 4", "done", "3 of 4"] and cells[3].startswith("about 0:00:")
+    assert cells[4:] == ["–", "no run in this folder"]
+
+
 def test_folds_that_are_trained_again_with_noisy_clips_have_curves_of_their_own(unfinished):
     shutil.copytree(unfinished / "fold_0", unfinished / "with_noisy" / "fold_0")
     page = run_history(unfinished).read_text(encoding="utf-8")

@@ -72,6 +72,16 @@ def test_the_page_of_a_training(chromium, tiny_run, tmp_path, finished):
     check(chromium, run_history(run).as_uri())
 
 
+def test_the_page_of_an_ensemble_that_trains(chromium, tiny_run, tmp_path):
+    from fatai.report.history import run_history
+
+    shutil.copytree(tiny_run.out, tmp_path / "ensemble" / "first")
+    members = "".join(f'[[members]]\nname = "{name}"\nrecipe = "quick"\n' for name in ("first", "second"))
+    (tmp_path / "ensemble" / "ensemble.toml").write_text(f'name = "both"\nhow = "mean"\n{members}', encoding="utf-8")
+    run_history(tmp_path / "ensemble" / "first")
+    check(chromium, run_history(tmp_path / "ensemble").as_uri())
+
+
 def test_the_review(chromium, issue_run):
     from fatai.report.label_review import write_review
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from helpers.accessibility import faults
 from helpers.browser import drop, open_page, players
 from PIL import Image
 from torch import nn
@@ -291,6 +292,24 @@ def test_dropped_chosen_and_recorded_sounds_are_shown_and_played(chromium, kind,
         page.click("#record")
         expect(page.locator(".lanes")).to_have_count(4)
         assert page.locator("h2").last.inner_text().startswith("recording")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_has_no_serious_fault_of_accessibility(chromium, address, tmp_path, width, scheme):
+    from playwright.sync_api import expect
+
+    (tmp_path / "words.wav").write_text("no sound")
+    for name, sound in (("a.wav", burst(1.4)), ("silent.wav", np.zeros(SR))):
+        (tmp_path / name).write_bytes(wav(sound))
+    size = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    with open_page(chromium, address, **size) as page:
+        assert faults(page) == [], "before the first sound"
+        page.set_input_files("#files", [str(tmp_path / name) for name in ("a.wav", "silent.wav", "words.wav")])
+        expect(page.locator(".lanes")).to_have_count(2)
+        expect(page.locator(".error")).to_have_count(1)
+        assert faults(page) == [], "with sounds"
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_sounds_that_are_refused_are_shown_with_the_reason(chromium, address, tmp_path):
