@@ -1,5 +1,6 @@
 """Fixtures of all tests: seeds, no display, the bundled sample, and one small finished run."""
 
+import gc
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -20,6 +21,17 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True)
 settings.register_profile("random", derandomize=False, print_blob=True)
 settings.load_profile("fixed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Search the modules that the tests import for garbage neither while they are imported nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
