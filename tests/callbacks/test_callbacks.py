@@ -198,9 +198,9 @@ def test_a_stopped_fit_leaves_no_augmentation_switched_off(small_dls):
 @pytest.mark.parametrize(
     "workers", [{"num_workers": 0}, {"num_workers": 2, "persistent_workers": True}], ids=["none", "persistent"]
 )
-def test_item_augmentation_is_off_in_workers_even_persistent_ones(sample, workers):
+def test_item_augmentation_is_off_in_workers_even_persistent_ones(few_clips, workers):
     """The waves of every batch with a gain of 60 dB have large peaks."""
-    dls = FATDataLoaders.from_path(sample, crop_s=0.25, bs=16, valid_pct=0.25, seed=0, check_files=False, **workers)
+    dls = FATDataLoaders.from_path(few_clips, crop_s=0.25, bs=8, valid_pct=0.25, seed=0, check_files=False, **workers)
     peaks = []
 
     class Peaks(Callback):

@@ -3,13 +3,13 @@
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from helpers.processes import new_processes
 
 from fatai.errors import OptionError
 from fatai.experiment.ensemble_folder import EnsembleFolder
@@ -87,7 +87,7 @@ def test_data_frames_keep_their_index_and_may_be_empty(tiny_run, clips, expected
 def test_a_pickled_one_predicts_in_a_new_process(tiny_run, clips, expected):
     tagger = TagBatch(tiny_run.out)
     assert tagger.tags == expected.tags and len(pickle.dumps(tagger)) < 1000  # its path, not its weights
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=new_processes()) as pool:
         found = pool.submit(tagger, {"path": clips[:2]}).result()
     np.testing.assert_allclose(probs(found, expected.tags), expected.probs[:2], atol=1e-6)
 

@@ -6,10 +6,16 @@ import socket
 import traceback
 
 
-def in_processes(n, function, *args, timeout_s=120):
-    """Return the results of `function(*args)` in `n` processes at once, by rank; fatai is imported once."""
+def new_processes():
+    """Return a context that starts processes without anything of this one but imports; fatai is imported once."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["fatai.experiment.run", "fatai.training.data_parallel"])
+    return server
+
+
+def in_processes(n, function, *args, timeout_s=120):
+    """Return the results of `function(*args)` in `n` processes at once, by rank."""
+    server = new_processes()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
