@@ -22,8 +22,12 @@ DATA_MEASURES := augmentation ingredients label_issues noisy precision systems
 demo: $(STAMP)
 	$(BIN)/fatai-submit demo --out runs/demo
 
-test: $(STAMP) lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 -m "not slow and not network and not gpu"
+# mypy keeps one core busy for half a minute: the tests run beside it.
+test: $(STAMP)
+	$(BIN)/python -m ruff check
+	@$(BIN)/python -m mypy > $(VENV)/mypy.txt & types=$$!; \
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 -m "not slow and not network and not gpu"; tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/mypy.txt; exit $$((tests ? tests : types))
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 -m "slow and not network and not gpu"
