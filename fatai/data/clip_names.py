@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from fatai.audio.folders import is_sound_name
@@ -65,24 +65,35 @@ def match_clips(keys: Iterable[str], names: Sequence[str], paths: Sequence[str])
     >>> match_clips(["b/1.wav", "3.wav"], ["1.wav", "1.wav"], ["/sounds/a/1.wav", "/sounds/b/1.wav"])
     {'b/1.wav': [1]}
     """
+    found: dict[str, list[int]] = {}
+    keys = [str(key) for key in keys]
+    for key, rows in zip(keys, _find_rows(keys, names, paths), strict=True):
+        if rows:
+            _check_one_clip(key, {paths[row]: paths[row] for row in rows})
+            found[key] = rows
+    return found
+
+
+def _find_rows(keys: Iterable[str], names: Sequence[str], paths: Sequence[str]) -> Iterator[list[int]]:
+    """Yield the rows whose path is a key, or whose name it is, or whose path ends with it."""
     by_path, by_name = _rows_by(paths), _rows_by(names)
     by_end: dict[str, list[int]] | None = None
-    found: dict[str, list[int]] = {}
-    for key in map(str, keys):
+    for key in keys:
         rows = by_path.get(key) or by_name.get(key)
         if rows is None:
             by_end = _rows_by_end(paths) if by_end is None else by_end
-            rows = by_end.get(PurePath(key).as_posix())
-        if rows is None:
-            continue
-        files = list(dict.fromkeys(paths[row] for row in rows))
-        if len(files) > 1:
-            raise OptionError(
-                f"{key} is the name of {len(files)} clips, {files[0]} and {files[1]}; expected enough of the path to "
-                "tell them apart"
-            )
-        found[key] = rows
-    return found
+            rows = by_end.get(PurePath(key).as_posix(), [])
+        yield rows
+
+
+def _check_one_clip(key: str, clips: Mapping[str, str]) -> None:
+    """Raise if a key fits several clips, path to how the user calls it."""
+    if len(clips) > 1:
+        first, second, *_ = clips.values()
+        raise OptionError(
+            f"{key} is the name of {len(clips)} clips, {first} and {second}; expected enough of the path to tell them "
+            "apart"
+        )
 
 
 def pair_names(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
@@ -118,17 +129,20 @@ def pair_names(names: Sequence[str], others: Sequence[str]) -> dict[str, str]:
     return {name: pairs[name] for name in names if name in pairs}
 
 
-def _pair_by_ends(left: Sequence[str], right: Sequence[str]) -> dict[str, str]:
-    """Return the names of one table that are ends of paths in the other one, or the other way round."""
+def _with_slashes(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def _pair_by_ends(
+    left: Sequence[str], right: Sequence[str], as_path: Callable[[str], str] = _with_slashes
+) -> dict[str, str]:
+    """Return the names of one table that are ends of paths in the other one, or the other way round.
+
+    What is compared is `as_path` of the names; errors show the names.
+    """
     pairs: dict[str, str] = {}
-    left_paths, right_paths = ([name.replace("\\", "/") for name in side] for side in (left, right))
-    shorter_right = match_clips(right_paths, left_paths, left_paths)
-    shorter_left = match_clips(left_paths, right_paths, right_paths)
-    by_path = dict(zip(right_paths, right, strict=True))
-    found = [(left[rows[0]], by_path[path]) for path, rows in shorter_right.items()]
-    found += [(name, right[rows[0]]) for name, path in zip(left, left_paths, strict=True)
-              if (rows := shorter_left.get(path))]
-    for name, other in found:
+    found = [(longer, shorter) for shorter, longer in _names_by_ends(right, left, as_path)]
+    for name, other in [*found, *_names_by_ends(left, right, as_path)]:
         if pairs.setdefault(name, other) != other:
             raise OptionError(
                 f"{name} may be {pairs[name]} or {other}; expected enough of the path to tell them apart"
@@ -136,18 +150,29 @@ def _pair_by_ends(left: Sequence[str], right: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def _names_by_ends(
+    names: Sequence[str], others: Sequence[str], as_path: Callable[[str], str]
+) -> Iterator[tuple[str, str]]:
+    """Yield names that are ends of the path of another one, with that; raise if they are those of several."""
+    paths = [as_path(other) for other in others]
+    for name, rows in zip(names, _find_rows(map(as_path, names), paths, paths), strict=True):
+        if rows:
+            _check_one_clip(name, {paths[row]: others[row] for row in rows})
+            yield name, others[rows[0]]
+
+
 def _pair_alike(names: Sequence[str], others: Sequence[str], pairs: dict[str, str]) -> dict[str, str]:
     """Return the pairs beside `pairs` of names that are equal, or ends, without case and the suffixes of sounds."""
     taken = {*pairs, *pairs.values()}
-    ours, theirs = ({key: side[rows[0]] for key, rows in _rows_by([_plain(name) for name in side]).items()
-                     if len(rows) == 1 and side[rows[0]] not in taken} for side in (names, others))
-    return {ours[key]: theirs[other] for key, other in _pair_by_ends(list(ours), list(theirs)).items()}
+    ours, theirs = ([side[rows[0]] for rows in _rows_by([_plain(name) for name in side]).values()
+                     if len(rows) == 1 and side[rows[0]] not in taken] for side in (names, others))
+    return _pair_by_ends(ours, theirs, _plain)
 
 
 def _plain(name: str) -> str:
     """Return a path in lower case, without the suffix of a sound; the times of a segment stay."""
     file = file_of(name)
-    path = PurePath(file.replace("\\", "/"))
+    path = PurePath(_with_slashes(file))
     return f"{path.with_suffix('') if is_sound_name(path) else path}{name[len(file):]}".casefold()
 
 

@@ -183,6 +183,13 @@ def test_two_names_for_one_clip_are_an_error_that_names_both():
         pair_names(["a/x/1.wav"], ["1.wav", "x/1.wav"])
 
 
+def test_ambiguous_names_that_differ_in_case_are_shown_as_they_were_given():
+    with pytest.raises(OptionError, match=r"1\.WAV is the name of 2 clips, X/1\.Wav and Y/1\.flac"):
+        pair_names(["1.WAV"], ["X/1.Wav", "Y/1.flac"])
+    with pytest.raises(OptionError, match=r"A/X/1\.WAV may be 1\.flac or x/1\.Mp3"):
+        pair_names(["A/X/1.WAV"], ["1.flac", "x/1.Mp3"])
+
+
 def test_equal_names_come_first():
     assert pair_names(["1.wav", "x/1.wav"], ["x/1.wav", "1.wav"]) == {"1.wav": "1.wav", "x/1.wav": "x/1.wav"}
     assert pair_names(["1.wav", "3.wav"], ["2.wav", "1.wav"]) == {"1.wav": "1.wav"}
