@@ -126,14 +126,14 @@ def _export_page(
     run: Path, out: Path, fold: int | None, tolerance: float, step_s: float | None, package: Path | None
 ) -> None:
     """Write one fold, or the average of all, as a page that tags sounds in the browser."""
-    from fatai.experiment.run_folder import Tagger, has_calibration, trained_model
+    from fatai.experiment.run_folder import Tagger, trained_model
     from fatai.web.onnxruntime_web import load_onnxruntime_web
     from fatai.web.static_page import write_static_page
     from fatai.web.tagger_app import page_title
 
     runtime = load_onnxruntime_web(package)
     if fold is None:
-        tagger: SlidingWindowTagger = Tagger(run, step_s=step_s, calibrated=has_calibration(run))
+        tagger: SlidingWindowTagger = Tagger(run, step_s=step_s)
     else:
         tagger = trained_model(run, fold).tagger(step_s=step_s)
     difference = write_static_page(tagger, out, page_title(run), runtime, tolerance=tolerance)

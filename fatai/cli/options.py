@@ -295,8 +295,7 @@ Calibrate = Annotated[
     bool | None,
     typer.Option(
         "--calibrate/--no-calibrate",
-        help="Apply the calibration of the run. By default it is applied, if the run has one, except to the "
-        "probabilities of predict --out, which stay those of test.csv.",
+        help="Apply the calibration of the run, and its thresholds. By default they are applied, if the run has them.",
     ),
 ]
 Strict = Annotated[

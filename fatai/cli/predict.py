@@ -84,24 +84,27 @@ def predict(
 ) -> None:
     """Predict tags of sounds with every fold of a run, averaged.
 
-    What is printed and --labels are calibrated if the run has a calibration; the probabilities of --out are those of
-    test.csv, unless --calibrate is given. With --out, memory does not grow with the number of sounds, and the same
-    command continues a stopped one. If sounds cannot be read or are silent, a column status marks their rows, which are
-    the prior.
+    Probabilities are calibrated if the run has a calibration; --no-calibrate gives those of its test.csv. With --out,
+    memory does not grow with the number of sounds, and the same command continues a stopped one. If sounds cannot be
+    read or are silent, a column status marks their rows, which are the prior.
 
     Example: fatai-submit predict runs/ninth my_sounds/ --out tags.csv
     """
     from fatai.cli.paths import sounds_by_name
     from fatai.errors import OptionError
     from fatai.experiment.bulk_predict import count_unreadable
-    from fatai.experiment.run_folder import has_calibration, predict_with_run, thresholds_of_run
+    from fatai.experiment.run_folder import predict_with_run, thresholds_of_run
     from fatai.io.fetch import is_url
     from fatai.io.lock import lock_output
 
     check_device(device, nproc)
     thresholds = None if labels is None else thresholds_of_run(run)
     named = sounds_by_name(sounds or [], input_list, file_col)
-    options: dict[str, Any] = {"views": tta, "n": n_views, "average": average, "num_workers": num_workers or 0}
+    if labels is not None and calibrate is False:
+        raise OptionError("--labels are those of thresholds of calibrated probabilities: leave out --no-calibrate")
+    options: dict[str, Any] = {
+        "views": tta, "n": n_views, "average": average, "num_workers": num_workers or 0, "calibrate": calibrate,
+    }
     if channel is not None:
         options["channel"] = channel
     if backend != "torch":
@@ -111,28 +114,22 @@ def predict(
             raise OptionError(
                 "--engine, a .parquet and URLs of sounds need --out, without --labels, --save-views and --shard"
             )
-        n_unreadable = _predict_in_parts(run, named, out, engine or "local", nproc, bool(calibrate), options)
+        n_unreadable = _predict_in_parts(run, named, out, engine or "local", nproc, options)
         exit_if_unreadable(strict and n_unreadable)
         return
     if out is not None and labels is None and save_views is None:
-        written = _predict_to_table(run, named, out, {**options, "calibrated": bool(calibrate)}, shard, nproc)
+        written = _predict_to_table(run, named, out, options, shard, nproc)
         exit_if_unreadable(strict and count_unreadable(written))
         return
     if shard is not None or nproc is not None:
         raise OptionError(
             "--shard and --nproc write one table of predictions: give --out, without --labels and --save-views"
         )
-    if labels is None and calibrate is None:
-        calibrate = out is None and has_calibration(run)
-    elif labels is not None and calibrate is False:
-        raise OptionError("--labels are those of thresholds of calibrated probabilities: leave out --no-calibrate")
     with ExitStack() as locks:
         for path in (out, labels, save_views):
             if path is not None:
                 locks.enter_context(lock_output(path))
-        predictions = predict_with_run(
-            run, named, save_views=save_views, calibrated=bool(calibrate) or thresholds is not None, **options
-        )
+        predictions = predict_with_run(run, named, save_views=save_views, **options)
         if labels is not None and thresholds is not None:
             _write_labels(predictions, thresholds, labels)
         if out is not None:
@@ -144,7 +141,7 @@ def predict(
 
 
 def _predict_in_parts(
-    run: Path, named: Sequence[tuple[str, str | Path]], out: Path, engine: str, nproc: int | None, calibrate: bool,
+    run: Path, named: Sequence[tuple[str, str | Path]], out: Path, engine: str, nproc: int | None,
     options: dict[str, Any],
 ) -> int:
     """Write all predictions in parts and join them; return the number of unreadable clips."""
@@ -157,9 +154,7 @@ def _predict_in_parts(
     # As objects: Arrow's strings, which pandas takes where it finds pyarrow, cannot hold a name that is not text.
     table = pd.DataFrame(named, columns=["fname", "path"], dtype=object)
     with lock_output(out):
-        written = predict_in_parts(
-            run, table, out, engine=engine, n_workers=nproc, calibrated=bool(calibrate), **options
-        )
+        written = predict_in_parts(run, table, out, engine=engine, n_workers=nproc, **options)
     typer.echo(f"{out}: {written.rows} clips")
     return written.unreadable
 

@@ -36,14 +36,13 @@ def serve(
 
     Example: fatai-submit serve runs/demo
     """
-    from fatai.experiment.run_folder import Tagger, has_calibration
+    from fatai.experiment.run_folder import Tagger
     from fatai.web.server import serve as serve_app
     from fatai.web.tagger_app import page_title, tagger_app
     from fatai.web.uploads import Limits
 
     limits = Limits(upload_mb=max_mb, sound_s=max_seconds, files=max_files)
-    calibrated = has_calibration(run) if calibrate is None else calibrate
-    tagger = Tagger(run, step_s=step_s, calibrated=calibrated, channel=channel, backend=backend)
+    tagger = Tagger(run, step_s=step_s, calibrate=calibrate, channel=channel, backend=backend)
     warn_if_public(host)
 
     def announce(address: str) -> None:

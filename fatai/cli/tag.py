@@ -102,7 +102,7 @@ def tag(
     Example: fatai-submit tag runs/demo forest.flac --format audacity --out forest.txt
     """
     from fatai.errors import OptionError
-    from fatai.experiment.run_folder import Tagger, has_calibration
+    from fatai.experiment.run_folder import Tagger
     from fatai.inference.events.formats import EVENT_FORMATS
     from fatai.io.lock import lock_output
     from fatai.registry import did_you_mean
@@ -117,12 +117,10 @@ def tag(
         paths, out = _select_shard(paths, out, shard, file_format)
     _check_out(out, is_one_file, file_format, len(paths))
     silence = {} if silence_db is None else {"silence_db": silence_db}
-    calibrated = has_calibration(run) if calibrate is None else calibrate
-    tagger = Tagger(run, calibrated=calibrated, step_s=step_s, channel=channel, backend=backend, **silence)
-    by_default = 0.5 if tagger.thresholds is None else tagger.thresholds
-    limit = by_default if threshold is None else threshold
+    tagger = Tagger(run, calibrate=calibrate, step_s=step_s, channel=channel, backend=backend, **silence)
+    limit: float | Mapping[str, float] | None = threshold
     if max_false_alarms is not None:
-        limit = _limited(run, tagger, limit, max_false_alarms, background)
+        limit = _limited(run, tagger, threshold, max_false_alarms, background)
     elif background is not None:
         raise OptionError("--background is given without --max-false-alarms-per-hour, which sets thresholds from it")
     options: dict[str, Any] = {"threshold": limit, "top": top}
@@ -179,9 +177,9 @@ def _check_out(out: Path | None, is_one_file: bool, file_format: str, n_sounds: 
 
 
 def _limited(
-    run: Path, tagger: Tagger, threshold: float | Mapping[str, float], max_per_hour: float, background: Path | None
+    run: Path, tagger: Tagger, threshold: float | None, max_per_hour: float, background: Path | None
 ) -> dict[str, float]:
-    """Return thresholds of at least `threshold` with at most so many false alarms per hour of background."""
+    """Return thresholds with at most so many false alarms per hour of background, none below `threshold`."""
     from fatai.cli.paths import sound_files
     from fatai.experiment.false_alarms import BackgroundProbs, load_background
 
@@ -189,7 +187,7 @@ def _limited(
         load_background(run, tagger.tags, is_calibrated=tagger.calibration is not None) if background is None
         else BackgroundProbs.measure(tagger, [path for _, path in sound_files([background])])
     )
-    given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(tagger.tags, threshold)
+    given = dict(zip(tagger.tags, tagger.tag_thresholds(threshold).tolist(), strict=True))
     limits = measured.thresholds(max_per_hour)
     raised = [f"{tag} {limits[tag]:.3f}" for tag in tagger.tags if limits[tag] > given[tag]]
     minutes = f"{60 * measured.hours:.1f} minutes of background"

@@ -138,7 +138,7 @@ def run_identity(
         "run": _run_digest(Path(run)),
         "clips": _digest(names),
         # Without the number of workers, which does not change the predictions and may change between two calls.
-        "options": {k: repr(v) for k, v in sorted(options.items()) if k != "num_workers"},
+        "options": {k: repr(v) for k, v in sorted({"calibrate": None, **options}.items()) if k != "num_workers"},
     }
 
 

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from fatai.data.background import background_folds
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.errors import AudioError, CheckpointError, DataError
-from fatai.experiment.run_folder import FinishedRun, has_calibration
+from fatai.experiment.run_folder import FinishedRun
 from fatai.inference.events.false_alarms import count_events, limit_false_alarms
 from fatai.inference.events.segments import expand_threshold
 from fatai.inference.events.tagger import SlidingWindowTagger
@@ -167,7 +167,7 @@ def measure_background(out: Path, data: FATDataset, n_folds: int, log: Callable[
     run, parts = FinishedRun.open(out), []
     thresholds: float | dict[str, float] | None = None
     folds, settings = background_folds(data.background, n_folds), run.recipe.settings()
-    calibration = run.calibration() if has_calibration(out) else None
+    calibration = run.calibration()
     for number, fold in zip(run.fold_numbers, run.folds(), strict=True):
         paths = data.background["path"][folds == number]
         if len(paths):

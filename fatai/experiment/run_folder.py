@@ -38,7 +38,8 @@ from fatai.models.openvino import with_backend
 from fatai.training.autocast import fast_layout
 
 __all__ = [
-    "FinishedRun", "Tagger", "TrainedFold", "has_calibration", "predict_with_run", "thresholds_of_run", "trained_model",
+    "FinishedRun", "Tagger", "TrainedFold", "find_calibration", "predict_with_run", "thresholds_of_run",
+    "trained_model",
 ]
 
 WEIGHTS = "model.safetensors"
@@ -126,9 +127,28 @@ class FinishedRun:
             model = fast_layout(model.to(self.device), self.device, self.recipe.precision).eval()
             yield TrainedFold(path.parent.name, with_backend(model, self.backend), tuple(tags), prior)
 
-    def calibration(self) -> Calibration:
-        """Load the calibration of the run; raises `CheckpointError` if it has none."""
-        return Calibration.from_json(self.folder / CALIBRATION)
+    def calibration(self, calibrate: bool | None = None) -> Calibration | None:
+        """Load the calibration of the run as `find_calibration` does."""
+        return find_calibration(self.folder, calibrate)
+
+
+def find_calibration(folder: str | Path, calibrate: bool | None = None) -> Calibration | None:
+    """Load the calibration of a run or an ensemble.
+
+    Parameters
+    ----------
+    folder
+        The folder of the run or the ensemble.
+    calibrate
+        None loads it if there is one, as in all runs but those of old versions; True requires it; False returns None.
+
+    Raises
+    ------
+    CheckpointError
+        If it is required and missing, or not valid.
+    """
+    path = Path(folder, CALIBRATION)
+    return Calibration.from_json(path) if calibrate or calibrate is None and path.exists() else None
 
 
 def predict_with_run(
@@ -139,7 +159,7 @@ def predict_with_run(
     n: int | None = None,
     average: str | None = None,
     save_views: str | Path | None = None,
-    calibrated: bool = False,
+    calibrate: bool | None = None,
     channel: str | int | None = None,
     backend: str = "torch",
     bs: int = 64,
@@ -160,8 +180,9 @@ def predict_with_run(
     save_views
         A folder for the probabilities of every view: a file fold_K.npz per fold, or model.npz, for `load_views`; of an
         ensemble a folder for each run.
-    calibrated
-        Whether to apply the calibration of the run or the model folder to the average of the folds.
+    calibrate
+        Whether to apply the calibration of the run or the model folder to the average of the folds; None applies it if
+        there is one.
     channel
         Channel of sound files instead of that of training, as in `load_audio`; "each" averages the views of all
         channels of a clip.
@@ -178,10 +199,10 @@ def predict_with_run(
     ------
     CheckpointError
         If `run` is neither a run nor a model folder, its weights do not fit, or it has no calibration although
-        `calibrated` is set.
+        `calibrate` is True.
     """
     if is_model_folder(run):
-        model = load_model_folder(run, calibrated, backend)
+        model = load_model_folder(run, calibrate, backend)
         return replace(model, settings=with_channel(model.settings, channel)).tta(
             items, views=views or "even", n=n, average=average or "probs", bs=bs, num_workers=num_workers,
             save_views=None if save_views is None else Path(save_views) / "model.npz", **options,
@@ -189,14 +210,14 @@ def predict_with_run(
     if is_ensemble_folder(run):
         shared: dict[str, Any] = {"views": views, "n": n, "average": average, "channel": channel, "bs": bs}
         return _predict_with_members(
-            EnsembleFolder.open(run), items, save_views, calibrated, num_workers=num_workers, backend=backend,
+            EnsembleFolder.open(run), items, save_views, calibrate, num_workers=num_workers, backend=backend,
             **shared, **options,
         )
     opened = FinishedRun.open(run, backend=backend)
     tta = opened.recipe.tta
     if views is None:
         views, n, options = tta.views, n or tta.n, {**tta.options, **options}
-    calibration = opened.calibration() if calibrated else None  # before predicting, which takes long: it may not exist
+    calibration = opened.calibration(calibrate)  # before predicting, which takes long: it may not be valid
     predictor = _FoldPredictor(
         opened, build_views(views, n, **options), *names_and_paths(items), average or tta.average, bs,
         num_workers, channel,
@@ -207,15 +228,14 @@ def predict_with_run(
 
 
 def _predict_with_members(
-    opened: EnsembleFolder, items: Any, save_views: str | Path | None, calibrated: bool, **options: Any
+    opened: EnsembleFolder, items: Any, save_views: str | Path | None, calibrate: bool | None, **options: Any
 ) -> Predictions:
     """Predict with each run of an ensemble and average by its weights; `options` are those of `predict_with_run`."""
-    calibration = Calibration.from_json(opened.folder / CALIBRATION) if calibrated else None
-    runs = opened.runs
-    parts = [
-        predict_with_run(run, items, save_views=None if save_views is None else Path(save_views) / run.name, **options)
-        for run in runs
-    ]
+    calibration = find_calibration(opened.folder, calibrate)
+    runs, parts = opened.runs, []
+    for run in runs:
+        folder = None if save_views is None else Path(save_views) / run.name
+        parts.append(predict_with_run(run, items, save_views=folder, calibrate=False, **options))
     predictions = ensemble(parts, opened.how, list(runs.values()))
     return predictions if calibration is None else predictions.calibrated(calibration)
 
@@ -294,21 +314,10 @@ def grouped_by_tags(folds: Iterable[TrainedFold]) -> Iterator[list[TrainedFold]]
         yield list(group)
 
 
-def load_model_folder(folder: str | Path, calibrated: bool, backend: str = "torch") -> Pretrained:
-    """Load a model folder with or without its calibration, to be run by a backend.
-
-    Raises
-    ------
-    CheckpointError
-        If it has no calibration although `calibrated` is set.
-    """
-    model = load_pretrained(folder, device=None if backend == "torch" else "cpu")
-    if calibrated and model.calibration is None:
-        raise CheckpointError(
-            f"{folder} has no calibration; expected a model that was calibrated before it was saved"
-        )
-    calibration = model.calibration if calibrated else None
-    return replace(model, model=with_backend(model.model, backend), calibration=calibration)
+def load_model_folder(folder: str | Path, calibrate: bool | None, backend: str = "torch") -> Pretrained:
+    """Load a model folder, to be run by a backend; parameters and errors are those of `load_pretrained`."""
+    model = load_pretrained(folder, device=None if backend == "torch" else "cpu", calibrate=calibrate)
+    return replace(model, model=with_backend(model.model, backend))
 
 
 def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
@@ -336,18 +345,11 @@ def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
         known = ", ".join(path.parent.name[5:] for path in opened.weights)
         raise OptionError(f"{opened.folder} has no fold {fold}; expected one of {known}")
     trained, recipe = next(replace(opened, weights=weights).folds()), opened.recipe
-    calibration = opened.calibration() if (opened.folder / CALIBRATION).exists() else None
     training = {"recipe": recipe.model_dump(), "fold": fold}
     return Pretrained(
-        trained.model, trained.tags, recipe.settings(), trained.prior, calibration, training, {}, recipe.precision
+        trained.model, trained.tags, recipe.settings(), trained.prior, opened.calibration(), training, {},
+        recipe.precision,
     )
-
-
-def has_calibration(run: str | Path) -> bool:
-    """Return True if a run or model folder has a calibration; those of old runs may have none."""
-    if is_model_folder(run):
-        return load_pretrained(run).calibration is not None
-    return (Path(run) / CALIBRATION).is_file()
 
 
 def ensemble_models(folder: str | Path) -> tuple[list[Pretrained], list[float]]:
@@ -367,10 +369,9 @@ def ensemble_models(folder: str | Path) -> tuple[list[Pretrained], list[float]]:
 
 def thresholds_of_run(run: str | Path) -> Thresholds:
     """Load the thresholds of a run or model folder; raises `CheckpointError` if it has none."""
-    if is_model_folder(run):
-        calibration = load_model_folder(run, True).calibration
-    else:
-        calibration = Calibration.from_json(Path(run) / CALIBRATION)
+    calibration = (
+        load_pretrained(run, calibrate=True).calibration if is_model_folder(run) else find_calibration(run, True)
+    )
     thresholds = None if calibration is None else calibration.thresholds
     if thresholds is None:
         raise CheckpointError(
@@ -383,14 +384,15 @@ def thresholds_of_run(run: str | Path) -> Thresholds:
 class Tagger(SlidingWindowTagger):
     """Tag sound of any length with every fold of a finished run or of the runs of an ensemble, or with a model folder.
 
-    `Tagger("runs/demo").tag("forest.flac")` lists the sound events with their start and end times.
+    `Tagger("runs/demo").tag("forest.flac")` lists the sound events with their start and end times, as the command `tag`
+    does.
 
     Parameters
     ----------
     run
         A run or model folder, or that of an ensemble whose runs read clips alike.
-    calibrated
-        Whether to apply its calibration.
+    calibrate
+        Whether to apply its calibration, and by default its thresholds; None applies them if there are any.
     channel
         Channel of recordings instead of that of training, as in `load_audio`; "each" tags every channel.
     backend
@@ -402,22 +404,22 @@ class Tagger(SlidingWindowTagger):
     ------
     CheckpointError
         If `run` is neither a run nor a model folder, its weights do not fit, its folds have different tags, or it has
-        no calibration although `calibrated` is set.
+        no calibration although `calibrate` is True.
     """
 
     def __init__(
-        self, run: str | Path, *, calibrated: bool = False, channel: str | int | None = None, backend: str = "torch",
-        **options: Any,
+        self, run: str | Path, *, calibrate: bool | None = None, channel: str | int | None = None,
+        backend: str = "torch", **options: Any,
     ):
         if is_model_folder(run):
-            model = load_model_folder(run, calibrated, backend)
+            model = load_model_folder(run, calibrate, backend)
             super().__init__(
                 [model.model], model.tags, with_channel(model.settings, channel), calibration=model.calibration,
                 prior=model.prior, **options,
             )
             return
         weighted = _opened_runs(Path(run), backend)
-        calibration = Calibration.from_json(Path(run) / CALIBRATION) if calibrated else None
+        calibration = find_calibration(run, calibrate)
         folds, weights = [], []
         for opened, weight in weighted:
             folds += list(opened.folds())

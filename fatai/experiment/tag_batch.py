@@ -21,6 +21,7 @@ from fatai.experiment.ensemble_folder import EnsembleFolder, is_ensemble_folder
 from fatai.experiment.run_folder import (
     FinishedRun,
     TrainedFold,
+    find_calibration,
     grouped_by_tags,
     joined_folds,
     load_model_folder,
@@ -34,7 +35,7 @@ from fatai.inference.tta import build_views, fill_priors
 from fatai.inference.views import Views
 from fatai.io.lazy import is_data_frame
 from fatai.io.lazy import pandas as pd
-from fatai.metrics.calibration import CALIBRATION, Calibration
+from fatai.metrics.calibration import Calibration
 from fatai.models.openvino import with_backend
 
 __all__ = ["TagBatch"]
@@ -52,7 +53,7 @@ class TagBatch:
     ----------
     run
         A run or model folder, that of an ensemble such as recipe `best` writes, or a loaded `Pretrained`.
-    views, n, average, calibrated, channel, backend, bs, options
+    views, n, average, calibrate, channel, backend, bs, options
         As in `predict_with_run`. Samples have one channel, unless they are of shape (channels, samples) and `channel`
         says which to take.
 
@@ -69,14 +70,14 @@ class TagBatch:
         views: str | None = None,
         n: int | None = None,
         average: str | None = None,
-        calibrated: bool = False,
+        calibrate: bool | None = None,
         channel: str | int | None = None,
         backend: str = "torch",
         bs: int = 64,
         **options: Any,
     ):
         self.run, self.views, self.n, self.average = run, views, n, average
-        self.calibrated, self.channel, self.backend, self.bs, self.options = calibrated, channel, backend, bs, options
+        self.calibrate, self.channel, self.backend, self.bs, self.options = calibrate, channel, backend, bs, options
 
     def __call__(self, batch: Mapping[str, Any] | pd.DataFrame) -> dict[str, np.ndarray] | pd.DataFrame:
         """Predict a batch.
@@ -124,10 +125,12 @@ class TagBatch:
     @property
     def _loaded(self) -> _LoadedRun | _LoadedEnsemble:
         if isinstance(self.run, Pretrained):
-            return _LoadedRun.of_model(replace(self.run, model=with_backend(self.run.model, self.backend)))
+            calibration = None if self.calibrate is False else self.run.calibration
+            model = with_backend(self.run.model, self.backend)
+            return _LoadedRun.of_model(replace(self.run, model=model, calibration=calibration))
         folder = Path(self.run)
         files = (*folder.glob("*"), *folder.glob("fold_*/*"))
-        return _load(folder, self.calibrated, self.backend, max((f.stat().st_mtime_ns for f in files), default=0))
+        return _load(folder, self.calibrate, self.backend, max((f.stat().st_mtime_ns for f in files), default=0))
 
     def _predict(self, columns: dict[str, Any]) -> dict[str, np.ndarray]:
         kind = next((name for name in _INPUTS if name in columns), None)
@@ -225,10 +228,10 @@ class _LoadedRun:
         return cls((fold,), model.settings, model.calibration, model.precision, build_views("even"))
 
     @classmethod
-    def of_run(cls, run: FinishedRun, calibrated: bool) -> _LoadedRun:
+    def of_run(cls, run: FinishedRun, calibrate: bool | None) -> _LoadedRun:
         recipe, tta = run.recipe, run.recipe.tta
         return cls(
-            tuple(run.folds()), recipe.settings(), run.calibration() if calibrated else None, recipe.precision,
+            tuple(run.folds()), recipe.settings(), run.calibration(calibrate), recipe.precision,
             build_views(tta.views, tta.n, **tta.options), tta.average, tta.fold_average, recipe.seed,
         )
 
@@ -252,8 +255,7 @@ class _LoadedRun:
             output = predictor.predict(clips)
             errors = {**output.errors, **errors}
             for fold, probs in zip(folds, np.split(output.probs, len(folds), axis=1), strict=True):
-                filled = fill_priors(names, fold.tags, output._replace(probs=probs), fold.prior)
-                parts.append(replace(filled, unreadable=()))  # `errors` has them, with their reasons
+                parts.append(fill_priors(names, fold.tags, output._replace(probs=probs), fold.prior))
         found = parts[0] if len(parts) == 1 else ensemble(parts, how=self.fold_average)
         return found if self.calibration is None else found.calibrated(self.calibration), errors
 
@@ -268,9 +270,9 @@ class _LoadedEnsemble:
     calibration: Calibration | None
 
     @classmethod
-    def of_folder(cls, folder: EnsembleFolder, calibrated: bool, backend: str) -> _LoadedEnsemble:
+    def of_folder(cls, folder: EnsembleFolder, calibrate: bool | None, backend: str) -> _LoadedEnsemble:
         runs = tuple(_LoadedRun.of_run(FinishedRun.open(run, backend=backend), False) for run in folder.runs)
-        calibration = Calibration.from_json(folder.folder / CALIBRATION) if calibrated else None
+        calibration = find_calibration(folder.folder, calibrate)
         return cls(runs, tuple(folder.runs.values()), folder.how, calibration)
 
     @property
@@ -286,13 +288,13 @@ class _LoadedEnsemble:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: Path, calibrated: bool, backend: str, changed_ns: int) -> _LoadedRun | _LoadedEnsemble:
+def _load(folder: Path, calibrate: bool | None, backend: str, changed_ns: int) -> _LoadedRun | _LoadedEnsemble:
     """Load a run, an ensemble or a model folder once per process; `changed_ns` makes a changed folder another one."""
     if is_model_folder(folder):
-        return _LoadedRun.of_model(load_model_folder(folder, calibrated, backend))
+        return _LoadedRun.of_model(load_model_folder(folder, calibrate, backend))
     if is_ensemble_folder(folder):
-        return _LoadedEnsemble.of_folder(EnsembleFolder.open(folder), calibrated, backend)
-    return _LoadedRun.of_run(FinishedRun.open(folder, backend=backend), calibrated)
+        return _LoadedEnsemble.of_folder(EnsembleFolder.open(folder), calibrate, backend)
+    return _LoadedRun.of_run(FinishedRun.open(folder, backend=backend), calibrate)
 
 
 def _samples(sound: bytes | tuple[Any, int], name: str, settings: ClipConfig) -> np.ndarray:

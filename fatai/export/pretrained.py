@@ -139,11 +139,8 @@ class Pretrained:
 
         Parameters
         ----------
-        sound, sr, top
+        sound, sr, threshold, top
             As in `SlidingWindowTagger.tag`.
-        threshold
-            Lowest probability of a detected tag, one for all or one per tag by name; None takes the thresholds of the
-            calibration, or else 0.5.
         options
             Of `SlidingWindowTagger`, such as `step_s`.
 
@@ -158,9 +155,7 @@ class Pretrained:
         ShapeError, OptionError
             If the samples or an option are invalid.
         """
-        tagger = self.tagger(**options)
-        by_default = 0.5 if tagger.thresholds is None else tagger.thresholds
-        return tagger.tag(sound, sr, threshold=by_default if threshold is None else threshold, top=top)
+        return self.tagger(**options).tag(sound, sr, threshold=threshold, top=top)
 
     def tta(
         self,
@@ -255,6 +250,7 @@ def load_pretrained(
     token: str | bool | None = None,
     device: torch.device | str | None = None,
     precision: str = "fp32",
+    calibrate: bool | None = None,
 ) -> Pretrained:
     """Load a model folder, of this machine or of the Hugging Face Hub; it may be untrusted.
 
@@ -273,13 +269,15 @@ def load_pretrained(
     precision
         A name in `fatai.training.autocast.PRECISIONS`, used for predictions; the reference is always computed in
         float32.
+    calibrate
+        Whether to keep the calibration, which predictions apply; None keeps it if there is one.
 
     Raises
     ------
     CheckpointError
         If a file is missing, a link, too large or damaged; if another file in the folder could be code; if the config
-        has an unknown key or a value out of range; if the weights do not fit the network; or if the output for the
-        reference clip has drifted.
+        has an unknown key or a value out of range; if the weights do not fit the network; if the output for the
+        reference clip has drifted; or if it has no calibration although `calibrate` is True.
     OptionError
         If there is a `revision` or `token` for a folder of this machine.
     DataError
@@ -293,13 +291,18 @@ def load_pretrained(
         raise OptionError(f"revision and token are for repositories of the Hub, owner/name; {folder} is a folder")
     else:
         config, model = _load_folder(Path(folder))
+    calibration = None if calibrate is False else config.load_calibration()
+    if calibrate and calibration is None:
+        raise CheckpointError(
+            f"{folder} has no calibration; expected a model that was calibrated before it was saved"
+        )
     device = inference_device() if device is None else torch.device(device)
     return Pretrained(
         fast_layout(model.to(device), device, precision).eval(),
         config.tags,
         config.clips,
         np.array(config.prior),
-        config.load_calibration(),
+        calibration,
         config.training,
         config.versions,
         precision,

@@ -51,7 +51,7 @@ def test_events_of_a_folder_become_a_table(tag, tiny_run, sounds):
     ended = tag(tiny_run.out, "in", "--out", "events.csv", "--threshold", "0.1", "--top", 1)
     assert ended.returncode == 0 and "events.csv: events of 3 sounds" in ended.stdout
     table = pd.read_csv("events.csv")
-    tagger = Tagger(tiny_run.out, calibrated=True)
+    tagger = Tagger(tiny_run.out)
     expected = [
         (f"in/{path.relative_to(sounds[0].parent)}", e.tag, round(e.start_s, 3), round(e.end_s, 3), round(e.prob, 4))
         for path in sounds
@@ -62,7 +62,7 @@ def test_events_of_a_folder_become_a_table(tag, tiny_run, sounds):
 
 
 def test_the_thresholds_of_the_run_are_taken_unless_one_is_given(tag, tiny_run, sounds):
-    calibrated, plain = (Tagger(tiny_run.out, calibrated=c) for c in (True, False))
+    calibrated, plain = (Tagger(tiny_run.out, calibrate=c) for c in (True, False))
 
     def printed(*options):
         return json.loads(tag(tiny_run.out, sounds[0], *options, "--format", "json").stdout)["files"][0]["events"]
@@ -77,6 +77,8 @@ def test_the_thresholds_of_the_run_are_taken_unless_one_is_given(tag, tiny_run, 
         events = [(e["tag"], e["prob"]) for e in printed(*options)]
         assert events == expected(tagger, threshold)
     assert len(calibrated.thresholds) == len(tiny_run.oof.tags) and plain.thresholds is None
+    for tagger, limit in ((Tagger(tiny_run.out), calibrated.thresholds), (plain, 0.5)):
+        assert tagger.tag(sounds[0]) == tagger.tag(sounds[0], threshold=limit)
 
 
 def test_events_of_one_file_are_printed_or_written(tag, tiny_run, sounds):
@@ -101,7 +103,7 @@ def test_without_out_events_are_printed_in_the_format_that_is_asked_for(tag, tin
     printed = json.loads(tag(tiny_run.out, sounds[0], *options, "--format", "json").stdout)
     events = [
         {"start_s": round(e.start_s, 3), "end_s": round(e.end_s, 3), "tag": e.tag, "prob": round(e.prob, 4)}
-        for e in Tagger(tiny_run.out, calibrated=True).tag(sounds[0], threshold=0.1, top=1)
+        for e in Tagger(tiny_run.out).tag(sounds[0], threshold=0.1, top=1)
     ]
     assert events and printed == {"files": [{"file": str(sounds[0]), "events": events}]}
     table = tag(tiny_run.out, sounds[0], *options, "--format", "raven").stdout.splitlines()

@@ -92,7 +92,7 @@ def test_a_tagger_calibrates_sound_and_leaves_silence_at_zero(run):
     wave = np.zeros(4 * 44100, dtype=np.float32)
     wave[:44100] = np.random.default_rng(0).normal(0, 0.1, 44100)
     plain, calibrated = (
-        [step.probs for step in Tagger(run, calibrated=c, step_s=0.5).frame_probs(wave)] for c in (False, True)
+        [step.probs for step in Tagger(run, calibrate=c, step_s=0.5).frame_probs(wave)] for c in (False, True)
     )
     np.testing.assert_allclose(
         calibrated[0], Calibration.from_json(run / "calibration.json").apply(plain[0][None])[0], atol=1e-6

@@ -15,7 +15,8 @@ from fatai.experiment.ensemble_recipe import EnsembleRecipe, load_ensemble
 from fatai.experiment.ensemble_run import run_ensemble
 from fatai.experiment.held_out import scored_model
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.run_folder import Tagger, ensemble_models, has_calibration, predict_with_run, trained_model
+from fatai.experiment.run_folder import Tagger, ensemble_models, predict_with_run, trained_model
+from fatai.experiment.tag_batch import TagBatch
 from fatai.export.onnx import _AverageProbs
 from fatai.export.pretrained import load_pretrained
 from fatai.inference.predictions import Predictions
@@ -44,23 +45,25 @@ def clips(sample):
 
 
 def test_the_folder_predicts_by_its_weights(folder, clips):
-    one, two = (predict_with_run(folder / name, clips) for name in ("one", "two"))
+    one, two = (predict_with_run(folder / name, clips, calibrate=False) for name in ("one", "two"))
     assert abs(one.probs - two.probs).max() > 1e-4, "or the weights show nothing"
-    found = predict_with_run(folder, clips)
+    found = predict_with_run(folder, clips, calibrate=False)
     np.testing.assert_allclose(found.probs, 0.75 * one.probs + 0.25 * two.probs, atol=1e-6)
-    calibrated = predict_with_run(folder, clips, calibrated=True)
-    assert has_calibration(folder)
-    np.testing.assert_allclose(
-        calibrated.probs, Calibration.from_json(folder / "calibration.json").apply(found.probs), atol=1e-9
-    )
+    expected = Calibration.from_json(folder / "calibration.json").apply(found.probs)
+    np.testing.assert_allclose(predict_with_run(folder, clips).probs, expected, atol=1e-9)
+    batch = TagBatch(folder)({"path": [str(clip) for clip in clips]})
+    np.testing.assert_allclose(np.stack([batch[tag] for tag in found.tags], axis=1), expected, atol=1e-6)
 
 
 def test_the_folder_tags_by_its_weights(folder, rng):
     wave = rng.normal(0, 0.1, 44_100).astype(np.float32)
     one, two, both = (
-        np.stack([step.probs for step in Tagger(folder / name).frame_probs(wave)]) for name in ("one", "two", ".")
+        np.stack([step.probs for step in Tagger(folder / name, calibrate=False).frame_probs(wave)])
+        for name in ("one", "two", ".")
     )
     np.testing.assert_allclose(both, 0.75 * one + 0.25 * two, atol=1e-6)
+    expected = Calibration.from_json(folder / "calibration.json").apply(both)
+    np.testing.assert_allclose([step.probs for step in Tagger(folder).frame_probs(wave)], expected, atol=1e-6)
 
 
 def test_the_networks_of_the_folder_have_the_weights_of_their_runs(folder):
@@ -172,7 +175,7 @@ def test_an_ensemble_of_data_without_a_test_part_is_a_whole_run(without_test, ti
     assert oof.score(without_test) == pytest.approx(result.ensembled.predictions.oof_score)
     notes = json.loads((out / "manifest.json").read_text())
     assert notes["recipe"] == "duo" and notes["lwlrap"]["oof"] == pytest.approx(oof.score(without_test))
-    assert has_calibration(out) and notes["calibration"]["method"] == "shared"
+    assert (out / "calibration.json").exists() and notes["calibration"]["method"] == "shared"
     sounds = sorted(without_test.parent.glob("*.ogg"))[:2]
     assert len(predict_with_run(out, sounds)) == 2
     with pytest.raises(DataError, match="exists and is not empty"):

@@ -9,7 +9,10 @@ from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, OptionError, RecipeError, UnknownNameError
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import run_recipe
-from fatai.experiment.run_folder import FinishedRun, has_calibration, predict_with_run
+from fatai.experiment.run_folder import FinishedRun, Tagger, predict_with_run, trained_model
+from fatai.experiment.tag_batch import TagBatch
+from fatai.export.pretrained import load_pretrained
+from fatai.inference.predictions import Predictions
 from fatai.inference.predictor import Predictor
 from fatai.inference.tta import build_views
 from fatai.inference.view_store import load_views
@@ -37,7 +40,8 @@ def by_hand(run, clips, views, average="probs"):
 
 def test_a_run_predicts_with_the_views_of_its_recipe(tiny_run, clips):
     np.testing.assert_allclose(
-        predict_with_run(tiny_run.out, clips).probs, by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5
+        predict_with_run(tiny_run.out, clips, calibrate=False).probs,
+        by_hand(tiny_run.out, clips, build_views("even", 2)), atol=1e-5,
     )
 
 
@@ -100,18 +104,18 @@ def test_folds_share_loaded_clips_and_each_has_its_own_prior(tiny_run, clips, tm
     ("views", "options"), [("tiles", {"step_s": 0.2}), ("random", {"n": 3}), ("whole", {}), ("padded", {"frames": [2]})]
 )
 def test_another_kind_of_views_can_be_chosen(tiny_run, clips, views, options):
-    got = predict_with_run(tiny_run.out, clips, views=views, **options)
+    got = predict_with_run(tiny_run.out, clips, views=views, **options, calibrate=False)
     np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views(views, **options)), atol=1e-5)
     assert got.fnames == tuple(c.name for c in clips)
 
 
 def test_another_number_of_the_runs_views_and_the_mean_of_logits(tiny_run, clips):
-    got = predict_with_run(tiny_run.out, clips, n=5, average="logits")
+    got = predict_with_run(tiny_run.out, clips, n=5, average="logits", calibrate=False)
     np.testing.assert_allclose(got.probs, by_hand(tiny_run.out, clips, build_views("even", 5), "logits"), atol=1e-5)
 
 
 def test_the_views_of_every_fold_are_saved(tiny_run, clips, tmp_path):
-    got = predict_with_run(tiny_run.out, clips, n=3, save_views=tmp_path / "views")
+    got = predict_with_run(tiny_run.out, clips, n=3, save_views=tmp_path / "views", calibrate=False)
     saved = [load_views(tmp_path / "views" / f"fold_{k}.npz") for k in (0, 1)]
     rows = [np.stack([views.probs[views.clip == i].mean(0) for i in range(4)]) for views in saved]
     np.testing.assert_allclose(np.mean(rows, axis=0), got.probs, atol=1e-6)
@@ -144,19 +148,49 @@ def test_a_recipe_whose_views_cannot_be_built_is_refused(tmp_path, tta, message)
         load_recipe(tmp_path / "r.toml")
 
 
-def test_the_calibration_of_a_run_is_applied_if_asked_for(tiny_run, clips, tmp_path):
+def test_the_calibration_of_a_run_is_applied_unless_it_is_left_out(tiny_run, clips, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run.out, run)
-    plain = predict_with_run(run, clips)
+    plain = predict_with_run(run, clips, calibrate=False)
     (run / "calibration.json").unlink()  # as a run of an earlier version
-    assert not has_calibration(run)
+    assert predict_with_run(run, clips) == plain
     with pytest.raises(
         CheckpointError, match="calibration.json: no such file; expected a calibration, as fatai-submit calibrate"
     ):
-        predict_with_run(run, clips, calibrated=True)
+        predict_with_run(run, clips, calibrate=True)
     tags = plain.tags[::-1]
     calibration = Calibration(tags, slope=tuple(0.5 + i for i in range(len(tags))), shift=(0.25,) * len(tags))
     calibration.to_json(run / "calibration.json")
-    assert predict_with_run(run, clips) == plain
+    assert predict_with_run(run, clips, calibrate=False) == plain
     expected = calibration.apply(plain.probs[:, ::-1])[:, ::-1]
-    np.testing.assert_allclose(predict_with_run(run, clips, calibrated=True).probs, expected, atol=1e-6)
+    for calibrate in (None, True):
+        np.testing.assert_allclose(predict_with_run(run, clips, calibrate=calibrate).probs, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("options", "calibrate"), [([], None), (["--calibrate"], True), (["--no-calibrate"], False)])
+def test_python_and_the_command_predict_the_same(tiny_run, clips, tmp_path, main_with, options, calibrate):
+    ended = main_with("predict", tiny_run.out, *clips, *options, "--out", tmp_path / "tags.csv")
+    assert ended.returncode == 0, ended.stderr
+    written = Predictions.from_csv(tmp_path / "tags.csv")
+    found = predict_with_run(tiny_run.out, clips, calibrate=calibrate)
+    batch = TagBatch(tiny_run.out, calibrate=calibrate)({"path": [str(clip) for clip in clips]})
+    assert written.tags == found.tags
+    np.testing.assert_allclose(written.probs, found.probs, atol=1e-6)
+    np.testing.assert_allclose(np.stack([batch[tag] for tag in found.tags], axis=1), found.probs, atol=1e-6)
+    printed = main_with("predict", tiny_run.out, *clips, *options, "--top", 1).stdout.splitlines()
+    assert printed == [f"{c.name}: {found.tags[row.argmax()]} {row.max():.2f}"
+                       for c, row in zip(clips, found.probs, strict=True)]
+
+
+def test_a_loaded_model_predicts_as_its_run_and_without_its_calibration_if_asked_for(tiny_run, clips, tmp_path):
+    folder = trained_model(tiny_run.out, 0).save(tmp_path / "model")
+    calibrated, plain = load_pretrained(folder, device="cpu"), load_pretrained(folder, device="cpu", calibrate=False)
+    calibration = Calibration.from_json(tiny_run.out / "calibration.json")
+    assert plain.calibration is None and Tagger(folder, calibrate=False).thresholds is None
+    assert Tagger(folder).thresholds == calibrated.tagger().thresholds == Tagger(tiny_run.out).thresholds != {}
+    raw = plain.tta(clips).probs
+    np.testing.assert_allclose(calibrated.tta(clips).probs, calibration.apply(raw), atol=1e-6)
+    np.testing.assert_allclose(predict_with_run(folder, clips).probs, calibration.apply(raw), atol=1e-6)
+    np.testing.assert_allclose(predict_with_run(folder, clips, calibrate=False).probs, raw, atol=1e-6)
+    for model, expected in ((calibrated, calibration.apply(raw)), (plain, raw)):
+        assert model.predict(clips[0])[0].prob == pytest.approx(expected[0].max(), abs=1e-6)

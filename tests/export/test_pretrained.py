@@ -159,19 +159,19 @@ def test_networks_with_a_fixed_number_of_bins_and_of_timm_are_rebuilt(tmp_path):
 
 
 def test_commands_accept_a_folder(folder, clips, tmp_path, main_with):
-    predicted = predict_with_run(folder, clips, n=2, save_views=tmp_path / "views")
+    predicted = predict_with_run(folder, clips, n=2, calibrate=False, save_views=tmp_path / "views")
     np.testing.assert_allclose(
         predicted.probs, Predictor(network(), SETTINGS, build_views("even", 2), 3).predict(clips).probs, atol=1e-6
     )
     assert (tmp_path / "views" / "model.npz").exists()
-    assert predict_with_run(folder, clips, n=2, calibrated=True) == predicted.calibrated(CALIBRATED)
+    assert predict_with_run(folder, clips, n=2) == predicted.calibrated(CALIBRATED)
     assert thresholds_of_run(folder) == CALIBRATED.thresholds
     tagger = Tagger(folder, step_s=0.25)
-    assert tagger.calibration is None and tagger.window_s == 0.5
+    assert tagger.calibration == CALIBRATED and tagger.window_s == 0.5
     np.testing.assert_allclose(
         [s.probs for s in tagger.frame_probs(clips[0])],
         [s.probs for s in load_pretrained(folder).tagger(step_s=0.25).frame_probs(clips[0])],
-        atol=0.5,
+        atol=1e-6,
     )
     ended = main_with("predict", folder, clips[0])
     assert ended.returncode == 0 and ended.stdout.startswith("long.wav: ")
@@ -180,9 +180,10 @@ def test_commands_accept_a_folder(folder, clips, tmp_path, main_with):
 def test_a_missing_calibration_is_an_error(tmp_path, clips):
     plain = save(tmp_path / "model")
     with pytest.raises(CheckpointError, match="has no calibration"):
-        predict_with_run(plain, clips, calibrated=True)
+        predict_with_run(plain, clips, calibrate=True)
     with pytest.raises(CheckpointError, match="has no calibration"):
-        Tagger(plain, calibrated=True)
+        Tagger(plain, calibrate=True)
+    assert Tagger(plain).calibration is None
 
 
 # Refused at saving

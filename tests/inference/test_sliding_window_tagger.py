@@ -253,7 +253,7 @@ def test_a_log_is_bound_to_the_networks_and_settings(tmp_path, rng, tiny_run):
 
 
 def test_the_tagger_of_a_run_averages_its_folds(tiny_run, sample):
-    sliding, run = Tagger(tiny_run.out), FinishedRun.open(tiny_run.out)
+    sliding, run = Tagger(tiny_run.out, calibrate=False), FinishedRun.open(tiny_run.out)
     clip = sorted((sample / "test").iterdir())[0]
     parts = [
         SlidingWindowTagger([fold.model], fold.tags, run.recipe.settings(), precision=run.recipe.precision)

@@ -30,7 +30,7 @@ def sounds(sample):
 
 @pytest.fixture(scope="module")
 def tagger(tiny_run):
-    return Tagger(tiny_run.out, calibrated=True)
+    return Tagger(tiny_run.out)
 
 
 def wav(path):

@@ -136,7 +136,7 @@ class SlidingWindowTagger:
 
     @property
     def thresholds(self) -> dict[str, float] | None:
-        """Thresholds of the calibration by tag, at most 1, for `tag(threshold=...)`; None if it has none."""
+        """Thresholds of the calibration by tag, at most 1, the default of `tag(threshold=...)`; None if it has none."""
         found = None if self.calibration is None else self.calibration.thresholds
         if found is None:
             return None
@@ -157,7 +157,7 @@ class SlidingWindowTagger:
         sound: Sound,
         sr: int | None = None,
         *,
-        threshold: float | Mapping[str, float] = 0.5,
+        threshold: float | Mapping[str, float] | None = None,
         top: int | None = None,
     ) -> list[SoundEvent]:
         """Detect the events of a recording; `pd.DataFrame(events)` is a table of them.
@@ -170,8 +170,8 @@ class SlidingWindowTagger:
         sr
             Rate of samples in Hz; None means that of the networks. Files have their own.
         threshold
-            Lowest probability of a detected tag, one for all or one per tag by name. Higher values give fewer false
-            events.
+            Lowest probability of a detected tag, one for all or one per tag by name; None takes the thresholds of the
+            calibration, or else 0.5. Higher values give fewer false events.
         top
             Tags detected at a time at most, the likeliest; None is all that reach their threshold.
 
@@ -194,14 +194,14 @@ class SlidingWindowTagger:
         sound: Sound,
         sr: int | None = None,
         *,
-        threshold: float | Mapping[str, float] = 0.5,
+        threshold: float | Mapping[str, float] | None = None,
         top: int | None = None,
     ) -> Iterator[SoundEvent]:
         """Yield the events of a recording, each as soon as it is over; arguments are those of `tag`.
 
         With `channel="each"` those of the first channel come first.
         """
-        thresholds = expand_threshold(threshold, self.tags)
+        thresholds = self.tag_thresholds(threshold)
         if self.settings.channel != "each":
             return merge_steps(self.frame_probs(sound, sr), self.tags, thresholds, top)
         return (
@@ -209,6 +209,11 @@ class SlidingWindowTagger:
             for channel in range(1, count_channels(sound) + 1)
             for event in merge_steps(self._channel_probs(sound, sr, channel), self.tags, thresholds, top)
         )
+
+    def tag_thresholds(self, threshold: float | Mapping[str, float] | None = None) -> np.ndarray:
+        """Return one threshold for each tag, shape (tags,), of what `tag` takes as `threshold`."""
+        by_default = 0.5 if self.thresholds is None else self.thresholds
+        return expand_threshold(by_default if threshold is None else threshold, self.tags)
 
     def frame_probs(self, sound: Sound, sr: int | None = None, *, name: str | None = None) -> Iterator[Step]:
         """Yield the probabilities (tags,) of every step of a recording, the mean over the windows that cover it.
@@ -277,7 +282,7 @@ class SlidingWindowTagger:
         paths: Iterable[str | Path],
         out: str | Path,
         *,
-        threshold: float | Mapping[str, float] = 0.5,
+        threshold: float | Mapping[str, float] | None = None,
         top: int | None = None,
     ) -> TaggingResult:
         """Tag many files into one log, `out`; a killed run continues where it stopped.
@@ -303,7 +308,7 @@ class SlidingWindowTagger:
         DataError
             If `out` is not a log, or was started with other networks or settings.
         """
-        thresholds = expand_threshold(threshold, self.tags).tolist()
+        thresholds = self.tag_thresholds(threshold).tolist()
         settings = {**self._identity(), "threshold": thresholds, "top": top}
         return tag_files(lambda path: self.tag(path, threshold=threshold, top=top), paths, out, settings)
 
