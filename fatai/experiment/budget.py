@@ -103,8 +103,11 @@ def choose_rung(rungs: Sequence[Rung], seconds: Callable[[Rung], float], budget_
 class _Cost:
     """Seconds and steps of the networks of a run at each rung; adapted recipes and measurements are kept."""
 
-    def __init__(self, data: FATDataset, recipes: Sequence[Recipe], measure: Callable[[FATDataset, Recipe], Costs]):
-        self.data, self.recipes, self._measure = data, recipes, measure
+    def __init__(
+        self, data: FATDataset, recipes: Sequence[Recipe], measure: Callable[[FATDataset, Recipe], Costs],
+        log: Callable[[str], None],
+    ):
+        self.data, self.recipes, self._measure, self._log = data, recipes, measure, log
         self._known = DataFacts(data)
         self._adapted: dict[tuple[int, int, float], Recipe] = {}
         self._costs: dict[str, Costs] = {}
@@ -143,7 +146,10 @@ class _Cost:
         ]
         key = repr((recipe.front_end, recipe.clips, recipe.model, stages, recipe.tta))
         if key not in self._costs:
-            self._costs[key] = self._measure(self.data, recipe)
+            self._log(f"{recipe.name}: measuring a few steps of {recipe.model.arch}")
+            costs = self._costs[key] = self._measure(self.data, recipe)
+            steps = ", ".join(f"{seconds:.2g} s" for seconds in dict.fromkeys(costs.step_s))
+            self._log(f"{recipe.name}: {steps} a step, {costs.clip_s:.2g} s to predict a clip")
         return self._costs[key]
 
 
@@ -187,7 +193,8 @@ def _n_noisy(data: FATDataset) -> int:
 
 
 def plan_recipe(
-    data: FATDataset, recipe: Recipe, budget_s: float, *, measure: Callable[[FATDataset, Recipe], Costs] = measure_costs
+    data: FATDataset, recipe: Recipe, budget_s: float, *,
+    measure: Callable[[FATDataset, Recipe], Costs] = measure_costs, log: Callable[[str], None] = print,
 ) -> tuple[Recipe, Plan]:
     """Return a recipe at the size that fits a budget, and the plan.
 
@@ -197,8 +204,10 @@ def plan_recipe(
         Seconds.
     measure
         Measures a step and the prediction of a clip.
+    log
+        Called with a line before and after each measurement.
     """
-    cost = _Cost(data, [recipe], measure)
+    cost = _Cost(data, [recipe], measure, log)
     rung, seconds = choose_rung([rung for rung in LADDER if rung.members == 1], cost.seconds, budget_s)
     sized, decides = cost.sized(0, rung), None
     if sized.noisy_decision and data.noisy is not None:
@@ -211,7 +220,7 @@ def plan_recipe(
 
 def plan_ensemble(
     data: FATDataset, recipe: EnsembleRecipe, recipes: Mapping[str, Recipe], budget_s: float, *,
-    measure: Callable[[FATDataset, Recipe], Costs] = measure_costs,
+    measure: Callable[[FATDataset, Recipe], Costs] = measure_costs, log: Callable[[str], None] = print,
 ) -> tuple[EnsembleRecipe, Plan]:
     """Return an ensemble with the members, folds and steps that fit a budget, and the plan.
 
@@ -219,10 +228,10 @@ def plan_ensemble(
     ----------
     recipes
         The recipe of each member, as from `fatai.experiment.ensemble_run.member_recipes`.
-    budget_s, measure
+    budget_s, measure, log
         As in `plan_recipe`.
     """
-    cost = _Cost(data, list(recipes.values()), measure)
+    cost = _Cost(data, list(recipes.values()), measure, log)
     rungs = [rung for rung in LADDER if rung.members <= len(recipes)]
     rung, seconds = choose_rung(rungs, cost.seconds, budget_s)
     members = [

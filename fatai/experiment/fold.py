@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from fatai.errors import CheckpointError, DataError
 from fatai.experiment.background import with_background
 from fatai.experiment.build import has_two_heads, recipe_network
 from fatai.experiment.distill import Student, teacher_callback, teacher_selection
+from fatai.experiment.frozen_features import FrozenFeatures
+from fatai.experiment.linear_head import last_layer
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.run_folder import WEIGHTS
 from fatai.experiment.stage import fit_stage
@@ -73,6 +75,8 @@ class FoldContext:
         Processes that train every fold together; `SINGLE_PROCESS` where each process trains folds of its own.
     stage_cbs
         Returns further callbacks of a fit, from the numbers of its fold and stage.
+    features
+        Features of clips by a frozen network, which are the same in all folds.
     """
 
     data: FATDataset
@@ -86,6 +90,7 @@ class FoldContext:
     log: Callable[[str], None] = print
     group: ProcessGroup = SINGLE_PROCESS
     stage_cbs: Callable[[int, int], list[Callback]] = lambda fold, stage: []
+    features: FrozenFeatures = field(default_factory=FrozenFeatures)
 
     @property
     def predicts_test(self) -> bool:
@@ -206,9 +211,19 @@ def _predict_noisy(context: FoldContext, fold: int, learn: FatLearner, number: i
 
 def predict_items(context: FoldContext, learn: FatLearner, items: pd.DataFrame, desc: str) -> Predictions:
     tta = context.recipe.tta
+    if _shares_features(context, learn, len(items)):
+        return context.features.predict(learn, last_layer(learn.model), items)
     return learn.tta(
         items=items, desc=desc, views=tta.views, n=tta.n, average=tta.average, seed=context.recipe.seed, **tta.options
     )
+
+
+def _shares_features(context: FoldContext, learn: FatLearner, n_clips: int) -> bool:
+    """Return True if predictions are those of the last layer on features that all folds have in common."""
+    stages, tta = context.recipe.stages, context.recipe.tta
+    is_probe = len(stages) == 1 and stages[0].linear_probe is not None and context.group.world_size == 1
+    is_middle = tta.views == "even" and tta.n == 1 and not tta.options
+    return is_probe and is_middle and context.features.fits(last_layer(learn.model), n_clips)
 
 
 def _finished(context: FoldContext, fold: int, number: int) -> FoldResult | None:
@@ -409,7 +424,10 @@ def _fit_round(
             cbs.append(teacher_callback(student, recipe.stages[k], learn, selection))
         cbs += context.stage_cbs(fold, k)
         best = _best_of_stages(recipe, learn.path, k)
-        fit_stage(learn, recipe.stages[k], number=k, cbs=cbs, source_weights=source_weights, best=best)
+        features = context.features if _shares_features(context, learn, len(context.data.curated)) else None
+        fit_stage(
+            learn, recipe.stages[k], number=k, cbs=cbs, source_weights=source_weights, best=best, features=features
+        )
 
 
 def _best_of_stages(recipe: Recipe, folder: Path, stage: int) -> BestOfStages | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fatai.data.labels import multi_hot
 from fatai.errors import OptionError
+from fatai.experiment.frozen_features import FrozenFeatures
 from fatai.inference.learner import FatLearner
 from fatai.inference.linear_probe import LinearProbe
 from fatai.models.efficientat import EfficientAT
@@ -21,7 +22,11 @@ EMBEDDINGS = "embeddings.npy"
 
 
 def solve_last_layer(
-    learn: FatLearner, *, C: float | Sequence[float] = 2.0, max_iter: int = 1000  # noqa: N803 - scikit-learn's name
+    learn: FatLearner,
+    *,
+    C: float | Sequence[float] = 2.0,  # noqa: N803 - scikit-learn's name
+    max_iter: int = 1000,
+    features: FrozenFeatures | None = None,
 ) -> None:
     """Fit the last layer of a network of PANNs or EfficientAT on the features of the training clips.
 
@@ -33,16 +38,18 @@ def solve_last_layer(
     ----------
     C, max_iter
         As in `LinearProbe.fit`.
+    features
+        Features that several folds share; None embeds the training clips.
 
     Raises
     ------
     OptionError
         If the network has another last layer.
     """
-    last = _last_layer(learn.model)
+    last = last_layer(learn.model)
     table = learn.dls.files(0)
     # At the learner's precision, as in the predictions later: standardizing magnifies rounding errors.
-    embeddings = learn.embed(table, n=1)
+    embeddings = learn.embed(table, n=1) if features is None else features.embed(learn, last, table)
     if learn.group.is_main:
         embeddings.save(learn.path / EMBEDDINGS)
     targ = multi_hot(table["labels"], learn.tags)
@@ -55,8 +62,8 @@ def solve_last_layer(
         last.bias.copy_(torch.from_numpy(bias).to(last.bias))
 
 
-def _last_layer(model: nn.Module) -> nn.Linear:
-    """Return the layer that maps the features of `embed` to the logits."""
+def last_layer(model: nn.Module) -> nn.Linear:
+    """Return the layer that maps the features of `embed` to the logits; raises `OptionError` if there is none."""
     if isinstance(model, (PannsModel, EfficientAT)) and model.head == "published":
         last = model.fc_audioset if isinstance(model, PannsModel) else model.classifier[-1]
         assert isinstance(last, nn.Linear)

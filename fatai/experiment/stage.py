@@ -32,6 +32,7 @@ from fatai.data.clip_loader import ClipDL
 from fatai.data.labels import multi_hot
 from fatai.data.samplers import BalancedSampler, MixtureSampler, SampledDL
 from fatai.errors import OptionError
+from fatai.experiment.frozen_features import FrozenFeatures
 from fatai.experiment.linear_head import solve_last_layer
 from fatai.experiment.schema import Stage, build_named
 from fatai.inference.learner import FatLearner
@@ -141,6 +142,7 @@ def fit_stage(
     cbs: Sequence[Callback] = (),
     source_weights: dict[str, float] | None = None,
     best: BestOfStages | None = None,
+    features: FrozenFeatures | None = None,
 ) -> FatLearner:
     """Fit a learner by a stage of a recipe.
 
@@ -156,6 +158,8 @@ def fit_stage(
         As in `prepare_stage`.
     best
         Checkpoint callback in place of the stage's own, for stages that share their best weights.
+    features
+        Features that linear probes of several folds share; None embeds the training clips.
 
     Returns
     -------
@@ -165,7 +169,7 @@ def fit_stage(
     if stage.linear_probe is not None:
         _set_batches(learn, stage, source_weights)
         options: dict[Any, Any] = {"C": 2.0, "max_iter": 1000, **stage.linear_probe}
-        solve_last_layer(learn, C=options["C"], max_iter=int(options["max_iter"]))
+        solve_last_layer(learn, C=options["C"], max_iter=int(options["max_iter"]), features=features)
         return learn
     # Callbacks that write files belong to this fit only: among the learner's own they would overwrite them at every
     # validate().

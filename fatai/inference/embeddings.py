@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from fatai.data.config import ClipConfig
 from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import DataError, OptionError, ShapeError
-from fatai.inference.predictor import Predictor
+from fatai.inference.predictor import ClipPredictions, Predictor
 from fatai.inference.tta import build_views, names_and_paths
 from fatai.io.atomic import write_file, write_text
 from fatai.io.csv import Duplicates, format_names, read_csv
@@ -194,19 +195,35 @@ def embed_clips(
         If the model has no features to return, or an option of the views is wrong.
     """
     names, paths = names_and_paths(items)
+    output = clip_features(
+        model, settings, paths, n=n, views=views, precision=precision, bs=bs, num_workers=num_workers, seed=seed,
+        **options,
+    )
+    warn_of_unreadable(output, len(names))
+    return Embeddings(tuple(names), output.probs)
+
+
+def clip_features(
+    model: nn.Module, settings: ClipConfig, paths: Sequence[str], *, n: int | None = None, views: str = "even",
+    precision: str = "fp32", bs: int = 64, num_workers: int = 0, seed: int = 0, **options: Any,
+) -> ClipPredictions:
+    """Compute features of clips as `embed_clips` does, with what is wrong with each clip, and without a warning."""
     encoder, to_spec = _Encoder(model), ClipSpectrograms(settings)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     n_features = encoder.count_features(to_spec, settings.crop_samples, device)
-    output = Predictor(
+    return Predictor(
         encoder, settings, build_views(views, n, **options), n_features, to_spec=to_spec, activation=_identity,
         precision=precision, bs=bs, num_workers=num_workers, seed=seed,
     ).predict(paths, desc="embedding")
+
+
+def warn_of_unreadable(output: ClipPredictions, n_clips: int) -> None:
+    """Warn of clips whose features are NaN, if there are any."""
     if output.errors:
         listed = "\n".join(f"  {error}" for error in output.errors.values())
         warnings.warn(
-            f"{len(output.errors)} of {len(names)} clips cannot be read; their row is NaN:\n{listed}", stacklevel=2
+            f"{len(output.errors)} of {n_clips} clips cannot be read; their row is NaN:\n{listed}", stacklevel=3
         )
-    return Embeddings(tuple(names), output.probs)
 
 
 def _check_npy(path: str | os.PathLike[str]) -> Path:

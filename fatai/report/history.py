@@ -128,7 +128,8 @@ def _is_ensemble_member(run: Path) -> bool:
 def _ensemble_history(out: Path) -> Path:
     """Write the list of members of an ensemble, with how far each is."""
     recipe, manifest = load_ensemble(out / _ENSEMBLE), read_manifest(out) or {}
-    members = [_member_state(out / member.name) for member in recipe.members]
+    absent = "a run in another folder" if manifest.get("finished") else "to come"
+    members = [_member_state(out / member.name, absent) for member in recipe.members]
     done = sum(member["state"] == _DONE for member in members)
     return _write(
         out, "ensemble_history.html", recipe, manifest,
@@ -136,9 +137,9 @@ def _ensemble_history(out: Path) -> Path:
     )
 
 
-def _member_state(run: Path) -> dict[str, Any]:
-    """Return name, page and progress of the run of a member; one that is reused lies in another folder."""
-    member: dict[str, Any] = {"name": run.name, "page": "", "progress": None, "state": "no run in this folder"}
+def _member_state(run: Path, absent: str) -> dict[str, Any]:
+    """Return name, page and progress of the run of a member; `absent` is the state of one without a folder."""
+    member: dict[str, Any] = {"name": run.name, "page": "", "progress": None, "state": absent}
     if (manifest := read_manifest(run)) is None:
         return member
     progress = run_progress({**load_histories(run), **_again(run)}, load_recipe(run / "recipe.toml"), manifest)

@@ -77,6 +77,17 @@ def test_the_plan_is_said_in_one_line(data):
     assert words.startswith("about ") and " of 27:46:40: 3 members x 5 folds x " in words and words.endswith("steps")
 
 
+def test_each_measurement_is_announced_and_its_result_said(data):
+    recipe, measure, lines = load_ensemble("best"), at(0.1), []
+    plan_ensemble(data, recipe, member_recipes(recipe), 1e9, measure=measure, log=lines.append)
+    assert len(lines) == 2 * len(measure.calls)
+    assert [line.split()[-1] for line in lines[::2]] == measure.calls
+    assert all(line.split(": ")[1].startswith("measuring a few steps of m") for line in lines[::2])
+    assert {line.split(": ")[1] for line in lines[1::2]} == {
+        "0.1 s a step, 0 s to predict a clip", "0.2 s a step, 0 s to predict a clip"
+    }
+
+
 @pytest.mark.parametrize("budget_s", [60, 1200, 60_000])
 def test_a_single_recipe_takes_the_rungs_of_one_network(budget_s, data):
     recipe = load_recipe("default").override(Overrides(values={"noisy_decision": False}))

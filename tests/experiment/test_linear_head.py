@@ -14,15 +14,18 @@ from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import multi_hot
 from fatai.ensemble.ensemble import ensemble
 from fatai.errors import CheckpointError, FataiError, OptionError
-from fatai.experiment.linear_head import folded_layer, solve_last_layer
+from fatai.experiment.frozen_features import FrozenFeatures
+from fatai.experiment.linear_head import folded_layer, last_layer, solve_last_layer
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import fit_stage
+from fatai.inference.embeddings import Embeddings
 from fatai.inference.learner import FatLearner, fat_learner
 from fatai.inference.linear_probe import LinearProbe
 from fatai.inference.predictions import Predictions, check_submission
 from fatai.models import create_model
+from fatai.models.base import SpectrogramModel
 
 
 @pytest.fixture
@@ -133,6 +136,68 @@ def test_a_finished_recipe_is_not_fitted_again_and_never_continued_with_other_da
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     with pytest.raises(FataiError, match="exists and is not empty"):
         run(few_clips, panns_logreg, tmp_path / "mine")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Numbers of clips that go through a network, batch by batch, but for the reference clips of a run."""
+    numbers, prepare_input = [], SpectrogramModel.prepare_input
+
+    def counting(self, spec):
+        numbers.append(len(spec))
+        return prepare_input(self, spec)
+
+    monkeypatch.setattr(SpectrogramModel, "prepare_input", counting)
+    monkeypatch.setattr("fatai.experiment.run.store_reference", lambda *args: None)
+    return numbers
+
+
+def test_all_folds_share_the_features_of_a_frozen_network(panns_logreg, few_clips, tmp_path, passes, monkeypatch):
+    stages = [panns_logreg.stages[0].model_copy(update={"linear_probe": {"C": 0.01}})]  # without large weights
+    recipe, data = panns_logreg.model_copy(update={"stages": tuple(stages)}), load_dataset(few_clips)
+    shared = run(data, recipe, tmp_path / "shared")
+    # Beside each clip once: two clips of zeros, which give the number of features.
+    assert sum(passes) == len(data.curated) + len(data.test) + 2
+    passes.clear()
+    monkeypatch.setattr("fatai.experiment.fold._shares_features", lambda *args: False)
+    alone = run(data, recipe, tmp_path / "alone")
+    assert sum(passes) == 2 * (len(data.curated) + len(data.test)) + 2, "by the former way, once in each fold"
+    np.testing.assert_allclose(shared.oof.probs, alone.oof.probs, atol=1e-6)
+    np.testing.assert_allclose(shared.test.probs, alone.test.probs, atol=1e-6)
+    for fold in (0, 1):
+        parts = [Embeddings.load(tmp_path / name / f"fold_{fold}" / "embeddings.npy") for name in ("shared", "alone")]
+        assert parts[0].fnames == parts[1].fnames
+        np.testing.assert_allclose(parts[0].values, parts[1].values, rtol=1e-5, atol=1e-6)
+
+
+def test_networks_with_random_weights_have_features_of_their_own_in_each_fold(few_clips, tmp_path, passes):
+    plain = load_recipe("panns_logreg").override(arch="cnn6", width=0.125, n_folds=2, crop_s=1.0)
+    data = load_dataset(few_clips)
+    run(data, plain, tmp_path / "run", predict_test=False)
+    assert sum(passes) == 2 * len(data.curated) + 2
+    parts = [Embeddings.load(tmp_path / "run" / f"fold_{fold}" / "embeddings.npy") for fold in (0, 1)]
+    assert not set(parts[0].values[:, 0]) & set(parts[1].values[:, 0])
+
+
+def test_silent_and_unreadable_clips_are_predicted_as_without_shared_features(own_dls, tmp_path):
+    import soundfile as sf
+
+    learn = fat_learner(own_dls, "cnn14", width=1 / 16, path=tmp_path, precision="fp32")
+    sf.write(tmp_path / "silent.wav", np.zeros(44100), 44100)
+    (tmp_path / "broken.wav").write_text("no sound")
+    items = [str(tmp_path / "silent.wav"), *map(str, learn.dls.files(1)["path"][:3]), str(tmp_path / "broken.wav")]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        preds = FrozenFeatures().predict(learn, last_layer(learn.model), items)
+        expected = learn.tta(items=items, n=1)
+    assert preds.fnames == expected.fnames
+    assert (preds.unreadable, preds.silent) == (expected.unreadable, expected.silent) == (
+        ("broken.wav",), ("silent.wav",)
+    )
+    np.testing.assert_allclose(preds.probs, expected.probs, atol=1e-6)
+    messages = [str(warning.message) for warning in caught]
+    for words in ("1 of 5 clips cannot be read", "1 of 5 clips are silent"):
+        assert sum(words in message for message in messages) == 2, "once from each of the two"
 
 
 def test_the_recipe_takes_the_middle_ten_seconds_or_pads_at_the_end():

@@ -80,7 +80,10 @@ def test_an_ensemble_lists_its_members_and_is_drawn_with_each(unfinished, tiny_r
     assert "1 of 3 members." in page and 'href="done/history.html"' in page and "done/" not in page.split("later")[1]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
     assert cells[:3] == ["4 of 4", "done", "3 of 4"] and cells[3].startswith("about 0:00:")
-    assert cells[4:] == ["–", "no run in this folder"]
+    assert cells[4:] == ["–", "to come"]
+    shutil.copy(tiny_run.out / "manifest.json", out / "manifest.json")
+    page = run_history(out).read_text(encoding="utf-8")
+    assert "The run is done." in page and "a run in another folder" in page, "a reused one"
 
 
 def test_folds_that_are_trained_again_with_noisy_clips_have_curves_of_their_own(unfinished):
