@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from fasttransform import Transform
 from torch import Tensor
 
-from fatai.augment.base import Augmentation, TrainOnlyCallback, restore_type, to_plain_tensor
+from fatai.augment.base import Augmentation, TrainOnlyCallback
+from fatai.augment.batch_input import restore_type, to_plain_tensor
 from fatai.augment.wave import WaveAugmentation
 from fatai.data.cache import CachedClip
 from fatai.data.tensors import TensorWave

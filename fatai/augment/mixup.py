@@ -15,7 +15,8 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 from fatai.audio.waveform import exact_dtype
-from fatai.augment.base import BatchInput, check_range, draw_bernoulli, draw_integers, draw_uniform, take_rows
+from fatai.augment.batch_input import BatchInput
+from fatai.augment.draws import check_range, draw_bernoulli, draw_integers, draw_uniform, take_rows
 from fatai.augment.functional_mixup import between_class, concat_sigmoid, level_db, mix_linear, mix_or
 from fatai.augment.mixup_base import Mixer, Pairs
 from fatai.errors import OptionError

@@ -17,16 +17,9 @@ import torch
 from torch import Tensor
 
 from fatai.audio.waveform import fit_length
-from fatai.augment.base import (
-    BatchAugmentation,
-    BatchInput,
-    check_probability,
-    draw_bernoulli,
-    find_front_end,
-    restore_type,
-    take_rows,
-    to_plain_tensor,
-)
+from fatai.augment.base import BatchAugmentation, find_front_end
+from fatai.augment.batch_input import BatchInput, restore_type, to_plain_tensor
+from fatai.augment.draws import check_probability, draw_bernoulli, take_rows
 from fatai.augment.functional_mixup import LABEL_RULES, mix_labels, mix_linear
 from fatai.errors import OptionError, ShapeError
 from fatai.losses.composite import weighted_loss

@@ -11,7 +11,8 @@ import torch
 from fastcore.meta import delegates
 from torch import Tensor
 
-from fatai.augment.base import BatchAugmentation, BatchInput
+from fatai.augment.base import BatchAugmentation
+from fatai.augment.batch_input import BatchInput
 from fatai.augment.functional_mixup import content
 from fatai.augment.wave import WaveAugmentation
 from fatai.errors import OptionError

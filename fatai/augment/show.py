@@ -15,12 +15,8 @@ from fastai.torch_core import subplots, to_device
 from fastcore.foundation import L
 from torch import nn
 
-from fatai.augment.base import (
-    AugmentBatch,
-    BatchAugmentation,
-    restore_type,
-    to_plain_tensor,
-)
+from fatai.augment.base import AugmentBatch, BatchAugmentation
+from fatai.augment.batch_input import restore_type, to_plain_tensor
 from fatai.augment.item import ItemAugmentations
 from fatai.errors import DataError
 

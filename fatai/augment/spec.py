@@ -18,15 +18,9 @@ from torch import Tensor
 
 from fatai.audio.channels import IMAGENET_MEAN, IMAGENET_STD
 from fatai.audio.waveform import exact_dtype
-from fatai.augment.base import (
-    BatchInput,
-    SpecAugmentation,
-    check_probability,
-    check_range,
-    draw_bernoulli,
-    draw_integers,
-    draw_uniform,
-)
+from fatai.augment.base import SpecAugmentation
+from fatai.augment.batch_input import BatchInput
+from fatai.augment.draws import check_probability, check_range, draw_bernoulli, draw_integers, draw_uniform
 from fatai.augment.spec_augment import FILLS, Bands, fill_values
 from fatai.errors import OptionError
 from fatai.registry import AUGMENTATIONS, did_you_mean

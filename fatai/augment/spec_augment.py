@@ -13,7 +13,8 @@ import torch
 from fastcore.meta import delegates
 from torch import Tensor
 
-from fatai.augment.base import SpecAugmentation, check_probability, check_range, draw_integers, draw_uniform
+from fatai.augment.base import SpecAugmentation
+from fatai.augment.draws import check_probability, check_range, draw_integers, draw_uniform
 from fatai.errors import OptionError
 from fatai.registry import AUGMENTATIONS, did_you_mean
 

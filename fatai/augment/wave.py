@@ -19,16 +19,9 @@ from torch import Tensor
 
 from fatai.audio.waveform import fit_length
 from fatai.augment import functional_wave
-from fatai.augment.base import (
-    BatchAugmentation,
-    BatchInput,
-    check_probability,
-    check_range,
-    draw_bernoulli,
-    draw_integers,
-    draw_uniform,
-    take_rows,
-)
+from fatai.augment.base import BatchAugmentation
+from fatai.augment.batch_input import BatchInput
+from fatai.augment.draws import check_probability, check_range, draw_bernoulli, draw_integers, draw_uniform, take_rows
 from fatai.errors import OptionError, ShapeError
 from fatai.registry import AUGMENTATIONS, did_you_mean
 

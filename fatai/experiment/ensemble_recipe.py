@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fatai.errors import FataiError, RecipeError, UnknownNameError
+from fatai.experiment.old_keys import refuse_old_keys
 from fatai.experiment.overrides import Overrides, fixed_settings
 from fatai.experiment.recipe import (
     Recipe,
@@ -24,7 +25,7 @@ from fatai.experiment.recipe import (
     validated,
     without_none,
 )
-from fatai.experiment.schema import Section, refuse_old_keys
+from fatai.experiment.schema import Section
 from fatai.models.weights import WEIGHTS
 from fatai.registry import ENSEMBLES, did_you_mean
 

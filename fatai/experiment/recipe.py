@@ -23,18 +23,9 @@ from fatai.audio.front_ends import FrontEnd
 from fatai.audio.front_ends import front_end as find_front_end
 from fatai.data.config import ClipConfig
 from fatai.errors import FataiError, RecipeError
+from fatai.experiment.old_keys import refuse_old_keys
 from fatai.experiment.overrides import Overrides, fixed_settings, set_value
-from fatai.experiment.schema import (
-    TTA,
-    WITHOUT_TRAINING,
-    Clips,
-    Folds,
-    Model,
-    Section,
-    Seed,
-    Stage,
-    refuse_old_keys,
-)
+from fatai.experiment.schema import TTA, WITHOUT_TRAINING, Clips, Folds, Model, Section, Seed, Stage
 from fatai.export.config import check_bounds
 from fatai.io.json import read_text_limited
 from fatai.models.weights import find_published

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from fatai.augment.base import (
     AugmentBatch,
     BatchAugmentation,
-    BatchInput,
     SpecAugmentation,
     augmentation_callbacks,
-    draw_bernoulli,
-    draw_integers,
-    draw_uniform,
     set_augmentation,
 )
+from fatai.augment.batch_input import BatchInput
+from fatai.augment.draws import draw_bernoulli, draw_integers, draw_uniform
 from fatai.augment.item import ItemAugmentations
 from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.show import augmented, show_augs

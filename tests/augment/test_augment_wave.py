@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 
 from fatai.augment import functional_wave
-from fatai.augment.base import BatchInput
+from fatai.augment.batch_input import BatchInput
 from fatai.augment.wave import (
     AddNoise,
     ChunkShuffle,

@@ -7,9 +7,9 @@ import pytest
 from fatai.audio.front_ends import front_end as find_front_end
 from fatai.errors import OptionError, RecipeError
 from fatai.experiment.ensemble_recipe import load_ensemble
+from fatai.experiment.old_keys import OLD_KEYS, OLD_VALUES
 from fatai.experiment.overrides import Overrides, parse_settings
 from fatai.experiment.recipe import Recipe, load_recipe, recipe_names, recipe_text
-from fatai.experiment.schema import OLD_KEYS, OLD_VALUES
 
 
 def write(tmp_path, text):
