@@ -192,5 +192,5 @@ VIEWS = Registry("kind of view", module="fatai.inference.views")
 ENSEMBLES = Registry("ensemble", module="fatai.ensemble.ensemble")
 # Not for entries of users: they let a learner write model folders and reports, whose packages import its own or lie
 # above it.
-EXPORTS = Registry("export", module="fatai.export.pretrained")
+EXPORTS = Registry("export", module="fatai.export.learner")
 REPORTS = Registry("report", module="fatai.report.learner")

@@ -14,8 +14,9 @@ from fatai.experiment.ensemble_folder import main_run
 from fatai.experiment.manifest import read_manifest
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run_folder import trained_model
+from fatai.export.learner import initial_weights
 from fatai.export.model_card import score_notes
-from fatai.export.pretrained import Pretrained, initial_weights, is_model_folder
+from fatai.export.pretrained import Pretrained, is_model_folder
 from fatai.inference.ground_truth import read_truth
 from fatai.inference.predictions import Predictions
 

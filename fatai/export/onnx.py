@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from fatai import __version__
 from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
-from fatai.export.pretrained import Pretrained, synthesize_sound
+from fatai.export.model_folder import synthesize_sound
+from fatai.export.pretrained import Pretrained
 from fatai.io.atomic import write_file
 from fatai.registry import did_you_mean
 

@@ -16,8 +16,9 @@ import numpy as np
 from fatai import __version__
 from fatai.audio.frequency_axis import frequency_ticks
 from fatai.export.files import check_target
+from fatai.export.model_folder import synthesize_sound
 from fatai.export.onnx import export_onnx, write_graph
-from fatai.export.pretrained import Pretrained, synthesize_sound
+from fatai.export.pretrained import Pretrained
 from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.io.atomic import write_file, write_text
 from fatai.metrics.calibration import FINE_FLOOR, FLOOR

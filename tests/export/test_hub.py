@@ -22,8 +22,10 @@ from starlette.testclient import TestClient
 from fatai.errors import CheckpointError, DataError, OptionError, StorageError
 from fatai.experiment.held_out import held_out_scores, scored_model
 from fatai.export.hub import download_model_folder, is_repo_id
+from fatai.export.learner import initial_weights, push_learner
 from fatai.export.model_card import ScoreNote, score_notes
-from fatai.export.pretrained import initial_weights, load_pretrained, push_learner, save_model_folder
+from fatai.export.model_folder import save_model_folder
+from fatai.export.pretrained import load_pretrained
 from fatai.inference.learner import fat_learner
 from fatai.inference.predictions import Predictions
 from fatai.metrics.calibration import Calibration

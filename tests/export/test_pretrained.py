@@ -19,7 +19,8 @@ from fatai.audio.front_ends import front_end
 from fatai.data.config import ClipConfig
 from fatai.errors import CheckpointError, FataiError, OptionError
 from fatai.experiment.run_folder import Tagger, predict_with_run, thresholds_of_run
-from fatai.export.pretrained import is_model_folder, load_pretrained, save_model_folder
+from fatai.export.model_folder import save_model_folder
+from fatai.export.pretrained import is_model_folder, load_pretrained
 from fatai.inference.learner import fat_learner
 from fatai.inference.predictor import Predictor
 from fatai.inference.tta import build_views
