@@ -70,7 +70,7 @@ class Container(NamedTuple):
 def ffmpeg_path() -> str | None:
     """Return the absolute path of the program ffmpeg; None if it is not on the PATH."""
     found = shutil.which("ffmpeg")
-    # Windows finds programs in the current folder too, which may be a stranger's.
+    # Windows finds programs in the current folder too, which may be untrusted.
     return found if found and os.path.isabs(found) else None
 
 

@@ -1,4 +1,4 @@
-"""Names of clips: two files of one name are two clips, told apart by their paths."""
+"""Names of clips: two files of one name are two clips, which differ in their paths."""
 
 from __future__ import annotations
 

@@ -281,17 +281,7 @@ def absent_tags(folds: np.ndarray, targ: np.ndarray, tags: Sequence[str]) -> Abs
 
 
 def warn_about_folds(folds: np.ndarray, targ: np.ndarray, tags: Sequence[str]) -> AbsentTags:
-    """Warn about tags that are absent from folds, and return them; arguments as in `absent_tags`.
-
-    Parameters
-    ----------
-    folds
-        Fold of each clip, shape (clips,).
-    targ
-        Multi-hot targets, shape (clips, tags).
-    tags
-        Names of the columns of `targ`.
-    """
+    """Warn about tags that are absent from folds, and return them; parameters as in `absent_tags`."""
     absent = absent_tags(folds, targ, tags)
     messages = [f"fold {k} holds out no clip of {', '.join(names)}" for k, names in absent.validation.items()]
     messages += [f"fold {k} has no training clip of {', '.join(names)}" for k, names in absent.training.items()]

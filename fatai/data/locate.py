@@ -24,7 +24,7 @@ __all__ = ["is_outside", "locate_files"]
 def locate_files(names: Sequence[str], table: Path) -> list[Path]:
     """Return the path of each file that a table names; where there is none, the path at which it was expected.
 
-    One warning tells which names differ from their files in case, extension or folders.
+    One warning lists the names that differ from their files in case, extension or folders.
 
     Parameters
     ----------

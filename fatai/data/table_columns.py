@@ -123,7 +123,7 @@ def find_columns(table: pd.DataFrame, source: Path, given: TableColumns) -> tupl
     Raises
     ------
     DataError
-        If there is no such column, or it cannot be told which one it is.
+        If there is no such column, or several may be it.
     """
     notices: list[str] = []
     file_col = find_file_column(table, source, given, notices)

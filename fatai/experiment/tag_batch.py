@@ -314,7 +314,7 @@ def _samples(sound: bytes | tuple[Any, int], name: str, settings: ClipConfig) ->
 
 
 def _download(url: str) -> bytes:
-    """Read a file of any file system that fsspec knows.
+    """Read a file of any file system that fsspec supports.
 
     Raises
     ------

@@ -273,7 +273,7 @@ def timm_keys(weights: Mapping[str, Tensor], model_keys: Iterable[str]) -> dict[
     The same tensors; with the keys of the file where these are of neither kind.
     """
     if all(key.startswith(("body.", "head.1.")) for key in weights):
-        # Of a linear classifier there is one per network, so its key can be told from those of the body.
+        # Of a linear classifier there is one per network, so its key differs from those of the body.
         return {key.replace("head.1.", "fatai_head.", 1).removeprefix("body."): v for key, v in weights.items()}
     if "_conv_stem.weight" in weights:
         return _from_efficientnet_pytorch(weights, model_keys)

@@ -294,7 +294,7 @@ function openChoice() {
     const matches = filter.value.trim().toLowerCase();
     buttons.forEach((button, k) => { button.hidden = !order[k].toLowerCase().includes(matches); });
   });
-  const typed = () => { // in recordings there may be tags that no network knows
+  const typed = () => { // in recordings there may be tags that no network was trained on
     const tag = ofWindows ? filter.value.trim().replace(/[,;]/g, " ") : "";
     return tag && !order.some(known => known.toLowerCase().includes(tag.toLowerCase())) ? [tag] : [];
   };
