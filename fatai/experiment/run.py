@@ -238,22 +238,46 @@ def run_recipe(
             out, scores.folds, scores.oof, oof, test, unreadable + unreadable_noisy, time.monotonic() - started
         )
         if group.is_main:
-            _write_predictions(result, data, log)
-            if recipe.selects_on_held_out:
-                log(_OPTIMISTIC)
-            if not is_honest:
-                log(_TEACHER_SAW)
-            calibrated = calibrate_new_run(out, data.curated[["fname", "labels"]], log)
-            measure_background(out, data, recipe.folds.n, log)
-            store_reference(out, table[np.isin(folds, chosen)])
-            is_whole = chosen == sorted(set(folds.tolist()))
-            frozen = _frozen_results(out, recipe, data, table, folds, log, baseline) if is_whole else {}
-            optimistic = {"selects_on_held_out": recipe.selects_on_held_out, "teacher_saw_held_out": not is_honest}
-            note({**_manifest_results(result), **calibrated, **noisy_notes(decision), **optimistic, **frozen})
+            found = _evaluate_run(result, data, recipe, table, folds, chosen, is_honest, baseline, log)
+            note({**_manifest_results(result), **found, **noisy_notes(decision)})
             draw_report(report, out, data, log)
             draw_history(history, out)
             log(f"{out}: done in {result.seconds:.0f} s")
     return result
+
+
+def _evaluate_run(
+    result: RunResult, data: FATDataset, recipe: Recipe, table: pd.DataFrame, folds: np.ndarray, chosen: list[int],
+    is_honest: bool, baseline: bool, log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write the predictions, calibration, false alarms and reference of a trained run; return notes for its manifest.
+
+    Parameters
+    ----------
+    result
+        Of the run, with its folder.
+    table, folds
+        Curated clips and the fold of each, shape (clips,).
+    chosen
+        Trained folds, ascending.
+    is_honest
+        False if a teacher was trained on held-out clips.
+    baseline
+        As in `run_recipe`.
+    """
+    out = result.out
+    _write_predictions(result, data, log)
+    if recipe.selects_on_held_out:
+        log(_OPTIMISTIC)
+    if not is_honest:
+        log(_TEACHER_SAW)
+    calibrated = calibrate_new_run(out, data.curated[["fname", "labels"]], log)
+    measure_background(out, data, recipe.folds.n, log)
+    store_reference(out, table[np.isin(folds, chosen)])
+    is_whole = chosen == sorted(set(folds.tolist()))
+    frozen = _frozen_results(out, recipe, data, table, folds, log, baseline) if is_whole else {}
+    optimistic = {"selects_on_held_out": recipe.selects_on_held_out, "teacher_saw_held_out": not is_honest}
+    return {**calibrated, **optimistic, **frozen}
 
 
 def _stage_callbacks(
