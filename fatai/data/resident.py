@@ -103,7 +103,7 @@ class ResidentClips:
         first = [self._offsets[i] + start for i, start in zip(clips, starts, strict=True)]
         if self.is_wave:
             return TensorWave(self._waves(clips, first), sr=self.config.sr)
-        return TensorFrames(self._gather(first).float())
+        return TensorFrames(self._frames(first))
 
     def _waves(self, clips: Sequence[int], first: Sequence[int]) -> Tensor:
         size, values = self.crop_size, self.values
@@ -119,6 +119,15 @@ class ResidentClips:
             rows = torch.tensor(whole).to(values.device, non_blocking=True)
             wave[rows] = self._gather([first[k] for k in whole]).float().mul_(INT16_STEP)
         return wave
+
+    def _frames(self, first: Sequence[int]) -> Tensor:
+        if self.values.device.type != "cpu":
+            return self._gather(first).float()
+        frames = torch.empty(len(first), self.values.shape[1], self.crop_size)
+        # Contiguous, unlike a gathered batch: its channels are repeated in a fifth of the time.
+        for k, start in enumerate(first):
+            frames[k].copy_(self.values[start:start + self.crop_size].T)
+        return frames
 
     def _gather(self, first: Sequence[int]) -> Tensor:
         """Return the values of crops of the full size: (batch, samples) or (batch, rows, frames)."""
