@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fatai.audio import _numba_kernels
-from fatai.audio.stft import ShortTimeSpectra
+from fatai.audio.stft import ShortTimeSpectra, bin_powers
 from fatai.registry import FRONT_ENDS
 
 
@@ -184,3 +184,12 @@ def test_a_module_with_buffers_in_shared_memory_keeps_its_window(rng):
     spectra.share_memory()
     overwritten = [torch.full((1024,), torch.nan) for _ in range(200)]
     assert torch.equal(spectra(wave), before) and len(overwritten) == 200
+
+
+@pytest.mark.parametrize("n_fft", [1, 2, 3, 6, 7, 16, 441, 1024, 1920, 2042])  # 2042 is twice a prime
+def test_powers_by_matrix_products_are_those_of_the_transform_of_numpy(n_fft):
+    frames = np.random.default_rng(n_fft).normal(size=(2, 3, n_fft))
+    expected = np.abs(np.fft.rfft(frames)) ** 2
+    powers = bin_powers(torch.from_numpy(frames))
+    assert powers.dtype == torch.float64
+    np.testing.assert_allclose(powers, expected, rtol=0, atol=1e-13 * expected.max())
