@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fatai import __version__
+from fatai.data.config import ClipConfig
 from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
 from fatai.export.model_folder import synthesize_sound
@@ -78,12 +79,11 @@ def export_onnx(
     if Path(path).suffix != ".onnx":
         raise OptionError(f"{path} does not end in .onnx; give it that suffix")
     models = [model] if isinstance(model, Pretrained) else list(model)
-    _check_alike(models)
-    settings = models[0].settings
-    graph = _build_graph(models, average, weights)
-    waves = _test_waves(synthesize_sound(settings), settings.crop_samples)
+    graph = build_graph(models, average, weights)
     name = f"the network {type(models[0].model).__name__}"
-    return write_graph(graph, waves, path, name=name, metadata=_metadata(models), tolerance=tolerance)
+    return write_graph(
+        graph, example_waves(models[0].settings), path, name=name, metadata=describe_models(models), tolerance=tolerance
+    )
 
 
 def write_graph(
@@ -92,7 +92,7 @@ def write_graph(
     path: str | os.PathLike[str],
     *,
     name: str,
-    output: str = "probs",
+    output: str | Sequence[str] = "probs",
     metadata: Mapping[str, str] | None = None,
     tolerance: float = 1e-4,
 ) -> float:
@@ -101,13 +101,14 @@ def write_graph(
     Parameters
     ----------
     graph
-        Maps waves (batch, samples) to one tensor, float32 on the CPU; the number of samples becomes fixed.
+        Maps waves (batch, samples) to a tensor, or a tuple of tensors of which the first one is compared, float32 on
+        the CPU; the number of samples becomes fixed.
     waves
         Examples, at least two, that both are compared on, (batch, samples).
     path
         File to write.
     name, output
-        What messages call the module, and the name of its output in the graph, whose input is "wave".
+        What messages call the module, and the name or names of its outputs in the graph, whose input is "wave".
     metadata
         Texts that are stored in the file.
     tolerance
@@ -122,13 +123,14 @@ def write_graph(
     MissingDependencyError, CheckpointError
         As in `export_onnx`.
     """
-    runtime = _import_runtime()
-    program = _trace(graph, waves[:2], name, output)
+    runtime = import_runtime()
+    program = _trace(graph, waves[:2], name, [output] if isinstance(output, str) else list(output))
     program.model.metadata_props.update(metadata or {})
     with write_file(path) as temporary:
         program.save(temporary, external_data=False)
         with torch.inference_mode():
-            expected = graph(waves).numpy()
+            found = graph(waves)
+        expected = (found[0] if isinstance(found, tuple) else found).numpy()
         session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         got = session.run(None, {"wave": waves.numpy()})[0]
         difference = float(np.abs(got - expected).max())
@@ -140,7 +142,8 @@ def write_graph(
     return difference
 
 
-def _import_runtime() -> Any:
+def import_runtime() -> Any:
+    """Return onnxruntime; raises `MissingDependencyError` if a package of fatai[onnx] is missing."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter needs it
@@ -160,7 +163,14 @@ class _AverageProbs(nn.Module):
         self.weights = [weight / sum(weights) for weight in weights]
 
     def forward(self, spec: Tensor) -> Tensor:
-        probs = [model(spec).sigmoid() for model in self.models]
+        return self.average_of(self.each(spec))
+
+    def each(self, spec: Tensor) -> list[Tensor]:
+        """Return the probabilities (batch, tags) of each model."""
+        return [model(spec).sigmoid() for model in self.models]
+
+    def average_of(self, probs: Sequence[Tensor]) -> Tensor:
+        """Return the weighted average of probabilities."""
         if len(probs) == 1:
             return probs[0]
         if self.average == "mean":
@@ -177,8 +187,12 @@ def _check_alike(models: Sequence[Pretrained]) -> None:
             raise OptionError(f"model {k} has other tags or clip settings than model 0; export them one by one")
 
 
-def _build_graph(models: Sequence[Pretrained], average: str, weights: Sequence[float] | None) -> nn.Module:
-    """Return a module from waves (batch, samples) to probabilities (batch, tags), float32 on the CPU."""
+def build_graph(models: Sequence[Pretrained], average: str, weights: Sequence[float] | None) -> nn.Sequential:
+    """Return front end and networks, from waves (batch, samples) to probabilities (batch, tags), float32 on the CPU.
+
+    Parameters and errors are those of `export_onnx`.
+    """
+    _check_alike(models)
     if average not in _AVERAGES:
         raise OptionError(f"average is {average!r}; {did_you_mean(average, _AVERAGES)}")
     weights = [1.0] * len(models) if weights is None else list(weights)
@@ -193,7 +207,7 @@ def _build_graph(models: Sequence[Pretrained], average: str, weights: Sequence[f
     return graph.cpu().float().eval().to(memory_format=torch.contiguous_format)
 
 
-def _trace(graph: nn.Module, waves: Tensor, name: str, output: str) -> Any:
+def _trace(graph: nn.Module, waves: Tensor, name: str, outputs: list[str]) -> Any:
     """Trace a graph with example waves (batch, samples); the batch size stays free."""
     try:
         with _without_logs():
@@ -203,7 +217,7 @@ def _trace(graph: nn.Module, waves: Tensor, name: str, output: str) -> Any:
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 input_names=["wave"],
-                output_names=[output],
+                output_names=outputs,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as e:
@@ -211,7 +225,8 @@ def _trace(graph: nn.Module, waves: Tensor, name: str, output: str) -> Any:
         raise CheckpointError(f"{name} cannot be written as ONNX: {cause}") from None
 
 
-def _metadata(models: Sequence[Pretrained]) -> dict[str, str]:
+def describe_models(models: Sequence[Pretrained]) -> dict[str, str]:
+    """Return the metadata of a graph of models."""
     model = models[0]
     return {
         "fatai": __version__,
@@ -222,8 +237,9 @@ def _metadata(models: Sequence[Pretrained]) -> dict[str, str]:
     }
 
 
-def _test_waves(sound: Tensor, samples: int) -> Tensor:
-    """Return the sound, the sound 40 dB fainter, and with zeros after its first third: shape (3, samples)."""
+def example_waves(settings: ClipConfig) -> Tensor:
+    """Return a synthesized sound, the same 40 dB fainter, and with zeros after its first third: shape (3, samples)."""
+    sound, samples = synthesize_sound(settings), settings.crop_samples
     whole = sound.repeat(-(-samples // len(sound)))[:samples]
     cut = torch.where(torch.arange(samples) < samples // 3, whole, 0.0)
     return torch.stack([whole, 0.01 * whole, cut])

@@ -252,7 +252,7 @@ def test_a_different_output_is_refused_and_nothing_written(tmp_path, monkeypatch
         def run(self, *_):
             return [np.full((3, 3), np.nan)]
 
-    monkeypatch.setattr(onnx_export, "_import_runtime", lambda: type("Runtime", (), {"InferenceSession": Wrong}))
+    monkeypatch.setattr(onnx_export, "import_runtime", lambda: type("Runtime", (), {"InferenceSession": Wrong}))
     with pytest.raises(CheckpointError, match="the outputs of onnxruntime differ from torch's by nan"):
         export_onnx(pretrained("", "ninth", network=Small()), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
