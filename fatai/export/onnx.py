@@ -154,7 +154,7 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
-class _AverageProbs(nn.Module):
+class AverageProbs(nn.Module):
     """Map spectrograms (batch, channels, mels, frames) to the average probabilities of models, (batch, tags)."""
 
     def __init__(self, models: Iterable[nn.Module], average: str, weights: Sequence[float]):
@@ -202,7 +202,7 @@ def build_graph(models: Sequence[Pretrained], average: str, weights: Sequence[fl
             "and not all 0"
         )
     networks = (copy.deepcopy(model.model) for model in models)
-    graph = nn.Sequential(ClipSpectrograms(models[0].settings).module, _AverageProbs(networks, average, weights))
+    graph = nn.Sequential(ClipSpectrograms(models[0].settings).module, AverageProbs(networks, average, weights))
     # ONNX has only this layout, but the exporter copies the strides of channels_last.
     return graph.cpu().float().eval().to(memory_format=torch.contiguous_format)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fatai.errors import CheckpointError
-from fatai.export.onnx import build_graph, describe_models, example_waves, import_runtime, write_graph
+from fatai.export.onnx import AverageProbs, build_graph, describe_models, example_waves, import_runtime, write_graph
 from fatai.export.pretrained import Pretrained
 from fatai.io.atomic import write_file
 
@@ -167,7 +167,9 @@ class _Outputs(nn.Module):
 
     def __init__(self, graph: nn.Sequential):
         super().__init__()
-        self.front_end, self.networks = graph
+        front_end, networks = graph
+        assert isinstance(networks, AverageProbs)
+        self.front_end, self.networks = front_end, networks
 
     def forward(self, wave: Tensor) -> tuple[Tensor, ...]:
         spec = self.front_end(wave)
@@ -206,7 +208,8 @@ class _Layers:
 
 def _ancestors(name: str, made_by: dict[str, Any]) -> set[str]:
     """Return the names of all nodes that a tensor is computed by."""
-    found, open_names = set(), [name]
+    found: set[str] = set()
+    open_names = [name]
     while open_names:
         node = made_by.get(open_names.pop())
         if node is not None and node.name not in found:

@@ -56,6 +56,7 @@ def test_the_command_prints_the_loss_and_writes_it_into_the_file(tiny_run, tmp_p
     assert tuple(json.loads(notes["tags"])) == model.tags and got.shape == (1, len(expected))
 
 
+@pytest.mark.slow
 def test_the_score_in_float32_is_that_of_the_networks_themselves(tiny_run, tmp_path, sample):
     from fatai.data.labels import multi_hot
     from fatai.metrics.ranking import lwlrap
