@@ -197,7 +197,7 @@ def test_a_run_becomes_the_average_of_its_folds(tiny_run, tmp_path, main_with, m
 def test_folds_are_averaged_as_the_recipe_says(tiny_run, tmp_path, main_with, monkeypatch):
     averages = []
     monkeypatch.setattr(
-        onnx_export, "export_onnx", lambda models, path, *, average, tolerance: averages.append(average) or 0.0
+        onnx_export, "export_onnx", lambda models, path, *, average, weights, tolerance: averages.append(average) or 0.0
     )
     run = tmp_path / "run"
     shutil.copytree(tiny_run.out, run)
