@@ -120,8 +120,3 @@ def test_pages_have_no_serious_fault_of_accessibility(chromium, address, name, s
         options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
         with open_page(chromium, f"{address}{name}.html", **options) as page:
             assert faults(page) == [], f"{width} pixels"
-            if width == 390:  # on a desktop the search is part of the header
-                page.locator("label[for=__search]").first.click()
-                page.locator("input[name=query]").press_sequentially("glossary")
-                page.locator(".md-search-result__link").first.wait_for()
-                assert faults(page) == [], "the search"
