@@ -87,11 +87,11 @@ def test_a_preview_is_of_the_adapted_recipe(bats):
 
 def test_a_run_notes_what_was_decided_and_resumes(bats, tmp_path):
     lines, recipe = [], load_recipe("default").override(epochs=1, width=0.05)
-    run_recipe(bats / "bats.csv", recipe, tmp_path / "run", log=lines.append)
+    run_recipe(bats / "bats.csv", recipe, tmp_path / "run", run_folds=[0], log=lines.append)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["decided"]["folds.n = 4"] == "the rarest tag has 12 clips"
     assert "  folds.n = 4: the rarest tag has 12 clips" in lines
     assert load_recipe(tmp_path / "run" / "recipe.toml").folds.n == 4
-    run_recipe(bats / "bats.csv", recipe, tmp_path / "run", log=lines.append, resume=True)
+    run_recipe(bats / "bats.csv", recipe, tmp_path / "run", run_folds=[0], log=lines.append, resume=True)
     with pytest.raises(CheckpointError, match="stages.0.bs is 4 and was 8"):
-        run_recipe(bats / "bats.csv", recipe.override(bs=4), tmp_path / "run", resume=True)
+        run_recipe(bats / "bats.csv", recipe.override(bs=4), tmp_path / "run", run_folds=[0], resume=True)
