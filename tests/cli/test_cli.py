@@ -408,6 +408,15 @@ def test_the_console_script_is_installed():
     assert (Path(sys.executable).parent / "fatai-submit").exists()
 
 
+@pytest.mark.slow
+def test_a_demo_trains_and_prints_its_scores(tmp_path):
+    command = [sys.executable, "-m", "fatai.cli", "demo", "--epochs", "1", "--out", str(tmp_path / "demo")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^fold 3 lwlrap 0\.\d{4}\nout-of-fold lwlrap 0\.\d{4}\ntest lwlrap 0\.\d{4}$", ended.stdout, re.M)
+    assert (tmp_path / "demo" / "report.html").is_file()
+
+
 class TestDemo:
     @pytest.fixture(autouse=True)
     def no_training(self, monkeypatch):

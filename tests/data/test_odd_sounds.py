@@ -12,10 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from helpers.odd_inputs import TOOLS, make_odd_sounds
+from helpers.odd_inputs import BARK, TOOLS, make_odd_sounds
 
 from fatai.audio.folders import is_hidden
 from fatai.audio.io import load_audio
+from fatai.data.datasets.fat2019 import load_dataset
+from fatai.experiment.clip_tables import folded_table
+from fatai.experiment.recipe import load_recipe
+from fatai.experiment.run import run_recipe
 from fatai.experiment.run_folder import predict_with_run
 
 pytestmark = pytest.mark.slow
@@ -68,22 +72,31 @@ def odd_sounds(sample, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def demo_run(tmp_path_factory):
-    """The run that `fatai-submit demo` trains on the sample, in about three minutes on two cores."""
-    out = tmp_path_factory.mktemp("demo") / "run"
-    subprocess.run([sys.executable, "-m", "fatai.cli", "demo", "--out", str(out)], check=True, capture_output=True)
-    return out
+def run(sample, tmp_path_factory):
+    """A run of recipe quick on the sample, with noise, of the fold whose training clips include the bark."""
+    folder = tmp_path_factory.mktemp("runs")
+    augment = [{"name": "noise"}, {"name": "gain"}]
+    recipe = load_recipe("quick").override(values={"stages.augment": augment, "clips.cache": "wave"})
+    table, _, folds = folded_table(load_dataset(sample), recipe)
+    (held_out,) = set(folds[table["fname"] == BARK].tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_recipe(
+            sample, recipe, folder / "run", run_folds=[1 - held_out], predict_test=False, num_workers=0,
+            cache_dir=folder / "cache", log=lambda line: None,
+        )
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
-def predicted(demo_run, odd_sounds):
+def predicted(run, odd_sounds):
     """A function that predicts one file; it returns tags, probabilities (tags,), and all that was said."""
 
     def predict(name):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             clip = pd.DataFrame({"fname": [name], "path": [str(odd_sounds / name)]})
-            found = predict_with_run(demo_run, clip, calibrate=False)
+            found = predict_with_run(run, clip, calibrate=False)
         return found.tags, found.probs[0], "\n".join(str(w.message) for w in caught), found.unreadable
 
     return predict
@@ -114,7 +127,7 @@ def test_an_odd_file_has_the_tags_of_the_plain_one_or_a_sentence_says_why_not(pr
     ("ALAW", 1 / 32, 1 / 2048), ("ULAW", 1 / 32, 1 / 4096), ("PCM_U8", 0, 1 / 128), ("IMA_ADPCM", None, 0.1),
     ("MS_ADPCM", None, 0.1),
 ])
-def test_coarse_codings_have_the_tag_of_the_plain_clip(demo_run, odd_sounds, tmp_path, subtype, relative, absolute):
+def test_coarse_codings_have_the_tag_of_the_plain_clip(run, odd_sounds, tmp_path, subtype, relative, absolute):
     plain, sr = soundfile.read(odd_sounds / "a_plain.wav", dtype="float32")
     soundfile.write(tmp_path / "coded.wav", plain, sr, subtype=subtype)
     error = np.abs(load_audio(tmp_path / "coded.wav", sr).numpy()[:len(plain)] - plain)
@@ -122,16 +135,16 @@ def test_coarse_codings_have_the_tag_of_the_plain_clip(demo_run, odd_sounds, tmp
         assert (error**2).mean() < absolute**2 * (plain**2).mean()
     else:
         assert (error <= relative * np.abs(plain) + absolute).all()
-    found = predict_with_run(demo_run, [odd_sounds / "a_plain.wav", tmp_path / "coded.wav"], calibrate=False)
+    found = predict_with_run(run, [odd_sounds / "a_plain.wav", tmp_path / "coded.wav"], calibrate=False)
     assert [found.tags[k] for k in found.probs.argmax(1)] == ["Dog_bark"] * 2
     assert subtype == "PCM_U8" or np.abs(found.probs[0] - found.probs[1]).max() < CODED
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sparse files and /proc are those of Linux")
-def test_a_file_whose_32_bit_sizes_ran_over_is_tagged_to_its_end(demo_run, odd_sounds, tmp_path):
+def test_a_file_whose_32_bit_sizes_ran_over_is_tagged_to_its_end(run, odd_sounds, tmp_path):
     big, events = tmp_path / "big", tmp_path / "events.csv"
     subprocess.run([sys.executable, str(TOOLS / "over_4_gb.py"), str(odd_sounds / "a_plain.wav"), str(big)], check=True)
-    tag = ["tag", str(demo_run), str(big / "over4g.wav"), "--step-s", "1.5", "--out", str(events)]
+    tag = ["tag", str(run), str(big / "over4g.wav"), "--step-s", "1.5", "--out", str(events)]
     # ru_maxrss of a child starts at the peak of its parent, VmHWM at 0.
     code = (
         f"import sys\nsys.argv = {['fatai-submit', *tag]!r}\nfrom fatai.cli import main\ntry:\n    main()\n"

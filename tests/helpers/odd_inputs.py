@@ -9,11 +9,12 @@ import pytest
 from helpers.weights import SHARED
 
 TOOLS = SHARED / "tools"
+BARK = "61b7f0d9.ogg"
 
 
 def make_odd_sounds(sample: Path, folder: Path) -> Path:
     """Write one bark in 66 odd files, and a hidden file; skip the test without the script."""
-    _run("odd_sounds.py", sample / "train_curated" / "61b7f0d9.ogg", folder)
+    _run("odd_sounds.py", sample / "train_curated" / BARK, folder)
     return folder
 
 
