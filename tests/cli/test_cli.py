@@ -239,7 +239,7 @@ def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_pa
     recipe = tmp_path / "my.toml"
     shown = main_with("recipes", "show", "quick").stdout
     recipe.write_text(shown.replace('arch = "m3"', 'arch = "m1"').replace("width = 0.25", "width = 0.125"))
-    ran = fatai_submit(
+    ran = main_with(
         "run", sample, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run", "--num-workers", 0
     )
     assert ran.returncode == 0, ran.stderr
