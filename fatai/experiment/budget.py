@@ -36,7 +36,7 @@ class Rung(NamedTuple):
 
 LADDER = (
     Rung(1, 2, 1 / 8), Rung(1, 2, 1 / 4), Rung(1, 2, 1 / 2), Rung(1, 2, 1), Rung(1, 3, 1), Rung(2, 2, 1), Rung(1, 5, 1),
-    Rung(2, 3, 1), Rung(2, 5, 1), Rung(3, 5, 1), Rung(3, 5, 2),
+    Rung(2, 3, 1), Rung(2, 5, 1), Rung(3, 5, 1), Rung(3, 5, 1.5), Rung(3, 5, 3),
 )
 """Sizes of recipe `best`, the smallest first; a single recipe takes those of one network."""
 

@@ -30,7 +30,7 @@ LR = 3e-3
 WD = 0.01
 EMA_DECAY = 0.999
 _CROP_S, _MIN_CROP_S = 2.0, 0.5
-_MIN_STEPS, _MAX_STEPS, _PASSES = 3000, 12_000, 60
+_MIN_STEPS, _MAX_STEPS, _PASSES = 2000, 12_000, 60
 _STEPS_PER_EPOCH = 100  # at least
 _CLIPS_PER_FOLD, _MAX_FOLDS = 3, 4
 _WIDTHS = ((2000, 0.25), (10_000, 0.5))  # up to so many clips
@@ -177,7 +177,7 @@ def epoch_clips(n_clips: int, bs: int) -> Decision:
 
 
 def fit_epochs(n_clips: int, bs: int, n_drawn: int | None = None) -> Decision:
-    """Choose the number of epochs: as many as 60 passes, with at least 3,000 and at most 12,000 steps.
+    """Choose the number of epochs: as many as 60 passes, with at least 2,000 and at most 12,000 steps.
 
     Small data sets need steps, however often they see a clip.
 
@@ -193,9 +193,9 @@ def fit_epochs(n_clips: int, bs: int, n_drawn: int | None = None) -> Decision:
     Examples
     --------
     >>> fit_epochs(160, 16)
-    Decision(value=300, reason='3,000 steps of 16 clips, 10 in an epoch')
+    Decision(value=200, reason='2,000 steps of 16 clips, 10 in an epoch')
     >>> fit_epochs(160, 16, 1600).value
-    30
+    20
     """
     steps_per_epoch = max(1, (n_clips if n_drawn is None else n_drawn) // bs)
     steps = min(max(_PASSES * n_clips // bs, _MIN_STEPS), _MAX_STEPS)

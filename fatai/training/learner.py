@@ -165,7 +165,7 @@ class TagLearner(Learner):
         Parameters
         ----------
         n_epoch
-            Number of epochs, each a pass over the clips; None takes at least 3,000 steps in epochs of at least 100, by
+            Number of epochs, each a pass over the clips; None takes at least 2,000 steps in epochs of at least 100, by
             the rules `epoch_clips` and `fit_epochs` of `fatai.training.defaults`.
         lr
             Largest learning rate of the cycle.

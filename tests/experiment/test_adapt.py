@@ -34,7 +34,7 @@ def test_every_setting_follows_from_the_clips(bats):
     assert recipe.clips.crop_s == 0.8 and recipe.clips.channels == "repeat3"
     assert (recipe.folds.splitter, recipe.folds.n) == ("stratified", 4)
     stage = recipe.stages[0]
-    assert (recipe.model.width, stage.bs, stage.epochs, stage.no_aug_epochs) == (0.25, 8, 30, 2)
+    assert (recipe.model.width, stage.bs, stage.epochs, stage.no_aug_epochs) == (0.25, 8, 20, 1)
     assert stage.sampling_options == {"n": 800}, "100 steps in an epoch"
     assert "folds.n = 4: the rarest tag has 12 clips" in decision_lines(recipe)
     assert adapt_recipe(recipe, load_dataset(bats / "bats.csv")) is recipe
@@ -45,7 +45,7 @@ def test_options_win_over_rules_and_other_rules_use_them(bats):
     adapted = adapt_recipe(recipe, load_dataset(bats / "bats.csv"))
     assert adapted.stages[0].bs == 4 and adapted.folds.n == 3 and adapted.clips.crop_s == 1.5
     assert adapted.settings().sr == 44_100, "a front end of the user is taken as it is"
-    assert adapted.stages[0].epochs == 30 and adapted.stages[0].sampling_options == {"n": 400}
+    assert adapted.stages[0].epochs == 20 and adapted.stages[0].sampling_options == {"n": 400}
     assert not {"stages.bs", "folds.n", "clips.crop_s"} & {key.split(" = ")[0] for key in adapted.decided}
     once = adapt_recipe(load_recipe("default").override(epochs=1), load_dataset(bats / "bats.csv"))
     assert once.stages[0].epochs == 1 and once.stages[0].no_aug_epochs is None

@@ -37,8 +37,8 @@ def test_width_and_batch_grow_with_the_number_of_clips(n_clips, width, bs):
 
 
 @pytest.mark.parametrize("n_clips, bs, epochs", [
-    (160, 16, 300),  # the floor: 3,000 steps of 10 an epoch
-    (3, 8, 3000),  # less than a batch: an epoch is one step
+    (160, 16, 200),  # the floor: 2,000 steps of 10 an epoch
+    (3, 8, 2000),  # less than a batch: an epoch is one step
     (1000, 16, 60),  # 60 passes are 3,720 steps
     (100_000, 64, 8),  # the ceiling: 12,000 steps of 1,562 an epoch
 ])
@@ -49,7 +49,7 @@ def test_small_data_sets_get_steps_and_large_ones_fewer_passes(n_clips, bs, epoc
 @pytest.mark.parametrize("n_clips, bs, n_drawn", [(160, 16, 1600), (3, 8, 800), (1599, 16, 1600), (1600, 16, None)])
 def test_an_epoch_has_a_hundred_steps_at_least(n_clips, bs, n_drawn):
     assert defaults.epoch_clips(n_clips, bs).value == n_drawn
-    assert defaults.fit_epochs(n_clips, bs, 100 * bs).value == max(30, round(60 * n_clips / bs / 100))
+    assert defaults.fit_epochs(n_clips, bs, 100 * bs).value == max(20, round(60 * n_clips / bs / 100))
 
 
 @pytest.mark.parametrize("per_tag, expected", [(3, 2), (8, 2), (9, 3), (14, 4), (34, 4), (75, 4), (1, 2)])
