@@ -52,7 +52,7 @@ def test_options_win_over_rules_and_other_rules_use_them(bats):
     assert once.stages[0].sampling_options == {}, "an epoch of the user is one pass"
     balanced = {"stages.sampling": "balanced", "stages.sampling_options": {"n": 80}}
     other = adapt_recipe(load_recipe("default").override(values=balanced), load_dataset(bats / "bats.csv"))
-    assert other.stages[0].sampling_options == {"n": 80} and other.stages[0].epochs == 300
+    assert other.stages[0].sampling_options == {"n": 80} and other.stages[0].epochs == 200
 
 
 def test_a_column_of_folds_is_used(bats):
