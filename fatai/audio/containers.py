@@ -77,7 +77,7 @@ class SoundData:
         return f"its header declares {self.declared:,} bytes of sound, {self.length:,} are there"
 
 
-def find_sound_data(path: Path, file: BinaryIO) -> SoundData | None:
+def find_sound_data(path: Path | str, file: BinaryIO) -> SoundData | None:
     """Find the encoded samples of a file whose header declares their length; None for other formats.
 
     The declared length is a hint: recorders that were stopped or wrote to a pipe leave 0 or a high number there, and 32
@@ -88,7 +88,7 @@ def find_sound_data(path: Path, file: BinaryIO) -> SoundData | None:
     AudioError
         If the file ends inside its header.
     """
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
     start = file.read(12)
     if start[:4] in (b"RIFF", b"RF64") and start[8:] in (b"WAVE", b""):
@@ -280,7 +280,7 @@ def _long_chunks(file: BinaryIO, size: int, code: str, start: int) -> Iterator[t
 
 def missing_from_ogg(file: BinaryIO) -> str:
     """Describe the missing end of an Ogg file; empty if its last page is complete and flagged as the last."""
-    file.seek(max(0, os.fstat(file.fileno()).st_size - _OGG_TAIL))
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _OGG_TAIL))
     tail = file.read()
     at = tail.rfind(b"OggS")
     segments = tail[at + 27:at + 27 + tail[at + 26]] if at + 27 <= len(tail) else b""
@@ -294,8 +294,9 @@ def flac_ends(file: BinaryIO, *, n: int = 8) -> Iterator[SoundData]:
 
     The first one ends with the file, the others before one of its last frames; their headers declare as many samples.
     """
+    size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    header, size = file.read(26), os.fstat(file.fileno()).st_size
+    header = file.read(26)
     if header[:4] != b"fLaC" or len(header) < 26:
         return
     for k, (at, first, samples) in enumerate(islice(_last_flac_frames(file, header, size), n)):
@@ -360,7 +361,7 @@ def _crc8(content: bytes) -> int:
     return crc
 
 
-def describe_non_sound(path: Path, file: BinaryIO, problem: str) -> str:
+def describe_non_sound(path: Path | str, file: BinaryIO, problem: str) -> str:
     """Return an error message for a file that libsndfile rejected with the message `problem`."""
     file.seek(0)
     start = file.read(512)

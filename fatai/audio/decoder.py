@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import soundfile
@@ -28,8 +28,10 @@ from fatai.audio.containers import (
     missing_from_ogg,
 )
 from fatai.audio.ffmpeg import decoded_by_ffmpeg, find_container
+from fatai.audio.remote import RemoteFile
 from fatai.errors import AudioError
 from fatai.io.atomic import TRANSIENT_ERRORS
+from fatai.io.fetch import is_url
 
 __all__ = [
     "LENGTH_CHECKED",
@@ -59,13 +61,13 @@ _UNKNOWN_FRAMES = 1 << 62  # libsndfile's number of samples of a FLAC file that 
 
 
 @contextmanager
-def open_sound(path: Path, *, plain_wav: bool = False) -> Iterator[Decoder]:
+def open_sound(path: Path | str, *, plain_wav: bool = False) -> Iterator[Decoder]:
     """Open the decoder of a sound file.
 
     Parameters
     ----------
     path
-        Sound file.
+        Sound file, or a URL of fsspec.
     plain_wav
         True allows the faster reader of 16-bit WAV files.
 
@@ -74,11 +76,28 @@ def open_sound(path: Path, *, plain_wav: bool = False) -> Iterator[Decoder]:
     AudioError
         If the file is not a sound file with samples, or its rate is outside `RATES`.
     """
+    if is_url(path):
+        with RemoteFile(str(path)) as remote:
+            try:
+                with _opened(path, cast(BinaryIO, remote), plain_wav) as decoder:
+                    remote.check()
+                    yield decoder
+            except AudioError:
+                remote.check()  # what looks like a damaged file may be a broken connection
+                raise
+        return
+    with _open_bytes(path) as file, _opened(path, file, plain_wav) as decoder:
+        yield decoder
+
+
+@contextmanager
+def _opened(path: Path | str, file: BinaryIO, plain_wav: bool) -> Iterator[Decoder]:
     with ExitStack() as stack:
-        file, problem = stack.enter_context(_open_bytes(path)), ""
+        problem = ""
         container = find_container(file)
         if container:
-            file, problem = stack.enter_context(decoded_by_ffmpeg(path, container))
+            local = file.local_path() if isinstance(file, RemoteFile) else Path(path)
+            file, problem = stack.enter_context(decoded_by_ffmpeg(local, container))
         data = find_sound_data(path, file)
         if plain_wav and data and (plain := _PlainWav.open(file, data)):
             decoder = Decoder(plain, plain.frames, data.mismatch)
@@ -135,12 +154,12 @@ class Decoder:
         return decoded
 
 
-def read_floats(path: Path, sound: Decoder, samples: int) -> Tensor:
+def read_floats(path: Path | str, sound: Decoder, samples: int) -> Tensor:
     """Decode the next samples as floats, shape (samples,) or (samples, channels); errors of both steps."""
     return as_floats(path, read_samples(path, sound, samples))
 
 
-def read_samples(path: Path, sound: Decoder, samples: int) -> np.ndarray:
+def read_samples(path: Path | str, sound: Decoder, samples: int) -> np.ndarray:
     """Decode the next samples.
 
     Returns
@@ -193,7 +212,7 @@ def as_floats(path: Path | str, samples: np.ndarray) -> Tensor:
     return floats
 
 
-def seek(path: Path, sound: Decoder, to: int) -> None:
+def seek(path: Path | str, sound: Decoder, to: int) -> None:
     """Move to a sample, counted from the first; raise `AudioError` if the file is damaged before it."""
     problem = False
     try:
@@ -204,13 +223,13 @@ def seek(path: Path, sound: Decoder, to: int) -> None:
         raise AudioError(_damaged(path, sound))
 
 
-def _damaged(path: Path, sound: Decoder) -> str:
+def _damaged(path: Path | str, sound: Decoder) -> str:
     return (
         f"{path}: the file is damaged (of {sound.frames:,} samples not all can be decoded); download or copy it again"
     )
 
 
-def raise_if_transient(path: Path) -> None:
+def raise_if_transient(path: Path | str) -> None:
     """Read the bytes of a file that a decoder rejected; raise an `OSError` if the file system has a transient error."""
     try:
         if os.path.isfile(path):
@@ -258,7 +277,7 @@ class _PlainWav:
 
 
 @contextmanager
-def _open_bytes(path: Path) -> Iterator[BinaryIO]:
+def _open_bytes(path: Path | str) -> Iterator[BinaryIO]:
     try:
         _check_regular(path)
         # Without a buffer, whose position would differ from the one to which a decoder moves the descriptor.
@@ -283,18 +302,21 @@ def _open_bytes(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _check_regular(path: Path) -> None:
+def _check_regular(path: Path | str) -> None:
     mode = os.stat(path).st_mode
     # Opening a pipe blocks, and a device has no end.
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise AudioError(f"{path}: this is a device, a pipe or a socket; give the path of a sound file")
 
 
-def _open_decoder(path: Path, file: BinaryIO, data: SoundData | None) -> soundfile.SoundFile:
+def _open_decoder(path: Path | str, file: BinaryIO, data: SoundData | None) -> soundfile.SoundFile:
     problem = ""
     try:
         if data and data.header:
             return soundfile.SoundFile(MendedFile(file, data), closefd=False)
+        if isinstance(file, RemoteFile):
+            file.seek(0)
+            return soundfile.SoundFile(file, closefd=False)
         # By its descriptor, since libsndfile may seek to an invalid position, where a Python file prints a traceback. A
         # seek of the file object may stay within its buffer.
         os.lseek(file.fileno(), 0, os.SEEK_SET)
@@ -305,7 +327,7 @@ def _open_decoder(path: Path, file: BinaryIO, data: SoundData | None) -> soundfi
     raise AudioError(describe_non_sound(path, file, problem))
 
 
-def _check_rate(path: Path, sound: Decoder) -> None:
+def _check_rate(path: Path | str, sound: Decoder) -> None:
     if not RATES[0] <= sound.samplerate <= RATES[1]:
         raise AudioError(f"{path}: the header declares {sound.samplerate:,} Hz; expected {RATES[0]:,} to {RATES[1]:,}: "
                          "write the file with its true rate")
@@ -323,7 +345,7 @@ class _Samples(NamedTuple):
     was_probed: bool = True
 
 
-def _find_samples(path: Path, file: BinaryIO, data: SoundData | None, sound: soundfile.SoundFile) -> _Samples:
+def _find_samples(path: Path | str, file: BinaryIO, data: SoundData | None, sound: soundfile.SoundFile) -> _Samples:
     """Find the samples of a file that a decoder has opened; opening one of Ogg takes as long as decoding seconds."""
     mismatch = data.mismatch if data else ""
     declared, format_ = sound.frames, sound.format
@@ -352,7 +374,7 @@ def _find_samples(path: Path, file: BinaryIO, data: SoundData | None, sound: sou
 class _Probe:
     """Attempts to decode single samples of a file, which is opened again after each that failed."""
 
-    def __init__(self, path: Path, file: BinaryIO):
+    def __init__(self, path: Path | str, file: BinaryIO):
         self._path, self._file = path, file
         self._sound: soundfile.SoundFile | None = None
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from fatai.audio.decoder import Decoder, read_floats, seek
 from fatai.audio.notices import give_notices
 from fatai.errors import AudioError, OptionError
+from fatai.io.fetch import is_url
 from fatai.registry import did_you_mean
 
 __all__ = [
@@ -235,7 +236,7 @@ def _loudness_notice(peak: float) -> str:
 
 
 def find_downmix(
-    path: Path, sound: Decoder, channel: str | int, *, name: str | None = None, notify: bool = True
+    path: Path | str, sound: Decoder, channel: str | int, *, name: str | None = None, notify: bool = True
 ) -> Downmix:
     """Decide on the channel and the scale of a file, which is at its first sample before and after.
 
@@ -269,7 +270,7 @@ def find_downmix(
 
 
 def measure_downmix(
-    path: Path, sound: Decoder, channel: str | int, blocks: Iterable[Tensor], name: str | None = None,
+    path: Path | str, sound: Decoder, channel: str | int, blocks: Iterable[Tensor], name: str | None = None,
     notify: bool = True,
 ) -> Downmix:
     """Return the decision on a file by the levels of `blocks`, each (samples,) or (samples, channels), or a known one.
@@ -279,8 +280,7 @@ def measure_downmix(
     levels = ChannelLevels(sound.channels)
     if sound.subtype not in _FLOATS and (sound.channels == 1 or channel not in ("auto", "loudest")):
         return levels.decide(name or path, channel, floats=False)
-    status = os.stat(path)
-    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino, channel)
+    key = (*_identity(path, sound), channel)
     if key not in _downmixes:
         for block in blocks:
             levels.add(block)
@@ -294,6 +294,14 @@ def measure_downmix(
 
 def _stretch(sound: Decoder) -> int:
     return max(1, _BLOCK // sound.channels)
+
+
+def _identity(path: Path | str, sound: Decoder) -> tuple[object, ...]:
+    """Return what changes with a file; of a URL, its length in samples stands for the rest."""
+    if is_url(path):
+        return path, sound.frames, sound.samplerate
+    status = os.stat(path)
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def is_measured_whole(sound: Decoder) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fatai.audio.decoder import LENGTH_CHECKED, Decoder, open_sound, raise_if_transient, read_floats, seek
 from fatai.audio.downmix import check_channel, find_downmix, is_measured_whole, measure_downmix
 from fatai.audio.notices import warn_of_mismatch, warn_of_quality
+from fatai.audio.remote import sound_path
 from fatai.audio.segments import split_segment
 from fatai.audio.waveform import resample
 from fatai.errors import AudioError, OptionError, ShapeError
@@ -60,7 +61,7 @@ class AudioInfo:
     Attributes
     ----------
     path
-        The file.
+        The file; a URL is text.
     sr
         Rate in Hz.
     channels
@@ -75,7 +76,7 @@ class AudioInfo:
         header is wrong. Empty if they agree.
     """
 
-    path: Path
+    path: Path | str
     sr: int
     channels: int
     samples: int
@@ -100,8 +101,8 @@ def audio_info(path: str | os.PathLike[str]) -> AudioInfo:
     AudioError
         If the file cannot be read or has no samples.
     """
-    name, segment = Path(path), split_segment(path)
-    file = Path(segment.path)
+    name, segment = sound_path(path), split_segment(path)
+    file = sound_path(segment.path)
 
     def read() -> AudioInfo:
         with open_sound(file) as sound:
@@ -123,7 +124,7 @@ def check_audio(path: str | os.PathLike[str]) -> None:
     if split_segment(path).end_s is not None:
         audio_info(path)
         return
-    path = Path(path)
+    path = sound_path(path)
 
     def read() -> None:
         with open_sound(path) as sound:
@@ -139,7 +140,7 @@ def check_audio(path: str | os.PathLike[str]) -> None:
     _retry_reading(path, read)
 
 
-def _retry_reading(path: Path, read: Callable[[], T]) -> T:
+def _retry_reading(path: Path | str, read: Callable[[], T]) -> T:
     """Return the result of `read`; repeat it after an error of the file system, not of the file."""
 
     def attempt() -> T:
@@ -176,7 +177,8 @@ def load_audio(
     path
         Anything that libsndfile reads: WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF and more; also AAC, WebM, WMA and
         others if the program ffmpeg is on the PATH; also a segment, as "rec.wav#t=12.5,15" (`fatai.audio.segments`),
-        within which the section lies.
+        within which the section lies; also a URL of fsspec, as "s3://bucket/rec.flac", of which only those blocks are
+        fetched that the section needs (`fatai.audio.remote`).
     sr
         Rate of the result in Hz; a file of another rate is resampled with soxr (quality HQ). None keeps the rate of the
         file.
@@ -206,7 +208,7 @@ def load_audio(
         If `sr`, `offset_s`, `duration_s` or `channel` is out of range.
     """
     segment = split_segment(path)
-    path = Path(segment.path)
+    path = sound_path(segment.path)
     _check_section(sr, offset_s, duration_s)
     check_channel(channel)
 
@@ -245,7 +247,7 @@ def _check_section(sr: int | None, offset_s: float, duration_s: float | None) ->
         raise OptionError(f"duration_s={duration_s}; expected seconds above 0, or None for all there is")
 
 
-def _check_length(path: Path, sound: Decoder, samples: int, sr: int) -> None:
+def _check_length(path: Path | str, sound: Decoder, samples: int, sr: int) -> None:
     """Raise if `samples` samples of each channel are too many to be read at once, or after resampling to `sr` Hz."""
     if max(samples * sound.channels, samples * sr // sound.samplerate) > _MAX_SAMPLES:
         raise AudioError(
@@ -256,7 +258,7 @@ def _check_length(path: Path, sound: Decoder, samples: int, sr: int) -> None:
 
 
 def _decode(
-    path: Path, sound: Decoder, offset: int, samples: int | None, sr: int, channel: str | int
+    path: Path | str, sound: Decoder, offset: int, samples: int | None, sr: int, channel: str | int
 ) -> Tensor:
     """Return `samples` samples from `offset` on, as `load_audio`; raise if they are too many at the rate `sr`."""
     available = sound.frames - offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ _mismatches_warned: set[str] = set()  # names of files
 _notices_given: set[tuple[str, str]] = set()  # paths and notices
 
 
-def warn_of_mismatch(path: Path, sound: Decoder, *, name: str | None = None) -> None:
+def warn_of_mismatch(path: Path | str, sound: Decoder, *, name: str | None = None) -> None:
     """Warn, once for each file, if its header declares another length than it has; `name` is shown for the path."""
     if sound.mismatch and str(path) not in _mismatches_warned:
         _mismatches_warned.add(str(path))
@@ -36,7 +37,7 @@ def warn_of_mismatch(path: Path, sound: Decoder, *, name: str | None = None) -> 
         )
 
 
-def warn_of_quality(path: Path, sound: Decoder, sr: int | None, *, name: str | None = None) -> None:
+def warn_of_quality(path: Path | str, sound: Decoder, sr: int | None, *, name: str | None = None) -> None:
     """Warn of a low rate, once for each file, and of a coarse coding, once for each folder of such files.
 
     Parameters
@@ -53,7 +54,8 @@ def warn_of_quality(path: Path, sound: Decoder, sr: int | None, *, name: str | N
         notice = f"its rate is {rate:,} Hz, so it has no sound above {rate // 2:,} Hz, which many tags need"
         give_notices(path, [notice], name)
     if notice := coding_notice(sound.subtype):
-        give_notices(path.parent, [f"{notice}; so it is with files of this coding beside it"], name or str(path))
+        beside = f"{notice}; so it is with files of this coding beside it"
+        give_notices(os.path.dirname(path), [beside], name or str(path))
 
 
 def coding_notice(subtype: str) -> str:
@@ -72,7 +74,7 @@ def coding_notice(subtype: str) -> str:
     )
 
 
-def give_notices(path: Path, notices: Iterable[str], name: str | None = None) -> None:
+def give_notices(path: Path | str, notices: Iterable[str], name: str | None = None) -> None:
     """Warn, once for each path and notice; `name` is shown for the path."""
     for notice in notices:
         if (str(path), notice) not in _notices_given:

@@ -18,13 +18,14 @@ from fatai.audio.decoder import RATES, as_floats, open_sound, read_floats
 from fatai.audio.downmix import ChannelLevels, check_channel, find_downmix
 from fatai.audio.io import audio_info
 from fatai.audio.notices import warn_of_mismatch, warn_of_quality
+from fatai.audio.remote import sound_path
 from fatai.audio.waveform import fit_length
 from fatai.errors import AudioError, OptionError, ShapeError
 
 __all__ = ["Sound", "stream_audio"]
 
 Sound: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray | Tensor
-"""A path, the bytes of a sound file, or samples of shape (samples,) or (channels, samples)."""
+"""A path or URL, the bytes of a sound file, or samples of shape (samples,) or (channels, samples)."""
 
 _BLOCK = 1 << 18  # values of all channels per block
 
@@ -37,8 +38,8 @@ def stream_audio(
     Parameters
     ----------
     sound
-        A path, the bytes of a file, or samples: (samples,) or (channels, samples), floats at full scale [-1, 1] or
-        16-bit integers.
+        A path or a URL of fsspec, which is read in blocks; the bytes of a file; or samples: (samples,) or (channels,
+        samples), floats at full scale [-1, 1] or 16-bit integers.
     sr
         Rate of the blocks in Hz.
     sr_from
@@ -67,7 +68,7 @@ def stream_audio(
     if check_channel(channel) == "each":
         raise OptionError("channel is 'each', and a stream has one channel; expected the number of one of them")
     if isinstance(sound, (str, os.PathLike)):
-        yield from _resample_blocks(_file_blocks(Path(sound), sr, channel, name), sr)
+        yield from _resample_blocks(_file_blocks(sound_path(sound), sr, channel, name), sr)
     elif isinstance(sound, bytes):
         yield from _stream_bytes(sound, sr, channel)
     else:
@@ -89,7 +90,9 @@ def count_channels(sound: Sound) -> int:
     return 1 if sound.ndim == 1 else len(sound)
 
 
-def _file_blocks(path: Path, sr: int, channel: str | int, name: str | None = None) -> Iterator[tuple[int, Tensor]]:
+def _file_blocks(
+    path: Path | str, sr: int, channel: str | int, name: str | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the file's rate and mono blocks (samples,) at that rate; `name` stands for the path in a warning."""
     with open_sound(path, plain_wav=True) as file:
         warn_of_mismatch(path, file, name=name)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Sound = TypeVar("Sound", Path, Path | str)
 
 __all__ = ["part_path", "read_sound_list", "sound_files", "sounds_by_name"]
 
@@ -43,8 +41,8 @@ def read_sound_list(file: Path) -> list[tuple[str, Path | str]]:
     return _unique_names([(Path(path).name, path) for path in paths])
 
 
-def sound_files(sounds: list[Path]) -> list[tuple[str, Path]]:
-    """Find files and all sounds below folders; return names and paths.
+def sound_files(sounds: Sequence[Path | str]) -> list[tuple[str, Path | str]]:
+    """Find files and all sounds below folders; return names and paths. URLs of fsspec stay as they are.
 
     A sound below a folder is named by its path relative to that folder; where two names are equal, by the shortest
     unique path. Broken links are listed too, so that every sound gets a row in the output.
@@ -55,19 +53,23 @@ def sound_files(sounds: list[Path]) -> list[tuple[str, Path]]:
         If a path does not exist or a folder has no sound files.
     """
     from fatai.errors import DataError
+    from fatai.io.fetch import is_url
 
-    found: list[tuple[str, Path]] = []
+    found: list[tuple[str, Path | str]] = []
     for sound in sounds:
-        if sound.is_dir():
-            found += _sounds_below(sound)
-        elif sound.is_file():
-            found.append((sound.name, sound))
+        path = Path(sound)
+        if is_url(sound):
+            found.append((path.name, sound))
+        elif path.is_dir():
+            found += _sounds_below(path)
+        elif path.is_file():
+            found.append((path.name, path))
         else:
             raise DataError(f"there is no file or folder {sound}")
     return _unique_names(found)
 
 
-def _sounds_below(folder: Path) -> list[tuple[str, Path]]:
+def _sounds_below(folder: Path) -> list[tuple[str, Path | str]]:
     from fatai.audio.folders import find_sounds
     from fatai.errors import DataError
 
@@ -78,7 +80,7 @@ def _sounds_below(folder: Path) -> list[tuple[str, Path]]:
 
 
 def sounds_by_name(
-    sounds: list[Path], input_list: Path | None, file_col: str | None = None
+    sounds: Sequence[Path | str], input_list: Path | None, file_col: str | None = None
 ) -> Sequence[tuple[str, str | Path]]:
     """Return names and paths of sounds, from the arguments SOUND or from --input-list.
 
@@ -98,10 +100,12 @@ def sounds_by_name(
     check_one_input(sounds, input_list)
     if input_list is not None:
         return read_sound_list(input_list)
-    if len(sounds) == 1 and (sounds[0] / "train_curated.csv").is_file():
-        return _rows(load_dataset(sounds[0]).test)
-    if len(sounds) == 1 and is_sound_table(sounds[0]):
-        return _rows(_existing_sounds(read_sound_files(sounds[0], TableColumns(file_col)), sounds[0]))
+    if len(sounds) == 1:
+        source = Path(sounds[0])
+        if (source / "train_curated.csv").is_file():
+            return _rows(load_dataset(source).test)
+        if is_sound_table(source):
+            return _rows(_existing_sounds(read_sound_files(source, TableColumns(file_col)), source))
     if file_col is not None:
         raise OptionError(f"--file-col is {file_col!r}, but no table of sounds is given; expected one, as sounds.csv")
     return sound_files(sounds)
@@ -131,7 +135,7 @@ def _existing_sounds(table: pd.DataFrame, source: Path) -> pd.DataFrame:
     return table[exists].reset_index(drop=True)
 
 
-def check_one_input(sounds: list[Path], input_list: Path | None) -> None:
+def check_one_input(sounds: Sequence[Path | str], input_list: Path | None) -> None:
     """Raise `OptionError` unless either sounds or a list of them are given."""
     from fatai.errors import OptionError
 
@@ -139,7 +143,7 @@ def check_one_input(sounds: list[Path], input_list: Path | None) -> None:
         raise OptionError("expected either sounds or an --input-list of them")
 
 
-def _unique_names(found: list[tuple[str, Sound]]) -> list[tuple[str, Sound]]:
+def _unique_names(found: list[tuple[str, Path | str]]) -> list[tuple[str, Path | str]]:
     """Return each sound once; replace names that occur twice by the shortest unique path."""
     from fatai.data.clip_names import unique_names
 

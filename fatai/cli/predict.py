@@ -45,10 +45,11 @@ app = typer.Typer()
 def predict(
     run: Run,
     sounds: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
             metavar="SOUND",
-            help="A data folder (its test part is predicted), a CSV of sounds, folders of sounds, or sound files.",
+            help="A data folder (its test part is predicted), a CSV of sounds, folders of sounds, or sound files or "
+            "their URLs.",
         ),
     ] = None,
     out: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +39,8 @@ app = typer.Typer()
 def tag(
     run: Run,
     sounds: Annotated[
-        list[Path] | None, typer.Argument(metavar="SOUND", help="Sound files of any length, or folders of them.")
+        list[str] | None,
+        typer.Argument(metavar="SOUND", help="Sound files of any length, their URLs, or folders of them."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -101,6 +102,7 @@ def tag(
 
     Example: fatai-submit tag runs/demo forest.flac --format audacity --out forest.txt
     """
+    from fatai.audio.remote import sound_path
     from fatai.errors import OptionError
     from fatai.experiment.run_folder import Tagger
     from fatai.inference.events.formats import EVENT_FORMATS
@@ -110,8 +112,9 @@ def tag(
     file_format = format_ or "csv"
     if file_format not in EVENT_FORMATS:
         raise typer.BadParameter(did_you_mean(file_format, EVENT_FORMATS), param_hint="--format")
-    paths = _sound_paths(sounds or [], input_list)
-    is_one_file = file_format in ("csv", "json") or len(paths) == 1 and paths[0] in (sounds or [])
+    given = [str(sound_path(sound)) for sound in sounds or []]
+    paths = _sound_paths(given, input_list)
+    is_one_file = file_format in ("csv", "json") or len(paths) == 1 and str(paths[0]) in given
     root = None if is_one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     if shard is not None:
         paths, out = _select_shard(paths, out, shard, file_format)
@@ -136,19 +139,17 @@ def tag(
     exit_if_unreadable(strict and n_faults)
 
 
-def _sound_paths(sounds: list[Path], input_list: Path | None) -> list[Path]:
+def _sound_paths(sounds: Sequence[str], input_list: Path | None) -> list[Path | str]:
     from fatai.cli.paths import check_one_input, read_sound_list, sound_files
-    from fatai.errors import DataError
 
     check_one_input(sounds, input_list)
     named = read_sound_list(input_list) if input_list is not None else sound_files(sounds)
-    for _, path in named:
-        if isinstance(path, str):
-            raise DataError(f"{input_list}: {path} is a URL; tag reads files: download it first, or mount its folder")
-    return list(dict.fromkeys(Path(path) for _, path in named))
+    return list(dict.fromkeys(path for _, path in named))
 
 
-def _select_shard(paths: list[Path], out: Path | None, shard: str, format_: str) -> tuple[list[Path], Path]:
+def _select_shard(
+    paths: Sequence[Path | str], out: Path | None, shard: str, format_: str
+) -> tuple[Sequence[Path | str], Path]:
     """Return the sounds of one shard and the path that their events are written to."""
     from fatai.errors import OptionError
     from fatai.experiment.bulk_predict import parse_shard
@@ -204,7 +205,7 @@ def _limited(
     return {tag: max(given[tag], limits[tag]) for tag in tagger.tags}
 
 
-def _print_events(tagger: Tagger, paths: list[Path], options: dict[str, Any], file_format: str | None) -> int:
+def _print_events(tagger: Tagger, paths: Sequence[Path | str], options: dict[str, Any], file_format: str | None) -> int:
     """Print events in a format, or if it is None one a line for people; return the number of unreadable sounds."""
     from fatai.inference.events.formats import write_events
 
@@ -230,7 +231,7 @@ def _table_options(tagger: Tagger) -> dict[str, Any]:
 
 
 def _tag_each(
-    tagger: Tagger, paths: list[Path], options: dict[str, Any], faults: list[str]
+    tagger: Tagger, paths: Sequence[Path | str], options: dict[str, Any], faults: list[str]
 ) -> Iterator[FileEvents]:
     """Yield the events of each sound; append to `faults` why others cannot be read."""
     from fatai.errors import AudioError
@@ -246,7 +247,8 @@ def _tag_each(
 
 
 def _write_events(
-    tagger: Tagger, paths: list[Path], out: Path, log: Path, options: dict[str, Any], format_: str, root: str | None
+    tagger: Tagger, paths: Sequence[Path | str], out: Path, log: Path, options: dict[str, Any], format_: str,
+    root: str | None,
 ) -> int:
     from fatai.inference.events.formats import write_events
     from fatai.inference.events.progress_log import read_event_log

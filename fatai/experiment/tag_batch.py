@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
 
@@ -163,33 +162,20 @@ _SILENT = f"silent: no peak reaches {SILENCE_DB:g} dB of full scale"
 
 
 class _Sounds:
-    """The sounds of a batch: paths of files, bytes of files, or samples with their rate, one for each row.
+    """The sounds of a batch: paths or URLs of files, bytes of files, or samples with their rate, one for each row."""
 
-    `errors` has the reason, by position, where an address gave none.
-    """
-
-    def __init__(self, sounds: Sequence[str | bytes | tuple[Any, int]], errors: dict[int, str]):
-        self.sounds, self.errors = sounds, errors
+    def __init__(self, sounds: Sequence[str | bytes | tuple[Any, int]]):
+        self.sounds = sounds
 
     @classmethod
     def of(cls, kind: str, columns: Mapping[str, Any]) -> _Sounds:
-        """Take the sounds from a column of one of `_INPUTS`; those at URLs are fetched here, once."""
-        errors: dict[int, str] = {}
+        """Take the sounds from a column of one of `_INPUTS`."""
         if kind == "audio":
             if "sample_rate" not in columns:
                 raise OptionError("the batch has a column audio; expected a column sample_rate, in Hz, beside it")
             rates = np.broadcast_to(np.asarray(columns["sample_rate"]), (len(columns[kind]),))
-            return cls([(sound, int(rate)) for sound, rate in zip(columns[kind], rates, strict=True)], errors)
-        if kind == "bytes":
-            return cls([bytes(sound) for sound in columns[kind]], errors)
-        sounds: list[str | bytes | tuple[Any, int]] = []
-        for i, path in enumerate(map(str, columns[kind])):
-            try:
-                sounds.append(_download(path) if "://" in path else path)
-            except AudioError as e:
-                errors[i] = str(e)
-                sounds.append("")
-        return cls(sounds, errors)
+            return cls([(sound, int(rate)) for sound, rate in zip(columns[kind], rates, strict=True)])
+        return cls([bytes(sound) if kind == "bytes" else str(sound) for sound in columns[kind]])
 
     def __len__(self) -> int:
         return len(self.sounds)
@@ -199,7 +185,8 @@ class _Sounds:
 
         A row without a sound has an empty path, which cannot be read either.
         """
-        errors, clips = dict(self.errors), []
+        errors: dict[int, str] = {}
+        clips: list[Any] = []
         for i, sound in enumerate(self.sounds):
             try:
                 clips.append(sound if isinstance(sound, str) else _samples(sound, f"row {i}", settings))
@@ -311,18 +298,3 @@ def _samples(sound: bytes | tuple[Any, int], name: str, settings: ClipConfig) ->
             samples = np.stack([np.asarray(channel) for channel in samples])
         blocks = list(stream_audio(samples, settings.sr, sr_from=rate, channel=channel))
     return torch.cat(blocks).numpy()
-
-
-def _download(url: str) -> bytes:
-    """Read a file of any file system that fsspec supports.
-
-    Raises
-    ------
-    AudioError
-        If it is not there, cannot be read, or its file system needs a package that is not installed.
-    """
-    try:
-        with fsspec.open(url, "rb") as f:
-            return f.read()
-    except (OSError, ValueError, ImportError) as e:
-        raise AudioError(f"{url} cannot be read: {e or type(e).__name__}") from None

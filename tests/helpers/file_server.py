@@ -5,10 +5,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer:
-    """Serves `files` by name; `breaks` cuts a name's next response after that many bytes, `ranges` allows to resume."""
+    """Serves `files` by name; `breaks` cuts a name's next response after that many bytes, `ranges` allows ranges.
+
+    `n_sent` counts the bytes that were sent of all files; `accept_ranges` is the header of that name.
+    """
 
     def __init__(self):
         self.files, self.breaks, self.ranges, self.requests, self.errors = {}, {}, True, [], []
+        self.n_sent, self.accept_ranges = 0, None
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -23,8 +27,10 @@ class FileServer:
                     self.send_error(404)
                     return
                 data, start = server.files[name], 0
+                end = len(data)
                 if wanted and server.ranges:
-                    start = int(wanted.removeprefix("bytes=").rstrip("-"))
+                    first, last = wanted.removeprefix("bytes=").split("-")
+                    start, end = int(first), min(end, int(last) + 1) if last else end
                     if start >= len(data):
                         self.send_response(416)
                         self.send_header("Content-Range", f"bytes */{len(data)}")
@@ -32,13 +38,25 @@ class FileServer:
                         self.end_headers()
                         return
                     self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
                 else:
                     self.send_response(200)
-                self.send_header("Content-Length", str(len(data) - start))
+                self.send_header("Content-Length", str(end - start))
                 self.end_headers()
-                stop = server.breaks.pop(name, None)
-                self.wfile.write(data[start:] if stop is None else data[start:start + stop])
+                stop_at = min(end, start + server.breaks.pop(name, end))
+                try:
+                    for at in range(start, stop_at, 1 << 16):
+                        server.n_sent += self.wfile.write(data[at:min(stop_at, at + (1 << 16))])
+                except OSError:  # the client has what it wants
+                    self.close_connection = True
+
+            def do_HEAD(self):
+                name = self.path.rpartition("/")[2]
+                self.send_response(200 if name in server.files else 404)
+                self.send_header("Content-Length", str(len(server.files.get(name, b""))))
+                if server.accept_ranges:
+                    self.send_header("Accept-Ranges", server.accept_ranges)
+                self.end_headers()
 
             def log_message(self, *args):
                 pass
