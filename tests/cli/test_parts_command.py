@@ -5,6 +5,7 @@ import http.server
 import shutil
 import threading
 
+import fsspec
 import pandas as pd
 import pytest
 
@@ -47,6 +48,26 @@ def test_sounds_of_a_web_server_are_predicted_and_missing_ones_marked(main_with,
     main_with("predict", tiny_run.out, sounds, "--out", tmp_path / "files.csv")
     wanted = pd.read_csv(tmp_path / "files.csv")
     pd.testing.assert_frame_equal(found.iloc[:3].drop(columns="status"), wanted, atol=1e-6)
+
+
+def test_tag_and_predict_take_addresses_as_arguments(main_with, tiny_run, sounds, tmp_path):
+    names = [path.name for path in sorted(sounds.iterdir())]
+    for name in names:
+        fsspec.filesystem("memory").pipe_file(f"/arguments/{name}", (sounds / name).read_bytes())
+    urls = [f"memory://arguments/{name}" for name in names]
+    for options in ([], ["--format", "audacity"]):
+        for place, paths in (("urls", urls), ("files", [sounds / name for name in names])):
+            out = tmp_path / "".join([place, *options])
+            ended = main_with("tag", tiny_run.out, *paths, "--threshold", "0.1", "--out", out, *options)
+            assert ended.returncode == 0, ended.stderr
+    found, wanted = (pd.read_csv(tmp_path / place) for place in ("urls", "files"))
+    assert len(wanted) and set(found["file"]) <= set(urls)
+    pd.testing.assert_frame_equal(found.drop(columns="file"), wanted.drop(columns="file"))
+    for name in names:
+        texts = [(tmp_path / f"{place}--formataudacity" / f"{name}.txt").read_text() for place in ("urls", "files")]
+        assert texts[0] == texts[1]
+    ended = main_with("predict", tiny_run.out, *urls, "--out", tmp_path / "tags.csv")
+    assert ended.returncode == 0 and list(pd.read_csv(tmp_path / "tags.csv")["fname"]) == names
 
 
 def test_an_engine_without_out_is_refused(main_with, tiny_run, sounds):
