@@ -11,8 +11,8 @@ makes a twentieth of each part.
 
 Every step is a process of its own, on one thread: its processor time is counted, besides the time on the clock, and the
 peak of its memory (VmHWM, sampled ten times a second). Steps that were done before are not done again, and several
-commands may share the work, each with its own steps. Scores mean nothing: one epoch of a narrow network, and an
-ensemble of random members.
+commands may share the work, each with its own steps. Scores mean little: one epoch of a narrow network, and an ensemble
+whose members are tiny networks on the levels of mel bands.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
 from benchmarks.timing import write_report
 from fatai.audio.io import load_audio
+from fatai.data.cache import ClipCache
 from fatai.data.datasets.fat2019 import CORRUPTED_FILES, fat_sample, load_dataset
 from fatai.data.labels import multi_hot
 from fatai.experiment.clip_tables import folded_table
@@ -42,10 +45,12 @@ from fatai.experiment.recipe import load_recipe
 from fatai.inference.predictions import Predictions
 from fatai.io.atomic import write_text
 from fatai.io.json import read_json_limited
+from fatai.metrics.ranking import lwlrap
 
 _SR = 44100
 _TAGS = tuple(f"Tag_{k:02d}" for k in range(80))
 _N_MEMBERS = 15
+_N_FOLDS = 5  # of a member
 _RECIPE = "ninth"
 _POLL_S = 0.1
 _LINKS = 8  # names of a noisy file
@@ -167,8 +172,6 @@ def split_folds(data: Path) -> None:
 
 def build_cache(data: Path, part: str, n: int | None = None) -> None:
     """Write the features of a part, or of its first clips, in the cache of a run."""
-    from fatai.data.cache import ClipCache
-
     loaded = load_dataset(data, corrupted_files="drop")
     table = loaded.curated if part == "train_curated" else loaded.noisy
     assert table is not None
@@ -177,18 +180,52 @@ def build_cache(data: Path, part: str, n: int | None = None) -> None:
 
 
 def write_members(data: Path, folder: Path) -> None:
-    """Write members of an ensemble: folds, and random out-of-fold and test predictions that prefer the right tags."""
+    """Write members of an ensemble: folds, and out-of-fold and test predictions of tiny networks.
+
+    Each member has five networks of one hidden layer, trained for a second on the means and the standard deviations
+    over time of half of the mel bands.
+    """
     loaded, rng = load_dataset(data), np.random.default_rng(0)
-    targ = multi_hot(loaded.curated["labels"], loaded.tags)
-    tags, test_mean = loaded.tags, np.full((len(loaded.test), len(loaded.tags)), -2.0)
-    fold_numbers = rng.integers(0, 5, len(targ))
+    targ = torch.from_numpy(multi_hot(loaded.curated["labels"], loaded.tags)).float()
+    values = _band_levels([*loaded.curated["path"], *loaded.test["path"]])
+    train, test = values[:len(targ)], values[len(targ):]
+    n_bands = train.shape[1] // 2
+    fold_numbers = rng.integers(0, _N_FOLDS, len(targ))
     for k in range(_N_MEMBERS):
         member = folder / f"member_{k:02d}"
         member.mkdir(parents=True, exist_ok=True)
         write_folds(member, list(loaded.curated["fname"]), fold_numbers, list(loaded.curated["labels"]))
-        for name, table, mean in (("oof.csv", loaded.curated, 3.0 * targ - 3), ("test.csv", loaded.test, test_mean)):
-            probs = 1 / (1 + np.exp(-rng.normal(mean, 1.5)))
-            Predictions(tuple(table["fname"]), tags, probs.round(6)).to_csv(member / name)
+        bands = rng.permutation(n_bands)[:n_bands // 2]
+        columns = [*bands, *(n_bands + bands)]
+        oof, mean = torch.zeros_like(targ), torch.zeros(len(test), len(loaded.tags))
+        for fold in range(_N_FOLDS):
+            is_held_out = torch.from_numpy(fold_numbers == fold)
+            model = _fitted(train[~is_held_out][:, columns], targ[~is_held_out], seed=_N_FOLDS * k + fold)
+            with torch.no_grad():
+                oof[is_held_out] = model(train[is_held_out][:, columns]).sigmoid()
+                mean += model(test[:, columns]).sigmoid() / _N_FOLDS
+        print(f"member {k}: lwlrap {lwlrap(oof.numpy(), targ.numpy()):.3f}")
+        for name, table, probs in (("oof.csv", loaded.curated, oof), ("test.csv", loaded.test, mean)):
+            Predictions(tuple(table["fname"]), loaded.tags, probs.double().numpy().round(6)).to_csv(member / name)
+
+
+def _band_levels(paths: list[str | Path]) -> torch.Tensor:
+    """Return means and standard deviations over time of the mel bands of clips, standardized, (clips, 2 * bands)."""
+    cache = ClipCache.open_or_build(paths, load_recipe(_RECIPE).settings(), kind="features")
+    specs = (cache.crop(i) for i in range(len(cache)))
+    levels = torch.stack([torch.cat([spec.mean(1), spec.std(1, correction=0)]) for spec in specs])
+    return (levels - levels.mean(0)) / levels.std(0).clamp(min=1e-6)
+
+
+def _fitted(values: torch.Tensor, targ: torch.Tensor, seed: int, n_steps: int = 100) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(values.shape[1], 64), nn.ReLU(), nn.Linear(64, targ.shape[1]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(model(values), targ).backward()
+        optimizer.step()
+    return model
 
 
 class Step(NamedTuple):
@@ -264,7 +301,7 @@ def steps(source: Path, work: Path, divide: int, n_noisy: int) -> dict[str, Step
             lambda work: f"{len(pd.read_csv(work / 'chosen.csv')):,} clips",
         ),
         "members": Step(
-            f"write {_N_MEMBERS} members (not a step of fatai)",
+            f"train and write {_N_MEMBERS} members of tiny networks (not a step of fatai)",
             python(f"write_members(Path({str(data)!r}), Path({str(work / 'members')!r}))"),
         ),
         "blend": Step(

@@ -156,3 +156,19 @@ def test_the_clips_of_the_competition_have_its_parts_and_an_interrupted_writing_
         path.unlink()
     make_clips(sample, tmp_path, divide=500)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+
+
+def test_the_members_of_the_competition_predict_clips_that_their_networks_have_not_seen(sample, tmp_path, monkeypatch):
+    from benchmarks import competition
+    from fatai.data.datasets.fat2019 import load_dataset
+    from fatai.inference.predictions import Predictions
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(competition, "_N_MEMBERS", 2)
+    competition.make_clips(sample, tmp_path / "data", divide=250)
+    competition.write_members(tmp_path / "data", tmp_path / "members")
+    data = load_dataset(tmp_path / "data")
+    one, two = (Predictions.from_csv(tmp_path / "members" / f"member_{k:02d}" / "oof.csv") for k in (0, 1))
+    assert set(one.fnames) == set(two.fnames) == set(data.curated["fname"])
+    assert abs(one.probs - two.probs).max() > 1e-3
+    assert len(Predictions.from_csv(tmp_path / "members" / "member_01" / "test.csv")) == len(data.test)
