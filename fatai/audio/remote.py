@@ -59,12 +59,14 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, url: str):
         self.url, self._at, self._problem = url, 0, ""
         self._file: Any = None
+        size: int | None = None
         try:
-            self._file, self.size = _open_ranges(url)
+            self._file, size = _open_ranges(url)
         except Exception as e:  # each file system has its own
             self._problem = _reason(e)
         self.check()
-        if self._file is None and self.size != 0:
+        self.size = size or 0
+        if self._file is None and size != 0:
             self._copy()
             self.check()
         if self.size == 0:
