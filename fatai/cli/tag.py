@@ -113,7 +113,7 @@ def tag(
     if file_format not in EVENT_FORMATS:
         raise typer.BadParameter(did_you_mean(file_format, EVENT_FORMATS), param_hint="--format")
     given = [str(sound_path(sound)) for sound in sounds or []]
-    paths = _sound_paths(given, input_list)
+    paths: Sequence[Path | str] = _sound_paths(given, input_list)
     is_one_file = file_format in ("csv", "json") or len(paths) == 1 and str(paths[0]) in given
     root = None if is_one_file else os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     if shard is not None:
