@@ -17,7 +17,7 @@ from fatai.experiment.held_out import scored_model
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run_folder import Tagger, ensemble_models, predict_with_run, trained_model
 from fatai.experiment.tag_batch import TagBatch
-from fatai.export.onnx import _AverageProbs
+from fatai.export.onnx import AverageProbs
 from fatai.export.pretrained import load_pretrained
 from fatai.inference.predictions import Predictions
 from fatai.metrics.calibration import Calibration
@@ -79,7 +79,7 @@ def test_a_graph_of_several_networks_is_their_weighted_average():
         ("mean", 0.25 * logits[0].sigmoid() + 0.75 * logits[1].sigmoid()),
         ("gmean", logits[0].sigmoid() ** 0.25 * logits[1].sigmoid() ** 0.75),
     ]:
-        found = _AverageProbs(models, average, [1.0, 3.0])(torch.zeros(2, 3))
+        found = AverageProbs(models, average, [1.0, 3.0])(torch.zeros(2, 3))
         torch.testing.assert_close(found, expected)
 
 

@@ -89,7 +89,7 @@ def test_the_number_of_epochs_follows_from_the_clips(learn, monkeypatch):
     before = list(learn.dls.loaders)
     learn.fit_default()
     n_clips = len(learn.dls.train_ds)
-    assert 64 <= n_clips <= 1600 and called["n"] == 30 and called["steps"] == 100 and called["lr"] == 3e-3
+    assert 64 <= n_clips <= 1600 and called["n"] == 20 and called["steps"] == 100 and called["lr"] == 3e-3
     assert sorted(called["drawn"][:n_clips]) == list(range(n_clips)) and len(called["drawn"]) == 1600
     assert learn.dls.loaders == before
 
