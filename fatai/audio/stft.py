@@ -252,9 +252,9 @@ def bin_powers(frames: Tensor) -> Tensor:
 
 def _circle(rows: int, columns: int, period: int, like: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return cosines and sines of the products of row and column, shape (rows, columns), in parts of a circle."""
-    products = torch.arange(rows, device=like["device"])[:, None] * torch.arange(columns, device=like["device"])
-    angles = (products % period).to(like["dtype"]) * (2 * math.pi / period)
-    return angles.cos(), angles.sin()
+    angles = np.outer(np.arange(rows), np.arange(columns)) % period * (2 * math.pi / period)
+    # From numpy, as constants: cosines that a graph computes have the precision of float32.
+    return torch.from_numpy(np.cos(angles)).to(**like), torch.from_numpy(np.sin(angles)).to(**like)
 
 
 def pad_ends(wave: Tensor, reach: int, mode: str) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 
 from fatai.audio.front_ends import front_end
 from fatai.data.config import ClipConfig
+from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
 from fatai.experiment.run_folder import trained_model
 from fatai.export import onnx as onnx_export
-from fatai.export.onnx import export_onnx
+from fatai.export.onnx import export_onnx, write_graph
 from fatai.export.pretrained import Pretrained, load_pretrained
 from fatai.models import create_model
 
@@ -108,6 +109,14 @@ def test_the_output_of_a_graph_is_that_of_front_end_and_network(tmp_path, arch, 
     np.testing.assert_allclose(output, expected, atol=1e-4)
     for i in (0, 3):  # any number of waves
         np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves[i:i + 1]), expected[i:i + 1], atol=1e-4)
+
+
+@needs_onnx
+def test_faint_bins_beside_a_loud_tone_are_exact_in_a_graph(tmp_path):
+    settings = pretrained("cnn1d_multilevel", "third_1d", width=0.1, n_mels=129).settings
+    module, waves = ClipSpectrograms(settings).module, sounds(settings.crop_samples)
+    write_graph(module, waves, tmp_path / "front_end.onnx", name="the front end", output="spec", tolerance=1e-3)
+    np.testing.assert_allclose(run_onnx(tmp_path / "front_end.onnx", waves), module(waves), atol=1e-3)
 
 
 @needs_onnx
