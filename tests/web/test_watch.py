@@ -13,10 +13,9 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
-from fatai.errors import OptionError
 from fatai.report.history import run_history
 from fatai.web.security import SecurityMiddleware
-from fatai.web.watch import POLICY, Watch, watching
+from fatai.web.watch import POLICY, Watch
 
 
 @pytest.fixture
@@ -96,18 +95,37 @@ def fetch(address):
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=60).read().decode()
 
 
+FETCHED_AND_ENDED = """
+import sys, urllib.error, urllib.request
+from pathlib import Path
+from fatai.web.watch import watching
+
+fetch = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+with watching(Path(sys.argv[1]), 0) as address:
+    try:
+        fetch(address + "none", timeout=60)  # no page, which the server would wait for
+    except urllib.error.HTTPError as e:
+        print(e.code)
+try:
+    fetch(address, timeout=60)
+except OSError:
+    print("ended")
+"""
+
+
 def test_the_server_runs_as_long_as_the_block(run):
-    with watching(run, 0) as address, pytest.raises(urllib.error.HTTPError, match="404"):
-        fetch(address + "none")  # no page, which the server would wait for
-    with pytest.raises(OSError):
-        fetch(address)
+    done = subprocess.run([sys.executable, "-c", FETCHED_AND_ENDED, run], capture_output=True, text=True)
+    assert done.stdout.split() == ["404", "ended"], done.stderr
 
 
 def test_a_port_that_is_in_use_is_an_error_that_names_the_option(run):
+    code = "import sys; from pathlib import Path; from fatai.web.watch import watching\n" \
+           "with watching(Path(sys.argv[1]), int(sys.argv[2])): pass"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(OptionError, match=f"port {port} .*choose another --watch"), watching(run, port):
-            pass
+        done = subprocess.run([sys.executable, "-c", code, run, str(port)], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and re.search(f"OptionError: .*port {port} .*choose another --watch", last), done.stderr
 
 
 def test_the_server_ends_with_a_run_that_is_killed(run):
