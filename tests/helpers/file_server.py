@@ -13,6 +13,7 @@ class FileServer:
     def __init__(self):
         self.files, self.breaks, self.ranges, self.requests, self.errors = {}, {}, True, [], []
         self.n_sent, self.accept_ranges = 0, None
+        self.counting = threading.Lock()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -46,7 +47,10 @@ class FileServer:
                 stop_at = min(end, start + server.breaks.pop(name, end))
                 try:
                     for at in range(start, stop_at, 1 << 16):
-                        server.n_sent += self.wfile.write(data[at:min(stop_at, at + (1 << 16))])
+                        block = data[at:min(stop_at, at + (1 << 16))]
+                        with server.counting:  # before the client has it, and may look at the count
+                            server.n_sent += len(block)
+                        self.wfile.write(block)
                 except OSError:  # the client has what it wants
                     self.close_connection = True
 
