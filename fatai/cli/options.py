@@ -304,9 +304,11 @@ Strict = Annotated[
 
 
 def _parse_channel(text: str | None) -> str | int | None:
-    from fatai.audio.downmix import parse_channel
+    if text is None:
+        return None
+    from fatai.audio.downmix import parse_channel  # imports torch, which a completion has no use for
 
-    return None if text is None else parse_channel(text)
+    return parse_channel(text)
 
 
 Channel = Annotated[

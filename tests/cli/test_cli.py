@@ -102,9 +102,12 @@ def test_a_shell_completes_commands_and_options(words, offered):
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split()) - 1),
     }
-    code = "import sys; sys.argv[0] = 'fatai-submit'; from fatai.cli import app; app(prog_name='fatai-submit')"
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); "
+        "sys.argv[0] = 'fatai-submit'; from fatai.cli import app; app(prog_name='fatai-submit')"
+    )
     completed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
-    assert completed.stdout.split() == offered
+    assert completed.stdout.split() == offered and completed.stderr == "False\n", "torch takes seconds"
 
 
 def parameters():
@@ -227,35 +230,36 @@ def test_an_error_that_the_user_can_fix_is_one_sentence_and_exit_code_2(
 
 
 def test_the_installed_command_ends_with_one_sentence_too(tmp_path):
-    ended = fatai_submit("recipes", "show", "nineth", cwd=tmp_path)
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "did you mean ninth" in ended.stderr
+    ended = fatai_submit("download", "esc51", "new", cwd=tmp_path)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "did you mean esc50" in ended.stderr
 
 
 def test_an_unknown_option_is_exit_code_2_too():
     assert fatai_submit("run", "x", "--epoch", "3").returncode == 2
 
 
-def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_path):
+def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, few_clips, tmp_path):
     recipe = tmp_path / "my.toml"
     shown = main_with("recipes", "show", "quick").stdout
     recipe.write_text(shown.replace('arch = "m3"', 'arch = "m1"').replace("width = 0.25", "width = 0.125"))
     ran = main_with(
-        "run", sample, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run", "--num-workers", 0
+        "run", few_clips, "--recipe", recipe, "--epochs", 1, "--crop-s", 0.5, "--out", tmp_path / "run",
+        "--num-workers", 0,
     )
     assert ran.returncode == 0, ran.stderr
     assert "out of fold: lwlrap" in ran.stdout and "\r" not in ran.stdout + ran.stderr, (
         "no bars where there is no terminal"
     )
     assert re.search(r"epoch 0 .*lwlrap 0\.\d+", ran.stdout)
-    submission, template = tmp_path / "run" / "submission.csv", sample / "sample_submission.csv"
+    submission, template = tmp_path / "run" / "submission.csv", few_clips / "sample_submission.csv"
     assert "is valid" in main_with("check", submission, "--sample", template).stdout
-    scored = main_with(
-        "score", tmp_path / "run" / "test.csv", "--truth", sample / "truth" / "test.csv", "--per-tag"
-    ).stdout
+    truth = pd.read_csv(sample / "truth" / "test.csv")
+    truth[truth["fname"].isin(pd.read_csv(template)["fname"])].to_csv(tmp_path / "truth.csv", index=False)
+    scored = main_with("score", tmp_path / "run" / "test.csv", "--truth", tmp_path / "truth.csv", "--per-tag").stdout
     assert re.match(r"lwlrap 0\.\d{4}, 95 % interval 0\.\d{3} to [01]\.\d{3}\n", scored)
     assert len(scored.splitlines()) == 11
-    tagged = main_with("predict", tmp_path / "run", sample, "--out", tmp_path / "again.csv")
-    assert tagged.returncode == 0 and (tmp_path / "again.csv").read_text().count("\n") == 61
+    tagged = main_with("predict", tmp_path / "run", few_clips, "--out", tmp_path / "again.csv")
+    assert tagged.returncode == 0 and (tmp_path / "again.csv").read_text().count("\n") == 21
     blended = main_with(
         "ensemble", tmp_path / "run", tmp_path / "again.csv", "--sample", template, "--out", tmp_path / "blend.csv"
     )
@@ -263,31 +267,16 @@ def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, tmp_pa
         blended.returncode == 0
         and "is valid" in main_with("check", tmp_path / "blend.csv", "--sample", template).stdout
     )
-    one = next((sample / "test").iterdir())
+    one = next((few_clips / "test").iterdir())
     assert re.match(rf"{one.name}: \w+ 0\.\d\d, ", main_with("predict", tmp_path / "run", one).stdout)
 
 
-def test_ctrl_c_ends_cleanly(sample, tmp_path):
+def test_ctrl_c_ends_cleanly(few_clips, tmp_path):
     import signal
 
+    options = "--recipe quick --epochs 500 --arch m1 --width 0.0625 --crop-s 0.5".split()
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "fatai.cli",
-            "run",
-            str(sample),
-            "--recipe",
-            "quick",
-            "--epochs",
-            "500",
-            "--width",
-            "0.0625",
-            "--crop-s",
-            "0.5",
-            "--out",
-            str(tmp_path / "run"),
-        ],
+        [sys.executable, "-m", "fatai.cli", "run", few_clips, *options, "--out", tmp_path / "run"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -345,15 +334,15 @@ def test_weights_are_listed_with_what_is_here_and_downloaded(main_with, server, 
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "returned 404" in refused.stderr
 
 
-def test_scan_prints_text_or_json(main_with, sample):
-    report = json.loads(main_with("scan", sample, "--json").stdout)
-    assert not any(report["findings"].values()) and "cache of waves" in main_with("scan", sample).stdout
+def test_scan_prints_text_or_json(main_with, few_clips):
+    report = json.loads(main_with("scan", few_clips, "--json").stdout)
+    assert not any(report["findings"].values()) and "cache of waves" in main_with("scan", few_clips).stdout
 
 
-def test_stats_go_into_a_recipe(main_with, sample, tmp_path):
-    ended = main_with("stats", sample, "--recipe", "quick", "--parts", "curated", "--out", tmp_path / "my.toml")
+def test_stats_go_into_a_recipe(main_with, few_clips, tmp_path):
+    ended = main_with("stats", few_clips, "--recipe", "quick", "--parts", "curated", "--out", tmp_path / "my.toml")
     assert ended.returncode == 0, ended.stderr
-    shown = main_with("stats", sample, "--front-end", "ninth", "--parts", "curated").stdout
+    shown = main_with("stats", few_clips, "--front-end", "ninth", "--parts", "curated").stdout
     numbers = tomllib.loads(shown)
     measured = tomllib.loads((tmp_path / "my.toml").read_text())["front_end"]
     assert {k: measured[k] for k in numbers} == numbers and numbers["mean"] != -35.7
@@ -393,9 +382,9 @@ def test_relabel_writes_a_table_and_corrections_that_loaders_read(main_with, tin
     assert again.returncode == 0 and len(load_dataset(sample, corrections=tmp_path / "c.csv").noisy) == 20
 
 
-def test_doctor_with_data_profiles_an_epoch(main_with, sample):
-    printed = main_with("doctor", sample, "--recipe", "quick").stdout
-    assert all(w in printed for w in ("decode", "front end", "network", "an epoch of 120 clips"))
+def test_doctor_with_data_profiles_an_epoch(main_with, few_clips):
+    printed = main_with("doctor", few_clips, "--recipe", "quick").stdout
+    assert all(w in printed for w in ("decode", "front end", "network", "an epoch of 40 clips"))
 
 
 def test_doctor_names_versions_device_and_decoders(main_with):
