@@ -12,9 +12,7 @@ import subprocess
 import sys
 import warnings
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
 # The same examples in every run of the tests; `make fuzz` takes new ones by --hypothesis-profile=random.
@@ -37,12 +35,19 @@ def pytest_collection():
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same random state."""
+    # Imported here: with pytest-xdist the process that starts the workers loads this file, and runs no test.
+    import numpy as np
+    import torch
+
     torch.manual_seed(0)
     np.random.seed(0)
 
 
 @pytest.fixture
-def rng() -> np.random.Generator:
+def rng():
+    """NumPy's random generator, with the same seed in every test."""
+    import numpy as np
+
     return np.random.default_rng(2019)
 
 

@@ -14,6 +14,7 @@ from fatai.augment.mixup import LinearMixUp, MixUpOr
 from fatai.augment.show import augmented, show_each
 from fatai.augment.spec import TimeReverse
 from fatai.cli import app
+from fatai.data.blocks import FATDataLoaders
 from fatai.errors import DataError, OptionError, UnknownNameError
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import preview_learner
@@ -187,36 +188,45 @@ def test_changes_of_a_stage_keep_their_order_and_options(recipe):
 
 # Learning rates
 
+@pytest.fixture(scope="module")
+def few_dls(sample, clip_cache):
+    """Loaders of small batches of short crops: a search is about the number of batches."""
+    return FATDataLoaders.from_path(
+        sample, channels="mono", crop_s=0.25, bs=4, valid_pct=0.25, seed=0, num_workers=0, check_files=False,
+        cache="wave", cache_dir=clip_cache,
+    )
+
+
 def narrow(dls):
     torch.manual_seed(1)
     return fat_learner(dls, "m1", width=0.125, precision="fp32")
 
 
-def test_find_lr_suggests_what_fastai_suggests(small_dls, tmp_path):
-    ours, theirs = narrow(small_dls), narrow(small_dls)
+def test_find_lr_suggests_what_fastai_suggests(few_dls, tmp_path):
+    ours, theirs = narrow(few_dls), narrow(few_dls)
     theirs.path = tmp_path
-    small_dls.rng.seed(0)
+    few_dls.rng.seed(0)
     torch.manual_seed(2)
     expected = theirs.lr_find(num_it=40, show_plot=False, suggest_funcs=(valley, steep))
-    small_dls.rng.seed(0)
+    few_dls.rng.seed(0)
     torch.manual_seed(2)
     found = find_lr(ours, steps=40)
     assert found.suggestions == {"valley": expected.valley, "steep": expected.steep}
     assert len(found.lrs) == len(found.losses) and found.lrs[0] == pytest.approx(1e-7)
 
 
-def test_a_search_shows_its_batches(small_dls, monkeypatch, capsys):
+def test_a_search_shows_its_batches(few_dls, monkeypatch, capsys):
     clock = itertools.count(0, 16)
     monkeypatch.setattr("fatai.io.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    learn = narrow(small_dls)
+    learn = narrow(few_dls)
     find_lr(learn, steps=20, show_progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "batches with growing learning rates: 0 of 20" and len(lines) > 6
     assert all(line.endswith(" of 20") for line in lines) and not [cb for cb in learn.cbs if "BatchProgress" in cb.name]
 
 
-def test_a_search_leaves_the_learner_and_its_folder_as_they_were(small_dls, tmp_path):
-    learn = narrow(small_dls)
+def test_a_search_leaves_the_learner_and_its_folder_as_they_were(few_dls, tmp_path):
+    learn = narrow(few_dls)
     learn.path = tmp_path / "not there"
     before = [p.clone() for p in learn.model.state_dict().values()]
     find_lr(learn, steps=20)
@@ -229,14 +239,14 @@ def test_a_search_leaves_the_learner_and_its_folder_as_they_were(small_dls, tmp_
     ({"start_lr": 1.0, "end_lr": 0.1}, "start_lr is 1.0 and end_lr 0.1; expected 0 < start_lr < end_lr"),
     ({"start_lr": 0.0}, "start_lr is 0.0 .*expected 0 < start_lr"),
 ])
-def test_a_search_that_cannot_be_is_refused(small_dls, options, words):
+def test_a_search_that_cannot_be_is_refused(few_dls, options, words):
     with pytest.raises(OptionError, match=words):
-        find_lr(narrow(small_dls), **options)
+        find_lr(narrow(few_dls), **options)
 
 
-def test_a_loss_that_grows_at_once_is_told(small_dls):
+def test_a_loss_that_grows_at_once_is_told(few_dls):
     with pytest.raises(DataError, match=r"grew too large after \d+ of 30 batches"):
-        find_lr(narrow(small_dls), steps=30, start_lr=1e6, end_lr=1e30)
+        find_lr(narrow(few_dls), steps=30, start_lr=1e6, end_lr=1e30)
 
 
 @pytest.mark.parametrize("losses", [[1.0, 0.8, 0.5, 3.0, 90.0], [1.0, 1.5, 2.0, 3.0, 90.0]])
