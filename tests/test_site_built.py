@@ -120,3 +120,19 @@ def test_pages_have_no_serious_fault_of_accessibility(chromium, address, name, s
         options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
         with open_page(chromium, f"{address}{name}.html", **options) as page:
             assert faults(page) == [], f"{width} pixels"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_open_search_has_no_serious_fault_of_accessibility(chromium, address, scheme):
+    from helpers.accessibility import faults
+    from helpers.browser import open_page
+
+    for width in (1280, 390):
+        options = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "reduced_motion": "reduce"}
+        with open_page(chromium, f"{address}index.html", **options) as page:
+            page.keyboard.press("/")
+            page.locator("input[name=query]").press_sequentially("recipe default")
+            page.locator(".md-search-result mark").first.wait_for()
+            page.locator(".md-search-result__link").first.hover()
+            page.wait_for_timeout(1000)  # until colors and sizes have changed
+            assert faults(page) == [], f"{width} pixels"

@@ -21,7 +21,7 @@ def score(
         typer.Argument(metavar="PREDICTIONS", help="A CSV of predictions or a run folder; or several run folders."),
     ],
     truth: Annotated[
-        Path, typer.Option("--truth", help="CSV of fname and labels, or of fname and one column of 0 and 1 per tag.")
+        Path, typer.Option("--truth", help="CSV of fname and labels, or a column of 0 and 1 per tag; or data folder.")
     ],
     part: Annotated[
         str, typer.Option("--part", help="Part of a run that is scored: oof (out-of-fold predictions) or test.")
@@ -78,7 +78,7 @@ def _score_one(path: Path, truth: Path, part: str, per_tag: bool) -> None:
 def calibrate(
     run: FinishedRun,
     truth: Annotated[
-        Path, typer.Option("--truth", help="Labels of the training clips, such as DATA/train_curated.csv.")
+        Path, typer.Option("--truth", help="Labels of the training clips, such as DATA or DATA/train_curated.csv.")
     ],
     method: Annotated[
         str,

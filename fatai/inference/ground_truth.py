@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ from fatai.registry import did_you_mean
 __all__ = ["Table", "read_truth"]
 
 Table: TypeAlias = "str | os.PathLike[str] | pd.DataFrame"
-"""A CSV file or a data frame."""
+"""A CSV file, a data folder or a data frame."""
 
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
 
@@ -39,7 +40,7 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
     ----------
     truth
         A CSV file or data frame with `fname` and either `labels` (separated by commas or semicolons) or a column of 0
-        and 1 per tag.
+        and 1 per tag; or a data folder, such as one of classes, whose curated clips are taken.
     tags
         The tags, in the order of the flags.
 
@@ -73,6 +74,10 @@ def read_truth(truth: Table, tags: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _open(truth: Table, tags: Sequence[str]) -> CsvTable:
     """Open a table; its columns are standardized unless they are the tags, and names of segments have their times."""
+    if isinstance(truth, str | os.PathLike) and Path(truth).is_dir():
+        from fatai.data.datasets.fat2019 import load_dataset  # imports torch, which tables do without
+
+        truth = load_dataset(truth).curated[["fname", "labels"]]
     is_frame = is_data_frame(truth)
     table = _from_frame(truth) if is_frame else read_csv(truth)
     table = table._replace(columns=tuple(unicodedata.normalize("NFC", column) for column in table.columns))

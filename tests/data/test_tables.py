@@ -109,6 +109,18 @@ def test_the_table_is_also_the_ground_truth_of_scores(sound_table):
     }
 
 
+def test_a_folder_of_classes_is_the_ground_truth_of_scores(tmp_path):
+    for name in ("cat/a.wav", "cat/b.wav", "rain/c.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    truth = read_truth(tmp_path, ("cat", "rain"))
+    assert {name: flags.tolist() for name, flags in truth.items()} == {
+        fname: [label == "cat", label == "rain"]
+        for fname, label in load_dataset(tmp_path).curated[["fname", "labels"]].to_numpy()
+    }
+    assert len(truth) == 3
+
+
 def test_a_folder_with_a_table_of_another_name_raises_with_the_advice_to_pass_the_table(sound_table):
     with pytest.raises(DataError, match=r"its tables are labels.csv.*pass its path instead of the folder"):
         load_dataset(sound_table)

@@ -209,7 +209,8 @@ class DatasetReport:
                        f"{seconds.min():.2f} to {seconds.max():.2f} s, median {seconds.median():.2f} s")
 
     def _findings_text(self, max_per_kind: int) -> Iterator[str]:
-        yield f"{len(self.findings)} findings" if self.findings else "no problems found"
+        some = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
+        yield some if self.findings else "no problems found"
         for kind, title in FINDING_KINDS.items():
             found = self.of_kind(kind)
             if not found:
