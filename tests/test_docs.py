@@ -248,7 +248,7 @@ def test_measured_results_are_read_from_the_results_folder(generate, tmp_path, m
 
 def test_links_of_the_readme_exist_and_pictures_are_small():
     for page in ("README.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        for target in re.findall(r"(?:\]\(|src=\")([^)#:\"]+)[)\"]", (ROOT / page).read_text(encoding="utf-8")):
             assert (ROOT / target).exists(), f"{page} links to {target}"
     for picture in (ROOT / "docs").rglob("*.png"):
         assert picture.stat().st_size <= 150_000, picture

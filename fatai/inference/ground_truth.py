@@ -77,7 +77,7 @@ def _open(truth: Table, tags: Sequence[str]) -> CsvTable:
     if isinstance(truth, str | os.PathLike) and Path(truth).is_dir():
         from fatai.data.datasets.fat2019 import load_dataset  # imports torch, which tables do without
 
-        truth = load_dataset(truth).curated[["fname", "labels"]]
+        truth = load_dataset(Path(truth)).curated[["fname", "labels"]]
     is_frame = is_data_frame(truth)
     table = _from_frame(truth) if is_frame else read_csv(truth)
     table = table._replace(columns=tuple(unicodedata.normalize("NFC", column) for column in table.columns))
