@@ -207,7 +207,9 @@ def load_state(path: str | Path, learn: Learner) -> None:
         # With more processes than before, the new ones continue with their own seed.
         if rank_distrib() < len(state["generators"]):
             _set_generators(learn, state["generators"][rank_distrib()])
-    except (KeyError, IndexError, TypeError, AttributeError, AssertionError) as e:
+    except CheckpointError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, AssertionError, ValueError, RuntimeError) as e:
         raise CheckpointError(
             f"{path} does not fit the optimizer or the callbacks of this learner ({e!r}); "
             "fit with the same options, or delete the file"

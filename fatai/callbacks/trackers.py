@@ -80,7 +80,7 @@ class MLflowCallback(Callback):
             import mlflow
         except ImportError:
             raise MissingDependencyError("this tracker needs the package mlflow: pip install 'fatai[track]'") from None
-        self.mlflow, self.every, self.options = mlflow, every, options
+        self.mlflow, self.every, self.options, self.is_own = mlflow, every, options, False
 
     def before_fit(self) -> None:
         """Start a run, if none is active, and log the settings."""
@@ -109,9 +109,12 @@ class MLflowCallback(Callback):
         self.mlflow.log_metrics({**values, **scores}, step=self.train_iter)
 
     def after_fit(self) -> None:
-        """End the run if it was started here."""
+        """End the run if it was started here, however the fit ends: the next fit has a run of its own."""
         if self.is_own:
+            self.is_own = False
             self.mlflow.end_run()
+
+    after_cancel_fit = after_fit
 
 
 def _mlflow_name(name: str) -> str:

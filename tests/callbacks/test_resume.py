@@ -317,6 +317,15 @@ def test_another_network_or_optimizer_is_refused(few_clips, clip_cache, tmp_path
         )
 
 
+def test_a_state_with_other_trained_parameters_is_refused(few_clips, clip_cache, tmp_path):
+    state = tmp_path / "s.pt"
+    new_learner(few_clips, clip_cache, 1).fit(2, 1e-3, cbs=ResumeTraining(state))
+    frozen = new_learner(few_clips, clip_cache, 1)
+    next(frozen.model.parameters()).requires_grad_(False)
+    with pytest.raises(CheckpointError, match="does not fit the optimizer or the callbacks of this learner"):
+        frozen.fit(2, 1e-3, cbs=ResumeTraining(state))
+
+
 STATE = {"format": 2, "done": 1, "epochs": 1, "batches": 1, "notes": {}}
 
 

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fastai.callback.core import Callback
 
 from fatai.callbacks.trackers import LogTagScores, MLflowCallback, tag_scores_of_epoch
 from fatai.errors import MissingDependencyError, OptionError
@@ -164,3 +166,21 @@ def test_a_run_logs_each_fold(tracker, sample, tmp_path):
         runs = mlflow.search_runs(experiment_names=["fatai"], output_format="list")
         assert sorted(run.info.run_name for run in runs) == ["run fold 0 stage 0", "run fold 1 stage 0"]
         assert all("tag_lwlrap/Rain" in run.data.metrics for run in runs)
+
+
+def test_a_run_of_mlflow_ends_with_a_fit_that_fails(learn, monkeypatch):
+    runs = []
+    fake = SimpleNamespace(
+        active_run=lambda: runs[-1] if runs else None, end_run=lambda: runs.pop(), log_params=lambda params: None,
+        start_run=lambda: runs.append(SimpleNamespace(info=SimpleNamespace(run_id=1))),
+        get_run=lambda run_id: SimpleNamespace(data=SimpleNamespace(params={})),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+
+    class FailingCallback(Callback):
+        def before_batch(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, 1e-3, cbs=[MLflowCallback(), FailingCallback()])
+    assert runs == []
