@@ -255,7 +255,7 @@ def _append_corrected(
 def fourth_place_second_head() -> Method:
     """Select every clip, with its labels as targets of a second head.
 
-    There are columns for both heads; those of the first have weight 0.     Curated clips get theirs by
+    There are columns for both heads; those of the first have weight 0. Curated clips get theirs by
     `second_head(targ, noisy=False)`; predictions are the first half of the logits.
     """
 

@@ -127,7 +127,7 @@ def sort_clips(data: NoisyLabelData, *keys: np.ndarray) -> np.ndarray:
 def scoring(*, k: int = 1000) -> Method:
     """Select the `k` clips whose given labels rank highest in the predictions, labels as given.
 
-    The rank is that of `label_ranking_agreement`.     Equal clips are ordered by mean log loss, then by name. A clip
+    The rank is that of `label_ranking_agreement`. Equal clips are ordered by mean log loss, then by name. A clip
     without labels agrees perfectly, as published.
 
     Parameters
@@ -197,7 +197,7 @@ def relabelall_merge(*, cardinality: float | None = None) -> Method:
 def third_place_pseudo_labels(*, k: int = 5000, cardinality: float | None = None) -> Method:
     """Keep the best `k` clips with their given labels, and pseudo-label the others.
 
-    Clips without any predicted label are dropped.     The threshold is found over all clips. It is the last step of
+    Clips without any predicted label are dropped. The threshold is found over all clips. It is the last step of
     `fatai.noisy_labels.curriculum.noisy_curriculum`.
 
     Parameters
