@@ -20,6 +20,7 @@ import numpy as np
 
 from fatai.ensemble.streaming import concat_files, scan_files
 from fatai.errors import CheckpointError, DataError, OptionError
+from fatai.experiment.ensemble_folder import EnsembleFolder, is_ensemble_folder
 from fatai.experiment.run_folder import predict_with_run
 from fatai.inference.prediction_files import CHUNK, PredictionWriter, has_times, row_chunks
 from fatai.inference.predictions import Predictions
@@ -123,7 +124,7 @@ def predict_to_csv(
 def run_identity(
     run: str | Path, items: pd.DataFrame | Sequence[tuple[str, str | Path]], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what identifies predictions: digests of run and clips, and the options.
+    """Return what identifies predictions: digests of run and of the clips' names and paths, and the options.
 
     Raises
     ------
@@ -136,7 +137,7 @@ def run_identity(
         raise DataError(f"two clips are named {repeated!r}; give every clip a name of its own")
     return {
         "run": _run_digest(Path(run)),
-        "clips": _digest(names),
+        "clips": _digest([f"{name}\0{path}" for name, path in _pairs(items)]),
         # Without the number of workers, which does not change the predictions and may change between two calls.
         "options": {k: repr(v) for k, v in sorted({"calibrate": None, **options}.items()) if k != "num_workers"},
     }
@@ -156,7 +157,7 @@ def _predict_with_journal(
     with translate_os_errors(journal), journal.open("a", encoding="utf-8", newline="\n") as f:
         if journal.stat().st_size == 0:
             f.write(json.dumps({"made": _FORMAT, "by": identity}) + "\n")
-        for start in range(n_done, len(pairs), chunk):
+        for start in range(n_done, max(1, len(pairs)), chunk):  # once without clips, as in some of many shards
             predictions = predict_with_run(run, pairs[start:start + chunk], **options)
             if start == 0:
                 f.write(json.dumps({"tags": predictions.tags}) + "\n")
@@ -255,8 +256,8 @@ def _resume_journal(journal: Path, identity: dict[str, Any]) -> int:
                     "continue, or remove it"
                 )
             n_lines, n_bytes = n_lines + 1, n_bytes + len(line)
-        if n_lines == 1:
-            n_bytes = 0  # the header alone: without the tags nothing is predicted yet
+        if n_lines < 3:
+            n_bytes = 0  # the header and the tags, which are written with the first rows
         f.truncate(n_bytes)
     return max(0, n_lines - 2)
 
@@ -295,10 +296,11 @@ def _write_table(journal: Path, out: Path) -> int:
 
 
 def _run_digest(run: Path) -> str:
-    """Return a digest of all weights and settings of a run or model folder."""
+    """Return a digest of all weights and settings of a run or model folder, or of an ensemble and its runs."""
+    runs = EnsembleFolder.open(run).runs if is_ensemble_folder(run) else ()
     patterns = ("*.toml", "*.json", "*.safetensors", "fold_*/model.safetensors")
     files = [f for pattern in patterns for f in sorted(run.glob(pattern))]
-    return _digest([_checked_file_digest(f) for f in files if f.name != "manifest.json"])
+    return _digest([*(_checked_file_digest(f) for f in files if f.name != "manifest.json"), *map(_run_digest, runs)])
 
 
 def _checked_file_digest(path: Path) -> str:

@@ -23,6 +23,7 @@ from fatai.errors import CheckpointError, OptionError
 from fatai.experiment.build import recipe_network
 from fatai.experiment.ensemble_folder import EnsembleFolder, is_ensemble_folder, main_run
 from fatai.experiment.recipe import Recipe, load_recipe
+from fatai.experiment.schema import TTA
 from fatai.export.pretrained import Pretrained, is_model_folder, load_pretrained
 from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.inference.predictions import Predictions
@@ -78,7 +79,7 @@ class FinishedRun:
     folder, recipe
         The run folder and its recipe.
     weights
-        The weights file of each fold.
+        The weights file of each fold, by number.
     device
         Device of the networks.
     backend
@@ -103,7 +104,8 @@ class FinishedRun:
             If its recipe is not valid.
         """
         run = Path(run)
-        weights = tuple(sorted(run.glob(f"fold_*/{WEIGHTS}")))
+        found = (path for path in run.glob(f"fold_*/{WEIGHTS}") if path.parent.name[5:].isdecimal())
+        weights = tuple(sorted(found, key=_fold_number))
         if not (run / "recipe.toml").is_file() or not weights:
             raise CheckpointError(
                 f"{run} is not a finished run; expected recipe.toml and fold_0/{WEIGHTS} in it, as fatai-submit run "
@@ -115,8 +117,8 @@ class FinishedRun:
 
     @property
     def fold_numbers(self) -> list[int]:
-        """Numbers of the trained folds, from 0, ascending."""
-        return sorted(int(path.parent.name[5:]) for path in self.weights if path.parent.name[5:].isdecimal())
+        """Numbers of the trained folds, from 0, ascending, in the order of `folds`."""
+        return [_fold_number(path) for path in self.weights]
 
     def folds(self) -> Iterator[TrainedFold]:
         """Load and yield the network of each fold; raises `CheckpointError` if the weights do not fit the recipe."""
@@ -130,6 +132,11 @@ class FinishedRun:
     def calibration(self, calibrate: bool | None = None) -> Calibration | None:
         """Load the calibration of the run as `find_calibration` does."""
         return find_calibration(self.folder, calibrate)
+
+
+def _fold_number(weights: Path) -> int:
+    """Return the number of the fold that a weights file belongs to, by the name of its folder."""
+    return int(weights.parent.name[5:])
 
 
 def find_calibration(folder: str | Path, calibrate: bool | None = None) -> Calibration | None:
@@ -215,16 +222,21 @@ def predict_with_run(
         )
     opened = FinishedRun.open(run, backend=backend)
     tta = opened.recipe.tta
-    if views is None:
-        views, n, options = tta.views, n or tta.n, {**tta.options, **options}
     calibration = opened.calibration(calibrate)  # before predicting, which takes long: it may not be valid
     predictor = _FoldPredictor(
-        opened, build_views(views, n, **options), *names_and_paths(items), average or tta.average, bs,
+        opened, choose_views(tta, views, n, options), *names_and_paths(items), average or tta.average, bs,
         num_workers, channel,
     )
     parts = predictor.predict() if save_views is None else predictor.predict_and_save(Path(save_views))
     predictions = ensemble(parts, how=tta.fold_average)
     return predictions if calibration is None else predictions.calibrated(calibration)
+
+
+def choose_views(tta: TTA, views: str | None, n: int | None, options: dict[str, Any]) -> Views:
+    """Build views of the given kind; None takes those of a recipe, with another number or further options if given."""
+    if views is None:
+        views, n, options = tta.views, n or tta.n, {**tta.options, **options}
+    return build_views(views, n, **options)
 
 
 def _predict_with_members(
@@ -342,7 +354,7 @@ def trained_model(run: str | Path, fold: int = 0) -> Pretrained:
     opened = FinishedRun.open(main_run(run))
     weights = tuple(path for path in opened.weights if path.parent.name == f"fold_{fold}")
     if not weights:
-        known = ", ".join(path.parent.name[5:] for path in opened.weights)
+        known = ", ".join(map(str, opened.fold_numbers))
         raise OptionError(f"{opened.folder} has no fold {fold}; expected one of {known}")
     trained, recipe = next(replace(opened, weights=weights).folds()), opened.recipe
     training = {"recipe": recipe.model_dump(), "fold": fold}

@@ -20,18 +20,19 @@ from fatai.experiment.ensemble_folder import EnsembleFolder, is_ensemble_folder
 from fatai.experiment.run_folder import (
     FinishedRun,
     TrainedFold,
+    choose_views,
     find_calibration,
     grouped_by_tags,
     joined_folds,
     load_model_folder,
     with_channel,
 )
+from fatai.experiment.schema import TTA
 from fatai.export.pretrained import Pretrained, is_model_folder
 from fatai.inference.prediction_files import status_column
 from fatai.inference.predictions import Predictions
 from fatai.inference.predictor import Predictor
-from fatai.inference.tta import build_views, fill_priors
-from fatai.inference.views import Views
+from fatai.inference.tta import fill_priors
 from fatai.io.lazy import is_data_frame
 from fatai.io.lazy import pandas as pd
 from fatai.metrics.calibration import Calibration
@@ -128,7 +129,7 @@ class TagBatch:
             model = with_backend(self.run.model, self.backend)
             return _LoadedRun.of_model(replace(self.run, model=model, calibration=calibration))
         folder = Path(self.run)
-        files = (*folder.glob("*"), *folder.glob("fold_*/*"))
+        files = (f for pattern in ("*", "*/*", "*/fold_*/*") for f in folder.glob(pattern))  # those of members, too
         return _load(folder, self.calibrate, self.backend, max((f.stat().st_mtime_ns for f in files), default=0))
 
     def _predict(self, columns: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -204,22 +205,19 @@ class _LoadedRun:
     settings: ClipConfig
     calibration: Calibration | None
     precision: str
-    views: Views
-    average: str = "probs"
-    fold_average: str = "mean"
+    tta: TTA = TTA()
     seed: int = 0
 
     @classmethod
     def of_model(cls, model: Pretrained) -> _LoadedRun:
         fold = TrainedFold("model", model.model, tuple(model.tags), model.prior)
-        return cls((fold,), model.settings, model.calibration, model.precision, build_views("even"))
+        return cls((fold,), model.settings, model.calibration, model.precision)
 
     @classmethod
     def of_run(cls, run: FinishedRun, calibrate: bool | None) -> _LoadedRun:
-        recipe, tta = run.recipe, run.recipe.tta
+        recipe = run.recipe
         return cls(
-            tuple(run.folds()), recipe.settings(), run.calibration(calibrate), recipe.precision,
-            build_views(tta.views, tta.n, **tta.options), tta.average, tta.fold_average, recipe.seed,
+            tuple(run.folds()), recipe.settings(), run.calibration(calibrate), recipe.precision, recipe.tta, recipe.seed
         )
 
     @property
@@ -228,8 +226,7 @@ class _LoadedRun:
 
     def predict(self, sounds: _Sounds, options: TagBatch) -> tuple[Predictions, dict[int, str]]:
         """Predict sounds, named by their position, and return the reasons of unreadable ones by position."""
-        given = options.views, options.n, options.options
-        views = self.views if given == (None, None, {}) else build_views(given[0] or "even", given[1], **given[2])
+        views = choose_views(self.tta, options.views, options.n, options.options)
         settings = with_channel(self.settings, options.channel)
         clips, errors = sounds.clips(settings)
         names, parts = [str(i) for i in range(len(clips))], []
@@ -237,13 +234,13 @@ class _LoadedRun:
             joined = joined_folds(folds)
             predictor = Predictor(
                 joined.model, settings, views, len(joined.tags), precision=self.precision, bs=options.bs,
-                seed=self.seed, average=options.average or self.average,
+                seed=self.seed, average=options.average or self.tta.average,
             )
             output = predictor.predict(clips)
             errors = {**output.errors, **errors}
             for fold, probs in zip(folds, np.split(output.probs, len(folds), axis=1), strict=True):
                 parts.append(fill_priors(names, fold.tags, output._replace(probs=probs), fold.prior))
-        found = parts[0] if len(parts) == 1 else ensemble(parts, how=self.fold_average)
+        found = parts[0] if len(parts) == 1 else ensemble(parts, how=self.tta.fold_average)
         return found if self.calibration is None else found.calibrated(self.calibration), errors
 
 

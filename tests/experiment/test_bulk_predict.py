@@ -1,11 +1,14 @@
 """Many clips into one table: in chunks, in shards, continued after a kill, also by the command."""
 
+import shutil
+
 import pandas as pd
 import pytest
 
 from fatai.errors import DataError, OptionError
 from fatai.experiment import bulk_predict
-from fatai.experiment.bulk_predict import Shard, merge_shards, parse_shard, predict_to_csv
+from fatai.experiment.bulk_predict import Shard, merge_shards, parse_shard, predict_to_csv, run_identity
+from fatai.experiment.ensemble_folder import EnsembleFolder
 from fatai.experiment.run_folder import predict_with_run
 from fatai.inference.predictions import Predictions
 
@@ -108,3 +111,33 @@ def test_the_command_takes_lists_and_shards_and_keeps_files_of_the_same_name_apa
     assert ended.returncode == 2 and "expected either sounds or an --input-list of them" in ended.stderr
     ended = main_with("tag", tiny_run.out, "a", "--shard", "1/2")
     assert ended.returncode == 2 and "give --out" in ended.stderr
+
+
+def test_a_journal_with_the_tags_and_no_whole_row_begins_anew(tiny_run, items, tmp_path):
+    out = tmp_path / "tags.csv"
+    predict_to_csv(tiny_run.out, items[:2], out, keep_journal=True)
+    journal, whole = tmp_path / "tags.csv.journal", out.read_bytes()
+    header, tags, first = journal.read_text().splitlines()[:3]
+    journal.write_text("\n".join([header, tags, first[:20]]))
+    assert predict_to_csv(tiny_run.out, items[:2], out) == 2 and out.read_bytes() == whole
+
+
+def test_a_shard_without_clips_is_a_table_without_rows(tiny_run, items, tmp_path):
+    out = tmp_path / "tags.csv"
+    for k in (1, 2):
+        shard = Shard(k, 2)
+        predict_to_csv(tiny_run.out, items[:1][shard.rows(1)], shard.file(out), keep_journal=True)
+    assert merge_shards(out) == 1 and Predictions.from_csv(out).fnames == tuple(items["fname"][:1])
+
+
+def test_other_sounds_of_the_same_names_are_other_clips(tiny_run, items):
+    moved = items.assign(path=list(items["path"])[::-1])
+    assert run_identity(tiny_run.out, items, {}) != run_identity(tiny_run.out, moved, {})
+
+
+def test_an_ensemble_whose_member_has_changed_is_another_one(tiny_run, items, tmp_path):
+    shutil.copytree(tiny_run.out, tmp_path / "a")
+    EnsembleFolder(tmp_path, ("a",), (1.0,)).save()
+    before = run_identity(tmp_path, items, {})
+    shutil.copy(tmp_path / "a" / "fold_0" / "model.safetensors", tmp_path / "a" / "fold_1" / "model.safetensors")
+    assert run_identity(tmp_path, items, {}) != before

@@ -194,3 +194,13 @@ def test_a_loaded_model_predicts_as_its_run_and_without_its_calibration_if_asked
     np.testing.assert_allclose(predict_with_run(folder, clips, calibrate=False).probs, raw, atol=1e-6)
     for model, expected in ((calibrated, calibration.apply(raw)), (plain, raw)):
         assert model.predict(clips[0])[0].prob == pytest.approx(expected[0].max(), abs=1e-6)
+
+
+def test_networks_are_in_the_order_of_the_numbers_of_their_folds(tiny_run, tmp_path):
+    shutil.copytree(tiny_run.out, tmp_path / "run")
+    (tmp_path / "run" / "fold_1").rename(tmp_path / "run" / "fold_10")
+    for name in ("fold_2", "fold_old"):
+        shutil.copytree(tiny_run.out / "fold_1", tmp_path / "run" / name)
+    opened = FinishedRun.open(tmp_path / "run")
+    assert opened.fold_numbers == [0, 2, 10]
+    assert [fold.name for fold in opened.folds()] == ["fold_0", "fold_2", "fold_10"]

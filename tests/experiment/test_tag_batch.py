@@ -119,3 +119,23 @@ def test_an_ensemble_has_the_rows_of_predict(tiny_run, clips, tmp_path):
     assert found["status"].tolist() == ["ok"] * 5 + ["unreadable"] and "missing.wav" in found["reason"][5]
     alone = predict_with_run(tiny_run.out, clips)
     assert np.abs(alone.probs - expected.probs).max() > 1e-4
+
+
+def test_another_number_of_views_is_of_the_kind_of_the_recipe(tiny_run, clips, tmp_path):
+    shutil.copytree(tiny_run.out, tmp_path / "run")
+    recipe = (tmp_path / "run" / "recipe.toml").read_text()
+    (tmp_path / "run" / "recipe.toml").write_text(recipe.replace('views = "even"', 'views = "random"'))
+    expected = predict_with_run(tmp_path / "run", clips, n=3)
+    found = TagBatch(tmp_path / "run", n=3)({"path": clips})
+    np.testing.assert_allclose(probs(found, expected.tags), expected.probs, atol=1e-6)
+
+
+def test_a_member_that_has_changed_is_loaded_again(tiny_run, clips, tmp_path):
+    shutil.copytree(tiny_run.out, tmp_path / "a")
+    EnsembleFolder(tmp_path, ("a",), (1.0,)).save()
+    tagger = TagBatch(tmp_path)
+    before = tagger({"path": clips[:1]})
+    weights = (tmp_path / "a" / "fold_0" / "model.safetensors").read_bytes()
+    (tmp_path / "a" / "fold_1" / "model.safetensors").write_bytes(weights)
+    after = tagger({"path": clips[:1]})
+    assert any(before[tag] != after[tag] for tag in tagger.tags)
