@@ -9,9 +9,9 @@ from pathlib import Path
 from fatai.ensemble.members import align_out_of_fold, load_members
 from fatai.errors import CheckpointError, OptionError
 from fatai.experiment.build import recipe_parameters
+from fatai.experiment.manifest import noted_seconds
 from fatai.experiment.recipe import load_recipe
 from fatai.inference.ground_truth import Table
-from fatai.io.json import read_json_limited
 from fatai.metrics.bootstrap import Difference, Interval, score_difference, score_interval
 from fatai.metrics.classification import main_metric
 
@@ -117,7 +117,7 @@ def compare_runs(runs: Sequence[str | Path], truth: Table, *, part: str = "oof",
         if k != order[0]:
             difference = score_difference(aligned.probs[k], best, aligned.targ, metric, n_resamples=n_resamples)
         n_parameters = recipe_parameters(load_recipe(folders[k] / "recipe.toml"), len(parts[0].tags))
-        return ComparedRun(members[k].name, scores[k], difference, _seconds(folders[k]), n_parameters)
+        return ComparedRun(members[k].name, scores[k], difference, noted_seconds(folders[k]), n_parameters)
 
     return Comparison(tuple(row(k) for k in order), len(aligned.fnames), metric)
 
@@ -129,12 +129,3 @@ def _ends(of: Interval | Difference) -> str:
 def _less(difference: Difference) -> str:
     mark = " *" if difference.is_significant else ""
     return f"{-difference.value:.4f}, {-difference.high + 0:.3f} to {-difference.low + 0:.3f}{mark}"
-
-
-def _seconds(run: Path) -> float | None:
-    """Return the duration that the manifest of a run notes; None if there is none."""
-    try:
-        seconds = read_json_limited(run / "manifest.json")["seconds"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(seconds) if isinstance(seconds, (int, float)) else None

@@ -248,17 +248,25 @@ def load_ensemble(name: str | Path) -> EnsembleRecipe:
     RecipeError
         If there is no such ensemble or it is not valid; the message names file, key and what is allowed.
     """
+    recipe = parse_ensemble(name)
+    for member in recipe.members:
+        try:
+            member.overridden_recipe()
+        except RecipeError as e:
+            raise RecipeError(f"{name}: {e}") from None
+    return recipe
+
+
+def parse_ensemble(name: str | Path) -> EnsembleRecipe:
+    """Load an ensemble without the recipes of its members; parameters and errors are those of `load_ensemble`."""
     text = str(name)
     plain = parse_toml(ensemble_text(name), text)
     refuse_old_keys(plain, text)
     try:
-        recipe = EnsembleRecipe.model_validate(plain)
+        return EnsembleRecipe.model_validate(plain)
     except ValidationError as e:
         faults = [
             f"{'.'.join(map(str, error['loc'])) or 'the ensemble'}: {error['msg'].removeprefix('Value error, ')}"
             for error in e.errors()
         ]
         raise RecipeError(f"{text}: " + "; ".join(faults)) from None
-    for member in recipe.members:
-        member.overridden_recipe()
-    return recipe

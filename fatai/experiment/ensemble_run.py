@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.distributed import ProcessGroup, init
+from fatai.distributed import init
 from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.ensemble.members import PredictionSource, read_folds
-from fatai.errors import DataError
+from fatai.errors import CheckpointError, DataError
 from fatai.experiment.calibrate import calibrate_new_run
 from fatai.experiment.ensemble_folder import CLIPWISE, ENSEMBLE, EnsembleFolder
-from fatai.experiment.ensemble_recipe import EnsembleRecipe, StackerConfig, ensemble_toml, load_ensemble
+from fatai.experiment.ensemble_recipe import (
+    EnsembleRecipe,
+    StackerConfig,
+    ensemble_toml,
+    load_ensemble,
+    parse_ensemble,
+)
+from fatai.experiment.launch import no_log
 from fatai.experiment.live_history import History, draw_history
-from fatai.experiment.manifest import data_digest, read_manifest, write_manifest
+from fatai.experiment.manifest import data_digest, noted_seconds, write_manifest
 from fatai.experiment.overrides import Overrides
-from fatai.experiment.recipe import Recipe, load_recipe
-from fatai.experiment.run import Report, draw_report, run_recipe
+from fatai.experiment.recipe import Recipe, differing_values, without_none
+from fatai.experiment.reuse import find_run
+from fatai.experiment.run import run_recipe
+from fatai.experiment.run_result import Report, RunResult, draw_report
 from fatai.experiment.scaling import SCALES, scale_recipe
 from fatai.inference.predictions import Predictions
-from fatai.io.atomic import write_text
+from fatai.io.atomic import remove_temp_files, write_text
 from fatai.io.lock import lock_output
 from fatai.metrics.classification import main_metric
 
 __all__ = ["EnsembleRunResult", "member_recipes", "run_ensemble"]
 
-# Keys of a recipe that do not change what is trained.
-_DESCRIPTIVE = ("name", "summary", "source", "reference_score", "decided")
+_RECIPE = "ensemble.toml"
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class EnsembleRunResult:
     ensembled
         The combined predictions with their nested out-of-fold score.
     seconds
-        Duration.
+        Duration of this call; the manifest has that of all calls that ended.
     test
         The combined predictions of the test clips; None without a test part.
     """
@@ -115,9 +124,10 @@ def run_ensemble(
     scale, overrides
         As in `member_recipes`.
     reuse
-        Finished runs that are used for members with the same recipe and data.
+        Finished runs that are used for members with the same settings and data; `log` gets what differs where none is.
     resume
-        Continue the ensemble in `out`; its finished runs are kept.
+        Continue the ensemble in `out`; its finished runs are kept. The combination may be another one, and there may be
+        further members.
     corrections, num_workers, command, log, report
         As in `fatai.experiment.run.run_recipe`; the report is drawn for each trained member and for the ensemble.
     history
@@ -128,61 +138,116 @@ def run_ensemble(
     DataError
         If `out` is not empty, without `resume`.
     CheckpointError
-        If a run in `out` has another recipe or other data.
+        If `out` holds no ensemble, one with other settings of a member, or a run with other data.
     StorageError
         If another command is writing `out`.
     """
     started, group, out = time.monotonic(), init(), Path(out)
-    main_log = log if group.is_main else (lambda line: None)
+    main_log = log if group.is_main else no_log
     recipe = recipe if isinstance(recipe, EnsembleRecipe) else load_ensemble(recipe)
+
+    @cache
+    def load(corrupted_files: str) -> FATDataset:
+        if isinstance(data, FATDataset):
+            return data
+        return load_dataset(data, corrections, corrupted_files=corrupted_files)
+
     with lock_output(out) if group.is_main else nullcontext():
-        _check_folder(out, group, resume)
-        loaded = data if isinstance(data, FATDataset) else load_dataset(data, corrections)
+        if group.is_main:
+            _check_folder(out, recipe, resume)
+        loaded, earlier_s = load("keep"), (noted_seconds(out) or 0.0) if resume else 0.0
         if group.is_main:
             out.mkdir(parents=True, exist_ok=True)
-            write_text(out / "ensemble.toml", ensemble_toml(recipe))
+            write_text(out / _RECIPE, ensemble_toml(recipe))
             draw_history(history, out)
         group.barrier()
-        runs: list[Path] = []
         n_noisy = None if loaded.noisy is None else len(loaded.noisy)
         recipes = member_recipes(
             recipe, scale=scale, overrides=overrides, n_noisy=n_noisy, n_curated=len(loaded.curated)
         )
-        for name, member in recipes.items():
-            member_data = loaded
-            if not isinstance(data, FATDataset):
-                member_data = load_dataset(data, corrections, corrupted_files=member.clips.corrupted_files)
-            reused = _reusable(reuse, member, member_data)
-            origin = "" if reused is None else f", reused from {reused}"
-            main_log(f"member {len(runs) + 1} of {len(recipes)}: {name}{origin}")
-            if reused is None:
-                run_recipe(
-                    member_data, member, out / name, resume=resume, num_workers=num_workers, corrections=corrections,
-                    command=command, log=log, report=report, history=history,
-                )
-            runs.append(reused or out / name)
+        train = partial(
+            run_recipe, resume=resume, num_workers=num_workers, corrections=corrections, command=command, log=log,
+            report=report, history=history,
+        )
+        runs = _train_members(recipes, out, load, reuse, train, main_log)
         group.barrier()
         ensembled = _combine(recipe, runs, loaded, scale, main_log)
-        has_test = len(loaded.test) > 0
         if group.is_main:
             _write(out, recipe, ensembled, loaded, log)
             _write_model(out, recipe, runs, ensembled, log)
             notes = _calibrate(out, runs, ensembled, loaded, log)
-            seconds = time.monotonic() - started
+            notes["seconds"] = earlier_s + time.monotonic() - started
             first = next(iter(recipes.values())).model_copy(update={"name": recipe.name, "decided": None})
             options = {"corrections": None if corrections is None else str(corrections)}
-            write_manifest(out, loaded, first, data_digest(loaded), command, options, {"seconds": seconds, **notes})
+            write_manifest(out, loaded, first, data_digest(loaded), command, options, notes)
             draw_report(report, out, loaded, log)
             draw_history(history, out)
-    test = ensembled.predictions if has_test else None
+    test = ensembled.predictions if len(loaded.test) else None
     return EnsembleRunResult(out, tuple(runs), ensembled, time.monotonic() - started, test)
 
 
-def _check_folder(out: Path, group: ProcessGroup, resume: bool) -> None:
-    if group.is_main and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+def _check_folder(out: Path, recipe: EnsembleRecipe, resume: bool) -> None:
+    """Raise an error unless `out` is free, or holds the ensemble and is to be continued."""
+    if resume:
+        remove_temp_files(out / _RECIPE)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not resume:
         raise DataError(
             f"{out} exists and is not empty; choose another folder, or continue the ensemble in it with --resume"
         )
+    if not (out / _RECIPE).is_file():
+        raise CheckpointError(f"{out} holds no {_RECIPE}, so no ensemble to continue; choose another folder")
+    before = {member.name: member.model_dump() for member in parse_ensemble(out / _RECIPE).members}
+    differences = [
+        f"member {member.name}: {line}" for member in recipe.members if member.name in before
+        for line in differing_values(without_none(member.model_dump()), without_none(before[member.name]))
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{out} holds an ensemble with other members: {'; '.join(differences)}. Give the same recipe, or another "
+            "folder"
+        )
+
+
+def _train_members(
+    recipes: Mapping[str, Recipe],
+    out: Path,
+    load: Callable[[str], FATDataset],
+    reuse: Sequence[str | Path],
+    train: Callable[[FATDataset, Recipe, Path], RunResult],
+    log: Callable[[str], None],
+) -> list[Path]:
+    """Train the members that no run is reused for, and return the run folder of each.
+
+    Parameters
+    ----------
+    recipes
+        Recipe of each member by its name.
+    out
+        Folder of the ensemble.
+    load
+        Loads the data with `corrupted_files` as a recipe has it.
+    reuse
+        Finished runs.
+    train
+        `run_recipe` with the options that all members share.
+    """
+    runs: list[Path] = []
+    for name, recipe in recipes.items():
+        data = load(recipe.clips.corrupted_files)
+        number = f"member {len(runs) + 1} of {len(recipes)}: {name}"
+        found = find_run(reuse, recipe, data) if reuse else None
+        if found is not None and found.run is not None:
+            log(f"{number}, reused from {found.run}")
+            runs.append(found.run)
+            continue
+        log(number)
+        if found is not None:
+            log(f"  trained, since {found.reason}")
+        train(data, recipe, out / name)
+        runs.append(out / name)
+    return runs
 
 
 def _write(
@@ -267,19 +332,3 @@ def _stacker_options(stacker: StackerConfig, scale: str) -> dict[str, Any]:
         "samples_per_epoch": round(n_samples * config.width**2),
         "max_epochs": max(1, config.passes),
     }
-
-
-def _reusable(runs: Sequence[str | Path], recipe: Recipe, data: FATDataset) -> Path | None:
-    """Return the first finished run with the same recipe and data, if there is one."""
-    digest = data_digest(data) if runs else ""
-    return next((run for run in map(Path, runs) if _is_run_of(run, recipe, digest)), None)
-
-
-def _is_run_of(run: Path, recipe: Recipe, digest: str) -> bool:
-    if not (run / "recipe.toml").is_file():
-        return False
-    manifest = read_manifest(run)
-    if manifest is None or not manifest.get("finished") or manifest["data"].get("digest") != digest:
-        return False
-    differences = recipe.differences(load_recipe(run / "recipe.toml"))
-    return all(line.split(" ", 1)[0] in _DESCRIPTIVE for line in differences)

@@ -19,6 +19,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 
+from fatai.audio.segments import file_of
 from fatai.callbacks.checkpoint import BestOfStages
 from fatai.callbacks.progress import quiet_unless_terminal
 from fatai.callbacks.resume import ResumeTraining
@@ -27,15 +28,17 @@ from fatai.data.blocks import FATDataLoaders
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.data.folds import make_folds
 from fatai.data.labels import multi_hot
+from fatai.data.segments import has_segments
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup, was_started_by_torchrun
 from fatai.errors import CheckpointError, DataError
 from fatai.experiment.background import with_background
 from fatai.experiment.build import has_two_heads, recipe_network
 from fatai.experiment.distill import Student, teacher_callback, teacher_selection
-from fatai.experiment.frozen_features import FrozenFeatures
+from fatai.experiment.frozen_features import FrozenFeatures, shares_features
 from fatai.experiment.linear_head import last_layer
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.run_folder import WEIGHTS
+from fatai.experiment.schema import Folds
 from fatai.experiment.stage import fit_stage
 from fatai.inference.learner import FatLearner, fat_learner
 from fatai.inference.predictions import Predictions
@@ -220,10 +223,8 @@ def predict_items(context: FoldContext, learn: FatLearner, items: pd.DataFrame, 
 
 def _shares_features(context: FoldContext, learn: FatLearner, n_clips: int) -> bool:
     """Return True if predictions are those of the last layer on features that all folds have in common."""
-    stages, tta = context.recipe.stages, context.recipe.tta
-    is_probe = len(stages) == 1 and stages[0].linear_probe is not None and context.group.world_size == 1
-    is_middle = tta.views == "even" and tta.n == 1 and not tta.options
-    return is_probe and is_middle and context.features.fits(last_layer(learn.model), n_clips)
+    is_shared = shares_features(context.recipe) and context.group.world_size == 1
+    return is_shared and context.features.fits(last_layer(learn.model), n_clips)
 
 
 def _finished(context: FoldContext, fold: int, number: int) -> FoldResult | None:
@@ -331,15 +332,17 @@ def fold_learner(
 
 
 def _inner_split(context: FoldContext, table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the held-out clips, and set `is_valid` for about a fifth of the others; groups stay together."""
+    """Leave out the held-out clips, and set `is_valid` for about a fifth of the others.
+
+    Groups stay together, as do segments of a file.
+    """
     config = context.recipe.folds
     train = table[~table["is_valid"].astype(bool)].reset_index(drop=True)
-    groups = None if config.group_col is None else list(train[config.group_col])
+    groups, unit = _inner_groups(train, config)
     n = min(_N_INNER, len(train) if groups is None else len(set(groups)))
     if n < 2:
-        parts = "training clip" if groups is None else f"value of {config.group_col} among its training clips"
         raise DataError(
-            f'folds.select_on is "inner", but a fold has only {n} {parts}; expected at least 2: use more folds, or '
+            f'folds.select_on is "inner", but a fold has only {n} {unit}; expected at least 2: use more folds, or '
             'checkpoint = "last" with select_on = "held_out"'
         )
     inner = make_folds(
@@ -347,6 +350,15 @@ def _inner_split(context: FoldContext, table: pd.DataFrame) -> pd.DataFrame:
         seed=config.seed, groups=groups, tags=context.data.tags,
     )
     return train.assign(is_valid=inner == 0)
+
+
+def _inner_groups(train: pd.DataFrame, config: Folds) -> tuple[list[Any] | None, str]:
+    """Return what an inner split keeps together, None where clips are split one by one, and its unit for messages."""
+    if config.group_col is not None:
+        return list(train[config.group_col]), f"value of {config.group_col} among its training clips"
+    if has_segments(train["path"]):
+        return [file_of(path) for path in train["path"]], "file among its training clips"
+    return None, "training clip"
 
 
 def _with_noisy(context: FoldContext, table: pd.DataFrame, selection: LabelSelection) -> pd.DataFrame:

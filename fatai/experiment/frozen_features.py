@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fatai.experiment.recipe import Recipe
 from fatai.inference.embeddings import Embeddings, clip_features, warn_of_unreadable
 from fatai.inference.learner import FatLearner
 from fatai.inference.predictions import Predictions
@@ -22,9 +23,19 @@ from fatai.inference.predictor import ClipPredictions
 from fatai.inference.tta import names_and_paths, with_priors
 from fatai.training.precision import learner_precision
 
-__all__ = ["FrozenFeatures"]
+__all__ = ["FrozenFeatures", "shares_features"]
 
 _MAX_BYTES = 2**30
+
+
+def shares_features(recipe: Recipe) -> bool:
+    """Return True if all folds are a last layer on the same features, of the middle of each clip.
+
+    Without published weights, each fold has features of its own.
+    """
+    stages, tta = recipe.stages, recipe.tta
+    is_probe = len(stages) == 1 and stages[0].linear_probe is not None and bool(recipe.model.options.get("pretrained"))
+    return is_probe and tta.views == "even" and tta.n == 1 and not tta.options
 
 
 class FrozenFeatures:

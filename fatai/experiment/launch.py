@@ -59,7 +59,11 @@ def split_work(group: ProcessGroup, n_folds: int, log: Callable[[str], None]) ->
         return WorkSplit(group, SINGLE_PROCESS, lambda line: log(f"process {group.rank}: {line}"))
     if group.is_main:
         log(f"{group.world_size} processes share every batch")
-    return WorkSplit(SINGLE_PROCESS, group, log if group.is_main else lambda line: None)
+    return WorkSplit(SINGLE_PROCESS, group, log if group.is_main else no_log)
+
+
+def no_log(line: str) -> None:
+    """Leave out a line of progress, as a function for such lines."""
 
 
 def processes_for(n_parameters: int, n_folds: int, cores: int | None = None, memory: int | None = None) -> int:

@@ -125,6 +125,15 @@ def noted_data(run: Path) -> Path | None:
     return path if is_data else None
 
 
+def noted_seconds(run: Path) -> float | None:
+    """Return the duration of the calls that ended of a run, as it notes it; None if it notes none."""
+    try:
+        seconds = read_json_limited(run / "manifest.json")["seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(seconds) if isinstance(seconds, (int, float)) else None
+
+
 def noted_columns(run: Path) -> TableColumns:
     """Return how the table of sounds of a run was read."""
     return columns_of(read_manifest(run) or {})

@@ -32,6 +32,7 @@ from fatai.distributed import ProcessGroup
 from fatai.errors import CheckpointError, DataError
 from fatai.experiment.epochs import with_epochs
 from fatai.experiment.fold import FoldContext, FoldResult, predict_items, train_fold, trained_learner
+from fatai.experiment.launch import no_log
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.schema import Stage
 from fatai.inference.predictions import Predictions
@@ -310,7 +311,7 @@ class _Trial:
         rank, n = self.fold_group.rank, self.fold_group.world_size
         results = {fold: train(fold, self.context) for fold in folds[rank::n]}
         self.wait()
-        silent = replace(self.context, log=lambda line: None)
+        silent = replace(self.context, log=no_log)
         return {fold: results[fold] if fold in results else train(fold, silent) for fold in folds}
 
 

@@ -266,11 +266,7 @@ class Recipe(Section):
 
     def differences(self, other: Recipe) -> list[str]:
         """Return the differences from another recipe, both resolved, such as "stages.0.epochs is 9 and was 3"."""
-        ours, theirs = (dict(_flat(tomllib.loads(recipe.resolved()))) for recipe in (self, other))
-        return [
-            f"{key} is {ours.get(key, 'not set')} and was {theirs.get(key, 'not set')}"
-            for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)
-        ]
+        return differing_values(*(tomllib.loads(recipe.resolved()) for recipe in (self, other)))
 
 
 def _extended(stage: dict[str, Any], number: int, earlier: list[Any]) -> dict[str, Any]:
@@ -286,6 +282,15 @@ def _extended(stage: dict[str, Any], number: int, earlier: list[Any]) -> dict[st
 def _without(names: Sequence[str] | None, left_out: Collection[str]) -> list[str] | None:
     """Return names without some of them; None stays None."""
     return None if names is None else [name for name in names if name not in left_out]
+
+
+def differing_values(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """Return the differences between nested tables, such as "stages.0.epochs is 9 and was 3"."""
+    ours, theirs = dict(_flat(new)), dict(_flat(old))
+    return [
+        f"{key} is {ours.get(key, 'not set')} and was {theirs.get(key, 'not set')}"
+        for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)
+    ]
 
 
 def _flat(plain: Any, at: str = "") -> Iterator[tuple[str, Any]]:

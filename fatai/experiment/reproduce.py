@@ -21,7 +21,8 @@ from fatai.experiment.ensemble_folder import is_ensemble_folder, main_run
 from fatai.experiment.launch import start_processes
 from fatai.experiment.manifest import noted_columns, noted_data, read_manifest
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.run import Report, run_recipe
+from fatai.experiment.run import run_recipe
+from fatai.experiment.run_result import Report
 from fatai.inference.predictions import Predictions
 from fatai.threads import set_threads
 

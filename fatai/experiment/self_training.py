@@ -10,6 +10,7 @@ import pandas as pd
 
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.experiment.fold import FoldContext, FoldResult, train_fold
+from fatai.experiment.launch import no_log
 from fatai.experiment.schema import Stage, build_named
 from fatai.io.atomic import write_text
 from fatai.noisy_labels.selection import LabelSelection, NoisyLabelData, attach_predictions, out_of_fold_mean
@@ -75,7 +76,7 @@ class SelfTrainingRounds:
 
         results = {fold: train(fold, self.context) for fold in self.run_folds[self.group.rank::self.group.world_size]}
         self.group.barrier()
-        silent = replace(self.context, log=lambda line: None)
+        silent = replace(self.context, log=no_log)
         return {fold: results[fold] if fold in results else train(fold, silent) for fold in self.run_folds}
 
     def _fold_selections(self, number: int) -> dict[int, LabelSelection]:

@@ -1,5 +1,6 @@
 """Ensembles: members, overrides, reused and resumed runs, and the combined submission."""
 
+import shutil
 import warnings
 
 import numpy as np
@@ -7,9 +8,15 @@ import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.ensemble.ensemble import ensemble
-from fatai.errors import DataError, RecipeError
+from fatai.errors import CheckpointError, DataError, RecipeError
 from fatai.experiment.build import recipe_parameters
-from fatai.experiment.ensemble_recipe import EnsembleRecipe, ensemble_names, is_ensemble, load_ensemble
+from fatai.experiment.ensemble_recipe import (
+    EnsembleRecipe,
+    ensemble_names,
+    ensemble_toml,
+    is_ensemble,
+    load_ensemble,
+)
 from fatai.experiment.ensemble_run import member_recipes, run_ensemble
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import load_recipe
@@ -111,7 +118,7 @@ def test_overrides_are_applied():
 def test_errors_of_an_ensemble_are_named(tmp_path, text, words):
     (tmp_path / "my.toml").write_text(text)
     assert is_ensemble(tmp_path / "my.toml") and not is_ensemble("ninth") and not is_ensemble(tmp_path / "none.toml")
-    with pytest.raises(RecipeError, match=words):
+    with pytest.raises(RecipeError, match=f"my.toml: .*{words}"):
         load_ensemble(tmp_path / "my.toml")
 
 
@@ -162,9 +169,26 @@ def test_runs_are_reused_trained_and_combined_into_one_submission(pair, tiny_run
 
 
 def test_a_run_of_another_recipe_is_not_reused(pair, tiny_run, sample, tmp_path):
-    only_two = pair.model_copy(update={"members": pair.members[1:], "stackers": ()})
-    result = quietly(sample, only_two, tmp_path / "out", reuse=[tiny_run.out])
+    only_two, lines = pair.model_copy(update={"members": pair.members[1:], "stackers": ()}), []
+    result = quietly(sample, only_two, tmp_path / "out", reuse=[tiny_run.out], log=lines.append)
     assert result.runs == (tmp_path / "out" / "two",)
+    assert f"  trained, since {tiny_run.out} has other settings: seed is 3 and was 2019" in lines
+
+
+def test_an_ensemble_is_not_continued_in_the_folder_of_a_run(pair, tiny_run, sample, tmp_path):
+    shutil.copytree(tiny_run.out, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="holds no ensemble.toml, so no ensemble to continue"):
+        quietly(sample, pair, tmp_path / "run", reuse=[tiny_run.out], resume=True)
+
+
+def test_an_ensemble_with_other_settings_of_a_member_is_not_continued(pair, sample, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ensemble.toml").write_text(ensemble_toml(pair))
+    other = pair.members[1].model_copy(update={"overrides": {"seed": 4}})
+    changed = pair.model_copy(update={"members": (pair.members[0], other)})
+    with pytest.raises(CheckpointError, match="member two: overrides.seed is 4 and was 3. Give the same recipe"):
+        quietly(sample, changed, tmp_path / "out", resume=True)
+    assert load_ensemble(tmp_path / "out" / "ensemble.toml") == pair, "the file stays as it is"
 
 
 def test_the_commands_take_ensembles(main_with, sample, tmp_path, monkeypatch):

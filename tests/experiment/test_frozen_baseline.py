@@ -10,7 +10,7 @@ from fatai.data.labels import multi_hot
 from fatai.experiment.adapt import adapt_recipe
 from fatai.experiment.frozen_baseline import frozen_baseline, probe_curve, run_curve
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.run import _frozen_results
+from fatai.experiment.run_result import RunSetup, _frozen_results
 from fatai.inference.embeddings import Embeddings
 from fatai.metrics.ranking import lwlrap
 from fatai.models import create_model
@@ -62,21 +62,23 @@ def test_without_the_file_of_weights_there_is_no_baseline(few, tmp_path, monkeyp
 def test_default_prints_and_notes_the_baseline_unless_switched_off(few, weights, features, tmp_path, baseline):
     recipe, lines = adapt_recipe(load_recipe("default"), few), []
     folds = np.arange(len(few.curated)) % 3
-    noted = _frozen_results(tmp_path, recipe, few, few.curated, folds, lines.append, baseline)
+    setup = RunSetup(tmp_path, few, recipe, few.curated, folds, (), [0, 1, 2])
+    noted = _frozen_results(setup, lines.append, baseline=baseline)
     assert ("frozen_baseline" in noted) is baseline and len(lines) is int(baseline)
     assert not baseline or noted["frozen_baseline"] == {
         "text": lines[0], "weights": "mn04_as", "lwlrap": frozen_baseline(few.curated, folds, few.tags).score
     }
-    own = recipe.override(arch="mn04", weights="mn04_as")
-    assert _frozen_results(tmp_path, own, few, few.curated, folds, lines.append, True) == {}, "it is not frozen itself"
+    own = replace(setup, recipe=recipe.override(arch="mn04", weights="mn04_as"))
+    assert _frozen_results(own, lines.append, baseline=True) == {}, "it is not frozen itself"
 
 
 def test_a_wrong_file_of_weights_costs_the_baseline_and_not_the_run(few, tmp_path, monkeypatch):
     monkeypatch.setenv("FATAI_WEIGHTS", str(tmp_path))
     (tmp_path / WEIGHTS["mn04_as"].file_name).write_bytes(b"half")
-    recipe = adapt_recipe(load_recipe("default"), few)
+    recipe, folds = adapt_recipe(load_recipe("default"), few), np.arange(len(few.curated)) % 3
+    setup = RunSetup(tmp_path, few, recipe, few.curated, folds, (), [0, 1, 2])
     with pytest.warns(UserWarning, match="no frozen network was scored beside this run: .* is not the published file"):
-        noted = _frozen_results(tmp_path, recipe, few, few.curated, np.arange(len(few.curated)) % 3, print, True)
+        noted = _frozen_results(setup, print, baseline=True)
     assert noted == {}
 
 

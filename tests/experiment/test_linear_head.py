@@ -148,7 +148,7 @@ def passes(monkeypatch):
         return prepare_input(self, spec)
 
     monkeypatch.setattr(SpectrogramModel, "prepare_input", counting)
-    monkeypatch.setattr("fatai.experiment.run.store_reference", lambda *args: None)
+    monkeypatch.setattr("fatai.experiment.run_result.store_reference", lambda *args: None)
     return numbers
 
 
@@ -168,6 +168,14 @@ def test_all_folds_share_the_features_of_a_frozen_network(panns_logreg, few_clip
         parts = [Embeddings.load(tmp_path / name / f"fold_{fold}" / "embeddings.npy") for name in ("shared", "alone")]
         assert parts[0].fnames == parts[1].fnames
         np.testing.assert_allclose(parts[0].values, parts[1].values, rtol=1e-5, atol=1e-6)
+
+
+def test_a_continued_run_of_a_frozen_network_ends_with_the_same_bytes(panns_logreg, few_clips, tmp_path):
+    run(few_clips, panns_logreg, tmp_path / "whole")
+    run(few_clips, panns_logreg, tmp_path / "parts", run_folds=[0])
+    run(few_clips, panns_logreg, tmp_path / "parts", resume=True)
+    for name in ("fold_1/model.safetensors", "fold_1/embeddings.npy", "oof.csv", "test.csv", "calibration.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_networks_with_random_weights_have_features_of_their_own_in_each_fold(few_clips, tmp_path, passes):

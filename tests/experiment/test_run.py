@@ -13,13 +13,15 @@ import pytest
 import soundfile as sf
 import torch
 
+from fatai.audio.segments import file_of, segment_path
 from fatai.callbacks.csv_logger import EpochCSVLogger
 from fatai.callbacks.failure import TerminateOnNaN
 from fatai.data.datasets.fat2019 import load_dataset
-from fatai.errors import CheckpointError, DataError
+from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.experiment.clip_tables import folded_table
+from fatai.experiment.manifest import data_digest
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.run import recipe_learner, run_recipe
+from fatai.experiment.run import _can_resume, recipe_learner, run_recipe
 from fatai.experiment.run_folder import predict_with_run
 from fatai.experiment.schema import Stage
 from fatai.inference.learner import FatLearner
@@ -296,6 +298,8 @@ def test_a_finished_run_is_not_trained_again_and_gets_its_test_part(
         (out / name).unlink()
     monkeypatch.setattr(FatLearner, "fit_one_cycle", None)
     result = run_recipe(sample, tiny_recipe, out, resume=True, num_workers=0, log=lambda line: None)
+    seconds = [json.loads((run / "manifest.json").read_text())["seconds"] for run in (tiny_run.out, out)]
+    assert seconds[1] == pytest.approx(seconds[0] + result.seconds, abs=0.1), "the duration is that of both calls"
     assert result.test == tiny_run.test and result.oof == tiny_run.oof and result.fold_scores == tiny_run.fold_scores
     assert (out / "submission.csv").read_bytes() == (tiny_run.out / "submission.csv").read_bytes()
 
@@ -445,6 +449,54 @@ def test_the_run_and_its_report_say_that_the_score_is_optimistic(
     assert any("this out-of-fold score is optimistic" in line for line in lines) == optimistic
     assert json.loads((out / "manifest.json").read_text())["selects_on_held_out"] == optimistic
     assert metrics.overall(load_report_data(out))["optimistic"] == optimistic
+
+
+def test_a_folder_of_other_things_is_left_as_it_is(tiny_recipe, sample, tmp_path):
+    mine = {"recipe.toml": tiny_recipe.resolved(), ".notes.part1": "mine", "thesis.txt": "years"}
+    for name, text in mine.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="exists and is not empty"):
+        run_recipe(sample, tiny_recipe, tmp_path, resume=True, num_workers=0)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == mine
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its_own_recipe", "another_file"])
+def test_a_run_that_was_killed_before_its_manifest_begins_anew(own, tiny_recipe, sample, tmp_path):
+    text = tiny_recipe.resolved() if own else "# my experiment"
+    (tmp_path / "recipe.toml").write_text(text)
+    (tmp_path / ".folds.0a1b2c.part.csv").write_text("fname")
+    data = load_dataset(sample)
+    assert not _can_resume(tmp_path, tiny_recipe, data, data_digest(data))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ([] if own else [text])
+
+
+def test_a_run_is_not_continued_in_the_folder_of_an_ensemble(tiny_recipe, sample, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"data": {}}')
+    with pytest.raises(CheckpointError, match="holds no run of a recipe, but perhaps of an ensemble"):
+        run_recipe(sample, tiny_recipe, tmp_path, resume=True, num_workers=0)
+
+
+@pytest.mark.parametrize("run_folds", [[7], [0, 2], []], ids=str)
+def test_a_fold_that_does_not_exist_is_refused_before_anything_is_written(run_folds, tiny_recipe, sample, tmp_path):
+    with pytest.raises(OptionError, match=r"expected one or more of \[0, 1\]"):
+        run_recipe(sample, tiny_recipe, tmp_path / "run", run_folds=run_folds, num_workers=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_inner_split_keeps_the_segments_of_a_file_together(tiny_recipe, sample):
+    data = load_dataset(sample)
+    rows = [
+        {**row, **{column: segment_path(str(row[column]), start, start + 0.2) for column in ("fname", "path")}}
+        for row in data.curated.to_dict("records") for start in (0.0, 0.2)
+    ]
+    data = dataclasses.replace(data, curated=pd.DataFrame(rows))
+    plain = tiny_recipe.model_dump()
+    recipe = type(tiny_recipe).model_validate({**plain, "folds": {**plain["folds"], "select_on": "inner"}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        learn = recipe_learner(data, recipe, 0, num_workers=0)
+    train, valid = ({file_of(path) for path in learn.dls.files(k)["path"]} for k in (0, 1))
+    assert valid and not train & valid
 
 
 @pytest.mark.parametrize("options", [{}, {"splitter": "group", "group_col": "street"}])
