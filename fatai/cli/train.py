@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from fatai.experiment.ensemble_recipe import EnsembleRecipe
     from fatai.experiment.overrides import Overrides
     from fatai.experiment.recipe import Recipe
-    from fatai.experiment.run import RunResult
+    from fatai.experiment.run_result import RunResult
 
 __all__ = ["app"]
 
@@ -168,12 +168,13 @@ class _Training:
         """Load the data and recipe of every member of an ensemble, one after another."""
         from fatai.experiment.ensemble_run import member_recipes
 
-        noisy = self._load_data().noisy
+        data = self._load_data()
         recipes = member_recipes(
             self.load_ensemble(),
             scale=self.scale,
             overrides=self.ensemble_overrides(),
-            n_noisy=None if noisy is None else len(noisy),
+            n_noisy=None if data.noisy is None else len(data.noisy),
+            n_curated=len(data.curated),
         )
         for recipe in recipes.values():
             yield self._load_data(recipe.clips.corrupted_files), recipe
@@ -230,7 +231,7 @@ class _Training:
             history=run_history,
         )
 
-    def print_estimate(self, time_limit: str | None, nproc: int | None) -> None:
+    def print_estimate(self, time_limit: str | None, nproc: int | None, *, predict: bool = True) -> None:
         """Print steps, time and memory of a run, and whether it fits `time_limit`."""
         from dataclasses import replace
 
@@ -243,7 +244,7 @@ class _Training:
         for data, recipe in self.load_members() if self.is_ensemble else [alone.loaded]:
             for line in decision_lines(recipe):
                 typer.echo(line)
-            estimate = estimate_run(data, recipe, num_workers=self.num_workers)
+            estimate = estimate_run(data, recipe, predict_test=predict, num_workers=self.num_workers)
             typer.echo(str(estimate))
             took = estimate.seconds_with(n_processes)
             if n_processes > 1:
@@ -365,7 +366,7 @@ def run(
             f"--no-predict is given with the ensemble {recipe}, which averages predictions of its runs: leave it out"
         )
     if dry_run or time_limit is not None:
-        training.print_estimate(time_limit, nproc)
+        training.print_estimate(time_limit, nproc, predict=predict)
         return
     with _watched(out, watch), _processes(nproc, training) as is_worker:
         if is_worker and training.is_ensemble:

@@ -4,7 +4,8 @@ A *rung* of the ladder is a size; the last one that fits is taken. First come th
 further networks, which are averaged, and more steps last. The time of a rung is computed from the numbers of
 its steps and of the clips that it predicts, and from the time of each, which `fatai.experiment.estimate.measure_costs`
 measures with the real network on the real data. Other programs on the machine, and the first reading of the sounds, may
-make it longer: a budget is a plan, not a guarantee.
+make it longer: a budget is a plan, not a guarantee. Where other programs computed during the measurement, a line has
+the load.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from fatai.data.datasets.fat2019 import FATDataset
 from fatai.experiment.adapt import DataFacts, adapt_recipe
 from fatai.experiment.ensemble_recipe import EnsembleRecipe
 from fatai.experiment.epochs import with_epochs
-from fatai.experiment.estimate import VALIDATION, Costs, clips_and_steps, clock, measure_costs, predicted_clips
+from fatai.experiment.estimate import (
+    VALIDATION,
+    Costs,
+    clips_and_steps,
+    clock,
+    load_note,
+    measure_costs,
+    predicted_clips,
+)
+from fatai.experiment.frozen_features import shares_features
 from fatai.experiment.noisy_decision import max_tried
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import Recipe, validated
@@ -136,7 +146,7 @@ class _Cost:
 
     def _member_seconds(self, member: int, rung: Rung) -> float:
         recipe = self.sized(member, rung)
-        return n_run_folds(recipe) * fold_seconds(recipe, self.data, self._costs_of(recipe))
+        return run_seconds(recipe, self.data, self._costs_of(recipe))
 
     def _costs_of(self, recipe: Recipe) -> Costs:
         """Measure the steps of a recipe; networks that differ in their seed alone are measured once."""
@@ -150,6 +160,8 @@ class _Cost:
             costs = self._costs[key] = self._measure(self.data, recipe)
             steps = ", ".join(f"{seconds:.2g} s" for seconds in dict.fromkeys(costs.step_s))
             self._log(f"{recipe.name}: {steps} a step, {costs.clip_s:.2g} s to predict a clip")
+            if note := load_note(costs.load):
+                self._log(f"{recipe.name}: {note}")
         return self._costs[key]
 
 
@@ -168,6 +180,13 @@ def resize(recipe: Recipe, rung: Rung) -> Recipe:
 def n_run_folds(recipe: Recipe) -> int:
     """Return the number of folds that a recipe trains."""
     return recipe.folds.n if recipe.folds.run_folds is None else len(recipe.folds.run_folds)
+
+
+def run_seconds(recipe: Recipe, data: FATDataset, costs: Costs) -> float:
+    """Return the seconds of all folds; those of linear probes share the features of each clip."""
+    if shares_features(recipe):
+        return (len(data.curated) + len(data.test)) * costs.clip_s
+    return n_run_folds(recipe) * fold_seconds(recipe, data, costs)
 
 
 def fold_seconds(recipe: Recipe, data: FATDataset, costs: Costs) -> float:

@@ -9,9 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -21,19 +23,25 @@ from fatai.callbacks.progress import PlainProgress
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.errors import OptionError
 from fatai.experiment.adapt import adapt_recipe
+from fatai.experiment.background import readable_background
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.clip_tables import folded_table, noisy_table
 from fatai.experiment.fold import FoldContext, fold_learner, sample_weight_callbacks
+from fatai.experiment.frozen_features import shares_features
+from fatai.experiment.launch import no_log
+from fatai.experiment.linear_head import last_layer
 from fatai.experiment.manifest import data_digest
 from fatai.experiment.noisy_decision import max_tried
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.schema import Stage
 from fatai.experiment.stage import curated_only, prepare_stage
 from fatai.inference.learner import FatLearner
+from fatai.threads import available_cores
 
 __all__ = ["Costs", "RunEstimate", "StageEstimate", "estimate_run", "fits_budget", "measure_costs", "seconds_of"]
 
 VALIDATION = 1 / 3  # of a training step: a forward pass, without the backward pass, which takes twice as long
+_LOW_LOAD = 0.25  # part of the cores, up to which other programs do not matter
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
@@ -47,10 +55,13 @@ class Costs:
         Of an optimizer step of each stage.
     clip_s
         Of the prediction of a clip.
+    load
+        Load average of the machine before the measurement: how many processes were computing.
     """
 
     step_s: tuple[float, ...]
     clip_s: float
+    load: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,8 @@ class StageEstimate:
 class RunEstimate:
     """Upper bounds for a run: stages may end early, and noisy-label methods may select fewer clips.
 
+    Not counted is the fit of logistic regressions, which takes seconds.
+
     Attributes
     ----------
     parameters, folds
@@ -95,6 +108,10 @@ class RunEstimate:
         Whether one fold, or all of them, are trained again with noisy clips.
     decide_s
         Seconds for the predictions of noisy clips that one fold then selects from.
+    embed_s
+        Seconds in which linear probes embed every clip once for all folds; 0 for other recipes.
+    load
+        As in `Costs`.
     """
 
     recipe: str
@@ -106,6 +123,8 @@ class RunEstimate:
     device: str
     decides_on_noisy: bool = False
     decide_s: float = 0.0
+    embed_s: float = 0.0
+    load: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -113,11 +132,14 @@ class RunEstimate:
         return self.seconds_with(1)
 
     def seconds_with(self, n_processes: int) -> float:
-        """Return the seconds for all folds, so many of them side by side; the one that decides is trained alone."""
+        """Return the seconds for all folds, so many of them side by side.
+
+        The fold that decides on noisy clips is trained alone; every process embeds clips for itself.
+        """
         fold_s = sum(stage.seconds for stage in self.stages) + self.predict_s
         rounds = math.ceil(self.folds / n_processes)
         if not self.decides_on_noisy:
-            return rounds * fold_s
+            return rounds * fold_s + self.embed_s
         alone = int(n_processes > 1)
         return (2 * rounds + alone) * fold_s + (rounds + alone) * self.decide_s
 
@@ -129,9 +151,13 @@ class RunEstimate:
                 f"{s.name:<{wide}}  {s.epochs:6d} {s.steps:6d} {s.clips:6d} {s.bs:4d}  {clock(s.seconds):>15s}"
             )
         rows.append(f"{'predicting':<{wide}}  {'':24s}  {clock(self.predict_s):>15s}")
+        if self.embed_s:
+            rows.append(f"{'embedding':<{wide}}  {'once for all folds':24s}  {clock(self.embed_s):>15s}")
         heading = f"{self.recipe}: {self.parameters:,d} parameters, {self.folds} folds, on {self.device}"
         if self.decides_on_noisy:
             rows.append("then one fold again, to decide on noisy clips, and all of them if these help")
+        if load := load_note(self.load):
+            rows.append(load)
         return "\n".join(
             [heading, *rows, f"all folds: at most {clock(self.seconds)}, {self.memory / 2**30:.1f} GiB of memory"]
         )
@@ -151,34 +177,22 @@ def estimate_run(
     steps
         Steps to measure for each kind of stage; more are more precise.
     """
-    recipe = adapt_recipe(recipe, data)
-    table, _, folds = folded_table(data, recipe)
-    noisy, _ = noisy_table(data, recipe)
-    run_folds = sorted(set(folds.tolist())) if recipe.folds.run_folds is None else list(recipe.folds.run_folds)
-    fold_table = table.assign(is_valid=folds == run_folds[0])
-    with tempfile.TemporaryDirectory() as scratch:
-        context = FoldContext(
-            data, recipe, Path(scratch), data_digest(data), noisy=noisy, num_workers=num_workers,
-            log=lambda line: None,
-        )
-        learn = fold_learner(context, run_folds[0], fold_table)
-        _reset_peak_memory(learn)
-        clip_s = _tta_seconds(learn, recipe, fold_table)
-        stages = tuple(_stage_estimates(context, learn, fold_table, clip_s, steps))
-        memory = _peak_memory(learn)
-    n_valid, n_noisy = int(fold_table["is_valid"].sum()), 0 if noisy is None else len(noisy)
-    n_predicted = predicted_clips(recipe, n_valid, n_noisy, len(data.test) if predict_test else 0)
-    decides = bool(recipe.noisy_decision) and data.noisy is not None
+    load, n_test = load_average(), len(data.test) if predict_test else 0
+    with _first_fold(data, recipe, num_workers) as fold:
+        _reset_peak_memory(fold.learn)
+        recipe, clip_s, is_shared = fold.context.recipe, _tta_seconds(fold), fold.shares_features(n_test)
+        stages = tuple(_stage_estimates(fold, 0.0 if is_shared else clip_s, steps))
+        memory = _peak_memory(fold.learn)
+    n_valid, noisy = int(fold.table["is_valid"].sum()), fold.context.noisy
+    predict_s = clip_s * predicted_clips(recipe, n_valid, 0 if noisy is None else len(noisy), n_test)
+    embed_s, decide_s = 0.0, 0.0
+    if is_shared:
+        predict_s, embed_s = 0.0, clip_s * fold.embedded_clips(n_test)
+    if recipe.noisy_decision and data.noisy is not None:
+        decide_s = clip_s * max_tried(len(data.noisy), len(fold.table))
     return RunEstimate(
-        recipe.name,
-        recipe_parameters(recipe, len(data.tags)),
-        len(run_folds),
-        stages,
-        n_predicted * clip_s,
-        memory,
-        str(learn.dls.device),
-        decides,
-        clip_s * max_tried(len(data.noisy), len(table)) if decides and data.noisy is not None else 0.0,
+        recipe.name, recipe_parameters(recipe, len(data.tags)), fold.n_folds, stages, predict_s, memory,
+        str(fold.learn.dls.device), decide_s > 0, decide_s, embed_s, load,
     )
 
 
@@ -190,19 +204,72 @@ def measure_costs(data: FATDataset, recipe: Recipe, *, num_workers: int | None =
     num_workers, steps
         As in `estimate_run`.
     """
+    load = load_average()
+    with _first_fold(data, recipe, num_workers) as fold:
+        clip_s, measured = _tta_seconds(fold), _StepTimes(fold.context, fold.learn, steps)
+        stages = fold.context.recipe.stages
+        step_s = tuple(0.0 if stage.linear_probe is not None else measured(stage) for stage in stages)
+    return Costs(step_s, clip_s, load)
+
+
+class _FirstFold(NamedTuple):
+    """The first fold that a run trains, in a temporary folder; `table` has its curated clips with `is_valid`."""
+
+    context: FoldContext
+    learn: FatLearner
+    table: pd.DataFrame
+    n_folds: int
+
+    def embedded_clips(self, n_test: int) -> int:
+        """Return how many clips linear probes embed: all curated ones, those of the test, and the background."""
+        background = self.context.data.background
+        return len(self.table) + n_test + (0 if background is None else len(background))
+
+    def shares_features(self, n_test: int) -> bool:
+        """Return True if all folds share the features of their clips, which then fit into memory."""
+        if not shares_features(self.context.recipe):
+            return False
+        return self.context.features.fits(last_layer(self.learn.model), self.embedded_clips(n_test))
+
+
+@contextmanager
+def _first_fold(data: FATDataset, recipe: Recipe, num_workers: int | None) -> Iterator[_FirstFold]:
+    """Give the first fold of a recipe that is adapted to the data."""
+    data = readable_background(data)
     recipe = adapt_recipe(recipe, data)
     table, _, folds = folded_table(data, recipe)
-    fold = int(folds.min()) if recipe.folds.run_folds is None else recipe.folds.run_folds[0]
-    fold_table = table.assign(is_valid=folds == fold)
+    noisy, _ = noisy_table(data, recipe)
+    run_folds = sorted(set(folds.tolist())) if recipe.folds.run_folds is None else list(recipe.folds.run_folds)
+    table = table.assign(is_valid=folds == run_folds[0])
     with tempfile.TemporaryDirectory() as scratch:
         context = FoldContext(
-            data, recipe, Path(scratch), data_digest(data), num_workers=num_workers, log=lambda line: None
+            data, recipe, Path(scratch), data_digest(data), noisy=noisy, num_workers=num_workers, log=no_log
         )
-        learn = fold_learner(context, fold, fold_table)
-        clip_s = _tta_seconds(learn, recipe, fold_table)
-        measured = _StepTimes(context, learn, steps)
-        step_s = tuple(0.0 if stage.linear_probe is not None else measured(stage) for stage in recipe.stages)
-    return Costs(step_s, clip_s)
+        yield _FirstFold(context, fold_learner(context, run_folds[0], table), table, len(run_folds))
+
+
+def load_average() -> float:
+    """Return the load average of the machine over the last minute: how many processes were computing."""
+    import psutil
+
+    return float(psutil.getloadavg()[0])
+
+
+def load_note(load: float) -> str:
+    """Return what the load of the machine means for a measurement; empty if it was low.
+
+    Examples
+    --------
+    >>> load_note(0.1)
+    ''
+    """
+    cores = available_cores()
+    if load < _LOW_LOAD * cores:
+        return ""
+    return (
+        f"measured at a load of {load:.1f} on {cores} core{'s' * (cores > 1)}: other programs made it slower, and "
+        "without them it takes less"
+    )
 
 
 class _StepTimes:
@@ -219,16 +286,15 @@ class _StepTimes:
         return self._measured[key]
 
 
-def _stage_estimates(
-    context: FoldContext, learn: FatLearner, table: pd.DataFrame, clip_s: float, steps: int
-) -> Iterator[StageEstimate]:
-    """Yield the estimate of each stage in one fold."""
-    n_valid, n_noisy = int(table["is_valid"].sum()), 0 if context.noisy is None else len(context.noisy)
-    measured = _StepTimes(context, learn, steps)
+def _stage_estimates(fold: _FirstFold, embed_s: float, steps: int) -> Iterator[StageEstimate]:
+    """Yield the estimate of each stage in one fold; linear probes embed a clip in `embed_s` seconds."""
+    context, files = fold.context, fold.learn.dls.files  # whose tables have the background, too, or an inner split
+    n_train, n_valid, n_noisy = len(files(0)), len(files(1)), 0 if context.noisy is None else len(context.noisy)
+    measured = _StepTimes(context, fold.learn, steps)
     for stage in context.recipe.stages:
-        clips, n_steps = clips_and_steps(stage, len(table) - n_valid, n_noisy, context.recipe.folds.n)
+        clips, n_steps = clips_and_steps(stage, n_train, n_noisy, context.recipe.folds.n)
         if stage.linear_probe is not None:
-            yield StageEstimate(stage.name, 1, n_steps, clips, stage.bs, clips * clip_s)
+            yield StageEstimate(stage.name, 1, n_steps, clips, stage.bs, clips * embed_s)
             continue
         seconds = stage.epochs * measured(stage) * (n_steps + VALIDATION * n_valid / stage.bs)
         yield StageEstimate(stage.name, stage.epochs, n_steps, clips, stage.bs, seconds)
@@ -307,9 +373,9 @@ def _step_seconds(context: FoldContext, learn: FatLearner, stage: Stage, steps: 
     return statistics.median(seconds[1:] or seconds)  # the first step also sets things up
 
 
-def _tta_seconds(learn: FatLearner, recipe: Recipe, table: pd.DataFrame, clips: int = 6) -> float:
+def _tta_seconds(fold: _FirstFold, clips: int = 6) -> float:
     """Return the time that predicting a clip takes, from a few of the table."""
-    tta, items = recipe.tta, table.iloc[:clips]
+    learn, tta, items = fold.learn, fold.context.recipe.tta, fold.table.iloc[:clips]
 
     def measure(part: pd.DataFrame) -> float:
         start = time.perf_counter()

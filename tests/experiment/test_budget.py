@@ -5,7 +5,16 @@ import pytest
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import RecipeError
 from fatai.experiment.adapt import adapt_recipe
-from fatai.experiment.budget import LADDER, Rung, choose_rung, fold_seconds, plan_ensemble, plan_recipe, resize
+from fatai.experiment.budget import (
+    LADDER,
+    Rung,
+    choose_rung,
+    fold_seconds,
+    plan_ensemble,
+    plan_recipe,
+    resize,
+    run_seconds,
+)
 from fatai.experiment.ensemble_recipe import is_ensemble, load_ensemble, with_probe
 from fatai.experiment.ensemble_run import member_recipes
 from fatai.experiment.estimate import Costs, clips_and_steps, measure_costs
@@ -170,3 +179,20 @@ def test_steps_factor_is_a_setting_of_a_recipe(data):
     full = adapt_recipe(load_recipe("default"), data)
     assert half.stages[0].epochs == round(full.stages[0].epochs / 2)
     assert "0.5 times" in " ".join(half.decided.values())
+
+
+def test_the_folds_of_a_frozen_network_share_the_time_of_their_clips(data):
+    probe, costs = load_recipe("probe"), Costs((0.0,), 2.0)
+    assert run_seconds(probe, data, costs) == 2.0 * (len(data.curated) + len(data.test))
+    sized, plan = plan_recipe(data, probe, 1000, measure=lambda data, recipe: costs, log=lambda line: None)
+    assert sized.folds.n == 5 and plan.seconds == run_seconds(probe, data, costs)
+
+
+def test_the_load_of_the_machine_is_logged_beside_the_times(data):
+    lines = []
+
+    def measure(data, recipe):
+        return Costs((0.1,), 0.0, load=1000.0)
+
+    plan_recipe(data, load_recipe("quick"), 1000, measure=measure, log=lines.append)
+    assert any("measured at a load of 1000.0 on" in line for line in lines)

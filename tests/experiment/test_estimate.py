@@ -1,12 +1,26 @@
 """Estimates of a run before it starts."""
 
+import dataclasses
 import warnings
 
 import pytest
+import torch
 
+from fatai.data.background import find_background, write_background
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.errors import OptionError
-from fatai.experiment.estimate import RunEstimate, StageEstimate, estimate_run, fits_budget, seconds_of
+from fatai.experiment import estimate as estimate_module
+from fatai.experiment.ensemble_recipe import load_ensemble
+from fatai.experiment.ensemble_run import member_recipes
+from fatai.experiment.estimate import (
+    RunEstimate,
+    StageEstimate,
+    estimate_run,
+    fits_budget,
+    load_note,
+    measure_costs,
+    seconds_of,
+)
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.scaling import scale_recipe
 from fatai.models import count_parameters, create_model
@@ -79,3 +93,74 @@ def test_a_dry_run_writes_nothing(main_with, sample, tmp_path, monkeypatch):
         and "epoch" in ended.stdout.splitlines()[1]
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """The recipe probe with a narrow pretrained network in three folds."""
+    path = tmp_path / "Cnn6.pth"
+    torch.save({"model": create_model("cnn6", 527, 1, width=0.125).state_dict()}, path)
+    plain = load_recipe("panns_logreg").override(arch="cnn6", width=0.125, n_folds=3, crop_s=1.0).model_dump()
+    plain["model"]["options"] = {"pretrained": str(path)}
+    return type(load_recipe("panns_logreg")).model_validate(plain)
+
+
+@pytest.mark.parametrize("has_weights", [True, False], ids=["weights", "random"])
+@pytest.mark.parametrize("predict_test", [True, False], ids=["test", "no_test"])
+def test_a_frozen_network_embeds_each_clip_once_for_all_folds(
+    probe, few_clips, monkeypatch, has_weights, predict_test
+):
+    monkeypatch.setattr(estimate_module, "_tta_seconds", lambda fold: 1.0)
+    if not has_weights:
+        probe = probe.override(values={"model.options": {}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = estimate_run(load_dataset(few_clips), probe, predict_test=predict_test, num_workers=0)
+    n_test = 20 * predict_test
+    assert found.folds == 3
+    if has_weights:
+        assert found.seconds == found.embed_s == 40 + n_test and "embedding" in str(found)
+    else:  # each fold has another network, which embeds its 26 or 27 training clips, and predicts the others
+        assert found.seconds == 3 * (40 + n_test) and not found.embed_s
+
+
+def test_background_that_a_fold_trains_on_is_counted_and_unreadable_one_left_out(few_clips, tiny_recipe, tmp_path):
+    write_background(tmp_path / "background", seconds=1, sr=8000, n=2, kinds=["hiss", "rain"])
+    (tmp_path / "background" / "broken.wav").write_bytes(b"RIFF")
+    data = dataclasses.replace(load_dataset(few_clips), background=find_background(tmp_path))
+    with pytest.warns(UserWarning, match="1 sounds of background cannot be read"):
+        found = estimate_run(data, tiny_recipe, predict_test=False, num_workers=0, steps=1)
+    assert [stage.clips for stage in found.stages] == [20 + 2]
+
+
+def test_the_load_is_noted_beside_what_was_measured(few_clips, tiny_recipe, monkeypatch):
+    monkeypatch.setattr(estimate_module, "load_average", lambda: 3.0)
+    monkeypatch.setattr(estimate_module, "available_cores", lambda: 2)
+    costs = measure_costs(load_dataset(few_clips), tiny_recipe, num_workers=0, steps=1)
+    assert costs.load == 3.0
+    assert load_note(3.0) == (
+        "measured at a load of 3.0 on 2 cores: other programs made it slower, and without them it takes less"
+    )
+    estimate = RunEstimate("x", 1, 2, (StageEstimate("fit", 1, 1, 1, 1, 1.0),), 1.0, 2**30, "cpu", load=3.0)
+    assert load_note(3.0) in str(estimate) and load_note(0.4) == ""
+
+
+def test_a_dry_run_estimates_what_is_trained_of_the_test_and_of_a_scaled_ensemble(main_with, sample, monkeypatch):
+    estimated = []
+
+    def estimate(data, recipe, **options):
+        estimated.append((recipe, options["predict_test"]))
+        return RunEstimate(recipe.name, 1, 1, (StageEstimate("fit", 1, 1, 1, 1, 1.0),), 1.0, 1, "cpu")
+
+    monkeypatch.setattr("fatai.experiment.estimate.estimate_run", estimate)
+    ended = main_with("run", sample, "--recipe", "quick", "--dry-run", "--no-predict")
+    assert ended.returncode == 0 and [predicts for _, predicts in estimated] == [False], ended.stderr
+    estimated.clear()
+    name = "ensembles/third_place"
+    ended = main_with("run", sample, "--recipe", name, "--scale", "small", "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    data = load_dataset(sample)
+    trained = member_recipes(
+        load_ensemble(name), scale="small", n_noisy=len(data.noisy), n_curated=len(data.curated)
+    )
+    assert [recipe for recipe, _ in estimated] == list(trained.values())
