@@ -16,41 +16,37 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import pandas as pd
 from fastai.callback.core import Callback
 
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.labels import multi_hot
-from fatai.errors import CheckpointError, DataError, FataiError, OptionError, StorageError
+from fatai.errors import CheckpointError, FataiError, OptionError, StorageError
 from fatai.experiment.adapt import adapt_recipe
+from fatai.experiment.background import readable_background
 from fatai.experiment.build import pin_architecture
-from fatai.experiment.clip_tables import folded_table, noisy_table
 from fatai.experiment.estimate import clock, estimate_run
 from fatai.experiment.fold import FoldContext
+from fatai.experiment.launch import no_log
 from fatai.experiment.manifest import data_digest
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.experiment.search_space import SearchSpace, default_space, load_space
+from fatai.experiment.search_split import OUTER_FOLD, SearchSplit
 from fatai.experiment.self_training import SelfTrainingRounds
 from fatai.experiment.study import RunningTrial, Trial, TuneStudy
-from fatai.inference.predictions import Predictions
+from fatai.experiment.trial_scores import REPORTS, PrunedError, ReportScore, epochs_before, trained_epochs
 from fatai.io.atomic import open_atomic, write_text
 from fatai.io.lock import lock_output
 from fatai.metrics.bootstrap import Difference, Interval, score_difference, score_interval
-from fatai.metrics.classification import main_metric, main_score
+from fatai.metrics.classification import main_metric
 
 __all__ = ["OuterScores", "TuneResult", "tune_recipe"]
-
-_OUTER_FOLD = 0
-_MIN_OUTER_FOLDS = 4  # so that a quarter of the clips at most is withheld from the search
-_REPORTS = 10  # intermediate scores of a trial in each fold
-
 
 @dataclass(frozen=True)
 class OuterScores:
@@ -189,14 +185,15 @@ def _open_search(
 ) -> _Search:
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     data = data if isinstance(data, FATDataset) else load_dataset(data, corrupted_files=base.clips.corrupted_files)
-    base = adapt_recipe(pin_architecture(base), data)
+    data = readable_background(data)
+    base = _with_all_folds(adapt_recipe(pin_architecture(base), data))
     if not isinstance(space, SearchSpace):
         space = default_space(base) if space is None else load_space(space, base)
     if not space.dimensions:
         raise OptionError(f"nothing of the recipe {base.name} is searched by default; give a search space")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "study.jsonl").exists())):
         raise CheckpointError(f"{out} exists and holds no search; choose another folder")
-    split = _Split.make(data, base, n_inner)
+    split = SearchSplit.make(data, base, n_inner)
     identity = {
         "recipe": base.digest(), "data": data_digest(data), "search space": space.to_toml(), "seed": seed,
         "number of inner folds": split.inner.n,
@@ -206,106 +203,9 @@ def _open_search(
     return _Search(data, base, out, space, split, study, num_workers, cache_dir, log)
 
 
-@dataclass(frozen=True)
-class _Inner:
-    """The clips of the search: their data set, with its folds, and digest."""
-
-    data: FATDataset
-    table: pd.DataFrame
-    folds: np.ndarray
-    noisy: pd.DataFrame | None
-    digest: str
-
-    @property
-    def n(self) -> int:
-        return int(self.folds.max()) + 1
-
-    def score(self, oof: dict[int, Predictions]) -> float:
-        """Score the held-out clips of all folds together."""
-        targ = multi_hot(self.table["labels"], self.data.tags)
-        probs = np.concatenate([oof[fold].probs for fold in sorted(oof)])
-        return main_score(probs, np.concatenate([targ[self.folds == fold] for fold in sorted(oof)]))
-
-
-@dataclass(frozen=True)
-class _Split:
-    """The outer fold and the inner ones.
-
-    Attributes
-    ----------
-    n_outer
-        Number of outer folds, of which the first is held out.
-    outer
-        The outer clips, one row each.
-    inner
-        The clips of the search.
-    """
-
-    n_outer: int
-    outer: pd.DataFrame
-    inner: _Inner
-
-    @classmethod
-    def make(cls, data: FATDataset, base: Recipe, n_inner: int) -> _Split:
-        predefined = base.folds.splitter == "predefined"
-        n_outer = base.folds.n if predefined else max(base.folds.n, _MIN_OUTER_FOLDS)
-        table, _, folds = folded_table(data, base.override(n_folds=n_outer))
-        n_inner = n_outer - 1 if predefined else n_inner
-        if n_inner < 2:
-            raise DataError(f"the recipe {base.name} has {n_outer} predefined folds; a search needs 3 or more")
-        rest = replace(
-            data, curated=table[folds != _OUTER_FOLD].reset_index(drop=True), test=data.test.iloc[:0], sample=None
-        )
-        inner_recipe = base.override(n_folds=n_inner)
-        inner_table, _, inner_folds = folded_table(rest, inner_recipe)
-        noisy, _ = noisy_table(rest, inner_recipe)
-        inner = _Inner(rest, inner_table, inner_folds, noisy, data_digest(rest))
-        return cls(n_outer, table[folds == _OUTER_FOLD].reset_index(drop=True), inner)
-
-
-class _PrunedError(Exception):
-    """The trial is worse than the others at this point."""
-
-
-class _ReportScore(Callback):
-    """Pass the score of the held-out clips to a trial, ten times in each fold, and end the trial if it is pruned.
-
-    `done` and `total` are the epochs that the trial has trained before this fit and trains altogether.
-    """
-
-    order = 80  # after the recorder; before `ResumeTraining`, so that a state is only written after its report
-
-    def __init__(self, trial: RunningTrial, done: int, total: int, n_folds: int, metric: str):
-        self.trial, self.metric = trial, metric
-        self.done, self.total, self.n_reports = done, total, _REPORTS * n_folds
-
-    def before_fit(self) -> None:
-        """Print no lines for each epoch."""
-        self.learn.logger = _print_nothing
-
-    def after_epoch(self) -> None:
-        """Report, if a tenth of a fold is done since the last time."""
-        before, after = (self.n_reports * (self.done + self.epoch + k) // self.total for k in (0, 1))
-        scores = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1], strict=False))
-        if after > before and self.metric in scores and self.trial.report(after, float(scores[self.metric])):
-            # fastai reads the text of whatever a callback raises.
-            raise _PrunedError(f"trial {self.trial.number} is pruned")
-
-
-def _print_nothing(values: Sequence[object]) -> None:
-    pass
-
-
-def _epochs_before(recipe: Recipe, n_folds: int, fold: int, stage: int) -> int:
-    """Return how many epochs all folds have trained before a fit, each round in all folds before the next one."""
-    epochs, now = _trained_epochs(recipe), next(numbers for numbers in recipe.rounds() if stage in numbers)
-    in_fold = fold * sum(epochs[now.start:now.stop]) + sum(epochs[now.start:stage])
-    return n_folds * sum(epochs[:now.start]) + in_fold
-
-
-def _trained_epochs(recipe: Recipe) -> list[int]:
-    """Return the epochs of each stage, 0 for those that are solved."""
-    return [0 if stage.linear_probe is not None else stage.epochs for stage in recipe.stages]
+def _with_all_folds(recipe: Recipe) -> Recipe:
+    """Return a recipe that trains all of its folds, since the search makes others."""
+    return recipe.model_copy(update={"folds": recipe.folds.model_copy(update={"run_folds": None})})
 
 
 @dataclass
@@ -316,7 +216,7 @@ class _Search:
     base: Recipe
     out: Path
     space: SearchSpace
-    split: _Split
+    split: SearchSplit
     study: TuneStudy
     num_workers: int | None
     cache_dir: str | Path | None
@@ -400,15 +300,14 @@ class _Search:
         return sum(self._trial_seconds()) / (self.split.inner.n - 1)
 
     def _inner_recipe(self, trial: RunningTrial) -> Recipe:
-        recipe = self.recipe_of(trial).override(n_folds=self.split.inner.n)
-        folds = recipe.folds.model_copy(update={"run_folds": None})
-        return recipe.model_copy(update={"folds": folds})
+        # A trial makes no decision on noisy clips.
+        return self.recipe_of(trial).override(n_folds=self.split.inner.n, values={"noisy_decision": False})
 
     def _run_trial(self, trial: RunningTrial) -> None:
         """Train a trial and store its end; files of an ended trial are removed."""
         try:
             self.study.finish(trial, self._score(trial))
-        except _PrunedError:
+        except PrunedError:
             self.study.finish(trial, pruned=True)
         except FataiError as e:
             if trial.labels == self.space.base():
@@ -421,15 +320,15 @@ class _Search:
         """Train a trial on all inner folds and score their held-out clips."""
         inner, recipe = self.split.inner, self._inner_recipe(trial)
         trial.folder.mkdir(parents=True, exist_ok=True)
-        total = inner.n * sum(_trained_epochs(recipe))
+        total = inner.n * sum(trained_epochs(recipe))
 
         def report_score(fold: int, stage: int) -> list[Callback]:
-            done = _epochs_before(recipe, inner.n, fold, stage)
-            return [_ReportScore(trial, done, total, inner.n, self.metric)]
+            done = epochs_before(recipe, inner.n, fold, stage)
+            return [ReportScore(trial, done, total, inner.n, self.metric)]
 
         context = FoldContext(
             inner.data, recipe, trial.folder, inner.digest, noisy=inner.noisy, predict_test=False,
-            num_workers=self.num_workers, cache_dir=self.cache_dir, log=lambda line: None, stage_cbs=report_score,
+            num_workers=self.num_workers, cache_dir=self.cache_dir, log=no_log, stage_cbs=report_score,
         )
         rounds = SelfTrainingRounds(context, range(inner.n))
         rounds.train_before_last(inner.table, inner.folds)
@@ -438,7 +337,7 @@ class _Search:
 
     def _log_trial(self, number: int, left: float) -> None:
         trial, best = self.study.trials()[number], self.study.best()
-        done = max(trial.course, default=0) / (_REPORTS * self.split.inner.n)
+        done = max(trial.course, default=0) / (REPORTS * self.split.inner.n)
         ended = {
             "complete": f"{self.metric} {trial.score or 0:.4f}",
             "pruned": f"pruned after {done:.0%} of its training",
@@ -504,9 +403,9 @@ class _Search:
         # A decision on noisy clips would be made on the outer clips.
         recipe = recipe.override(n_folds=self.split.n_outer, values={"noisy_decision": False})
         result = run_recipe(
-            self.data, recipe, self.out / "outer" / name, run_folds=[_OUTER_FOLD],
+            self.data, recipe, self.out / "outer" / name, run_folds=[OUTER_FOLD],
             predict_test=False, resume=True, num_workers=self.num_workers, cache_dir=self.cache_dir,
-            log=lambda line: None,
+            log=no_log,
         )
         return result.oof.select(tuple(self.split.outer["fname"])).probs
 

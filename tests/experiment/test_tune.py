@@ -285,3 +285,24 @@ def test_two_processes_share_a_search_without_running_a_trial_twice(sounds, tmp_
     assert sorted(numbers[0] + numbers[1]) == list(range(8)) and numbers[0] and numbers[1], "each ran some, none twice"
     trials = pd.read_csv(tmp_path / "shared" / "trials.csv")
     assert trials["stages.lr"].is_unique and (tmp_path / "shared" / "outer.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trial_is_estimated_without_a_decision_on_noisy_clips_that_it_does_not_make(sample, tmp_path, monkeypatch):
+    estimated = []
+
+    def estimate(data, recipe, **options):
+        estimated.append(recipe)
+        return SimpleNamespace(seconds=1.0)
+
+    monkeypatch.setattr(tune_module, "estimate_run", estimate)
+    monkeypatch.setattr(tune_module._Search, "_score", lambda self, trial: 0.5)
+    monkeypatch.setattr(tune_module._Search, "score_outer", lambda self: None)
+    recipe = RECIPE.override(values={"noisy_decision": True, "folds.run_folds": [1]})
+    assert load_dataset(sample).noisy is not None
+    result = tune_recipe(
+        sample, recipe, tmp_path / "tune", space=SPACE, n_trials=1, num_workers=0, log=lambda line: None
+    )
+    assert [recipe.noisy_decision for recipe in estimated] == [None]
+    assert result.tuned.noisy_decision, "the recipe that is found still decides"
+    assert estimated[0].folds.n == 3 and estimated[0].folds.run_folds is None
