@@ -61,14 +61,14 @@ def adapt_recipe(recipe: Recipe, data: FATDataset, known: DataFacts | None = Non
     """
     if recipe.auto is None:
         return recipe
-    plain = {**recipe.model_dump(), "auto": None}
+    plain = recipe.model_dump()
     known = DataFacts(data) if known is None else known
     decided = {key: reason for name in recipe.auto for key, reason in _RULES[name](plain, known)}
     if known.has_noisy and all(stage.noisy_labels is None for stage in recipe.stages):
         decided["train_noisy"] = "not used: this recipe trains on curated clips alone"
         if recipe.noisy_decision:
             decided["train_noisy"] = "used if one fold gets better with it, after all folds are trained without it"
-    return validated({**plain, "decided": decided}, f"{recipe.name} for these data")
+    return validated({**plain, "auto": None, "decided": decided}, f"{recipe.name} for these data")
 
 
 def decision_lines(recipe: Recipe) -> list[str]:
@@ -91,8 +91,10 @@ def _crop_s(plain: dict[str, Any], data: DataFacts) -> Iterator[tuple[str, str]]
 def _splitter(plain: dict[str, Any], data: DataFacts) -> Iterator[tuple[str, str]]:
     n_given = _given_folds(data.table)
     if n_given:
+        is_other = "folds" not in plain["auto"] and plain["folds"]["n"] != n_given
+        other = f", which win over folds.n = {plain['folds']['n']}" if is_other else ""
         plain["folds"].update(splitter="predefined", group_col=_FOLD_COLUMN, n=n_given)
-        yield 'folds.splitter = "predefined"', f"the table has a column {_FOLD_COLUMN} with {n_given} values"
+        yield 'folds.splitter = "predefined"', f"the table has a column {_FOLD_COLUMN} with {n_given} values{other}"
         return
     decision = defaults.split_method(data.targ, data.n_copies)
     plain["folds"]["group_col"] = "sound" if decision.value == "group" else None

@@ -23,9 +23,9 @@ from fatai.audio.waveform import is_silent
 from fatai.ensemble.ensemble import ensemble
 from fatai.errors import AudioError, CheckpointError
 from fatai.experiment.manifest import environment_notes, read_manifest
-from fatai.experiment.run_folder import FinishedRun, grouped_by_tags, joined_folds
+from fatai.experiment.run_folder import FinishedRun, TrainedFold, predict_jointly
 from fatai.inference.predictions import Predictions
-from fatai.inference.predictor import Predictor
+from fatai.inference.predictor import ClipPredictions, Predictor
 from fatai.inference.tta import build_views, fill_priors
 
 __all__ = ["CLIP_S", "N_CLIPS", "DriftResult", "measure_drift", "store_reference"]
@@ -187,13 +187,13 @@ def _predict(opened: FinishedRun, names: Sequence[str]) -> Predictions:
     recipe, cpu = opened.recipe, torch.device("cpu")
     settings = replace(recipe.settings(), channel="mean")  # stored clips have one channel
     paths = [_clip_path(opened.folder / _FOLDER, number) for number in range(len(names))]
-    parts = []
-    for folds in grouped_by_tags(replace(opened, device=cpu).folds()):
-        joined = joined_folds(folds)
-        predictor = Predictor(joined.model, settings, build_views("even", 1), len(joined.tags), device=cpu)
-        output = predictor.predict(paths, desc="stored clips")
-        for fold, probs in zip(folds, np.split(output.probs, len(folds), axis=1), strict=True):
-            parts.append(fill_priors(names, fold.tags, output._replace(probs=probs), fold.prior))
+
+    def predict(fold: TrainedFold) -> ClipPredictions:
+        predictor = Predictor(fold.model, settings, build_views("even", 1), len(fold.tags), device=cpu)
+        return predictor.predict(paths, desc="stored clips")
+
+    outputs = predict_jointly(replace(opened, device=cpu).folds(), predict)
+    parts = [fill_priors(names, fold.tags, output, fold.prior) for fold, output in outputs]
     return ensemble(parts, how=recipe.tta.fold_average)
 
 

@@ -5,7 +5,7 @@ Run folders may be untrusted: nothing in them is executed or assumed to be valid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -267,15 +267,8 @@ class _FoldPredictor:
 
     def predict(self) -> list[Predictions]:
         """Predict with all folds at once: each clip is loaded once for consecutive folds with the same tags."""
-        parts = []
-        for folds in grouped_by_tags(self.run.folds()):
-            output = self._predict_fold(joined_folds(folds))
-            probs = np.split(output.probs, len(folds), axis=1)
-            parts += [
-                with_priors(self.names, fold.tags, output._replace(probs=fold_probs), fold.prior)
-                for fold, fold_probs in zip(folds, probs, strict=True)
-            ]
-        return parts
+        outputs = predict_jointly(self.run.folds(), self._predict_fold)
+        return [with_priors(self.names, fold.tags, output, fold.prior) for fold, output in outputs]
 
     def predict_and_save(self, folder: Path) -> list[Predictions]:
         """Predict with one fold after the other and save the probabilities (views, tags) of every view per fold."""
@@ -310,7 +303,7 @@ class _ConcatModels(nn.Module):
         return torch.cat([model(spec) for model in self.models], 1)
 
 
-def joined_folds(folds: Sequence[TrainedFold]) -> TrainedFold:
+def _joined(folds: Sequence[TrainedFold]) -> TrainedFold:
     """Return folds as one network with the outputs of all of them side by side."""
     if len(folds) == 1:
         return folds[0]
@@ -320,10 +313,23 @@ def joined_folds(folds: Sequence[TrainedFold]) -> TrainedFold:
     )
 
 
-def grouped_by_tags(folds: Iterable[TrainedFold]) -> Iterator[list[TrainedFold]]:
-    """Yield lists of consecutive folds with the same tags in the same order, as those of one run have."""
+def predict_jointly(
+    folds: Iterable[TrainedFold], predict: Callable[[TrainedFold], ClipPredictions]
+) -> Iterator[tuple[TrainedFold, ClipPredictions]]:
+    """Yield each fold with its predictions; clips are loaded once for consecutive folds with the same tags.
+
+    Parameters
+    ----------
+    folds
+        Folds of a run, which have the same tags in the same order.
+    predict
+        Predicts all clips with a network, probabilities of shape (clips, outputs).
+    """
     for _, group in groupby(folds, key=lambda fold: fold.tags):
-        yield list(group)
+        same = list(group)
+        output = predict(_joined(same))
+        for fold, probs in zip(same, np.split(output.probs, len(same), axis=1), strict=True):
+            yield fold, output._replace(probs=probs)
 
 
 def load_model_folder(folder: str | Path, calibrate: bool | None, backend: str = "torch") -> Pretrained:

@@ -22,16 +22,15 @@ from fatai.experiment.run_folder import (
     TrainedFold,
     choose_views,
     find_calibration,
-    grouped_by_tags,
-    joined_folds,
     load_model_folder,
+    predict_jointly,
     with_channel,
 )
 from fatai.experiment.schema import TTA
 from fatai.export.pretrained import Pretrained, is_model_folder
 from fatai.inference.prediction_files import status_column
 from fatai.inference.predictions import Predictions
-from fatai.inference.predictor import Predictor
+from fatai.inference.predictor import ClipPredictions, Predictor
 from fatai.inference.tta import fill_priors
 from fatai.io.lazy import is_data_frame
 from fatai.io.lazy import pandas as pd
@@ -229,17 +228,18 @@ class _LoadedRun:
         views = choose_views(self.tta, options.views, options.n, options.options)
         settings = with_channel(self.settings, options.channel)
         clips, errors = sounds.clips(settings)
-        names, parts = [str(i) for i in range(len(clips))], []
-        for folds in grouped_by_tags(self.folds):
-            joined = joined_folds(folds)
+
+        def predict(fold: TrainedFold) -> ClipPredictions:
             predictor = Predictor(
-                joined.model, settings, views, len(joined.tags), precision=self.precision, bs=options.bs,
-                seed=self.seed, average=options.average or self.tta.average,
+                fold.model, settings, views, len(fold.tags), precision=self.precision, bs=options.bs, seed=self.seed,
+                average=options.average or self.tta.average,
             )
-            output = predictor.predict(clips)
+            return predictor.predict(clips)
+
+        names, parts = [str(i) for i in range(len(clips))], []
+        for fold, output in predict_jointly(self.folds, predict):
             errors = {**output.errors, **errors}
-            for fold, probs in zip(folds, np.split(output.probs, len(folds), axis=1), strict=True):
-                parts.append(fill_priors(names, fold.tags, output._replace(probs=probs), fold.prior))
+            parts.append(fill_priors(names, fold.tags, output, fold.prior))
         found = parts[0] if len(parts) == 1 else ensemble(parts, how=self.tta.fold_average)
         return found if self.calibration is None else found.calibrated(self.calibration), errors
 

@@ -58,6 +58,10 @@ def test_options_win_over_rules_and_other_rules_use_them(bats):
 def test_a_column_of_folds_is_used(bats):
     recipe = adapt_recipe(load_recipe("default"), load_dataset(bats / "folds.csv"))
     assert (recipe.folds.splitter, recipe.folds.n, recipe.folds.group_col) == ("predefined", 3, "fold")
+    assert "the table has a column fold with 3 values" in recipe.decided.values()
+    other = adapt_recipe(load_recipe("default").override(n_folds=5), load_dataset(bats / "folds.csv"))
+    assert other.folds.n == 3
+    assert "the table has a column fold with 3 values, which win over folds.n = 5" in other.decided.values()
 
 
 def test_copies_stay_together(bats):
