@@ -164,12 +164,13 @@ def test_all_folds_share_the_features_of_a_frozen_network(panns_logreg, few_clip
     monkeypatch.setattr("fatai.experiment.fold._shares_features", lambda *args: False)
     alone = run(data, recipe, tmp_path / "alone")
     assert sum(passes) == 2 * (len(data.curated) + len(data.test)), "by the former way, once in each fold"
-    np.testing.assert_allclose(shared.oof.probs, alone.oof.probs, atol=1e-6)
-    np.testing.assert_allclose(shared.test.probs, alone.test.probs, atol=1e-6)
+    # Networks that predict many clips at once are folded, which rounds.
+    np.testing.assert_allclose(shared.oof.probs, alone.oof.probs, atol=3e-5)
+    np.testing.assert_allclose(shared.test.probs, alone.test.probs, atol=3e-5)
     for fold in (0, 1):
         parts = [Embeddings.load(tmp_path / name / f"fold_{fold}" / "embeddings.npy") for name in ("shared", "alone")]
         assert parts[0].fnames == parts[1].fnames
-        np.testing.assert_allclose(parts[0].values, parts[1].values, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(parts[0].values, parts[1].values, rtol=1e-4, atol=1e-5)
 
 
 def test_a_continued_run_of_a_frozen_network_ends_with_the_same_bytes(panns_logreg, few_clips, tmp_path):
