@@ -6,6 +6,7 @@ an `AudioError` that names the file, the problem and a remedy.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from fatai.audio.downmix import check_channel, find_downmix, is_measured_whole, 
 from fatai.audio.notices import warn_of_mismatch, warn_of_quality
 from fatai.audio.remote import sound_path
 from fatai.audio.segments import split_segment
-from fatai.audio.waveform import resample
+from fatai.audio.waveform import check_rate, resample
 from fatai.errors import AudioError, OptionError, ShapeError
 from fatai.io.atomic import retry, write_file
 
@@ -209,7 +210,8 @@ def load_audio(
     """
     segment = split_segment(path)
     path = sound_path(segment.path)
-    _check_section(sr, offset_s, duration_s)
+    sr = None if sr is None else check_rate(sr)
+    _check_section(offset_s, duration_s)
     check_channel(channel)
 
     def read() -> tuple[int, Tensor]:
@@ -238,12 +240,10 @@ def is_readable(path: str | os.PathLike[str]) -> bool:
     return True
 
 
-def _check_section(sr: int | None, offset_s: float, duration_s: float | None) -> None:
-    if sr is not None and sr <= 0:
-        raise OptionError(f"sr={sr}; expected a rate in Hz above 0, or None for that of the file")
-    if offset_s < 0:
+def _check_section(offset_s: float, duration_s: float | None) -> None:
+    if not 0 <= offset_s < math.inf:
         raise OptionError(f"offset_s={offset_s}; expected seconds from the start of the file, 0 or more")
-    if duration_s is not None and duration_s <= 0:
+    if duration_s is not None and not 0 < duration_s < math.inf:
         raise OptionError(f"duration_s={duration_s}; expected seconds above 0, or None for all there is")
 
 

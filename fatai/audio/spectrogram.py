@@ -9,9 +9,11 @@ a batch is computed independently: `top_db` and the normalization of a clip depe
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,8 @@ _POSITIVE = (
     "min_samples",
 )
 _NON_NEGATIVE = ("fmin", "eps", "pcen_gain", "pcen_bias", "preemphasis")
+_INTEGERS = ("sr", "min_samples", "n_fft", "win_length", "hop_length", "n_mels")
+_OPTIONAL = ("win_length", "n_mels", "fmax", "top_db", "clamp")
 _MAX = {
     "sr": 1_000_000, "n_fft": 1 << 17, "win_length": 1 << 17, "n_mels": 4096, "min_samples": 1 << 17, "preemphasis": 1,
 }
@@ -154,10 +158,21 @@ class FrontEnd:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise FrontEndError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(repr, known))}")
+        self._check_types()
         self._check_numbers()
         self._check_frequencies()
         self._check_windows()
         self._check_constants()
+
+    def _check_types(self) -> None:
+        for name in dict.fromkeys((*_POSITIVE, *_NON_NEGATIVE, "fmax")):
+            value, kind = getattr(self, name), Integral if name in _INTEGERS else Real
+            if not _is_number(value, kind) and not (value is None and name in _OPTIONAL):
+                raise FrontEndError(
+                    f"{name}={value!r}; expected {'an integer' if kind is Integral else 'a number'}"
+                )
+        if not isinstance(self.windows, tuple) or not all(_is_number(w, Integral) for w in self.windows):
+            raise FrontEndError(f"windows={self.windows!r}; expected integers, the lengths of the windows in samples")
 
     def _check_numbers(self) -> None:
         for name in _POSITIVE:
@@ -193,6 +208,9 @@ class FrontEnd:
     def _check_constants(self) -> None:
         for name in ("mean", "std"):
             value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if not _is_number(number, Real) or not math.isfinite(number):
+                    raise FrontEndError(f"{name}={number!r}; expected a finite number, or one for each row")
             if self.normalize == "bin" and (not isinstance(value, tuple) or len(value) != self.rows):
                 raise FrontEndError(f"normalize='bin' needs one {name} for each of the {self.rows} rows; "
                                     "measure them with `spectrogram_stats`")
@@ -303,6 +321,11 @@ class FrontEnd:
         return Spectrogram(self)
 
 
+def _is_number(value: Any, kind: type) -> bool:
+    """Return True for a number of a kind of `numbers`; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 class Spectrogram(nn.Module):
     """Compute spectrograms (batch, rows, frames) of waves (batch, samples).
 
@@ -396,7 +419,8 @@ class Spectrogram(nn.Module):
         -------
         Shape (batch, rows, frames), float32, contiguous: what `forward` returns for a wave of these levels.
         """
-        return self._finish(levels.split(self.settings.bins, 1))
+        # A copy, since the compiled loops work in place.
+        return self._finish(levels.clone().split(self.settings.bins, 1))
 
     def _finish(self, levels: Sequence[Tensor]) -> Tensor:
         """Return the spectrogram (batch, rows, frames) of levels (batch, bins, frames), one for each window length."""

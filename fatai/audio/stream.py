@@ -19,7 +19,7 @@ from fatai.audio.downmix import ChannelLevels, check_channel, find_downmix
 from fatai.audio.io import audio_info
 from fatai.audio.notices import warn_of_mismatch, warn_of_quality
 from fatai.audio.remote import sound_path
-from fatai.audio.waveform import fit_length
+from fatai.audio.waveform import check_rate, fit_length
 from fatai.errors import AudioError, OptionError, ShapeError
 
 __all__ = ["Sound", "stream_audio"]
@@ -63,8 +63,9 @@ def stream_audio(
     ShapeError
         If an array is neither (samples,) nor (channels, samples).
     OptionError
-        If `sr_from` or `channel` is out of range.
+        If `sr`, `sr_from` or `channel` is out of range.
     """
+    sr = check_rate(sr)
     if check_channel(channel) == "each":
         raise OptionError("channel is 'each', and a stream has one channel; expected the number of one of them")
     if isinstance(sound, (str, os.PathLike)):
@@ -72,7 +73,7 @@ def stream_audio(
     elif isinstance(sound, bytes):
         yield from _stream_bytes(sound, sr, channel)
     else:
-        rate = sr if sr_from is None else sr_from
+        rate = sr if sr_from is None else check_rate(sr_from, "sr_from")
         if not RATES[0] <= rate <= RATES[1]:
             raise OptionError(f"sr_from={rate} Hz; expected {RATES[0]:,} to {RATES[1]:,}")
         yield from _resample_blocks(((rate, block) for block in _sample_blocks(sound, channel, name is None)), sr)

@@ -7,6 +7,7 @@ if any, are channels or clips. No function is random, and none changes its argum
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -40,6 +41,20 @@ SILENCE_DB = -60.0
 _OFFSET_FRAME = 2048  # samples
 _MIN_OFFSET = 10 ** (SILENCE_DB / 20)
 _SILENCE_AMIN = 1e-5  # librosa's floor of an amplitude, -100 dB: lower levels are equally silent
+
+
+def check_rate(sr: Any, name: str = "sr") -> int:
+    """Return a rate in Hz as an integer; raise `OptionError`, which names it, if it is no whole number above 0.
+
+    Examples
+    --------
+    >>> check_rate(22050.0)
+    22050
+    """
+    is_number = isinstance(sr, Real) and not isinstance(sr, bool)
+    if not is_number or not 0 < sr < math.inf or int(sr) != sr:
+        raise OptionError(f"{name}={sr!r}; expected a rate in Hz, a whole number above 0")
+    return int(sr)
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
@@ -284,10 +299,9 @@ def resample(wave: Tensor, sr_from: int, sr_to: int) -> Tensor:
     Raises
     ------
     OptionError
-        If a rate is not above 0.
+        If a rate is no whole number above 0.
     """
-    if sr_from <= 0 or sr_to <= 0:
-        raise OptionError(f"cannot resample from {sr_from} to {sr_to} Hz; rates must be above 0")
+    sr_from, sr_to = check_rate(sr_from, "sr_from"), check_rate(sr_to, "sr_to")
     if sr_from == sr_to:
         return wave
     samples = -(-wave.shape[-1] * sr_to // sr_from)

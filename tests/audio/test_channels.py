@@ -102,3 +102,15 @@ def test_repeats_and_windows():
         CHANNELS.build("windows", n_windows=4)(spec)
     with pytest.raises(OptionError, match="n_channels=0; expected at least 1"):
         Repeat(0)
+
+
+def test_derivatives_are_exact_within_autocast():
+    spec = 20 * torch.randn(2, 64, 100) - 40
+    expected = CHANNELS.build("deltas")(spec)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = CHANNELS.build("deltas")(spec)
+    assert torch.equal(got, expected)
+
+
+def test_the_derivatives_of_no_clips_are_none():
+    assert delta(torch.zeros(0, 64, 100)).shape == (0, 64, 100) and delta(torch.zeros(0, 64, 3)).shape == (0, 64, 3)

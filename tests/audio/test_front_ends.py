@@ -600,3 +600,34 @@ def test_invalid_spectrograms_are_named():
         stats.add(torch.zeros(1, 3, 3))
     with pytest.raises(OptionError, match="normalize='clip'; expected 'global' or 'bin'"):
         stats.settings("clip")
+
+
+@pytest.mark.parametrize("name", ["ninth", "fastai_kernel", "first", "panns", "kaggle_fat", "third_2d"])
+def test_from_linear_leaves_its_argument_as_it_is(name):
+    module = FRONT_ENDS.build(name)
+    levels = torch.rand(2, module.settings.rows, 20)
+    given_levels = levels.clone()
+    module.from_linear(levels)
+    assert torch.equal(levels, given_levels)
+
+
+@pytest.mark.parametrize("bad", [
+    {"hop_length": 512.5}, {"n_mels": 64.0}, {"n_fft": 2048.0}, {"sr": 44100.0}, {"windows": (512.0, 1024)},
+    {"n_mels": True}, {"n_mels": "64"}, {"min_samples": 1.5},
+], ids=lambda bad: next(iter(bad)) + "=" + str(next(iter(bad.values()))))
+def test_lengths_and_numbers_are_integers(bad):
+    name = next(iter(bad))
+    with pytest.raises(FrontEndError, match=f"{name}=.*expected.* integer"):
+        FrontEnd(**bad)
+
+
+def test_integers_of_numpy_are_integers():
+    assert FrontEnd(n_mels=np.int64(32), windows=np.array([512, 1024])) == FrontEnd(n_mels=32, windows=(512, 1024))
+
+
+@pytest.mark.parametrize("bad", [
+    {"mean": float("nan")}, {"std": float("inf")}, {"mean": "x"}, {"mean": None}, {"fmin": "20"}, {"power": None},
+], ids=lambda bad: next(iter(bad)) + "=" + str(next(iter(bad.values()))))
+def test_settings_that_are_no_numbers_are_named(bad):
+    with pytest.raises(FrontEndError, match=f"{next(iter(bad))}=.*expected"):
+        FrontEnd(normalize="global", **bad)

@@ -117,3 +117,16 @@ def test_a_rate_that_would_never_end_is_refused(tmp_path, rate):
 def test_only_one_block_is_decoded_at_a_time(tmp_path, rng):
     sf.write(tmp_path / "a.wav", sounds(rng, 50_000, 2), 44100)
     assert {len(block) for block in stream_audio(tmp_path / "a.wav", 44100)} == {2048, 50_000 % 2048}
+
+
+@pytest.mark.parametrize("sr", [0, -1, 22050.5, float("nan"), "44100", None, True], ids=repr)
+def test_a_rate_that_is_no_rate_is_named(tmp_path, sr):
+    sf.write(tmp_path / "a.wav", np.zeros(4410), 44100)
+    for sound in (tmp_path / "a.wav", (tmp_path / "a.wav").read_bytes(), np.zeros(4410)):
+        with pytest.raises(OptionError, match="sr=.*expected a rate in Hz"):
+            joined(sound, sr, **({} if isinstance(sound, (bytes, type(tmp_path))) else {"sr_from": 44100}))
+
+
+def test_a_rate_that_is_a_whole_float_is_that_rate(tmp_path):
+    sf.write(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 4410), 44100)
+    assert torch.equal(joined(tmp_path / "a.wav", 22050.0), joined(tmp_path / "a.wav", 22050))
