@@ -163,8 +163,9 @@ def score_difference(
     >>> print(score_difference([[0.9, 0.1], [0.2, 0.8], [0.3, 0.4]], [[0.9, 0.1], [0.2, 0.8], [0.7, 0.4]], targ))
     0.167 better, 95 % interval 0.000 to 0.500
     """
-    one, two = (_weighted_score(score, check_inputs(probs, targ)) for probs in (first, second))
-    n_clips = len(np.asarray(targ))
+    checked = [check_inputs(probs, targ) for probs in (first, second)]
+    one, two = (_weighted_score(score, inputs) for inputs in checked)
+    n_clips = len(checked[0].scores)
     resampled = [
         one(counts) - two(counts) for counts in _resample(n_clips, n_resamples, confidence_level, seed)
     ]

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,7 +33,7 @@ from fatai.errors import CheckpointError, DataError, OptionError, ShapeError
 from fatai.io.atomic import write_text
 from fatai.io.json import read_json_limited
 from fatai.io.lazy import special
-from fatai.metrics._validation import check_inputs
+from fatai.metrics._validation import CheckedInputs, as_array, check_inputs, check_probabilities
 from fatai.metrics.thresholds import Thresholds, f1_thresholds
 from fatai.registry import did_you_mean
 
@@ -143,7 +143,7 @@ class Calibration:
             known = [*_METHODS, "shared"]
             raise OptionError(f"no calibration method named {method!r}; {did_you_mean(method, known)}")
         checked = check_inputs(probs, targ)
-        values = _check_probabilities(checked.scores)
+        values = check_probabilities(checked.scores)
         names = tuple(str(i) for i in range(values.shape[1])) if tags is None else tuple(tags)
         low, high = _range(values) if stretch else ((), ())
         logits, present = _logits(values, low, high), checked.present
@@ -170,7 +170,7 @@ class Calibration:
         ShapeError, DataError
             If `probs` has another number of columns, or exceeds [0, 1].
         """
-        values = _check_probabilities(np.asarray(probs, dtype=np.float64))
+        values = check_probabilities(as_array(probs))
         if values.ndim != 2 or values.shape[1] != len(self.tags):
             raise ShapeError(
                 f"probs has shape {values.shape}; expected (clips, {len(self.tags)}), a column for each tag"
@@ -255,16 +255,9 @@ def cross_calibrate(probs: Any, targ: Any, folds: Any, *, method: str = "platt",
     -------
     Shape (clips, tags), float64, within [0, 1].
     """
-    checked, fold_of_clip = check_inputs(probs, targ), np.asarray(folds)
-    numbers = np.unique(fold_of_clip)
-    if fold_of_clip.shape != (len(checked.scores),) or len(numbers) < 2:
-        raise ShapeError(
-            f"folds has shape {fold_of_clip.shape} and {len(numbers)} different values; expected a number for each of "
-            f"the {len(checked.scores)} clips, and two folds or more"
-        )
+    checked = check_inputs(probs, targ)
     calibrated = np.empty(checked.scores.shape)
-    for number in numbers:
-        held_out = fold_of_clip == number
+    for held_out in _held_out(folds, checked):
         fitted = Calibration.fit(
             checked.scores[~held_out], checked.present[~held_out], method=method, stretch=stretch
         )
@@ -286,21 +279,24 @@ def cross_decide(probs: Any, targ: Any, folds: Any, *, thresholds: _FindThreshol
     -------
     The decided tags, bool, shape (clips, tags).
     """
-    checked, fold_of_clip = check_inputs(probs, targ), np.asarray(folds)
+    checked = check_inputs(probs, targ)
     decided = np.zeros(checked.scores.shape, dtype=bool)
-    for number in np.unique(fold_of_clip):
-        held_out = fold_of_clip == number
+    for held_out in _held_out(folds, checked):
         found = thresholds(checked.scores[~held_out], checked.present[~held_out])
         decided[held_out] = found.apply(checked.scores[held_out])
     return decided
 
 
-def _check_probabilities(values: np.ndarray) -> np.ndarray:
-    """Return values of any shape as float64; raise unless all are within [0, 1]."""
-    values = values.astype(np.float64)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise DataError("probs exceeds [0, 1]; expected probabilities: take the sigmoid of logits first")
-    return values
+def _held_out(folds: Any, checked: CheckedInputs) -> Iterator[np.ndarray]:
+    """Yield the clips that each fold holds out, bool (clips,); raise unless there are two folds and one per clip."""
+    fold_of_clip = np.asarray(folds)
+    numbers = np.unique(fold_of_clip)
+    if fold_of_clip.shape != (len(checked.scores),) or len(numbers) < 2:
+        raise ShapeError(
+            f"folds has shape {fold_of_clip.shape} and {len(numbers)} different values; expected a number for each of "
+            f"the {len(checked.scores)} clips, and two folds or more"
+        )
+    yield from (fold_of_clip == number for number in numbers)
 
 
 def _range(values: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fatai.errors import DataError, OptionError
-from fatai.metrics._validation import check_inputs
+from fatai.errors import OptionError
+from fatai.metrics._validation import check_inputs, check_probabilities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,9 +82,7 @@ def calibration_curve(probs: Any, targ: Any, *, n_bins: int = 15, strategy: str 
             f"n_bins is {n_bins} and strategy {strategy!r}; expected at least one bin, and 'uniform' or 'quantile'"
         )
     checked = check_inputs(probs, targ)
-    values, present = checked.scores.ravel().astype(np.float64), checked.present.ravel()
-    if not ((values >= 0) & (values <= 1)).all():
-        raise DataError("probs exceeds [0, 1]; expected probabilities: take the sigmoid of logits first")
+    values, present = check_probabilities(checked.scores.ravel()), checked.present.ravel()
     if not len(values):
         return CalibrationCurve(np.empty(0), np.empty(0), np.empty(0, dtype=int))
     prob_true, prob_pred = calibration.calibration_curve(present, values, n_bins=n_bins, strategy=strategy)

@@ -17,7 +17,7 @@ import numpy as np
 
 from fatai.errors import DataError, OptionError, ShapeError
 from fatai.io.lazy import special
-from fatai.metrics._validation import check_inputs
+from fatai.metrics._validation import as_array, check_flags, check_inputs, check_probabilities
 
 __all__ = ["Thresholds", "f1_thresholds", "mean_f1", "precision_thresholds"]
 
@@ -78,7 +78,7 @@ class Thresholds:
         ShapeError
             If `probs` has another number of columns.
         """
-        values = np.asarray(probs, dtype=np.float64)
+        values = as_array(probs).astype(np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.tags):
             raise ShapeError(
                 f"probs has shape {values.shape}; expected (clips, {len(self.tags)}), a column for each tag"
@@ -127,7 +127,9 @@ def f1_thresholds(
     Raises
     ------
     OptionError
-        If `shrink` is negative, or `probs` exceeds [0, 1] with one above 0.
+        If `shrink` is negative.
+    DataError
+        If `probs` exceeds [0, 1].
 
     Examples
     --------
@@ -140,7 +142,7 @@ def f1_thresholds(
         f1 = 2 * curve.precision * curve.recall / np.where(total > 0, total, 1)
         return float(curve.thresholds[f1 >= f1.max() - _ROUNDING][-1])
 
-    if shrink < 0:
+    if not shrink >= 0:
         raise OptionError(f"shrink is {shrink}; expected a number of clips of at least 0")
     own = _for_each_tag(probs, targ, tags, best)
     return own if shrink == 0 else _shrunk(own, probs, targ, shrink)
@@ -148,9 +150,8 @@ def f1_thresholds(
 
 def _shrunk(own: Thresholds, probs: Any, targ: Any, shrink: float) -> Thresholds:
     """Move thresholds towards the one with the highest mean F1 of all tags."""
-    values, present = np.asarray(probs, dtype=np.float64), np.asarray(targ, dtype=bool)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise OptionError("probs exceeds [0, 1], and shrink is not 0; expected probabilities")
+    checked = check_inputs(probs, targ)
+    values, present = checked.scores.astype(np.float64), checked.present
     common = _common_threshold(values, present)
     counts = present.sum(axis=0)
     weight, thresholds = counts / (counts + shrink), np.array(own.values)
@@ -189,6 +190,8 @@ def precision_thresholds(probs: Any, targ: Any, precision: float, tags: Sequence
     ------
     OptionError
         If `precision` is out of range.
+    DataError
+        If `probs` exceeds [0, 1].
 
     Examples
     --------
@@ -213,12 +216,22 @@ def mean_f1(decided: Any, targ: Any) -> float:
     decided, targ
         Shape (clips, tags), 0 and 1: predicted and true tags. Tags of no clip are left out.
 
+    Raises
+    ------
+    ShapeError
+        If the shapes differ or are not (clips, tags).
+    DataError
+        If there are other numbers than 0 and 1.
+
     Examples
     --------
     >>> mean_f1([[1, 0], [1, 0]], [[1, 0], [0, 0]])   # precision 1/2, recall 1
     0.6666666666666666
     """
-    decided, present = np.asarray(decided, dtype=bool), np.asarray(targ, dtype=bool)
+    decided, present = as_array(decided), as_array(targ)
+    if decided.ndim != 2 or decided.shape != present.shape:
+        raise ShapeError(f"decided has shape {decided.shape} and targ {present.shape}; expected both as (clips, tags)")
+    decided, present = check_flags(decided, "decided")[0], check_flags(present, "targ")[0]
     known = present.any(axis=0)
     hits = (decided & present).sum(axis=0)[known]
     total = (decided.sum(axis=0) + present.sum(axis=0))[known]
@@ -228,7 +241,7 @@ def mean_f1(decided: Any, targ: Any) -> float:
 def _for_each_tag(probs: Any, targ: Any, tags: Sequence[str] | None, choose: Callable[[_Curve], float]) -> Thresholds:
     """Choose a threshold from the curve of each tag of (clips, tags); infinity for a tag of no clip."""
     checked = check_inputs(probs, targ)
-    scores = checked.scores.astype(np.float64)
+    scores = check_probabilities(checked.scores)
     names = tuple(str(i) for i in range(scores.shape[1])) if tags is None else tuple(tags)
     columns = zip(scores.T, checked.present.T, strict=True)
     return Thresholds(names, tuple(choose(_curve(p, y)) if y.any() else math.inf for p, y in columns))

@@ -334,3 +334,30 @@ def test_thresholds_of_few_clips_are_shrunk_towards_the_best_one_for_all(rng):
     np.testing.assert_allclose(logit(shrunk[:2]), weight * logit(own[:2]) + (1 - weight) * logit(common[:2]))
     with pytest.raises(OptionError, match="shrink is -1"):
         f1_thresholds(probs, targ, shrink=-1)
+
+
+def test_decisions_across_folds_need_a_fold_for_each_clip_and_two_of_them():
+    probs, targ = np.full((4, 1), 0.5), np.array([[1], [0], [1], [0]])
+    for folds in (np.zeros(4), np.arange(3)):
+        with pytest.raises(ShapeError, match="folds has shape"):
+            cross_decide(probs, targ, folds)
+
+
+def test_mean_f1_refuses_probabilities_and_tables_that_do_not_fit():
+    targ = np.array([[1, 0], [0, 1]])
+    with pytest.raises(DataError, match=r"decided has 0.7 at clip 0, tag 0; expected 0 or 1"):
+        mean_f1([[0.7, 0.2], [0.1, 0.9]], targ)
+    with pytest.raises(ShapeError, match="decided has shape"):
+        mean_f1(targ, targ[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_tensors_of_any_type_are_calibrated_and_decided(dtype):
+    import torch
+
+    probs = torch.linspace(0.1, 0.9, 12).reshape(4, 3).to(getattr(torch, dtype)).requires_grad_()
+    targ, exact = torch.eye(4)[:, :3], probs.detach().double().numpy()
+    assert np.array_equal(Calibration.fit(probs, targ).apply(probs), Calibration.fit(exact, targ.numpy()).apply(exact))
+    found = f1_thresholds(probs, targ, shrink=1.0)
+    assert found == f1_thresholds(exact, targ.numpy(), shrink=1.0)
+    assert np.array_equal(found.apply(probs), found.apply(exact))
