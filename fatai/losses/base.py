@@ -182,16 +182,21 @@ def _checked_inputs(logits: Any, targ: Tensor) -> tuple[Tensor, Tensor]:
         raise ShapeError(
             f"logits have shape {tuple(logits.shape)} and targets {tuple(targ.shape)}; expected (batch, tags) for both"
         )
-    logits = logits.as_subclass(Tensor)
+    logits = _plain(logits)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return logits, targ.as_subclass(Tensor).to(logits.dtype)
+    return logits, _plain(targ).to(logits.dtype)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor of any shape as torch's own type; `as_subclass` would break a compiled graph in two."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def _one_per_clip(values: Tensor | None, logits: Tensor, name: str) -> Tensor | None:
     """Return one number for each clip, shape (batch,), with dtype and device of `logits`."""
     if values is None:
         return None
-    values = torch.as_tensor(values).as_subclass(Tensor).to(logits)
+    values = _plain(torch.as_tensor(values)).to(logits)
     if values.shape not in ((len(logits),), (len(logits), 1)):
         raise ShapeError(
             f"{name} has shape {tuple(values.shape)}; expected one number for each of the {len(logits)} clips"
@@ -202,5 +207,5 @@ def _one_per_clip(values: Tensor | None, logits: Tensor, name: str) -> Tensor | 
 def _sample_weights(weight: Tensor | None, logits: Tensor) -> Tensor | None:
     """Return weights of shape (batch,), or (batch, tags) where there is one for each clip and tag."""
     if weight is not None and weight.shape == logits.shape and logits.shape[1] > 1:
-        return weight.as_subclass(Tensor).to(logits)
+        return _plain(weight).to(logits)
     return _one_per_clip(weight, logits, "sample_weight")

@@ -359,3 +359,11 @@ def test_shapes_that_do_not_fit_are_named(logits, targ, w, words):
 def test_a_loss_without_a_formula_raises():
     with pytest.raises(NotImplementedError, match="TagLoss defines no per_clip"):
         TagLoss()(torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("name", ["bce", "focal", "lovasz", "split"])
+def test_a_loss_is_one_compiled_graph(name):
+    torch.compiler.reset()
+    loss, logits, targ = LOSSES.build(name), torch.randn(4, 6), (torch.rand(4, 6) > 0.5).float()
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, targ), loss(logits, targ))
