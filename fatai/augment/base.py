@@ -288,7 +288,9 @@ class SpecAugmentation(BatchAugmentation):
     def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
         """Return the spectrograms: (batch, rows, frames) in "power", else (batch, channels, mels, frames)."""
         if self.domain == "power":
-            return self.augment(x[:, None])[:, 0]
+            spec = x[:, None]
+            augmented = self.augment(spec)
+            return x if augmented is spec else augmented[:, 0]
         return batch.map_channels(x, self.augment)
 
     def augment_hidden(self, spec: Tensor) -> Tensor:

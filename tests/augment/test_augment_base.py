@@ -379,3 +379,9 @@ def test_too_few_clips_raise(dls):
 def test_an_augmentation_without_draw_raises():
     with pytest.raises(NotImplementedError):
         SpecAugmentation().augment(torch.zeros(1, 1, 2, 2))
+
+
+def test_linear_spectrograms_of_which_none_is_chosen_keep_their_waves():
+    batch = BatchInput(wave=torch.zeros(2, 100), power=torch.rand(2, 8, 5))
+    assert TimeReverse(p=0, domain="power").augment_input(batch) is batch
+    assert TimeReverse(p=1, domain="power").augment_input(batch).wave is None
