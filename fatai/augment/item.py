@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fatai.augment.base import Augmentation, TrainOnlyCallback
 from fatai.augment.batch_input import restore_type, to_plain_tensor
-from fatai.augment.wave import WaveAugmentation
+from fatai.augment.wave_base import WaveAugmentation
 from fatai.data.cache import CachedClip
 from fatai.data.tensors import TensorWave
 from fatai.errors import OptionError

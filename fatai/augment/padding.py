@@ -14,7 +14,7 @@ from torch import Tensor
 from fatai.augment.base import BatchAugmentation
 from fatai.augment.batch_input import BatchInput
 from fatai.augment.functional_mixup import content
-from fatai.augment.wave import WaveAugmentation
+from fatai.augment.wave_base import WaveAugmentation
 from fatai.errors import OptionError
 from fatai.registry import AUGMENTATIONS
 

@@ -4,7 +4,7 @@ Each augmentation is a fastai callback (`cbs=Gain()`) that changes the waves of 
 spectrograms are then rendered again. Its `draw` returns all random numbers with a row for each clip, its `apply` is a
 pure function of `fatai.augment.functional_wave`. In a batch waves keep their length: what became longer is cut, what
 became shorter is padded with zeros behind. `fatai.augment.item.ItemAugmentations(PitchShift(), ...)` runs them on whole
-clips instead, as they are read and before they are cropped.
+clips instead, as they are read and before they are cropped. The base classes are in `fatai.augment.wave_base`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from fastcore.meta import delegates
 from torch import Tensor
 
-from fatai.audio.waveform import fit_length
 from fatai.augment import functional_wave
 from fatai.augment.base import BatchAugmentation
 from fatai.augment.batch_input import BatchInput
-from fatai.augment.draws import check_probability, check_range, draw_bernoulli, draw_integers, draw_uniform, take_rows
-from fatai.errors import OptionError, ShapeError
+from fatai.augment.draws import check_probability, check_range, draw_bernoulli, draw_integers, draw_uniform
+from fatai.augment.wave_base import Numbers, UniformAugmentation, WaveAugmentation
+from fatai.errors import OptionError
 from fatai.registry import AUGMENTATIONS, did_you_mean
 
 __all__ = [
@@ -42,116 +42,8 @@ __all__ = [
 ]
 
 
-class Numbers(NamedTuple):
-    """One random number, or a row of them, for each clip: shape (clips,) or (clips, n)."""
-
-    value: Tensor
-
-
-class WaveAugmentation(BatchAugmentation):
-    """A random change of single waves: `draw`, then `apply`, for clips chosen with probability `p`.
-
-    Parameters
-    ----------
-    p
-        Probability for each clip; 0 switches the augmentation off, 1 changes every clip.
-    before_mixing
-        True changes the clips before they are mixed, False the mixtures.
-    generator
-        Of the draws; None is torch's global one, and the only one that suits loader workers.
-    """
-
-    def __init__(self, *, p: float = 0.5, before_mixing: bool = True, generator: torch.Generator | None = None):
-        super().__init__("wave", -1 if before_mixing else 1, generator)
-        self.p = check_probability(p)
-
-    def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> Any:
-        """Draw all random numbers for `n` clips: a named tuple of tensors with `n` rows, on the CPU."""
-        raise NotImplementedError
-
-    def apply(self, wave: Tensor, drawn: Any, sr: int) -> Tensor:
-        """Return one changed wave, of any length; a pure function.
-
-        Parameters
-        ----------
-        wave
-            Shape (samples,).
-        drawn
-            This clip's numbers of `draw`, without their first dimension.
-        sr
-            Rate in Hz.
-        """
-        raise NotImplementedError
-
-    def augment(self, wave: Tensor, sr: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw and apply.
-
-        Parameters
-        ----------
-        wave
-            Shape (batch, samples).
-        sr
-            Its rate in Hz.
-        generator
-            In place of the augmentation's own.
-
-        Returns
-        -------
-        A new tensor of the same shape, or `wave` itself if no clip was chosen.
-
-        Raises
-        ------
-        ShapeError
-            If `wave` is not of two dimensions.
-        """
-        if wave.ndim != 2:
-            raise ShapeError(
-                f"got waves of shape {tuple(wave.shape)}; expected (batch, samples): one clip is wave[None]"
-            )
-        chosen, drawn = self._draw_chosen(len(wave), wave.shape[1], sr, generator)
-        if not chosen.any():
-            return wave
-        rows = [
-            self._augment_row(row, take_rows(drawn, torch.tensor(i)), sr) if chosen[i] else row
-            for i, row in enumerate(wave)
-        ]
-        return torch.stack(rows)
-
-    def _augment_row(self, row: Tensor, drawn: Any, sr: int) -> Tensor:
-        return fit_length(self.apply(row, drawn, sr), len(row), "constant_right", cut="right")
-
-    def augment_item(self, wave: Tensor, sr: int) -> Tensor:
-        """Draw and apply for one clip (samples,) at `sr` Hz, whose length may change."""
-        if len(wave) == 0:
-            return wave
-        chosen, drawn = self._draw_chosen(1, len(wave), sr, None)
-        return self.apply(wave, take_rows(drawn, torch.tensor(0)), sr) if chosen[0] else wave
-
-    def _draw_chosen(self, n: int, samples: int, sr: int, generator: torch.Generator | None) -> tuple[Tensor, Any]:
-        generator = generator or self.generator
-        return draw_bernoulli(n, self.p, generator), self.draw(n, samples, sr, generator)
-
-    def augment_values(self, x: Tensor, batch: BatchInput) -> Tensor:
-        """Return the augmented waves, (batch, samples) like `x`."""
-        return self.augment(x, batch.rate)
-
-
-class _UniformAugmentation(WaveAugmentation):
-    """An augmentation by one number, uniform in a range."""
-
-    def __init__(
-        self, bounds: tuple[float, float], name: str, *, low: float = -math.inf, high: float = math.inf, **kwargs: Any
-    ):
-        super().__init__(**kwargs)
-        check_range(bounds, name, low=low, high=high)
-        self.bounds = bounds
-
-    def draw(self, n: int, samples: int, sr: int, generator: torch.Generator | None = None) -> Any:
-        return Numbers(draw_uniform(n, *self.bounds, generator))
-
-
 @AUGMENTATIONS.register("gain", source="Gold-only plan notebook, FAT2019; 4th place's EnvNet (MIT); own code")
-class Gain(_UniformAugmentation):
+class Gain(UniformAugmentation):
     """Make a clip louder or quieter.
 
     Parameters
@@ -180,7 +72,7 @@ class _NoiseDraws(NamedTuple):
 
 
 @AUGMENTATIONS.register("noise", source="Gold-only plan notebook, FAT2019; own code")
-class AddNoise(_UniformAugmentation):
+class AddNoise(UniformAugmentation):
     """Add noise.
 
     Parameters
@@ -220,7 +112,7 @@ class AddNoise(_UniformAugmentation):
 
 
 @AUGMENTATIONS.register("shift", source="Gold-only plan notebook, FAT2019; own code")
-class Shift(_UniformAugmentation):
+class Shift(UniformAugmentation):
     """Shift a clip in time.
 
     Parameters
@@ -252,7 +144,7 @@ def _check_engine(engine: str) -> str:
 @AUGMENTATIONS.register(
     "pitch", source="Gold-only plan notebook, FAT2019; librosa and audiomentations (MIT) do the work"
 )
-class PitchShift(_UniformAugmentation):
+class PitchShift(UniformAugmentation):
     """Shift the pitch at the same tempo.
 
     Parameters
@@ -278,7 +170,7 @@ class PitchShift(_UniformAugmentation):
 @AUGMENTATIONS.register(
     "stretch", source="Gold-only plan notebook, FAT2019; librosa and audiomentations (MIT) do the work"
 )
-class TimeStretch(_UniformAugmentation):
+class TimeStretch(UniformAugmentation):
     """Change the tempo at the same pitch.
 
     Parameters
@@ -302,7 +194,7 @@ class TimeStretch(_UniformAugmentation):
 
 
 @AUGMENTATIONS.register("speed_perturb", source="FAT2019 3rd place repository (Apache-2.0); own code")
-class SpeedPerturb(_UniformAugmentation):
+class SpeedPerturb(UniformAugmentation):
     """Change tempo and pitch together, as a tape played faster or slower.
 
     Parameters
@@ -374,7 +266,7 @@ class Reverb(WaveAugmentation):
 
 
 @AUGMENTATIONS.register("overdrive", source="FAT2019 3rd place repository (Apache-2.0): SoX's overdrive; own code")
-class Overdrive(_UniformAugmentation):
+class Overdrive(UniformAugmentation):
     """Distort a clip as an overdriven amplifier does.
 
     Parameters
