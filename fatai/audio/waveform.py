@@ -146,8 +146,9 @@ def remove_offset(wave: Tensor) -> Tensor:
     if wave.numel() == 0:
         return wave
     rows = wave.detach().cpu().numpy().reshape(-1, wave.shape[-1])
-    # An offset is at most four times the mean of the whole, which is far below the limit in nearly all waves.
-    if (np.abs(rows.mean(-1, dtype=np.float64)) <= _MIN_OFFSET / 4).all():
+    # An offset is at most four times the mean of the whole, which is far below the limit in nearly all waves; half of
+    # that leaves room for the rounding errors of a mean in float32.
+    if (np.abs(rows.mean(-1)) <= _MIN_OFFSET / 8).all():
         return wave
     offset = _offset(rows, _OFFSET_FRAME)
     offset[np.abs(offset) <= _MIN_OFFSET] = 0
@@ -181,12 +182,23 @@ def _offset(wave: np.ndarray, frame_length: int) -> np.ndarray:
     samples = wave.shape[-1]
     length = min(frame_length, samples)
     frames = wave[:, :samples - samples % length].reshape(len(wave), -1, length)
-    variance, mean = frames.var(-1, dtype=np.float64), frames.mean(-1, dtype=np.float64)
-    quietest = variance.argmin(1)[:, None]
-    offset, variance = np.take_along_axis(mean, quietest, 1), np.take_along_axis(variance, quietest, 1)
-    whole = wave.mean(-1, keepdims=True, dtype=np.float64)
-    is_constant = (np.square(offset) > variance) & (whole * offset > np.square(offset) / 4)
+    offset, variance = np.array([_quietest_frame(of_channel) for of_channel in frames]).T[:, :, None]
+    is_constant = np.square(offset) > variance
+    if is_constant.any():
+        whole = wave.mean(-1, keepdims=True, dtype=np.float64)
+        is_constant &= whole * offset > np.square(offset) / 4
     return np.where(is_constant, offset, 0).astype(wave.dtype)
+
+
+def _quietest_frame(frames: np.ndarray) -> tuple[float, float]:
+    """Return mean and variance, in float64, of the one of the frames (n, samples) that has the lowest variance."""
+    # The variances in the precision of the wave, and their errors, leave few frames, mostly one, to be exact about.
+    power = np.einsum("fs,fs->f", frames, frames) / frames.shape[1]
+    rough, error = power - np.square(frames.mean(-1)), frames.shape[1] * np.finfo(frames.dtype).eps * power
+    frames = frames[~(rough - error > (rough + error).min())]
+    variance = frames.var(-1, dtype=np.float64)
+    quietest = variance.argmin()
+    return frames.mean(-1, dtype=np.float64)[quietest], variance[quietest]
 
 
 def _frame_power(wave: np.ndarray, frame_length: int, hop_length: int) -> np.ndarray:

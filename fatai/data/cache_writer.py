@@ -214,7 +214,7 @@ class _ClipWriter:
             return str(e)
         if is_unchanged:
             with write_file(self.folder / name[:2] / name) as temporary:
-                values.tofile(temporary)
+                temporary.write_bytes(values)
         for old in self.previous.get(name.split("-")[0], ()):
             if not old.endswith(name):
                 Path(old).unlink(missing_ok=True)
@@ -292,4 +292,5 @@ def compute_values(config: ClipConfig, module: nn.Module | None, path: str | Pat
 
 
 def _to_int16(wave: Tensor) -> np.ndarray:
-    return (wave * 32768).round_().clamp_(-32768, 32767).numpy().astype(DTYPES["wave"])
+    """Convert a wave to 16 bits; its samples are overwritten, since fresh memory takes as long as the arithmetic."""
+    return wave.mul_(32768).round_().clamp_(-32768, 32767).numpy().astype(DTYPES["wave"])

@@ -107,7 +107,7 @@ def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     >>> path.read_text()
     'fname,Bark'
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path).absolute()
     # In the same folder, since a rename is atomic only within one file system; the stem is cut because names end at 255
     # bytes.
     temp = target.parent / f".{target.stem[:40]}.{secrets.token_hex(6)}.part{target.suffix}"
@@ -120,9 +120,10 @@ def write_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temp
             retry(lambda: os.replace(temp, target))
-    finally:
+    except BaseException:
         with suppress(OSError):
             temp.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -168,6 +168,16 @@ def test_a_constant_offset_is_removed(offset):
     np.testing.assert_allclose(remove_offset(torch.from_numpy(quiet + np.float32(offset))), quiet, atol=1e-6)
 
 
+@pytest.mark.parametrize("level", [1e-4, 0.05])
+def test_the_offset_is_that_of_the_frame_with_the_lowest_variance(level):
+    # Beside the offset, the variances of the fainter noise differ by less than the rounding errors of float32.
+    rng = np.random.default_rng(0)
+    frames = (0.3 + level * (1 + 0.01 * rng.permutation(8)[:, None]) * rng.standard_normal((8, 2048))).astype("f")
+    quietest = frames.astype(np.float64)[frames.var(1, dtype=np.float64).argmin()]
+    without = remove_offset(torch.from_numpy(frames.ravel()))
+    assert np.array_equal(without, (frames - np.float32(quietest.mean())).ravel())
+
+
 def test_waves_without_an_offset_stay_as_they_are():
     for wave in (TONE, 0.0009 + 0 * TONE, np.zeros(0, np.float32)):
         assert torch.equal(remove_offset(torch.from_numpy(wave)), torch.from_numpy(wave))

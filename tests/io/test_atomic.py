@@ -79,6 +79,14 @@ def test_a_link_stays_a_link(tmp_path):
     assert link.is_symlink() and target.read_text() == "new" and names(tmp_path / "far") == ["target.csv"]
 
 
+def test_a_relative_path_may_lead_through_a_linked_folder(tmp_path, monkeypatch):
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/inner")
+    monkeypatch.chdir(tmp_path)
+    write_text("link/../scores.csv", "new")
+    assert (tmp_path / "far" / "scores.csv").read_text() == "new" and names(tmp_path / "far") == ["inner", "scores.csv"]
+
+
 @pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
 def test_only_regular_files_are_replaced(tmp_path, kind, linked):
