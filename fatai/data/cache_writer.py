@@ -214,7 +214,7 @@ class _ClipWriter:
             return str(e)
         if is_unchanged:
             with write_file(self.folder / name[:2] / name) as temporary:
-                temporary.write_bytes(values)
+                temporary.write_bytes(values.data)
         for old in self.previous.get(name.split("-")[0], ()):
             if not old.endswith(name):
                 Path(old).unlink(missing_ok=True)

@@ -8,10 +8,12 @@ import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING
 
 from fatai.threads import available_cores, describe_waiting, torch_came_first
+
+if TYPE_CHECKING:  # imported where it is used: `fatai.all` imports this module
+    from packaging.requirements import Requirement
 
 __all__ = ["EnvironmentReport", "check_environment"]
 
@@ -69,6 +71,8 @@ def check_environment() -> EnvironmentReport:
 
 def _requirements() -> list[Requirement]:
     """Return the required packages (no extras) that apply to this Python version."""
+    from packaging.requirements import Requirement
+
     found = [Requirement(text) for text in metadata.requires("fatai") or ()]
     required = [r for r in found if r.marker is None or r.marker.evaluate({"extra": ""})]
     for requirement in required:

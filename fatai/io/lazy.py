@@ -1,4 +1,4 @@
-"""Modules that are imported when the first of their names is looked up.
+"""Quicker imports: modules that are imported when the first of their names is looked up, and no garbage collection.
 
 pandas, scipy and scikit-learn take as long to import as a sound takes to predict, which needs none of them. `from
 fatai.io.lazy import pandas as pd` costs nothing until `pd.DataFrame` is evaluated.
@@ -6,12 +6,15 @@ fatai.io.lazy import pandas as pd` costs nothing until `pd.DataFrame` is evaluat
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["LazyModule", "is_data_frame", "librosa", "pandas", "signal", "special", "stats"]
+__all__ = ["LazyModule", "collection_paused", "is_data_frame", "librosa", "pandas", "signal", "special", "stats"]
 
 
 class LazyModule(ModuleType):
@@ -32,6 +35,21 @@ class LazyModule(ModuleType):
         value = getattr(importlib.import_module(self.__name__), name)
         setattr(self, name, value)  # later look-ups of the name do not come here
         return value
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pause the collector of cyclic garbage in the block, whatever its end.
+
+    While large packages are imported it finds next to nothing, and walks over all their functions again and again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 if TYPE_CHECKING:

@@ -44,14 +44,16 @@ class _PReLU(torch.autograd.Function):
         layout = torch.channels_last if x.ndim == 4 and is_last else torch.contiguous_format
         x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
         grad_x = torch.empty_like(x)
-        rows = [_rows(t, is_last) for t in (grad, x, grad_x)]
+        grad_rows, x_rows, out_rows = (_rows(t, is_last) for t in (grad, x, grad_x))
         slope = weight if is_last else weight.repeat(len(x))[:, None]
         sums = weight.new_zeros(slope.shape[:1], dtype=_accumulation(x.dtype))
-        step = max(1, _BLOCK // max(1, rows[0].shape[1]))
-        for start in range(0, len(rows[0]), step):
+        step = max(1, _BLOCK // max(1, x_rows.shape[1]))
+        for start in range(0, len(x_rows), step):
             block = slice(start, start + step)
             of_block = slice(None) if is_last else block  # a row has all channels, or is of one
-            sums[of_block] += _block_backward(*(t[block] for t in rows), slope[of_block], 0 if is_last else 1)
+            sums[of_block] += _block_backward(
+                grad_rows[block], x_rows[block], out_rows[block], slope[of_block], 0 if is_last else 1
+            )
         return grad_x, sums.view(-1, len(weight)).sum(0).to(weight.dtype)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fatai.data.datasets.fat2019 import FATDataset
@@ -16,6 +15,9 @@ from fatai.report.media import shorten
 from fatai.report.sections.examples import best_and_worst_clips, first_layer_filters
 from fatai.report.sections.metrics import calibration, confusions, costs, false_alarms, overall, per_tag
 from fatai.report.sections.training import clips_per_tag, data_summary, fold_summary, speed, training_curves
+
+if TYPE_CHECKING:  # imported where it is used: `fatai.all` imports this module
+    from jinja2 import Environment
 
 __all__ = ["REPORT", "report_html", "run_report"]
 
@@ -77,6 +79,8 @@ def report_html(report: ReportData) -> str:
 
 def page_environment() -> Environment:
     """Return the environment of the pages' templates."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     # All that is no Markup is escaped: names of files and tags are untrusted.
     environment = Environment(
         loader=PackageLoader("fatai.report"),
