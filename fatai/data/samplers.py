@@ -320,6 +320,9 @@ class ShardedSampler(Sampler[Any]):
 class SampledDL(ClipDL):
     """A fastai loader whose order is drawn by a sampler: `dls.train.new(cls=SampledDL, sampler=...)`.
 
+    A sampler without a generator of its own draws from the loader's, as fastai's shuffling does: crops and
+    augmentations, whose random numbers differ from process to process, do not change the clips of later epochs.
+
     `loader.new(shuffle=False)` has each row once, in the order of the table, as `get_preds` and `Interpretation` of
     fastai need it. Otherwise, only a draw that would be the last batch by itself is dropped, since batch norm cannot
     train on a single clip.
@@ -361,7 +364,9 @@ class SampledDL(ClipDL):
         """Draw the positions of an epoch; all of them in order if `shuffle` is False."""
         if not self.shuffle:
             return list(range(self.n))
-        draws = list(self.sampler)
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(self.rng.getrandbits(64))  # fastai renews `rng` in every epoch
+            draws = list(self.sampler)
         return draws[: self.n] if self._sampler_bs is None else [i for batch in draws for i in batch]
 
     def new(self, dataset: Any = None, cls: Any = None, **kwargs: Any) -> Any:

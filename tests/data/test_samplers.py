@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from fastai.interpret import Interpretation
+from fastai.torch_core import set_seed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from fatai.data.blocks import FATDataLoaders
 from fatai.data.labels import multi_hot
@@ -167,6 +168,31 @@ def test_fastais_loader_accepts_the_samplers_with_and_without_workers(sample):
     short = dls.train.new(cls=SampledDL, sampler=BalancedSampler(targ, n=40))
     assert sum(len(y) for _, y in short) == 40 and len(short.new()) == 3
     assert type(short.new(dls.valid_ds)).__name__ == "ClipDL"
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "balanced", "mixture"])
+def test_draws_of_all_epochs_depend_on_the_loader_alone(sample, kind):
+    dls = FATDataLoaders.from_path(sample, crop_s=0.2, bs=16, seed=0, num_workers=0)
+    n = len(dls.train_ds)
+
+    def epochs(numbers):
+        sampler = {
+            "shuffle": lambda: RandomSampler(range(n), num_samples=2 * n),
+            "balanced": lambda: BalancedSampler(np.eye(2)[np.arange(n) % 2], n=n),
+            "mixture": lambda: MixtureSampler(["a"] * n, {"a": 1.0}, n=n),
+        }[kind]()
+        set_seed(3)
+        loader, drawn = dls.train.new(cls=SampledDL, sampler=sampler), []
+        for _ in range(3):
+            torch.rand(numbers)  # as many as the crops of a process take
+            state = torch.get_rng_state()
+            loader.randomize()
+            drawn.append(loader.get_idxs())
+            assert torch.equal(torch.get_rng_state(), state)
+        return drawn
+
+    first, second = epochs(1), epochs(100)
+    assert first == second and first[0] != first[1] != first[2]
 
 
 @pytest.mark.parametrize(

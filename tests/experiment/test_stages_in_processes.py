@@ -22,16 +22,17 @@ M1, MN04 = {"arch": "m1", "width": 0.05}, {"arch": "mn04"}
 KINDS = {
     "fit": (M1, [FIT]),
     "accumulated gradients and averaged weights": (M1, [{**FIT, "grad_accum": 2, "ema_decay": 0.5}]),
-    # One epoch: the clips that are drawn for later ones depend on the random numbers of the crops of the first.
-    "balanced sampling": (M1, [{**FIT, "epochs": 1, "sampling": "balanced"}]),
+    # Few draws: with every step the differences by rounding grow.
+    "shuffled clips, drawn anew": (M1, [{**FIT, "sampling_options": {"n": 6}}]),
+    "balanced sampling": (M1, [{**FIT, "sampling": "balanced", "sampling_options": {"n": 6}}]),
     "all noisy clips, with a weight": (
         M1, [{**FIT, "noisy_labels": {"method": "as_given"}, "noisy_sample_weight": 0.5}]
     ),
     "drawn from curated and noisy clips": (
         M1,
         [{
-            **FIT, "epochs": 1, "noisy_labels": {"method": "as_given"}, "sampling": "mixture",
-            "sampling_options": {"weights": {"curated": 0.5, "noisy": 0.5}},
+            **FIT, "noisy_labels": {"method": "as_given"}, "sampling": "mixture",
+            "sampling_options": {"n": 6, "weights": {"curated": 0.5, "noisy": 0.5}},
         }],
     ),
     "noisy clips of low loss": (M1, [FIT, {**NOISY, "noisy_labels": {"method": "ninth_place_low_loss"}}]),
