@@ -107,7 +107,9 @@ class TagBatch:
         if not is_data_frame(batch):
             return found
         assert not isinstance(batch, Mapping)
-        return pd.DataFrame(found, index=batch.index)
+        given = {name: column for name, column in columns.items() if name in found}
+        texts = dict.fromkeys((status_column(self.tags), "reason"), str)  # of the frame's own type: Parquet infers it
+        return pd.DataFrame({**found, **given}, index=batch.index).astype(texts)
 
     def map(self, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         """Yield the result of each data frame, as Spark's `mapInPandas` expects it."""
@@ -138,12 +140,14 @@ class TagBatch:
                 f"the batch has the columns {', '.join(columns) or '(none)'}; expected one of {', '.join(_INPUTS)}"
             )
         loaded = self._loaded
+        sounds = _Sounds.of(kind, columns)
         kept = {name: np.asarray(column) for name, column in columns.items() if name not in ("bytes", "audio")}
+        if "sample_rate" in kept:  # one rate may be given for all rows
+            kept["sample_rate"] = np.broadcast_to(kept["sample_rate"], (len(sounds),))
         status = status_column(loaded.tags)
         for name in (*kept, "reason"):
             if name in loaded.tags:
                 raise OptionError(f"{name!r} is a column and a tag; rename the column")
-        sounds = _Sounds.of(kind, columns)
         probs, reasons, statuses = np.zeros((0, len(loaded.tags))), [""] * len(sounds), ["ok"] * len(sounds)
         if len(sounds):
             predictions, errors = loaded.predict(sounds, self)

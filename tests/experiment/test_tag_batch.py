@@ -60,6 +60,7 @@ def test_samples_bytes_and_urls_have_the_rows_of_their_files(tiny_run, clips, ex
         found = tagger(batch)
         np.testing.assert_allclose(probs(found, expected.tags), expected.probs, atol=1e-4, err_msg=str(list(batch)))
         assert "audio" not in found and "bytes" not in found and set(found["status"]) == {"ok"}
+        assert {np.shape(column) for column in found.values()} == {(5,)}, "one rate is given for all rows"
 
 
 def test_bad_rows_have_a_reason_and_leave_the_others_alone(tiny_run, clips, expected):
@@ -82,6 +83,9 @@ def test_data_frames_keep_their_index_and_may_be_empty(tiny_run, clips, expected
     np.testing.assert_allclose(found[list(expected.tags)], expected.probs, atol=1e-6)
     empty = tagger(pd.DataFrame({"path": []}))
     assert list(empty.columns) == list(found.columns) and len(empty) == 0
+    table = pd.DataFrame({"path": clips, "text": clips})
+    types, no_rows = tagger(table).dtypes, tagger(table.head(0)).dtypes  # from which Dask infers its schema
+    assert types["path"] == types["status"] == types["reason"] == table.dtypes["path"] and types.equals(no_rows)
 
 
 def test_a_pickled_one_predicts_in_a_new_process(tiny_run, clips, expected):
