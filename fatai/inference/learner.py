@@ -53,6 +53,7 @@ from fatai.training.learner import (
     named_loss,
 )
 from fatai.training.metrics import default_metric
+from fatai.training.optimizer import FusedAdam
 from fatai.training.precision import learner_precision
 
 __all__ = ["FatLearner", "fat_learner"]
@@ -496,6 +497,8 @@ def fat_learner(
         Augmentation of training batches: names of `MIXERS` and `AUGMENTATIONS`, or such callbacks.
     cbs
         Further callbacks.
+    opt_func
+        Optimizer; `FusedAdam` unless given, which takes the steps of fastai's Adam in one pass over memory.
     splitter
         Function from the model to groups of parameters, on which `freeze`, `unfreeze`, `fine_tune` and `slice(lr)` act;
         those of the model's `layer_groups`, body and head, unless given; with `layer_decay` those of its `layers`.
@@ -516,6 +519,7 @@ def fat_learner(
     check_options(dls, no_weight_decay)
     # fastai's default is the folder of the data, which may be read-only or shared.
     kwargs.setdefault("path", Path())
+    kwargs.setdefault("opt_func", FusedAdam)
     kwargs.setdefault("splitter", layer_groups if layer_decay is None else decay_layers)
     train_bn = kwargs.setdefault("train_bn", not pretrained)
     for_weights = [] if layer_decay is None else [LayerDecay(layer_decay)]
