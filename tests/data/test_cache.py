@@ -3,9 +3,6 @@
 import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 import soundfile as sf
 import torch
 from fastai.torch_core import set_seed
+from helpers.processes import new_processes
 
 from fatai.audio.front_ends import front_end
 from fatai.audio.io import load_audio
@@ -286,21 +284,21 @@ def test_a_file_damaged_in_the_middle_is_left_out(files, tmp_path):
 
 # Killed, and two at once
 
-BUILD = """
-import sys
-from fatai.data.cache import ClipCache
-from fatai.data.config import ClipConfig
-print("ready", flush=True)
-ClipCache.open_or_build(sys.argv[2:], ClipConfig(crop_s=0.4), kind="features", folder=sys.argv[1], threads=2)
-print("done", flush=True)
-"""
+def build(folder, files, pipe):
+    pipe.send("ready")
+    ClipCache.open_or_build(files, ClipConfig(crop_s=0.4), kind="features", folder=folder, threads=2)
+    pipe.send("done")
 
 
 def start(folder, files):
-    command = [sys.executable, "-c", BUILD, str(folder), *files]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
+    """Start a process that builds a cache; return it when it begins, and the pipe that it writes to at the end."""
+    processes = new_processes()
+    receiving, sending = processes.Pipe(duplex=False)
+    process = processes.Process(target=build, args=(folder, files, sending))
+    process.start()
+    sending.close()
+    assert receiving.poll(120) and receiving.recv() == "ready"
+    return process, receiving
 
 
 @pytest.fixture
@@ -311,9 +309,10 @@ def many(tmp_path):
 
 def test_two_processes_at_once_leave_one_good_cache(many, tmp_path):
     several = [start(tmp_path / "both", many) for _ in range(2)]
-    for process in several:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0 and out == "done\n", err
+    for process, pipe in several:
+        assert pipe.poll(120) and pipe.recv() == "done"
+        process.join(120)
+        assert process.exitcode == 0
     ClipCache.open_or_build(many, ClipConfig(crop_s=0.4), folder=tmp_path / "one")
     assert tree(tmp_path / "both") == tree(tmp_path / "one") and len(list((tmp_path / "both").rglob("*.f16"))) == 200
 
@@ -325,11 +324,11 @@ def killed(tmp_path, many, fractions):
     good, partial = tree(fresh), 0
     assert len(good) == len(many) + 2  # the clips, the settings, the lock
     for k, fraction in enumerate(fractions):
-        process = start(tmp_path / f"k{k}", many)
-        while process.poll() is None and len(list((tmp_path / f"k{k}").rglob("*.f16"))) < fraction * len(many):
+        process, _ = start(tmp_path / f"k{k}", many)
+        while process.is_alive() and len(list((tmp_path / f"k{k}").rglob("*.f16"))) < fraction * len(many):
             time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         n_written = len(list((tmp_path / f"k{k}").rglob("*.f16")))
         partial += 0 < n_written < len(many)
         cache = ClipCache.open_or_build(many, ClipConfig(crop_s=0.4), folder=tmp_path / f"k{k}")

@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import subprocess
-import sys
+import signal
 
 import pytest
+from helpers.processes import new_processes
 
 from fatai.errors import CheckpointError
 from fatai.experiment.recipe import load_recipe
@@ -72,22 +72,24 @@ def test_an_interrupted_search_ends_as_an_unbroken_one(stop_in, tmp_path):
     assert [trial.number for trial in again.trials() if trial.state == "interrupted"] == [stop_in]
 
 
+def search_until_killed(folder):
+    study = open_study(folder)
+    for number in range(3):
+        with study.next_trial() as trial:
+            trial.report(1, score(trial.labels))
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            study.finish(trial, score(trial.labels))
+
+
 @needs_locks
 def test_a_trial_of_a_killed_process_is_repeated_in_its_folder(tmp_path):
     unbroken = open_study(tmp_path / "a")
     run_trials(unbroken, 4)
-    code = (
-        "import sys; sys.path[:0] = [sys.argv[2]]; import os; from pathlib import Path\n"
-        "from experiment.test_study import open_study, score\n"
-        "study = open_study(Path(sys.argv[1]))\n"
-        "for number in range(3):\n"
-        "    context = study.next_trial(); trial = context.__enter__(); trial.report(1, score(trial.labels))\n"
-        "    if number == 2: os.kill(os.getpid(), 9)\n"
-        "    study.finish(trial, score(trial.labels)); context.__exit__(None, None, None)\n"
-    )
-    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b"), tests], timeout=120)
-    assert killed.returncode == -9
+    killed = new_processes().Process(target=search_until_killed, args=(tmp_path / "b",))
+    killed.start()
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
     study = open_study(tmp_path / "b")
     with study.next_trial() as trial:
         assert (trial.number, trial.folder.name) == (3, "0002"), "what the trial has trained is found there"
