@@ -85,7 +85,7 @@ def _small_loaders(sample, clip_cache):
     from fatai.data.blocks import FATDataLoaders
 
     return FATDataLoaders.from_path(
-        sample, channels="mono", crop_s=1, bs=16, valid_pct=0.25, seed=0, num_workers=0, check_files=False,
+        sample, channels="mono", crop_s=0.5, bs=16, valid_pct=0.25, seed=0, num_workers=0, check_files=False,
         cache="wave", cache_dir=clip_cache,
     )
 

@@ -45,4 +45,4 @@ def test_show_batch_draws_one_titled_spectrogram_per_clip(small_dls):
 
 def test_a_batch_carries_its_waves_and_front_end(small_dls):
     spec, _ = small_dls.one_batch()
-    assert spec.wave.shape == (16, 44100) and spec.front_end == small_dls.clip_config.front_end
+    assert spec.wave.shape == (16, 22050) and spec.front_end == small_dls.clip_config.front_end
