@@ -114,7 +114,8 @@ def stats(
         str, typer.Option("--parts", help="Parts of the data set, comma separated.")
     ] = "curated,noisy",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the recipe with the measured values to this .toml file.")
+        Path | None,
+        typer.Option("--out", dir_okay=False, help="Write the recipe with the measured values to this .toml file."),
     ] = None,
 ) -> None:
     """Measure the mean and standard deviation of a data set's spectrograms.

@@ -99,7 +99,8 @@ def calibrate(
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Picture of the calibration curves before and after.")
+        Path | None,
+        typer.Option("--plot", dir_okay=False, help="Picture of the calibration curves before and after."),
     ] = None,
 ) -> None:
     """Calibrate the probabilities of a run on its out-of-fold predictions.
@@ -129,7 +130,7 @@ def ensemble(
         list[Path],
         typer.Argument(metavar="PREDICTIONS", help="CSVs of predictions, or run folders, of which test.csv is read."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="CSV to write.")],
+    out: Annotated[Path, typer.Option("--out", dir_okay=False, help="CSV to write.")],
     method: Annotated[
         str,
         typer.Option(

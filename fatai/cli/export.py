@@ -247,7 +247,10 @@ def embed(
     sounds: Annotated[list[Path], typer.Argument(metavar="SOUND", help="Sound files, or folders of them.")],
     out: Annotated[
         Path,
-        typer.Option("--out", help="embeddings.npy: float32 (clips, features); the names go into a .csv beside it."),
+        typer.Option(
+            "--out", dir_okay=False,
+            help="embeddings.npy: float32 (clips, features); the names go into a .csv beside it.",
+        ),
     ],
     fold: ModelFold = 0,
     tta: Tta = None,

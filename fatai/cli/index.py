@@ -35,9 +35,9 @@ def index(
     sounds: Annotated[
         list[Path] | None, typer.Argument(metavar="SOUND", help="Sound files of any length, or folders of them.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the index: new, or one to add sounds to.")] = Path(
-        "index"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="Folder of the index: new, or one to add sounds to.")
+    ] = Path("index"),
     weights: Annotated[
         Path | None, typer.Option("--weights", help="File of the published weights, if it is not in the cache.")
     ] = None,
@@ -119,7 +119,10 @@ def find(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of windows.")] = 20,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File to write: .csv, .json, or .html, a page with players and spectrograms."),
+        typer.Option(
+            "--out", dir_okay=False,
+            help="File to write: .csv, .json, or .html, a page with players and spectrograms.",
+        ),
     ] = None,
     overlapping: Annotated[
         bool, typer.Option("--overlapping", help="List also windows that overlap a better one.")
@@ -139,10 +142,13 @@ def find(
         if labels is not None:
             raise OptionError("--labels is for --tag and --uncertain; expected no labels in a search by a sound")
         table, title = _similar(opened, example, n, overlapping), f"Windows similar to {example.name}"
+        score = "highest cosine similarity with a window of that sound, -1 to 1"
     else:
-        table = _ranked(opened, tag, uncertain, labels, n, overlapping)
+        table, source = _ranked(opened, tag, uncertain, labels, n, overlapping)
         title = f"Windows uncertain for {tag or 'any tag'}" if uncertain else f"Windows likely to be {tag}"
-    _write_windows(table, title, index, out)
+        score = "uncertainty, 1 at a probability of 0.5 and 0 at 0 and 1," if uncertain else f"probability of {tag}"
+        score = f"{score} by {source}"
+    _write_windows(table, title, f"The score is the {score}.", index, out)
 
 
 def example_features(index: SoundIndex, example: Path) -> np.ndarray:
@@ -176,8 +182,8 @@ def _similar(index: SoundIndex, example: Path, n: int, overlapping: bool) -> pd.
 
 def _ranked(
     index: SoundIndex, tag: str | None, uncertain: bool, labels: Path | None, n: int, overlapping: bool
-) -> pd.DataFrame:
-    """Return the likely or uncertain windows by a probe on the labels, or else by the network.
+) -> tuple[pd.DataFrame, str]:
+    """Return the likely or uncertain windows by a probe on the labels, or else by the network, and by which.
 
     `labels` None is the index's own labels.csv, if there is one.
     """
@@ -207,16 +213,18 @@ def _ranked(
         ranked = rank_windows(index, lambda probs: uncertainty(probs[:, column]), n, name="probs", **options)
     else:
         raise OptionError(f"neither the network of {index.folder} nor {file} has the tag {tag!r}")
-    return index.table(ranked.rows).assign(score=ranked.scores)
+    source = "the network of the index" if probe is None else f"a logistic regression on the labels in {file}"
+    return index.table(ranked.rows).assign(score=ranked.scores), source
 
 
-def _write_windows(table: pd.DataFrame, title: str, index: Path, out: Path | None) -> None:
+def _write_windows(table: pd.DataFrame, title: str, score: str, index: Path, out: Path | None) -> None:
     """Write windows as .csv, .json or .html, or print them."""
     from fatai.errors import OptionError
     from fatai.io.atomic import write_text
 
     table = table.assign(score=table["score"].round(4))
     if out is None:
+        typer.echo(f"{title}. {score}", err=True)
         for row in table.itertuples():
             typer.echo(f"{row.score:.3f}  {row.start:.2f} to {row.end:.2f} s  {row.file}")
         return
@@ -227,10 +235,10 @@ def _write_windows(table: pd.DataFrame, title: str, index: Path, out: Path | Non
     elif out.suffix == ".html":
         from fatai.report.window_page import write_window_page
 
-        write_window_page(out, title, table, [f"{len(table)} windows of {index}, the best first."])
+        write_window_page(out, title, table, [f"{len(table)} windows of {index}, the best first. {score}"])
     else:
         raise OptionError(f"--out is {out}; expected a name that ends in .csv, .json or .html")
-    typer.echo(f"{out}: {len(table)} windows")
+    typer.echo(f"{out}: {len(table)} windows. {score}")
 
 
 @app.command(rich_help_panel="Labels")
@@ -250,7 +258,8 @@ def labels(
         str, typer.Option("--format", help="csv, raven, audacity, label-studio or opensoundscape.")
     ] = "csv",
     conflicts: Annotated[
-        Path | None, typer.Option("--conflicts", help="CSV to write of the windows that users do not agree on.")
+        Path | None,
+        typer.Option("--conflicts", dir_okay=False, help="CSV to write of the windows that users do not agree on."),
     ] = None,
 ) -> None:
     """Merge the labels of several users, and convert them from and to other programs.

@@ -24,7 +24,8 @@ def review(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="HTML page to write, or a .csv for a table of the label issues; by default RUN/review.html."
+            "--out", dir_okay=False,
+            help="HTML page to write, or a .csv for a table of the label issues; by default RUN/review.html.",
         ),
     ] = None,
     serve: Annotated[
@@ -33,7 +34,7 @@ def review(
     corrections: Annotated[
         Path | None,
         typer.Option(
-            "--corrections",
+            "--corrections", dir_okay=False,
             help="Corrections to continue with, and with --serve to write; by default RUN/corrections.csv.",
         ),
     ] = None,
@@ -57,7 +58,8 @@ def review(
     labels: Annotated[
         Path | None,
         typer.Option(
-            "--labels", help="For an index: labels to continue and with --serve to write; by default INDEX/labels.csv."
+            "--labels", dir_okay=False,
+            help="For an index: labels to continue and with --serve to write; by default INDEX/labels.csv.",
         ),
     ] = None,
     user: Annotated[str, typer.Option("--user", help="For an index: your name, written to each label.")] = "",
@@ -195,7 +197,7 @@ def relabel(
             help="Method, such as fullmatch, scoring_1000 (keep 1,000 clips) or relabelall_1.2 (1.2 tags a clip).",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="CSV of fname and labels to write.")],
+    out: Annotated[Path, typer.Option("--out", dir_okay=False, help="CSV of fname and labels to write.")],
     corrections: Annotated[
         bool, typer.Option("--corrections", help="Write only what differs, for run --corrections.")
     ] = False,

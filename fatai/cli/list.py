@@ -59,7 +59,9 @@ def show_recipe(
 
 @app.command(rich_help_panel="Models")
 def models(
-    tags: Annotated[int, typer.Option("--tags", help="Number of tags for which the parameters are counted.")] = 80,
+    tags: Annotated[
+        int, typer.Option("--tags", min=1, help="Number of tags for which the parameters are counted.")
+    ] = 80,
 ) -> None:
     """List the models. Each with its parameters, minimum input (mel bins x frames) and source.
 

@@ -116,7 +116,10 @@ RecipeName = Annotated[
     str, typer.Option("--recipe", help="Name of a recipe (list: fatai-submit recipes), or a .toml file.")
 ]
 Out = Annotated[
-    Path, typer.Option("--out", help="Folder of the run: new or empty, or with --resume a run to continue.")
+    Path,
+    typer.Option(
+        "--out", file_okay=False, help="Folder of the run: new or empty, or with --resume a run to continue."
+    ),
 ]
 FoldCount = Annotated[int | None, typer.Option("--folds", help="Number of folds instead of the recipe's.")]
 Folds = Annotated[
@@ -190,6 +193,7 @@ NViews = Annotated[
     int | None,
     typer.Option(
         "--n-views",
+        min=1,
         help="Number of views of each clip that are averaged, instead of the default of the recipe or of --tta.",
     ),
 ]
@@ -389,8 +393,9 @@ class CommandPanels(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         known = {option for parameter in (command.params if command else ()) for option in parameter.opts}
         for option in (word.split("=")[0] for word in rest):
-            if option in _OLD_OPTIONS and option not in known:
-                raise OptionError(f"the option {option} of {name} has become {_OLD_OPTIONS[option]}")
+            new = _OLD_OPTIONS.get(option, "")
+            if option not in known and (new in known or new.startswith("RUN")):
+                raise OptionError(f"the option {option} of {name} has become {new}")
         return name, command, rest
 
 

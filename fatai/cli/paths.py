@@ -14,8 +14,10 @@ __all__ = ["part_path", "read_sound_list", "sound_files", "sounds_by_name"]
 
 
 def part_path(path: Path, name: str) -> Path:
-    """Return `path` itself, or the file `name` in it if it is a run folder."""
-    return path / name if path.is_dir() else path
+    """Return `path` itself, or if it is a run folder its predictions, as `run_table` does."""
+    from fatai.ensemble.members import run_table
+
+    return run_table(path, name) if path.is_dir() else path
 
 
 def read_sound_list(file: Path) -> list[tuple[str, Path | str]]:

@@ -53,21 +53,23 @@ def predict(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="CSV to write; without it the best tags of each clip are printed.")
+        Path | None,
+        typer.Option("--out", dir_okay=False, help="CSV to write; without it the best tags of each clip are printed."),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Tags printed for each clip.")] = 3,
     tta: Tta = None,
     n_views: NViews = None,
     average: Average = None,
     save_views: Annotated[
-        Path | None, typer.Option("--save-views", help="Folder for the probabilities of every single view.")
+        Path | None,
+        typer.Option("--save-views", file_okay=False, help="Folder for the probabilities of every single view."),
     ] = None,
     calibrate: Calibrate = None,
     channel: Channel = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            "--labels",
+            "--labels", dir_okay=False,
             help="CSV to write of fname and labels: the tags at or above the thresholds of the run.",
         ),
     ] = None,

@@ -27,7 +27,9 @@ def show_augs(
     mixup: Annotated[
         list[str] | None, typer.Option("--mixup", help="Another mixer to show; may be repeated.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")] = Path("augs.png"),
+    out: Annotated[
+        Path, typer.Option("--out", dir_okay=False, help="Picture to write: .png, .svg or .pdf.")
+    ] = Path("augs.png"),
     fold: ModelFold = 0,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of clips.")] = 4,
     crop_s: CropS = None,
@@ -77,9 +79,13 @@ def _augmentations(recipe: Recipe) -> dict[str, list[Any]]:
 def lr_find(
     data: Data,
     recipe: RecipeName = "ninth",
-    out: Annotated[Path | None, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", dir_okay=False, help="Picture to write: .png, .svg or .pdf.")
+    ] = None,
     fold: ModelFold = 0,
-    steps: Annotated[int, typer.Option("--steps", help="Number of batches, each with a larger learning rate.")] = 100,
+    steps: Annotated[
+        int, typer.Option("--steps", min=20, help="Number of batches, each with a larger learning rate.")
+    ] = 100,
     bs: BatchSize = None,
     arch: Arch = None,
     width: Width = None,

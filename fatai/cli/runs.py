@@ -19,7 +19,8 @@ def report(
     run: FinishedRun,
     data: RunData = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file to write; by default RUN/report.html.")
+        Path | None,
+        typer.Option("--out", dir_okay=False, help="HTML file to write; by default RUN/report.html."),
     ] = None,
 ) -> None:
     """Write one HTML file with the results of a run.
@@ -41,7 +42,8 @@ def reproduce(
     run: FinishedRun,
     data: MaybeData = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the new run; by default RUN-reproduced.")
+        Path | None,
+        typer.Option("--out", file_okay=False, help="Folder of the new run; by default RUN-reproduced."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a reproduction that was begun in --out.")] = False,
 ) -> None:
@@ -68,7 +70,8 @@ def drift(
         float, typer.Option("--tolerance", min=0, help="Largest difference of a probability that is accepted.")
     ] = 1e-4,
     out: Annotated[
-        Path | None, typer.Option("--out", help="CSV of the differences of every clip and tag.")
+        Path | None,
+        typer.Option("--out", dir_okay=False, help="CSV of the differences of every clip and tag."),
     ] = None,
 ) -> None:
     """Predict stored clips of a run again, and compare with the predictions at its end.

@@ -37,7 +37,7 @@ def tune(
     data: Data,
     recipe: RecipeName = "default",
     out: Annotated[
-        Path, typer.Option("--out", help="Folder of the search: new, or one to continue or to join.")
+        Path, typer.Option("--out", file_okay=False, help="Folder of the search: new, or one to continue or to join.")
     ] = Path("runs/tune"),
     budget: Annotated[
         str, typer.Option("--budget", help="Time for the search and the final score, such as 2h, 90m or 600s.")

@@ -23,10 +23,14 @@ from fatai.io.csv import format_names, read_csv, width_error
 from fatai.io.json import read_json_limited
 from fatai.io.lazy import pandas as pd
 
-__all__ = ["Member", "OutOfFold", "PredictionSource", "align_out_of_fold", "load_members", "read_folds"]
+__all__ = ["Member", "OutOfFold", "PredictionSource", "align_out_of_fold", "load_members", "read_folds", "run_table"]
 
 PredictionSource: TypeAlias = Predictions | str | os.PathLike[str]
 _N_FOLDS = 5  # where the folds of the runs differ
+_WRITTEN = {
+    "oof.csv": "a run writes it at its end: continue one that was stopped by its command and --resume",
+    "test.csv": "a run writes it at its end, if its data have a test part and it is not run with --no-predict",
+}
 
 
 class Member(NamedTuple):
@@ -94,13 +98,29 @@ def _load_member(source: PredictionSource, position: int, part: str) -> Member:
     if not path.is_dir():
         return Member(str(path), Predictions.from_csv(path), None, None)
     oof, folds = path / "oof.csv", path / "folds.csv"
-    preds = Predictions.from_csv(path / part)
+    preds = Predictions.from_csv(run_table(path, part))
     return Member(
         str(path),
         replace(preds, oof_score=_manifest_score(path / "manifest.json")),
         Predictions.from_csv(oof) if oof.is_file() else None,
         read_folds(folds) if folds.is_file() else None,
     )
+
+
+def run_table(run: Path, name: str) -> Path:
+    """Return the path of the predictions of a run, oof.csv or test.csv.
+
+    Raises
+    ------
+    DataError
+        If there is no such run, or it has not written them.
+    """
+    path = run / name
+    if path.is_file():
+        return path
+    if not run.exists():
+        raise DataError(f"there is no folder {run}; expected that of a run with {name}")
+    raise DataError(f"{run} has no {name}; {_WRITTEN[name]}")
 
 
 def _manifest_score(manifest: Path) -> float | None:

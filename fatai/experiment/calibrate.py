@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fatai.ensemble.members import align_out_of_fold, read_folds
+from fatai.ensemble.members import align_out_of_fold, read_folds, run_table
 from fatai.errors import DataError, OptionError
 from fatai.inference.ground_truth import Table
 from fatai.inference.predictions import Predictions
@@ -151,7 +151,7 @@ def calibrate_run(
         If `method` or `thresholds` is unknown.
     """
     run = Path(run)
-    oof, folds = Predictions.from_csv(run / "oof.csv"), read_folds(run / "folds.csv")
+    oof, folds = Predictions.from_csv(run_table(run, "oof.csv")), read_folds(run / "folds.csv")
     known = align_out_of_fold([oof], truth, oof.tags, [folds])
     if len(known.fnames) < 2:
         raise DataError(f"{run} has out-of-fold predictions of {len(known.fnames)} clip; expected at least two clips")

@@ -235,7 +235,7 @@ def predict_with_run(
 def choose_views(tta: TTA, views: str | None, n: int | None, options: dict[str, Any]) -> Views:
     """Build views of the given kind; None takes those of a recipe, with another number or further options if given."""
     if views is None:
-        views, n, options = tta.views, n or tta.n, {**tta.options, **options}
+        views, n, options = tta.views, tta.n if n is None else n, {**tta.options, **options}
     return build_views(views, n, **options)
 
 

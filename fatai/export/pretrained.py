@@ -94,9 +94,8 @@ class Pretrained:
             self.model, self.settings, build_views(views, n, **options), len(self.tags), precision=self.precision,
             average=average,
         )
-        probs = predict_clip(predictor, clip, self.tags, lambda: self.prior)
         return TagScores.sorted(
-            self.tags, probs if self.calibration is None else self.calibration.apply(probs[None])[0]
+            self.tags, predict_clip(predictor, clip, self.tags, lambda: self.prior, self.calibration)
         )
 
     def tag(

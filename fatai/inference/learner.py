@@ -101,10 +101,9 @@ class FatLearner(TagLearner):
         """
         clip = clip_at(item, sr, self.clip_config.sr)
         predictor = learner_predictor(self, build_views(views, n, **options), average=average)
-        probs = predict_clip(predictor, clip, self.tags, self.dls.prior)
-        if self.calibration is not None:
-            probs = self.calibration.select(self.tags).apply(probs[None])[0]
-        return TagScores.sorted(self.tags, probs)
+        return TagScores.sorted(
+            self.tags, predict_clip(predictor, clip, self.tags, self.dls.prior, self.calibration)
+        )
 
     def tta(
         self,
@@ -178,7 +177,8 @@ class FatLearner(TagLearner):
         Probabilities and multi-hot targets, both float32 (clips, tags); None in place of targets that `dl` lacks.
         """
         probs = torch.tensor(self.tta(ds_idx, dl, **options).probs, dtype=torch.float32)
-        items = self._items(ds_idx, dl)
+        items = options.get("items")
+        items = self._items(ds_idx, dl) if items is None else items
         if not isinstance(items, pd.DataFrame) or "labels" not in items.columns:
             return probs, None
         return probs, torch.tensor(multi_hot(items["labels"], self.tags), dtype=torch.float32)

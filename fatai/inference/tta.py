@@ -24,6 +24,7 @@ from fatai.inference.view_store import view_writer
 from fatai.inference.views import Views
 from fatai.io.csv import format_names
 from fatai.io.lazy import is_data_frame
+from fatai.metrics.calibration import Calibration
 from fatai.registry import VIEWS
 
 __all__ = ["TagScore", "TagScores", "build_views"]
@@ -164,9 +165,12 @@ def _warn_of_silence(names: Sequence[str], n_clips: int, has_prior: bool) -> Non
 
 
 def predict_clip(
-    predictor: Predictor, clip: str | Path | np.ndarray, tags: Sequence[str], prior: Callable[[], np.ndarray]
+    predictor: Predictor, clip: str | Path | np.ndarray, tags: Sequence[str], prior: Callable[[], np.ndarray],
+    calibration: Calibration | None = None,
 ) -> np.ndarray:
-    """Return the probabilities (tags,) of one clip, a path or an array (samples,); of a silent one `prior()`.
+    """Return the probabilities (tags,) of one clip, a path or an array (samples,).
+
+    They are calibrated; those of a silent clip are `prior()`, which is not.
 
     Raises
     ------
@@ -177,7 +181,8 @@ def predict_clip(
     if output.errors:
         raise AudioError(output.errors[0])
     name = Path(clip).name if isinstance(clip, (str, Path)) else "the given samples"
-    return with_priors([name], tags, output, prior() if output.silent else None).probs[0]
+    preds = with_priors([name], tags, output, prior() if output.silent else None)
+    return (preds if calibration is None else preds.calibrated(calibration)).probs[0]
 
 
 class TagScore(NamedTuple):

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from fatai.audio.io import load_audio
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset, noisy_clip_names
+from fatai.ensemble.members import run_table
 from fatai.errors import AudioError, DataError
 from fatai.experiment.manifest import noted_columns, noted_data, read_manifest
 from fatai.inference.predictions import Predictions
@@ -165,7 +166,7 @@ def label_issues_of_run(
     DataError
         If there are no predictions, no data, no clip that both have, or no issue.
     """
-    predicted = Predictions.from_csv(predictions or Path(run) / "oof.csv")
+    predicted = Predictions.from_csv(predictions or run_table(Path(run), "oof.csv"))
     dataset = load_dataset(_data_of(Path(run)) if data is None else data, columns=noted_columns(Path(run)))
     labels = _predicted_labels(dataset, predicted)
     pairs = predicted.align_with(labels[["fname", "labels"]], partial=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 import threading
@@ -173,6 +174,12 @@ def _bind(host: str, port: int, option: str) -> socket.socket:
             dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
         )
     except (OSError, OverflowError) as e:
+        if isinstance(e, socket.gaierror) or getattr(e, "errno", None) == errno.EADDRNOTAVAIL:
+            raise OptionError(
+                f"cannot listen at {host}, which is not an address of this machine; choose another --host, such as "
+                "127.0.0.1 (this machine alone) or 0.0.0.0 (all its addresses)"
+            ) from None
+        reason = getattr(e, "strerror", None) or e
         raise OptionError(
-            f"cannot listen at {host}, port {port} ({e}); choose another {option}, or 0 for any free one"
+            f"cannot listen at {host}, port {port} ({reason}); choose another {option}, or 0 for any free one"
         ) from None

@@ -178,6 +178,13 @@ def test_commands_accept_a_folder(folder, clips, tmp_path, main_with):
     assert ended.returncode == 0 and ended.stdout.startswith("long.wav: ")
 
 
+def test_a_silent_clip_gets_the_prior_alone_and_among_others(folder):
+    loaded, silence = load_pretrained(folder), np.zeros(44100, dtype=np.float32)
+    assert loaded.calibration is not None
+    with pytest.warns(UserWarning, match="silent"):
+        assert [prob for _, prob in loaded.predict(silence)] == [0.5, 0.25, 0.25]
+
+
 def test_a_missing_calibration_is_an_error(tmp_path, clips):
     plain = save(tmp_path / "model")
     with pytest.raises(CheckpointError, match="has no calibration"):

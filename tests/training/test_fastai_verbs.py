@@ -217,6 +217,9 @@ def test_predictions_of_tta_come_with_targets_as_from_fastai(learn):
     np.testing.assert_array_equal(targs.numpy(), multi_hot(learn.dls.files(1)["labels"], learn.dls.tags))
     assert preds.dtype == targs.dtype == torch.float32
     assert len(learn.get_tta_preds(dl=learn.dls.valid, n=1)[0]) == len(learn.dls.valid_ds)
+    train = learn.dls.files(0).head(3)
+    preds, targs = learn.get_tta_preds(items=train, n=1)
+    np.testing.assert_array_equal(targs.numpy(), multi_hot(train["labels"], learn.dls.tags))
 
 
 @pytest.mark.parametrize(
