@@ -21,8 +21,7 @@ _MAX_START = 4096  # characters that tell a label track from a table
 def read_label_track(path: Path) -> pd.DataFrame | None:
     """Read a label track of Audacity: start, end and label of each, separated by tabs, without a header.
 
-    Lines that start with a back slash, the frequencies of the label before, are left out. A label of no length, a mark
-    of a moment, is an error of its row.
+    Lines that start with a back slash, the frequencies of the label before, are left out.
 
     Returns
     -------
@@ -32,7 +31,8 @@ def read_label_track(path: Path) -> pd.DataFrame | None:
     Raises
     ------
     DataError
-        If a line is none of these, or there is no recording beside the file.
+        If a line is none of these, a label has no length, as a mark of a moment has none, or there is no recording
+        beside the file.
     """
     with path.open("rb") as file:
         start = file.read(_MAX_START).decode("utf-8-sig", errors="replace").lstrip()
@@ -48,6 +48,12 @@ def read_label_track(path: Path) -> pd.DataFrame | None:
             raise DataError(
                 f"{path}, line {number + 1} is {line[:60]!r}; expected start, end and label, separated by tabs, as "
                 "Audacity exports labels"
+            )
+        start_s, end_s = (float(cell.replace(",", ".")) for cell in found.groups()[:2])
+        if not start_s < end_s:
+            raise DataError(
+                f"{path}, line {number + 1}: the label {(found[3] or '').strip()!r} starts at {found[1]} and ends at "
+                f"{found[2]}; expected an end after the start: give it a length, or remove it"
             )
         rows.append((found[1], found[2], (found[3] or "").strip()))
     table = pd.DataFrame(rows, columns=["start_time", "end_time", "labels"], dtype=str)

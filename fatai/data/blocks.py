@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +54,7 @@ from fatai.data.labels import (
 )
 from fatai.data.resident import ResidentClips
 from fatai.data.segments import has_segments
+from fatai.data.table_columns import warn_of_positions
 from fatai.data.tables import check_readable, read_class_folder, standardize_table
 from fatai.data.transforms import CenterCrop, LoadClip, RandomCrop, WaveToSpec
 from fatai.device import training_device
@@ -59,6 +62,8 @@ from fatai.errors import CacheError, DataError, OptionError
 from fatai.registry import did_you_mean
 
 __all__ = ["AudioBlock", "FATDataLoaders", "SpectrogramBlock"]
+
+_SOURCE = "source"  # attribute of a data frame that was read from a file: its path, for messages
 
 
 def AudioBlock(config: ClipConfig | None = None, cache: ClipCache | None = None) -> TransformBlock:  # noqa: N802
@@ -86,8 +91,7 @@ def SpectrogramBlock(config: ClipConfig | None = None, cache: ClipCache | None =
     Parameters
     ----------
     config
-        As in `AudioBlock`, and the front end and channels; None takes three channels, the spectrogram and its first two
-        derivatives in time.
+        As in `AudioBlock`, and the front end and channels; None repeats the spectrogram to three channels.
     cache
         Clips that need not be decoded, or their features.
 
@@ -119,14 +123,29 @@ def _read_table(
     df: pd.DataFrame, root: Path, columns: dict[str, Any], vocab: Sequence[str] | None, corrections: str | Path | None
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return the standard table of `df`, corrected and with known labels only, and its tags."""
-    table = standardize_table(df, root, **columns)
+    if not isinstance(df, pd.DataFrame):
+        raise OptionError(f"df is of type {type(df).__name__}; expected a data frame: from_csv reads a file")
+    _check_vocab(vocab)
+    source = df.attrs.get(_SOURCE, "the table")
+    table = standardize_table(df, root, **columns, source=source)
+    warn_of_positions(df, columns["fn_col"] if columns["path_col"] is None else "", columns["label_col"], source)
     if corrections is not None:
         fixes = read_corrections(corrections, tags=vocab)
         warn_unused_corrections(fixes, table["fname"], corrections)
         table = apply_corrections(table, fixes)
     tags = tuple(vocab) if vocab is not None else unique_tags(table["labels"])
-    check_labels(table, tags)
+    check_labels(table, tags, source)
+    if not tags:
+        raise DataError(f"{source} has no tags: its cells of labels are empty; choose another column with label_col")
     return table, tags
+
+
+def _check_vocab(vocab: Sequence[str] | None) -> None:
+    if isinstance(vocab, str):
+        raise OptionError(f"vocab is the text {vocab!r}; expected a list of tags")
+    repeated = next((tag for tag, n in Counter(vocab or ()).items() if n > 1), None)
+    if repeated is not None:
+        raise OptionError(f"vocab has the tag {repeated!r} twice; expected each tag once")
 
 
 class _UsableClips(NamedTuple):
@@ -170,7 +189,11 @@ def _split(
 ) -> tuple[Callable, int]:
     """Return fastai's splitter and the number of training clips."""
     if valid_col is not None:
+        if table["is_valid"].all():
+            raise DataError(f"{valid_col!r} holds out all {len(table)} clips; expected some to train on")
         return ColSplitter("is_valid", on=True), len(table) - int(table["is_valid"].sum())
+    if not 0 <= valid_pct < 1:
+        raise OptionError(f"valid_pct is {valid_pct}; expected the fraction to hold out, from 0 to below 1")
     if valid_pct and has_segments(table["path"]):
         held_out = _held_out_files(table["path"], valid_pct, seed)
         return IndexSplitter(held_out), len(table) - len(held_out)
@@ -290,9 +313,8 @@ class FATDataLoaders(DataLoaders):
             A CSV of (fname, labels or "remove") to apply first.
         front_end, channels
             A name of `FRONT_ENDS` or settings, and a name of `CHANNELS`. With a front end, None takes its own channels.
-            Without one it is "ninth", and None takes three channels: the spectrogram and its first two derivatives in
-            time. Networks with published weights need the front end of these: "efficientat" for mn04 to mn40, "panns"
-            for PANNs.
+            Without one it is "ninth", and None repeats the spectrogram to three channels. Networks with published
+            weights need the front end of these: "efficientat" for mn04 to mn40, "panns" for PANNs.
         crop_s, trim_db, pad_mode, channel
             As in `ClipConfig`.
         clip_config
@@ -319,11 +341,12 @@ class FATDataLoaders(DataLoaders):
         Raises
         ------
         OptionError
-            If fastai has no such option.
+            If fastai has no such option, or one is out of range.
         DataError
-            If columns or rows are missing, or no file can be read.
+            If columns, rows, file names or tags are missing, a cell has a wrong value, all clips are held out, or no
+            file can be read; the message has the row.
         LabelError
-            If a tag is not in `vocab`; the message has its row and the nearest tag.
+            If a tag is not in `vocab`, or a cell of tags is a number; the message has its row, and the nearest tag.
         """
         _check_loader_options(kwargs, cls.from_df)
         root = Path(path) / folder if folder else Path(path)
@@ -346,6 +369,8 @@ class FATDataLoaders(DataLoaders):
             splitter=splitter, get_x=ColReader("path"), get_y=ColReader("labels"), item_tfms=item_tfms,
             batch_tfms=batch_tfms,
         )
+        if not isinstance(bs, Integral) or bs < 1:
+            raise OptionError(f"bs is {bs!r}; expected an integer of at least 1")
         # fastai drops the last, smaller batch: with fewer clips than a batch it would train on nothing.
         bs = min(bs, max(1, n_train))
         workers = _worker_options(num_workers if usable.resident is None else 0)
@@ -389,7 +414,9 @@ class FATDataLoaders(DataLoaders):
         csv = Path(path) / csv_fname
         if not csv.is_file():
             raise DataError(f"there is no table {csv}; expected a CSV with a column of file names and a column of tags")
-        return cls.from_df(read_table(csv, [], delimiter=delimiter), path, **kwargs)
+        table = read_table(csv, [], delimiter=delimiter)
+        table.attrs[_SOURCE] = str(csv)
+        return cls.from_df(table, path, **kwargs)
 
     @classmethod
     @delegates(from_df)
@@ -418,11 +445,15 @@ class FATDataLoaders(DataLoaders):
             raise DataError(f"there is no folder {root}; expected one with a folder of sound files for each tag")
         df = read_class_folder(root, depth=0 if valid is None else 1)
         if not len(df):
+            below = "<tag>" if valid is None else f"{valid}/<tag> and {root}/train/<tag>"
             raise DataError(
-                f"there are no sound files in folders of {root}; expected {root}/<tag>/<file>.wav (or flac, ogg, mp3)"
+                f"there are no sound files in folders of {root}; expected {root}/{below}/<file>.wav (or flac, ogg, mp3)"
             )
         if valid is not None:
             df["is_valid"] = [name.split("/")[0] == valid for name in df["fname"]]
+            if not df["is_valid"].any():
+                folders = sorted({name.split("/")[0] for name in df["fname"]})
+                raise DataError(f"there are no sound files in {root / valid}/<tag>; {did_you_mean(valid, folders)}")
             kwargs = {"valid_col": "is_valid", **kwargs}
         return cls.from_df(df, root, **kwargs)
 

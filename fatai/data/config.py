@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fatai.audio.downmix import check_channel
 from fatai.audio.front_ends import FrontEnd
 from fatai.audio.front_ends import front_end as find_front_end
 from fatai.audio.io import load_audio
-from fatai.audio.waveform import fit_length, remove_offset, trim_silence
+from fatai.audio.waveform import PAD_MODES, fit_length, remove_offset, trim_silence
 from fatai.errors import OptionError
 from fatai.registry import CHANNELS, did_you_mean
 
@@ -43,8 +44,8 @@ class ClipConfig:
     Raises
     ------
     OptionError
-        If `crop_s` is out of range, `channels` or `channel` is unknown, or the front end has constants to be trained:
-        spectrograms are computed before the network, outside of training.
+        If `crop_s` or `trim_db` is out of range, `channels`, `pad_mode` or `channel` is unknown, or the front end has
+        constants to be trained: spectrograms are computed before the network, outside of training.
     """
 
     front_end: FrontEnd = field(default_factory=lambda: find_front_end("ninth"))
@@ -59,6 +60,10 @@ class ClipConfig:
             raise OptionError(f"crop_s is {self.crop_s}; expected seconds between 0.05 and 600")
         if self.channels is not None and self.channels not in CHANNELS:
             raise OptionError(f"channels is {self.channels!r}; {did_you_mean(self.channels, CHANNELS.names())}")
+        if self.trim_db is not None and not 0 < self.trim_db < math.inf:
+            raise OptionError(f"trim_db is {self.trim_db}; expected decibels above 0, or None to keep silence")
+        if self.pad_mode not in PAD_MODES:
+            raise OptionError(f"pad_mode is {self.pad_mode!r}; {did_you_mean(self.pad_mode, PAD_MODES)}")
         check_channel(self.channel)
         if self.front_end.pcen_trainable:
             raise OptionError(

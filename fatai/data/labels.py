@@ -22,7 +22,7 @@ import numpy as np
 
 from fatai.errors import DataError, LabelError
 from fatai.io.lazy import pandas as pd
-from fatai.io.table_text import detect_encoding, split_cells
+from fatai.io.table_text import detect_encoding, format_row, split_cells
 from fatai.registry import did_you_mean
 
 __all__ = [
@@ -196,7 +196,7 @@ def read_table(path: str | Path, columns: Sequence[str], *, delimiter: str | Non
     for k, row in enumerate(rows[1:]):
         if len(row) != len(header):
             raise DataError(
-                f"{path}, {_row(k)} has {len(row)} cells, but the header {len(header)}; "
+                f"{path}, {format_row(k, path)} has {len(row)} cells, but the header {len(header)}; "
                 'put "quotes" around a cell with commas'
             )
     return pd.DataFrame(rows[1:], columns=header, dtype=str)
@@ -265,19 +265,15 @@ def read_labels(
     return table[first + [c for c in table.columns if c not in first]]
 
 
-def _row(k: int) -> str:
-    """Format row `k` (from 0) for messages: counted from 1, with the header as line 1 of the file."""
-    return f"row {k + 1} (line {k + 2})"
-
-
 def _check_names(names: pd.Series, path: Path) -> None:
     seen: dict[str, int] = {}
     for k, name in enumerate(names):
         if not name:
-            raise DataError(f"{path}, {_row(k)} has no file name: fill it in or remove the row")
+            raise DataError(f"{path}, {format_row(k, path)} has no file name: fill it in or remove the row")
         if name in seen:
             raise DataError(
-                f"{path} names {name} twice, in {_row(seen[name])} and {_row(k)}: merge them, or remove one"
+                f"{path} names {name} twice, in {format_row(seen[name], path)} and {format_row(k, path)}: merge them, "
+                "or remove one"
             )
         seen[name] = k
 
@@ -304,7 +300,8 @@ def check_labels(table: pd.DataFrame, tags: Sequence[str], source: str | Path = 
         for label in labels:
             if label not in known:
                 raise LabelError(
-                    f"{source}, {_row(k)}, {fname}: unknown tag {label!r}; {did_you_mean(label, list(tags))}"
+                    f"{source}, {format_row(k, source)}, {fname}: unknown tag {label!r}; "
+                    f"{did_you_mean(label, list(tags))}"
                 )
 
 
@@ -383,11 +380,13 @@ def read_corrections(path: str | Path, *, tags: Sequence[str] | None = None) -> 
     for k, (fname, labels) in enumerate(zip(table["fname"], table["labels"], strict=True)):
         if not labels:
             raise LabelError(
-                f"{path}, {_row(k)}, {fname}: no labels; expected the right tags, or {REMOVE!r} to leave the clip out"
+                f"{path}, {format_row(k, path)}, {fname}: no labels; expected the right tags, or {REMOVE!r} to leave "
+                "the clip out"
             )
         if REMOVE in labels and len(labels) > 1:
             raise LabelError(
-                f"{path}, {_row(k)}, {fname}: {join_labels(labels)!r}; expected either tags or {REMOVE!r} alone"
+                f"{path}, {format_row(k, path)}, {fname}: {join_labels(labels)!r}; expected either tags or {REMOVE!r} "
+                "alone"
             )
     removed = np.array([labels == [REMOVE] for labels in table["labels"]], dtype=bool)
     if tags is not None:

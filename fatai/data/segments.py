@@ -15,6 +15,7 @@ from pathlib import Path
 from fatai.audio.segments import file_of, segment_path, split_segment
 from fatai.errors import DataError
 from fatai.io.lazy import pandas as pd
+from fatai.io.table_text import format_row
 
 __all__ = ["add_segments", "has_segments", "segment_columns"]
 
@@ -83,8 +84,8 @@ def add_segments(names: Sequence[str], table: pd.DataFrame, source: Path | str) 
         if not 0 <= start < end < math.inf:  # also for a time that is no number
             cells = ", ".join(f"{column} is {str(table[column].iloc[row])!r}" for column in columns)
             raise DataError(
-                f"{source}, row {row + 1} (line {row + 2}), {names[row]}: {cells}; expected seconds from the start of "
-                "the file, with an end after the start: correct the row, or remove it"
+                f"{source}, {format_row(row, source)}, {names[row]}: {cells}; expected seconds from the start of the "
+                "file, with an end after the start: correct the row, or remove it"
             )
     return [
         name if split_segment(name).end_s is not None else segment_path(name, start, end)

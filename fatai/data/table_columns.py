@@ -8,6 +8,7 @@ False), one for each tag, called by it; or else the only other column.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PureWindowsPath
@@ -20,7 +21,9 @@ from fatai.errors import DataError
 from fatai.io.lazy import pandas as pd
 from fatai.registry import did_you_mean
 
-__all__ = ["TableColumns", "find_columns", "find_file_column", "parse_tags", "standardize_columns"]
+__all__ = [
+    "TableColumns", "find_columns", "find_file_column", "parse_tags", "standardize_columns", "warn_of_positions",
+]
 
 _SYNONYMS = {
     "fname": ("file", "filename", "path", "sound", "file_name", "filepath", "file_path", "audio_file", "begin_path",
@@ -217,6 +220,42 @@ def _note_unused(table: pd.DataFrame, rest: list[str], notices: list[str]) -> No
     unused = [column for column in rest if _plain(column) in _UNUSED]
     if unused:
         notices.append(f"not used in a table of sounds: {', '.join(unused)}")
+
+
+def warn_of_positions(
+    table: pd.DataFrame, fn_col: int | str, label_col: int | str | Sequence[int | str], source: str | Path
+) -> None:
+    """Warn about columns that were taken by their position although the names point to others, and of 0 and 1.
+
+    Parameters
+    ----------
+    table
+        A user's table.
+    fn_col, label_col
+        Columns of files and of tags, which the table has.
+    source
+        Path or name of the table, for messages.
+    """
+    columns = [str(column) for column in table.columns]
+    notices: list[str] = []
+    files_and_tags = (("files", "fn_col", fn_col, "fname"), ("tags", "label_col", label_col, "labels"))
+    for what, argument, given, name in files_and_tags:
+        position = _position(columns, name)
+        if isinstance(given, int) and position is not None and _position([columns[given]], name) is None:
+            notices.append(
+                f"the {what} are those of the column {columns[given]!r}, by its position; if they are in "
+                f"{columns[position]!r}, give {argument}={columns[position]!r}"
+            )
+    if isinstance(label_col, (int, str)) and not any("label_col" in notice for notice in notices):
+        cells = table.iloc[:, label_col] if isinstance(label_col, int) else table[label_col]
+        if all(isinstance(cell, str) for cell in cells) and _has_flags(cells):
+            notices.append(
+                f"the column {cells.name!r} holds only 0 and 1, which are taken as two tags of these names; for the "
+                f"tag {cells.name!r}, present or absent, give label_col=[{cells.name!r}], with the columns of other "
+                "tags"
+            )
+    if notices:
+        warnings.warn(f"{source}: {'; '.join(notices)}", stacklevel=4)
 
 
 def parse_tags(

@@ -12,6 +12,7 @@ A *folder of classes* has a folder for each tag, with the sound files of the tag
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -30,8 +31,9 @@ from fatai.data.labels import is_flag, parse_flag_columns, parse_labels, read_ta
 from fatai.data.locate import locate_files
 from fatai.data.segments import add_segments, segment_columns
 from fatai.data.table_columns import TableColumns, find_columns, find_file_column, parse_tags, standardize_columns
-from fatai.errors import AudioError, DataError
+from fatai.errors import AudioError, DataError, LabelError
 from fatai.io.lazy import pandas as pd
+from fatai.io.table_text import format_row
 from fatai.registry import did_you_mean
 
 __all__ = [
@@ -87,6 +89,8 @@ def standardize_table(
     valid_col: int | str | None,
     suff: str,
     label_delim: str | None,
+    *,
+    source: str | Path = "the table",
 ) -> pd.DataFrame:
     """Convert a user's table to a standard table; the arguments are those of `FATDataLoaders.from_df`.
 
@@ -102,6 +106,8 @@ def standardize_table(
         Suffix to append to file names.
     label_delim
         Separator of tags; None accepts commas and semicolons.
+    source
+        Path or name of the table, for messages.
 
     Returns
     -------
@@ -112,23 +118,41 @@ def standardize_table(
     Raises
     ------
     DataError
-        If a column is missing, or holds values that are no booleans or numbers where they are expected.
+        If a column, a file name or all rows are missing, or a cell is no boolean or sample weight where one is
+        expected; the message names the row.
+    LabelError
+        If a cell of labels is neither text nor a list.
     """
-    names = [str(n) for n in _column(df, fn_col, "fn_col")]
+    if not len(df):
+        raise DataError(f"{source} has no rows; expected a file name and its tags in each")
+    names = _named_files(_column(df, fn_col, "fn_col"), source)
     shown = [Path(n).name if Path(n).is_absolute() else n for n in names]
-    table = pd.DataFrame({"fname": add_segments(shown, df, "the table")})
+    table = pd.DataFrame({"fname": add_segments(shown, df, source)})
     if path_col is None:
         paths = [str(root / f"{n}{suff}") for n in names]
     else:
-        paths = [str(p) for p in _column(df, path_col, "path_col")]
-    table["path"] = add_segments(paths, df, "the table")
+        paths = _named_files(_column(df, path_col, "path_col"), source)
+    table["path"] = add_segments(paths, df, source)
     table["fname"] = unique_names(table["fname"].tolist(), table["path"].tolist())
-    table["labels"] = pd.Series(_labels(df, label_col, label_delim), index=table.index, dtype=object)
-    table["is_valid"] = False if valid_col is None else _booleans(_column(df, valid_col, "valid_col"), "valid_col")
-    return _join_tags(table.assign(**_optional_columns(df)))
+    table["labels"] = pd.Series(_labels(df, label_col, label_delim, source), index=table.index, dtype=object)
+    table["is_valid"] = (
+        False if valid_col is None else _booleans(_column(df, valid_col, "valid_col"), "valid_col", source)
+    )
+    return _join_tags(table.assign(**_optional_columns(df, source)), source)
 
 
-def _join_tags(table: pd.DataFrame) -> pd.DataFrame:
+def _named_files(column: pd.Series, source: str | Path) -> list[str]:
+    """Return the cells of a column of files as text; a cell without a name is an error."""
+    names = ["" if missing else str(cell) for cell, missing in zip(column, column.isna(), strict=True)]
+    nameless = next((k for k, name in enumerate(names) if not name.strip()), None)
+    if nameless is not None:
+        raise DataError(
+            f"{source}, {format_row(nameless, source)} has no file name: fill it in or remove the row"
+        )
+    return names
+
+
+def _join_tags(table: pd.DataFrame, source: str | Path) -> pd.DataFrame:
     """Join the rows of one file with different tags, with a warning; equal rows are repetitions and stay."""
     rest = [column for column in table.columns if column not in ("labels", "fname")]
     labels = table["labels"].map(tuple)
@@ -139,35 +163,53 @@ def _join_tags(table: pd.DataFrame) -> pd.DataFrame:
         zip(table[rest].itertuples(index=False, name=None), differing, strict=True)
     )]
     notices: list[str] = []
-    joined = _join_rows(table, keys, Path("the table"), notices)
+    joined = _join_rows(table, keys, Path(source), notices)
     for notice in notices:
         warnings.warn(notice, stacklevel=5)
     return joined
 
 
-def _labels(df: pd.DataFrame, label_col: int | str | Sequence[int | str], delim: str | None) -> list[list[str]]:
+def _labels(
+    df: pd.DataFrame, label_col: int | str | Sequence[int | str], delim: str | None, source: str | Path
+) -> list[list[str]]:
     """Return the tags of each row; columns of 0 and 1 are tags that are called by the column."""
     if isinstance(label_col, (int, str)):
-        cells = list(_column(df, label_col, "label_col"))
-        warn_missing_words(cells, "the table")
-        return [parse_labels(cell, delim) for cell in cells]
+        column = _column(df, label_col, "label_col")
+        warn_missing_words(column, source)
+        return _parsed_column(column, delim, source)
+    if label_col is None:
+        raise DataError("label_col is None; expected the name or position of the column of tags, or a list of columns")
     columns = [_column(df, column, "label_col") for column in label_col]
     if not columns:
         raise DataError("label_col is an empty list; expected the column of tags, or a column for each tag")
     if all(is_flag(cell) for column in columns for cell in column):
         return parse_flag_columns(pd.concat(columns, axis=1))
-    warn_missing_words([cell for column in columns for cell in column], "the table")
-    rows = zip(*([parse_labels(cell, delim) for cell in column] for column in columns), strict=True)
+    warn_missing_words([cell for column in columns for cell in column], source)
+    rows = zip(*(_parsed_column(column, delim, source) for column in columns), strict=True)
     return [list(dict.fromkeys(label for labels in row for label in labels)) for row in rows]
 
 
-def _optional_columns(df: pd.DataFrame) -> dict[str, list[Any]]:
+def _parsed_column(column: pd.Series, delim: str | None, source: str | Path) -> list[list[str]]:
+    """Return the tags of each cell of a column; errors name the row."""
+    rows: list[list[str]] = []
+    for k, cell in enumerate(column):
+        try:
+            rows.append(parse_labels(cell, delim))
+        except LabelError as e:
+            raise LabelError(
+                f"{source}, {format_row(k, source)}, column {column.name!r}: {e}; write numbers of classes as text, "
+                f"and give columns of 0 and 1 as a list: label_col=[{column.name!r}]"
+            ) from None
+    return rows
+
+
+def _optional_columns(df: pd.DataFrame, source: str | Path) -> dict[str, list[Any]]:
     """Return the columns noisy, weight and source that `df` has, converted."""
     columns: dict[str, list[Any]] = {}
     if "noisy" in df.columns:
-        columns["noisy"] = _booleans(df["noisy"], "the column")
+        columns["noisy"] = _booleans(df["noisy"], "the column", source)
     if "weight" in df.columns:
-        columns["weight"] = _numbers(df["weight"])
+        columns["weight"] = _weights(df["weight"], source)
     if "source" in df.columns:
         columns["source"] = [str(s) for s in df["source"]]
     return columns
@@ -176,7 +218,7 @@ def _optional_columns(df: pd.DataFrame) -> dict[str, list[Any]]:
 def _column(df: pd.DataFrame, column: int | str, argument: str) -> pd.Series:
     """Return a column by position or name; messages name the `argument` that selects it."""
     if isinstance(column, int):
-        if column >= df.shape[1]:
+        if not -df.shape[1] <= column < df.shape[1]:
             names = ", ".join(map(str, df.columns))
             raise DataError(f"{argument} is column number {column}, but the table has {df.shape[1]} columns: {names}")
         return df.iloc[:, column]
@@ -188,23 +230,28 @@ def _column(df: pd.DataFrame, column: int | str, argument: str) -> pd.Series:
     return df[column]
 
 
-def _numbers(column: pd.Series) -> list[float]:
-    try:
-        return [float(v) for v in column]
-    except (TypeError, ValueError) as e:
-        raise DataError(
-            f"the column {column.name!r} is not numeric ({e}); expected sample weights, such as 1 or 0.5"
-        ) from None
+def _weights(column: pd.Series, source: str | Path) -> list[float]:
+    """Parse sample weights; NaN would make the loss of every batch with the clip NaN."""
+    weights = pd.to_numeric(column, errors="coerce").astype(float).tolist()
+    for k, weight in enumerate(weights):
+        if not 0 <= weight < math.inf:
+            raise DataError(
+                f"{source}, {format_row(k, source)}: the column {column.name!r} is {str(column.iloc[k])!r}; expected "
+                "sample weights from 0 up, such as 1 or 0.5"
+            )
+    return weights
 
 
-def _booleans(column: pd.Series, argument: str) -> list[bool]:
+def _booleans(column: pd.Series, argument: str, source: str | Path) -> list[bool]:
     """Parse booleans, 0/1 or words of a CSV; a word like "no" must not be true because it is not empty."""
-    try:
-        return [_BOOLEANS[str(v).strip().lower()] for v in column]
-    except KeyError as e:
-        raise DataError(
-            f"{argument} {column.name!r} holds {e.args[0]!r}; expected true or false, yes or no, 1 or 0"
-        ) from None
+    cells = [str(cell).strip().lower() for cell in column]
+    for k, cell in enumerate(cells):
+        if cell not in _BOOLEANS:
+            raise DataError(
+                f"{source}, {format_row(k, source)}: {argument} {column.name!r} holds {cell!r}; expected true or "
+                "false, yes or no, 1 or 0"
+            )
+    return [_BOOLEANS[cell] for cell in cells]
 
 
 def is_sound_table(path: str | Path) -> bool:
@@ -271,7 +318,7 @@ def _file_names(table: pd.DataFrame, file_col: str, source: Path) -> list[str]:
     names = [name.strip() for name in table[file_col]]
     if "" in names:
         row = names.index("")
-        raise DataError(f"{source}, row {row + 1} (line {row + 2}) has no file name: fill it in or remove the row")
+        raise DataError(f"{source}, {format_row(row, source)} has no file name: fill it in or remove the row")
     return names
 
 

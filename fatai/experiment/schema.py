@@ -127,7 +127,7 @@ class Clips(Section):
     """
 
     crop_s: float = Field(2.0, ge=0.05, le=600)
-    trim_db: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal[False] = 60.0
+    trim_db: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal[False] = 60.0
     pad_mode: Annotated[str, _among(PAD_MODES)] = "constant_center"
     channels: Annotated[str, _among(CHANNELS)] | None = None
     channel: Annotated[str, _among(tuple(name for name in CHANNEL_NAMES if name != "each"))] | Annotated[
@@ -139,10 +139,10 @@ class Clips(Section):
     @field_validator("trim_db", mode="before")
     @classmethod
     def _number_or_false(cls, value: Any) -> Any:
-        if value is True:
-            raise ValueError("expected a number of dB, or false to keep silence")
-        # An integer 0 would count as false.
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        # A 0, of any type, would count as false.
+        if value is True or value is not False and value == 0:
+            raise ValueError("expected a number of dB above 0, or false to keep silence")
+        return value
 
 
 class Folds(Section):

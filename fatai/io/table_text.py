@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fatai.errors import DataError
 
-__all__ = ["CellReader", "detect_encoding", "split_cells"]
+__all__ = ["CellReader", "detect_encoding", "format_row", "split_cells"]
 
 _BLOCK = 1 << 20  # bytes
 _warned: set[tuple[str, int, int]] = set()  # path, size and time of change of tables
@@ -103,3 +103,38 @@ def split_cells(lines: Iterable[str], delimiter: str | None = None) -> CellReade
     header = re.sub('"[^"]*"', "", first)
     delimiter = delimiter or max(",;\t", key=header.count)
     return CellReader(csv.reader(chain([first], remaining), strict=True, delimiter=delimiter), delimiter, skipped)
+
+
+def format_row(k: int, source: str | Path) -> str:
+    """Format row `k` of a table, counted from 0, for messages: counted from 1, with its line in the file.
+
+    Parameters
+    ----------
+    k
+        Number of the row, without the header and blank lines.
+    source
+        Path of the table, which is read again for the line; anything else has no lines.
+
+    Examples
+    --------
+    >>> format_row(1, "the table")
+    'row 2'
+    """
+    path = Path(source)
+    line = _line_of_row(path, k) if path.is_file() else None
+    return f"row {k + 1}" if line is None else f"row {k + 1} (line {line})"
+
+
+def _line_of_row(path: Path, k: int) -> int | None:
+    """Return the line, counted from 1, at which row `k` begins; None if it cannot be found."""
+    with path.open(encoding=detect_encoding(path), newline="") as f:
+        rows, _, skipped = split_cells(f)
+        line, number = 1 + skipped, -1  # of the header
+        try:
+            for cells in rows:
+                if cells and number == k:
+                    return line
+                line, number = 1 + skipped + rows.line_num, number + bool(cells)
+        except csv.Error:  # as with another separator than the header suggests
+            pass
+    return None

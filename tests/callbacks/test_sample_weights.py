@@ -206,7 +206,7 @@ def test_the_columns_of_a_table_are_the_default(few_clips):
         x == "yes" for x in wanted["noisy"]
     ]
     learn.fit(1)
-    with pytest.raises(DataError, match="the column 'weight' is not numeric"):
+    with pytest.raises(DataError, match="row 1: the column 'weight' is .*expected sample weights from 0 up"):
         FATDataLoaders.from_df(table.assign(weight="much"), fn_col="fname", path_col="path", label_col="labels")
     with pytest.raises(DataError, match="column 'noisy' holds 'rather'"):
         FATDataLoaders.from_df(table.assign(noisy="rather"), fn_col="fname", path_col="path", label_col="labels")

@@ -256,3 +256,75 @@ def test_corrections_apply_in_from_folder_and_from_df(sample, tmp_path):
     fixes.write_text("fname,labels\nBark/a.ogg,Raine\n")
     with pytest.raises(LabelError, match="fixes.csv, row 1 .*did you mean Rain"):
         FATDataLoaders.from_df(df, tmp_path / "sounds", corrections=fixes, vocab=["Bark", "Rain"], num_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "message"),
+    [
+        ("weight", [1, float("nan"), 1, 1, 1, 1], "row 2: the column 'weight' is 'nan'; expected sample weights"),
+        ("weight", [1, 1, -1, 1, 1, 1], "row 3: the column 'weight' is '-1'"),
+        ("noisy", ["no", "rather", "no", "no", "no", "no"], "row 2: the column 'noisy' holds 'rather'"),
+        ("name", ["low/0", None, "low/2", "high/3", "high/4", "high/5"], "row 2 has no file name"),
+        ("name", [" ", "low/1", "low/2", "high/3", "high/4", "high/5"], "row 1 has no file name"),
+        ("tag", [""] * 6, "the table has no tags"),
+        ("tag", ["a", 1, "a", "a", "a", "a"], r"row 2, column 'tag': .* is 1 \(int\).*label_col=\['tag'\]"),
+        ("is_held_out", [True] * 6, "'is_held_out' holds out all 6 clips"),
+    ],
+    ids=["weight-nan", "weight-negative", "noisy", "no-name", "blank-name", "no-tags", "number", "all-held-out"],
+)
+def test_a_wrong_cell_names_its_row(tones, column, cells, message):
+    root, df = tones
+    with pytest.raises((DataError, LabelError), match=message):
+        load(root, df.assign(**{column: cells}), valid_col="is_held_out")
+
+
+@pytest.mark.parametrize("bad", [
+    {"valid_pct": 1.0}, {"valid_pct": -0.1}, {"valid_pct": float("nan")}, {"bs": 0}, {"bs": 2.5}, {"vocab": "low"},
+    {"vocab": ["low", "high", "low"]}, {"trim_db": -1}, {"trim_db": float("nan")}, {"pad_mode": "zero"},
+], ids=lambda bad: "-".join(f"{name}={value}" for name, value in bad.items()))
+def test_an_option_out_of_range_is_named(tones, bad):
+    root, df = tones
+    name = next(iter(bad))
+    with pytest.raises(OptionError, match=f"{name} (is|has)"):
+        FATDataLoaders.from_df(df, root, **{"fn_col": "name", "label_col": "tag", "suff": ".wav", "bs": 2, **bad})
+
+
+def test_tables_that_are_none_and_columns_that_are_none_are_named(tones):
+    root, df = tones
+    with pytest.raises(OptionError, match="df is of type str; expected a data frame: from_csv"):
+        FATDataLoaders.from_df("mine.csv", root)
+    with pytest.raises(DataError, match="label_col is None"):
+        FATDataLoaders.from_df(df, root, label_col=None)
+    with pytest.raises(DataError, match="label_col is column number -4, but the table has 3 columns"):
+        FATDataLoaders.from_df(df, root, label_col=-4)
+    with pytest.raises(DataError, match="the table has no rows"):
+        load(root, df.head(0))
+
+
+def test_from_csv_names_the_file_and_the_line(tones):
+    root, _ = tones
+    (root / "mine.csv").write_text("fname,labels,weight\n\nlow/0.wav,low,1\n\nhigh/3.wav,high,x\n")
+    with pytest.raises(DataError, match=r"mine\.csv, row 2 \(line 5\): the column 'weight' is 'x'"):
+        FATDataLoaders.from_csv(root, "mine.csv")
+
+
+def test_columns_by_position_that_the_names_contradict_are_told(tones):
+    root, _ = tones
+    rows = [f"low/{k}.wav,{k % 2},low,{int(k < 2)}" for k in range(3)]
+    (root / "mine.csv").write_text("\n".join(["filename,fold,category,Loud", *rows]))
+    with pytest.warns(UserWarning, match="the tags are those of the column 'fold', by its position.*'category'"):
+        FATDataLoaders.from_csv(root, "mine.csv")
+    with pytest.warns(UserWarning, match="the column 'Loud' holds only 0 and 1"):
+        FATDataLoaders.from_csv(root, "mine.csv", label_col="Loud")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FATDataLoaders.from_csv(root, "mine.csv", label_col="category")
+        FATDataLoaders.from_csv(root, "mine.csv", label_col=["Loud"])
+
+
+def test_a_folder_to_hold_out_that_is_not_there_is_named(tones):
+    root, _ = tones
+    for part in ("train", "valid"):
+        shutil.copytree(root / "low", root / "data" / part / "low")
+    with pytest.raises(DataError, match=r"data/vaild/<tag>; did you mean valid\?"):
+        FATDataLoaders.from_folder(root / "data", valid="vaild")

@@ -179,6 +179,8 @@ def test_annotations_without_a_recording_say_what_was_expected(recordings):
         read_sound_table(write(recordings / "audio" / "other.txt", "0\t1\tcat\n"))
     with pytest.raises(DataError, match=r"rec0.txt, line 2 is 'noise'; expected start, end and label"):
         read_sound_table(write(recordings / "audio" / "rec0.txt", "0\t1\tcat\nnoise\n"))
+    with pytest.raises(DataError, match=r"rec0.txt, line 3: the label 'dog' starts at 2.0 and ends at 2.0"):
+        read_sound_table(write(recordings / "audio" / "rec0.txt", "0\t1\tcat\n\n2.0\t2.0\tdog\n"))
 
 
 # ---- data sets ----------------------------------------------------------------------------------------------------

@@ -183,6 +183,7 @@ def test_texts_that_would_take_forever_are_refused_at_once(tmp_path, text):
         ("seed = 99999999999", "seed is 99999999999: .*less than or equal to"),
         ("[folds]\nseed = 99999999999", "folds.seed"),
         ("[clips]\ntrim_db = nan", "clips.trim_db"),
+        ("[clips]\ntrim_db = 0", "clips.trim_db"),
         ("[model]\noptions = { n_tags = 3 }", "n_tags cannot be set: it follows from the data and the front end"),
         ("[front_end]\nn_fft = 1099511627776", "n_fft=1099511627776; expected at most 131072"),
         ('[[stages]]\nname = ["a"]\n[[stages]]\nextends = "a"', "stage 1 extends 'a'"),

@@ -34,6 +34,7 @@ from fatai.errors import DataError, OptionError
 from fatai.inference.search.labels import read_window_labels, window_label_csv, window_label_table
 from fatai.io.atomic import write_text
 from fatai.io.json import read_json_limited
+from fatai.io.table_text import format_row
 from fatai.registry import did_you_mean
 
 __all__ = ["LABEL_FORMATS", "read_label_file", "write_label_files"]
@@ -105,7 +106,7 @@ def _read_one_hot(source: Path) -> pd.DataFrame:
         wrong = next((tag for tag in tags if not is_flag(row[tag])), None)
         if wrong is not None:
             raise DataError(
-                f"{source}, row {k + 1} (line {k + 2}): {wrong} is {row[wrong]!r}; expected 1, 0 or nothing"
+                f"{source}, {format_row(k, source)}: {wrong} is {row[wrong]!r}; expected 1, 0 or nothing"
             )
         known = {tag: cell for tag in tags if (cell := row[tag].strip().lower()) not in ("", "nan")}
         present = [tag for tag, cell in known.items() if cell in ("1", "1.0", "true")]
@@ -118,7 +119,7 @@ def _seconds(cell: Any, source: Path, row: int) -> float:
     try:
         return float(cell)
     except (TypeError, ValueError):
-        raise DataError(f"{source}, row {row + 1} (line {row + 2}): {cell!r} is no time in seconds") from None
+        raise DataError(f"{source}, {format_row(row, source)}: {cell!r} is no time in seconds") from None
 
 
 def _read_label_studio(source: Path) -> pd.DataFrame:

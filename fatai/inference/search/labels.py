@@ -23,6 +23,7 @@ from fatai.data.labels import join_labels, parse_labels, read_table
 from fatai.errors import DataError, LabelError
 from fatai.inference.search.index import SoundIndex
 from fatai.io.atomic import write_text
+from fatai.io.table_text import format_row
 
 __all__ = ["LabeledWindows", "MergedLabels", "WindowLabelFile", "label_windows", "merge_labels", "read_window_labels",
            "window_label_csv"]
@@ -53,7 +54,7 @@ def read_window_labels(path: str | os.PathLike[str]) -> pd.DataFrame:
             start = end = -1.0
         if not (row["file"] and (math.isnan(start) and math.isnan(end) or 0 <= start < end)):
             raise DataError(
-                f"{path}, row {k + 1} (line {k + 2}): file {row['file']!r}, start {row['start']!r}, end "
+                f"{path}, {format_row(k, path)}: file {row['file']!r}, start {row['start']!r}, end "
                 f"{row['end']!r}; expected a file and seconds, with an end after the start"
             )
         labels, absent = parse_labels(row["labels"]), parse_labels(row.get("absent", ""))
