@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -139,8 +140,10 @@ def main(argv: list[str] | None = None) -> None:
     seconds = time.process_time() - start + (float(total.read_text()) if total.exists() else 0.0)
     write_text(total, f"{seconds:.1f}\n")
     text = markdown(result.out, recipe, data / "train_curated.csv", seconds)
-    command = f"python -m benchmarks.esc10 {args.data.name} --recipe {args.recipe}"
-    write_report("ESC-10", command + (f" --weights {args.weights}" if args.weights else ""), text, args.out)
+    options = [f"--weights {args.weights}"] if args.weights else []
+    options += [f"--set {shlex.quote(setting)}" for setting in args.set]
+    command = " ".join([f"python -m benchmarks.esc10 {args.data.name} --recipe {args.recipe}", *options])
+    write_report("ESC-10", command, text, args.out)
 
 
 if __name__ == "__main__":
