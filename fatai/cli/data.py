@@ -147,12 +147,12 @@ def stats(
 
 
 @app.command(rich_help_panel="Train")
-def doctor(data: MaybeData = None, recipe: RecipeName = "ninth") -> None:
+def doctor(data: MaybeData = None, recipe: RecipeName = "default") -> None:
     """Print versions, device, decoders and workers of this machine, and problems. With DATA, profile an epoch.
 
     Example: fatai-submit doctor
 
-    Times of an epoch, and advice to shorten it: fatai-submit doctor DATA --recipe ninth
+    Times of an epoch, and advice to shorten it: fatai-submit doctor DATA
     """
     if data is not None:
         from fatai.diagnostics.profile import profile_step

@@ -20,7 +20,7 @@ app = typer.Typer()
 @app.command("show-augs", rich_help_panel="Train")
 def show_augs(
     data: Data,
-    recipe: RecipeName = "ninth",
+    recipe: RecipeName = "default",
     augment: Annotated[
         list[str] | None, typer.Option("--augment", help="Another augmentation to show; may be repeated.")
     ] = None,
@@ -36,7 +36,7 @@ def show_augs(
 ) -> None:
     """Draw training clips before and after every augmentation of a recipe.
 
-    Example: fatai-submit show-augs DATA --recipe ninth --augment pitch --out augs.png
+    Example: fatai-submit show-augs DATA --augment pitch --out augs.png
     """
     import matplotlib
 
@@ -78,7 +78,7 @@ def _augmentations(recipe: Recipe) -> dict[str, list[Any]]:
 @app.command("lr-find", rich_help_panel="Train")
 def lr_find(
     data: Data,
-    recipe: RecipeName = "ninth",
+    recipe: RecipeName = "default",
     out: Annotated[
         Path | None, typer.Option("--out", dir_okay=False, help="Picture to write: .png, .svg or .pdf.")
     ] = None,
@@ -94,7 +94,7 @@ def lr_find(
 ) -> None:
     """Suggest a learning rate for the first stage of a recipe. The rate grows batch by batch until the loss diverges.
 
-    Example: fatai-submit lr-find DATA --recipe ninth --out lr.png
+    Example: fatai-submit lr-find DATA --out lr.png
     """
     import matplotlib
 

@@ -17,6 +17,7 @@ from fatai.data.config import ClipConfig
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.data.tables import check_readable
 from fatai.errors import DataError
+from fatai.experiment.adapt import adapt_recipe
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.training.autocast import autocast_for, fast_layout
 from fatai.training.learner import named_loss
@@ -100,7 +101,7 @@ class StepProfile:
 
 def profile_step(
     data: str | Path | FATDataset,
-    recipe: str | Path | Recipe = "ninth",
+    recipe: str | Path | Recipe = "default",
     *,
     n_clips: int = 16,
     n_repeats: int = 3,
@@ -113,7 +114,7 @@ def profile_step(
     data
         A dataset or its folder.
     recipe
-        A recipe, its name or its file.
+        A recipe, its name or its file; what it leaves to the data is decided from them.
     n_clips
         Number of clips that are loaded and form the batch, evenly picked from the curated part.
     n_repeats
@@ -127,7 +128,7 @@ def profile_step(
         If no clip can be read.
     """
     data = data if isinstance(data, FATDataset) else load_dataset(data)
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    recipe = adapt_recipe(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), data)
     settings = recipe.settings()
     paths = _readable_paths([Path(p) for p in data.curated["path"]], n_clips)
     decode = _median_ms(lambda: [load_audio(path, None) for path in paths], n_repeats)

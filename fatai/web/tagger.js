@@ -100,22 +100,25 @@ function newCard(name) {
 
 const showError = (card, text) => card.body.replaceChildren(make("p", {className: "error", role: "alert"}, text));
 
-/** Convert any sound that the browser can decode to a WAV file of one channel and 16 bits. */
+/** Convert any sound that the browser can decode to a WAV file of its channels in 16 bits. */
 async function asWav(blob, name) {
   const context = new AudioContext();
   try {
     const decoded = await context.decodeAudioData(await blob.arrayBuffer());
     const channels = Array.from({length: decoded.numberOfChannels}, (_, k) => decoded.getChannelData(k));
-    const view = new DataView(new ArrayBuffer(44 + 2 * decoded.length));
+    const frameBytes = 2 * channels.length, dataBytes = frameBytes * decoded.length;
+    const view = new DataView(new ArrayBuffer(44 + dataBytes));
     const writeText = (offset, text) => [...text].forEach((c, k) => view.setUint8(offset + k, c.charCodeAt(0)));
-    writeText(0, "RIFF"); view.setUint32(4, 36 + 2 * decoded.length, true); writeText(8, "WAVEfmt "); view.setUint32(16, 16, true);
-    view.setUint16(20, 1, true); view.setUint16(22, 1, true); view.setUint32(24, decoded.sampleRate, true);
-    view.setUint32(28, 2 * decoded.sampleRate, true); view.setUint16(32, 2, true); view.setUint16(34, 16, true);
-    writeText(36, "data"); view.setUint32(40, 2 * decoded.length, true);
-    for (let k = 0; k < decoded.length; k++) {
-      const mean = channels.reduce((sum, channel) => sum + channel[k], 0) / channels.length;
-      view.setInt16(44 + 2 * k, Math.max(-32768, Math.min(32767, Math.round(32768 * mean))), true);
-    }
+    writeText(0, "RIFF"); view.setUint32(4, 36 + dataBytes, true); writeText(8, "WAVEfmt "); view.setUint32(16, 16, true);
+    view.setUint16(20, 1, true); view.setUint16(22, channels.length, true); view.setUint32(24, decoded.sampleRate, true);
+    view.setUint32(28, frameBytes * decoded.sampleRate, true); view.setUint16(32, frameBytes, true); view.setUint16(34, 16, true);
+    writeText(36, "data"); view.setUint32(40, dataBytes, true);
+    channels.forEach((samples, channel) => {
+      for (let k = 0; k < decoded.length; k++) {
+        const value = Math.max(-32768, Math.min(32767, Math.round(32768 * samples[k])));
+        view.setInt16(44 + frameBytes * k + 2 * channel, value, true);
+      }
+    });
     return new File([view.buffer], name, {type: "audio/wav"});
   } finally {
     context.close();

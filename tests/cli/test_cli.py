@@ -382,8 +382,9 @@ def test_relabel_writes_a_table_and_corrections_that_loaders_read(main_with, tin
     assert again.returncode == 0 and len(load_dataset(sample, corrections=tmp_path / "c.csv").noisy) == 20
 
 
-def test_doctor_with_data_profiles_an_epoch(main_with, few_clips):
-    printed = main_with("doctor", few_clips, "--recipe", "quick").stdout
+@pytest.mark.parametrize("options", [(), ("--recipe", "quick")], ids=["default", "quick"])
+def test_doctor_with_data_profiles_an_epoch(options, main_with, few_clips):
+    printed = main_with("doctor", few_clips, *options).stdout
     assert all(w in printed for w in ("decode", "front end", "network", "an epoch of 40 clips"))
 
 

@@ -98,6 +98,11 @@ def test_show_augs_draws_every_change_of_all_stages_and_those_that_are_asked_for
     assert picture.std() > 0.1 and sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "my.toml"]
 
 
+def test_show_augs_draws_the_changes_of_the_recipe_that_run_takes_without_a_name(sample, tmp_path):
+    printed = submit("show-augs", sample, "-n", 1, "--crop-s", 0.5, "--out", tmp_path / "a.png")
+    assert printed.endswith("1 clips before and after mixup_or, gain, shift, noise, spec_augment, stage fit\n")
+
+
 @pytest.mark.slow
 def test_everything_that_is_registered_can_be_shown(sample, tmp_path):
     names = [("--augment", n) for n in AUGMENTATIONS.names()] + [("--mixup", n) for n in MIXERS.names()]
@@ -286,5 +291,7 @@ def test_lr_find_prints_a_line_a_suggestion_and_repeats(sample, tmp_path):
         lines[2:] == [f"{tmp_path / 'lr.png'}: losses of 24 batches"] and plt.imread(tmp_path / "lr.png").shape[0] > 400
     )
     assert submit(*args).splitlines() == lines[:2], "the same seed, the same answer"
+    without_recipe = [word for word in args if word not in ("--recipe", "quick")]
+    assert [line.split()[0] for line in submit(*without_recipe).splitlines()] == ["valley", "steep"]
     with pytest.raises(OptionError, match="fold is 2; quick has the folds 0 to 1"):
         submit(*args, "--fold", 2)

@@ -180,3 +180,15 @@ def test_what_the_server_cannot_read_is_decoded_by_the_browser(
         expect(page.locator(".notices li").first).to_contain_text("decoded by this browser")
         shown = float(re.search(r"([\d.]+) s\b", page.locator("article .head").inner_text())[1])
         assert 0.6 * kept * 2 < shown < 1.3 * kept * 2
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg, which writes the upload, is not installed")
+def test_a_sound_that_the_browser_decodes_keeps_its_channels(chromium, server_without_ffmpeg, tmp_path):
+    from playwright.sync_api import expect
+
+    opposite = ["-f", "lavfi", "-i", "aevalsrc=0.5*sin(880*PI*t)|-0.5*sin(880*PI*t):d=2:s=44100"]
+    subprocess.run(["ffmpeg", "-v", "error", *opposite, "-c:a", "aac", str(tmp_path / "two.m4a")], check=True)
+    with open_page(chromium, server_without_ffmpeg, expected="4") as page:
+        page.set_input_files("#files", str(tmp_path / "two.m4a"))
+        expect(page.locator(".lanes")).to_have_count(1)
+        expect(page.locator(".notices")).to_contain_text("the 2 channels cancel in their mean")
