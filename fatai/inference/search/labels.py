@@ -54,7 +54,7 @@ def read_window_labels(path: str | os.PathLike[str]) -> pd.DataFrame:
             start = end = -1.0
         if not (row["file"] and (math.isnan(start) and math.isnan(end) or 0 <= start < end)):
             raise DataError(
-                f"{path}, {format_row(k, path)}: file {row['file']!r}, start {row['start']!r}, end "
+                f"{path}, {format_row(k, Path(path))}: file {row['file']!r}, start {row['start']!r}, end "
                 f"{row['end']!r}; expected a file and seconds, with an end after the start"
             )
         labels, absent = parse_labels(row["labels"]), parse_labels(row.get("absent", ""))
