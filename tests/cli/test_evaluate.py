@@ -115,7 +115,7 @@ def test_an_ensemble_of_tables_needs_them_whole_only_where_their_orders_differ(d
         (["ensemble", "{d}/run0", "--weights", "lwlrap", "--out", "{d}/b.csv"], "run0 has none"),
         (["score", "{d}/run0", "{d}/run1", "--truth", "{d}/truth.csv", "--per-tag"], "--per-tag is given with 2 runs"),
         (["score", "{d}/run0", "--truth", "{d}/truth.csv", "--part", "train"], "expected oof or test"),
-        (["calibrate", "{d}", "--truth", "{d}/truth.csv"], "oof.csv: no such file"),
+        (["calibrate", "{d}", "--truth", "{d}/truth.csv"], "has no oof.csv; a run writes it at its end"),
         (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--method", "plat"], "did you mean platt"),
         (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--thresholds", "f2"], "expected best, half,"),
         (["calibrate", "{d}/run0", "--truth", "{d}/truth.csv", "--plot", "{d}/plot.wav"], "plot.wav cannot be drawn"),
