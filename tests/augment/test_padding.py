@@ -54,9 +54,9 @@ def test_batches_of_training_and_validation_get_shorter(small_dls, tmp_path):
         return forward(spec)
 
     learn.model.forward = watched
-    # Clips of the sample last half a second and more, as long as their crops.
+    # Clips of the sample last half a second and more, as long as their crops; those may begin with silence.
     TrimToLongest.augment = lambda self, wave, sr, **options: augment(
-        self, torch.where(torch.arange(wave.shape[1]) < 15_000, wave, 0.0), sr, **options
+        self, torch.where(torch.arange(wave.shape[1]) < 15_000, wave + 0.01, 0.0), sr, **options
     )
     try:
         with learn.no_bar(), learn.no_logging():

@@ -292,11 +292,10 @@ def test_old_keys_in_the_overrides_of_a_member_are_refused(tmp_path):
         load_ensemble(write(tmp_path, f'name = "x"\n{member}'))
 
 
-def test_keeping_silence_is_false_and_not_zero_decibels(tmp_path):
-    settings = load_recipe(write(tmp_path, 'name = "x"\n[clips]\ntrim_db = 0\n')).settings()
-    assert settings.trim_db == 0 and settings.trim_db is not None
+@pytest.mark.parametrize("value", ["0", "0.0", "-1", "true", "inf"])
+def test_silence_is_kept_by_false_and_trimmed_by_decibels_above_zero(value, tmp_path):
     with pytest.raises(RecipeError, match="clips.trim_db"):
-        load_recipe(write(tmp_path, 'name = "x"\n[clips]\ntrim_db = true\n'))
+        load_recipe(write(tmp_path, f'name = "x"\n[clips]\ntrim_db = {value}\n'))
 
 
 def test_a_network_of_timm_has_no_width_unless_it_is_given_one():
