@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ class OpenVINOModel(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self._runtime = _import_runtime()
+        _import_runtime()
         self._graphs: dict[_Graph, Any] = {}
 
     def forward(self, spec: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class OpenVINOModel(nn.Module):
         graph.reshape([-1, *key.shape])
         precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[key.dtype]
         options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": key.threads, "NUM_STREAMS": 1}
-        return self._runtime.Core().compile_model(graph, "CPU", options)
+        return _core().compile_model(graph, "CPU", options)
 
     def _convert(self, spec: Tensor) -> Any:
         """Return the graph of the network, by the frontend: `openvino.convert_model` would send usage statistics."""
@@ -150,6 +151,17 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@cache
+def _core() -> Any:
+    """Return OpenVINO's core, the only one of this process.
+
+    The CPU plugin of each core moves the stack of signal handlers and restores the one before when it ends; of two
+    cores that end in the order in which they began, the second restores freed memory, and the next signal kills the
+    process.
+    """
+    return _import_runtime().Core()
 
 
 def _import_runtime() -> Any:

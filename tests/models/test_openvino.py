@@ -1,6 +1,9 @@
 """Networks that OpenVINO runs: the outputs of torch, and torch where OpenVINO cannot follow."""
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -149,3 +152,29 @@ def test_the_command_takes_a_backend(tiny_run, sample, main_with, tmp_path):
     assert found.returncode == 0 and Predictions.from_csv(tmp_path / "a.csv").fnames == (clip.name,)
     refused = main_with("predict", tiny_run.out, clip, "--backend", "onnx", "--out", tmp_path / "b.csv")
     assert refused.returncode == 2 and "backend is 'onnx'" in refused.stderr
+
+
+COMPILE_AND_SIGNAL = """
+import os, signal
+import torch
+from torch import nn
+from fatai.models.openvino import OpenVINOModel
+
+signal.signal(signal.SIGUSR1, lambda *args: print("handled"))
+networks = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval() for _ in range(2)]
+models = [OpenVINOModel(network).eval() for network in networks]
+with torch.inference_mode():
+    for model in models:
+        model(torch.zeros(1, 1, 8, 8))
+while models:
+    del model
+    model = models.pop(0)
+del model
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
+def test_signals_are_handled_after_several_networks_have_gone():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILE_AND_SIGNAL], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
