@@ -58,7 +58,6 @@ class Repeat(nn.Module):
         return _check(spec)[:, None].repeat(1, self.n_channels, 1, 1)
 
 
-@torch.compiler.assume_constant_result
 def _savgol(width: int, order: int) -> list[float]:
     """Return the weights (width,) of the `order`-th derivative of a polynomial of that degree fitted to values."""
     at = np.arange(width) - width // 2
@@ -66,6 +65,10 @@ def _savgol(width: int, order: int) -> list[float]:
     # The highest derivative of a polynomial of degree `order` is the same everywhere: order! times its highest
     # coefficient.
     return (fit[order] * math.factorial(order)).tolist()
+
+
+# What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo, which predictions do not need.
+_savgol.__dict__["_dynamo_marked_constant"] = True
 
 
 def delta(spec: Tensor, *, order: int = 1, width: int = 9) -> Tensor:
