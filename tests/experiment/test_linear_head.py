@@ -156,6 +156,8 @@ def passes(monkeypatch):
 
 
 def test_all_folds_share_the_features_of_a_frozen_network(panns_logreg, few_clips, tmp_path, passes, monkeypatch):
+    # Folded batch norms, which predictions of many clips have, round in another way.
+    monkeypatch.setattr("fatai.inference.predictor.fold_batch_norm", lambda model, spec: model)
     stages = [panns_logreg.stages[0].model_copy(update={"linear_probe": {"C": 0.01}})]  # without large weights
     recipe, data = panns_logreg.model_copy(update={"stages": tuple(stages)}), load_dataset(few_clips)
     shared = run(data, recipe, tmp_path / "shared")
@@ -164,13 +166,12 @@ def test_all_folds_share_the_features_of_a_frozen_network(panns_logreg, few_clip
     monkeypatch.setattr("fatai.experiment.fold._shares_features", lambda *args: False)
     alone = run(data, recipe, tmp_path / "alone")
     assert sum(passes) == 2 * (len(data.curated) + len(data.test)), "by the former way, once in each fold"
-    # Networks that predict many clips at once are folded, which rounds.
-    np.testing.assert_allclose(shared.oof.probs, alone.oof.probs, atol=3e-5)
-    np.testing.assert_allclose(shared.test.probs, alone.test.probs, atol=3e-5)
+    np.testing.assert_allclose(shared.oof.probs, alone.oof.probs, atol=1e-6)
+    np.testing.assert_allclose(shared.test.probs, alone.test.probs, atol=1e-6)
     for fold in (0, 1):
         parts = [Embeddings.load(tmp_path / name / f"fold_{fold}" / "embeddings.npy") for name in ("shared", "alone")]
         assert parts[0].fnames == parts[1].fnames
-        np.testing.assert_allclose(parts[0].values, parts[1].values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(parts[0].values, parts[1].values, rtol=1e-5, atol=1e-6)
 
 
 def test_a_continued_run_of_a_frozen_network_ends_with_the_same_bytes(panns_logreg, few_clips, tmp_path):
