@@ -2,7 +2,8 @@
 
 Binary cross-entropy is linear in the target, so the targets (1 - weight) * labels + weight * probabilities are the
 same as the two losses mixed. Probabilities are computed once for each clip, not for each crop, with the views of the
-teacher's recipe and without its calibration, and kept in the fold's folder.
+teacher's recipe and without its calibration, and kept in the fold's folder. They are computed again if the files of the
+teacher have been written again since.
 
 A fold learns from those networks of the teacher that held out the same clips as it does, so that its score is out of
 fold: a network that was trained on a clip would reveal its label to the student. Where the teacher has no such network,
@@ -12,7 +13,8 @@ all of its networks are averaged, and the student's out-of-fold score is optimis
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from fatai.ensemble.members import read_folds
 from fatai.errors import FataiError, OptionError
 from fatai.experiment.manifest import read_manifest
 from fatai.experiment.recipe import load_recipe
-from fatai.experiment.run_folder import FinishedRun, trained_model
+from fatai.experiment.run_folder import WEIGHTS, FinishedRun, trained_model
 from fatai.experiment.schema import Stage
 from fatai.export.pretrained import is_model_folder
 from fatai.inference.learner import FatLearner
@@ -146,8 +148,9 @@ def teacher_callback(
 
 def teacher_probs(student: Student, teachers: Sequence[str], table: pd.DataFrame, part: str) -> np.ndarray:
     """Return the mean probabilities of some teachers, float64 (clips, tags); computed once for a fold and part."""
-    digest = hashlib.blake2b("\n".join(teachers).encode(), digest_size=4).hexdigest()  # stages may differ in theirs
-    kept = student.folder / f"teacher_{digest}_{part}.csv"
+    names = _digest(teachers)  # stages may differ in theirs
+    files = student.group.broadcast(_digest(line for teacher in teachers for line in _file_stamps(Path(teacher))))
+    kept = student.folder / f"teacher_{names}_{files}_{part}.csv"
     # By number: clips of several folders may have the same name.
     items = pd.DataFrame({"fname": [str(i) for i in range(len(table))], "path": table["path"].to_numpy()})
     if student.group.broadcast(kept.is_file()):
@@ -158,7 +161,32 @@ def teacher_probs(student: Student, teachers: Sequence[str], table: pd.DataFrame
     if student.group.is_main:
         kept.parent.mkdir(parents=True, exist_ok=True)
         Predictions(tuple(items["fname"]), student.tags, probs).to_csv(kept)
+        _remove_former(kept, teachers, f"teacher_{names}_*_{part}.csv")
     return probs
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.blake2b("\n".join(lines).encode(errors="surrogateescape"), digest_size=4).hexdigest()
+
+
+def _file_stamps(teacher: Path) -> Iterator[str]:
+    """Yield the name, size and time of modification of each file that a teacher's probabilities depend on."""
+    for pattern in ("config.json", "recipe.toml", "folds.csv", WEIGHTS, f"fold_*/{WEIGHTS}"):
+        for path in sorted(teacher.glob(pattern)):
+            stat = path.stat()
+            yield f"{path.relative_to(teacher)} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _remove_former(kept: Path, teachers: Sequence[str], pattern: str) -> None:
+    """Remove probabilities of former files of the teachers, with a warning: epochs may have learned from them."""
+    for former in sorted(set(kept.parent.glob(pattern)) - {kept}):
+        former.unlink()
+        warnings.warn(
+            f"files of the teacher {', '.join(teachers)} changed after {kept.parent} began to learn from it: its "
+            "probabilities are computed again, but epochs and folds that ended before learned from the former ones; "
+            "start a new run to learn from the present ones alone",
+            stacklevel=2,
+        )
 
 
 def _predict(student: Student, teacher: str, items: pd.DataFrame) -> np.ndarray:

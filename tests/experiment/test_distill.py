@@ -1,5 +1,6 @@
 """Distillation: targets, the networks of the teacher that a fold learns from, and when the score is honest."""
 
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import multi_hot
 from fatai.errors import FataiError
 from fatai.experiment import distill
-from fatai.experiment.distill import check_teachers
+from fatai.experiment.distill import Student, check_teachers
 from fatai.experiment.manifest import read_manifest
 from fatai.experiment.recipe import Recipe
 from fatai.experiment.run import run_recipe
@@ -97,6 +98,24 @@ def test_unlabelled_clips_have_the_targets_of_the_teacher_and_no_labels(few, tea
     (tmp_path / "run" / "fold_1" / "model.safetensors").unlink()
     run(few, recipe(teacher=str(teacher), teacher_clips="noisy"), tmp_path / "run", run_folds=[1], resume=True)
     assert folds == []
+
+
+def test_a_teacher_with_other_weights_predicts_again(few, teacher, tmp_path):
+    again = tmp_path / "teacher"
+    shutil.copytree(teacher, again)
+    student = Student(tmp_path / "fold_1", few.tags, tuple(few.curated["fname"][:1]))
+    before = distill.teacher_probs(student, [str(again)], few.noisy, "unlabelled")
+    for fold in (0, 1):  # other files of the same size
+        other = teacher / f"fold_{1 - fold}" / "model.safetensors"
+        shutil.copyfile(other, again / f"fold_{fold}" / "model.safetensors")
+    with pytest.warns(UserWarning, match="changed after .*fold_1 began to learn from it"):
+        after = distill.teacher_probs(student, [str(again)], few.noisy, "unlabelled")
+    assert not np.allclose(before, after, atol=1e-6)
+    assert len(list(student.folder.iterdir())) == 1, "the former probabilities are removed"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stored = distill.teacher_probs(student, [str(again)], few.noisy, "unlabelled")
+    np.testing.assert_allclose(stored, after, atol=1e-6)
 
 
 def test_a_folder_of_sounds_is_learned_from_too(few, teacher, sample, seen, tmp_path):
