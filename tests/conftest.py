@@ -13,6 +13,7 @@ import sys
 import warnings
 
 import pytest
+from helpers.made_once import made_once
 from hypothesis import settings
 
 # The same examples in every run of the tests; `make fuzz` takes new ones by --hypothesis-profile=random.
@@ -60,10 +61,16 @@ def sample():
 
 
 @pytest.fixture(scope="session")
-def clip_cache(tmp_path_factory):
-    """A folder of cached clips, the same for all processes of the tests."""
+def shared_folder(tmp_path_factory):
+    """A folder of this run of the tests, the same for all of its processes."""
     folder = tmp_path_factory.getbasetemp()
-    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "clips"
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def clip_cache(shared_folder):
+    """A folder of cached clips, the same for all processes of the tests."""
+    return shared_folder / "clips"
 
 
 @pytest.fixture(scope="session")
@@ -111,13 +118,16 @@ def tiny_recipe():
 
 
 @pytest.fixture(scope="session")
-def tiny_run(sample, tiny_recipe, tmp_path_factory):
-    """A finished run of `tiny_recipe` on the sample."""
+def tiny_run(sample, tiny_recipe, shared_folder):
+    """A finished run of `tiny_recipe` on the sample, one for all processes of the tests; nothing changes it."""
     from fatai.experiment.run import run_recipe
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return run_recipe(sample, tiny_recipe, tmp_path_factory.mktemp("runs") / "tiny", num_workers=0)
+    def train():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return run_recipe(sample, tiny_recipe, shared_folder / "runs" / "tiny", num_workers=0)
+
+    return made_once(shared_folder / "tiny_run.pickle", train)
 
 
 @pytest.fixture(scope="session")
