@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,9 @@ def report_html(report: ReportData) -> str:
     return page_environment().get_template("report.html").render(report=report, **sections)
 
 
+@cache
 def page_environment() -> Environment:
-    """Return the environment of the pages' templates."""
+    """Return the environment of the pages' templates, which compiles each of them once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # All that is no Markup is escaped: names of files and tags are untrusted.

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile as sf
+from matplotlib.figure import Figure
 from scipy.special import expit
 from torch import nn
 from typer.testing import CliRunner
@@ -111,6 +112,12 @@ def assert_self_contained(html):
     assert len(page.of("script")) == 1 and not page.of("iframe")
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures that are made, but not drawn, which is half of the time of a report: for tests of its texts."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write('<svg viewBox="0 0 1 1"></svg>'))
+
+
 @pytest.fixture(scope="module")
 def html(tiny_run, sample, tmp_path_factory):
     path = run_report(tiny_run.out, sample, tmp_path_factory.mktemp("report") / "report.html")
@@ -194,6 +201,7 @@ def test_the_same_run_gives_the_same_bytes_by_command(tiny_run, sample, tmp_path
     assert re.fullmatch(rf"{re.escape(str(tmp_path))}/again.html: \d\.\d MB\n", ended.stdout)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_its_data_a_run_still_has_its_scores(tiny_run, tmp_path):
     path = run_report(tiny_run.out, out=tmp_path / "alone.html")
     alone = Page(path.read_text(encoding="utf-8"))
@@ -299,6 +307,7 @@ def scored_report(probs, targ, tags, **given):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_with_one_tag_average_precision_is_reported_and_lwlrap_is_not_applicable():
     # Present: 0.9 (rank 1) and 0.4 (rank 3): AP = (1/1 + 2/3) / 2; three of four pairs are in order.
     report = scored_report(
@@ -325,6 +334,7 @@ def test_the_matrix_of_confusions_has_the_percentages_as_numbers():
     assert numbers.count("33") == 1 and numbers.count("100") == 2, "one 100 is a tick of the colors"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_score_by_clips_per_tag_and_the_frozen_network_are_those_of_the_manifest():
     manifest = {
         "clips_per_tag": {"counts": [1, 2, 4.5], "scores": [0.5, 0.7, 0.8], "twice": 0.85},
@@ -338,12 +348,14 @@ def test_the_score_by_clips_per_tag_and_the_frozen_network_are_those_of_the_mani
     assert "about 0.850" in texts["amount"]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("noted", [None, [], {"counts": [1, 2], "scores": [0.5], "twice": 1}, {"counts": ["x", {}]}])
 def test_a_manifest_without_a_curve_gives_a_sentence(noted):
     report = scored_report([[0.5, 0.4], [0.1, 0.2]], [[1, 0], [0, 1]], ("a", "b"), manifest={"clips_per_tag": noted})
     assert "was not measured against the number of clips" in Page(report_html(report)).texts["amount"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_perfect_lwlrap_beside_a_poor_auc_is_not_called_without_cost():
     # Every clip ranks its own tag first, but the third, without a tag, scores highest of all.
     # AUC: a 1/2, b 0; AP: a 1/2, b 1/3.
@@ -380,6 +392,7 @@ def copied(tiny_run, tmp_path):
     return shutil.copytree(tiny_run.out, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_out_of_fold_predictions_has_sentences_instead(copied, sample):
     (copied / "oof.csv").unlink()
     shown = Page(run_report(copied, sample).read_text(encoding="utf-8"))
@@ -389,6 +402,7 @@ def test_a_run_without_out_of_fold_predictions_has_sentences_instead(copied, sam
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("file", "text", "section", "shown_text"), [
     ("oof.csv", "fname,Bark\na.wav,loud\n", "overall", "no predictions of held-out clips"),
     ("folds.csv", "fname,fold,labels\na.wav\n", "overall", "labels of the held-out clips are not available"),
@@ -407,6 +421,7 @@ def test_a_damaged_file_removes_its_section_only(copied, sample, file, text, sec
     assert any(file.split("/")[-1] in str(w.message) or "scores" in str(w.message) for w in caught) or "/" in file
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_stored_labels_takes_them_from_the_data(copied, sample, tiny_run):
     table = pd.read_csv(copied / "folds.csv")
     table[["fname", "fold"]].to_csv(copied / "folds.csv", index=False)
@@ -459,6 +474,7 @@ def test_predictions_of_other_tags_than_the_network_are_reported(report):
     assert "the network of the run lacks the tag" in examples.best_and_worst_clips(other, 1)["trouble"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_ensemble_has_its_scores_and_links_to_its_members(tiny_run, sample, tmp_path):
     for name in ("one", "two & three"):
         shutil.copytree(tiny_run.out, tmp_path / name)
@@ -492,6 +508,7 @@ def test_a_report_that_fails_leaves_the_run(copied, sample, monkeypatch):
     assert not lines and not list(copied.glob("*report*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_learner_reports_its_held_out_clips(small_dls, tmp_path, monkeypatch):
     learn = fat_learner(small_dls, "m1", width=0.125, precision="fp32")
     with learn.no_bar(), learn.no_logging():
@@ -536,6 +553,7 @@ def test_the_plots_of_the_start_page_run(small_dls, tmp_path, monkeypatch):
     plt.close("all")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_finds_the_data_of_the_run_for_players(tiny_run, main_with, tmp_path):
     ended = main_with("report", tiny_run.out, "--out", tmp_path / "again.html")
     assert ended.returncode == 0 and "<audio" in (tmp_path / "again.html").read_text()
