@@ -91,11 +91,13 @@ def predict(
     memory does not grow with the number of sounds, and the same command continues a stopped one. If sounds cannot be
     read or are silent, a column status marks their rows, which are the prior.
 
+    If none of them can be read, it ends with an error and writes no table.
+
     Example: fatai-submit predict runs/ninth my_sounds/ --out tags.csv
     """
     from fatai.cli.paths import sounds_by_name
     from fatai.errors import OptionError
-    from fatai.experiment.bulk_predict import count_unreadable
+    from fatai.experiment.bulk_predict import count_unreadable, none_readable
     from fatai.experiment.run_folder import predict_with_run, thresholds_of_run
     from fatai.io.fetch import is_url
     from fatai.io.lock import lock_output
@@ -133,6 +135,8 @@ def predict(
             if path is not None:
                 locks.enter_context(lock_output(path))
         predictions = predict_with_run(run, named, save_views=save_views, **options)
+        if named and len(predictions.unreadable) == len(named):
+            raise none_readable(named, options.get("channel"))
         if labels is not None and thresholds is not None:
             _write_labels(predictions, thresholds, labels)
         if out is not None:
@@ -168,14 +172,24 @@ def _predict_to_table(
 ) -> Path:
     """Write all predictions to a CSV, or one shard of them, or all shards in `nproc` processes; return the CSV."""
     from fatai.errors import OptionError
-    from fatai.experiment.bulk_predict import merge_shards, parse_shard, predict_to_csv
+    from fatai.experiment.bulk_predict import (
+        count_unreadable,
+        merge_shards,
+        none_readable,
+        parse_shard,
+        predict_to_csv,
+    )
     from fatai.experiment.launch import start_shards
 
     if shard is not None and nproc is not None:
         raise OptionError("--shard processes one part and --nproc all of them; give one of the two")
     if nproc is not None:
         start_shards(nproc, [word for word in sys.argv[1:] if word != "--strict"], f"the prediction of {out}")
-        typer.echo(f"{out}: {merge_shards(out)} clips")
+        n_clips = merge_shards(out)
+        if 0 < n_clips == count_unreadable(out):
+            out.unlink()
+            raise none_readable(named, options.get("channel"))
+        typer.echo(f"{out}: {n_clips} clips")
         return out
     if shard is not None:
         part = parse_shard(shard)

@@ -18,8 +18,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from fatai.audio.io import load_audio
 from fatai.ensemble.streaming import concat_files, scan_files
-from fatai.errors import CheckpointError, DataError, OptionError
+from fatai.errors import AudioError, CheckpointError, DataError, OptionError
 from fatai.experiment.ensemble_folder import EnsembleFolder, is_ensemble_folder
 from fatai.experiment.run_folder import predict_with_run
 from fatai.inference.prediction_files import CHUNK, PredictionWriter, has_times, row_chunks
@@ -110,6 +111,8 @@ def predict_to_csv(
 
     Raises
     ------
+    AudioError
+        If none of the clips can be read, unless `keep_journal` is True; `out` is not written then.
     DataError
         If a journal of other clips, another run or other options is beside `out`, or two clips have the same name.
     StorageError
@@ -162,10 +165,40 @@ def _predict_with_journal(
             if start == 0:
                 f.write(json.dumps({"tags": predictions.tags}) + "\n")
             _append_rows(f, predictions)
+    if pairs and not keep_journal and not _has_readable(journal):
+        journal.unlink()  # the same command tries them again
+        raise none_readable(pairs, options.get("channel"))
     n = _write_table(journal, out)
     if not keep_journal:
         journal.unlink()
     return n
+
+
+def _has_readable(journal: Path) -> bool:
+    with journal.open(encoding="utf-8") as f:
+        return any(json.loads(line)[-1] != "unreadable" for line in islice(f, 2, None))
+
+
+def none_readable(
+    items: pd.DataFrame | Sequence[tuple[str, str | Path]], channel: str | int | None = None
+) -> AudioError:
+    """Return the error for clips of which none can be read, with the reason of the first, which is read once more.
+
+    Parameters
+    ----------
+    items
+        As in `predict_to_csv`, at least one.
+    channel
+        As in `fatai.experiment.run_folder.predict_with_run`.
+    """
+    pairs = _pairs(items)
+    reason = f"{pairs[0][1]} cannot be read"
+    try:
+        load_audio(pairs[0][1], channel="auto" if channel is None else channel)
+    except AudioError as e:
+        reason = str(e)
+    several = f"none of the {len(pairs)} sounds can be read; the first: " if len(pairs) > 1 else ""
+    return AudioError(several + reason)
 
 
 def _append_rows(f: IO[str], predictions: Predictions) -> None:

@@ -19,7 +19,7 @@ import fsspec
 import numpy as np
 
 from fatai.errors import DataError, OptionError, StorageError
-from fatai.experiment.bulk_predict import run_identity
+from fatai.experiment.bulk_predict import none_readable, run_identity
 from fatai.experiment.engines import ENGINES
 from fatai.experiment.tag_batch import TagBatch
 from fatai.inference.prediction_files import PredictionWriter, has_times, status_column
@@ -72,6 +72,8 @@ def predict_in_parts(
 
     Raises
     ------
+    AudioError
+        If none of the sounds can be read; `out` is not written then.
     DataError
         If the parts of other sounds, another run or other options are beside `out`, or two sounds have the same name.
     OptionError
@@ -101,9 +103,14 @@ def predict_in_parts(
     left = [k for k in parts if not store.has(k)]
     if left:
         raise StorageError(f"{len(left)} of {len(parts)} parts of {out} are missing, such as {store.name(left[0])}")
-    joined = _join(store, len(parts), out, tags)
-    store.remove()
-    return joined
+    marked = _marked(store, len(parts), tags)
+    all_failed = 0 < len(items) == marked.n_unreadable
+    if not all_failed:
+        _join(store, len(parts), out, tags, marked)
+    store.remove()  # if all failed, the same command tries them again
+    if all_failed:
+        raise none_readable(items, options.get("channel"))
+    return PredictedRows(len(items), marked.n_unreadable)
 
 
 def pyarrow_parquet() -> Any:
@@ -191,16 +198,32 @@ class _PartStore:
         files.rm(folder, recursive=True)
 
 
-def _join(store: _PartStore, n_parts: int, out: str, tags: tuple[str, ...]) -> PredictedRows:
-    """Join the parts in their order, one at a time."""
-    column, n_rows, with_times = status_column(tags), 0, False
+class _Marked(NamedTuple):
+    """Status of each sound by name, except "ok", and whether any sound is a segment."""
+
+    statuses: dict[str, str]
+    with_times: bool
+
+    @property
+    def n_unreadable(self) -> int:
+        return list(self.statuses.values()).count("unreadable")
+
+
+def _marked(store: _PartStore, n_parts: int, tags: tuple[str, ...]) -> _Marked:
+    """Read the statuses of all parts."""
+    column, with_times = status_column(tags), False
     statuses: dict[str, str] = {}
     for k in range(n_parts):
         table = store.read(k, ["fname", column])
         names = table["fname"].to_pylist()
-        n_rows, with_times = n_rows + len(names), with_times or has_times(names)
+        with_times = with_times or has_times(names)
         pairs = zip(names, table[column].to_pylist(), strict=True)
         statuses.update({name: status for name, status in pairs if status != "ok"})
+    return _Marked(statuses, with_times)
+
+
+def _join(store: _PartStore, n_parts: int, out: str, tags: tuple[str, ...], marked: _Marked) -> None:
+    """Join the parts in their order, one at a time."""
     files, name = fsspec.core.url_to_fs(out)
     part = f"{name}.{secrets.token_hex(4)}.tmp"
     tables = (store.read(k) for k in range(n_parts))
@@ -208,9 +231,8 @@ def _join(store: _PartStore, n_parts: int, out: str, tags: tuple[str, ...]) -> P
         if out.endswith(".parquet"):
             _write_parquet(tables, f)
         else:
-            _write_csv(tables, f, tags, statuses, with_times)
+            _write_csv(tables, f, tags, marked.statuses, marked.with_times)
     files.mv(part, name)
-    return PredictedRows(n_rows, list(statuses.values()).count("unreadable"))
 
 
 def _write_parquet(tables: Iterator[Any], file: Any) -> None:

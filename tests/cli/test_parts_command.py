@@ -29,6 +29,14 @@ def test_parquet_has_the_rows_of_the_csv(main_with, tiny_run, sounds, tmp_path):
     pd.testing.assert_frame_equal(found.drop(columns=["status", "reason"]), wanted, check_dtype=False)
 
 
+def test_without_any_readable_sound_there_is_no_table(main_with, tiny_run, sounds, tmp_path):
+    for path in sounds.iterdir():
+        path.write_bytes(b"")
+    ended = main_with("predict", tiny_run.out, sounds, "--out", tmp_path / "tags.parquet")
+    assert ended.returncode == 2 and "none of the 3 sounds can be read; the first: " in ended.stderr
+    assert not list(tmp_path.glob("tags*"))
+
+
 def test_sounds_of_a_web_server_are_predicted_and_missing_ones_marked(main_with, tiny_run, sounds, tmp_path):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sounds)
     pytest.importorskip("aiohttp", reason="fsspec reads http by aiohttp")

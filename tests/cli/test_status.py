@@ -1,6 +1,7 @@
 """Clips that cannot be read: a column of statuses, what reads it back, and the exit code of --strict."""
 
 import os
+import re
 import sys
 import warnings
 
@@ -117,6 +118,55 @@ def test_predict_marks_the_row_and_strict_is_exit_code_3(sounds, tiny_run, main_
     assert printed.returncode == done.returncode and "b.wav: cannot be read\n" in printed.stdout
     (sounds / "b.wav").unlink()
     assert main_with("predict", tiny_run.out, sounds, "--out", tmp_path / "q.csv", *options).returncode == 0
+
+
+@pytest.fixture
+def broken(sounds):
+    """A folder of two sounds that cannot be read."""
+    (sounds / "a.wav").write_bytes(b"")
+    (sounds / "c.wav").unlink()
+    return sounds
+
+
+@pytest.mark.parametrize("options", [[], ["--out", "p.csv"], ["--out", "p.csv", "--labels", "l.csv"]])
+def test_predict_without_any_readable_sound_is_an_error_and_writes_no_table(
+    broken, tiny_run, main_with, tmp_path, monkeypatch, options
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fatai.experiment.run_folder.thresholds_of_run", lambda run: None)
+    for strict in ([], ["--strict"]):
+        done = main_with("predict", tiny_run.out, broken, *options, *strict)
+        assert done.returncode == 2 and not done.stdout
+        message = r"^fatai-submit: none of the 2 sounds can be read; the first: .*a\.wav: .*empty"
+        assert re.search(message, done.stderr, re.M)
+    assert not list(tmp_path.glob("*.csv*"))
+    soundfile.write(broken / "a.wav", np.full(22050, 0.1), 44100)
+    assert main_with("predict", tiny_run.out, broken, *options).returncode == 0, "sounds are read again"
+
+
+def test_the_reason_of_a_single_sound_names_the_channel(sounds, tiny_run, main_with, tmp_path):
+    done = main_with("predict", tiny_run.out, sounds / "a.wav", "--channel", "2", "--out", tmp_path / "p.csv")
+    assert done.returncode == 2 and re.search(r"^fatai-submit: .*a\.wav: .*channel", done.stderr, re.M)
+
+
+def test_a_shard_without_readable_sounds_is_complete(broken, tiny_run, main_with, tmp_path):
+    for shard in ("1/2", "2/2"):
+        done = main_with("predict", tiny_run.out, broken, "--out", tmp_path / "p.csv", "--shard", shard)
+        assert done.returncode == 0, "others may have readable ones"
+    assert main_with("predict", "--merge", tmp_path / "p.csv").returncode == 0
+
+
+def test_processes_without_any_readable_sound_leave_no_table(broken, tiny_run, main_with, tmp_path, monkeypatch):
+    out = tmp_path / "p.csv"
+
+    def run_shards(n, arguments, desc):
+        for k in range(n):
+            main_with("predict", tiny_run.out, broken, "--out", out, "--shard", f"{k + 1}/{n}")
+
+    monkeypatch.setattr("fatai.experiment.launch.start_shards", run_shards)
+    done = main_with("predict", tiny_run.out, broken, "--out", out, "--nproc", "2")
+    assert done.returncode == 2 and "none of the 2 sounds can be read" in done.stderr
+    assert not list(tmp_path.glob("*.csv*"))
 
 
 def test_shards_with_and_without_unreadable_clips_are_merged(sounds, tiny_run, main_with, tmp_path):
