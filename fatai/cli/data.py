@@ -106,7 +106,7 @@ def stats(
     front_end: Annotated[
         str | None, typer.Option("--front-end", help="Front end to measure; by default the recipe's.")
     ] = None,
-    recipe: RecipeName = "ninth",
+    recipe: RecipeName = "default",
     normalize: Annotated[
         str, typer.Option("--normalize", help="global: one mean and standard deviation; bin: one of each row.")
     ] = "global",
@@ -120,20 +120,25 @@ def stats(
 ) -> None:
     """Measure the mean and standard deviation of a data set's spectrograms.
 
-    The front end of a recipe normalizes by them.
+    The front end of a recipe normalizes by them. What the recipe leaves to the data, such as the rate of the front end,
+    is decided from them.
 
-    Example: fatai-submit stats DATA --recipe ninth --out my.toml
+    Example: fatai-submit stats DATA --out my.toml
     """
+    from fatai.data.datasets.fat2019 import load_dataset
     from fatai.data.stats import data_stats
+    from fatai.experiment.adapt import adapt_recipe
     from fatai.experiment.recipe import load_recipe
     from fatai.io.atomic import write_text
 
     loaded = load_recipe(recipe)
     if front_end is not None:
         loaded = loaded.with_front_end(name=front_end)
+    dataset = load_dataset(data)
+    loaded = adapt_recipe(loaded, dataset)
     settings = loaded.settings()
     measured = data_stats(
-        data, settings.front_end, parts=[p.strip() for p in parts.split(",")], trim_db=settings.trim_db
+        dataset, settings.front_end, parts=[p.strip() for p in parts.split(",")], trim_db=settings.trim_db
     )
     values = measured.settings(normalize)
     if out is not None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import soundfile
 
 from fatai import __version__
 from fatai.cli import train
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_labels
 from fatai.errors import DataError
-from fatai.experiment.recipe import tomllib
+from fatai.experiment.recipe import load_recipe, tomllib
 from fatai.models.weights import WEIGHTS
 
 COMMANDS = [
@@ -346,6 +347,17 @@ def test_stats_go_into_a_recipe(main_with, few_clips, tmp_path):
     numbers = tomllib.loads(shown)
     measured = tomllib.loads((tmp_path / "my.toml").read_text())["front_end"]
     assert {k: measured[k] for k in numbers} == numbers and numbers["mean"] != -35.7
+
+
+def test_stats_measures_the_recipe_that_run_takes_at_the_rate_of_the_data(main_with, tmp_path, rng):
+    for k in range(4):
+        soundfile.write(tmp_path / f"{k}.wav", 0.1 * rng.standard_normal(16000), 16000)
+    (tmp_path / "labels.csv").write_text("file,tags\n0.wav,a\n1.wav,b\n2.wav,a\n3.wav,b\n")
+    ended = main_with("stats", tmp_path / "labels.csv", "--out", tmp_path / "my.toml")
+    assert ended.returncode == 0 and "my.toml: default with the statistics" in ended.stdout, ended.stderr
+    written = load_recipe(tmp_path / "my.toml")
+    assert written.front_end["sr"] == 16000 and written.front_end["mean"] != -35.7
+    assert written.auto is None and "front_end.sr = 16000" in written.decided
 
 
 def test_review_writes_the_label_issues_of_a_run_as_a_table(main_with, tiny_run, sample, tmp_path):
