@@ -15,7 +15,22 @@ from typing import Annotated, Any
 import typer
 
 from fatai import __version__
-from fatai.cli import data, evaluate, export, index, labels, predict, preview, runs, serve, tag, train, tune, weights
+from fatai.cli import (
+    data,
+    demo,
+    evaluate,
+    export,
+    index,
+    labels,
+    predict,
+    preview,
+    runs,
+    serve,
+    tag,
+    train,
+    tune,
+    weights,
+)
 from fatai.cli import list as listing
 from fatai.cli.options import CommandPanels
 from fatai.errors import FataiError
@@ -38,7 +53,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    train, tune, predict, tag, serve, export, evaluate, preview, data, labels, index, runs, listing, weights,
+    train, demo, tune, predict, tag, serve, export, evaluate, preview, data, labels, index, runs, listing, weights,
 ):
     app.add_typer(module.app)
 

@@ -10,6 +10,7 @@ the load.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fatai.experiment.estimate import (
     predicted_clips,
 )
 from fatai.experiment.frozen_features import shares_features
+from fatai.experiment.launch import processes_for_all
 from fatai.experiment.noisy_decision import max_tried
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import Recipe, validated
@@ -51,6 +53,11 @@ LADDER = (
 """Sizes of recipe `best`, the smallest first; a single recipe takes those of one network."""
 
 _SAFETY = 0.9  # part of the budget that is planned
+_BESIDE = 1.1  # how much longer a step takes beside those of other folds: they share the memory's bandwidth
+
+
+def _slowed(side_by_side: int) -> float:
+    return _BESIDE if side_by_side > 1 else 1.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class Plan:
         Steps of a fold of each network.
     folds
         Folds that are trained; more than those of the rung where a column of the table gives them.
+    side_by_side
+        Folds that are trained at the same time.
     noisy_decision
         Whether the run decides if noisy clips help, which takes as much time again; None without noisy clips.
     """
@@ -76,6 +85,7 @@ class Plan:
     budget_s: float
     steps: tuple[int, ...]
     folds: int
+    side_by_side: int = 1
     noisy_decision: bool | None = None
 
     def __str__(self) -> str:
@@ -85,9 +95,10 @@ class Plan:
             None: "", True: ", half of the time for noisy clips",
             False: "; no time to try whether noisy clips help",
         }[self.noisy_decision]
+        beside = f", {self.side_by_side} folds side by side" if self.side_by_side > 1 else ""
         return (
             f"about {clock(self.seconds)} of {clock(self.budget_s)}: {members} x {self.folds} folds x {steps} "
-            f"steps{noisy}"
+            f"steps{beside}{noisy}"
         )
 
 
@@ -115,9 +126,10 @@ class _Cost:
 
     def __init__(
         self, data: FATDataset, recipes: Sequence[Recipe], measure: Callable[[FATDataset, Recipe], Costs],
-        log: Callable[[str], None],
+        log: Callable[[str], None], n_sized: int, side_by_side: bool,
     ):
         self.data, self.recipes, self._measure, self._log = data, recipes, measure, log
+        self._n_sized, self._side_by_side = n_sized, side_by_side
         self._known = DataFacts(data)
         self._adapted: dict[tuple[int, int, float], Recipe] = {}
         self._costs: dict[str, Costs] = {}
@@ -129,8 +141,32 @@ class _Cost:
             self._adapted[key] = adapt_recipe(resize(self.recipes[member], rung), self.data, self._known)
         return self._adapted[key]
 
+    def members(self, rung: Rung) -> list[int]:
+        """Return the members of a rung, and those that every rung has."""
+        return [*range(min(rung.members, self._n_sized)), *range(self._n_sized, len(self.recipes))]
+
+    def side_by_side(self, rung: Rung) -> int:
+        """Return the number of folds that are trained at the same time."""
+        if not self._side_by_side:
+            return 1
+        return processes_for_all([self.sized(k, rung) for k in self.members(rung)], len(self.data.tags))
+
     def seconds(self, rung: Rung) -> float:
-        return sum(self._member_seconds(member, rung) for member in range(rung.members))
+        """Return the seconds of all members."""
+        n = self.side_by_side(rung)
+        return _slowed(n) * sum(self._member_seconds(member, rung, n) for member in self.members(rung))
+
+    def seconds_with_noisy(self, rung: Rung) -> float:
+        """Return the seconds of the first network if it decides on noisy clips, and then uses them.
+
+        All folds are trained twice, and predict noisy clips to decide on them. Folds side by side wait for the one that
+        is tried.
+        """
+        recipe, n = self.sized(0, rung), self.side_by_side(rung)
+        costs, rounds, alone = self._costs_of(recipe), math.ceil(recipe.n_run_folds / n), int(n > 1)
+        decide_s = max_tried(_n_noisy(self.data), len(self.data.curated)) * costs.clip_s
+        fold_s = fold_seconds(recipe, self.data, costs)
+        return _slowed(n) * ((2 * rounds + alone) * fold_s + (rounds + alone) * decide_s)
 
     def steps(self, rung: Rung) -> tuple[int, ...]:
         return tuple(
@@ -138,15 +174,9 @@ class _Cost:
             for recipe in (self.sized(member, rung) for member in range(rung.members))
         )
 
-    def decide_seconds(self, rung: Rung) -> float:
-        """Return the seconds in which the folds of the first network predict noisy clips, to decide on them."""
-        recipe = self.sized(0, rung)
-        n_clips = max_tried(_n_noisy(self.data), len(self.data.curated))
-        return n_run_folds(recipe) * n_clips * self._costs_of(recipe).clip_s
-
-    def _member_seconds(self, member: int, rung: Rung) -> float:
+    def _member_seconds(self, member: int, rung: Rung, side_by_side: int) -> float:
         recipe = self.sized(member, rung)
-        return run_seconds(recipe, self.data, self._costs_of(recipe))
+        return run_seconds(recipe, self.data, self._costs_of(recipe), side_by_side)
 
     def _costs_of(self, recipe: Recipe) -> Costs:
         """Measure the steps of a recipe; networks that differ in their seed alone are measured once."""
@@ -177,16 +207,11 @@ def resize(recipe: Recipe, rung: Rung) -> Recipe:
     return validated(plain, f"{recipe.name} within a budget")
 
 
-def n_run_folds(recipe: Recipe) -> int:
-    """Return the number of folds that a recipe trains."""
-    return recipe.folds.n if recipe.folds.run_folds is None else len(recipe.folds.run_folds)
-
-
-def run_seconds(recipe: Recipe, data: FATDataset, costs: Costs) -> float:
-    """Return the seconds of all folds; those of linear probes share the features of each clip."""
+def run_seconds(recipe: Recipe, data: FATDataset, costs: Costs, side_by_side: int = 1) -> float:
+    """Return the seconds of all folds, so many at a time; those of linear probes share the features of each clip."""
     if shares_features(recipe):
         return (len(data.curated) + len(data.test)) * costs.clip_s
-    return n_run_folds(recipe) * fold_seconds(recipe, data, costs)
+    return math.ceil(recipe.n_run_folds / side_by_side) * fold_seconds(recipe, data, costs)
 
 
 def fold_seconds(recipe: Recipe, data: FATDataset, costs: Costs) -> float:
@@ -214,6 +239,7 @@ def _n_noisy(data: FATDataset) -> int:
 def plan_recipe(
     data: FATDataset, recipe: Recipe, budget_s: float, *,
     measure: Callable[[FATDataset, Recipe], Costs] = measure_costs, log: Callable[[str], None] = print,
+    side_by_side: bool = False,
 ) -> tuple[Recipe, Plan]:
     """Return a recipe at the size that fits a budget, and the plan.
 
@@ -225,21 +251,25 @@ def plan_recipe(
         Measures a step and the prediction of a clip.
     log
         Called with a line before and after each measurement.
+    side_by_side
+        Whether as many folds are trained at the same time as `fatai.experiment.launch.processes_for` returns.
     """
-    cost = _Cost(data, [recipe], measure, log)
+    cost = _Cost(data, [recipe], measure, log, 1, side_by_side)
     rung, seconds = choose_rung([rung for rung in LADDER if rung.members == 1], cost.seconds, budget_s)
     sized, decides = cost.sized(0, rung), None
     if sized.noisy_decision and data.noisy is not None:
-        with_noisy = 2 * seconds + cost.decide_seconds(rung)
+        with_noisy = cost.seconds_with_noisy(rung)
         decides = with_noisy <= _SAFETY * budget_s
         seconds = with_noisy if decides else seconds
         sized = sized if decides else sized.model_copy(update={"noisy_decision": None})
-    return sized, Plan(rung, seconds, budget_s, cost.steps(rung), n_run_folds(sized), decides)
+    n = cost.side_by_side(rung)
+    return sized, Plan(rung, seconds, budget_s, cost.steps(rung), sized.n_run_folds, n, decides)
 
 
 def plan_ensemble(
     data: FATDataset, recipe: EnsembleRecipe, recipes: Mapping[str, Recipe], budget_s: float, *,
     measure: Callable[[FATDataset, Recipe], Costs] = measure_costs, log: Callable[[str], None] = print,
+    n_sized: int | None = None, side_by_side: bool = False,
 ) -> tuple[EnsembleRecipe, Plan]:
     """Return an ensemble with the members, folds and steps that fit a budget, and the plan.
 
@@ -247,19 +277,32 @@ def plan_ensemble(
     ----------
     recipes
         The recipe of each member, as from `fatai.experiment.ensemble_run.member_recipes`.
-    budget_s, measure, log
+    n_sized
+        Number of members that the budget decides about, the first ones; those after them, such as a probe, are trained
+        in any case. None takes all.
+    budget_s, measure, log, side_by_side
         As in `plan_recipe`.
     """
-    cost = _Cost(data, list(recipes.values()), measure, log)
-    rungs = [rung for rung in LADDER if rung.members <= len(recipes)]
+    n_sized = len(recipes) if n_sized is None else n_sized
+    cost = _Cost(data, list(recipes.values()), measure, log, n_sized, side_by_side)
+    rungs = [rung for rung in LADDER if rung.members <= n_sized]
     rung, seconds = choose_rung(rungs, cost.seconds, budget_s)
     members = [
         member.model_copy(update={"overrides": _resized(member.overrides, rung)})
         for member in recipe.members[:rung.members]
     ]
-    plan = Plan(rung, seconds, budget_s, cost.steps(rung), n_run_folds(cost.sized(0, rung)))
-    return recipe.model_copy(update={"members": tuple(members)}), plan
+    fixed = [
+        member.model_copy(update={"overrides": {**member.overrides, "folds": _folds(member.overrides, rung)}})
+        for member in recipe.members[n_sized:]
+    ]
+    n_folds, n = cost.sized(0, rung).n_run_folds, cost.side_by_side(rung)
+    plan = Plan(rung, seconds, budget_s, cost.steps(rung), n_folds, n)
+    return recipe.model_copy(update={"members": (*members, *fixed)}), plan
 
 
 def _resized(overrides: dict[str, Any], rung: Rung) -> dict[str, Any]:
-    return {**overrides, "steps_factor": rung.steps, "folds": {**overrides.get("folds", {}), "n": rung.folds}}
+    return {**overrides, "steps_factor": rung.steps, "folds": _folds(overrides, rung)}
+
+
+def _folds(overrides: dict[str, Any], rung: Rung) -> dict[str, Any]:
+    return {**overrides.get("folds", {}), "n": rung.folds}

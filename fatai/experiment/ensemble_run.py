@@ -15,7 +15,8 @@ from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.distributed import init
 from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.ensemble.members import PredictionSource, read_folds
-from fatai.errors import CheckpointError, DataError
+from fatai.errors import CheckpointError, DataError, RecipeError
+from fatai.experiment.build import recipe_parameters
 from fatai.experiment.calibrate import calibrate_new_run
 from fatai.experiment.ensemble_folder import CLIPWISE, ENSEMBLE, EnsembleFolder
 from fatai.experiment.ensemble_recipe import (
@@ -38,6 +39,7 @@ from fatai.inference.predictions import Predictions
 from fatai.io.atomic import remove_temp_files, write_text
 from fatai.io.lock import lock_output
 from fatai.metrics.classification import main_metric
+from fatai.models import takes_weights
 
 __all__ = ["EnsembleRunResult", "member_recipes", "run_ensemble"]
 
@@ -84,11 +86,27 @@ def member_recipes(
     scale, n_noisy, n_curated
         As in `fatai.experiment.scaling.scale_recipe`.
     overrides
-        As in `Recipe.override`, applied last.
+        As in `Recipe.override`, applied last. Weights are those of the members whose network has published ones.
+
+    Raises
+    ------
+    RecipeError
+        If `overrides` has weights and no member takes them, or another value does not fit a member.
     """
+    given = overrides or Overrides()
+    recipes = {
+        member.name: scale_recipe(member.overridden_recipe(), scale, n_noisy, n_curated) for member in recipe.members
+    }
+    with_weights = {name for name, member in recipes.items() if takes_weights(given.arch or member.model.arch)}
+    if given.weights is not None and not with_weights:
+        networks = ", ".join(sorted({given.arch or member.model.arch for member in recipes.values()}))
+        raise RecipeError(
+            f"weights {given.weights} are given, and there are no published ones for the networks of {recipe.name} "
+            f"({networks}); give them to recipe finetune, probe, pretrained or best"
+        )
     return {
-        member.name: scale_recipe(member.overridden_recipe(), scale, n_noisy, n_curated).override(overrides)
-        for member in recipe.members
+        name: member.override(given if name in with_weights else replace(given, weights=None))
+        for name, member in recipes.items()
     }
 
 
@@ -165,6 +183,8 @@ def run_ensemble(
         recipes = member_recipes(
             recipe, scale=scale, overrides=overrides, n_noisy=n_noisy, n_curated=len(loaded.curated)
         )
+        for member in recipes.values():  # a network that cannot be built ends the run before anything is trained
+            recipe_parameters(member, len(loaded.tags))
         train = partial(
             run_recipe, resume=resume, num_workers=num_workers, corrections=corrections, command=command, log=log,
             report=report, history=history,

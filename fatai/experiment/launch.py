@@ -8,14 +8,17 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fatai.distributed import EXIT_PEER_LOST, SINGLE_PROCESS, ProcessGroup, destroy, init, was_started_by_torchrun
 from fatai.errors import FataiError, OptionError
 from fatai.threads import available_cores, threads_for
+
+if TYPE_CHECKING:
+    from fatai.experiment.recipe import Recipe
 
 __all__ = ["WorkerDiedError"]
 
@@ -96,6 +99,24 @@ def processes_for(n_parameters: int, n_folds: int, cores: int | None = None, mem
 
         memory = available_memory()
     return max(1, min(cores, n_folds, memory // PROCESS_MEMORY))
+
+
+def processes_for_all(recipes: Iterable[Recipe], n_tags: int) -> int:
+    """Return the number of processes in which the folds of each of some recipes are trained side by side.
+
+    It is that of the recipe with the fewest; linear probes, which take seconds, are not counted.
+
+    Parameters
+    ----------
+    recipes
+        Recipes that are decided for the data.
+    n_tags
+        Number of tags.
+    """
+    from fatai.experiment.build import recipe_parameters
+
+    trained = [recipe for recipe in recipes if any(stage.linear_probe is None for stage in recipe.stages)]
+    return min((processes_for(recipe_parameters(r, n_tags), r.n_run_folds) for r in trained), default=1)
 
 
 def start_processes(

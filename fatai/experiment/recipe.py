@@ -28,7 +28,8 @@ from fatai.experiment.overrides import Overrides, fixed_settings, set_value
 from fatai.experiment.schema import TTA, WITHOUT_TRAINING, Clips, Folds, Model, Section, Seed, Stage
 from fatai.export.config import check_bounds
 from fatai.io.json import read_text_limited
-from fatai.models.weights import find_published
+from fatai.models import takes_weights
+from fatai.models.weights import archs_with_weights, find_published
 from fatai.registry import FRONT_ENDS, did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -196,6 +197,11 @@ class Recipe(Section):
             raise ValueError(f"front_end: {e}") from e
         return self
 
+    @property
+    def n_run_folds(self) -> int:
+        """Number of folds to train."""
+        return self.folds.n if self.folds.run_folds is None else len(set(self.folds.run_folds))
+
     def settings(self) -> ClipConfig:
         """Return the settings with which clips are loaded."""
         overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in self.front_end.items() if k != "name"}
@@ -233,6 +239,7 @@ class Recipe(Section):
             plain["model"]["width"] = None  # that of the recipe's own network; those of timm have none
         plain["model"].update(given(arch=new.arch, width=new.width))
         if new.weights is not None:
+            self._check_takes_weights(new)
             plain["model"]["options"]["pretrained"] = str(new.weights)
         plain["clips"].update(given(crop_s=new.crop_s, channel=new.channel))
         plain["tta"].update(given(n=new.n_views))
@@ -243,6 +250,16 @@ class Recipe(Section):
             set_value(plain, key, value)
         plain["auto"] = _without(self.auto, {*fixed_settings(new), *(["width"] if is_timm else [])})
         return validated(plain, "the changed recipe")
+
+    def _check_takes_weights(self, overrides: Overrides) -> None:
+        """Raise `RecipeError` if weights are given and the network has no published ones."""
+        arch = str(overrides.values.get("model.arch", overrides.arch or self.model.arch))
+        if not takes_weights(arch):
+            raise RecipeError(
+                f"weights {overrides.weights} are given, and recipe {self.name} trains {arch}, for which there are no "
+                "published ones; give them to recipe finetune, probe or best, or with --arch a network that has some: "
+                f"{', '.join(archs_with_weights())}, or one of timm as timm:NAME"
+            )
 
     def _front_end_for(self, arch: Any) -> str | None:
         """Return the front end that follows from another network: where both networks have published weights."""

@@ -5,6 +5,7 @@ Importing this package fills the registry `MODELS`; it needs torch alone, and bu
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from fatai.models import (
@@ -23,7 +24,7 @@ from fatai.models import (
 from fatai.models.base import BuiltAs, SpectrogramModel, count_parameters
 from fatai.registry import MODELS
 
-__all__ = ["MODELS", "SpectrogramModel", "count_parameters", "create_model"]
+__all__ = ["MODELS", "SpectrogramModel", "count_parameters", "create_model", "takes_weights"]
 
 # Their import registers the models.
 _FAMILIES = (
@@ -75,3 +76,19 @@ def create_model(name: str, n_tags: int, in_channels: int = 1, **options: Any) -
     if model.built_as is None:  # a builder may record other options
         model.built_as = BuiltAs(name, options)
     return model
+
+
+def takes_weights(arch: str) -> bool:
+    """Return True if a network can be built with pretrained weights: those of `WEIGHTS`, and those of timm.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no network of the name.
+
+    Examples
+    --------
+    >>> takes_weights("mn04"), takes_weights("m3")
+    (True, False)
+    """
+    return "pretrained" in inspect.signature(MODELS.builder(arch)).parameters

@@ -5,7 +5,6 @@ The methods that predict and explain are those of its subclass `FatLearner`, one
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -30,9 +29,9 @@ from fatai.distributed import SINGLE_PROCESS, ProcessGroup, init
 from fatai.errors import DataError, OptionError
 from fatai.losses.composite import AuxLoss
 from fatai.metrics.calibration import Calibration
-from fatai.models import count_parameters
+from fatai.models import count_parameters, takes_weights
 from fatai.models.weights import archs_with_weights
-from fatai.registry import AUGMENTATIONS, LOSSES, MIXERS, MODELS, did_you_mean
+from fatai.registry import AUGMENTATIONS, LOSSES, MIXERS, did_you_mean
 from fatai.training import defaults
 from fatai.training.data_parallel import distribute
 from fatai.training.network import NO_WEIGHT_DECAY, named_model
@@ -272,7 +271,7 @@ def build_model(
 
 def _check_takes_weights(arch: str | Callable[..., nn.Module], pretrained: bool | str | os.PathLike[str]) -> None:
     """Raise `OptionError` if a network cannot be built with published weights."""
-    if isinstance(arch, str) and "pretrained" in inspect.signature(MODELS.builder(arch)).parameters:
+    if isinstance(arch, str) and takes_weights(arch):
         return
     given = arch if isinstance(arch, str) else "a network of your own"
     raise OptionError(

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from fatai import __version__
-from fatai.cli import train
+from fatai.cli import training
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_labels
 from fatai.errors import DataError
@@ -426,7 +426,7 @@ class TestDemo:
         def run(self, **options):
             raise DataError("training begins")
 
-        monkeypatch.setattr(train._Training, "run", run)
+        monkeypatch.setattr(training.Training, "run", run)
 
     def earlier(self, out, command="fatai-submit demo --out demo"):
         (out / "fold_0").mkdir(parents=True)

@@ -196,3 +196,26 @@ def test_the_load_of_the_machine_is_logged_beside_the_times(data):
 
     plan_recipe(data, load_recipe("quick"), 1000, measure=measure, log=lines.append)
     assert any("measured at a load of 1000.0 on" in line for line in lines)
+
+
+def test_folds_side_by_side_leave_time_for_more(data, monkeypatch):
+    monkeypatch.setattr("fatai.experiment.launch.available_cores", lambda: 2)
+    recipe = load_recipe("default").override(Overrides(values={"noisy_decision": False}))
+    alone = [plan_recipe(data, recipe, s, measure=at(0.1))[1] for s in (400, 1000)]
+    beside = [plan_recipe(data, recipe, s, measure=at(0.1), side_by_side=True)[1] for s in (400, 1000)]
+    assert [plan.side_by_side for plan in alone + beside] == [1, 1, 2, 2]
+    for one, two in zip(alone, beside, strict=True):
+        assert two.rung.folds * two.rung.steps > one.rung.folds * one.rung.steps
+        assert two.seconds <= 0.9 * two.budget_s and ", 2 folds side by side" in str(two)
+
+
+def test_folds_side_by_side_take_half_the_time_and_a_tenth_more(data, monkeypatch):
+    monkeypatch.setattr("fatai.experiment.launch.available_cores", lambda: 2)
+    recipe = load_recipe("quick")  # two folds
+    costs = at(0.1)(data, recipe)
+    with pytest.warns(UserWarning, match="the smallest run takes about"):
+        alone, beside = (
+            plan_recipe(data, recipe, 1, measure=at(0.1), side_by_side=is_beside)[1] for is_beside in (False, True)
+        )
+    assert alone.rung == beside.rung and beside.seconds == pytest.approx(0.55 * alone.seconds)
+    assert run_seconds(recipe, data, costs, 2) == pytest.approx(run_seconds(recipe, data, costs) / 2)

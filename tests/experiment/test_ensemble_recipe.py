@@ -8,7 +8,7 @@ import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.ensemble.ensemble import ensemble
-from fatai.errors import CheckpointError, DataError, RecipeError
+from fatai.errors import CheckpointError, DataError, OptionError, RecipeError
 from fatai.experiment.build import recipe_parameters
 from fatai.experiment.ensemble_recipe import (
     EnsembleRecipe,
@@ -221,3 +221,23 @@ def runs_at_tiny(name, few_clips, out):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_ensemble_runs_from_csv_to_submission(name, few_clips, tmp_path):
     runs_at_tiny(name, few_clips, tmp_path / "out")
+
+
+def test_weights_are_those_of_the_members_that_take_them():
+    recipes = member_recipes(load_ensemble("pretrained"), overrides=Overrides(weights="mn10_as"))
+    options = {name: recipe.model.options.get("pretrained") for name, recipe in recipes.items()}
+    assert options == {"finetune": "mn10_as", "probe": "mn10_as", "default": None}
+
+
+def test_weights_that_no_member_takes_are_refused():
+    with pytest.raises(RecipeError, match=r"no published ones for the networks of best \(m3, m4\); give them"):
+        member_recipes(load_ensemble("best"), overrides=Overrides(weights="mn04_as"))
+
+
+def test_a_network_that_cannot_be_built_ends_an_ensemble_before_anything_is_trained(tmp_path, sample):
+    recipe = load_ensemble("best")
+    wrong = recipe.members[2].model_copy(update={"overrides": {"model": {"options": {"colour": 3}}}})
+    ensemble = recipe.model_copy(update={"members": (*recipe.members[:2], wrong)})
+    with pytest.raises(OptionError, match="'m3' has no option 'colour'"):
+        run_ensemble(sample, ensemble, tmp_path / "out", log=lambda line: None)
+    assert not (tmp_path / "out" / "m3").exists()

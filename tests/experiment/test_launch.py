@@ -10,12 +10,13 @@ import time
 import pytest
 from helpers.processes import in_processes
 
-from fatai.cli import train
+from fatai.cli import training
 from fatai.data.datasets.fat2019 import fat_sample
 from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.errors import OptionError
-from fatai.experiment.estimate import RunEstimate, StageEstimate
+from fatai.experiment.estimate import Costs, RunEstimate, StageEstimate
 from fatai.experiment.launch import in_process_group, processes_for, split_work, start_processes, start_shards
+from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.inference.predictions import Predictions
@@ -104,7 +105,8 @@ def started(monkeypatch):
     monkeypatch.setattr("fatai.experiment.launch.start_processes", lambda n, *_, threads: found.append((n, threads)))
     monkeypatch.setattr("fatai.experiment.launch.available_cores", lambda: 2)
     monkeypatch.setattr("fastai.torch_core.default_device", lambda: "cpu")
-    monkeypatch.setattr(train._Training, "run", lambda self, **options: found.append("here"))
+    for name in ("run", "run_ensemble"):
+        monkeypatch.setattr(training.Training, name, lambda self, **options: found.append("here"))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     return found
@@ -112,12 +114,14 @@ def started(monkeypatch):
 
 @pytest.mark.parametrize("options, expected", [
     ([], (2, 1)), (["--nproc", "1"], "here"), (["--nproc", "2"], (2, None)), (["--fold", "0"], "here"),
-    (["--recipe", "ninth"], "here"), (["--threads", "1"], "here"),
+    (["--recipe", "ninth"], "here"), (["--threads", "1"], "here"), (["--recipe", "probe"], "here"),
+    (["--recipe", "best"], (2, 1)), (["--recipe", "pretrained"], (2, 1)), (["--recipe", "best", "--fold", "0"], "here"),
+    (["--recipe", "ensembles/ninth"], "here"),
 ])
 def test_a_command_trains_the_folds_of_a_small_network_side_by_side(options, expected, started, main_with, tmp_path):
     ended = main_with("run", fat_sample(), "--out", tmp_path / "run", *options)
     assert started == [expected] and ended.returncode == 0
-    assert ("2 folds are trained side by side" in ended.stdout) == (options == [])
+    assert ("2 folds are trained side by side" in ended.stdout) == (expected == (2, 1))
 
 
 @pytest.mark.parametrize("options, expected", [
@@ -130,6 +134,35 @@ def test_an_estimate_is_that_of_folds_side_by_side(options, expected, started, m
     ended = main_with("run", fat_sample(), "--out", tmp_path / "run", *options)
     assert ended.returncode == 0 and not started
     assert ("2 folds side by side: at most 0:01:00, and 2 times the memory" in ended.stdout) == expected, ended.stdout
+
+
+@pytest.mark.parametrize("name, n_members", [("default", 1), ("best", 3)])
+def test_the_processes_of_a_run_within_a_budget_get_its_plan(
+    name, n_members, started, monkeypatch, main_with, tmp_path
+):
+    def start(n, *_, threads):
+        started.append((n, threads))
+        monkeypatch.setattr("fatai.experiment.budget._Cost._costs_of", measured_again)
+        process = training.Training(fat_sample(), name, tmp_path / "run", Overrides(), budget="8h")
+        folds.extend(recipe.folds.n for _, recipe in process.members)
+
+    def measured_again(self, recipe):
+        raise AssertionError("a process measures by itself")
+
+    folds = []
+    monkeypatch.setattr("fatai.experiment.launch.start_processes", start)
+    monkeypatch.setattr("fatai.experiment.budget._Cost._costs_of", lambda self, recipe: Costs((0.1,), 0.0))
+    ended = main_with("run", fat_sample(), "--recipe", name, "--budget", "8h", "--out", tmp_path / "run")
+    assert ended.returncode == 0 and started == [(2, 1)], ended.stderr
+    assert folds == [5] * n_members and "FATAI_PLANNED_RECIPE" not in os.environ
+    assert f"{n_members} member" in ended.stdout and ", 2 folds side by side" in ended.stdout
+
+
+def test_a_run_within_a_budget_is_continued_with_its_own_recipe(started, monkeypatch, main_with, tmp_path):
+    (tmp_path / "recipe.toml").write_text(load_recipe("quick").resolved())
+    ended = main_with("run", fat_sample(), "--budget", "8h", "--resume", "--out", tmp_path)
+    assert ended.returncode == 2 and not started
+    assert f"{tmp_path} holds a run of recipe quick, not of default; give --recipe quick" in ended.stderr
 
 
 @pytest.mark.slow

@@ -305,3 +305,17 @@ def test_a_network_of_timm_has_no_width_unless_it_is_given_one():
     assert quick.override(values={"model.arch": "timm:resnet10t"}).model.width is None
     default = load_recipe("default")
     assert "width" in default.auto and "width" not in default.override(arch="timm:resnet10t").auto
+
+
+@pytest.mark.parametrize("overrides, arch", [
+    (Overrides(weights="mn04_as"), "m3"), (Overrides(weights="mn04_as", values={"model.arch": "m4"}), "m4"),
+])
+def test_weights_for_a_network_without_any_are_refused_with_those_that_have_some(overrides, arch):
+    message = f"recipe default trains {arch}, for which there are no published ones; give them to recipe finetune"
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("default").override(overrides)
+
+
+def test_a_network_of_timm_takes_weights():
+    recipe = load_recipe("default").override(Overrides(arch="timm:efficientnet_b0", weights="weights.safetensors"))
+    assert recipe.model.options["pretrained"] == "weights.safetensors"
