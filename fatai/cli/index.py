@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,8 +128,13 @@ def find(
     overlapping: Annotated[
         bool, typer.Option("--overlapping", help="List also windows that overlap a better one.")
     ] = False,
+    with_example: Annotated[
+        bool, typer.Option("--with-example", help="List also windows of EXAMPLE itself, where the index has it.")
+    ] = False,
 ) -> None:
     """Find the windows of an index that are most similar to a sound, most likely of a tag, or most uncertain.
+
+    Where the index has that sound, or a copy of it, their windows are left out.
 
     Example: fatai-submit find index rooster.wav --out found.html
     """
@@ -141,9 +147,12 @@ def find(
     if example is not None:
         if labels is not None:
             raise OptionError("--labels is for --tag and --uncertain; expected no labels in a search by a sound")
-        table, title = _similar(opened, example, n, overlapping), f"Windows similar to {example.name}"
+        table = _similar(opened, example, n, overlapping, with_example)
+        title = f"Windows similar to {example.name}"
         score = "highest cosine similarity with a window of that sound, -1 to 1"
     else:
+        if with_example:
+            raise OptionError("--with-example is for a search by a sound; give the EXAMPLE, or leave the option out")
         table, source = _ranked(opened, tag, uncertain, labels, n, overlapping)
         title = f"Windows uncertain for {tag or 'any tag'}" if uncertain else f"Windows likely to be {tag}"
         score = "uncertainty, 1 at a probability of 0.5 and 0 at 0 and 1," if uncertain else f"probability of {tag}"
@@ -173,11 +182,31 @@ def example_features(index: SoundIndex, example: Path) -> np.ndarray:
     return encoder.encode_sound(example).features
 
 
-def _similar(index: SoundIndex, example: Path, n: int, overlapping: bool) -> pd.DataFrame:
+def _similar(index: SoundIndex, example: Path, n: int, overlapping: bool, with_example: bool) -> pd.DataFrame:
     from fatai.inference.search.ranking import similar_windows
 
-    ranked = similar_windows(index, example_features(index, example), n, overlapping=overlapping)
+    features = example_features(index, example)
+    exclude = [] if with_example else _own_windows(index, example)
+    if exclude:
+        windows = f"{len(exclude)} window{'s' * (len(exclude) > 1)}"
+        typer.echo(f"{windows} of the example itself left out; --with-example lists them", err=True)
+    ranked = similar_windows(index, features, n, exclude=exclude, overlapping=overlapping)
     return index.table(ranked.rows).assign(score=ranked.scores)
+
+
+def _own_windows(index: SoundIndex, example: Path) -> list[int]:
+    """Return the rows of the windows of an example and of its copies, byte for byte."""
+    import numpy as np
+
+    from fatai.data.copies import sound_groups
+
+    path, size = os.path.abspath(example), example.stat().st_size
+    # Only files of its size are read.
+    found = [k for k, other in enumerate(index.paths) if other == path or index.sounds[other].n_bytes == size]
+    group, *groups = sound_groups([path, *(index.paths[k] for k in found)])
+    own = [k for k, other in zip(found, groups, strict=True) if other == group]
+    rows: list[int] = np.flatnonzero(np.isin(index.file, own)).tolist()
+    return rows
 
 
 def _ranked(

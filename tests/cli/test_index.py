@@ -1,6 +1,7 @@
 """The commands index and find, with a run and with published weights."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -27,8 +28,14 @@ def test_a_run_indexes_sounds_and_the_command_continues(main_with, tiny_run, tmp
     ended = main_with(*command)
     assert ended.returncode == 0 and "of 4 sounds added; it has 12 windows of 0.5 s" in ended.stdout, ended.stderr
     assert "0 windows of 0 sounds added, 4 were there already; it has 12" in main_with(*command).stdout
-    ended = main_with("find", tmp_path / "index", tmp_path / "sounds" / "high1.wav", "-n", "2")
-    assert ended.returncode == 0 and ended.stdout.count("\n") == 2 and "high1.wav" in ended.stdout.splitlines()[0]
+    example = tmp_path / "sounds" / "high1.wav"
+    shutil.copy(example, tmp_path / "other.wav")
+    for given in (example, tmp_path / "other.wav"):
+        ended = main_with("find", tmp_path / "index", given, "-n", "2")
+        assert ended.returncode == 0 and ended.stdout.count("\n") == 2 and "high1.wav" not in ended.stdout
+        assert "3 windows of the example itself left out; --with-example lists them\n" in ended.stderr
+    ended = main_with("find", tmp_path / "index", example, "-n", "2", "--with-example")
+    assert "high1.wav" in ended.stdout.splitlines()[0] and "itself" not in ended.stderr
 
 
 def test_published_weights_index_sounds_by_their_name_and_file(main_with, tmp_path):
@@ -43,7 +50,8 @@ def test_published_weights_index_sounds_by_their_name_and_file(main_with, tmp_pa
     assert json.loads((tmp_path / "index" / "index.json").read_text())["n_features"] == 512
     # The new head is random in every process; it is no part of the network.
     assert "2 were there already" in main_with(*command).stdout
-    ended = main_with("find", tmp_path / "index", tmp_path / "sounds" / "low0.wav", "--out", tmp_path / "found.csv")
+    example = tmp_path / "sounds" / "low0.wav"
+    ended = main_with("find", tmp_path / "index", example, "--with-example", "--out", tmp_path / "found.csv")
     assert ended.returncode == 0 and pd.read_csv(tmp_path / "found.csv")["file"][0].endswith("low0.wav")
     ended = main_with("find", tmp_path / "index", "--tag", "low")
     assert ended.returncode == 2 and "predict no tags" in ended.stderr
@@ -72,6 +80,7 @@ def test_windows_by_tag_and_uncertainty_are_written_as_tables_and_as_a_page(main
     (("--tag", "Rian", "--uncertain"), "has the tag 'Rian'"), (("missing.wav",), "missing.wav"),
     (("--tag", "Rain", "--labels", "missing.csv"), "missing.csv"),
     (("x.wav", "--labels", "labels.csv"), "--labels is for --tag and --uncertain"),
+    (("--uncertain", "--with-example"), "--with-example is for a search by a sound"),
 ])
 def test_wrong_options_of_find_are_errors(main_with, indexed, options, words):
     ended = main_with("find", indexed[0], *options)
