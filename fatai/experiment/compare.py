@@ -128,4 +128,10 @@ def _ends(of: Interval | Difference) -> str:
 
 def _less(difference: Difference) -> str:
     mark = " *" if difference.is_significant else ""
-    return f"{-difference.value:.4f}, {-difference.high + 0:.3f} to {-difference.low + 0:.3f}{mark}"
+    value = _negative(difference.value, 4)
+    return f"{value}, {_negative(difference.high, 3)} to {_negative(difference.low, 3)}{mark}"
+
+
+def _negative(value: float, digits: int) -> str:
+    """Format `-value`; adding 0 after rounding removes the minus of -0.000."""
+    return f"{round(-value, digits) + 0.0:.{digits}f}"

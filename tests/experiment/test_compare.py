@@ -9,9 +9,9 @@ import pytest
 
 from fatai.data.labels import multi_hot, read_labels
 from fatai.errors import CheckpointError, OptionError
-from fatai.experiment.compare import compare_runs
+from fatai.experiment.compare import ComparedRun, Comparison, compare_runs
 from fatai.inference.predictions import Predictions
-from fatai.metrics.bootstrap import score_difference, score_interval
+from fatai.metrics.bootstrap import Difference, Interval, score_difference, score_interval
 from fatai.models import count_parameters, create_model
 
 
@@ -56,6 +56,12 @@ def test_the_command_prints_a_row_per_run(runs, sample, main_with):
     assert " *" in lines[2] and "   -  " in lines[3] and "120 clips" in lines[4]
     ended = main_with("score", *folders[:2], "--truth", sample / "truth" / "test.csv", "--part", "test")
     assert ended.returncode == 0 and "60 clips" in ended.stdout, ended.stderr
+
+
+def test_differences_that_round_to_zero_have_no_minus():
+    score, difference = Interval(0.5, 0.4, 0.6, 0.95), Difference(2e-5, -4e-4, 3e-4, 0.95)
+    rows = (ComparedRun("a", score, None, None, 1), ComparedRun("b", score, difference, None, 1))
+    assert "  0.0000, 0.000 to 0.000  " in str(Comparison(rows, 10))
 
 
 def test_unfinished_runs_and_unknown_parts_are_refused(runs, sample, tmp_path):
