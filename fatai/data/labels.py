@@ -216,8 +216,8 @@ def _check_header(header: Sequence[str], columns: Sequence[str], path: Path) -> 
     for column in columns:
         if column not in header:
             raise DataError(
-                f"{path} has no column {column!r}; {did_you_mean(column, header)} - rename it, or pass the names to "
-                "from_csv"
+                f"{path} has no column {column!r}: rename one, or pass the names to from_csv; "
+                f"{did_you_mean(column, header)}"
             )
     repeated = next((column for column, n in Counter(header).items() if n > 1), None)
     if repeated is not None:

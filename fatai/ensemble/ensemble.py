@@ -227,7 +227,7 @@ def _plan(
 
 def _rule(name: str) -> Rule:
     if name not in WEIGHT_RULES:
-        raise OptionError(f"weights is {name!r}; {did_you_mean(name, list(WEIGHT_RULES))}, or a list of numbers")
+        raise OptionError(f"weights is {name!r}, not a list of numbers; {did_you_mean(name, list(WEIGHT_RULES))}")
     return WEIGHT_RULES[name]
 
 

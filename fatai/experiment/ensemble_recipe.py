@@ -199,7 +199,8 @@ def ensemble_text(name: str | Path) -> str:
     if not text.endswith(".toml"):
         if text not in ensemble_names():
             raise RecipeError(
-                f"no ensemble named {text!r}; {did_you_mean(text, ensemble_names())}; a file of yours must end in .toml"
+                f"no ensemble named {text!r} (a file of yours must end in .toml); "
+                f"{did_you_mean(text, ensemble_names())}"
             )
         return (resources.files("fatai") / "recipes" / f"{text}.toml").read_text(encoding="utf-8")
     return recipe_text(text)

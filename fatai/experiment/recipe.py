@@ -392,7 +392,7 @@ def recipe_text(name: str) -> str:
             raise RecipeError(f"{path} cannot be read as text: {e}") from None
     if name not in recipe_names():
         raise RecipeError(
-            f"no recipe named {name!r}; {did_you_mean(name, recipe_names())}; a file of yours must end in .toml"
+            f"no recipe named {name!r} (a file of yours must end in .toml); {did_you_mean(name, recipe_names())}"
         )
     return ((resources.files("fatai") / "recipes") / f"{name}.toml").read_text(encoding="utf-8")
 

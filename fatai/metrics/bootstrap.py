@@ -213,7 +213,7 @@ def _weighted_score(score: Score, checked: CheckedInputs) -> WeightedScore:
         return lambda counts: float(score(*(x.repeat(counts.astype(int), axis=0) for x in checked[:2])))
     if score not in _SCORES:
         raise OptionError(
-            f"no score named {score!r}; {did_you_mean(score, list(_SCORES))}, or a function of (probs, targ)"
+            f"no score named {score!r}, and it is not a function of (probs, targ); {did_you_mean(score, list(_SCORES))}"
         )
     return _SCORES[score](checked)
 

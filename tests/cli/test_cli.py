@@ -195,7 +195,7 @@ def test_version():
     [
         (["run", "nowhere", "--out", "new"], "there is no folder nowhere"),
         (["run", "{empty}", "--out", "new"], "no train_curated.csv"),
-        (["run", "{sample}", "--recipe", "nineth", "--out", "new"], "no recipe named 'nineth'; did you mean ninth"),
+        (["run", "{sample}", "--recipe", "nineth", "--out", "new"], r"'nineth' \(a file .*\); did you mean ninth\?$"),
         (["run", "{sample}", "--recipe", "nowhere.toml", "--out", "new"], "there is no recipe file nowhere.toml"),
         (["run", "{sample}", "--arch", "m33", "--out", "new"], "did you mean m3"),
         (["run", "{sample}", "--folds", "1", "--out", "new"], "folds.n is 1"),

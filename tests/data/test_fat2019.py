@@ -147,7 +147,8 @@ def test_no_curated_file_at_all(data):
     ("name", "text", "error", "message"),
     [
         ("train_curated.csv", "fname,labels\n", DataError, "a header but no rows"),
-        ("train_curated.csv", "file,labels\na.wav,Bark\n", DataError, r"train_curated\.csv has no column 'fname'"),
+        ("train_curated.csv", "file,labels\na.wav,Bark\n", DataError,
+         r"train_curated\.csv has no column 'fname': rename one, or pass the names to from_csv; known: file, labels$"),
         (
             "train_curated.csv",
             "fname,labels\na.wav,Brk\n",

@@ -160,7 +160,7 @@ def test_predictions_are_weighted_by_their_stored_score():
     ({"weights": [0, 0]}, "expected finite numbers >= 0, not all 0"),
     ({"weights": [1, math.nan]}, "expected finite numbers"),
     ({"how": "weighted"}, "how='weighted' needs weights"),
-    ({"weights": "lwlrop"}, "weights is 'lwlrop'; did you mean lwlrap"),
+    ({"weights": "lwlrop"}, r"weights is 'lwlrop', not a list of numbers; did you mean lwlrap\?$"),
     ({"weights": "lwlrap"}, "pass oof="),
     ({"weights": "lwlrap", "oof": [ONE], "truth": "truth.csv"}, "oof holds 1 predictions; expected 2"),
     ({"weights": "lwlrap", "oof": ONE, "truth": "truth.csv"}, "oof is a single Predictions; expected a list"),

@@ -123,7 +123,7 @@ def test_errors_of_an_ensemble_are_named(tmp_path, text, words):
 
 
 def test_an_unknown_ensemble_suggests_the_nearest():
-    with pytest.raises(RecipeError, match="did you mean ensembles/ninth"):
+    with pytest.raises(RecipeError, match=r"\(a file of yours must end in .toml\); did you mean ensembles/ninth\?$"):
         load_ensemble("ensembles/nineth")
 
 

@@ -137,7 +137,8 @@ def test_another_front_end_drops_the_old_ones_values_and_statistics_keep_the_res
 
 
 def test_an_unknown_recipe_suggests_the_nearest():
-    with pytest.raises(RecipeError, match="no recipe named 'nineth'; did you mean ninth"):
+    message = r"no recipe named 'nineth' \(a file of yours must end in .toml\); did you mean ninth\?$"
+    with pytest.raises(RecipeError, match=message):
         load_recipe("nineth")
 
 

@@ -159,7 +159,7 @@ def test_significant_intervals_exclude_zero():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"score": "mapp"}, "no score named 'mapp'; did you mean map"),
+    ({"score": "mapp"}, r"no score named 'mapp', and it is not a function of \(probs, targ\); did you mean map\?$"),
     ({"n_resamples": 0}, "n_resamples is 0"),
     ({"confidence_level": 95}, "confidence_level 95; expected .* between 0 and 1, such as 0.95"),
 ])
