@@ -12,7 +12,6 @@ from fatai.cli.options import ModelFold, NumWorkers, NViews, Run, StepS, Tta
 
 if TYPE_CHECKING:
     from fatai.export.pretrained import Pretrained
-    from fatai.inference.events.tagger import SlidingWindowTagger
 
 __all__ = ["app"]
 
@@ -146,7 +145,7 @@ def _export_page(
 
     runtime = load_onnxruntime_web(package)
     if fold is None:
-        tagger: SlidingWindowTagger = Tagger(run, step_s=step_s)
+        tagger = Tagger(run, step_s=step_s).only_part()
     else:
         tagger = trained_model(run, fold).tagger(step_s=step_s)
     difference = write_static_page(tagger, out, page_title(run), runtime, tolerance=tolerance)

@@ -23,6 +23,7 @@ from fatai.data.datasets.fat2019 import FATDataset
 from fatai.errors import AudioError, CheckpointError, DataError
 from fatai.experiment.run_folder import FinishedRun
 from fatai.inference.events.false_alarms import count_events, limit_false_alarms
+from fatai.inference.events.recording_tagger import RecordingTagger
 from fatai.inference.events.segments import expand_threshold
 from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.io.atomic import write_file, write_text
@@ -62,7 +63,7 @@ class BackgroundProbs:
     is_calibrated: bool = False
 
     @classmethod
-    def measure(cls, tagger: SlidingWindowTagger, paths: Iterable[str | Path]) -> BackgroundProbs:
+    def measure(cls, tagger: RecordingTagger, paths: Iterable[str | Path]) -> BackgroundProbs:
         """Tag sounds without any tag; a sound that cannot be read is left out with a warning.
 
         Raises

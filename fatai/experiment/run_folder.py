@@ -5,7 +5,7 @@ Run folders may be untrusted: nothing in them is executed or assumed to be valid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +25,7 @@ from fatai.experiment.ensemble_folder import EnsembleFolder, is_ensemble_folder,
 from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.schema import TTA
 from fatai.export.pretrained import Pretrained, is_model_folder, load_pretrained
+from fatai.inference.events.averaged import AveragedTagger, common_step
 from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.inference.predictions import Predictions
 from fatai.inference.predictor import ClipPredictions, Predictor
@@ -379,7 +380,13 @@ def ensemble_models(folder: str | Path) -> tuple[list[Pretrained], list[float]]:
         As in `predict_with_run`, and if the runs read clips differently or their average is not the mean.
     """
     models, weights = [], []
-    for opened, weight in _opened_runs(Path(folder)):
+    opened_runs = _opened_runs(Path(folder))
+    if len(_alike(opened_runs)) > 1:
+        raise CheckpointError(
+            f"{folder} is an ensemble whose runs read clips differently; expected runs that can be one graph: take one "
+            f"of them, such as {opened_runs[0][0].folder}"
+        )
+    for opened, weight in opened_runs:
         models += [trained_model(opened.folder, number) for number in opened.fold_numbers]
         weights += [weight / len(opened.fold_numbers)] * len(opened.fold_numbers)
     return models, weights
@@ -399,16 +406,17 @@ def thresholds_of_run(run: str | Path) -> Thresholds:
 
 
 @delegates(SlidingWindowTagger.__init__, but=["precision", "calibration", "activation", "prior", "weights"])
-class Tagger(SlidingWindowTagger):
+class Tagger(AveragedTagger):
     """Tag sound of any length with every fold of a finished run or of the runs of an ensemble, or with a model folder.
 
     `Tagger("runs/demo").tag("forest.flac")` lists the sound events with their start and end times, as the command `tag`
-    does.
+    does. Runs of an ensemble that read clips differently, at other rates or with other windows, are averaged step by
+    step.
 
     Parameters
     ----------
     run
-        A run or model folder, or that of an ensemble whose runs read clips alike.
+        A run or model folder, or that of an ensemble that averages by the mean.
     calibrate
         Whether to apply its calibration, and by default its thresholds; None applies them if there are any.
     channel
@@ -416,7 +424,7 @@ class Tagger(SlidingWindowTagger):
     backend
         What runs the networks, a name of `fatai.models.openvino.BACKENDS`.
     options
-        As in `SlidingWindowTagger`.
+        As in `SlidingWindowTagger`; by default a step is half of the shortest window.
 
     Raises
     ------
@@ -431,41 +439,70 @@ class Tagger(SlidingWindowTagger):
     ):
         if is_model_folder(run):
             model = load_model_folder(run, calibrate, backend)
-            super().__init__(
-                [model.model], model.tags, with_channel(model.settings, channel), calibration=model.calibration,
-                prior=model.prior, **options,
+            settings = with_channel(model.settings, channel)
+            part = SlidingWindowTagger(
+                [model.model], model.tags, settings, calibration=model.calibration, prior=model.prior, **options,
             )
+            super().__init__([part], [1.0])
             return
-        weighted = _opened_runs(Path(run), backend)
+        groups = _alike(_opened_runs(Path(run), backend))
         calibration = find_calibration(run, calibrate)
-        folds, weights = [], []
-        for opened, weight in weighted:
-            folds += list(opened.folds())
-            weights += [weight / len(opened.weights)] * len(opened.weights)
-        for fold in folds:
-            if fold.tags != folds[0].tags:
-                raise CheckpointError(
-                    f"{run}: {fold.name} has other tags than {folds[0].name}; expected folds of one run"
-                )
-        recipe = weighted[0][0].recipe
-        super().__init__(
-            [fold.model for fold in folds], folds[0].tags, with_channel(recipe.settings(), channel),
-            precision=recipe.precision, calibration=calibration, weights=weights,
-            prior=np.average([fold.prior for fold in folds], axis=0, weights=weights), **options,
-        )
+        if len(groups) == 1:
+            options["calibration"] = calibration
+        else:
+            reads = [group[0][0].recipe.settings() for group in groups]
+            step_s = options.get("step_s") or min(read.crop_s for read in reads) / 2
+            options["step_s"] = common_step(step_s, [read.sr for read in reads])
+        parts = [_tagger_of(group, channel, options) for group in groups]
+        if any(part.tags != parts[0].tags for part in parts):
+            raise CheckpointError(f"{run}: its runs have different tags; expected the same")
+        super().__init__(parts, [sum(weight for _, weight in group) for group in groups], calibration)
+
+
+def _alike(weighted: Sequence[tuple[FinishedRun, float]]) -> list[list[tuple[FinishedRun, float]]]:
+    """Return runs and weights in groups that read clips and compute alike."""
+    groups: list[list[tuple[FinishedRun, float]]] = []
+    for opened, weight in weighted:
+        key = (opened.recipe.settings(), opened.recipe.precision)
+        found = next((g for g in groups if (g[0][0].recipe.settings(), g[0][0].recipe.precision) == key), None)
+        if found is None:
+            groups.append([(opened, weight)])
+        else:
+            found.append((opened, weight))
+    return groups
+
+
+def _tagger_of(
+    weighted: Sequence[tuple[FinishedRun, float]], channel: str | int | None, options: Mapping[str, Any]
+) -> SlidingWindowTagger:
+    """Return one tagger with all folds of runs that read clips alike."""
+    folds, weights = [], []
+    for opened, weight in weighted:
+        folds += list(opened.folds())
+        weights += [weight / len(opened.weights)] * len(opened.weights)
+    first = weighted[0][0]
+    for fold in folds:
+        if fold.tags != folds[0].tags:
+            raise CheckpointError(
+                f"{first.folder}: {fold.name} has other tags than {folds[0].name}; expected folds of one run"
+            )
+    return SlidingWindowTagger(
+        [fold.model for fold in folds], folds[0].tags, with_channel(first.recipe.settings(), channel),
+        precision=first.recipe.precision, weights=weights,
+        prior=np.average([fold.prior for fold in folds], axis=0, weights=weights), **options,
+    )
 
 
 def _opened_runs(folder: Path, backend: str = "torch") -> list[tuple[FinishedRun, float]]:
-    """Open a run, or the runs of an ensemble, which must read clips alike, with their weights."""
+    """Open a run, or the runs of an ensemble, which must be averaged by the mean, with their weights."""
     if not is_ensemble_folder(folder):
         return [(FinishedRun.open(folder, backend=backend), 1.0)]
     opened = EnsembleFolder.open(folder)
     weighted = [(FinishedRun.open(run, backend=backend), weight) for run, weight in opened.runs.items()]
-    settings = [run.recipe.settings() for run, _ in weighted]
-    if opened.how != "mean" or any(other != settings[0] for other in settings):
+    if opened.how != "mean":
         raise CheckpointError(
-            f"{folder} is an ensemble whose runs read clips differently, or whose average is not the mean; expected "
-            f"runs that are averaged window by window: take one of them, such as {weighted[0][0].folder}"
+            f"{folder} is an ensemble whose average is {opened.how}; expected the mean, which averages recordings "
+            f"window by window: take one of its runs, such as {weighted[0][0].folder}"
         )
     return weighted
 

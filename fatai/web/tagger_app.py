@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from fatai.export.hub import shown_name
-from fatai.inference.events.tagger import SlidingWindowTagger
+from fatai.inference.events.recording_tagger import RecordingTagger
 from fatai.web.job_queue import JobQueue
 from fatai.web.security import HTTPError
 from fatai.web.server import create_app
@@ -25,7 +25,7 @@ __all__ = ["tagger_app"]
 _SCRIPT = "tag_on_server.js"
 
 
-def tagger_app(tagger: SlidingWindowTagger, title: str, limits: Limits | None = None) -> FastHTML:
+def tagger_app(tagger: RecordingTagger, title: str, limits: Limits | None = None) -> FastHTML:
     """Create the application; it must be served behind `fatai.web.security.SecurityMiddleware`, as `serve` does.
 
     Its routes are `/`, the page; `/tag` for uploads; and `/health` with the length of the queue.
@@ -65,7 +65,7 @@ def tagger_app(tagger: SlidingWindowTagger, title: str, limits: Limits | None = 
 
 
 async def _tag_queued(
-    queue: JobQueue, tagger: SlidingWindowTagger, upload: Upload, limits: Limits, request: Request
+    queue: JobQueue, tagger: RecordingTagger, upload: Upload, limits: Limits, request: Request
 ) -> dict[str, Any]:
     """Tag an upload in the queue; return an error as values too, since other uploads of the request may succeed."""
     try:

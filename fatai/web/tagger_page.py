@@ -6,7 +6,7 @@ from typing import Any
 
 from fasthtml.common import H1, A, Button, Div, Header, Input, Label, Main, Output, P, Section, Span
 
-from fatai.inference.events.tagger import SlidingWindowTagger
+from fatai.inference.events.recording_tagger import RecordingTagger
 from fatai.web.server import read_package_text, render_page
 from fatai.web.tagging import MIN_PROB
 from fatai.web.uploads import Limits
@@ -15,7 +15,7 @@ __all__ = ["tagger_files", "tagger_page"]
 
 
 def tagger_page(
-    title: str, tagger: SlidingWindowTagger, limits: Limits, *, script: str, note: str, policy: str | None = None
+    title: str, tagger: RecordingTagger, limits: Limits, *, script: str, note: str, policy: str | None = None
 ) -> str:
     """Render the page as HTML.
 
@@ -81,7 +81,7 @@ def _upload_section(limits: Limits, note: str) -> Any:
     )
 
 
-def _tools_section(tagger: SlidingWindowTagger) -> Any:
+def _tools_section(tagger: RecordingTagger) -> Any:
     level = "50 %" if tagger.thresholds is None else "the threshold of each tag"
     return Section(
         Label(

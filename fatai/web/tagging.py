@@ -15,7 +15,7 @@ from torch import Tensor
 from fatai.audio.io import audio_info
 from fatai.audio.stream import stream_audio
 from fatai.errors import AudioError
-from fatai.inference.events.tagger import SlidingWindowTagger
+from fatai.inference.events.recording_tagger import RecordingTagger
 from fatai.report.media import overview_image
 from fatai.web.security import HTTPError
 from fatai.web.uploads import Limits, Upload
@@ -32,7 +32,7 @@ _MAX_SAMPLES_PER_S = 400_000
 _AUDIO_MAGIC = (b"RIFF", b"RF64", b"riff", b"FORM", b"OggS", b"fLaC", b"caff", b".snd", b"ID3")
 
 
-def tag_upload(tagger: SlidingWindowTagger, upload: Upload, limits: Limits) -> dict[str, Any]:
+def tag_upload(tagger: RecordingTagger, upload: Upload, limits: Limits) -> dict[str, Any]:
     """Tag an uploaded sound.
 
     Parameters

@@ -19,6 +19,8 @@ from fatai.experiment.run_folder import Tagger, ensemble_models, predict_with_ru
 from fatai.experiment.tag_batch import TagBatch
 from fatai.export.onnx import AverageProbs
 from fatai.export.pretrained import load_pretrained
+from fatai.inference.events.averaged import AveragedTagger
+from fatai.inference.events.tagger import SlidingWindowTagger
 from fatai.inference.predictions import Predictions
 from fatai.metrics.calibration import Calibration
 from fatai.report.html import run_report
@@ -113,13 +115,72 @@ def test_predict_and_tag_take_the_folder(folder, clips, main_with):
     assert main_with("tag", folder, clips[0], "--threshold", "0.1").returncode == 0
 
 
-def test_runs_that_read_clips_differently_predict_but_do_not_tag(folder, clips, tmp_path):
-    shutil.copytree(folder, tmp_path / "run")
-    recipe = load_recipe(tmp_path / "run" / "two" / "recipe.toml").override(crop_s=0.7)
-    (tmp_path / "run" / "two" / "recipe.toml").write_text(recipe.resolved())
-    assert len(predict_with_run(tmp_path / "run", clips)) == 3
+@pytest.fixture(scope="module")
+def unlike(folder, tmp_path_factory):
+    """The ensemble with windows of 0.7 s at half of the rate in its second run."""
+    out = tmp_path_factory.mktemp("unlike") / "run"
+    shutil.copytree(folder, out)
+    recipe = load_recipe(out / "two" / "recipe.toml")
+    rate = recipe.settings().sr // 2
+    changed = recipe.with_front_end(sr=rate, fmax=rate / 2).override(crop_s=0.7)
+    (out / "two" / "recipe.toml").write_text(changed.resolved())
+    return out
+
+
+def steps_of(run, wave, **options):
+    return list(Tagger(run, step_s=0.2, **options).frame_probs(wave, 44_100))
+
+
+def test_runs_that_read_clips_differently_are_averaged_step_by_step(unlike, rng):
+    wave = rng.normal(0, 0.1, 3 * 44_100).astype(np.float32)
+    one, two, both = (steps_of(unlike / name, wave, calibrate=False) for name in ("one", "two", "."))
+    assert [(s.start_s, s.end_s) for s in both] == [(s.start_s, s.end_s) for s in one] and len(both) == 15
+    expected = [0.75 * a.probs + 0.25 * b.probs for a, b in zip(one, two, strict=True)]
+    np.testing.assert_allclose([step.probs for step in both], expected, atol=1e-9)
+    assert abs(np.array(expected) - [step.probs for step in one]).max() > 1e-4, "or the second run shows nothing"
+    calibrated = Calibration.from_json(unlike / "calibration.json").apply(np.array(expected))
+    np.testing.assert_allclose([step.probs for step in steps_of(unlike, wave)], calibrated, atol=1e-9)
+    tagger = Tagger(unlike)
+    assert (tagger.step_s, tagger.window_s, len(tagger.networks)) == (pytest.approx(0.25, abs=1e-4), 0.7, 3)
+    assert tagger.thresholds is not None and Tagger(unlike, calibrate=False).thresholds is None
+
+
+def test_silence_stays_without_tags_in_the_average_of_unlike_runs(unlike, rng):
+    silent = np.zeros(3 * 44_100, np.float32)
+    wave = np.concatenate([rng.normal(0, 0.1, 44_100).astype(np.float32), silent])
+    assert not any(step.probs.any() for step in steps_of(unlike, wave)[-6:])
+    with pytest.warns(UserWarning, match="silent"):
+        steps = steps_of(unlike, silent)
+    assert all(step.is_silent for step in steps) and len(steps) == 15 and Tagger(unlike).tag(silent, 44_100) == []
+
+
+def test_steps_of_unlike_runs_do_not_drift_apart(unlike):
+    tagger = Tagger(unlike, step_s=0.2501)  # 5514.7 samples at the lower rate
+    assert {part.step / part.settings.sr for part in tagger.parts} == {tagger.step_s}
+    assert abs(tagger.step_s - 0.2501) < 1 / 22_050
+
+
+def test_a_log_is_bound_to_the_parts_of_an_average(unlike, folder):
+    assert Tagger(unlike).identity() == Tagger(unlike).identity() != Tagger(folder, step_s=0.25).identity()
+
+
+def test_an_average_of_unlike_runs_tags_from_the_command_and_is_no_graph(unlike, clips, tmp_path, main_with):
+    ended = main_with("tag", unlike, clips[0], "--threshold", "0.1")
+    assert ended.returncode == 0 and clips[0].name in ended.stdout
     with pytest.raises(CheckpointError, match="read clips differently.*such as .*one"):
-        Tagger(tmp_path / "run")
+        ensemble_models(unlike)
+    with pytest.raises(OptionError, match="read sound in 2 different ways; expected runs that read it alike"):
+        Tagger(unlike).only_part()
+
+
+def test_an_average_needs_parts_alike_in_tags_and_steps(folder):
+    one, two = (Tagger(folder, step_s=step_s).only_part() for step_s in (0.1, 0.2))
+    for parts, weights, words in [
+        ([], [], "different tags or steps"), ([one, two], [1, 1], "different tags or steps"),
+        ([one, one], [1], "2 taggers and the weights"), ([one], [0], "not all 0"),
+    ]:
+        with pytest.raises(OptionError, match=words):
+            AveragedTagger(parts, weights)
 
 
 @pytest.mark.parametrize("change, words", [
@@ -139,7 +200,7 @@ def test_a_file_that_is_not_valid_is_refused(change, words, tmp_path):
 def test_weights_of_networks_are_checked(folder):
     tagger = Tagger(folder)
     with pytest.raises(OptionError, match="3 networks and the weights"):
-        type(tagger).__bases__[0](tagger.networks, tagger.tags, tagger.settings, weights=[1.0])
+        SlidingWindowTagger(tagger.networks, tagger.tags, tagger.settings, weights=[1.0])
 
 
 @pytest.fixture(scope="module")

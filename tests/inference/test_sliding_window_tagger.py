@@ -245,11 +245,11 @@ def test_many_files_are_tagged_into_a_log(tmp_path, rng):
 def test_a_log_is_bound_to_the_networks_and_settings(tmp_path, rng, tiny_run):
     sf.write(tmp_path / "a.wav", noise(rng, 0.6), SR)
     sliding = Tagger(tiny_run.out)
-    identity = sliding._identity()
-    assert Tagger(tiny_run.out)._identity() == identity
+    identity = sliding.identity()
+    assert Tagger(tiny_run.out).identity() == identity
     with torch.no_grad():
         next(sliding.networks[0].parameters()).flatten()[0] += 1
-    assert sliding._identity() != identity != Tagger(tiny_run.out, step_s=0.1)._identity()
+    assert sliding.identity() != identity != Tagger(tiny_run.out, step_s=0.1).identity()
 
 
 def test_the_tagger_of_a_run_averages_its_folds(tiny_run, sample):

@@ -9,27 +9,22 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fatai.audio.stream import Sound, count_channels, stream_audio
+from fatai.audio.stream import Sound, stream_audio
 from fatai.audio.waveform import SILENCE_DB, is_silent
 from fatai.data.config import ClipConfig
 from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import OptionError
-from fatai.inference.events.progress_log import TaggingResult, tag_files
+from fatai.inference.events.recording_tagger import RecordingTagger
 from fatai.inference.events.segments import (
-    ChannelEvent,
     OverlapAverager,
-    SoundEvent,
     Step,
-    expand_threshold,
-    merge_steps,
 )
 from fatai.inference.events.windows import Window, cut_windows
 from fatai.io.ahead import read_ahead
@@ -54,7 +49,7 @@ class _Predicted(NamedTuple):
     audible: list[bool]
 
 
-class SlidingWindowTagger:
+class SlidingWindowTagger(RecordingTagger):
     """Detect sound events in recordings of any length with one or several networks, whose probabilities are averaged.
 
     Parameters
@@ -118,122 +113,29 @@ class SlidingWindowTagger:
                 f"there are {len(networks)} networks and the weights {self.weights.tolist()[:5]}; expected one number "
                 "for each, at least 0, and not all 0"
             )
-        self.step_s = settings.crop_s / 2 if step_s is None else step_s
+        super().__init__(
+            tags, settings, step_s=settings.crop_s / 2 if step_s is None else step_s, silence_db=silence_db,
+            calibration=calibration,
+        )
         if not 0.01 <= self.step_s <= settings.crop_s:
             raise OptionError(
                 f"step_s is {step_s}; expected 0.01 to {settings.crop_s:g} seconds, the length of a window"
             )
         if bs < 1:
             raise OptionError(f"bs is {bs}; expected at least one window in a batch")
-        self.networks, self.tags, self.settings = [network.eval() for network in networks], tuple(tags), settings
-        self.silence_db, self.bs, self.precision, self.activation = silence_db, bs, precision, activation
-        self.prior = prior
-        self.calibration = None if calibration is None else calibration.select(self.tags)
+        self.networks = [network.eval() for network in networks]
+        self.bs, self.precision, self.activation, self.prior = bs, precision, activation, prior
         self._folded: list[nn.Module] | None = None
         self.device = next((p.device for p in networks[0].parameters()), torch.device("cpu"))
         # The loops for long recordings are compiled, which loads numba.
         self._to_spec = ClipSpectrograms(settings)
 
     @property
-    def thresholds(self) -> dict[str, float] | None:
-        """Thresholds of the calibration by tag, at most 1, the default of `tag(threshold=...)`; None if it has none."""
-        found = None if self.calibration is None else self.calibration.thresholds
-        if found is None:
-            return None
-        return {tag: min(value, 1.0) for tag, value in zip(found.tags, found.values, strict=True)}
-
-    @property
-    def window_s(self) -> float:
-        """Length of a window in seconds."""
-        return self.settings.crop_s
-
-    @property
     def step(self) -> int:
         """Samples from one window to the next."""
         return max(1, round(self.step_s * self.settings.sr))
 
-    def tag(
-        self,
-        sound: Sound,
-        sr: int | None = None,
-        *,
-        threshold: float | Mapping[str, float] | None = None,
-        top: int | None = None,
-    ) -> list[SoundEvent]:
-        """Detect the events of a recording; `pd.DataFrame(events)` is a table of them.
-
-        Parameters
-        ----------
-        sound
-            A path, the bytes of a sound file, or samples of shape (samples,) or (channels, samples), full scale [-1,
-            1].
-        sr
-            Rate of samples in Hz; None means that of the networks. Files have their own.
-        threshold
-            Lowest probability of a detected tag, one for all or one per tag by name; None takes the thresholds of the
-            calibration, or else 0.5. Higher values give fewer false events.
-        top
-            Tags detected at a time at most, the likeliest; None is all that reach their threshold.
-
-        Returns
-        -------
-        The events, sorted by start.
-
-        Raises
-        ------
-        AudioError
-            If the file cannot be read to its end; the message names it.
-        ShapeError, OptionError
-            If the samples or an option are invalid.
-        """
-        events = self.events(sound, sr, threshold=threshold, top=top)
-        return sorted(events, key=lambda event: (event.start_s, event.end_s, event.tag, getattr(event, "channel", 0)))
-
-    def events(
-        self,
-        sound: Sound,
-        sr: int | None = None,
-        *,
-        threshold: float | Mapping[str, float] | None = None,
-        top: int | None = None,
-    ) -> Iterator[SoundEvent]:
-        """Yield the events of a recording, each as soon as it is over; arguments are those of `tag`.
-
-        With `channel="each"` those of the first channel come first.
-        """
-        thresholds = self.tag_thresholds(threshold)
-        if self.settings.channel != "each":
-            return merge_steps(self.frame_probs(sound, sr), self.tags, thresholds, top)
-        return (
-            ChannelEvent(event.start_s, event.end_s, event.tag, event.prob, channel)
-            for channel in range(1, count_channels(sound) + 1)
-            for event in merge_steps(self._channel_probs(sound, sr, channel), self.tags, thresholds, top)
-        )
-
-    def tag_thresholds(self, threshold: float | Mapping[str, float] | None = None) -> np.ndarray:
-        """Return one threshold for each tag, shape (tags,), of what `tag` takes as `threshold`."""
-        by_default = 0.5 if self.thresholds is None else self.thresholds
-        return expand_threshold(by_default if threshold is None else threshold, self.tags)
-
-    def frame_probs(self, sound: Sound, sr: int | None = None, *, name: str | None = None) -> Iterator[Step]:
-        """Yield the probabilities (tags,) of every step of a recording, the mean over the windows that cover it.
-
-        Parameters
-        ----------
-        sound, sr
-            As in `tag`.
-        name
-            What warnings call the sound, as in `stream_audio`; by default its path.
-        """
-        if self.settings.channel != "each":
-            yield from self._channel_probs(sound, sr, self.settings.channel, name)
-            return
-        channels = [self._channel_probs(sound, sr, k, name) for k in range(1, count_channels(sound) + 1)]
-        for steps in zip(*channels, strict=True):
-            probs = np.mean([step.probs for step in steps], axis=0)
-            yield Step(steps[0].start_s, steps[0].end_s, probs, all(step.is_silent for step in steps))
-
-    def _channel_probs(
+    def channel_steps(
         self, sound: Sound, sr: int | None, channel: str | int, name: str | None = None
     ) -> Iterator[Step]:
         """Yield the steps of one channel; those before the first sound when it comes, or at the end if none comes."""
@@ -277,43 +179,8 @@ class SlidingWindowTagger:
                 has_begun = has_begun or is_audible
         yield from ((Step(a / rate, b / rate, p), has_begun) for a, b, p in averager.rest(end))
 
-    def tag_files(
-        self,
-        paths: Iterable[str | Path],
-        out: str | Path,
-        *,
-        threshold: float | Mapping[str, float] | None = None,
-        top: int | None = None,
-    ) -> TaggingResult:
-        """Tag many files into one log, `out`; a killed run continues where it stopped.
-
-        The log has a line of JSON for each file, written when the whole file is tagged. Files that have one are
-        skipped; unreadable files are tried again.
-
-        Parameters
-        ----------
-        paths
-            The files.
-        out
-            The log, which `read_event_log` reads.
-        threshold, top
-            As in `tag`.
-
-        Returns
-        -------
-        Counts of the files, and the errors of unreadable ones.
-
-        Raises
-        ------
-        DataError
-            If `out` is not a log, or was started with other networks or settings.
-        """
-        thresholds = self.tag_thresholds(threshold).tolist()
-        settings = {**self._identity(), "threshold": thresholds, "top": top}
-        return tag_files(lambda path: self.tag(path, threshold=threshold, top=top), paths, out, settings)
-
-    def _identity(self) -> dict[str, Any]:
-        """Return all that determines the events, besides their thresholds."""
+    def identity(self) -> dict[str, Any]:
+        """Return all that determines the events, besides their thresholds, as JSON values."""
         # The settings hold the channel.
         digest = weights_digest(self.networks, self._settings_text())
         return {"networks": digest[:16], "step_s": self.step_s, "silence_db": self.silence_db}
