@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from fastcore.meta import delegates
 
 from fatai.data.datasets.fat2019 import FATDataset, load_dataset
-from fatai.distributed import init
+from fatai.distributed import ProcessGroup, init
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.experiment.adapt import adapt_recipe, decision_lines
 from fatai.experiment.build import pin_architecture, recipe_parameters
@@ -174,7 +174,7 @@ def run_recipe(
         context = FoldContext(
             data, recipe, out, digest, noisy=noisy, predict_test=predict_test, num_workers=num_workers,
             cache_dir=cache_dir, log=work.log, group=work.batch_group,
-            stage_cbs=partial(_stage_callbacks, out, trackers, history),
+            stage_cbs=partial(_stage_callbacks, out, trackers, history, work.batch_group),
         )
         group.barrier()
         results, decision, unreadable_tried = _train(setup, context, work)
@@ -232,11 +232,11 @@ def _train(
 
 
 def _stage_callbacks(
-    out: Path, trackers: StageCallbacks | None, history: History | None, fold: int, stage: int
+    out: Path, trackers: StageCallbacks | None, history: History | None, group: ProcessGroup, fold: int, stage: int
 ) -> list[Callback]:
-    """Return the callbacks of a fit besides those of its stage."""
+    """Return the callbacks of a fit besides those of its stage, in a process of the group that fits together."""
     page = [] if history is None else [UpdateHistory(out, history)]
-    return [*(trackers(fold, stage) if trackers else ()), *page]
+    return [*(trackers(fold, stage, group) if trackers else ()), *page]
 
 
 def _advice_on_weights(recipe: Recipe) -> Iterator[str]:

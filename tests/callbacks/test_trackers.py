@@ -10,6 +10,7 @@ import pytest
 from fastai.callback.core import Callback
 
 from fatai.callbacks.trackers import LogTagScores, MLflowCallback, tag_scores_of_epoch
+from fatai.distributed import SINGLE_PROCESS, ProcessGroup
 from fatai.errors import MissingDependencyError, OptionError
 from fatai.experiment.tracking import stage_trackers
 from fatai.inference.learner import fat_learner
@@ -129,6 +130,34 @@ def test_an_unknown_tracker_gets_a_suggestion(tmp_path, main_with, sample):
     ended = main_with("run", sample, "--tracker", "comet", "--out", tmp_path / "run")
     assert ended.returncode == 2 and "known: tensorboard, wandb, mlflow" in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_of_processes_that_share_batches_the_main_one_begins_a_run_of_wandb(tmp_path, monkeypatch):
+    begun, samples = [], []
+    fastai_module = SimpleNamespace(WandbCallback=lambda log_preds: samples.append(log_preds))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: begun.append(options["name"])))
+    monkeypatch.setitem(sys.modules, "fastai.callback.wandb", fastai_module)
+    callbacks = stage_trackers("wandb", tmp_path / "run")
+    assert callbacks(0, 0, ProcessGroup(1, 2)) == [] and begun == []
+    assert len(callbacks(0, 0, ProcessGroup(0, 2))) == 3 and begun == ["run fold 0 stage 0"]
+    callbacks(1, 0, SINGLE_PROCESS)
+    assert samples == [False, True], "samples are predicted by all processes together, or by a single one"
+
+
+@pytest.mark.slow
+def test_processes_that_share_batches_log_their_fold_to_tensorboard(sample, tmp_path):
+    pytest.importorskip("tensorboard")
+    ended = subprocess.run(
+        [
+            sys.executable, "-m", "fatai.cli", "run", sample, "--recipe", "quick", "--epochs", "1", "--folds", "2",
+            "--arch", "m1", "--width", "0.125", "--crop-s", "0.5", "--n-views", "1", "--no-predict", "--nproc", "2",
+            "--fold", "0", "--tracker", "tensorboard", "--out", tmp_path / "run",
+        ],
+        capture_output=True, text=True, timeout=500,
+    )
+    assert ended.returncode == 0, ended.stderr
+    events = read_events(tmp_path / "run" / "tensorboard" / "fold_0_stage_0")
+    assert {"lwlrap", "tag_lwlrap/Rain", "train_loss"} <= set(events.Tags()["scalars"]) and not events.Tags()["images"]
 
 
 @pytest.mark.slow
