@@ -13,7 +13,7 @@ import sys
 import warnings
 
 import pytest
-from helpers.made_once import made_once
+from helpers.once import made_once
 from hypothesis import settings
 
 # The same examples in every run of the tests; `make fuzz` takes new ones by --hypothesis-profile=random.
@@ -128,6 +128,20 @@ def tiny_run(sample, tiny_recipe, shared_folder):
             return run_recipe(sample, tiny_recipe, shared_folder / "runs" / "tiny", num_workers=0)
 
     return made_once(shared_folder / "tiny_run.pickle", train)
+
+
+@pytest.fixture
+def no_reference(monkeypatch):
+    """Runs without reference clips, which take a fifth of the time of a small run, for tests of other files."""
+    monkeypatch.setattr("fatai.experiment.run_result.store_reference", lambda *args: None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures that are made, but not drawn, which is half of the time of a report: for tests of its texts."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write('<svg viewBox="0 0 1 1"></svg>'))
 
 
 @pytest.fixture(scope="session")

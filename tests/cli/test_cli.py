@@ -4,17 +4,20 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import soundfile
+from helpers.processes import new_processes
 
 from fatai import __version__
-from fatai.cli import training
+from fatai.cli import main, training
 from fatai.data.datasets.fat2019 import load_dataset
 from fatai.data.labels import read_labels
 from fatai.errors import DataError
@@ -272,27 +275,31 @@ def test_run_check_score_predict_and_ensemble_in_a_row(main_with, sample, few_cl
     assert re.match(rf"{one.name}: \w+ 0\.\d\d, ", main_with("predict", tmp_path / "run", one).stdout)
 
 
-def test_ctrl_c_ends_cleanly(few_clips, tmp_path):
-    import signal
+def submit(args, out, err):
+    """Run a command in this process, which Ctrl-C ends, with its output in files."""
+    # Children of a job in the background inherit that it ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = ["fatai-submit", *args]
+    main()
 
-    options = "--recipe quick --epochs 500 --arch m1 --width 0.0625 --crop-s 0.5".split()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fatai.cli", "run", few_clips, *options, "--out", tmp_path / "run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Children of a job in the background inherit that it ignores Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+
+def test_ctrl_c_ends_cleanly(few_clips, tmp_path):
+    options = "--recipe quick --epochs 500 --arch m1 --width 0.0625 --crop-s 0.5 --num-workers 0".split()
+    args = ["run", str(few_clips), *options, "--out", str(tmp_path / "run")]
+    out, err = tmp_path / "out", tmp_path / "err"
+    process = new_processes().Process(target=submit, args=(args, str(out), str(err)))
+    process.start()
     try:
-        for line in process.stdout:
-            if line.startswith("epoch"):
-                break
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        while process.is_alive() and not (out.exists() and "\nepoch" in out.read_text()):
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
     finally:
         process.kill()
-    assert process.returncode == 130 and "Traceback" not in err and err.strip().endswith("stopped"), err
+    printed = err.read_text()
+    assert process.exitcode == 130 and "Traceback" not in printed and printed.strip().endswith("stopped"), printed
 
 
 def test_recipes_lists_them_all(main_with):

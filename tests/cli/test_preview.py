@@ -279,6 +279,8 @@ def test_lr_find_prints_a_line_a_suggestion_and_repeats(sample, tmp_path):
         0.3,
         "--steps",
         24,
+        "--bs",
+        4,
         "--num-workers",
         0,
     ]

@@ -305,7 +305,8 @@ def test_tags_may_be_called_like_columns(main_with, tmp_path, sample):
     (tmp_path / "mine.csv").write_text("\n".join(["a,b", *rows]) + "\n")
     out = tmp_path / "run"
     ended = main_with("run", tmp_path / "mine.csv", "--recipe", "quick", "--epochs", "1", "--folds", "2", "--bs", "4",
-                      "--out", out, "--file-col", "a", "--tags-col", "b")
+                      "--arch", "m1", "--width", "0.125", "--crop-s", "0.5", "--out", out, "--file-col", "a",
+                      "--tags-col", "b")
     assert ended.returncode == 0 and "report is made without" not in ended.stderr + ended.stdout, ended.stderr
     predicted = Predictions.from_csv(out / "oof.csv")
     assert predicted.tags == ("fname", "fold", "labels", "path") and len(predicted) == 12

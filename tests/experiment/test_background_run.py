@@ -149,7 +149,8 @@ def test_the_command_writes_background_that_is_the_same_everywhere(main_with, tm
     assert ended.returncode == 2 and "is not empty" in ended.stderr
 
 
-def test_the_report_of_a_run_lists_its_false_alarms(run, data, tmp_path):
+@pytest.mark.usefixtures("undrawn")
+def test_the_report_of_a_run_lists_its_false_alarms(run, tmp_path):
     from fatai.report.html import run_report
 
     out = tmp_path / "run"
@@ -157,8 +158,8 @@ def test_the_report_of_a_run_lists_its_false_alarms(run, data, tmp_path):
     pd.DataFrame({
         "tag": ["Rain", "Dog"], "threshold": [0.5, 0.25], "events": [3, 0], "hours": [0.5, 0.5], "per_hour": [6.0, 0.0],
     }).to_csv(out / "background.csv", index=False)
-    page = run_report(out, data).read_text()
+    page = run_report(out).read_text()
     section = page[page.index('<section id="background">'):page.index('<section id="curves">')]
     assert "30.0 minutes" in section and "<td>0.50</td><td>3</td><td>6.0</td>" in section and "Dog" not in section
     (out / "background.csv").write_text("tag,threshold\n")
-    assert "so false alarms are not counted" in run_report(out, data).read_text()
+    assert "so false alarms are not counted" in run_report(out).read_text()

@@ -216,6 +216,7 @@ def without_test(sample, tmp_path_factory):
     return folder / "labels.csv"
 
 
+@pytest.mark.usefixtures("no_reference", "undrawn")
 def test_an_ensemble_of_data_without_a_test_part_is_a_whole_run(without_test, tiny_recipe, tmp_path):
     (tmp_path / "tiny.toml").write_text(tiny_recipe.override(epochs=1).resolved())
     path = str(tmp_path / "tiny.toml")

@@ -22,6 +22,8 @@ from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import load_recipe
 from fatai.inference.predictions import Predictions, check_submission
 
+pytestmark = pytest.mark.usefixtures("no_reference")
+
 # Numbers of members and stackers, method and parameters of members, as far as published.
 PUBLISHED = {
     "ensembles/ninth": (15, 0, "minmax_tag", {"m1": 6_380_753, "m2": 6_720_593, "m3": 26_129_489, "m4": 25_667_153}),

@@ -30,7 +30,9 @@ def changed(run, change):
     path.write_text(json.dumps(manifest))
 
 
-def test_a_reproduced_run_is_the_same_bytes(finished, main_with):
+def test_a_reproduced_run_is_the_same_bytes(few_clips, tiny_recipe, tmp_path, main_with):
+    finished = tmp_path / "run"
+    run_recipe(few_clips, tiny_recipe.override(epochs=1), finished, num_workers=0, log=lambda line: None)
     ended = main_with("reproduce", finished)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip().endswith(f"{finished}-reproduced is the same as {finished}, byte for byte")

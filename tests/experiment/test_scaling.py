@@ -11,6 +11,8 @@ from fatai.experiment.run import run_recipe
 from fatai.experiment.scaling import scale_recipe
 from fatai.inference.predictions import check_submission
 
+pytestmark = pytest.mark.usefixtures("no_reference")
+
 QUICKEST = ("ninth", "kaggle_fat_36th")
 
 

@@ -19,6 +19,8 @@ from fatai.experiment.run_folder import predict_with_run
 from fatai.inference.predictions import Predictions
 from fatai.noisy_labels.methods import select_noisy_labels
 
+pytestmark = pytest.mark.usefixtures("no_reference")
+
 
 @pytest.fixture
 def staged(tiny_recipe):

@@ -10,8 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from fatai.audio.front_ends import front_end
+from fatai.cli import app
 from fatai.data.config import ClipConfig
 from fatai.data.spectrograms import ClipSpectrograms
 from fatai.errors import CheckpointError, MissingDependencyError, OptionError
@@ -166,41 +168,53 @@ print(json.dumps([notes["sample_rate"], json.loads(notes["tags"]), probs]))
 """
 
 
+@pytest.fixture(scope="module")
+def run_graph(tiny_run, tmp_path_factory):
+    """A graph that the command has written for a run."""
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    ended = CliRunner().invoke(app, ["export", str(tiny_run.out), str(path)])
+    assert ended.exit_code == 0, ended.output
+    assert "model.onnx: mean of the folds 0, 1: wave (batch, 22050) at 44100 Hz to probs" in ended.stdout
+    return path
+
+
 @needs_onnx
-def test_a_run_is_exported_by_command_and_needs_no_torch(tiny_run, tmp_path, main_with):
-    ended = main_with("export", tiny_run.out, tmp_path / "model.onnx", "--fold", 1)
-    assert ended.returncode == 0 and "wave (batch, 22050) at 44100 Hz to probs" in ended.stdout
+def test_a_graph_of_a_run_needs_no_torch(run_graph, tiny_run):
     ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "model.onnx")],
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-c", WITHOUT_TORCH, str(run_graph)], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
     rate, tags, probs = json.loads(ended.stdout)
-    model = trained_model(tiny_run.out, 1)
-    expected = torch_output(model, torch.sin(torch.arange(22050, dtype=torch.float64) / 20).float()[None])
-    assert rate == "44100" and tuple(tags) == model.tags
-    np.testing.assert_allclose(probs, expected[0], atol=1e-4)
+    models, sound = [trained_model(tiny_run.out, k) for k in (0, 1)], torch.arange(22050, dtype=torch.float64) / 20
+    expected = np.mean([torch_output(model, sound.sin().float()[None])[0] for model in models], 0)
+    assert rate == "44100" and tuple(tags) == models[0].tags
+    np.testing.assert_allclose(probs, expected, atol=1e-4)
 
 
 @needs_onnx
-def test_a_run_becomes_the_average_of_its_folds(tiny_run, tmp_path, main_with, monkeypatch):
-    exported = []
-
-    def first_one(models, *args, **options):
-        exported.append(([model.digest() for model in models], args, options))
-        return export_onnx(models, *args, **options) if len(exported) == 1 else 0.0
-
-    monkeypatch.setattr(onnx_export, "export_onnx", first_one)
-    for arguments in ((), ("--folds", "all")):
-        ended = main_with("export", tiny_run.out, tmp_path / "model.onnx", *arguments)
-        assert ended.returncode == 0 and "model.onnx: mean of the folds 0, 1: wave (batch, 22050)" in ended.stdout
-    assert exported[0] == exported[1], "the same graph"
+def test_a_run_becomes_the_average_of_its_folds(run_graph, tiny_run):
     waves = sounds(22050)
     folds = np.stack([torch_output(trained_model(tiny_run.out, k), waves) for k in (0, 1)])
     assert abs(folds[0] - folds[1]).max() > 1e-3, "equal folds would prove nothing"
-    np.testing.assert_allclose(run_onnx(tmp_path / "model.onnx", waves), folds.mean(0), atol=1e-4)
+    np.testing.assert_allclose(run_onnx(run_graph, waves), folds.mean(0), atol=1e-4)
+
+
+def test_the_command_exports_all_folds_or_the_one_that_is_chosen(tiny_run, tmp_path, main_with, monkeypatch):
+    exported = []
+
+    def export(models, *args, **options):
+        exported.append(([model.digest() for model in models], options))
+        return 0.0
+
+    monkeypatch.setattr(onnx_export, "export_onnx", export)
+    for arguments, source in (
+        ((), "mean of the folds 0, 1: "), (("--folds", "all"), "mean of the folds 0, 1: "),
+        (("--fold", 1), "fold 1 alone of 2 folds, "),
+    ):
+        ended = main_with("export", tiny_run.out, tmp_path / "model.onnx", *arguments)
+        assert ended.returncode == 0 and f"model.onnx: {source}wave (batch, 22050)" in ended.stdout, ended.stdout
+    assert exported[0] == exported[1], "the same graph"
+    assert exported[2][0] == [trained_model(tiny_run.out, 1).digest()] == exported[0][0][1:]
 
 
 def test_folds_are_averaged_as_the_recipe_says(tiny_run, tmp_path, main_with, monkeypatch):
@@ -259,11 +273,11 @@ def test_a_different_output_is_refused_and_nothing_written(tmp_path, monkeypatch
             pass
 
         def run(self, *_):
-            return [np.full((3, 3), np.nan)]
+            return [np.full((2, 3), np.nan)]
 
     monkeypatch.setattr(onnx_export, "import_runtime", lambda: type("Runtime", (), {"InferenceSession": Wrong}))
     with pytest.raises(CheckpointError, match="the outputs of onnxruntime differ from torch's by nan"):
-        export_onnx(pretrained("", "ninth", network=Small()), tmp_path / "model.onnx")
+        write_graph(torch.nn.Linear(8, 3), torch.randn(2, 8), tmp_path / "model.onnx", name="a layer")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Results of session fixtures that are made by one process of pytest-xdist and read by the others."""
+"""Results that are made once: in one process, or by one process of pytest-xdist for all others."""
 
 import pickle
 from pathlib import Path
@@ -17,3 +17,15 @@ def made_once(path: Path, make):
         made = make()
         path.write_bytes(pickle.dumps(made))
         return made
+
+
+def once(function):
+    """Return a function that calls `function` once, and then repeats its result whatever it is given."""
+    results = []
+
+    def repeat(*args, **options):
+        if not results:
+            results.append(function(*args, **options))
+        return results[0]
+
+    return repeat
