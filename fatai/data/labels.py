@@ -139,6 +139,21 @@ def warn_missing_words(cells: Iterable[Any], source: str | Path) -> None:
         )
 
 
+def has_bars(cells: Iterable[str]) -> bool:
+    """Return whether some cells of labels hold | and none a comma or a semicolon, so that | likely separates tags."""
+    return set("|,;") & set().union(*cells) == {"|"}
+
+
+def warn_of_bars(cells: Iterable[Any], column: Any, source: str | Path) -> None:
+    """Warn about cells that likely hold several tags separated by |, at which they are not split."""
+    if has_bars(cell for cell in cells if isinstance(cell, str)):
+        warnings.warn(
+            f"{source}: the cells of the column {column!r} hold |, and each is taken as one tag; if it separates tags, "
+            "give label_delim='|'",
+            stacklevel=5,
+        )
+
+
 def join_labels(labels: Sequence[str]) -> str:
     """Join tags to a cell, the inverse of `parse_labels`.
 

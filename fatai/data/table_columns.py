@@ -15,7 +15,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from fatai.audio.folders import is_sound_name
-from fatai.data.labels import is_flag, is_missing_word, parse_flag_columns, parse_labels, warn_missing_words
+from fatai.data.labels import has_bars, is_flag, is_missing_word, parse_flag_columns, parse_labels, warn_missing_words
 from fatai.data.segments import segment_columns
 from fatai.errors import DataError
 from fatai.io.lazy import pandas as pd
@@ -284,7 +284,7 @@ def _parse_cells(cells: list[str], delim: str | None, column: str, notices: list
         # pandas writes whole numbers as 1.0 as soon as one cell is empty.
         notices.append(f"the numbers of the column {column} are tags without .0")
         cells = [cell.strip().removesuffix(".0") for cell in cells]
-    if delim is None and not any(set(",;") & set(cell) for cell in filled) and any("|" in cell for cell in filled):
+    if delim is None and has_bars(filled):
         notices.append(f"the tags of the column {column} are separated by | (--tag-sep , keeps them together)")
         delim = "|"
     return [parse_labels(cell, delim) for cell in cells]

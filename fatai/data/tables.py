@@ -27,7 +27,14 @@ from fatai.audio.io import check_audio
 from fatai.audio.segments import Segment, file_of, segment_path, split_segment
 from fatai.data.annotations import read_label_track, recording_beside
 from fatai.data.clip_names import unique_names
-from fatai.data.labels import is_flag, parse_flag_columns, parse_labels, read_table, warn_missing_words
+from fatai.data.labels import (
+    is_flag,
+    parse_flag_columns,
+    parse_labels,
+    read_table,
+    warn_missing_words,
+    warn_of_bars,
+)
 from fatai.data.locate import locate_files
 from fatai.data.segments import add_segments, segment_columns
 from fatai.data.table_columns import TableColumns, find_columns, find_file_column, parse_tags, standardize_columns
@@ -191,6 +198,8 @@ def _labels(
 
 def _parsed_column(column: pd.Series, delim: str | None, source: str | Path) -> list[list[str]]:
     """Return the tags of each cell of a column; errors name the row."""
+    if delim is None:
+        warn_of_bars(column, column.name, source)
     rows: list[list[str]] = []
     for k, cell in enumerate(column):
         try:

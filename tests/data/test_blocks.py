@@ -322,6 +322,18 @@ def test_columns_by_position_that_the_names_contradict_are_told(tones):
         FATDataLoaders.from_csv(root, "mine.csv", label_col=["Loud"])
 
 
+def test_tags_that_are_likely_separated_by_bars_are_noticed(tones):
+    root, _ = tones
+    (root / "mine.csv").write_text("fname,labels\nlow/0.wav,low|soft\nlow/1.wav,low\nhigh/3.wav,high|soft\n")
+    with pytest.warns(UserWarning, match=r"mine.csv: the cells of the column 'labels' hold \|.*give label_delim='\|'"):
+        assert FATDataLoaders.from_csv(root, "mine.csv").vocab == ["high|soft", "low", "low|soft"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert FATDataLoaders.from_csv(root, "mine.csv", label_delim="|").vocab == ["high", "low", "soft"]
+        (root / "mine.csv").write_text('fname,labels\nlow/0.wav,"low|soft,mono"\nlow/1.wav,low\nhigh/3.wav,high\n')
+        assert "low|soft" in FATDataLoaders.from_csv(root, "mine.csv").vocab
+
+
 def test_a_folder_to_hold_out_that_is_not_there_is_named(tones):
     root, _ = tones
     for part in ("train", "valid"):
