@@ -148,7 +148,10 @@ class Training:
         if self.budget is None:
             return None
         kept = self.out / name
-        return os.environ.get(_PLAN) or (str(kept) if self.resume and kept.is_file() else None)
+        if _PLAN in os.environ or not (self.resume and kept.is_file()):
+            return os.environ.get(_PLAN)
+        typer.echo(f"{self.out} goes on at the size that it began with: --budget {self.budget} plans nothing anew")
+        return str(kept)
 
     def _check_name(self, kept: str, given: str) -> None:
         """Raise `CheckpointError` if a run within a budget is continued with another recipe."""

@@ -165,6 +165,19 @@ def test_a_run_within_a_budget_is_continued_with_its_own_recipe(started, monkeyp
     assert f"{tmp_path} holds a run of recipe quick, not of default; give --recipe quick" in ended.stderr
 
 
+def test_a_run_within_a_budget_is_continued_at_its_size_and_changed_options_differ_from_it(capsys, tmp_path):
+    kept = load_recipe("quick").override(epochs=7)
+    (tmp_path / "recipe.toml").write_text(kept.resolved())
+    continued = training.Training(
+        fat_sample(), "quick", tmp_path, Overrides(values={"clips.trim_db": 30}), budget="9h", resume=True
+    )
+    differences = continued.loaded[1].differences(kept)
+    assert [line.split()[:3] for line in differences] == [["clips.trim_db", "is", "30.0"]], "which a run refuses"
+    assert capsys.readouterr().out == (
+        f"{tmp_path} goes on at the size that it began with: --budget 9h plans nothing anew\n"
+    )
+
+
 @pytest.mark.slow
 def test_folds_side_by_side_have_the_files_of_folds_one_after_another(tmp_path):
     env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
