@@ -1,7 +1,8 @@
 """Choose the size of a run by the time that there is: networks, folds and steps, from a measured step.
 
-A *rung* of the ladder is a size; the last one that fits is taken. First come the steps of one network, then folds and
-further networks, which are averaged, and more steps last. The time of a rung is computed from the numbers of
+A *rung* of the ladder is a size; the last one that fits is taken. First come the steps of one network, then its folds (a
+network that is trained on four fifths of the clips is better than two that are trained on half of them), then further
+networks, which are averaged, and more steps last. The time of a rung is computed from the numbers of
 its steps and of the clips that it predicts, and from the time of each, which `fatai.experiment.estimate.measure_costs`
 measures with the real network on the real data. Other programs on the machine, and the first reading of the sounds, may
 make it longer: a budget is a plan, not a guarantee. Where other programs computed during the measurement, a line has
@@ -47,7 +48,7 @@ class Rung(NamedTuple):
 
 
 LADDER = (
-    Rung(1, 2, 1 / 8), Rung(1, 2, 1 / 4), Rung(1, 2, 1 / 2), Rung(1, 2, 1), Rung(1, 3, 1), Rung(2, 2, 1), Rung(1, 5, 1),
+    Rung(1, 2, 1 / 8), Rung(1, 2, 1 / 4), Rung(1, 2, 1 / 2), Rung(1, 2, 1), Rung(1, 3, 1), Rung(1, 4, 1), Rung(1, 5, 1),
     Rung(2, 3, 1), Rung(2, 5, 1), Rung(3, 5, 1), Rung(3, 5, 1.5), Rung(3, 5, 3),
 )
 """Sizes of recipe `best`, the smallest first; a single recipe takes those of one network."""
