@@ -1,7 +1,7 @@
 """Choose the size of a run by the time that there is: networks, folds and steps, from a measured step.
 
-A *rung* of the ladder is a size; the last one that fits is taken. First come the steps of one network, then its folds (a
-network that is trained on four fifths of the clips is better than two that are trained on half of them), then further
+A *rung* of the ladder is a size; the last one that fits is taken. First come the steps of one network, then its folds,
+since a network that is trained on most of the clips is better than two that are trained on half of them, then further
 networks, which are averaged, and more steps last. The time of a rung is computed from the numbers of
 its steps and of the clips that it predicts, and from the time of each, which `fatai.experiment.estimate.measure_costs`
 measures with the real network on the real data. Other programs on the machine, and the first reading of the sounds, may
