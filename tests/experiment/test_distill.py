@@ -18,6 +18,8 @@ from fatai.experiment.recipe import Recipe
 from fatai.experiment.run import run_recipe
 from fatai.experiment.schema import Stage
 
+pytestmark = pytest.mark.usefixtures("no_reference")
+
 
 @pytest.fixture(scope="module")
 def few(sample):

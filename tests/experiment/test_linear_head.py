@@ -139,7 +139,7 @@ def test_a_finished_recipe_is_not_fitted_again_and_never_continued_with_other_da
 
 
 @pytest.fixture
-def passes(monkeypatch):
+def passes(monkeypatch, no_reference):
     """Numbers of clips that go through a network, batch by batch, but for the reference clips of a run.
 
     Single clips are left out: networks are prepared with them.
@@ -151,7 +151,6 @@ def passes(monkeypatch):
         return prepare_input(self, spec)
 
     monkeypatch.setattr(SpectrogramModel, "prepare_input", counting)
-    monkeypatch.setattr("fatai.experiment.run_result.store_reference", lambda *args: None)
     return numbers
 
 

@@ -22,6 +22,8 @@ from fatai.metrics.ranking import lwlrap
 from fatai.report.data import load_report_data
 from fatai.report.sections.metrics import overall
 
+pytestmark = pytest.mark.usefixtures("no_reference")
+
 ON = Overrides(values={"noisy_decision": True})
 
 

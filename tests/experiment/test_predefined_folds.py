@@ -10,6 +10,8 @@ from fatai.experiment.recipe import Recipe, load_recipe
 from fatai.experiment.run import run_recipe
 from fatai.experiment.scaling import scale_recipe
 
+pytestmark = pytest.mark.usefixtures("no_reference")
+
 
 @pytest.fixture
 def with_columns(sample, tmp_path):

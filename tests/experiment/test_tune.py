@@ -26,6 +26,7 @@ from fatai.metrics.ranking import lwlrap
 from fatai.report.tuning import tune_report
 
 pytest.importorskip("optuna")
+pytestmark = pytest.mark.usefixtures("no_reference")
 needs_locks = pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
 
 RECIPE = load_recipe("quick").override(arch="m1", width=0.125, epochs=2, bs=4, crop_s=0.25, n_views=1)
