@@ -53,5 +53,4 @@ def get(
     entry = WEIGHTS[name]
     note = "" if entry.checksum else "; no checksum of it is published"
     typer.echo(f"{path}: {entry.arch} trained on {entry.trained_on}, license {entry.license}{note}")
-    typer.echo(f"use it with: fatai-submit run DATA --arch {entry.arch} --set front_end.name={entry.front_end} "
-               f"--weights {name}")
+    typer.echo(f"use it with: fatai-submit run DATA --recipe finetune --arch {entry.arch}")

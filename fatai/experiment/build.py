@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
 
 from fatai.data.config import ClipConfig
@@ -14,7 +16,7 @@ from fatai.models.timm_models import pin_timm_source
 from fatai.models.timm_sources import is_remote, known_arch
 from fatai.training.network import named_model
 
-__all__ = ["pin_architecture", "recipe_parameters"]
+__all__ = ["check_network", "pin_architecture", "recipe_parameters"]
 
 _TWO_HEADS = "fourth_place_second_head"
 
@@ -59,6 +61,17 @@ def recipe_parameters(recipe: Recipe, n_tags: int) -> int:
     in_channels = int(settings.channels_module().n_channels)  # type: ignore[arg-type]
     with without_memory():
         return count_parameters(_network(_without_weights(recipe), n_tags, in_channels, settings))
+
+
+def check_network(recipe: Recipe, n_tags: int) -> None:
+    """Build the network of a recipe with its pretrained weights, so that errors come before anything is trained."""
+    in_channels = int(recipe.settings().channels_module().n_channels)  # type: ignore[arg-type]
+    if not recipe.model.options.get("pretrained"):
+        recipe_parameters(recipe, n_tags)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training gives the same warnings
+        recipe_network(recipe, n_tags, in_channels)
 
 
 def pin_architecture(recipe: Recipe) -> Recipe:

@@ -16,7 +16,7 @@ from fatai.distributed import init
 from fatai.ensemble.ensemble import EnsembleResult, ensemble_report
 from fatai.ensemble.members import PredictionSource, read_folds
 from fatai.errors import CheckpointError, DataError, RecipeError
-from fatai.experiment.build import recipe_parameters
+from fatai.experiment.build import check_network, recipe_parameters
 from fatai.experiment.calibrate import calibrate_new_run
 from fatai.experiment.ensemble_folder import CLIPWISE, ENSEMBLE, EnsembleFolder
 from fatai.experiment.ensemble_recipe import (
@@ -174,17 +174,19 @@ def run_ensemble(
         if group.is_main:
             _check_folder(out, recipe, resume)
         loaded, earlier_s = load("keep"), (noted_seconds(out) or 0.0) if resume else 0.0
-        if group.is_main:
-            out.mkdir(parents=True, exist_ok=True)
-            write_text(out / _RECIPE, ensemble_toml(recipe))
-            draw_history(history, out)
-        group.barrier()
         n_noisy = None if loaded.noisy is None else len(loaded.noisy)
         recipes = member_recipes(
             recipe, scale=scale, overrides=overrides, n_noisy=n_noisy, n_curated=len(loaded.curated)
         )
-        for member in recipes.values():  # a network that cannot be built ends the run before anything is trained
-            recipe_parameters(member, len(loaded.tags))
+        if group.is_main:
+            # Runs that are reused or finished need no weights.
+            check = recipe_parameters if resume or reuse else check_network
+            for member in recipes.values():
+                check(member, len(loaded.tags))
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(out / _RECIPE, ensemble_toml(recipe))
+            draw_history(history, out)
+        group.barrier()
         train = partial(
             run_recipe, resume=resume, num_workers=num_workers, corrections=corrections, command=command, log=log,
             report=report, history=history,

@@ -33,9 +33,11 @@ class Overrides:
         Epochs, clips per batch and maximum learning rate of every stage.
     arch, width
         Name of the model, and the factor of its channels. If the recipe's front end is that of the published weights of
-        its model, it becomes that of the new model's.
+        its model, it becomes that of the new model's; a recipe that starts from such weights then starts from the new
+        model's.
     weights
-        Pretrained weights of the model: a name of `fatai.models.weights.WEIGHTS`, or a file.
+        Pretrained weights of the model: a name of `fatai.models.weights.WEIGHTS`, or a file. With published weights, a
+        model that is named with them has their front end and width, unless those are given.
     crop_s
         Seconds of a crop.
     channel

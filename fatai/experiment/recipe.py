@@ -42,6 +42,7 @@ __all__ = ["Recipe", "load_recipe", "parse_toml", "recipe_names", "recipe_text"]
 # A recipe is a page long; files far beyond that are not parsed.
 _MAX_BYTES = 256 * 1024
 _MAX_STAGES = 100
+_PRETRAINED = "model.options.pretrained"
 _DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""")
 
 
@@ -231,16 +232,17 @@ class Recipe(Section):
 
         values = dict(new.values)
         arch = values.get("model.arch", new.arch)
-        front_end = values.pop("front_end.name", None) or self._front_end_for(arch)
+        weights = self._weights(new)
+        front_end = values.pop("front_end.name", None) or self._front_end_for(arch, weights)
         plain = (self if front_end is None else self.with_front_end(name=front_end)).model_dump()
         plain["folds"].update(given(n=new.n_folds, run_folds=new.run_folds))
-        is_timm = isinstance(arch, str) and arch.startswith("timm:")
-        if is_timm:
-            plain["model"]["width"] = None  # that of the recipe's own network; those of timm have none
+        has_own_width = self._has_own_width(arch, weights)
+        if has_own_width:
+            plain["model"]["width"] = None
         plain["model"].update(given(arch=new.arch, width=new.width))
-        if new.weights is not None:
-            self._check_takes_weights(new)
-            plain["model"]["options"]["pretrained"] = str(new.weights)
+        if weights is not None:
+            self._check_takes_weights(arch, weights)
+            plain["model"]["options"]["pretrained"] = weights if isinstance(weights, bool) else str(weights)
         plain["clips"].update(given(crop_s=new.crop_s, channel=new.channel))
         plain["tta"].update(given(n=new.n_views))
         for stage in plain["stages"]:
@@ -248,21 +250,65 @@ class Recipe(Section):
         plain.update(given(seed=new.seed, precision=new.precision))
         for key, value in values.items():
             set_value(plain, key, value)
-        plain["auto"] = _without(self.auto, {*fixed_settings(new), *(["width"] if is_timm else [])})
+        plain["auto"] = _without(self.auto, {*fixed_settings(new), *(["width"] if has_own_width else [])})
         return validated(plain, "the changed recipe")
 
-    def _check_takes_weights(self, overrides: Overrides) -> None:
-        """Raise `RecipeError` if weights are given and the network has no published ones."""
-        arch = str(overrides.values.get("model.arch", overrides.arch or self.model.arch))
-        if not takes_weights(arch):
+    def _weights(self, new: Overrides) -> Any:
+        """Return the pretrained weights that overrides give; those of another network where it takes a recipe's own.
+
+        A recipe that starts from the published weights of its network starts from those of the network that is named
+        in its place. None leaves the recipe's as they are.
+
+        Raises
+        ------
+        RecipeError
+            If that network has no published weights.
+        """
+        given = new.values.get(_PRETRAINED, new.weights)
+        arch, own = new.values.get("model.arch", new.arch), self.model.options.get("pretrained")
+        of_own = find_published(self.model.arch, own)
+        if given is not None or arch in (None, self.model.arch) or not of_own or of_own.arch != self.model.arch:
+            return given
+        if str(arch).startswith("timm:"):
+            return True
+        published = find_published(str(arch)) if takes_weights(str(arch)) else None
+        if published is None:
             raise RecipeError(
-                f"weights {overrides.weights} are given, and recipe {self.name} trains {arch}, for which there are no "
+                f"recipe {self.name} starts from published weights, and there are none for {arch}; choose one of "
+                f"{', '.join(archs_with_weights())}, one of timm as timm:NAME, or recipe default, which needs none"
+            )
+        return published.name
+
+    def _has_own_width(self, arch: Any, weights: Any) -> bool:
+        """Return True if the width of a recipe is not meant for what replaces its network or weights.
+
+        Networks of timm have none. Published weights are of the published width, and other weights of one that the
+        number of clips does not decide.
+        """
+        arch = str(arch or self.model.arch)
+        if arch.startswith("timm:"):
+            return True
+        return bool(weights) and ("width" in (self.auto or ()) or find_published(arch, weights) is not None)
+
+    def _check_takes_weights(self, arch: Any, weights: Any) -> None:
+        """Raise `RecipeError` if weights are given and the network has no published ones."""
+        arch = str(arch or self.model.arch)
+        if weights and not takes_weights(arch):
+            raise RecipeError(
+                f"weights {weights} are given, and recipe {self.name} trains {arch}, for which there are no "
                 "published ones; give them to recipe finetune, probe or best, or with --arch a network that has some: "
                 f"{', '.join(archs_with_weights())}, or one of timm as timm:NAME"
             )
 
-    def _front_end_for(self, arch: Any) -> str | None:
-        """Return the front end that follows from another network: where both networks have published weights."""
+    def _front_end_for(self, arch: Any, weights: Any) -> str | None:
+        """Return the front end that follows from other weights or another network; None to keep the recipe's.
+
+        It is that of the published weights that are given with another network, or to a recipe that decides on its
+        front end by the data; and that of another network where both networks have published weights.
+        """
+        given = find_published(arch or self.model.arch, weights)
+        if given and (arch not in (None, self.model.arch) or "front_end" in (self.auto or ())):
+            return given.front_end
         old, new = find_published(self.model.arch), find_published(arch)
         follows = old and new and self.front_end.get("name") == old.front_end != new.front_end
         return new.front_end if new and follows else None
@@ -360,7 +406,8 @@ def _faults(errors: list[Any]) -> Iterator[str]:
         loc = error["loc"]
         if any(other["loc"][:len(loc)] == loc for other in errors if other is not error):
             continue
-        key = ".".join(str(part) for part in loc) or "the recipe"
+        # Not the names of the types of a union, which pydantic adds.
+        key = ".".join(str(part) for part in loc if not re.search(r"[(\[]|^constrained-", str(part))) or "the recipe"
         if error["type"] == "extra_forbidden":
             yield f"unknown key {key}; {did_you_mean(str(loc[-1]), _allowed_keys(loc))}"
             continue
@@ -390,11 +437,22 @@ def recipe_text(name: str) -> str:
             return read_text_limited(path, _MAX_BYTES)
         except (OSError, UnicodeDecodeError) as e:
             raise RecipeError(f"{path} cannot be read as text: {e}") from None
+    if _is_ensemble(name):
+        raise RecipeError(
+            f"{name} is an ensemble, and one recipe is expected, such as that of one of its members: "
+            f"fatai-submit recipes show {name}"
+        )
     if name not in recipe_names():
         raise RecipeError(
             f"no recipe named {name!r} (a file of yours must end in .toml); {did_you_mean(name, recipe_names())}"
         )
     return ((resources.files("fatai") / "recipes") / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _is_ensemble(name: str) -> bool:
+    """Return True if `name`, with or without "ensembles/", is that of an ensemble of fatai and of no recipe."""
+    file = resources.files("fatai") / "recipes" / "ensembles" / f"{name.removeprefix('ensembles/')}.toml"
+    return name not in recipe_names() and re.fullmatch(r"(ensembles/)?\w+", name) is not None and file.is_file()
 
 
 def load_recipe(name: str | Path, *, trains: bool = True) -> Recipe:

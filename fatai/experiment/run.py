@@ -16,7 +16,7 @@ from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.distributed import ProcessGroup, init
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.experiment.adapt import adapt_recipe, decision_lines
-from fatai.experiment.build import pin_architecture, recipe_parameters
+from fatai.experiment.build import check_network, pin_architecture, recipe_parameters
 from fatai.experiment.clip_tables import noisy_table, readable_rows
 from fatai.experiment.distill import check_teachers
 from fatai.experiment.fold import FoldContext, FoldResult, fold_learner
@@ -157,6 +157,8 @@ def run_recipe(
         "num_workers": num_workers, "nproc": group.world_size,
         "corrections": None if corrections is None else str(corrections),
     }
+    if group.is_main and not resume:
+        check_network(recipe, len(data.tags))
     note = partial(write_manifest, out, data, recipe, digest, command, run_options)
     # Around the manifest, which notes the number of threads.
     n_parameters = recipe_parameters(recipe, len(data.tags))

@@ -12,6 +12,8 @@ views of a clip    as published     4 at most; tiles that don't overlap      2 a
 seconds of a crop  as published     as published                             4 at most
 =================  ===============  =======================================  ==========================
 
+Networks with pretrained weights keep their width, and those of timm have none.
+
 The epochs of the stages keep their published ratios, with at least one epoch each; a recipe that trains on many noisy
 clips has fewer epochs, because each has more clips. Lengths in epochs (of a warm-up, of a cycle, without augmentation
 at the end) shrink with the epochs of their stage; learning rates with the square root of the batch size; numbers of
@@ -102,7 +104,8 @@ def scale_recipe(
     if config is None:
         return recipe
     plain = recipe.model_dump()
-    plain["model"]["width"] = (recipe.model.width or 1.0) * config.width
+    if not _has_fixed_width(recipe):
+        plain["model"]["width"] = (recipe.model.width or 1.0) * config.width
     plain["clips"]["crop_s"] = min(config.crop_s, recipe.clips.crop_s)
     n_folds = _scale_folds(plain["folds"], config)
     _scale_tta(plain["tta"], config, plain["clips"]["crop_s"])
@@ -112,6 +115,11 @@ def scale_recipe(
     for stage, n_epochs in zip(plain["stages"], epochs, strict=True):
         _scale_stage(stage, n_epochs, config)
     return validated(plain, f"{recipe.name} in a smaller size")
+
+
+def _has_fixed_width(recipe: Recipe) -> bool:
+    """Return True if the width cannot be scaled: weights are of one width, and networks of timm have none."""
+    return bool(recipe.model.options.get("pretrained")) or recipe.model.arch.startswith("timm:")
 
 
 def _scale_folds(folds: dict[str, Any], config: Scale) -> int:

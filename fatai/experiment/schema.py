@@ -40,6 +40,9 @@ WITHOUT_TRAINING = {"trains": False}
 """Context of a validation that leaves the registries of stages out, whose entries need fastai."""
 
 
+_SAMPLING_OPTIONS = {"shuffle": ["n"], "balanced": ["n", "max_repeats"], "mixture": ["n", "weights"]}
+
+
 def _trains(info: ValidationInfo) -> bool:
     """Return False if the recipe is validated for predictions alone."""
     return (info.context or {}).get("trains", True)
@@ -352,6 +355,14 @@ class Stage(Section):
                     f'sampling_options is {options}; expected for sampling "shuffle" nothing but n, the number of '
                     "clips to draw in an epoch"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_options_are_known(self) -> Stage:
+        known = _SAMPLING_OPTIONS[self.sampling]
+        for name in self.sampling_options:
+            if name not in known:
+                raise ValueError(f"sampling {self.sampling!r} has no option {name!r}; {did_you_mean(name, known)}")
         return self
 
     @field_validator("teacher", mode="before")

@@ -12,6 +12,7 @@ from torch import nn
 from fatai.audio.front_ends import FrontEnd
 from fatai.audio.front_ends import front_end as find_front_end
 from fatai.data.config import ClipConfig
+from fatai.errors import OptionError
 from fatai.models import create_model
 from fatai.models.weights import find_published
 from fatai.registry import FRONT_ENDS, MODELS
@@ -52,6 +53,11 @@ def named_model(
     Returns
     -------
     A network from (batch, in_channels, mels, frames) to logits (batch, n_tags).
+
+    Raises
+    ------
+    OptionError
+        If `width` is given with published weights, which are of width 1.
     """
     options = {**(options or {}), **({} if width is None else {"width": width})}
     parameters = inspect.signature(MODELS.builder(arch)).parameters
@@ -61,8 +67,19 @@ def named_model(
         options.setdefault("spec_size", clip_config.spec_size)
     if "imagenet_input" in parameters and clip_config.channels_name == "imagenet":
         options.setdefault("imagenet_input", True)
+    _check_width(arch, options)
     _warn_about_front_end(arch, options.get("pretrained"), clip_config.front_end)
     return create_model(arch, n_tags, in_channels, **options)
+
+
+def _check_width(arch: str, options: dict[str, Any]) -> None:
+    """Raise `OptionError` if published weights are to be loaded into a network of another width."""
+    published, width = find_published(arch, options.get("pretrained")), options.get("width", 1)
+    if published is not None and published.arch == arch and width != 1:
+        raise OptionError(
+            f"the width is {width:g}, and the published weights {published.name} are of width 1; leave the width out, "
+            "or the weights"
+        )
 
 
 def _warn_about_front_end(

@@ -331,7 +331,7 @@ def test_weights_are_listed_with_what_is_here_and_downloaded(main_with, server, 
     assert listed.endswith(f"files: {tmp_path / 'files'}\n")
     got = main_with("weights", "get", "mn04_as")
     assert got.returncode == 0 and "mn04 trained on AudioSet, license MIT" in got.stdout
-    assert "--set front_end.name=efficientat --weights mn04_as" in got.stdout
+    assert "use it with: fatai-submit run DATA --recipe finetune --arch mn04\n" in got.stdout
     assert (tmp_path / "files" / "mn04_as_mAP_432.pt").read_bytes() == content
     assert re.search(r"^mn04_as .* here$", main_with("weights").stdout, re.M)
     wrong = main_with("weights", "get", "mn04")

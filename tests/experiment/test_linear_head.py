@@ -26,6 +26,7 @@ from fatai.inference.linear_probe import LinearProbe
 from fatai.inference.predictions import Predictions, check_submission
 from fatai.models import create_model
 from fatai.models.base import SpectrogramModel
+from fatai.models.checkpoint import save_checkpoint
 
 
 @pytest.fixture
@@ -245,6 +246,7 @@ def test_the_last_layer_of_efficientat_is_fitted_too(own_dls, tmp_path):
 def test_a_recipe_for_published_weights_says_at_the_start_that_it_has_none(name, words, sample, tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr("fatai.experiment.run.locate_weights", lambda arch, pretrained: None)
+    monkeypatch.setattr("fatai.experiment.run.check_network", lambda recipe, n_tags: None)
 
     def stop(*args):
         raise KeyboardInterrupt
@@ -274,3 +276,15 @@ def test_weights_that_cannot_be_had_end_a_run_before_anything_is_written(sample,
     with pytest.raises(CheckpointError, match="mn04_as are of mn04, not of cnn14; choose cnn14, or build mn04"):
         run_recipe(sample, load_recipe("panns_logreg").override(weights="mn04_as"), tmp_path / "run", num_workers=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_do_not_fit_end_a_run_before_its_folder_is_made(sample, tmp_path):
+    save_checkpoint(tmp_path / "wide.pt", create_model("mn04", 527, width=2).state_dict())
+    save_checkpoint(tmp_path / "mn04_as_mAP_432.pt", create_model("mn04", 527).state_dict())
+    recipe, out = load_recipe("probe"), tmp_path / "run"
+    with pytest.raises(CheckpointError, match="wide.pt does not fit"):
+        run_recipe(sample, recipe.override(weights=tmp_path / "wide.pt"), out, num_workers=0)
+    narrow = recipe.override(weights=tmp_path / "mn04_as_mAP_432.pt", width=0.5)
+    with pytest.raises(OptionError, match="the width is 0.5, and the published weights mn04_as are of width 1"):
+        run_recipe(sample, narrow, out, num_workers=0)
+    assert not out.exists()

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fatai.audio.front_ends import front_end as find_front_end
-from fatai.errors import OptionError, RecipeError
+from fatai.errors import OptionError, RecipeError, UnknownNameError
 from fatai.experiment.ensemble_recipe import load_ensemble
 from fatai.experiment.old_keys import OLD_KEYS, OLD_VALUES
 from fatai.experiment.overrides import Overrides, parse_settings
@@ -320,3 +320,41 @@ def test_weights_for_a_network_without_any_are_refused_with_those_that_have_some
 def test_a_network_of_timm_takes_weights():
     recipe = load_recipe("default").override(Overrides(arch="timm:efficientnet_b0", weights="weights.safetensors"))
     assert recipe.model.options["pretrained"] == "weights.safetensors"
+
+
+@pytest.mark.parametrize("name", ["default", "quick"])
+def test_a_network_that_is_named_with_its_published_weights_has_their_front_end_and_width(name):
+    given = Overrides(arch="mn04", weights="mn04_as")
+    recipe = load_recipe(name).override(given)
+    assert recipe.front_end == {"name": "efficientat"} and recipe.model.width is None
+    assert "width" not in (recipe.auto or ())
+    assert recipe.override(given) == recipe, "as `run` overrides the recipe that was decided for the data"
+    chosen = load_recipe(name).override(arch="mn04", weights="mn04_as", width=0.5, values={"front_end.name": "ninth"})
+    assert chosen.front_end == {"name": "ninth"} and chosen.model.width == 0.5
+    own = load_recipe(name).override(arch="mn04", weights="my_mn04.pt")
+    assert own.front_end == {"name": "ninth"}, "whose front end is not known"
+
+
+@pytest.mark.parametrize("name", ["finetune", "probe"])
+def test_a_recipe_of_published_weights_takes_those_of_another_network(name):
+    recipe = load_recipe(name)
+    assert recipe.override(arch="mn10").model.options == {"pretrained": "mn10_as"}
+    other = recipe.override(values={"model.arch": "cnn10"})
+    assert other.model.options == {"pretrained": "cnn10"} and other.front_end == {"name": "panns"}
+    assert recipe.override(arch="timm:resnet18").model.options == {"pretrained": True}
+    assert recipe.override(arch="mn10", weights="mine.pt").model.options == {"pretrained": "mine.pt"}
+    assert not recipe.override(arch="m3", values={"model.options.pretrained": False}).model.options["pretrained"]
+    with pytest.raises(RecipeError, match="starts from published weights, and there are none for m3; choose one of mn"):
+        recipe.override(arch="m3")
+    with pytest.raises(UnknownNameError, match="'mn4'; did you mean mn40"):
+        recipe.override(arch="mn4")
+
+
+@pytest.mark.parametrize("setting, message", [
+    ("stages.0.sampling_options.max_repeat=3", "sampling 'balanced' has no option 'max_repeat'; did you mean max_repe"),
+    ("clips.channel=each", "clips.channel is 'each': known: auto, mean, loudest"),
+])
+def test_a_setting_that_would_fail_while_training_is_refused_before(setting, message):
+    values = parse_settings(["stages.0.sampling=balanced", setting])
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load_recipe("quick").override(Overrides(values=values))

@@ -116,3 +116,8 @@ def test_the_batch_norms_of_a_new_head_are_trained():
     )
     callback.before_train()
     assert not body[1].training and head[1].training and body[0].training
+
+
+def test_published_weights_are_of_the_published_width(sample, folder):
+    with pytest.raises(OptionError, match="the width is 0.5, and the published weights mn04_as are of width 1"):
+        fat_learner(loaders(sample, "efficientat"), "mn04", pretrained=folder / "mn04_as_mAP_432.pt", width=0.5)
