@@ -18,6 +18,8 @@ __all__ = ["app"]
 app = typer.Typer()
 
 _FORMATS = ("folder", "onnx", "page")
+# Files that other programs export; a folder of such a name would be taken for one.
+_OTHER_FILES = (".pt", ".pth", ".pkl", ".ts", ".torchscript", ".safetensors", ".tflite", ".mlmodel", ".zip", ".html")
 
 
 @app.command(rich_help_panel="Models")
@@ -82,6 +84,11 @@ def export(
     chosen = format_ or ("onnx" if out.suffix == ".onnx" else "folder")
     if chosen not in _FORMATS:
         raise typer.BadParameter(did_you_mean(chosen, _FORMATS), param_hint="--format")
+    if chosen != "onnx" and out.suffix.lower() in _OTHER_FILES:
+        raise typer.BadParameter(
+            f"it is {out}, and no {out.suffix} is written; expected model.onnx, or the name of a folder",
+            param_hint="OUT",
+        )
     for option, value in (("--step-s", step_s), ("--onnxruntime-web", onnxruntime_web)):
         if value is not None and chosen != "page":
             raise typer.BadParameter("only a page has it; add --format page, or leave it out", param_hint=option)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,9 @@ __all__ = [
     "Weights",
     "Width",
     "EXIT_UNREADABLE",
+    "PICTURES",
     "check_device",
+    "check_suffix",
     "Strict",
     "exit_if_unreadable",
 ]
@@ -339,6 +342,17 @@ def check_device(device: str | None, nproc: int | None) -> None:
         raise OptionError(f"--device {device} is one GPU, and --nproc {nproc} takes one for each process: give one")
 
 
+
+
+def check_suffix(out: Path | None, suffixes: Collection[str]) -> None:
+    """Raise `OptionError` if --out has another suffix than those of the formats that are written."""
+    if out is not None and out.suffix.lower() not in suffixes:
+        *first, last = (suffix for suffix in suffixes if suffix)
+        raise OptionError(f"--out is {out}; expected a name that ends in {', '.join(first)} or {last}")
+
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
+"""Suffixes of pictures that commands draw."""
 EXIT_UNREADABLE = 3
 """Exit code of --strict if a sound cannot be read."""
 

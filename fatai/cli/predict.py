@@ -29,6 +29,7 @@ from fatai.cli.options import (
     Threads,
     Tta,
     check_device,
+    check_suffix,
     exit_if_unreadable,
 )
 
@@ -54,7 +55,10 @@ def predict(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", dir_okay=False, help="CSV to write; without it the best tags of each clip are printed."),
+        typer.Option(
+            "--out", dir_okay=False,
+            help="CSV or .parquet to write; without it the best tags of each clip are printed.",
+        ),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Tags printed for each clip.")] = 3,
     tta: Tta = None,
@@ -103,6 +107,7 @@ def predict(
     from fatai.io.lock import lock_output
 
     check_device(device, nproc)
+    check_suffix(out, ("", ".csv", ".parquet"))
     thresholds = None if labels is None else thresholds_of_run(run)
     named = sounds_by_name(sounds or [], input_list, file_col)
     if labels is not None and calibrate is False:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fatai.cli.options import Arch, BatchSize, CropS, Data, ModelFold, NumWorkers, RecipeName, Width
+from fatai.cli.options import (
+    PICTURES,
+    Arch,
+    BatchSize,
+    CropS,
+    Data,
+    ModelFold,
+    NumWorkers,
+    RecipeName,
+    Width,
+    check_suffix,
+)
 
 if TYPE_CHECKING:
     from fatai.experiment.recipe import Recipe
@@ -47,6 +58,7 @@ def show_augs(
     from fatai.io.atomic import write_file
     from fatai.registry import AUGMENTATIONS, MIXERS
 
+    check_suffix(out, PICTURES)
     matplotlib.use("Agg")
     loaded = load_recipe(recipe).override(crop_s=crop_s)
     # A cache of features holds spectrograms without their waves, which some augmentations need.
@@ -98,12 +110,19 @@ def lr_find(
     """
     import matplotlib
 
+    from fatai.errors import OptionError
     from fatai.experiment.recipe import load_recipe
     from fatai.experiment.run import preview_learner
     from fatai.training.lr_finder import find_lr
 
+    check_suffix(out, PICTURES)
     matplotlib.use("Agg")
     loaded = load_recipe(recipe).override(bs=bs, arch=arch, width=width, crop_s=crop_s)
+    if loaded.stages[0].linear_probe is not None:
+        raise OptionError(
+            f"recipe {loaded.name} fits a logistic regression, which has no learning rate; take one that trains, such "
+            "as default or finetune"
+        )
     found = find_lr(preview_learner(data, loaded, fold, num_workers=num_workers), steps=steps, show_progress=True)
     for name, lr in found.suggestions.items():
         typer.echo(f"{name} {lr:.2e}")

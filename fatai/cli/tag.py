@@ -53,7 +53,9 @@ def tag(
     format_: Annotated[
         str | None,
         typer.Option(
-            "--format", help="csv, the default of --out, json, audacity (label tracks) or raven (selection tables)."
+            "--format",
+            help="csv, the default of --out, json, that of a name that ends in .json, audacity (label tracks) or raven "
+            "(selection tables).",
         ),
     ] = None,
     threshold: Annotated[
@@ -109,7 +111,7 @@ def tag(
     from fatai.io.lock import lock_output
     from fatai.registry import did_you_mean
 
-    file_format = format_ or "csv"
+    file_format = format_ or ("json" if out is not None and out.suffix == ".json" else "csv")
     if file_format not in EVENT_FORMATS:
         raise typer.BadParameter(did_you_mean(file_format, EVENT_FORMATS), param_hint="--format")
     given = [str(sound_path(sound)) for sound in sounds or []]

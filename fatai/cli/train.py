@@ -160,6 +160,11 @@ def run(
         raise OptionError(
             f"--no-predict is given with the ensemble {recipe}, which averages predictions of its runs: leave it out"
         )
+    if reuse_run and not training.is_ensemble:
+        raise OptionError(
+            f"--reuse-run is given with recipe {recipe}, and is for members of an ensemble, such as --recipe best; to "
+            "continue a run, give it as --out with --resume"
+        )
     if dry_run or time_limit is not None:
         training.print_estimate(time_limit, predict=predict)
         return

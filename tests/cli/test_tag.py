@@ -177,3 +177,9 @@ def test_loud_events_in_minutes_of_quiet_noise_are_found_at_their_times_in_flat_
     generate(short, seconds=30)
     (short_gb, _), (long_gb, _) = (child(run.out, sound, tmp_path / "events.csv") for sound in (short, long))
     assert long_gb < short_gb + 0.1
+
+
+def test_a_name_that_ends_in_json_is_written_as_json(tag, tiny_run, sounds):
+    ended = tag(tiny_run.out, "in", "--out", "events.json", "--threshold", "0.1", "--top", 1)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(open("events.json").read())

@@ -98,3 +98,37 @@ def test_windows_are_printed_with_the_meaning_of_their_score(main_with, tiny_run
     page = tmp_path / "found.html"
     assert "uncertainty" in main_with("find", index, "--uncertain", "--out", page).stdout
     assert "The score is the uncertainty" in page.read_text()
+
+
+@pytest.mark.parametrize("command, words", [
+    ("predict {run} {sample}/test --out {tmp}/tags.xlsx", "tags.xlsx; expected a name that ends in .csv or .parquet"),
+    ("predict {run} {sample}/test --out {tmp}/tags.json", "tags.json; expected a name that ends in .csv or .parquet"),
+    ("lr-find {sample} --out {tmp}/lr.txt", "lr.txt; expected a name that ends in .png, .svg, .pdf or .jpg"),
+    ("show-augs {sample} --out {tmp}/augs.foo", "augs.foo; expected a name that ends in .png, .svg, .pdf or .jpg"),
+    ("export {run} {tmp}/model.pt", "no .pt is written; expected model.onnx, or the name of a folder"),
+    ("export {run} {tmp}/model.torchscript", "no .torchscript is written; expected model.onnx"),
+])
+def test_a_format_that_is_not_written_is_refused_at_once(command, words, main_with, tiny_run, sample, tmp_path):
+    ended = main_with(*command.format(run=tiny_run.out, sample=sample, tmp=tmp_path).split())
+    said = " ".join(ended.stderr.replace("│", " ").split())
+    assert ended.returncode == 2 and words in said, ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["lr-find", "doctor", "stats"])
+@pytest.mark.parametrize("name", ["best", "ensembles/best"])
+def test_an_ensemble_in_place_of_a_recipe_is_called_one(command, name, main_with, sample):
+    ended = main_with(command, sample, "--recipe", name)
+    assert ended.returncode == 2 and f"{name} is an ensemble, and one recipe is expected" in ended.stderr
+
+
+def test_a_search_for_a_learning_rate_that_a_recipe_does_not_have_is_refused(main_with, sample):
+    ended = main_with("lr-find", sample, "--recipe", "panns_logreg")
+    assert ended.returncode == 2 and "fits a logistic regression, which has no learning rate" in ended.stderr
+
+
+def test_a_run_to_reuse_is_refused_without_an_ensemble(main_with, tiny_run, sample, tmp_path):
+    out = tmp_path / "run"
+    ended = main_with("run", sample, "--recipe", "quick", "--reuse-run", tiny_run.out, "--out", out)
+    assert ended.returncode == 2 and "--reuse-run is given with recipe quick, and is for members" in ended.stderr
+    assert not out.exists()
