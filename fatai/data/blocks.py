@@ -501,8 +501,19 @@ class FATDataLoaders(DataLoaders):
         Returns
         -------
         Columns fname, path and labels (lists of tags); also noisy, weight and source if the loaders' table had them.
+
+        Raises
+        ------
+        DataError
+            If the loaders have no clips, as those of a learner that was exported.
         """
-        return self.loaders[ds_idx].dataset.items.drop(columns="is_valid").reset_index(drop=True)
+        items = self.loaders[ds_idx].dataset.items
+        if not isinstance(items, pd.DataFrame):
+            raise DataError(
+                "the loaders have no clips, as those of a learner that was exported: pass clips, such as "
+                "learn.tta(items=[...])"
+            )
+        return items.drop(columns="is_valid").reset_index(drop=True)
 
     def new_empty(self) -> FATDataLoaders:
         """Return loaders with the same configuration and no clips, which `learn.export` stores."""

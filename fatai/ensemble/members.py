@@ -94,6 +94,11 @@ def load_members(
 def _load_member(source: PredictionSource, position: int, part: str) -> Member:
     if isinstance(source, Predictions):
         return Member(f"predictions {position}", source, None, None)
+    if not isinstance(source, (str, os.PathLike)):
+        raise OptionError(
+            f"predictions {position} are of type {type(source).__name__}; expected Predictions, as learn.tta() returns "
+            "them, or the path of a CSV of them or of a run folder"
+        )
     path = Path(source)
     if not path.is_dir():
         return Member(str(path), Predictions.from_csv(path), None, None)

@@ -78,7 +78,13 @@ def export_onnx(
     """
     if Path(path).suffix != ".onnx":
         raise OptionError(f"{path} does not end in .onnx; give it that suffix")
-    models = [model] if isinstance(model, Pretrained) else list(model)
+    models = [model] if isinstance(model, Pretrained) or not isinstance(model, Iterable) else list(model)
+    for given in models:
+        if not isinstance(given, Pretrained):
+            raise OptionError(
+                f"the model is of type {type(given).__name__}; expected what load_pretrained or trained_model returns: "
+                "of a learner load_pretrained(learn.save_pretrained(folder))"
+            )
     graph = build_graph(models, average, weights)
     name = f"the network {type(models[0].model).__name__}"
     return write_graph(

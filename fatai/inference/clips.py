@@ -56,7 +56,13 @@ def clip_at(item: Any, sr: int | None, sr_to: int) -> str | Path | np.ndarray:
 
 def _as_wave(samples: Any) -> Tensor:
     """Return samples as a plain float32 tensor (samples,)."""
-    wave = torch.as_tensor(samples if isinstance(samples, Tensor) else np.ascontiguousarray(samples))
+    array = samples if isinstance(samples, Tensor) else np.ascontiguousarray(samples)
+    if isinstance(array, np.ndarray) and array.dtype.kind not in "iuf":
+        raise OptionError(
+            f"the item is of type {type(samples).__name__}; expected the path of a sound, or samples as an array or "
+            "tensor; tta(items=[...]) predicts several sounds"
+        )
+    wave = torch.as_tensor(array)
     wave = wave.detach().cpu().as_subclass(Tensor)
     if wave.ndim == 2 and len(wave) == 1:
         wave = wave[0]
@@ -65,6 +71,8 @@ def _as_wave(samples: Any) -> Tensor:
             f"the samples have shape {tuple(wave.shape)}; expected (samples,): take one channel or the mean of them"
         )
     if wave.is_floating_point():
+        if not wave.isfinite().all():
+            raise OptionError("the samples hold NaN or infinity; expected floats within [-1, 1]")
         return wave.float()
     if wave.dtype not in (torch.int16, torch.int32):
         raise OptionError(f"the samples are {wave.dtype}; expected floats within [-1, 1], int16 or int32")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fatai.audio.folders import find_sounds
 from fatai.audio.waveform import SILENCE_DB
 from fatai.data.clip_names import unique_names
 from fatai.errors import AudioError, DataError
@@ -84,12 +85,12 @@ def names_and_paths(items: Any) -> tuple[list[str], list[str]]:
     ----------
     items
         A table with a column `path` and, if the names are not those of the files, `fname`; a list of paths, or of pairs
-        of a name and a path; or one path.
+        of a name and a path; one path; or a folder, for the sounds below it.
 
     Raises
     ------
     DataError
-        If a table has no column `path`.
+        If a table has no column `path`, or a folder no sounds.
     """
     if is_data_frame(items):
         if "path" not in items.columns:
@@ -100,10 +101,21 @@ def names_and_paths(items: Any) -> tuple[list[str], list[str]]:
         paths = [str(p) for p in items["path"]]
         names = [str(n) for n in items["fname"]] if "fname" in items.columns else [Path(p).name for p in paths]
     else:
-        several = [items] if isinstance(items, (str, Path)) else items
+        several = _sounds_at(items) if isinstance(items, (str, Path)) else items
         pairs = [item if isinstance(item, tuple) else (Path(item).name, item) for item in several]
         names, paths = [str(name) for name, _ in pairs], [str(path) for _, path in pairs]
     return unique_names(names, paths), paths
+
+
+def _sounds_at(path: str | Path) -> list[str | Path | tuple[str, Path]]:
+    """Return a path as a list; of a folder the sounds below it, called by their path relative to it."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return [path]
+    found = find_sounds(folder)
+    if not found:
+        raise DataError(f"there are no sound files below {folder}; expected .wav, .flac, .ogg, .mp3 or similar")
+    return [(str(file.relative_to(folder)), file) for file in found]
 
 
 def with_priors(

@@ -260,23 +260,49 @@ def build_model(
     if arch is None:
         arch = defaults.ARCH
         width = defaults.network_width(len(dls.train_ds)).value if width is None else width
+    if not isinstance(arch, str) and not callable(arch):
+        raise OptionError(
+            f"arch is of type {type(arch).__name__}; expected a name, a module, or a function that returns one; of a "
+            "model that load_pretrained returned, its .model"
+        )
     n_tags, in_channels = len(dls.tags), dls.to_spec.n_channels
     if pretrained:
         _check_takes_weights(arch, pretrained)
         options = {**(options or {}), "pretrained": pretrained}
     if isinstance(arch, str):
         return named_model(arch, n_tags, in_channels, dls.clip_config, width=width, options=options)
-    return arch if isinstance(arch, nn.Module) else arch(n_tags=n_tags, in_channels=in_channels, **(options or {}))
+    if width is not None:
+        raise OptionError(f"width is {width:g} with {_described(arch)}; it is for a network by name: leave it out")
+    if not isinstance(arch, nn.Module):
+        return arch(n_tags=n_tags, in_channels=in_channels, **(options or {}))
+    _check_built(arch, n_tags, options)
+    return arch
+
+
+def _described(arch: Any) -> str:
+    return arch if isinstance(arch, str) else f"a network of your own, {getattr(arch, '__name__', type(arch).__name__)}"
+
+
+def _check_built(model: nn.Module, n_tags: int, options: dict[str, Any] | None) -> None:
+    """Raise `OptionError` if a module has another number of tags than the loaders, or is given options."""
+    if options:
+        raise OptionError(f"arch_options are {options} with {_described(model)}, which is built: leave them out")
+    n_outputs = getattr(model, "n_tags", n_tags)
+    if n_outputs != n_tags:
+        raise OptionError(
+            f"the network {type(model).__name__} has {n_outputs} tags and the loaders {n_tags}; make loaders with the "
+            "same tags, by vocab=; or start from its weights with a new last layer: name the network, and give "
+            "pretrained= the model.safetensors of its folder"
+        )
 
 
 def _check_takes_weights(arch: str | Callable[..., nn.Module], pretrained: bool | str | os.PathLike[str]) -> None:
     """Raise `OptionError` if a network cannot be built with published weights."""
     if isinstance(arch, str) and takes_weights(arch):
         return
-    given = arch if isinstance(arch, str) else "a network of your own"
     raise OptionError(
-        f"pretrained={pretrained!r} with {given}, for which there are no published weights; networks that have some: "
-        f"{', '.join(archs_with_weights())}, and those of timm as timm:NAME"
+        f"pretrained={pretrained!r} with {_described(arch)}, for which there are no published weights; networks that "
+        f"have some: {', '.join(archs_with_weights())}, and those of timm as timm:NAME"
     )
 
 
