@@ -73,6 +73,15 @@ def clip_cache(shared_folder):
     return shared_folder / "clips"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def default_cache(clip_cache):
+    """Clips are cached by default in a folder of this run of the tests, not in that of the user, which would grow."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("cache", "cache_choice"):
+            patch.setattr(f"fatai.data.{module}.default_cache_folder", lambda: clip_cache)
+        yield
+
+
 @pytest.fixture(scope="session")
 def few_clips(sample, tmp_path_factory):
     """A third of the sample, without its truth: 40 curated, 24 noisy and 20 test clips, each tag at least twice."""
