@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     total = args.work / "seconds.txt"
     seconds = time.process_time() - start + (float(total.read_text()) if total.exists() else 0.0)
     write_text(total, f"{seconds:.1f}\n")
-    text = markdown(result.out, recipe, data / "train_curated.csv", seconds)
+    decided = load_recipe(result.out / "recipe.toml")  # also what a recipe leaves to the data
+    text = markdown(result.out, decided, data / "train_curated.csv", seconds)
     options = [f"--weights {args.weights}"] if args.weights else []
     options += [f"--set {shlex.quote(setting)}" for setting in args.set]
     command = " ".join([f"python -m benchmarks.esc10 {args.data.name} --recipe {args.recipe}", *options])
