@@ -324,9 +324,10 @@ def _combine(
     """Combine members and stackers, scored on the curated clips that all members hold out."""
     truth = data.curated[["fname", "labels"]]
     weights = list(recipe.weights) if isinstance(recipe.weights, tuple) else recipe.weights
-    oofs: list[PredictionSource] = [Predictions.from_csv(run / "oof.csv") for run in runs]
+    predicted = [Predictions.from_csv(run / "oof.csv") for run in runs]
+    oofs: list[PredictionSource] = list(predicted)
     # Without a test part, what is fitted is applied to the clips that it was fitted on, and not written.
-    tests: list[PredictionSource] = list(runs) if len(data.test) else list(oofs)
+    tests: list[PredictionSource] = list(runs) if len(data.test) else list(_common_clips(predicted))
     if not recipe.stackers:
         given = None if len(data.test) else list(runs)  # run folders, whose folds are known
         combined = ensemble_report(tests, recipe.how, weights, oof=given, truth=truth, **recipe.options)
@@ -340,6 +341,12 @@ def _combine(
     ensembled = ensemble_report(tests, recipe.how, weights, oof=oofs, truth=truth, **recipe.options)
     names = (*ensembled.members[:len(runs)], *(stacker.name for stacker in recipe.stackers))
     return replace(ensembled, members=names)
+
+
+def _common_clips(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """Return the predictions of the clips that all have; runs of some folds, split differently, hold out others."""
+    common = set.intersection(*(set(each.fnames) for each in predictions))
+    return [each.select([name for name in each.fnames if name in common], each.tags) for each in predictions]
 
 
 def _stacker_options(stacker: StackerConfig, scale: str) -> dict[str, Any]:

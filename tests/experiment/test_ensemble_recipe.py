@@ -2,8 +2,10 @@
 
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fatai.data.datasets.fat2019 import load_dataset
@@ -17,7 +19,7 @@ from fatai.experiment.ensemble_recipe import (
     is_ensemble,
     load_ensemble,
 )
-from fatai.experiment.ensemble_run import member_recipes, run_ensemble
+from fatai.experiment.ensemble_run import _combine, member_recipes, run_ensemble
 from fatai.experiment.overrides import Overrides
 from fatai.experiment.recipe import load_recipe
 from fatai.inference.predictions import Predictions, check_submission
@@ -243,3 +245,16 @@ def test_a_network_that_cannot_be_built_ends_an_ensemble_before_anything_is_trai
     with pytest.raises(OptionError, match="'m3' has no option 'colour'"):
         run_ensemble(sample, ensemble, tmp_path / "out", log=lambda line: None)
     assert not (tmp_path / "out" / "m3").exists()
+
+
+def test_members_that_hold_out_other_clips_are_combined_on_those_of_all(tmp_path, rng):
+    names, runs = [f"{k}.wav" for k in range(6)], []
+    for name, clips in (("one", names[:4]), ("two", names[2:])):  # fold 0 of two splitters
+        (tmp_path / name).mkdir()
+        Predictions(clips, ["a", "b"], rng.random((4, 2))).to_csv(tmp_path / name / "oof.csv")
+        (tmp_path / name / "folds.csv").write_text("fname,fold\n" + "".join(f"{clip},0\n" for clip in clips))
+        runs.append(tmp_path / name)
+    recipe = EnsembleRecipe.model_validate({"name": "x", "members": [{"name": n, "recipe": "quick"} for n in "ab"]})
+    table = pd.DataFrame({"fname": names, "labels": [["a"], ["b"]] * 3})
+    combined = _combine(recipe, runs, SimpleNamespace(curated=table, test=[]), "full", lambda line: None)
+    assert sorted(combined.predictions.fnames) == names[2:4] and len(combined.member_scores) == 2
