@@ -189,8 +189,9 @@ class _Cost:
         if key not in self._costs:
             self._log(f"{recipe.name}: measuring a few steps of {recipe.model.arch}")
             costs = self._costs[key] = self._measure(self.data, recipe)
-            steps = ", ".join(f"{seconds:.2g} s" for seconds in dict.fromkeys(costs.step_s))
-            self._log(f"{recipe.name}: {steps} a step, {costs.clip_s:.2g} s to predict a clip")
+            steps = ", ".join(f"{seconds:.2g} s" for seconds in dict.fromkeys(costs.step_s) if seconds)
+            each_step = f"{steps} a step, " if steps else ""  # linear probes have none
+            self._log(f"{recipe.name}: {each_step}{costs.clip_s:.2g} s to predict a clip")
             if note := load_note(costs.load):
                 self._log(f"{recipe.name}: {note}")
         return self._costs[key]

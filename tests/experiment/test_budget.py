@@ -99,6 +99,22 @@ def test_each_measurement_is_announced_and_its_result_said(data):
     }
 
 
+def test_a_probe_is_measured_without_a_step_and_kept_at_every_size(data):
+    recipe, lines = with_probe(load_ensemble("best"), "mn04_as"), []
+    small, plan = plan_ensemble(
+        data, recipe, member_recipes(recipe), 1e5, n_sized=3, log=lines.append,
+        measure=lambda data, recipe: Costs((0.0 if recipe.model.arch == "mn04" else 1.0,), 0.25),
+    )
+    assert "probe: 0.25 s to predict a clip" in lines and "default: 1 s a step, 0.25 s to predict a clip" in lines
+    n_clips = len(data.curated) + len(data.test)
+    alone, _ = plan_ensemble(
+        data, load_ensemble("best"), member_recipes(load_ensemble("best")), 1e5, log=lines.append,
+        measure=lambda data, recipe: Costs((1.0,), 0.25),
+    )
+    assert [member.name for member in small.members] == [member.name for member in alone.members] + ["probe"]
+    assert small.members[-1].overrides["folds"]["n"] == plan.folds and plan.seconds > 0.25 * n_clips
+
+
 @pytest.mark.parametrize("budget_s", [60, 1200, 60_000])
 def test_a_single_recipe_takes_the_rungs_of_one_network(budget_s, data):
     recipe = load_recipe("default").override(Overrides(values={"noisy_decision": False}))
