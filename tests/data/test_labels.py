@@ -140,7 +140,7 @@ def test_a_label_similar_to_none_raises_with_the_known_tags():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,labels\na.wav,Bark\n", "no column 'fname'; did you mean name"),
+        ("name,labels\na.wav,Bark\n", "no column 'fname': rename one, or pass the names to .*; did you mean name"),
         ("fname,tags\na.wav,Bark\n", "no column 'labels'"),
         ("fname,labels\na.wav,Bark\n,Meow\n", r"row 2 \(line 3\) has no file name"),
         (
