@@ -150,6 +150,10 @@ def run(
         data, recipe, out, overrides, run_folds, corrections, scale, num_workers, columns, budget, resume, tracker,
         nproc,
     )
+    if budget is not None:
+        from fatai.experiment.estimate import seconds_of
+
+        seconds_of(budget)  # raises before the data are read
     if budget is not None and (scale != "full" or folds is not None or epochs is not None):
         raise OptionError("--budget chooses folds and epochs: leave out --folds, --epochs and --scale")
     if budget is not None and (nproc not in (None, 1) or was_started_by_torchrun()) and not has_plan():
@@ -164,6 +168,11 @@ def run(
         raise OptionError(
             f"--reuse-run is given with recipe {recipe}, and is for members of an ensemble, such as --recipe best; to "
             "continue a run, give it as --out with --resume"
+        )
+    if training.is_probe and (epochs is not None or lr is not None):
+        raise OptionError(
+            f"recipe {recipe} fits logistic regressions, which have no epochs and no learning rate: leave out --epochs "
+            "and --lr"
         )
     if dry_run or time_limit is not None:
         training.print_estimate(time_limit, predict=predict)

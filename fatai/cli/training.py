@@ -57,6 +57,13 @@ class Training:
 
         return is_ensemble(self.recipe)
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether the recipe trains nothing but linear probes."""
+        from fatai.experiment.recipe import load_recipe
+
+        return not self.is_ensemble and all(s.linear_probe is not None for s in load_recipe(self.recipe).stages)
+
     @cached_property
     def loaded(self) -> tuple[FATDataset, Recipe]:
         """The data and the recipe, overridden, adapted to them, scaled and within the budget."""

@@ -430,7 +430,7 @@ def seconds_of(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not parts or "".join(number + unit for number, unit in parts) != text or not seconds > 0:
-        raise OptionError(f"the time limit is {text!r}; expected hours, minutes or seconds such as 9h, 90m or 1h30m")
+        raise OptionError(f"the duration is {text!r}; expected hours, minutes or seconds such as 9h, 90m or 1h30m")
     return seconds
 
 

@@ -73,6 +73,16 @@ def test_a_run_that_was_stopped_is_named_as_such(command, words, main_with, tiny
     assert ended.returncode == 2 and re.search(words, ended.stderr), ended.stderr
 
 
+@pytest.mark.parametrize("options, words", [
+    (["--recipe", "probe", "--epochs", 3], "fits logistic regressions, .*: leave out --epochs and --lr"),
+    (["--recipe", "probe", "--lr", "1e-3"], "fits logistic regressions, .*: leave out --epochs and --lr"),
+    (["--budget", "5x"], "the duration is '5x'; expected hours, minutes or seconds"),
+])
+def test_options_without_a_meaning_are_refused_before_the_data_are_read(options, words, main_with, tmp_path):
+    ended = main_with("run", tmp_path / "data", *options, "--out", tmp_path / "run")
+    assert ended.returncode == 2 and re.search(words, ended.stderr), ended.stderr
+
+
 def test_no_views_are_refused(main_with, tiny_run, sample):
     ended = main_with("predict", tiny_run.out, sample / "test", "--n-views", 0)
     assert ended.returncode == 2 and "greater than or equal to 1" in ended.stderr
