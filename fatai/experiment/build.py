@@ -11,6 +11,7 @@ from fatai.errors import RecipeError
 from fatai.experiment.recipe import Recipe
 from fatai.models import count_parameters
 from fatai.models.base import without_memory
+from fatai.models.efficientat import WIDTHS, EfficientAT
 from fatai.models.multi_task import TwoHeadModel
 from fatai.models.timm_models import pin_timm_source
 from fatai.models.timm_sources import is_remote, known_arch
@@ -77,6 +78,8 @@ def check_network(recipe: Recipe, n_tags: int) -> None:
 def pin_architecture(recipe: Recipe) -> Recipe:
     """Return the recipe with the architecture that a repository or folder of timm stands for, as a run records it.
 
+    With a network that rounding harms, the precision "auto" is recorded as what it is for that network.
+
     So the run can be used on other machines and without a network. Any other recipe is returned as it is.
 
     Raises
@@ -86,6 +89,8 @@ def pin_architecture(recipe: Recipe) -> Recipe:
     UnknownNameError
         If timm has no network of the name.
     """
+    if recipe.precision == "auto" and recipe.model.arch in WIDTHS:
+        recipe = recipe.model_copy(update={"precision": EfficientAT.auto_precision})
     if not is_remote(recipe.model.arch):
         if recipe.model.arch.startswith("timm:"):
             known_arch(recipe.model.arch.removeprefix("timm:"))

@@ -99,8 +99,9 @@ def _download(url: str, part: Path, max_bytes: int | None, tries: int, wait_s: f
         problem = _attempt(url, part, max_bytes)
         if not problem:
             return
+    n_tries = f"{tries} tries" if tries > 1 else "one try"
     raise DataError(
-        f"{url} could not be downloaded in {tries} tries ({problem}); check the connection and start again: "
+        f"{url} could not be downloaded in {n_tries} ({problem}); check the connection and start again: "
         f"{part.stat().st_size if part.exists() else 0:,} bytes are kept"
     )
 

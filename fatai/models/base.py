@@ -59,6 +59,8 @@ class SpectrogramModel(nn.Module):
         Submodules that belong to the head; the others are the body.
     aux_weights
         Weights of the losses of several outputs in training, main output first; None for models with one output.
+    auto_precision
+        What the precision "auto" means for the model: "fp32" where rounding changes its outputs too much.
     built_as
         Name and options that `create_model` was called with; None for a model that was built otherwise.
 
@@ -73,6 +75,7 @@ class SpectrogramModel(nn.Module):
     n_mels: int | None = None
     head_names: tuple[str, ...] = ("head",)
     aux_weights: tuple[float, ...] | None = None
+    auto_precision: str = "auto"
     built_as: BuiltAs | None = None
 
     def __init__(self, n_tags: int, in_channels: int):

@@ -84,9 +84,12 @@ class MixedOnCUDA(MixedPrecision):
 def precision_callbacks(precision: str, learn: Learner) -> list[Callback]:
     """Return the callbacks that make a learner fit in a precision, a name of `fatai.training.autocast.PRECISIONS`.
 
-    They are fastai's where those work: `ChannelsLast`, and `MixedOnCUDA`, a `MixedPrecision`.
+    They are fastai's where those work: `ChannelsLast`, and `MixedOnCUDA`, a `MixedPrecision`. "auto" is what the model
+    means by it.
     """
     device = torch.device(learn.dls.device)
+    if precision == "auto":
+        precision = getattr(learn.model, "auto_precision", precision)
     dtype = dtype_for(device, precision)
     if dtype == torch.float32:
         return []

@@ -5,6 +5,8 @@ import torch
 from fastai.callback.fp16 import MixedPrecision
 
 from fatai.errors import OptionError
+from fatai.experiment.build import pin_architecture
+from fatai.experiment.recipe import load_recipe
 from fatai.inference.learner import fat_learner
 from fatai.models import create_model
 from fatai.training.autocast import autocast_for, best_dtype, fast_layout
@@ -115,3 +117,19 @@ def test_on_a_gpu_the_callbacks_are_those_of_fastai(learn, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     mixed = next(cb for cb in precision_callbacks("auto", learn) if isinstance(cb, MixedPrecision))
     assert mixed.amp_mode.value == "fp16", "older GPUs"
+
+
+@pytest.mark.parametrize("arch, precision", [("m1", "bf16"), ("mn04", "fp32")])
+def test_auto_is_float32_for_networks_that_rounding_harms(arch, precision, small_dls, monkeypatch):
+    monkeypatch.setattr("fatai.training.autocast.best_dtype", lambda device: torch.bfloat16)
+    width = {"m1": 0.125, "mn04": None}[arch]
+    assert learner_precision(fat_learner(small_dls, arch, width=width)) == precision
+    assert learner_precision(fat_learner(small_dls, arch, width=width, precision="bf16")) == "bf16"
+
+
+@pytest.mark.parametrize("name, given, recorded", [
+    ("probe", None, "fp32"), ("finetune", None, "fp32"), ("probe", "bf16", "bf16"), ("default", None, "auto"),
+])
+def test_a_run_records_what_auto_is_for_its_network(name, given, recorded):
+    recipe = load_recipe(name).override(precision=given)
+    assert recipe.precision == (given or "auto") and pin_architecture(recipe).precision == recorded
