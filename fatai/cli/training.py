@@ -157,7 +157,7 @@ class Training:
         kept = self.out / name
         if _PLAN in os.environ or not (self.resume and kept.is_file()):
             return os.environ.get(_PLAN)
-        typer.echo(f"{self.out} goes on at the size that it began with: --budget {self.budget} plans nothing anew")
+        typer.echo(f"{self.out} goes on at the size that it began with: --budget {self.budget} is not planned again")
         return str(kept)
 
     def _check_name(self, kept: str, given: str) -> None:

@@ -17,7 +17,7 @@ from fatai.models.timm_models import pin_timm_source
 from fatai.models.timm_sources import is_remote, known_arch
 from fatai.training.network import named_model
 
-__all__ = ["check_network", "pin_architecture", "recipe_parameters"]
+__all__ = ["check_network", "pin_network", "recipe_parameters"]
 
 _TWO_HEADS = "fourth_place_second_head"
 
@@ -75,12 +75,11 @@ def check_network(recipe: Recipe, n_tags: int) -> None:
         recipe_network(recipe, n_tags, in_channels)
 
 
-def pin_architecture(recipe: Recipe) -> Recipe:
-    """Return the recipe with the architecture that a repository or folder of timm stands for, as a run records it.
+def pin_network(recipe: Recipe) -> Recipe:
+    """Return the recipe with its network as a run records it, so that it computes the same on other machines.
 
-    With a network that rounding harms, the precision "auto" is recorded as what it is for that network.
-
-    So the run can be used on other machines and without a network. Any other recipe is returned as it is.
+    A repository or folder of timm becomes the architecture that it stands for. With a network that rounding harms, the
+    precision "auto" becomes the one that it means there. Any other recipe is returned as it is.
 
     Raises
     ------

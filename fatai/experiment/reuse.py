@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fatai.data.datasets.fat2019 import FATDataset
 from fatai.experiment.adapt import adapt_recipe
 from fatai.experiment.background import readable_background
-from fatai.experiment.build import pin_architecture
+from fatai.experiment.build import pin_network
 from fatai.experiment.manifest import data_digest, read_manifest
 from fatai.experiment.recipe import Recipe, load_recipe
 
@@ -48,7 +48,7 @@ def find_run(runs: Sequence[str | Path], recipe: Recipe, data: FATDataset) -> Fo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training gives the same warnings
         data = readable_background(data)
-        recipe = adapt_recipe(pin_architecture(recipe), data)
+        recipe = adapt_recipe(pin_network(recipe), data)
     digest, nearest = data_digest(data), ""
     fewest = float("inf")
     for run in map(Path, runs):

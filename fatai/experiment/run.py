@@ -16,7 +16,7 @@ from fatai.data.datasets.fat2019 import FATDataset, load_dataset
 from fatai.distributed import ProcessGroup, init
 from fatai.errors import CheckpointError, DataError, OptionError
 from fatai.experiment.adapt import adapt_recipe, decision_lines
-from fatai.experiment.build import check_network, pin_architecture, recipe_parameters
+from fatai.experiment.build import check_network, pin_network, recipe_parameters
 from fatai.experiment.clip_tables import noisy_table, readable_rows
 from fatai.experiment.distill import check_teachers
 from fatai.experiment.fold import FoldContext, FoldResult, fold_learner
@@ -147,7 +147,7 @@ def run_recipe(
     trackers = None if tracker is None else stage_trackers(tracker, out)
     started, group = time.monotonic(), init()
     main_log = log if group.is_main else no_log
-    recipe = pin_architecture(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    recipe = pin_network(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
     if group.is_main and not resume:
         _get_weights(recipe)
     setup = RunSetup.make(_dataset(data, recipe, corrections), recipe, Path(out), run_folds)

@@ -29,7 +29,7 @@ from fatai.data.labels import multi_hot
 from fatai.errors import CheckpointError, FataiError, OptionError, StorageError
 from fatai.experiment.adapt import adapt_recipe
 from fatai.experiment.background import readable_background
-from fatai.experiment.build import pin_architecture
+from fatai.experiment.build import pin_network
 from fatai.experiment.estimate import clock, estimate_run
 from fatai.experiment.fold import FoldContext
 from fatai.experiment.launch import no_log
@@ -186,7 +186,7 @@ def _open_search(
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     data = data if isinstance(data, FATDataset) else load_dataset(data, corrupted_files=base.clips.corrupted_files)
     data = readable_background(data)
-    base = _with_all_folds(adapt_recipe(pin_architecture(base), data))
+    base = _with_all_folds(adapt_recipe(pin_network(base), data))
     if not isinstance(space, SearchSpace):
         space = default_space(base) if space is None else load_space(space, base)
     if not space.dimensions:

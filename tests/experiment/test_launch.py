@@ -174,7 +174,7 @@ def test_a_run_within_a_budget_is_continued_at_its_size_and_changed_options_diff
     differences = continued.loaded[1].differences(kept)
     assert [line.split()[:3] for line in differences] == [["clips.trim_db", "is", "30.0"]], "which a run refuses"
     assert capsys.readouterr().out == (
-        f"{tmp_path} goes on at the size that it began with: --budget 9h plans nothing anew\n"
+        f"{tmp_path} goes on at the size that it began with: --budget 9h is not planned again\n"
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from fastai.callback.fp16 import MixedPrecision
 
 from fatai.errors import OptionError
-from fatai.experiment.build import pin_architecture
+from fatai.experiment.build import pin_network
 from fatai.experiment.recipe import load_recipe
 from fatai.inference.learner import fat_learner
 from fatai.models import create_model
@@ -132,4 +132,4 @@ def test_auto_is_float32_for_networks_that_rounding_harms(arch, precision, small
 ])
 def test_a_run_records_what_auto_is_for_its_network(name, given, recorded):
     recipe = load_recipe(name).override(precision=given)
-    assert recipe.precision == (given or "auto") and pin_architecture(recipe).precision == recorded
+    assert recipe.precision == (given or "auto") and pin_network(recipe).precision == recorded
